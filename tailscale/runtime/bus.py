@@ -1,0 +1,131 @@
+"""The bus: facts in the past tense, from one actor to all that care. Data packets never travel here.
+
+Publishing is plain `def` and never blocks. How a message is delivered is declared on its class: retained, event or lossy.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import trio
+
+EVENT_LIMIT = 1024  # an inbox this full means an actor has stopped: a bug of ours, not load
+
+
+class Message:
+    """Base of everything published; subclasses choose how they are delivered."""
+
+    delivery: ClassVar[str] = "event"
+
+
+class Retained(Message):
+    """The newest one wins and is replayed to late subscribers."""
+
+    delivery = "retained"
+
+
+class Event(Message):
+    """Every subscriber sees every one; an overflowing inbox is a bug and raises."""
+
+    delivery = "event"
+
+
+class Lossy(Message):
+    """Its rate is a stranger's choice: bounded, the oldest is dropped and counted."""
+
+    delivery = "lossy"
+    limit: ClassVar[int] = 64
+
+
+M = TypeVar("M", bound=Retained)
+
+
+class InboxOverflow(RuntimeError):
+    """An actor did not read its inbox; carries the actor's name."""
+
+
+class Inbox:
+    """What one subscriber has not read yet, in the order it was published."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._waiting: deque[Message] = deque()
+        self._lossy: dict[type[Message], int] = {}
+        self._wake = trio.Event()
+        self.dropped = 0
+
+    def put(self, message: Message) -> None:
+        kind = type(message)
+        if kind.delivery == "retained":
+            self._discard_oldest(kind, keep=0)
+        elif isinstance(message, Lossy):
+            self._discard_oldest(kind, keep=message.limit - 1)
+        elif len(self._waiting) >= EVENT_LIMIT:
+            raise InboxOverflow(f"{self._name} has {EVENT_LIMIT} unread messages")
+        self._waiting.append(message)
+        self._wake.set()
+
+    def _discard_oldest(self, kind: type[Message], *, keep: int) -> None:
+        count = self._lossy.get(kind, 0)
+        if count > keep:
+            for index, waiting in enumerate(self._waiting):
+                if type(waiting) is kind:
+                    del self._waiting[index]
+                    break
+            self.dropped += kind.delivery == "lossy"
+            count -= 1
+        self._lossy[kind] = count + 1
+
+    async def receive(self) -> Message:
+        """Wait for the next message. Always a checkpoint first, so that a cancelled wait loses nothing."""
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        return self.take()
+
+    def take(self) -> Message:
+        message = self._waiting.popleft()
+        kind = type(message)
+        if kind in self._lossy:
+            self._lossy[kind] -= 1
+        return message
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class Bus:
+    """Who hears what. One per Device."""
+
+    def __init__(self) -> None:
+        self._inboxes: list[tuple[tuple[type[Message], ...], Inbox]] = []
+        self._retained: dict[type[Message], Message] = {}
+
+    def publish(self, message: Message) -> None:
+        if message.delivery == "retained":
+            self._retained[type(message)] = message
+        for kinds, inbox in self._inboxes:
+            if isinstance(message, kinds):
+                inbox.put(message)
+
+    def latest(self, kind: type[M]) -> M | None:
+        """The newest retained message of `kind`, if one was ever published."""
+        message: Any = self._retained.get(kind)
+        return message
+
+    @contextmanager
+    def subscribe(self, *kinds: type[Message], name: str = "subscriber") -> Iterator[Inbox]:
+        inbox = Inbox(name)
+        for kind, message in self._retained.items():
+            if issubclass(kind, kinds):
+                inbox.put(message)
+        entry = (kinds, inbox)
+        self._inboxes.append(entry)
+        try:
+            yield inbox
+        finally:
+            self._inboxes.remove(entry)

@@ -1,0 +1,111 @@
+"""Every message on the bus, in one place. Facts in the past tense; how each is delivered is its base class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tailscale.runtime.bus import Event, Lossy, Retained
+from ts_control.netmap import NetMap
+
+DirectPath = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NetMapChanged(Retained):
+    """Control told us something new about ourselves or our peers. Said by control, heard by nearly everybody."""
+
+    netmap: NetMap
+
+
+@dataclass(frozen=True, slots=True)
+class ControlStateChanged(Retained):
+    """Where the control session stands.
+
+    `state` is one of connecting, registering, needs_login, needs_approval, running, offline, expired, logged_out, failed.
+    """
+
+    state: str
+    detail: str = ""
+    url: str = ""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointsChanged(Retained):
+    """Where we can be reached directly: ("host:port", endpoint type 1..5). Said by probes, heard by control and paths."""
+
+    endpoints: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NetInfoChanged(Retained):
+    """What the last network check found, home region included. Said by probes, heard by control and relays."""
+
+    home_region: int
+    latencies: Mapping[str, float]  # "<region>-v4" -> seconds
+    working_udp: bool | None = None
+    working_ipv6: bool | None = None
+    mapping_varies_by_destination: bool | None = None
+    port_mapping: str = ""  # "", "pmp", "pcp", "upnp"
+
+
+@dataclass(frozen=True, slots=True)
+class RelaysChanged(Retained):
+    """Which relay regions are connected right now. Said by relays."""
+
+    connected: tuple[int, ...]
+    home_connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRaised(Event):
+    """Something is wrong and the user can read about it; `code` names it until HealthCleared."""
+
+    code: str
+    sentence: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCleared(Event):
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPathChanged(Event):
+    """The best path to a peer changed; None when there is no direct path (relay, if any, is used)."""
+
+    peer: int
+    path: tuple[Any, ...] | None
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged(Event):
+    """Interfaces, addresses or time jumped: sockets may be stale and mappings gone."""
+
+    rebound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoArrived(Lossy):
+    """Disco datagrams off the wire: [(datagram, path), ...]."""
+
+    batch: list[tuple[bytes, tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class StunArrived(Lossy):
+    """STUN datagrams off the tunnel's own socket: [(datagram, (host, port)), ...]."""
+
+    batch: list[tuple[bytes, DirectPath]]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFrameArrived(Lossy):
+    """A rare fact from a relay: peer gone, health text, restarting."""
+
+    region: int
+    fact: Any

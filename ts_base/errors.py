@@ -1,0 +1,9 @@
+"""The root of every error of ours, and the one error that bytes from outside may raise."""
+
+
+class TailscaleError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class BadPacket(TailscaleError, ValueError):
+    """Bytes from outside are not what the protocol allows. Parsers of untrusted input raise nothing else."""
