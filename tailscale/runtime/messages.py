@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tailscale.config import Preferences
 from tailscale.runtime.bus import Event, Lossy, Retained
 from ts_control.netmap import NetMap
 
@@ -17,6 +18,13 @@ class NetMapChanged(Retained):
     """Control told us something new about ourselves or our peers. Said by control, heard by nearly everybody."""
 
     netmap: NetMap
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencesChanged(Retained):
+    """The user changed what may change while running. Said by the Device."""
+
+    preferences: Preferences
 
 
 @dataclass(frozen=True, slots=True)

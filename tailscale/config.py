@@ -1,0 +1,70 @@
+"""What a Device was asked to be: frozen at birth (Config), and the part that may change while it runs (Preferences)."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
+DEFAULT_LOGIN_TIMEOUT = 300.0
+DEFAULT_READY_TIMEOUT = 60.0
+DEFAULT_CLOSE_TIMEOUT = 4.0
+
+AuthKey = str | Callable[[], "str | Awaitable[str]"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What `device.set(...)` may change."""
+
+    hostname: str
+    tags: tuple[str, ...] = ()
+    accept_routes: bool = True
+    exit_node: str | None = None
+    advertise_routes: tuple[str, ...] = ()
+    shields_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a Device was given, with the environment already read. Secrets stay out of the repr."""
+
+    control_url: str
+    preferences: Preferences
+    auth_key: AuthKey = field(default=None, repr=False)
+    ephemeral: bool = True
+    on_login_url: Callable[[str], Any] | None = None
+    login_timeout: float = DEFAULT_LOGIN_TIMEOUT
+    ready_timeout: float = DEFAULT_READY_TIMEOUT
+    udp_port: int = 0
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    relay_over_http: bool = False
+    never_direct: bool = False
+
+
+def auth_key_from_environment() -> str | None:
+    return os.environ.get("TS_AUTHKEY") or os.environ.get("TS_AUTH_KEY") or None
+
+
+def control_url_from_environment() -> str:
+    return os.environ.get("TS_CONTROL_URL") or DEFAULT_CONTROL_URL
+
+
+def flag_from_environment(name: str) -> bool:
+    return os.environ.get(name, "").lower() in {"1", "t", "true"}
+
+
+def default_hostname() -> str:
+    """`TS_HOSTNAME`, or a clean form of the machine's name."""
+    return os.environ.get("TS_HOSTNAME") or clean_hostname(socket.gethostname())
+
+
+def clean_hostname(text: str) -> str:
+    """Lower-case letters, digits and dashes, at most 63: what a tailnet accepts as a name."""
+    label = re.sub(r"[^a-z0-9-]+", "-", text.split(".")[0].lower()).strip("-")
+    return label[:63].strip("-") or "python"
