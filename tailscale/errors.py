@@ -1,0 +1,146 @@
+"""What can go wrong, each under the name people already catch.
+
+Every sentence says what failed, why as far as we know, and what to set. A failed dial is also the builtin `OSError`
+that the same failure would be on a kernel socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+
+from ts_base.errors import BadPacket, TailscaleError
+
+__all__ = [
+    "AuthKeyRejected",
+    "BadPacket",
+    "ConnectionRefused",
+    "ConnectionReset",
+    "ConnectionTimedOut",
+    "ControlProtocolError",
+    "ControlUnreachable",
+    "DeviceClosed",
+    "DeviceNotReady",
+    "LoginRequired",
+    "NameNotFound",
+    "NoRoute",
+    "PeerKeyExpired",
+    "PeerOffline",
+    "StateCorrupt",
+    "StateLocked",
+    "TailscaleError",
+]
+
+
+class LoginRequired(TailscaleError):
+    """Somebody has to open `url` and approve this device, and nobody did in time."""
+
+    def __init__(self, url: str, message: str | None = None) -> None:
+        self.url = url
+        super().__init__(
+            message or f"this device is not logged in: open {url} to approve it, or pass auth_key= (or set TS_AUTHKEY)"
+        )
+
+
+class AuthKeyRejected(TailscaleError, PermissionError):
+    """The control server refused the auth key; `reason` is what it said."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the control server refused the auth key: {reason}. Create a new key and pass it as auth_key= (or TS_AUTHKEY)"
+        )
+
+
+class ControlUnreachable(TailscaleError, ConnectionError):
+    """The control server could not be reached in time."""
+
+
+class ControlProtocolError(TailscaleError, ConnectionError):
+    """Something answered, but it is not a coordination server we can talk to."""
+
+
+class NameNotFound(TailscaleError, socket.gaierror):
+    """No node, record or resolver knows this name; `suggestions` are close ones."""
+
+    def __init__(self, name: str, suggestions: Sequence[str] = (), detail: str = "") -> None:
+        self.name = name
+        self.suggestions = tuple(suggestions)
+        sentence = f"no node or record is called {name!r}" + (f" ({detail})" if detail else "")
+        if self.suggestions:
+            sentence += f"; did you mean {' or '.join(map(repr, self.suggestions))}?"
+        OSError.__init__(self, socket.EAI_NONAME, sentence)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class _Unreachable(TailscaleError, OSError):
+    def __init__(self, message: str) -> None:
+        OSError.__init__(self, errno.EHOSTUNREACH, message)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class PeerOffline(_Unreachable):
+    """The control server says the peer is offline, and it did not answer."""
+
+
+class PeerKeyExpired(_Unreachable):
+    """The peer's node key has expired: nobody can talk to it until it logs in again."""
+
+
+class NoRoute(_Unreachable):
+    """No peer owns or routes this address."""
+
+
+class _Dial(TailscaleError, OSError):
+    code = errno.EIO
+
+    def __init__(self, message: str) -> None:
+        OSError.__init__(self, self.code, message)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class ConnectionRefused(_Dial, ConnectionRefusedError):
+    """The peer answered with a reset, or its policy rejected us at once."""
+
+    code = errno.ECONNREFUSED
+
+
+class ConnectionTimedOut(_Dial, TimeoutError):
+    """Nothing answered in time."""
+
+    code = errno.ETIMEDOUT
+
+
+class ConnectionReset(_Dial, ConnectionResetError):
+    """An open connection was reset by the other side."""
+
+    code = errno.ECONNRESET
+
+
+class StateLocked(TailscaleError):
+    """Another process holds the state; `pid` names it when known."""
+
+    def __init__(self, where: str, pid: int | None = None) -> None:
+        self.where = where
+        self.pid = pid
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(f"the state in {where} is in use by {holder}: stop it, or give this device its own state=")
+
+
+class StateCorrupt(TailscaleError):
+    """The state cannot be read or written as it is. It is never overwritten silently."""
+
+
+class DeviceClosed(TailscaleError):
+    """The Device has been closed; make a new one."""
+
+
+class DeviceNotReady(TailscaleError):
+    """The Device has not been entered yet: use it inside `async with`."""
