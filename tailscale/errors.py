@@ -10,6 +10,8 @@ import errno
 import socket
 from collections.abc import Sequence
 
+import trio
+
 from ts_base.errors import BadPacket, TailscaleError
 
 __all__ = [
@@ -49,7 +51,7 @@ class AuthKeyRejected(TailscaleError, PermissionError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"the control server refused the auth key: {reason}. Create a new key and pass it as auth_key= (or TS_AUTHKEY)"
+            f"the control server refused the auth key: {reason}. Create a new key; pass it as auth_key= (or TS_AUTHKEY)"
         )
 
 
@@ -118,8 +120,8 @@ class ConnectionTimedOut(_Dial, TimeoutError):
     code = errno.ETIMEDOUT
 
 
-class ConnectionReset(_Dial, ConnectionResetError):
-    """An open connection was reset by the other side."""
+class ConnectionReset(_Dial, ConnectionResetError, trio.BrokenResourceError):
+    """An open connection was reset by the other side, or gave up on it; trio's streams call this broken."""
 
     code = errno.ECONNRESET
 

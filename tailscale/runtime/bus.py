@@ -1,6 +1,6 @@
 """The bus: facts in the past tense, from one actor to all that care. Data packets never travel here.
 
-Publishing is plain `def` and never blocks. How a message is delivered is declared on its class: retained, event or lossy.
+Publishing is plain `def` and never blocks. How a message is delivered is its base class: Retained, Event or Lossy.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ts_control.netmap import NetMap
+
 from tailscale.config import Preferences
 from tailscale.runtime.bus import Event, Lossy, Retained
-from ts_control.netmap import NetMap
 
 DirectPath = tuple[str, int]
 
@@ -31,7 +32,8 @@ class PreferencesChanged(Retained):
 class ControlStateChanged(Retained):
     """Where the control session stands.
 
-    `state` is one of connecting, registering, needs_login, needs_approval, running, offline, expired, logged_out, failed.
+    `state` is one of connecting, registering, needs_login, needs_approval, running, offline, expired, logged_out,
+    failed.
     """
 
     state: str
@@ -42,7 +44,7 @@ class ControlStateChanged(Retained):
 
 @dataclass(frozen=True, slots=True)
 class EndpointsChanged(Retained):
-    """Where we can be reached directly: ("host:port", endpoint type 1..5). Said by probes, heard by control and paths."""
+    """Where we can be reached directly: ("host:port", endpoint type 1..5). Said by probes."""
 
     endpoints: tuple[tuple[str, int], ...]
 

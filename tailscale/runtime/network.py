@@ -1,0 +1,102 @@
+"""The outside world as the runtime sees it: TCP out, one UDP port, our addresses, a wall clock, entropy.
+
+`HostNetwork` is the machine's own; `tailscale.testing` has a virtual one with the same face.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from tailscale.runtime.udp import HostUdp
+from ts_base.errors import BadPacket
+from ts_base.ip import format_address, is_tailscale_address, parse_address
+
+DirectPath = tuple[str, int]
+DirectRuns = list[tuple[DirectPath, list[bytes]]]
+
+# Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
+FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
+
+
+class UdpUnderlay(Protocol):
+    """One UDP port in every family the machine has."""
+
+    @property
+    def local_port(self) -> int: ...
+    @property
+    def has_ipv6(self) -> bool: ...
+    def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
+        """One per socket: each waits for data, then returns a burst."""
+
+    def send_many(self, runs: DirectRuns) -> None:
+        """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
+
+    async def run_writers(self) -> None:
+        """Send what was kept as soon as the kernel takes it. Runs until cancelled."""
+
+    def rebind(self) -> None:
+        """Replace the sockets after the machine's network changed, on the same port if possible."""
+
+    def close(self) -> None: ...
+
+
+class Network(Protocol):
+    """Everything the runtime asks of the world outside."""
+
+    async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream: ...
+    async def open_udp(self, port: int) -> UdpUnderlay: ...
+    def interface_addresses(self) -> list[str]: ...
+    def wall_clock(self) -> float: ...
+    def entropy(self, length: int) -> bytes: ...
+
+
+class HostNetwork:
+    """The machine's own network."""
+
+    async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
+
+    async def open_udp(self, port: int) -> UdpUnderlay:
+        return HostUdp(port)
+
+    def interface_addresses(self) -> list[str]:
+        return list_interface_addresses()
+
+    def wall_clock(self) -> float:
+        return time.time()
+
+    def entropy(self, length: int) -> bytes:
+        return os.urandom(length)
+
+
+def list_interface_addresses() -> list[str]:
+    """Our addresses worth telling peers, best first; loopback only where there is nothing else."""
+    import ifaddr  # 15 ms of ctypes that a warm start can overlap with dialling
+
+    regular: list[str] = []
+    reserve: list[str] = []
+    loopback: list[str] = []
+    for adapter in ifaddr.get_adapters():
+        if adapter.name.startswith(FOREIGN_OVERLAYS):
+            continue
+        for entry in adapter.ips:
+            text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            try:
+                address = parse_address(text.partition("%")[0])
+            except BadPacket:
+                continue
+            text = format_address(address)
+            if is_tailscale_address(address) or text.startswith("fe8"):
+                continue
+            if text.startswith("127.") or text == "::1":
+                loopback.append(text)
+            elif text.startswith(("169.254.", "fd", "fc")):
+                reserve.append(text)
+            else:
+                regular.append(text)
+    return regular or reserve or loopback

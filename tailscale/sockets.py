@@ -1,0 +1,342 @@
+"""What a user holds: trio streams, listeners and UDP sockets over the userspace stack.
+
+Each is a thin face over one socket of the stack. All waiting happens here; all protocol happens there. Every call is a
+checkpoint, survives cancellation at it, and never holds a packet across one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from tailscale.errors import ConnectionReset
+from ts_base.ip import format_address
+
+if TYPE_CHECKING:
+    from ts_netstack.stack import TcpConnection, TcpListen, UdpPort
+
+    from tailscale.nodes import Node
+
+    Bytes = bytes | bytearray | memoryview
+
+RECEIVE_CHUNK = 256 << 10
+Address = tuple[str, int]
+
+
+class SocketHome(Protocol):
+    """What a socket needs of the device it lives in."""
+
+    def kick(self) -> None:
+        """Something was written: send it soon."""
+
+    def now(self) -> float: ...
+    def identify(self, address: bytes) -> Node | None: ...
+    def describe_path(self, address: bytes) -> str: ...
+    async def resolve_address(self, host: str) -> bytes: ...
+
+
+def _text(address: tuple[bytes, int]) -> Address:
+    return format_address(address[0]), address[1]
+
+
+class _Turn:
+    """One task at a time: a second one gets BusyResourceError, as every trio stream does."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._taken = False
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise trio.BusyResourceError(f"another task is already {self._doing} this stream")
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+
+
+class TcpStream(trio.abc.HalfCloseableStream):
+    """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`."""
+
+    def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
+        self._connection = connection
+        self._home = home
+        self._closed = False
+        self._sent_eof = False
+        self._receiving = _Turn("receiving from")
+        self._sending = _Turn("sending to")
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+        connection.owner = self
+
+    def wake(self) -> None:
+        """The stack says something changed."""
+        connection = self._connection
+        if connection.readable or connection.at_eof or connection.error is not None:
+            self._readers.unpark_all()
+        if connection.writable or connection.error is not None:
+            self._writers.unpark_all()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """At least one byte, or b"" when the other side has finished sending."""
+        if max_bytes is None:
+            max_bytes = RECEIVE_CHUNK
+        elif not isinstance(max_bytes, int):
+            raise TypeError("max_bytes must be an integer")
+        elif max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._receiving:
+            await trio.lowlevel.checkpoint()
+            connection = self._connection
+            while True:
+                if self._closed:
+                    raise trio.ClosedResourceError("this stream was closed")
+                if connection.readable:
+                    data: bytes = connection.read(max_bytes)
+                    self._home.kick()  # the window may have opened
+                    return data
+                if connection.at_eof:
+                    return b""
+                self._raise_if_broken()
+                await self._readers.park()
+
+    async def send_all(self, data: Bytes) -> None:
+        """Hand all of `data` to the connection, waiting while its buffer is full."""
+        with self._sending:
+            self._check_can_send()
+            await trio.lowlevel.checkpoint()
+            view = memoryview(data)
+            while True:
+                self._check_can_send()
+                accepted = self._connection.write(view) if view else 0
+                if accepted:
+                    self._home.kick()
+                    view = view[accepted:]
+                if not view:
+                    return
+                if not accepted or not self._connection.writable:
+                    await self._writers.park()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._sending:
+            self._check_can_send()
+            await trio.lowlevel.checkpoint()
+            while not self._connection.writable:
+                self._check_can_send()
+                await self._writers.park()
+            self._check_can_send()
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent; receiving goes on."""
+        with self._sending:
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed")
+            await trio.lowlevel.checkpoint()
+            if self._sent_eof:
+                return
+            self._raise_if_broken()
+            self._sent_eof = True
+            self._connection.send_eof(self._home.now())
+            self._home.kick()
+
+    async def aclose(self) -> None:
+        """Close both ways: what was sent is still delivered; unread data means a reset, as on a kernel socket."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._connection.close(self._home.now())
+            self._home.kick()
+            self._readers.unpark_all()
+            self._writers.unpark_all()
+
+    def abort(self) -> None:
+        """Reset the connection at once and drop what is buffered."""
+        self._closed = True
+        self._connection.abort(self._home.now())
+        self._home.kick()
+        self._readers.unpark_all()
+        self._writers.unpark_all()
+
+    def _check_can_send(self) -> None:
+        if self._closed or self._sent_eof:
+            raise trio.ClosedResourceError("this stream was closed for sending")
+        self._raise_if_broken()
+
+    def _raise_if_broken(self) -> None:
+        problem = self._connection.error
+        if problem is None:
+            return
+        host, port = self.remote_address
+        raise ConnectionReset(f"the connection to {host} port {port} broke: {describe_problem(problem)}")
+
+    def set_nodelay(self, enabled: bool) -> None:
+        """On by default: small writes leave at once."""
+        self._connection.set_nodelay(enabled)
+
+    def set_keepalive(self, idle: float | None, interval: float = 75.0, count: int = 9) -> None:
+        """Probe a silent peer after `idle` seconds; None turns probing off."""
+        self._connection.set_keepalive(idle, interval, count, self._home.now())
+        self._home.kick()
+
+    @property
+    def local_address(self) -> Address:
+        return _text(self._connection.local)
+
+    @property
+    def remote_address(self) -> Address:
+        return _text(self._connection.remote)
+
+    @property
+    def peer(self) -> Node | None:
+        """The node on the other side, as the tailnet knows it."""
+        return self._home.identify(self._connection.remote[0])
+
+    @property
+    def path(self) -> str:
+        """How bytes travel right now: `direct 192.0.2.7:41641` or `relay fra`."""
+        return self._home.describe_path(self._connection.remote[0])
+
+    def __repr__(self) -> str:
+        host, port = self.remote_address
+        return f"<TcpStream to {host} port {port}{' closed' if self._closed else ''}>"
+
+
+def describe_problem(problem: object) -> str:
+    """A stack's reason in words."""
+    name = str(getattr(problem, "name", problem)).lower()
+    return {
+        "reset": "the other side reset it",
+        "refused": "the other side refused it",
+        "timed_out": "the other side stopped answering",
+        "unreachable": "the network says it is unreachable",
+        "aborted": "it was aborted here",
+    }.get(name, name.replace("_", " "))
+
+
+class TcpListener(trio.abc.Listener[TcpStream]):
+    """Accepts connections from the tailnet; works with `trio.serve_listeners`."""
+
+    def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
+        self._listens = listens
+        self._home = home
+        self._closed = False
+        self._acceptors = trio.lowlevel.ParkingLot()
+        for listen in listens:
+            listen.owner = self
+
+    def wake(self) -> None:
+        self._acceptors.unpark_all()
+
+    async def accept(self) -> TcpStream:
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._closed:
+                raise trio.ClosedResourceError("this listener was closed")
+            for listen in self._listens:
+                connection = listen.accept()
+                if connection is not None:
+                    return TcpStream(connection, self._home)
+            await self._acceptors.park()
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            for listen in self._listens:
+                listen.close(self._home.now())
+            self._home.kick()
+            self._acceptors.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def port(self) -> int:
+        return int(self._listens[0].local[1])
+
+    def __repr__(self) -> str:
+        return f"<TcpListener on port {self.port}{' closed' if self._closed else ''}>"
+
+
+class UdpSocket(trio.abc.AsyncResource):
+    """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted."""
+
+    def __init__(self, port: UdpPort, home: SocketHome) -> None:
+        self._port = port
+        self._home = home
+        self._closed = False
+        self._connected: tuple[bytes, int] | None = None
+        self._readers = trio.lowlevel.ParkingLot()
+        port.owner = self
+
+    def wake(self) -> None:
+        self._readers.unpark_all()
+
+    async def connect(self, address: Address) -> None:
+        """Fix the other end: `send` goes there and `receive` hears only from there."""
+        self._check_open()
+        self._connected = (await self._home.resolve_address(address[0]), address[1])
+        self._port.connect(self._connected)
+
+    async def send_to(self, data: Bytes, address: Address) -> None:
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        destination = await self._home.resolve_address(address[0])
+        self._send(data, (destination, address[1]))
+
+    async def send(self, data: Bytes) -> None:
+        self._check_open()
+        if self._connected is None:
+            raise OSError(89, "this UDP socket is not connected: use send_to(data, (host, port)) or connect() first")
+        await trio.lowlevel.checkpoint()
+        self._raise_pending()
+        self._send(data, self._connected)
+
+    def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
+        self._check_open()
+        self._port.send(bytes(data), destination, self._home.now())
+        self._home.kick()
+
+    async def receive_from(self) -> tuple[bytes, Address]:
+        """The next datagram and who sent it."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            self._check_open()
+            item = self._port.receive()
+            if item is not None:
+                return item[0], _text(item[1])
+            self._raise_pending()
+            await self._readers.park()
+
+    async def receive(self) -> bytes:
+        return (await self.receive_from())[0]
+
+    def _raise_pending(self) -> None:
+        problem = self._port.take_error()
+        if problem is not None:
+            raise ConnectionRefusedError(f"nobody listens there: {describe_problem(problem)}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this UDP socket was closed")
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._port.close()
+            self._readers.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def local_address(self) -> Address:
+        host, port = self._port.local
+        return (format_address(host) if host else "", port)
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that arrived while nobody read."""
+        return int(self._port.dropped)
+
+    def __repr__(self) -> str:
+        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._closed else ''}>"
