@@ -56,8 +56,8 @@ PEERS: tuple[Peer, ...] = (
     _tailscale("tsp"),
     _tailscale("testcontrol"),
     Peer("headscale-0.28.0", "headscale-0.28.0", "github.com/juanfont/headscale/cmd/headscale"),
-    Peer("tailscaled-old", "tailscale-old", "tailscale.com/cmd/tailscaled", "1.90.6"),
-    Peer("tailscale-old", "tailscale-old", "tailscale.com/cmd/tailscale", "1.90.6"),
+    Peer("tailscaled-old", "tailscale-old", "tailscale.com/cmd/tailscaled", "1.86.5"),
+    Peer("tailscale-old", "tailscale-old", "tailscale.com/cmd/tailscale", "1.86.5"),
 )
 BY_NAME = {p.name: p for p in PEERS}
 
@@ -140,7 +140,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if shutil.which("go") is None:
         names = ", ".join(p.name for p in todo)
-        print(f"interop peers: NOT BUILT, there is no `go` here, so the interop suite will be skipped (missing: {names})")
+        print(
+            f"interop peers: NOT BUILT, there is no `go` here, so the interop suite will be skipped (missing: {names})"
+        )
         return 0
     failed = [p.name for p in todo if not build(p, options.jobs)]
     if failed:

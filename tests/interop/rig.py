@@ -575,6 +575,7 @@ class Rig:
         command += [f"-stun={str(stun).lower()}"]
         if verify_url:
             command += ["-verify-client-url", verify_url, "-verify-client-url-fail-open=false"]
+
         async def start() -> Process:
             process = Process("derper", command, room, env=QUIET_ENV, namespace=namespace)
 
@@ -593,7 +594,16 @@ class Rig:
         if tls and pinned:
             cert_name = _pin(room / "certs" / f"{host}.crt")
         relay = Derper(
-            process, region_id, port, stun_port, tls, cert_name, host, insecure=tls and not pinned, stun=stun, start=start
+            process,
+            region_id,
+            port,
+            stun_port,
+            tls,
+            cert_name,
+            host,
+            insecure=tls and not pinned,
+            stun=stun,
+            start=start,
         )
         try:
             yield relay
@@ -884,38 +894,43 @@ async def rig(name: str = "rig", keep: bool = False) -> AsyncIterator[Rig]:
 
 
 async def _up(options: argparse.Namespace) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        r = await stack.enter_async_context(rig("up", keep=options.keep))
-        relay = await stack.enter_async_context(r.derper(tls=not options.derp_http))
-        hs = await stack.enter_async_context(
-            r.headscale(options.headscale, regions=[] if options.embedded_derp else [relay.region],
-                        tls=options.tls, embedded_derp=options.embedded_derp)
-        )  # fmt: skip
-        key = await hs.auth_key()
-        db = await stack.enter_async_context(
-            r.tsnet(hs, key, "db", derp_http=options.derp_http, relay_only=options.relay_only)
-        )
-        said: Json = {
-            "control_url": hs.url,
-            "auth_key": key,
-            "ca_file": str(hs.ca or ""),
-            "metrics_url": hs.metrics_url,
-            "domain": hs.domain,
-            "derp_region": relay.region,
-            "derp_http": options.derp_http,
-            "headscale": [str(hs.binary), "-c", str(hs.folder / "hs.yaml")],
-            "logs": str(r.folder),
-            "peers": {db.name: {"ip4": db.ip4, "ip6": db.ip6, "join_ms": db.join_ms}},
-            "pid": os.getpid(),
-        }
-        if options.json:
-            partial = Path(f"{options.json}.{os.getpid()}")
-            partial.write_text(json.dumps(said, indent=1) + "\n")
-            partial.rename(options.json)
-        print(json.dumps(said, indent=1), flush=True)
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    # The receiver is open to the very end: a second Ctrl-C must not interrupt the clearing up.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with contextlib.AsyncExitStack() as stack:
+            await _serve(options, stack)
             async for _ in signals:
-                return
+                break
+
+
+async def _serve(options: argparse.Namespace, stack: contextlib.AsyncExitStack) -> None:
+    r = await stack.enter_async_context(rig("up", keep=options.keep))
+    relay = await stack.enter_async_context(r.derper(tls=not options.derp_http))
+    hs = await stack.enter_async_context(
+        r.headscale(options.headscale, regions=[] if options.embedded_derp else [relay.region],
+                    tls=options.tls, embedded_derp=options.embedded_derp)
+    )  # fmt: skip
+    key = await hs.auth_key()
+    db = await stack.enter_async_context(
+        r.tsnet(hs, key, "db", derp_http=options.derp_http, relay_only=options.relay_only)
+    )
+    said: Json = {
+        "control_url": hs.url,
+        "auth_key": key,
+        "ca_file": str(hs.ca or ""),
+        "metrics_url": hs.metrics_url,
+        "domain": hs.domain,
+        "derp_region": relay.region,
+        "derp_http": options.derp_http,
+        "headscale": [str(hs.binary), "-c", str(hs.folder / "hs.yaml")],
+        "logs": str(r.folder),
+        "peers": {db.name: {"ip4": db.ip4, "ip6": db.ip6, "join_ms": db.join_ms}},
+        "pid": os.getpid(),
+    }
+    if options.json:
+        partial = Path(f"{options.json}.{os.getpid()}")
+        partial.write_text(json.dumps(said, indent=1) + "\n")
+        partial.rename(options.json)
+    print(json.dumps(said, indent=1), flush=True)
 
 
 def main() -> int:
