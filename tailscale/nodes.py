@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ts_base.ip import format_prefix, parse_prefix
-
 if TYPE_CHECKING:
     from ts_control import wire
     from ts_control.netmap import NetMap
@@ -66,3 +64,65 @@ class Node:
             "routes": list(self.routes),
             "capabilities": sorted(self.capabilities),
         }
+
+
+def node_from_wire(wire_node: wire.Node, netmap: NetMap) -> Node:
+    """Translate what control sent into what users see."""
+    own = set(wire_node.addresses or ())
+    profile = netmap.user_profiles.get(wire_node.user)
+    hostinfo = wire_node.hostinfo
+    name = wire_node.name.rstrip(".")
+    return Node(
+        id=wire_node.id,
+        stable_id=wire_node.stable_id,
+        name=name,
+        hostname=name.split(".")[0],
+        addresses=tuple(a.partition("/")[0] for a in wire_node.addresses or ()),
+        online=wire_node.online,
+        last_seen=_time(wire_node.last_seen),
+        os=hostinfo.os if hostinfo else "",
+        user=profile.login_name if profile else "",
+        tags=tuple(wire_node.tags or ()),
+        expired=wire_node.expired,
+        key_expiry=_time(wire_node.key_expiry),
+        routes=tuple(p for p in wire_node.allowed_ips or () if p not in own),
+        capabilities=dict(wire_node.cap_map or {}),
+    )
+
+
+def _time(moment: datetime | None) -> datetime | None:
+    return None if moment is None or moment.year <= 1 else moment
+
+
+class Peers(Mapping[str, Node]):
+    """A snapshot of the peers: iterate over nodes by name, or look one up by name, id or address."""
+
+    def __init__(self, netmap: NetMap | None) -> None:
+        self._netmap = netmap
+        self._nodes: dict[str, Node] | None = None
+
+    def _by_name(self) -> dict[str, Node]:
+        if self._nodes is None:
+            netmap = self._netmap
+            nodes = [node_from_wire(p, netmap) for p in netmap.peers.values()] if netmap else []
+            self._nodes = {n.name: n for n in sorted(nodes, key=lambda n: n.name)}
+        return self._nodes
+
+    def __getitem__(self, key: str) -> Node:
+        nodes = self._by_name()
+        wanted = key.rstrip(".").lower()
+        if wanted in nodes:
+            return nodes[wanted]
+        for node in nodes.values():
+            if wanted in (node.hostname, node.stable_id) or wanted in node.addresses:
+                return node
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name())
+
+    def __len__(self) -> int:
+        return len(self._netmap.peers) if self._netmap else 0
+
+    def __repr__(self) -> str:
+        return f"<Peers {', '.join(n.hostname for n in self._by_name().values())}>"

@@ -1,0 +1,271 @@
+"""The front door: a Tailscale node as an async context manager.
+
+Owns the lifecycle and the public verbs; each verb is a line or two over the runtime or one of the small modules beside
+this one. Refuses to know protocols.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import trio
+
+from tailscale import diagnostics, dialing
+from tailscale.config import (
+    DEFAULT_CLOSE_TIMEOUT,
+    DEFAULT_LOGIN_TIMEOUT,
+    DEFAULT_READY_TIMEOUT,
+    AuthKey,
+    Config,
+    Preferences,
+    auth_key_from_environment,
+    clean_hostname,
+    control_url_from_environment,
+    default_hostname,
+    flag_from_environment,
+)
+from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.nodes import Node, Peers
+from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.supervisor import Runtime
+from tailscale.sockets import TcpListener, TcpStream, UdpSocket
+from tailscale.state_file import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from tailscale.events import Event
+    from tailscale.state_file import Store
+    from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
+
+log = logging.getLogger("tailscale")
+DEFAULT_BACKLOG = 128
+
+
+class Device:
+    """A node of the tailnet, alive inside `async with`.
+
+    ```python
+    async with tailscale.Device(auth_key="tskey-...") as device:
+        stream = await device.tcp_connect("db", 5432)
+    ```
+
+    Entering returns when the device is usable; leaving closes every connection, and logs an ephemeral device out. A
+    Device is used once; several live side by side in one process.
+    """
+
+    def __init__(
+        self,
+        hostname: str | None = None,
+        *,
+        auth_key: AuthKey = None,
+        control_url: str | None = None,
+        state: str | os.PathLike[str] | Store | None = None,
+        ephemeral: bool | None = None,
+        tags: Sequence[str] = (),
+        accept_routes: bool = True,
+        exit_node: str | None = None,
+        advertise_routes: Sequence[str] = (),
+        shields_up: bool = False,
+        on_login_url: Callable[[str], Any] | None = None,
+        login_timeout: float = DEFAULT_LOGIN_TIMEOUT,
+        ready_timeout: float = DEFAULT_READY_TIMEOUT,
+        udp_port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        _network: Network | None = None,
+    ) -> None:
+        self._config = Config(
+            control_url=(control_url or control_url_from_environment()).rstrip("/"),
+            preferences=Preferences(
+                hostname=clean_hostname(hostname) if hostname else default_hostname(),
+                tags=tuple(tags),
+                accept_routes=accept_routes,
+                exit_node=exit_node,
+                advertise_routes=tuple(advertise_routes),
+                shields_up=shields_up,
+            ),
+            auth_key=auth_key if auth_key is not None else auth_key_from_environment(),
+            ephemeral=(state is None) if ephemeral is None else ephemeral,
+            on_login_url=on_login_url,
+            login_timeout=login_timeout,
+            ready_timeout=ready_timeout,
+            udp_port=udp_port,
+            tls=tls,
+            relay_over_http=flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
+            never_direct=flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
+        )
+        for name, is_set in (
+            ("TS_DEBUG_USE_DERP_HTTP", self._config.relay_over_http),
+            ("TS_DEBUG_NEVER_DIRECT_UDP", self._config.never_direct),
+        ):
+            if is_set:
+                log.warning("%s is set: this is for test rigs, not for real tailnets", name)
+        self._store = open_store(state)
+        self._network: Network = _network or HostNetwork()
+        self._runtime: Runtime | None = None
+        self._exits: contextlib.AsyncExitStack | None = None
+        self._closed = False
+
+    # Lifecycle
+
+    async def __aenter__(self) -> Self:
+        if self._closed or self._runtime is not None:
+            raise DeviceClosed("a Device can be entered once: make a new one")
+        self._runtime = Runtime(self._config, self._network, self._store)
+        try:
+            await self._runtime.start()
+        except BaseException:
+            self._closed = True
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        runtime = self._ready()
+        self._closed = True
+        return await runtime.stop(error, DEFAULT_CLOSE_TIMEOUT)
+
+    def _ready(self) -> Runtime:
+        if self._closed:
+            raise DeviceClosed("this Device has been closed: make a new one")
+        if self._runtime is None:
+            raise DeviceNotReady("this Device has not been entered: use it inside `async with`")
+        return self._runtime
+
+    # Who we are and who is there
+
+    @property
+    def node(self) -> Node:
+        """Ourselves, as the tailnet sees us right now."""
+        return self._ready().self_node()
+
+    @property
+    def name(self) -> str:
+        """Our full MagicDNS name."""
+        return self.node.name
+
+    @property
+    def hostname(self) -> str:
+        """Our short name: what peers connect to."""
+        return self.node.hostname
+
+    @property
+    def ipv4(self) -> str | None:
+        return self.node.ipv4
+
+    @property
+    def ipv6(self) -> str | None:
+        return self.node.ipv6
+
+    @property
+    def peers(self) -> Peers:
+        """Every other node we are allowed to see, right now."""
+        return Peers(self._ready().netmap)
+
+    # Connections
+
+    async def tcp_connect(
+        self, host: str | tuple[str, int], port: int | None = None, *, timeout: float | None = None, local_port: int = 0
+    ) -> TcpStream:
+        """Connect to a port of a peer, by short name, full name or address (also of an accepted subnet route)."""
+        host, port = dialing.host_and_port(host, port)
+        return await dialing.tcp_connect(self._ready(), host, port, timeout=timeout, local_port=local_port)
+
+    async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
+        """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port."""
+        return await dialing.listen(self._ready(), port, host, backlog)
+
+    async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
+        """A UDP socket on the tailnet."""
+        return await dialing.udp(self._ready(), port, host)
+
+    # Names and identities
+
+    async def resolve(self, name: str) -> str:
+        """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet."""
+        return (await self._ready().resolver.addresses(name))[0]
+
+    async def resolve_all(self, name: str, type: str = "A") -> list[str]:
+        """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text."""
+        return await self._ready().resolver.records(name, type)
+
+    async def whois(self, address: str | tuple[str, int]) -> Identity:
+        """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us."""
+        await trio.lowlevel.checkpoint()
+        return diagnostics.whois(self._ready(), address)
+
+    # Diagnosis
+
+    async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
+        """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack."""
+        return await diagnostics.ping(self._ready(), host, kind, size, timeout)
+
+    def status(self) -> Status:
+        """Everything the device knows about itself, as plain values."""
+        return diagnostics.status(self._ready())
+
+    @property
+    def health(self) -> tuple[HealthWarning, ...]:
+        """What is wrong right now; empty when all is well."""
+        return self._ready().health.active
+
+    async def netcheck(self) -> NetcheckReport:
+        """Measure the network around us: UDP, NAT, relay latencies."""
+        return await diagnostics.netcheck(self._ready())
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens, as it happens. A slow reader gets a `Lagged` event instead of a silent loss."""
+        runtime = self._ready()
+        with runtime.watch() as queue:
+            while True:
+                try:
+                    yield await queue.get()
+                except StopAsyncIteration:
+                    return
+
+    # Changing our mind
+
+    async def set(
+        self,
+        *,
+        hostname: str | None = None,
+        tags: Sequence[str] | None = None,
+        accept_routes: bool | None = None,
+        exit_node: str | None = "",
+        advertise_routes: Sequence[str] | None = None,
+        shields_up: bool | None = None,
+    ) -> None:
+        """Change preferences while running; what is not named stays. `exit_node=None` stops using one."""
+        changes: dict[str, Any] = {
+            "hostname": clean_hostname(hostname) if hostname is not None else None,
+            "tags": None if tags is None else tuple(tags),
+            "accept_routes": accept_routes,
+            "advertise_routes": None if advertise_routes is None else tuple(advertise_routes),
+            "shields_up": shields_up,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if exit_node != "":
+            changes["exit_node"] = exit_node
+        runtime = self._ready()
+        await trio.lowlevel.checkpoint()
+        runtime.set_preferences(replace(runtime.preferences, **changes))
+
+    async def login(self) -> None:
+        """Authenticate again, with a new node key; node id and addresses stay."""
+        await self._ready().login()
+
+    async def logout(self) -> None:
+        """Leave the tailnet: the node key is given back and peers forget us."""
+        await self._ready().logout()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "new" if self._runtime is None else self._runtime.state
+        return f"<Device {self._config.preferences.hostname!r} {state}>"

@@ -1,0 +1,182 @@
+"""Making connections: from a host and a port to an open stream, or to the error that says what stands in the way."""
+
+from __future__ import annotations
+
+import errno
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import trio
+
+from tailscale.errors import (
+    ConnectionRefused,
+    ConnectionTimedOut,
+    NoRoute,
+    PeerKeyExpired,
+    PeerOffline,
+    TailscaleError,
+)
+from tailscale.nodes import Node
+from tailscale.sockets import TcpListener, TcpStream, UdpSocket, describe_problem
+from ts_base.ip import TCP, format_address
+
+if TYPE_CHECKING:
+    from tailscale.runtime.supervisor import Runtime
+
+DIAL_TIMEOUT = 30.0
+STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
+
+
+def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, int]:
+    """Both spellings: `("db", 80)` and `"db", 80`."""
+    if port is None:
+        if not isinstance(host, tuple):
+            raise TypeError("tcp_connect needs a port: tcp_connect('db', 5432)")
+        host, port = host
+    if not isinstance(host, str) or not isinstance(port, int):
+        raise TypeError("host is text and port is a number")
+    if not 0 < port < 65536:
+        raise ValueError(f"port {port} is not between 1 and 65535")
+    return host, port
+
+
+async def tcp_connect(
+    runtime: Runtime, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
+) -> TcpStream:
+    """Try every address of `host`, each a little after the one before; the first that answers wins."""
+    timeout = DIAL_TIMEOUT if timeout is None else timeout
+    deadline = trio.current_time() + timeout
+    with trio.move_on_at(deadline):
+        addresses = runtime.reachable(await runtime.resolver.address_bytes(host), host)
+        if len(addresses) == 1 or local_port:
+            return await _dial(runtime, addresses[0], host, port, local_port)
+        return await _race(runtime, addresses, host, port)
+    raise _silence(runtime, host, port, timeout)
+
+
+async def _race(runtime: Runtime, addresses: list[bytes], host: str, port: int) -> TcpStream:
+    winner: list[TcpStream] = []
+    failures: list[TailscaleError] = []
+    failed_one = [trio.Event() for _ in addresses]
+
+    async def attempt(index: int, address: bytes, nursery: trio.Nursery) -> None:
+        try:
+            stream = await _dial(runtime, address, host, port, 0)
+        except TailscaleError as error:
+            failures.append(error)
+            failed_one[index].set()
+            return
+        if winner:
+            stream.abort()
+        winner.append(stream)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for index, address in enumerate(addresses):
+            nursery.start_soon(attempt, index, address, nursery)
+            with trio.move_on_after(STAGGER):
+                await failed_one[index].wait()
+    if winner:
+        return winner[0]
+    raise failures[0]
+
+
+async def _dial(runtime: Runtime, address: bytes, host: str, port: int, local_port: int) -> TcpStream:
+    connection = runtime.stack.connect((address, port), runtime.now(), local_port=local_port)
+    stream = TcpStream(connection, runtime)
+    try:
+        with runtime.rejections(connection) as rejection:
+            runtime.kick()
+            await stream.wait_connected()
+            if rejection:
+                raise ConnectionRefused(_refused_sentence(runtime, host, address, port, rejection[0]))
+    except BaseException:
+        stream.abort()
+        raise
+    problem = connection.error
+    if problem is None:
+        return stream
+    name = str(getattr(problem, "name", problem)).lower()
+    if name == "timed_out":
+        raise _silence(runtime, host, port, None)
+    if name == "unreachable":
+        raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
+    if name in ("refused", "reset"):
+        raise ConnectionRefused(_refused_sentence(runtime, host, address, port, ""))
+    raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
+
+
+def _refused_sentence(runtime: Runtime, host: str, address: bytes, port: int, policy: str) -> str:
+    where = f"{host} port {port}"
+    if policy:
+        return f"{where} refused the connection: {policy}"
+    return f"{where} refused the connection: the machine is there, but nothing listens on that port"
+
+
+def name_and_address(host: str, address: bytes) -> str:
+    text = format_address(address)
+    return host if host == text else f"{host} ({text})"
+
+
+def check_peer(node: Node | None, host: str, address: bytes) -> None:
+    """What the netmap alone already says against a dial."""
+    if node is None:
+        raise NoRoute(
+            f"no peer owns or routes {name_and_address(host, address)}: "
+            "is it in this tailnet, does the policy let us see it, and are its routes approved?"
+        )
+    if node.expired:
+        since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
+        raise PeerKeyExpired(
+            f"the key of {node.hostname} expired{since}: log in on that machine again, or extend its key"
+        )
+
+
+def _silence(runtime: Runtime, host: str, port: int, timeout: float | None) -> TailscaleError:
+    """Nobody answered: say the likeliest reason."""
+    after = f" within {timeout:g} s" if timeout is not None else ""
+    node = runtime.find_node(host)
+    if node is None:
+        return ConnectionTimedOut(f"{host} port {port} did not answer{after}")
+    if node.online is False:
+        seen = f" since {_ago(node.last_seen)}" if node.last_seen else ""
+        return PeerOffline(f"{node.hostname} is offline{seen} and did not answer{after}")
+    if not runtime.has_session(node.id):
+        return ConnectionTimedOut(
+            f"{node.hostname} did not answer{after}: no encrypted session could be made with it, over any path. "
+            "Is its tailscale running?"
+        )
+    return ConnectionTimedOut(
+        f"{node.hostname} port {port} did not answer{after}, though the machine itself does: "
+        "the tailnet policy or its own firewall may drop the connection"
+    )
+
+
+def _ago(moment: datetime) -> str:
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {word}{'s' if count > 1 else ''} ago"
+    return "a moment ago"
+
+
+async def listen(runtime: Runtime, port: int, host: str | None, backlog: int) -> TcpListener:
+    await trio.lowlevel.checkpoint()
+    _check_port(port)
+    address = runtime.own_address(host)
+    return TcpListener([runtime.stack.listen(port, address, backlog)], runtime)
+
+
+async def udp(runtime: Runtime, port: int, host: str | None) -> UdpSocket:
+    await trio.lowlevel.checkpoint()
+    _check_port(port)
+    return UdpSocket(runtime.stack.bind_udp(port, runtime.own_address(host)), runtime)
+
+
+def _check_port(port: int) -> None:
+    if not isinstance(port, int) or not 0 <= port < 65536:
+        raise OSError(errno.EINVAL, f"port {port!r} is not between 0 and 65535")
+
+
+__all__ = ["TCP", "check_peer", "host_and_port", "listen", "tcp_connect", "udp"]

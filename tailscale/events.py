@@ -1,0 +1,121 @@
+"""What `device.events()` yields: typed facts for programs that want to follow along."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from tailscale.nodes import Node
+
+QUEUE_LIMIT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginNeeded(Event):
+    """Somebody has to open this address to approve the device."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Event):
+    """The control session moved: connecting, registering, running, offline, expired, ..."""
+
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp(Event):
+    """A node appeared in the tailnet, or came online."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown(Event):
+    """A node went offline, or left the tailnet."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChanged(Event):
+    """Something users can see about a node changed: name, addresses, tags, routes, expiry."""
+
+    before: Node
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged(Event):
+    """Packets to a peer travel another way now."""
+
+    node: Node
+    path: str
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChanged(Event):
+    """The set of active warnings changed; `device.health` has them all."""
+
+    code: str
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyExpiring(Event):
+    """Our own node key expires soon: `await device.login()` renews it."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lagged(Event):
+    """The reader was too slow and this many events were dropped here."""
+
+    missed: int
+
+
+class EventQueue:
+    """One reader's events: bounded, and honest about what it dropped."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Event] = deque()
+        self._missed = 0
+        self._lot = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    def put(self, event: Event) -> None:
+        if len(self._waiting) >= QUEUE_LIMIT:
+            self._waiting.popleft()
+            self._missed += 1
+        self._waiting.append(event)
+        self._lot.unpark_all()
+
+    def close(self) -> None:
+        self._closed = True
+        self._lot.unpark_all()
+
+    async def get(self) -> Event:
+        """The next event; StopAsyncIteration once the device is closed and all is read."""
+        await trio.lowlevel.checkpoint()
+        while not self._waiting and not self._missed:
+            if self._closed:
+                raise StopAsyncIteration
+            await self._lot.park()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return Lagged(missed)
+        return self._waiting.popleft()

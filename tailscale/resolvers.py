@@ -1,0 +1,243 @@
+"""From a name to addresses: the tailnet's own names first, then its resolvers, over the tailnet.
+
+Owns the choice of resolver (split DNS by longest suffix), the cache and the fallbacks. A name in the tailnet's domain never
+leaves the tailnet. DNS over UDP with TCP for long answers; DoH where the tailnet says so.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from struct import Struct
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from tailscale.dns_messages import NAME_ERROR, NO_ERROR, TYPES, Answer, decode_answer_untrusted, encode_query
+from tailscale.errors import NameNotFound
+from tailscale.names import TailnetNames, address_texts, clean_name, literal_address
+from ts_base.errors import BadPacket
+from ts_base.ip import format_address, parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ts_control.netmap import NetMap
+    from ts_control.wire import Resolver as WireResolver
+
+CACHE_LIMIT = 1024
+UDP_TIMEOUT = 2.0
+TCP_TIMEOUT = 5.0
+ATTEMPTS = 2
+DNS_PORT = 53
+MAX_TCP_ANSWER = 65_535
+LENGTH = Struct(">H")
+
+
+class ResolverHome(Protocol):
+    """What resolving needs of a device."""
+
+    @property
+    def netmap(self) -> NetMap | None: ...
+    def now(self) -> float: ...
+    def random_id(self) -> int: ...
+    def routes_to(self, address: bytes) -> bool: ...
+    async def exchange_datagram(self, address: bytes, port: int, question: bytes) -> bytes: ...
+    async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream: ...
+
+
+class NameResolver:
+    """One device's names."""
+
+    def __init__(self, home: ResolverHome) -> None:
+        self._home = home
+        self._names: tuple[NetMap, TailnetNames] | None = None
+        self._cache: OrderedDict[tuple[str, str], tuple[float, tuple[str, ...] | None]] = OrderedDict()
+
+    @property
+    def names(self) -> TailnetNames:
+        """The current netmap's own names, built when first asked."""
+        netmap = self._home.netmap
+        if netmap is None:
+            raise NameNotFound("", detail="no netmap yet")
+        if self._names is None or self._names[0] is not netmap:
+            if self._names is None or self._names[0].dns is not netmap.dns:
+                self._cache.clear()
+            self._names = netmap, TailnetNames(netmap)
+        return self._names[1]
+
+    async def address_bytes(self, host: str) -> list[bytes]:
+        """Every address of a host, raw, IPv4 first."""
+        literal = literal_address(host)
+        if literal is not None:
+            await trio.lowlevel.checkpoint()
+            return [literal]
+        found = self.names.addresses(host)
+        if found:
+            await trio.lowlevel.checkpoint()
+            return found
+        texts = [*await self._ask(host, "A"), *await self._ask(host, "AAAA")]
+        if not texts:
+            raise NameNotFound(host, self.names.close_to(host))
+        return [parse_address(t) for t in texts]
+
+    async def addresses(self, host: str) -> list[str]:
+        return address_texts(await self.address_bytes(host))
+
+    async def records(self, name: str, kind: str) -> list[str]:
+        """Every record of one type. NameNotFound when nothing knows the name; [] when it has no such record."""
+        kind = kind.upper()
+        if kind not in TYPES:
+            raise ValueError(f"record type {kind!r} is not one of {', '.join(TYPES)}")
+        literal = literal_address(name)
+        if literal is not None or kind == "PTR":
+            return await self._reverse(name, literal)
+        own = self.names.records(name, kind)
+        if own is not None:
+            await trio.lowlevel.checkpoint()
+            return own
+        return await self._ask(name, kind)
+
+    async def _reverse(self, name: str, literal: bytes | None) -> list[str]:
+        address = literal or address_of_arpa(name)
+        known = self.names.name_of(address) if address else None
+        if known is not None:
+            await trio.lowlevel.checkpoint()
+            return [known]
+        return await self._ask(arpa_name(address) if address else name, "PTR")
+
+    async def _ask(self, name: str, kind: str) -> list[str]:
+        name = clean_name(name)
+        servers = self._servers_for(name)
+        if not servers:
+            raise NameNotFound(name, self.names.close_to(name))
+        cached = self._cached(name, kind)
+        if cached is not None:
+            await trio.lowlevel.checkpoint()
+            values = cached[1]
+        else:
+            answer = await self._ask_servers(servers, name, kind)
+            values = None if answer.code == NAME_ERROR else answer.values
+            self._remember(name, kind, values, answer.ttl)
+        if values is None:
+            raise NameNotFound(name, self.names.close_to(name))
+        return list(values)
+
+    def _servers_for(self, name: str) -> Sequence[WireResolver]:
+        """Split DNS: the longest matching suffix wins; an empty list of servers means "only what the tailnet knows"."""
+        names, netmap = self.names, self._home.netmap
+        assert netmap is not None
+        best: Sequence[WireResolver] | None = None
+        best_length = -1
+        for suffix, servers in netmap.dns.routes.items():
+            clean = clean_name(suffix)
+            if (name == clean or name.endswith(f".{clean}")) and len(clean) > best_length:
+                best, best_length = servers or (), len(clean)
+        if best is not None:
+            return best
+        if names.owns(name):
+            return ()
+        return netmap.dns.resolvers or netmap.dns.fallback_resolvers
+
+    def _cached(self, name: str, kind: str) -> tuple[float, tuple[str, ...] | None] | None:
+        entry = self._cache.get((name, kind))
+        return entry if entry is not None and entry[0] > self._home.now() else None
+
+    def _remember(self, name: str, kind: str, values: tuple[str, ...] | None, ttl: int) -> None:
+        self._cache[name, kind] = (self._home.now() + ttl, values)
+        self._cache.move_to_end((name, kind))
+        while len(self._cache) > CACHE_LIMIT:
+            self._cache.popitem(last=False)
+
+    async def _ask_servers(self, servers: Sequence[WireResolver], name: str, kind: str) -> Answer:
+        problem = "no resolver answered"
+        for _ in range(ATTEMPTS):
+            for server in servers:
+                try:
+                    answer = await self._ask_one(server.addr, name, kind)
+                except (OSError, BadPacket, trio.TooSlowError, trio.BrokenResourceError) as error:
+                    problem = f"the resolver {server.addr} failed: {error or 'no answer'}"
+                    continue
+                if answer.code in (NO_ERROR, NAME_ERROR):
+                    return answer
+                problem = f"the resolver {server.addr} answered with code {answer.code}"
+        raise NameNotFound(name, detail=problem)
+
+    async def _ask_one(self, server: str, name: str, kind: str) -> Answer:
+        identifier = self._home.random_id()
+        question = encode_query(identifier, name, kind)
+        if server.startswith("https://"):
+            return decode_answer_untrusted(await ask_over_https(server, question), identifier, name, kind)
+        address, port = server_address(server)
+        with trio.fail_after(UDP_TIMEOUT):
+            reply = await self._home.exchange_datagram(address, port, question)
+        answer = decode_answer_untrusted(reply, identifier, name, kind)
+        if not answer.truncated:
+            return answer
+        with trio.fail_after(TCP_TIMEOUT):
+            reply = await ask_over_stream(await self._home.open_stream(address, port), question)
+        return decode_answer_untrusted(reply, identifier, name, kind)
+
+
+async def ask_over_stream(stream: trio.abc.Stream, question: bytes) -> bytes:
+    """DNS over TCP: a length in front of each message (RFC 7766)."""
+    async with stream:
+        await stream.send_all(LENGTH.pack(len(question)) + question)
+        received = bytearray()
+        while len(received) < 2 or len(received) < 2 + LENGTH.unpack_from(received)[0]:
+            chunk = await stream.receive_some(MAX_TCP_ANSWER)
+            if not chunk:
+                raise BadPacket("the resolver hung up in the middle of its answer")
+            received += chunk
+        return bytes(received[2 : 2 + LENGTH.unpack_from(received)[0]])
+
+
+async def ask_over_https(url: str, question: bytes) -> bytes:
+    """DNS over HTTPS (RFC 8484)."""
+    import httpx  # only tailnets with DoH resolvers pay for it
+
+    headers = {"content-type": "application/dns-message", "accept": "application/dns-message"}
+    try:
+        async with httpx.AsyncClient(timeout=TCP_TIMEOUT) as client:
+            response = await client.post(url, content=question, headers=headers)
+            response.raise_for_status()
+            return response.content
+    except httpx.HTTPError as error:
+        raise ConnectionError(f"DNS over HTTPS failed: {type(error).__name__}") from error
+
+
+def server_address(server: str) -> tuple[bytes, int]:
+    """`1.2.3.4`, `1.2.3.4:5353`, `fd7a::53` or `[fd7a::53]:5353`."""
+    literal = literal_address(server)
+    if literal is not None:
+        return literal, DNS_PORT
+    host, _, port = server.rpartition(":")
+    literal = literal_address(host)
+    if literal is None or not port.isdigit():
+        raise BadPacket(f"not a resolver address: {server[:64]!r}")
+    return literal, int(port)
+
+
+def arpa_name(address: bytes) -> str:
+    """The name under which an address is looked up backwards."""
+    if len(address) == 4:
+        return ".".join(str(b) for b in reversed(address)) + ".in-addr.arpa"
+    return ".".join(reversed(address.hex())) + ".ip6.arpa"
+
+
+def address_of_arpa(name: str) -> bytes | None:
+    labels = clean_name(name).split(".")
+    if (
+        labels[-2:] == ["in-addr", "arpa"]
+        and len(labels) == 6
+        and all(p.isdigit() and int(p) < 256 for p in labels[:4])
+    ):
+        return bytes(int(p) for p in reversed(labels[:4]))
+    if labels[-2:] == ["ip6", "arpa"] and len(labels) == 34 and all(len(p) == 1 for p in labels[:32]):
+        try:
+            return bytes.fromhex("".join(reversed(labels[:32])))
+        except ValueError:
+            return None
+    return None
+
+
+__all__ = ["NameResolver", "format_address"]

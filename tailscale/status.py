@@ -1,0 +1,135 @@
+"""What a Device knows about itself, as plain values: `device.status().to_dict()` is JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tailscale.nodes import Node
+
+
+@dataclass(frozen=True, slots=True)
+class HealthWarning:
+    """Something is wrong right now, what it means, and what helps."""
+
+    code: str
+    sentence: str
+    remedy: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """How traffic to one peer is doing."""
+
+    node: Node
+    path: str
+    """`direct 192.0.2.7:41641`, `relay fra`, or "" when nothing is known."""
+    latency: float | None
+    """Seconds on the direct path."""
+    bytes_received: int
+    bytes_sent: int
+    handshake_age: float | None
+    """Seconds since the last WireGuard handshake; None without a session."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.node.to_dict() | {
+            "path": self.path,
+            "latency": self.latency,
+            "bytes_received": self.bytes_received,
+            "bytes_sent": self.bytes_sent,
+            "handshake_age": self.handshake_age,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One moment of a Device."""
+
+    state: str
+    node: Node | None
+    tailnet: str
+    control_url: str
+    relay: str
+    """The home relay's code, "" while none is connected."""
+    udp_port: int
+    endpoints: tuple[str, ...]
+    peers: tuple[PeerStatus, ...]
+    health: tuple[HealthWarning, ...]
+    drops: dict[str, int]
+    """Packets that were dropped, by reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "self": self.node.to_dict() if self.node else None,
+            "tailnet": self.tailnet,
+            "control_url": self.control_url,
+            "relay": self.relay,
+            "udp_port": self.udp_port,
+            "endpoints": list(self.endpoints),
+            "peers": [p.to_dict() for p in self.peers],
+            "health": [w.to_dict() for w in self.health],
+            "drops": dict(self.drops),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PingResult:
+    """One answered ping."""
+
+    latency: float
+    """Seconds, there and back."""
+    path: str
+    kind: str
+    node: Node | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "latency": self.latency,
+            "path": self.path,
+            "kind": self.kind,
+            "node": self.node.hostname if self.node else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NetcheckReport:
+    """What the network around us allows."""
+
+    udp: bool
+    ipv4: str | None
+    """Our IPv4 address and port as the outside sees them."""
+    ipv6: str | None
+    mapping_varies_by_destination: bool | None
+    """True behind a "hard" NAT, where direct paths need luck or a peer in the open."""
+    port_mapping: str
+    home: str
+    latencies: dict[str, float]
+    """Seconds to each relay region by its code."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "udp": self.udp,
+            "ipv4": self.ipv4,
+            "ipv6": self.ipv6,
+            "mapping_varies_by_destination": self.mapping_varies_by_destination,
+            "port_mapping": self.port_mapping,
+            "home": self.home,
+            "latencies": dict(self.latencies),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is behind an address, as `whois` tells it."""
+
+    node: Node
+    user: str
+    capabilities: dict[str, Any]
+    """What the tailnet's policy grants this caller towards us, by capability name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"node": self.node.to_dict(), "user": self.user, "capabilities": self.capabilities}
