@@ -1,0 +1,1 @@
+"""The coordination protocol: who am I, who are my peers. Client and server machines over the same messages."""

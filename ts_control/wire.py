@@ -1,0 +1,505 @@
+"""Every JSON message of the coordination protocol, both directions, under Go's names in snake_case.
+
+Owns: the shapes of tailcfg (register, map, Node, DERP map, DNS, packet filter, ping, c2n) and their decoders.
+Refuses to know: what a delta means (`netmap.py`), framing and compression (`framing.py`), Noise and HTTP.
+A default of None means upstream tells null from empty there; everywhere else null is the empty value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import field
+
+from ts_base.keys import ChallengePublic, DiscoPublic, MachinePublic, NodePublic
+from ts_control.gojson import ZERO_TIME as ZERO_TIME
+from ts_control.gojson import GoStruct
+from ts_control.gojson import decode_json_untrusted as decode_json_untrusted
+from ts_control.gojson import encode_json as encode_json
+from ts_control.gojson import from_unix_time as from_unix_time
+from ts_control.gojson import unix_time as unix_time
+
+CAPABILITY_VERSION = 131
+"""What we claim; also the Noise protocol version and the `v=` of the key request."""
+
+PEERS_PER_STEP = 200  # nodes decoded between two checkpoints: some 4 ms
+
+NO_NODE_KEY = NodePublic.zero()
+NO_DISCO_KEY = DiscoPublic.zero()
+NO_MACHINE_KEY = MachinePublic.zero()
+NO_LOCK_KEY = "nlpub:" + 64 * "0"
+
+CapMap = dict[str, "list[Any] | None"]
+
+ENDPOINT_LOCAL, ENDPOINT_STUN, ENDPOINT_PORT_MAPPED, ENDPOINT_STUN_LOCAL_PORT, ENDPOINT_EXPLICIT = 1, 2, 3, 4, 5
+
+
+class Service(GoStruct):
+    proto: str = ""  # "peerapi4", "peerapi6", "peerapi-dns-proxy", "tcp", "udp"
+    port: int = 0
+    description: str = ""
+
+
+class NetInfo(GoStruct):
+    mapping_varies_by_dest_ip: bool | None = None
+    working_ipv6: bool | None = None
+    os_has_ipv6: bool | None = None
+    working_udp: bool | None = None
+    working_icmpv4: bool | None = None
+    have_port_map: bool = False
+    upnp: bool | None = None
+    pmp: bool | None = None
+    pcp: bool | None = None
+    preferred_derp: int = 0
+    link_type: str = ""
+    derp_latency: dict[str, float] = field(default_factory=dict)
+    firewall_mode: str = ""
+
+
+class Location(GoStruct):
+    country: str = ""
+    country_code: str = ""
+    city: str = ""
+    city_code: str = ""
+    latitude: float = 0.0
+    longitude: float = 0.0
+    priority: int = 0
+
+
+class Hostinfo(GoStruct):
+    ipn_version: str = ""
+    frontend_log_id: str = ""
+    backend_log_id: str = ""
+    os: str = ""
+    os_version: str = ""
+    container: bool | None = None
+    env: str = ""
+    distro: str = ""
+    distro_version: str = ""
+    distro_code_name: str = ""
+    app: str = ""
+    desktop: bool | None = None
+    package: str = ""
+    device_model: str = ""
+    hostname: str = ""
+    shields_up: bool = False
+    sharee_node: bool = False
+    no_logs_no_support: bool = False
+    wire_ingress: bool = False
+    ingress_enabled: bool = False
+    allows_update: bool = False
+    machine: str = ""
+    go_arch: str = ""
+    go_arch_var: str = ""
+    go_version: str = ""
+    routable_ips: tuple[str, ...] = ()
+    request_tags: tuple[str, ...] = ()
+    wol_macs: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
+    net_info: NetInfo | None = None
+    ssh_host_keys: tuple[str, ...] = field(default=(), name="sshHostKeys")
+    cloud: str = ""
+    userspace: bool | None = None
+    userspace_router: bool | None = None
+    app_connector: bool | None = None
+    services_hash: str = ""
+    peer_relay: bool = False
+    exit_node_id: str = ""
+    location: Location | None = None
+    state_encrypted: bool | None = None
+
+
+class Resolver(GoStruct):
+    addr: str = ""  # an IP, ip:port, or an https:// DoH URL
+    bootstrap_resolution: tuple[str, ...] = ()
+    use_with_exit_node: bool = False
+
+
+class DNSRecord(GoStruct):
+    name: str = ""
+    type: str = ""  # "" is A or AAAA, whichever the value is
+    value: str = ""
+
+
+class DNSConfig(GoStruct):
+    resolvers: tuple[Resolver, ...] = ()
+    routes: dict[str, tuple[Resolver, ...] | None] = field(default_factory=dict)
+    fallback_resolvers: tuple[Resolver, ...] = ()
+    domains: tuple[str, ...] = ()
+    proxied: bool = False
+    nameservers: tuple[str, ...] = ()
+    cert_domains: tuple[str, ...] = ()
+    extra_records: tuple[DNSRecord, ...] = ()
+    exit_node_filtered_set: tuple[str, ...] = ()
+
+
+class DERPNode(GoStruct):
+    name: str = ""
+    region_id: int = 0
+    host_name: str = ""
+    cert_name: str = ""
+    ipv4: str = ""  # "" = ask DNS; text that is no address = this family is off
+    ipv6: str = ""
+    stun_port: int = 0  # 0 = 3478, -1 = none
+    stun_only: bool = False
+    derp_port: int = 0  # 0 = 443
+    insecure_for_tests: bool = False
+    stun_test_ip: str = ""
+    can_port80: bool = False
+
+
+class DERPRegion(GoStruct):
+    region_id: int = 0
+    region_code: str = ""
+    region_name: str = ""
+    latitude: float = 0.0
+    longitude: float = 0.0
+    avoid: bool = False
+    no_measure_no_home: bool = False
+    nodes: tuple[DERPNode, ...] = ()
+
+
+class DERPHomeParams(GoStruct):
+    region_score: dict[int, float] | None = None
+
+
+class DERPMap(GoStruct):
+    """None in any field of a delta keeps the earlier value; a region that is None is dropped."""
+
+    home_params: DERPHomeParams | None = None
+    regions: dict[int, DERPRegion | None] | None = None
+    omit_default_regions: bool = field(default=False, name="omitDefaultRegions")
+
+    def live_regions(self) -> dict[int, DERPRegion]:
+        return {number: region for number, region in (self.regions or {}).items() if region is not None}
+
+
+class Node(GoStruct):
+    """One machine of the tailnet, ourselves included. Prefixes and endpoints stay text, as they came."""
+
+    id: int = 0
+    stable_id: str = ""
+    name: str = ""  # fully qualified, with the trailing dot
+    user: int = 0
+    sharer: int = 0
+    key: NodePublic = NO_NODE_KEY
+    key_expiry: datetime = ZERO_TIME
+    key_signature: str = ""
+    machine: MachinePublic = NO_MACHINE_KEY
+    disco_key: DiscoPublic = NO_DISCO_KEY
+    addresses: tuple[str, ...] = ()
+    allowed_ips: tuple[str, ...] | None = None  # None = the same as addresses
+    endpoints: tuple[str, ...] = ()
+    legacy_derp: str = field(default="", name="DERP")
+    home_derp: int = 0
+    hostinfo: Hostinfo = field(default_factory=Hostinfo)
+    created: datetime = ZERO_TIME
+    cap: int = 0
+    tags: tuple[str, ...] = ()
+    primary_routes: tuple[str, ...] = ()
+    last_seen: datetime | None = None
+    online: bool | None = None
+    machine_authorized: bool = False
+    capabilities: tuple[str, ...] = ()
+    cap_map: CapMap = field(default_factory=dict)
+    unsigned_peer_api_only: bool = field(default=False, name="UnsignedPeerAPIOnly")
+    computed_name: str = ""
+    computed_name_with_host: str = ""
+    data_plane_audit_log_id: str = ""
+    expired: bool = False
+    self_node_v4_masq_addr_for_this_peer: str = ""
+    self_node_v6_masq_addr_for_this_peer: str = ""
+    is_wireguard_only: bool = False
+    is_jailed: bool = False
+    exit_node_dns_resolvers: tuple[Resolver, ...] = ()
+
+
+class PeerChange(GoStruct):
+    """A patch to one peer: only what is set applies."""
+
+    node_id: int = 0
+    derp_region: int = 0
+    cap: int = 0
+    cap_map: CapMap | None = None
+    endpoints: tuple[str, ...] | None = None
+    key: NodePublic | None = None
+    key_signature: str | None = None
+    disco_key: DiscoPublic | None = None
+    online: bool | None = None
+    last_seen: datetime | None = None
+    key_expiry: datetime | None = None
+
+
+class PortRange(GoStruct):
+    first: int = 0
+    last: int = 0
+
+
+class NetPortRange(GoStruct):
+    ip: str = ""
+    bits: int | None = None
+    ports: PortRange = PortRange()
+
+
+class CapGrant(GoStruct):
+    dsts: tuple[str, ...] = ()
+    caps: tuple[str, ...] = ()
+    cap_map: CapMap = field(default_factory=dict)
+
+
+class FilterRule(GoStruct):
+    src_ips: tuple[str, ...] = ()
+    src_bits: tuple[int, ...] = ()
+    dst_ports: tuple[NetPortRange, ...] = ()
+    ip_proto: tuple[int, ...] = ()
+    cap_grant: tuple[CapGrant, ...] = ()
+
+
+class UserProfile(GoStruct):
+    id: int = 0
+    login_name: str = ""
+    display_name: str = ""
+    profile_pic_url: str = ""
+    groups: tuple[str, ...] = ()
+
+
+class User(GoStruct):
+    id: int = 0
+    display_name: str = ""
+    profile_pic_url: str = ""
+    created: datetime = ZERO_TIME
+
+
+class Login(GoStruct):
+    id: int = 0
+    provider: str = ""
+    login_name: str = ""
+    display_name: str = ""
+    profile_pic_url: str = ""
+
+
+class DisplayMessageAction(GoStruct):
+    url: str = ""
+    label: str = ""
+
+
+class DisplayMessage(GoStruct):
+    title: str = ""
+    text: str = ""
+    severity: str = ""
+    impacts_connectivity: bool = False
+    primary_action: DisplayMessageAction | None = None
+
+
+class PingRequest(GoStruct):
+    url: str = ""
+    url_is_noise: bool = False
+    log: bool = False
+    types: str = ""  # "" = HEAD the URL; "c2n"; or a comma list of disco, TSMP, ICMP, peerapi
+    ip: str = ""
+    payload: str = ""  # base64
+
+
+class PingResponse(GoStruct):
+    type: str = ""
+    ip: str = ""
+    node_ip: str = ""
+    node_name: str = ""
+    err: str = ""
+    latency_seconds: float = 0.0
+    endpoint: str = ""
+    peer_relay: str = ""
+    derp_region_id: int = 0
+    derp_region_code: str = ""
+    peer_api_port: int = field(default=0, name="PeerAPIPort")
+    is_local_ip: bool = False
+
+
+class Debug(GoStruct):
+    sleep_seconds: float = 0.0
+    disable_log_tail: bool = False
+    exit: int | None = None
+
+
+class ClientVersion(GoStruct):
+    running_latest: bool = False
+    latest_version: str = ""
+    urgent_security_update: bool = False
+    notify: bool = False
+    notify_url: str = ""
+    notify_text: str = ""
+
+
+class ControlIPCandidate(GoStruct):
+    ip: str = ""
+    ace_host: str = field(default="", name="ACEHost")
+    dial_start_delay_sec: float = 0.0
+    dial_timeout_sec: float = 0.0
+    priority: int = 0
+
+
+class ControlDialPlan(GoStruct):
+    candidates: tuple[ControlIPCandidate, ...] = ()
+
+
+class TKAInfo(GoStruct):
+    head: str = ""
+    disabled: bool = False
+
+
+class MapRequest(GoStruct):
+    version: int = 0
+    compress: str = ""  # "zstd" or ""
+    keep_alive: bool = False
+    node_key: NodePublic = NO_NODE_KEY
+    disco_key: DiscoPublic = NO_DISCO_KEY
+    stream: bool = False
+    hostinfo: Hostinfo | None = None
+    endpoints: tuple[str, ...] = ()
+    endpoint_types: tuple[int, ...] = ()
+    read_only: bool = False
+    omit_peers: bool = False
+    debug_flags: tuple[str, ...] = ()
+
+
+class MapResponse(GoStruct):
+    map_session_handle: str = ""
+    seq: int = 0
+    keep_alive: bool = False
+    ping_request: PingRequest | None = None
+    pop_browser_url: str = ""
+    node: Node | None = None
+    derp_map: DERPMap | None = None
+    peers: tuple[Node | None, ...] = ()
+    peers_changed: tuple[Node | None, ...] = ()
+    peers_removed: tuple[int, ...] = ()
+    peers_changed_patch: tuple[PeerChange | None, ...] = ()
+    peer_seen_change: dict[int, bool] = field(default_factory=dict)
+    online_change: dict[int, bool] = field(default_factory=dict)
+    dns_config: DNSConfig | None = None
+    domain: str = ""
+    collect_services: bool | None = None
+    packet_filter: tuple[FilterRule, ...] | None = None
+    packet_filters: dict[str, tuple[FilterRule, ...] | None] | None = None
+    user_profiles: tuple[UserProfile, ...] = ()
+    health: tuple[str, ...] | None = None
+    display_messages: dict[str, DisplayMessage | None] | None = None
+    ssh_policy: dict[str, Any] | None = None
+    control_time: datetime | None = None
+    tka_info: TKAInfo | None = None
+    domain_data_plane_audit_log_id: str = ""
+    debug: Debug | None = None
+    control_dial_plan: ControlDialPlan | None = None
+    client_version: ClientVersion | None = None
+
+
+class _UnreadPeers(MapResponse):
+    """The same message with its long lists left as text, so that they can be read a slice at a time."""
+
+    peers: tuple[msgspec.Raw, ...] = ()  # type: ignore[assignment]
+    peers_changed: tuple[msgspec.Raw, ...] = ()  # type: ignore[assignment]
+
+
+def decode_map_response_steps(data: bytes) -> Generator[None, None, MapResponse]:
+    """Read a map message of any size, yielding often enough that nobody else waits; the result is the return value."""
+    unread = decode_json_untrusted(_UnreadPeers, data)
+    if not unread.peers and not unread.peers_changed:
+        return _with_peers(unread, (), ())
+    peers = yield from _decode_nodes(unread.peers)
+    peers_changed = yield from _decode_nodes(unread.peers_changed)
+    return _with_peers(unread, peers, peers_changed)
+
+
+def decode_map_response_untrusted(data: bytes) -> MapResponse:
+    """Read a map message in one go."""
+    return decode_json_untrusted(MapResponse, data)
+
+
+def _decode_nodes(texts: tuple[msgspec.Raw, ...]) -> Generator[None, None, tuple[Node, ...]]:
+    nodes: list[Node] = []
+    for start in range(0, len(texts), PEERS_PER_STEP):
+        yield
+        piece = texts[start : start + PEERS_PER_STEP]
+        nodes += [decode_json_untrusted(Node, text) for text in piece if bytes(text) != b"null"]
+    return tuple(nodes)
+
+
+def _with_peers(unread: _UnreadPeers, peers: tuple[Node, ...], peers_changed: tuple[Node, ...]) -> MapResponse:
+    fields = {name: getattr(unread, name) for name in MapResponse.__struct_fields__}
+    fields["peers"], fields["peers_changed"] = peers, peers_changed
+    return MapResponse(**fields)
+
+
+class RegisterAuth(GoStruct):
+    auth_key: str = ""
+
+    def __repr__(self) -> str:
+        return "RegisterAuth([redacted])"
+
+
+class RegisterRequest(GoStruct):
+    version: int = 0
+    node_key: NodePublic = NO_NODE_KEY
+    old_node_key: NodePublic = NO_NODE_KEY
+    nl_key: str = ""
+    auth: RegisterAuth | None = None
+    expiry: datetime = ZERO_TIME
+    followup: str = ""
+    hostinfo: Hostinfo | None = None
+    ephemeral: bool = False
+    timestamp: datetime | None = None
+    tailnet: str = ""
+
+    def __repr__(self) -> str:
+        return f"RegisterRequest(node_key={self.node_key!r}, auth={self.auth!r}, followup={bool(self.followup)})"
+
+
+class RegisterResponse(GoStruct):
+    user: User = User()
+    login: Login = Login()
+    node_key_expired: bool = False
+    machine_authorized: bool = False
+    auth_url: str = ""
+    node_key_signature: str = ""
+    error: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"RegisterResponse(error={self.error!r}, node_key_expired={self.node_key_expired}, "
+            f"machine_authorized={self.machine_authorized}, needs_login={bool(self.auth_url)})"
+        )
+
+
+class ServerKeys(GoStruct):
+    """The answer to `GET /key`."""
+
+    legacy_public_key: MachinePublic = field(default=NO_MACHINE_KEY, name="legacyPublicKey")
+    public_key: MachinePublic = field(default=NO_MACHINE_KEY, name="publicKey")
+
+
+class EarlyNoise(GoStruct):
+    """What the server may say before HTTP/2 begins."""
+
+    node_key_challenge: ChallengePublic = field(default=ChallengePublic.zero(), name="nodeKeyChallenge")
+
+
+def legacy_home_region_untrusted(text: str) -> int:
+    """The region in `127.3.3.40:N`, the form of `DERP` before `HomeDERP`; 0 when it is none."""
+    address, _, region = text.rpartition(":")
+    if address != "127.3.3.40" or not region.isascii() or not region.isdigit() or len(region) > 5:
+        return 0
+    return int(region)
+
+
+def tag_is_valid(tag: str) -> bool:
+    """`tag:` and a letter, then letters, digits and dashes."""
+    name = tag.removeprefix("tag:")
+    return (
+        tag.startswith("tag:")
+        and name.isascii()
+        and name[:1].isalpha()
+        and all(letter.isalnum() or letter == "-" for letter in name)
+    )
