@@ -45,11 +45,8 @@ def decode_answer_untrusted(data: bytes, identifier: int, name: str, kind: str) 
         message = wire.DNS(data)
         if message.id != identifier or message.qr != wire.DNS_R:
             raise BadPacket("not the answer to our question")
-        if (
-            not message.qd
-            or message.qd[0].name.lower() != name.rstrip(".").lower()
-            or message.qd[0].type != TYPES[kind]
-        ):
+        asked = [(q.name.lower(), q.type) for q in message.qd]
+        if asked != [(name.rstrip(".").lower(), TYPES[kind])]:
             raise BadPacket("an answer to another question")
         records = message.an[:MAX_RECORDS]
         owners = {name.rstrip(".").lower()}

@@ -1,7 +1,7 @@
 """From a name to addresses: the tailnet's own names first, then its resolvers, over the tailnet.
 
-Owns the choice of resolver (split DNS by longest suffix), the cache and the fallbacks. A name in the tailnet's domain never
-leaves the tailnet. DNS over UDP with TCP for long answers; DoH where the tailnet says so.
+Owns the choice of resolver (split DNS by longest suffix), the cache and the fallbacks. A name in the tailnet's domain
+never leaves the tailnet. DNS over UDP with TCP for long answers; DoH where the tailnet says so.
 """
 
 from __future__ import annotations
