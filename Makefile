@@ -1,0 +1,62 @@
+# Every target sets itself up: Python 3.11 and make are all a machine needs. `make help` lists them.
+PYTHON ?= $(shell command -v python3.14 || command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+PACKAGES = tailscale ts_base ts_control ts_dataplane ts_derp ts_netstack ts_tunnel
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types coverage interop bench fuzz soak docs wheel clean
+
+help:           ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("pytailscale needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group dev -e '.[cli,asgi,testing]'
+	@touch $@
+
+setup: $(READY) ## make the virtual environment (every target does this by itself)
+
+demo: $(READY)  ## a working tailnet on this machine: control server, relay, two devices, real traffic
+	@$(BIN)/pytailscale demo
+
+test: $(READY)  ## the test suite without Go peers (under 90 s)
+	@$(BIN)/python -m pytest -m 'not interop and not root'
+
+check: lint types ## formatting, lints, types and the tests with branch coverage per room (under two minutes)
+	@$(MAKE) --no-print-directory coverage
+
+lint: $(READY)
+	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && echo "lint: clean"
+
+types: $(READY)
+	@$(BIN)/mypy
+
+coverage: $(READY)
+	@$(BIN)/python -m coverage run -m pytest -m 'not slow and not interop and not root'
+	@$(BIN)/python tests/coverage_by_room.py
+
+interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go)
+	@$(BIN)/python tests/interop/build.py
+	@$(BIN)/python -m pytest tests/interop
+
+bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet
+	@$(BIN)/python -m bench
+
+fuzz: $(READY)  ## every parser and state machine against hostile bytes: BUDGET=100000 inputs in all
+	@$(BIN)/python -m tests.fuzz --inputs $(or $(BUDGET),100000)
+
+soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
+	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
+
+docs: $(READY)  ## the API reference, generated from docstrings, into docs/reference.md
+	@$(BIN)/python docs/generate_reference.py
+
+wheel: $(READY) ## build the wheel and the source archive into dist/
+	@$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:          ## remove everything that can be made again
+	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
