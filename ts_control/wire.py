@@ -37,13 +37,13 @@ CapMap = dict[str, "list[Any] | None"]
 ENDPOINT_LOCAL, ENDPOINT_STUN, ENDPOINT_PORT_MAPPED, ENDPOINT_STUN_LOCAL_PORT, ENDPOINT_EXPLICIT = 1, 2, 3, 4, 5
 
 
-class Service(GoStruct):
+class Service(GoStruct, frozen=True):
     proto: str = ""  # "peerapi4", "peerapi6", "peerapi-dns-proxy", "tcp", "udp"
     port: int = 0
     description: str = ""
 
 
-class NetInfo(GoStruct):
+class NetInfo(GoStruct, frozen=True):
     mapping_varies_by_dest_ip: bool | None = None
     working_ipv6: bool | None = None
     os_has_ipv6: bool | None = None
@@ -59,7 +59,7 @@ class NetInfo(GoStruct):
     firewall_mode: str = ""
 
 
-class Location(GoStruct):
+class Location(GoStruct, frozen=True):
     country: str = ""
     country_code: str = ""
     city: str = ""
@@ -69,7 +69,7 @@ class Location(GoStruct):
     priority: int = 0
 
 
-class Hostinfo(GoStruct):
+class Hostinfo(GoStruct, frozen=True):
     ipn_version: str = ""
     frontend_log_id: str = ""
     backend_log_id: str = ""
@@ -112,19 +112,19 @@ class Hostinfo(GoStruct):
     state_encrypted: bool | None = None
 
 
-class Resolver(GoStruct):
+class Resolver(GoStruct, frozen=True):
     addr: str = ""  # an IP, ip:port, or an https:// DoH URL
     bootstrap_resolution: tuple[str, ...] = ()
     use_with_exit_node: bool = False
 
 
-class DNSRecord(GoStruct):
+class DNSRecord(GoStruct, frozen=True):
     name: str = ""
     type: str = ""  # "" is A or AAAA, whichever the value is
     value: str = ""
 
 
-class DNSConfig(GoStruct):
+class DNSConfig(GoStruct, frozen=True):
     resolvers: tuple[Resolver, ...] = ()
     routes: dict[str, tuple[Resolver, ...] | None] = field(default_factory=dict)
     fallback_resolvers: tuple[Resolver, ...] = ()
@@ -136,7 +136,7 @@ class DNSConfig(GoStruct):
     exit_node_filtered_set: tuple[str, ...] = ()
 
 
-class DERPNode(GoStruct):
+class DERPNode(GoStruct, frozen=True):
     name: str = ""
     region_id: int = 0
     host_name: str = ""
@@ -151,7 +151,7 @@ class DERPNode(GoStruct):
     can_port80: bool = False
 
 
-class DERPRegion(GoStruct):
+class DERPRegion(GoStruct, frozen=True):
     region_id: int = 0
     region_code: str = ""
     region_name: str = ""
@@ -162,11 +162,11 @@ class DERPRegion(GoStruct):
     nodes: tuple[DERPNode, ...] = ()
 
 
-class DERPHomeParams(GoStruct):
+class DERPHomeParams(GoStruct, frozen=True):
     region_score: dict[int, float] | None = None
 
 
-class DERPMap(GoStruct):
+class DERPMap(GoStruct, frozen=True):
     """None in any field of a delta keeps the earlier value; a region that is None is dropped."""
 
     home_params: DERPHomeParams | None = None
@@ -177,7 +177,7 @@ class DERPMap(GoStruct):
         return {number: region for number, region in (self.regions or {}).items() if region is not None}
 
 
-class Node(GoStruct):
+class Node(GoStruct, frozen=True):
     """One machine of the tailnet, ourselves included. Prefixes and endpoints stay text, as they came."""
 
     id: int = 0
@@ -217,7 +217,7 @@ class Node(GoStruct):
     exit_node_dns_resolvers: tuple[Resolver, ...] = ()
 
 
-class PeerChange(GoStruct):
+class PeerChange(GoStruct, frozen=True):
     """A patch to one peer: only what is set applies."""
 
     node_id: int = 0
@@ -233,24 +233,24 @@ class PeerChange(GoStruct):
     key_expiry: datetime | None = None
 
 
-class PortRange(GoStruct):
+class PortRange(GoStruct, frozen=True):
     first: int = 0
     last: int = 0
 
 
-class NetPortRange(GoStruct):
+class NetPortRange(GoStruct, frozen=True):
     ip: str = ""
     bits: int | None = None
     ports: PortRange = PortRange()
 
 
-class CapGrant(GoStruct):
+class CapGrant(GoStruct, frozen=True):
     dsts: tuple[str, ...] = ()
     caps: tuple[str, ...] = ()
     cap_map: CapMap = field(default_factory=dict)
 
 
-class FilterRule(GoStruct):
+class FilterRule(GoStruct, frozen=True):
     src_ips: tuple[str, ...] = ()
     src_bits: tuple[int, ...] = ()
     dst_ports: tuple[NetPortRange, ...] = ()
@@ -258,7 +258,7 @@ class FilterRule(GoStruct):
     cap_grant: tuple[CapGrant, ...] = ()
 
 
-class UserProfile(GoStruct):
+class UserProfile(GoStruct, frozen=True):
     id: int = 0
     login_name: str = ""
     display_name: str = ""
@@ -266,14 +266,14 @@ class UserProfile(GoStruct):
     groups: tuple[str, ...] = ()
 
 
-class User(GoStruct):
+class User(GoStruct, frozen=True):
     id: int = 0
     display_name: str = ""
     profile_pic_url: str = ""
     created: datetime = ZERO_TIME
 
 
-class Login(GoStruct):
+class Login(GoStruct, frozen=True):
     id: int = 0
     provider: str = ""
     login_name: str = ""
@@ -281,12 +281,12 @@ class Login(GoStruct):
     profile_pic_url: str = ""
 
 
-class DisplayMessageAction(GoStruct):
+class DisplayMessageAction(GoStruct, frozen=True):
     url: str = ""
     label: str = ""
 
 
-class DisplayMessage(GoStruct):
+class DisplayMessage(GoStruct, frozen=True):
     title: str = ""
     text: str = ""
     severity: str = ""
@@ -294,7 +294,7 @@ class DisplayMessage(GoStruct):
     primary_action: DisplayMessageAction | None = None
 
 
-class PingRequest(GoStruct):
+class PingRequest(GoStruct, frozen=True):
     url: str = ""
     url_is_noise: bool = False
     log: bool = False
@@ -303,7 +303,7 @@ class PingRequest(GoStruct):
     payload: str = ""  # base64
 
 
-class PingResponse(GoStruct):
+class PingResponse(GoStruct, frozen=True):
     type: str = ""
     ip: str = ""
     node_ip: str = ""
@@ -318,13 +318,13 @@ class PingResponse(GoStruct):
     is_local_ip: bool = False
 
 
-class Debug(GoStruct):
+class Debug(GoStruct, frozen=True):
     sleep_seconds: float = 0.0
     disable_log_tail: bool = False
     exit: int | None = None
 
 
-class ClientVersion(GoStruct):
+class ClientVersion(GoStruct, frozen=True):
     running_latest: bool = False
     latest_version: str = ""
     urgent_security_update: bool = False
@@ -333,7 +333,7 @@ class ClientVersion(GoStruct):
     notify_text: str = ""
 
 
-class ControlIPCandidate(GoStruct):
+class ControlIPCandidate(GoStruct, frozen=True):
     ip: str = ""
     ace_host: str = field(default="", name="ACEHost")
     dial_start_delay_sec: float = 0.0
@@ -341,16 +341,16 @@ class ControlIPCandidate(GoStruct):
     priority: int = 0
 
 
-class ControlDialPlan(GoStruct):
+class ControlDialPlan(GoStruct, frozen=True):
     candidates: tuple[ControlIPCandidate, ...] = ()
 
 
-class TKAInfo(GoStruct):
+class TKAInfo(GoStruct, frozen=True):
     head: str = ""
     disabled: bool = False
 
 
-class MapRequest(GoStruct):
+class MapRequest(GoStruct, frozen=True):
     version: int = 0
     compress: str = ""  # "zstd" or ""
     keep_alive: bool = False
@@ -365,7 +365,7 @@ class MapRequest(GoStruct):
     debug_flags: tuple[str, ...] = ()
 
 
-class MapResponse(GoStruct):
+class MapResponse(GoStruct, frozen=True):
     map_session_handle: str = ""
     seq: int = 0
     keep_alive: bool = False
@@ -396,7 +396,7 @@ class MapResponse(GoStruct):
     client_version: ClientVersion | None = None
 
 
-class _UnreadPeers(MapResponse):
+class _UnreadPeers(MapResponse, frozen=True):
     """The same message with its long lists left as text, so that they can be read a slice at a time."""
 
     peers: tuple[msgspec.Raw, ...] = ()  # type: ignore[assignment]
@@ -433,14 +433,14 @@ def _with_peers(unread: _UnreadPeers, peers: tuple[Node, ...], peers_changed: tu
     return MapResponse(**fields)
 
 
-class RegisterAuth(GoStruct):
+class RegisterAuth(GoStruct, frozen=True):
     auth_key: str = ""
 
     def __repr__(self) -> str:
         return "RegisterAuth([redacted])"
 
 
-class RegisterRequest(GoStruct):
+class RegisterRequest(GoStruct, frozen=True):
     version: int = 0
     node_key: NodePublic = NO_NODE_KEY
     old_node_key: NodePublic = NO_NODE_KEY
@@ -457,7 +457,7 @@ class RegisterRequest(GoStruct):
         return f"RegisterRequest(node_key={self.node_key!r}, auth={self.auth!r}, followup={bool(self.followup)})"
 
 
-class RegisterResponse(GoStruct):
+class RegisterResponse(GoStruct, frozen=True):
     user: User = User()
     login: Login = Login()
     node_key_expired: bool = False
@@ -473,14 +473,14 @@ class RegisterResponse(GoStruct):
         )
 
 
-class ServerKeys(GoStruct):
+class ServerKeys(GoStruct, frozen=True):
     """The answer to `GET /key`."""
 
     legacy_public_key: MachinePublic = field(default=NO_MACHINE_KEY, name="legacyPublicKey")
     public_key: MachinePublic = field(default=NO_MACHINE_KEY, name="publicKey")
 
 
-class EarlyNoise(GoStruct):
+class EarlyNoise(GoStruct, frozen=True):
     """What the server may say before HTTP/2 begins."""
 
     node_key_challenge: ChallengePublic = field(default=ChallengePublic.zero(), name="nodeKeyChallenge")
