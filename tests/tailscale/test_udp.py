@@ -1,0 +1,123 @@
+"""Bursts over real loopback sockets: runs, segmentation, the plain path, rebinding."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+import trio
+
+from tailscale.runtime.udp import HostUdp, UdpSocket
+
+
+async def receive_all(udp: HostUdp, count: int, family: int = 0) -> list[bytes]:
+    got: list[bytes] = []
+    with trio.fail_after(5):
+        while len(got) < count:
+            for _, datagrams in await udp.readers()[family]():
+                got += datagrams
+    return got
+
+
+async def test_runs_arrive_whole_and_in_order() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    sent = [bytes([i]) * 1300 for i in range(70)] + [b"short", b"\xff" * 1400, b"x"]
+    a.send_many([(("127.0.0.1", b.local_port), sent)])
+    assert await receive_all(b, len(sent)) == sent
+    a.close()
+    b.close()
+
+
+async def test_ipv6_and_ipv4_share_a_port_and_keep_apart() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    a.send_many([(("::1", b.local_port), [b"six"]), (("127.0.0.1", b.local_port), [b"four"])])
+    assert await receive_all(b, 1, 0) == [b"four"]
+    assert await receive_all(b, 1, 1) == [b"six"]
+    a.close()
+    b.close()
+
+
+async def test_refused_segmentation_falls_back_to_single_sends() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    target: UdpSocket = a._sockets[False]
+    real = target._sock
+
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(errno.EIO, "no checksum offload")
+
+    target._sock = Refusing()  # type: ignore[assignment]
+    sent = [b"a" * 100] * 10
+    a.send_many([(("127.0.0.1", b.local_port), sent)])
+    assert await receive_all(b, 10) == sent
+    assert a.offloads["segmentation"] is False
+    assert a.counters["segmentation offload refused"] == 1
+    target._sock = real
+    a.close()
+    b.close()
+
+
+async def test_a_full_kernel_buffer_keeps_datagrams_until_it_drains() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    target: UdpSocket = a._sockets[False]
+    real, refusals = target._sock, [2]
+
+    class Busy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def sendto(self, *args: Any) -> int:
+            if refusals[0]:
+                refusals[0] -= 1
+                raise BlockingIOError
+            return real.sendto(*args)
+
+    target._sock = Busy()  # type: ignore[assignment]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run_writers)
+        for text in (b"one", b"two", b"three"):
+            a.send_many([(("127.0.0.1", b.local_port), [text])])
+        assert await receive_all(b, 3) == [b"one", b"two", b"three"]
+        nursery.cancel_scope.cancel()
+    target._sock = real
+    a.close()
+    b.close()
+
+
+async def test_rebinding_keeps_the_port_and_the_waiting_reader() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    port = b.local_port
+    got: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            got.extend(await receive_all(b, 1))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        b.rebind()
+        assert b.local_port == port
+        a.send_many([(("127.0.0.1", port), [b"after"])])
+    assert got == [b"after"]
+    a.close()
+    b.close()
+
+
+async def test_sending_nowhere_is_counted_and_never_raises() -> None:
+    a = HostUdp(0)
+    a.send_many([(("127.0.0.1", 9), [b"x" * 70_000]), (("255.255.255.255", 9), [b"x"])])
+    assert sum(a.counters.values()) == 2
+    a.close()
+
+
+async def test_a_port_in_use_falls_back_to_any_port() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("0.0.0.0", 0))
+        a = HostUdp(taken.getsockname()[1])
+        assert a.local_port != taken.getsockname()[1]
+        a.close()
