@@ -1,0 +1,277 @@
+"""A device's identity on disk: what it keeps between runs, and the stores it can be kept in.
+
+Owns the State record, its versioned text and the file that holds it: private, replaced atomically, locked against a
+second process. Refuses to guess: a file that cannot be read, trusted or understood is an error, never a new identity.
+The disco key is not here on purpose, it is made anew at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tailscale.errors import StateCorrupt, StateLocked
+from ts_base.errors import BadPacket
+from ts_base.keys import MachinePrivate, NodePrivate
+
+STATE_VERSION = 1
+FILE_NAME = "state.json"
+MAX_STATE_LENGTH = 64 << 10
+LOCK_OFFSET = 1 << 30  # Windows locks bytes against reading too; the pid at the start must stay readable
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Who this device is. Keys show redacted in the repr; `encode_state` is the one way to their text."""
+
+    machine_key: MachinePrivate
+    node_key: NodePrivate
+    old_node_key: NodePrivate | None = None  # kept while a rotation is not acknowledged, so that a crash cannot lose it
+    stable_id: str = ""
+    control_url: str = ""
+    registered: bool = False  # control has accepted node_key: no auth key is needed any more
+    home_region: int = 0  # where peers were last told to look for us: dialled first on a warm start
+    udp_port: int = 0
+
+    @classmethod
+    def generate(cls, entropy: Callable[[int], bytes], control_url: str = "") -> State:
+        """A device that nobody has heard of yet."""
+        return cls(MachinePrivate.generate(entropy(32)), NodePrivate.generate(entropy(32)), control_url=control_url)
+
+
+class Store(Protocol):
+    """Where a State lives. Any object with these three methods will do."""
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Hold the store while a Device lives. Raises StateLocked."""
+
+    def load(self) -> State | None:
+        """The State, or None when there has never been one. Raises StateCorrupt."""
+
+    def save(self, state: State) -> None:
+        """Replace the State, all or nothing. Raises StateCorrupt."""
+
+
+def open_store(where: str | os.PathLike[str] | Store | None) -> Store:
+    """What `Device(state=...)` accepts: a path, a Store, or None for one that forgets."""
+    if where is None:
+        return MemoryStore()
+    if isinstance(where, str | os.PathLike):
+        return FileStore(where)
+    return where
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """Lives and dies with the object; the object may be handed to the next Device."""
+
+    state: State | None = None
+    _held: bool = field(default=False, init=False, repr=False)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        if self._held:
+            raise StateLocked("memory", os.getpid())
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def load(self) -> State | None:
+        return self.state
+
+    def save(self, state: State) -> None:
+        self.state = state
+
+
+def encode_state(state: State) -> bytes:
+    """The secret text of a State."""
+    fields = {
+        "version": STATE_VERSION,
+        "machine_key": state.machine_key.export(),
+        "node_key": state.node_key.export(),
+        "old_node_key": state.old_node_key.export() if state.old_node_key is not None else None,
+        "stable_id": state.stable_id,
+        "control_url": state.control_url,
+        "registered": state.registered,
+        "home_region": state.home_region,
+        "udp_port": state.udp_port,
+    }
+    return json.dumps(fields, indent=1).encode() + b"\n"
+
+
+def decode_state_untrusted(text: bytes) -> State:
+    """Raises BadPacket with a reason that quotes nothing of the file."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadPacket("it is not the JSON that was written: cut short or overwritten") from None
+    if not isinstance(fields, dict) or type(fields.get("version")) is not int:
+        raise BadPacket("it is not a state file")
+    if fields["version"] != STATE_VERSION:
+        raise BadPacket(f"it has version {fields['version']} and this program knows version {STATE_VERSION}")
+    old = _typed(fields, "old_node_key", str, None)
+    return State(
+        machine_key=MachinePrivate.parse(_typed(fields, "machine_key", str)),
+        node_key=NodePrivate.parse(_typed(fields, "node_key", str)),
+        old_node_key=NodePrivate.parse(old) if old is not None else None,
+        stable_id=_typed(fields, "stable_id", str, ""),
+        control_url=_typed(fields, "control_url", str, ""),
+        registered=_typed(fields, "registered", bool, False),
+        home_region=_typed(fields, "home_region", int, 0),
+        udp_port=_typed(fields, "udp_port", int, 0),
+    )
+
+
+_REQUIRED = object()
+
+
+def _typed(fields: dict[str, Any], name: str, kind: type, default: object = _REQUIRED) -> Any:
+    value = fields.get(name)
+    if value is None and default is not _REQUIRED:
+        return default
+    if type(value) is not kind:
+        raise BadPacket(f"its field {name} is missing or of the wrong type")
+    return value
+
+
+class FileStore:
+    """One file, 0600, in a directory of its own that is made 0700 when it is not there.
+
+    `path` may name the file or a directory; what does not exist yet is a file if it has a suffix.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        chosen = Path(path).expanduser()
+        is_file = chosen.is_file() or (not chosen.exists() and bool(chosen.suffix))
+        self.path = chosen if is_file else chosen / FILE_NAME
+
+    def __repr__(self) -> str:
+        return f"FileStore({os.fspath(self.path)!r})"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        with self._told_as_ours("lock"):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # A file of its own: the state file is replaced at every save, and a lock would stay with the old one.
+            descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o600)
+        try:
+            if not _try_lock(descriptor):
+                raise StateLocked(os.fspath(self.path), _read_pid(descriptor))
+            with self._told_as_ours("lock"):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, b"%d\n" % os.getpid())
+            yield
+        finally:
+            os.close(descriptor)
+
+    def load(self) -> State | None:
+        with self._told_as_ours("read"):
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | _NO_FOLLOW)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb") as file:
+                self._check_private(os.fstat(file.fileno()))
+                text = file.read(MAX_STATE_LENGTH + 1)
+        if len(text) > MAX_STATE_LENGTH:
+            raise self._corrupt("it is far larger than any state file")
+        try:
+            return decode_state_untrusted(text)
+        except BadPacket as problem:
+            raise self._corrupt(str(problem)) from None
+
+    def save(self, state: State) -> None:
+        text = encode_state(state)
+        draft = self._beside("new")
+        with self._told_as_ours("write"):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.unlink(missing_ok=True)  # left by a crash; O_EXCL then proves that the file is ours from its birth
+            try:
+                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(draft, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    draft.unlink(missing_ok=True)
+                raise
+            _sync_directory(self.path.parent)
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{ending}")
+
+    def _check_private(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise self._corrupt("it is not a regular file")
+        if sys.platform == "win32":
+            return  # access lists decide there, and the mode bits say nothing
+        if status.st_uid != os.geteuid():
+            raise self._corrupt(f"it belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise self._corrupt(f"others may read it (mode {mode:04o}): its keys may be known. If not, chmod 600 it")
+
+    def _corrupt(self, reason: str) -> StateCorrupt:
+        return StateCorrupt(
+            f"the state file {self.path} cannot be used: {reason}. It is left as it is: repair it, restore a copy, or "
+            "move it away to become a new device"
+        )
+
+    @contextlib.contextmanager
+    def _told_as_ours(self, deed: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StateCorrupt(f"cannot {deed} the state file {self.path}: {error.strerror or error}") from error
+
+
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """An exclusive lock that dies with the process. False when somebody holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, LOCK_OFFSET, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _read_pid(descriptor: int) -> int | None:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return int(os.read(descriptor, 20))
+    except (OSError, ValueError):
+        return None
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename itself survive a power cut, where the system can."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
