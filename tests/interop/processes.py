@@ -212,11 +212,14 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+KEEP = ".keep"
+
+
 @contextlib.asynccontextmanager
 async def work_folder(name: str = "rig", keep: bool = False) -> AsyncIterator[Path]:
     """A fresh folder with a short path (unix sockets live in it); kept and named when the body fails.
 
-    $PYTAILSCALE_KEEP_LOGS keeps it always.
+    A file named `.keep` in it, or $PYTAILSCALE_KEEP_LOGS, keeps it too.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"pyts-{name}-"))
     failed = True
@@ -224,7 +227,7 @@ async def work_folder(name: str = "rig", keep: bool = False) -> AsyncIterator[Pa
         yield folder
         failed = False
     finally:
-        if failed or keep or os.environ.get("PYTAILSCALE_KEEP_LOGS"):
+        if failed or keep or (folder / KEEP).exists() or os.environ.get("PYTAILSCALE_KEEP_LOGS"):
             print(f"\nrig logs kept: {folder}", flush=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)

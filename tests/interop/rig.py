@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.interop import build
-from tests.interop.processes import PORTS, Process, RigError, poll_until, work_folder
+from tests.interop.processes import KEEP, PORTS, Process, RigError, poll_until, work_folder
 
 Json = dict[str, Any]
 
@@ -489,6 +489,20 @@ class Tailscaled:
     async def status(self) -> Json:
         return cast(Json, json.loads(await self.cli("status", "--json")))
 
+    async def connect(self, host: str, port: int) -> trio.SocketStream:
+        """A TCP connection through the daemon's SOCKS5 proxy; a refusal raises ConnectionRefusedError."""
+        stream = await trio.open_tcp_stream("127.0.0.1", self.socks_port)
+        name = host.encode()
+        await stream.send_all(b"\5\1\0")
+        await _read_exactly(stream, 2)
+        await stream.send_all(b"\5\1\0\3" + bytes([len(name)]) + name + port.to_bytes(2, "big"))
+        answer = await _read_exactly(stream, 4)
+        await _read_exactly(stream, {1: 4, 4: 16}[answer[3]] + 2)
+        if answer[1] != 0:
+            await stream.aclose()
+            raise ConnectionRefusedError(f"{self.name}: no connection to {host}:{port} (SOCKS answer {answer[1]})")
+        return stream
+
     async def up(self, control: str, auth_key: str, *arguments: str) -> None:
         await self.cli(
             "up",
@@ -507,6 +521,16 @@ class Tailscaled:
 
     async def stop(self) -> None:
         await self.process.stop()
+
+
+async def _read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
+    got = b""
+    while len(got) < count:
+        chunk = await stream.receive_some(count - len(got))
+        if not chunk:
+            raise ConnectionResetError("the stream ended early")
+        got += chunk
+    return got
 
 
 class Testcontrol:
@@ -544,6 +568,10 @@ class Rig:
         if self._ca is None:
             self._ca = PrivateCa(self._room("ca"))
         return self._ca
+
+    def keep_logs(self) -> None:
+        """Keeps the folder although the body ends well (a test failed elsewhere)."""
+        (self.folder / KEEP).touch()
 
     def _room(self, name: str) -> Path:
         count = self._counts[name] = self._counts.get(name, 0) + 1
@@ -947,7 +975,7 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     lacking = build.missing((f"headscale-{options.headscale}", "derper", "tsnetpeer"))
-    if lacking and build.main(lacking) != 0 or build.missing(tuple(lacking)):
+    if (lacking and build.main(lacking) != 0) or build.missing(tuple(lacking)):
         return 1
     print(f"starting (peers ready after {time.monotonic() - started:.0f} s) ...", file=sys.stderr, flush=True)
     trio.run(_up, options)

@@ -123,12 +123,18 @@ func main() {
 	n.quit()
 }
 
+// quit leaves in good order, but does not wait the five seconds in which tsnet would flush its logs
+// to a server that is not there. An ephemeral node gets the time to say goodbye.
 func (n *node) quit() {
 	done := make(chan struct{})
 	go func() { n.server.Close(); close(done) }()
+	patience := 300 * time.Millisecond
+	if *ephemeral {
+		patience = 2 * time.Second
+	}
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 	}
 	n.event("down", nil)
 	os.Exit(0)
