@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ts_base.errors import BadPacket
 from ts_base.ip import ICMP, ICMP6, SCTP, TCP, TSMP, UDP, Prefix, parse_address, parse_prefix, prefix_contains
@@ -30,6 +30,9 @@ EVERYTHING: tuple[Prefix, ...] = ((bytes(4), 0), (bytes(16), 0))
 STEP = 2_000  # entries compiled between two pauses: about 10 ms
 MAX_PROBLEMS = 32
 REPLY_FLOWS = 16_384  # upstream keeps 512, which a busy resolver outlives in seconds
+
+
+Built = TypeVar("Built")
 
 
 class Grant(NamedTuple):
@@ -138,6 +141,21 @@ class PacketFilter:
         mask = (self._sources.lookup(parsed.source) or 0) & self._protocols.get(parsed.protocol, 0)
         return any(ports.every_port & mask for ports in self._destinations.lookup_all(parsed.destination))
 
+    @property
+    def has_holders(self) -> bool:
+        """Whether any rule names a capability as its source; if not, `held` need not be looked up."""
+        return bool(self._holders)
+
+    def names_source_in(self, prefixes: Iterable[Prefix]) -> bool:
+        """Whether a rule with a destination has a source that overlaps one of `prefixes`."""
+        mask = self._families[4] | self._families[16]
+        table: Bart[bool] = Bart()
+        for prefix in prefixes:
+            if (self._sources.lookup(prefix[0]) or 0) & mask:
+                return True
+            table.insert(prefix, True)
+        return any(rules & mask and table.lookup(prefix[0]) for prefix, rules in self._sources.items())
+
     def _rules_for_holder(self, held: frozenset[str], family: int) -> int:
         mask = 0
         if held and self._holders:
@@ -163,13 +181,17 @@ class PacketFilter:
 
 def compile_filter(rules: Iterable[Rule]) -> PacketFilter:
     """Rules to a filter, all at once."""
-    steps = compile_filter_steps(rules)
+    return run_through(compile_filter_steps(rules))
+
+
+def run_through(steps: Generator[None, None, Built]) -> Built:
+    """Compile without pausing."""
     while True:
         try:
             next(steps)
         except StopIteration as done:
-            compiled: PacketFilter = done.value
-            return compiled
+            built: Built = done.value
+            return built
 
 
 def compile_filter_steps(rules: Iterable[Rule]) -> Generator[None, None, PacketFilter]:

@@ -1,0 +1,157 @@
+"""A tailnet of engines without crypto: a tunnel that only carries, a stack that only keeps, and packets to send."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ts_base.ip import ICMP, TCP, UDP, checksum, parse_address, pseudo_header_sum
+from ts_dataplane.engine import Engine, Path
+from ts_dataplane.filter import Rule
+from ts_dataplane.packets import build
+from ts_dataplane.tables import PeerRoutes, compile_tables
+
+US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"
+US6, THEM6, OTHER6 = "fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2", "fd7a:115c:a1e0::3"
+PEER, OTHER_PEER = 2, 3
+DIRECT = ("192.0.2.7", 41641)
+RELAYED = (900, bytes(range(32)))
+
+ALLOW_ALL = (Rule(("*",), (("*", 0, 65535),)),)
+ONLY_80 = (Rule(("*",), (("*", 80, 80),)),)
+
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+
+
+class PlainTunnel:
+    """Carries plaintext in WireGuard's clothes: type 4, the sender's peer id, the packet padded to 16."""
+
+    def __init__(self) -> None:
+        self.outgoing: list[tuple[int, list[bytes]]] = []
+        self.replies: list[tuple[Path, list[bytes]]] = []
+        self.messages: list[Any] = []
+
+    def receive(self, runs: list[tuple[Path, list[bytes]]], now: float) -> list[tuple[int, Path, list[bytes]]]:
+        return [
+            (int.from_bytes(sealed[0][4:8], "big"), path, [s[8:] for s in sealed if s[8:]]) for path, sealed in runs
+        ]
+
+    def send(self, runs: list[tuple[int, list[bytes]]], now: float) -> None:
+        self.outgoing += runs
+
+    def transmit(self, now: float) -> list[tuple[int, list[bytes]]]:
+        taken, self.outgoing = self.outgoing, []
+        return [(peer, [seal(0, packet) for packet in packets]) for peer, packets in taken]
+
+    def take_replies(self) -> list[tuple[Path, list[bytes]]]:
+        taken, self.replies = self.replies, []
+        return taken
+
+    def handle_timer(self, now: float) -> None: ...
+
+    def next_timer(self) -> float:
+        return math.inf
+
+    def take_messages(self) -> list[Any]:
+        taken, self.messages = self.messages, []
+        return taken
+
+
+class ShelfStack:
+    """Keeps what it is given and sends what it is told to."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.outgoing: list[tuple[bytes, list[bytes]]] = []
+
+    def receive(self, packets: list[bytes], now: float) -> None:
+        self.received += packets
+
+    def transmit(self, now: float) -> list[tuple[bytes, list[bytes]]]:
+        taken, self.outgoing = self.outgoing, []
+        return taken
+
+    def handle_timer(self, now: float) -> None: ...
+
+    def next_timer(self) -> float:
+        return 7.0
+
+    def take_messages(self) -> list[Any]:
+        return []
+
+
+def seal(peer: int, packet: bytes) -> bytes:
+    return b"\4\0\0\0" + peer.to_bytes(4, "big") + packet + bytes(-len(packet) % 16)
+
+
+class Desk:
+    """One engine with its surroundings, and short words for what a test does to it."""
+
+    def __init__(
+        self, *, rules: tuple[Rule, ...] = (), peers: tuple[PeerRoutes, ...] | None = None, **prefs: Any
+    ) -> None:
+        self.tunnel, self.stack = PlainTunnel(), ShelfStack()
+        self.engine = Engine(self.tunnel, self.stack)
+        if peers is None:
+            peers = (PeerRoutes(PEER, (THEM, THEM6)), PeerRoutes(OTHER_PEER, (OTHER, OTHER6)))
+        self.engine.tables = compile_tables(own=(US, US6), peers=peers, rules=rules, **prefs)
+        self.engine.paths[PEER] = (DIRECT,)
+
+    def hear(self, *packets: bytes, peer: int = PEER, path: Path = DIRECT, now: float = 0.0) -> list[bytes]:
+        """Packets arrive from `peer` in one run; those that reached the stack."""
+        self.stack.received.clear()
+        self.engine.receive([(path, [seal(peer, packet) for packet in packets])], now)
+        return list(self.stack.received)
+
+    def say(self, *packets: bytes, now: float = 0.0) -> list[tuple[Path, list[bytes]]]:
+        """Packets leave the stack, all to the destination of the first; what goes down, opened again."""
+        if packets:
+            destination = packets[0][16:20] if packets[0][0] >> 4 == 4 else packets[0][24:40]
+            self.stack.outgoing.append((destination, list(packets)))
+        return [(path, [sealed[8:] for sealed in run]) for path, run in self.engine.transmit(now)]
+
+    @property
+    def drops(self) -> dict[str, int]:
+        return {reason: count for reason, count in self.engine.drops.items() if count}
+
+
+def packet(protocol: int, body: bytes, source: str = THEM, destination: str = US) -> bytes:
+    return build(protocol, parse_address(source), parse_address(destination), body)
+
+
+def tcp(
+    flags: int, port: int = 80, source: str = THEM, destination: str = US, data: bytes = b"", sport: int = 4000
+) -> bytes:
+    ends = parse_address(source), parse_address(destination)
+    head = sport.to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(8) + bytes([0x50, flags, 1, 0])
+    total = checksum(head + bytes(4) + data, pseudo_header_sum(*ends, TCP, 20 + len(data)))
+    return build(TCP, *ends, head + total.to_bytes(2, "big") + bytes(2) + data)
+
+
+def udp(port: int, source: str = THEM, destination: str = US, data: bytes = b"x" * 20, sport: int = 4000) -> bytes:
+    ends = parse_address(source), parse_address(destination)
+    size = 8 + len(data)
+    head = sport.to_bytes(2, "big") + port.to_bytes(2, "big") + size.to_bytes(2, "big")
+    total = checksum(head + bytes(2) + data, pseudo_header_sum(*ends, UDP, size)) or 0xFFFF
+    return build(UDP, *ends, head + total.to_bytes(2, "big") + data)
+
+
+def icmp(kind: int, source: str = THEM, destination: str = US) -> bytes:
+    return packet(ICMP, bytes([kind, 0]) + bytes(14), source, destination)
+
+
+def fragment(whole: bytes, *, offset: int, more: bool) -> bytes:
+    """An IPv4 packet with its fragment field overwritten; `offset` in blocks of 8."""
+    return whole[:6] + (offset | more << 13).to_bytes(2, "big") + whole[8:]
+
+
+def checksums_hold(whole: bytes) -> bool:
+    """Are the IPv4 header's and the TCP or UDP sums right?"""
+    if whole[0] >> 4 == 4:
+        source, destination, body = whole[12:16], whole[16:20], whole[20:]
+        if checksum(whole[:20]):
+            return False
+        protocol = whole[9]
+    else:
+        source, destination, body, protocol = whole[8:24], whole[24:40], whole[40:], whole[6]
+    return checksum(body, pseudo_header_sum(source, destination, protocol, len(body))) == 0
