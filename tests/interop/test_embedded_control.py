@@ -1,0 +1,180 @@
+"""Unmodified tailscaled and tsnet join our own coordination server, see each other and exchange traffic."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from tailscale.testing.control import ControlService
+from tests.interop.pattern import pattern_sha256
+from tests.interop.processes import poll_until
+from tests.interop.rig import Derper, Rig, RigError
+from ts_control.server import ControlServer
+from ts_control.wire import DERPMap, DERPNode, DERPRegion
+
+MIB = 1 << 20
+
+
+def derp_map(relay: Derper) -> DERPMap:
+    node = relay.region["nodes"][0]
+    listed = DERPNode(
+        name=node["name"],
+        region_id=node["regionid"],
+        host_name=node["hostname"],
+        cert_name=node["certname"],
+        ipv4=node["ipv4"],
+        ipv6=node["ipv6"],
+        derp_port=node["derpport"],
+        stun_port=node["stunport"],
+        stun_test_ip=node["stuntestip"],
+    )
+    region = DERPRegion(region_id=relay.region_id, region_code="rig", region_name="Rig", nodes=(listed,))
+    return DERPMap(regions={relay.region_id: region})
+
+
+class Control:
+    """Our server on loopback, as the rig likes its control servers: with a `url`."""
+
+    def __init__(self, relay: Derper, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.server = ControlServer(entropy=os.urandom, wall_clock=time.time, url=self.url)
+        self.server.set_derp_map(derp_map(relay), 0.0)
+        self.service = ControlService(self.server, entropy=os.urandom)
+
+    def do(self, name: str, *arguments: Any, **named: Any) -> Any:
+        result = getattr(self.server, name)(*arguments, trio.current_time(), **named)
+        self.service.poke()
+        return result
+
+    def id_of(self, label: str) -> int:
+        device = self.server.directory.by_label(label)
+        assert device is not None
+        return device.id
+
+
+@asynccontextmanager
+async def embedded(relay: Derper) -> AsyncIterator[Control]:
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        control = Control(relay, listeners[0].socket.getsockname()[1])
+        nursery.start_soon(control.service.run_timers)
+        nursery.start_soon(trio.serve_listeners, control.service.serve_stream, listeners)
+        yield control
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def control(relay: Derper) -> AsyncIterator[Control]:
+    async with embedded(relay) as made:
+        yield made
+
+
+@pytest.mark.peers("tailscaled", "tailscale")
+async def test_tailscaled_and_tsnet_join_and_talk(r: Rig, control: Control) -> None:
+    key = control.server.create_auth_key(reusable=True)
+    async with (
+        r.tsnet(control.url, key, "db") as db,
+        r.tsnet(control.url, key, "worker") as worker,
+        r.tailscaled("daemon") as daemon,
+    ):
+        await daemon.up(control.url, key)
+        assert {device.label for device in control.server.directory} == {"db", "worker", "daemon"}
+        for host in (db.ip4, db.ip6, "db", "db.tailnet.test"):
+            echoed = await worker.dial(host, 7, bytes=MIB, end="half", read=-1)
+            assert (echoed["received"], echoed["sha256"]) == (MIB, pattern_sha256(MIB))
+        assert (await worker.wait_direct(db.ip4)).startswith(("127.0.0.1:", "1", "["))
+        async with await daemon.connect(db.ip4, 7) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some(16) == b"hello"
+        peers = {peer["HostName"] for peer in (await daemon.status())["Peer"].values()}
+        assert peers == {"db", "worker"}
+
+
+async def test_changes_reach_tsnet_while_it_runs(r: Rig, control: Control) -> None:
+    key = control.server.create_auth_key(reusable=True)
+    async with r.tsnet(control.url, key, "db") as db, r.tsnet(control.url, key, "worker") as worker:
+        assert (await worker.dial(db.ip4, 7, data=b"x", end="half", read=-1))["received"] == 1
+        only_port_7 = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:7"]}]}
+        control.do("set_policy", only_port_7)
+
+        async def is_closed() -> bool:
+            try:
+                await worker.dial(db.ip4, 80, data=b"GET / HTTP/1.0\r\n\r\n", read=-1, timeout=2)
+            except RigError:
+                return True
+            return False
+
+        await poll_until("the policy to arrive", is_closed, 20)
+        assert (await worker.dial(db.ip4, 7, data=b"x", end="half", read=-1))["received"] == 1
+        control.do("rename", control.id_of("db"), "store")
+        control.do("set_policy", None)
+
+        async def is_renamed() -> bool:
+            return (await worker.path_to(db.ip4))["DNSName"] == "store.tailnet.test."
+
+        await poll_until("the new name", is_renamed, 20)
+        control.do("expire", control.id_of("store"))
+
+        async def is_expired() -> bool:
+            return (await worker.path_to(db.ip4)).get("Expired", False) is True
+
+        await poll_until("the expiry to be seen", is_expired, 20)
+        control.do("remove", control.id_of("store"))
+
+        async def is_gone() -> bool:
+            return not (await worker.status()).get("Peer")
+
+        await poll_until("the removal to be seen", is_gone, 20)
+
+
+@pytest.mark.peers("tailscaled", "tailscale")
+async def test_tailscaled_logs_in_by_url_keeps_its_address_and_logs_out(r: Rig, control: Control) -> None:
+    async with r.tailscaled("daemon") as daemon, trio.open_nursery() as nursery:
+        nursery.start_soon(daemon.cli, "up", f"--login-server={control.url}", "--hostname=daemon", "--accept-dns=false")
+
+        async def asked() -> bool:
+            return bool(control.server.pending_logins)
+
+        await poll_until("the login to be asked for", asked, 20)
+        with trio.fail_after(20):
+            while not control.server._logins.parked:
+                await trio.sleep(0.05)
+        control.do("approve_login", control.server.pending_logins[0].url, user="alice@example.com")
+
+        async def is_running() -> bool:
+            return (await daemon.status())["BackendState"] == "Running"
+
+        await poll_until("the daemon to run", is_running, 20)
+        device = control.server.directory.by_label("daemon")
+        assert device is not None
+        assert device.login == "alice@example.com"
+        first_key, first_addresses = device.key, device.addresses
+        control.do("expire", device.id)
+
+        async def needs_login() -> bool:
+            return (await daemon.status())["BackendState"] == "NeedsLogin"
+
+        await poll_until("the daemon to notice", needs_login, 20)
+        key = control.server.create_auth_key("alice@example.com")
+        await daemon.up(control.url, key, "--force-reauth")
+        assert (device.id, device.addresses) == (1, first_addresses)
+        assert device.key != first_key
+        await daemon.cli("logout")
+        assert device.expired
+
+
+async def test_tsnet_answers_our_pings(r: Rig, control: Control) -> None:
+    key = control.server.create_auth_key(reusable=True, ephemeral=True)
+    async with r.tsnet(control.url, key, "db") as db:
+        ping = control.do("ping", control.id_of("db"))
+        seen = control.do("ping", control.id_of("db"), types="TSMP", ip=db.ip4)
+        with trio.fail_after(10):
+            while ping.answer is None or seen.answer is None:
+                await trio.sleep(0.02)
+        assert b'"Type":"TSMP"' in seen.answer

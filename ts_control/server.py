@@ -1,0 +1,284 @@
+"""An embedded coordination server: what devices ask of it and what an administrator does with it, as one machine.
+
+Owns the front: requests are judged here and handed to those who know. Who is enrolled is in `directory`, who gets in
+`server_login`, what changes over time `server_roster`, what is shown `server_maps`, who may see whom `policy_index`.
+Knows nothing of Noise or HTTP: `server_connection` does. Made for one machine: tests, demos, laptops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ts_base.ip import parse_prefix
+from ts_base.keys import MachinePrivate, MachinePublic
+from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
+from ts_control.policy import Policy
+from ts_control.server_login import Logins, Parked, PendingLogin
+from ts_control.server_maps import MapStream, MapWriter
+from ts_control.server_roster import Roster
+from ts_control.wire import (
+    DERPMap,
+    DNSConfig,
+    DNSRecord,
+    MapRequest,
+    PingRequest,
+    RegisterRequest,
+    RegisterResponse,
+    Resolver,
+    ServerKeys,
+    encode_json,
+)
+
+MINIMUM_VERSION = 68  # older clients do not send the updates this server waits for
+MAX_PINGS = 1024
+DEFAULT_USER = "user@tailnet.test"
+
+
+@dataclass(eq=False, slots=True)
+class PingSent:
+    """A question put to one device; `answer` is None until it came."""
+
+    id: str
+    device: int
+    sent: float
+    answer: bytes | None = None
+    answered: float = 0.0
+
+
+class ControlServer:
+    """One tailnet. A request comes with its connection, the `owner`; `take_ready()` names the owners with news."""
+
+    def __init__(
+        self,
+        *,
+        entropy: Callable[[int], bytes],
+        wall_clock: Callable[[], float],
+        url: str = "http://control.test",
+        domain: str = "tailnet.test",
+        machine: MachinePrivate | None = None,
+        key_lifetime: float = 0.0,
+    ) -> None:
+        self.machine = machine or MachinePrivate.generate(entropy(32))
+        self.url = url.rstrip("/")
+        self.domain = domain
+        self._entropy = entropy
+        self._wall_clock = wall_clock
+        self.directory = Directory(entropy)
+        self._maps = MapWriter(self.directory, domain)
+        self._maps.dns = DNSConfig(domains=(domain,), proxied=True, routes={domain: ()})
+        self._roster = Roster(self.directory, self._maps, wall_clock=wall_clock)
+        self._logins = Logins(
+            self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock, key_lifetime=key_lifetime
+        )
+        self.pings: dict[str, PingSent] = {}
+
+    @property
+    def key(self) -> MachinePublic:
+        return self.machine.public
+
+    @property
+    def drops(self) -> Counter[str]:
+        return self._roster.drops
+
+    def keys_json(self) -> bytes:
+        """The body of `GET /key`."""
+        return encode_json(ServerKeys(public_key=self.key))
+
+    def take_ready(self) -> list[object]:
+        return self._roster.take_ready()
+
+    def next_timer(self) -> float:
+        return self._roster.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        self._roster.handle_timer(now)
+
+    # What devices ask
+
+    def register(
+        self, machine: MachinePublic, request: RegisterRequest, now: float, owner: object
+    ) -> RegisterResponse | Parked:
+        """The answer, or a Parked that gets its response later; its owner shows up in `take_ready` then."""
+        answer = self._logins.register(machine, request, owner)
+        self._take_over(now)
+        return answer
+
+    def request_map(self, machine: MachinePublic, request: MapRequest, now: float, owner: object) -> MapStream | bytes:
+        """A stream that already holds its first message, or the whole body of a one-shot answer.
+
+        DirectoryError when the node key is not this machine's: the client has to register again.
+        """
+        device = self.directory.by_key(request.node_key)
+        if device is None or device.machine != machine:
+            raise DirectoryError("node not found")
+        if not request.read_only:
+            self._roster.learn(device, request, now)
+        compress = request.compress == "zstd"
+        if request.stream:
+            return self._roster.open_stream(device, compress, owner, now)
+        self._roster.settle(now)
+        return b"" if request.omit_peers else self._roster.one_map(device, compress)
+
+    def close_map(self, stream: MapStream, now: float) -> None:
+        self._roster.close_stream(stream, now)
+
+    def abandon(self, owner: object, now: float) -> None:
+        """A connection ended: everything that was waiting on it is forgotten."""
+        self._logins.abandon(owner)
+        self._roster.abandon(owner, now)
+
+    def answer_ping(self, ping_id: str, body: bytes, now: float) -> bool:
+        """Somebody called the URL of a PingRequest."""
+        ping = self.pings.get(ping_id)
+        if ping is None or ping.answer is not None:
+            self.drops["unasked ping answer"] += 1
+            return False
+        ping.answer, ping.answered = body, now
+        return True
+
+    def _take_over(self, now: float) -> None:
+        """What the login rules decided becomes news."""
+        for device in self._logins.take_removed():
+            self._roster.remove(device)
+        for device, changed in self._logins.take_admitted():
+            self._roster.note(device, changed, now)
+        self._roster.settle(now)
+
+    # Who may come in
+
+    def create_auth_key(
+        self,
+        user: str = DEFAULT_USER,
+        *,
+        reusable: bool = False,
+        ephemeral: bool = False,
+        tags: Sequence[str] = (),
+        lifetime: float = 86_400.0,
+    ) -> str:
+        """A new key's secret text. `lifetime` 0 never expires."""
+        expires = self._wall_clock() + lifetime if lifetime else 0.0
+        return self.directory.create_auth_key(
+            user, reusable=reusable, ephemeral=ephemeral, tags=tuple(tags), expires=expires
+        ).secret
+
+    def find_auth_key(self, secret: str) -> AuthKeyRecord:
+        record = self.directory.find_auth_key(secret)
+        if record is None:
+            raise DirectoryError("no such auth key")
+        return record
+
+    @property
+    def pending_logins(self) -> tuple[PendingLogin, ...]:
+        return tuple(self._logins.pending.values())
+
+    def approve_login(self, login: str, now: float, *, user: str = DEFAULT_USER) -> None:
+        """Let a waiting device in; `login` is its id or its whole URL."""
+        for parked in self._logins.approve(login, user):
+            self._roster.wake(parked.owner)
+        self._take_over(now)
+
+    def reject_login(self, login: str, now: float) -> None:
+        for parked in self._logins.reject(login):
+            self._roster.wake(parked.owner)
+        self._take_over(now)
+
+    # What everybody gets
+
+    def set_policy(self, policy: Policy | str | Mapping[str, Any] | None, now: float) -> None:
+        """Replace the policy; None allows everything. PolicyError leaves the old one in force."""
+        chosen = Policy.allow_all() if policy is None else policy
+        parsed = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
+        self._logins.policy = parsed
+        self._roster.use_policy(parsed, now)
+        self._roster.settle(now)
+
+    def set_derp_map(self, derp_map: DERPMap, now: float) -> None:
+        self._maps.derp_map = derp_map
+        self._roster.changes.facts["DERPMap"] = msgspec.Raw(encode_json(derp_map))
+        self._roster.settle(now)
+
+    def set_dns(
+        self,
+        now: float,
+        *,
+        records: Iterable[tuple[str, str]] = (),
+        nameservers: Sequence[str] = (),
+        split: Mapping[str, Sequence[str]] | None = None,
+        search: Sequence[str] = (),
+        magic_dns: bool = True,
+    ) -> None:
+        """Replace the tailnet's DNS: extra (name, address) records, nameservers for everything and per suffix."""
+        routes: dict[str, tuple[Resolver, ...] | None] = {self.domain: ()} if magic_dns else {}
+        for suffix, servers in (split or {}).items():
+            routes[suffix] = tuple(Resolver(addr=server) for server in servers)
+        self._maps.dns = DNSConfig(
+            domains=(self.domain, *search),
+            proxied=magic_dns,
+            routes=routes,
+            resolvers=tuple(Resolver(addr=server) for server in nameservers),
+            extra_records=tuple(DNSRecord(name=name, value=value) for name, value in records),
+        )
+        self._roster.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
+        self._roster.settle(now)
+
+    # One device
+
+    def expire(self, device_id: int, now: float) -> None:
+        """The device's key is worth nothing from now on: peers drop it, and it has to log in again."""
+        self.set_key_expiry(device_id, self._wall_clock(), now)
+
+    def set_key_expiry(self, device_id: int, expires: float, now: float) -> None:
+        """Unix seconds; 0.0 for never."""
+        device = self.directory.find(device_id)
+        device.expires = expires
+        was_expired, device.expired = device.expired, bool(expires) and expires <= self._wall_clock()
+        self._changed(device, {"expires", "expired"} if was_expired != device.expired else {"expires"}, now)
+
+    def remove(self, device_id: int, now: float) -> None:
+        self._roster.remove(self.directory.find(device_id))
+        self._roster.settle(now)
+
+    def rename(self, device_id: int, label: str, now: float) -> None:
+        device = self.directory.find(device_id)
+        device.renamed = True
+        if self.directory.relabel(device, label):
+            self._changed(device, {"name"}, now)
+
+    def set_tags(self, device_id: int, tags: Iterable[str], now: float) -> None:
+        device = self.directory.find(device_id)
+        device.tags = tuple(sorted(set(tags)))
+        if device.tags:
+            device.expires = 0.0  # what is tagged does not expire
+        self._changed(device, {"tags", "expires"}, now)
+
+    def approve_routes(self, device_id: int, routes: Iterable[str], now: float) -> None:
+        """Exactly these of the advertised routes are in force from now on."""
+        device = self.directory.find(device_id)
+        before, device.approved = device.approved, frozenset(parse_prefix(route) for route in routes)
+        self._roster.elect(before | device.approved)
+        self._changed(device, {"routes"}, now)
+
+    def ping(self, device_id: int, now: float, *, types: str = "", ip: str = "", payload: str = "") -> PingSent:
+        """Ask a device to answer: no types is a HEAD of our URL, `c2n` carries a request, others ping `ip`."""
+        if len(self.pings) >= MAX_PINGS:
+            del self.pings[next(iter(self.pings))]
+        ping = PingSent(self._entropy(8).hex(), self.directory.find(device_id).id, now)
+        self.pings[ping.id] = ping
+        in_noise = bool(types)
+        path = f"/machine/{'ping-answer' if in_noise else 'ping-response'}?id={ping.id}"
+        request = PingRequest(url=self.url + path, url_is_noise=in_noise, types=types, ip=ip, payload=payload)
+        self._roster.send(device_id, self._maps.ping(request), now)
+        return ping
+
+    def send_to(self, device_id: int, parts: Mapping[str, Any], now: float) -> None:
+        """Any map message at all, to see how a client takes it."""
+        self._roster.send(device_id, msgspec.json.encode(parts), now)
+
+    def _changed(self, device: Enrolled, changed: set[str], now: float) -> None:
+        self._roster.note(device, changed, now)
+        self._roster.settle(now)
