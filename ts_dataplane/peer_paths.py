@@ -1,0 +1,164 @@
+"""What is known of the ways to one peer: control's facts, and the state kept while the peer is in use.
+
+Owns the best path, its trust, and when the next thing is due. Sends nothing and knows no disco: `paths.py` asks
+what is due and does it. Times and rules are magicsock's, named by cause; idle peers have no state at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ts_dataplane.candidates import Candidate, Candidates
+from ts_dataplane.path_scoring import Direct, PathQuality, PeerRelayed, is_better
+
+Path = tuple[Any, ...]
+
+ACTIVE_TIME = 45.0  # without user data sent for this long, heartbeats stop
+HEARTBEAT = 3.0
+TRUST_TIME = 6.5  # two heartbeats and half a second
+CANDIDATE_SPACING = 5.0
+FIRST_SPACING = 0.25  # a fresh search tries again this soon, then ever slower up to CANDIDATE_SPACING
+PING_BACK_SPACING = 1.0
+UPGRADE_INTERVAL = 60.0
+GOOD_ENOUGH_LATENCY = 0.005
+RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
+
+TUNNEL_MTU = 1280
+SIZE_PROBES = 4  # unanswered full-size pings on a path that answers small ones: a black hole
+SIZE_PROBE_SPACING = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPaths:
+    """What control says about reaching a peer. Endpoints stay the netmap's own strings until they are needed."""
+
+    node_key: bytes
+    disco_key: bytes | None = None
+    endpoints: tuple[str, ...] = ()
+    home_region: int = 0
+    wireguard_only: bool = False
+    expired: bool = False
+    serves_relay: bool = False  # may we ask it to carry our packets to other peers
+
+
+class PeerState:
+    """One peer in use."""
+
+    __slots__ = (
+        "best",
+        "call_tokens",
+        "called_at",
+        "candidates",
+        "confirmed",
+        "facts",
+        "full_ping_at",
+        "heard_at",
+        "heartbeat_at",
+        "is_awake",
+        "peer",
+        "search_at",
+        "sent_at",
+        "size_probe_at",
+        "size_probes",
+        "spacing",
+        "trusted_until",
+    )
+
+    def __init__(self, peer: int, facts: PeerPaths, now: float) -> None:
+        self.peer = peer
+        self.facts = facts
+        self.candidates = Candidates()
+        self.best: PathQuality | None = None
+        self.confirmed = False  # full-size datagrams are known to pass on the best path
+        self.trusted_until = -math.inf
+        self.is_awake = False
+        self.sent_at = -math.inf
+        self.heard_at = now
+        self.full_ping_at = -math.inf
+        self.heartbeat_at = self.search_at = self.size_probe_at = math.inf
+        self.spacing = FIRST_SPACING
+        self.size_probes = 0
+        self.called_at = -math.inf
+        self.call_tokens: Any = None
+
+    # ---- trust
+
+    def is_trusted(self, now: float) -> bool:
+        return self.best is not None and now < self.trusted_until
+
+    def is_direct(self, now: float) -> bool:
+        return self.best is not None and len(self.best.path) == 2 and now < self.trusted_until
+
+    def credit(self, quality: PathQuality, now: float) -> bool:
+        """A pong proved this path. True when it became the best one."""
+        best = self.best
+        if best is not None and quality.path == best.path:
+            self.best = PathQuality(best.path, quality.latency, max(best.mtu, quality.mtu))
+            self.trusted_until = now + TRUST_TIME
+            return False
+        if self.is_trusted(now) and not is_better(quality, best):
+            return False
+        self._install(quality, now)
+        return True
+
+    def _install(self, quality: PathQuality, now: float) -> None:
+        self.best = quality
+        self.trusted_until = now + TRUST_TIME
+        self.size_probes = 0
+        self.confirmed = quality.mtu >= TUNNEL_MTU
+        self.size_probe_at = math.inf if self.confirmed else now
+
+    def drop_best(self) -> None:
+        self.best = None
+        self.confirmed = False
+        self.trusted_until = -math.inf
+        self.size_probe_at = math.inf
+
+    # ---- searching
+
+    def wake(self, now: float) -> None:
+        self.is_awake = True
+        self.sent_at = now
+        self.heartbeat_at = now + HEARTBEAT
+        if not self.is_direct(now):
+            self.search_soon(now)
+
+    def sleep(self) -> None:
+        self.is_awake = False
+        self.heartbeat_at = self.search_at = math.inf
+
+    def search_soon(self, now: float) -> None:
+        """A new search begins: quick at first."""
+        self.spacing = FIRST_SPACING
+        self.search_at = now
+
+    def search_later(self, now: float) -> None:
+        self.spacing = min(2 * self.spacing, CANDIDATE_SPACING)
+        self.search_at = now + self.spacing if self.is_awake else math.inf
+
+    def is_idle(self, now: float) -> bool:
+        return now - self.sent_at >= ACTIVE_TIME
+
+    def wants_full_ping(self, now: float) -> bool:
+        """Is it time, at a heartbeat, to look whether another candidate has become better?"""
+        if not self.is_direct(now) or self.full_ping_at == -math.inf:
+            return True
+        assert self.best is not None
+        return self.best.latency > GOOD_ENOUGH_LATENCY and now - self.full_ping_at >= UPGRADE_INTERVAL
+
+    def due_candidates(self, now: float, spacing: float) -> list[tuple[Direct, Candidate]]:
+        self.candidates.prune(now, None if self.best is None else self.best.path)
+        return [item for item in self.candidates.items() if item[1].is_due(now, spacing)]
+
+    def retire_at(self) -> float:
+        return max(self.sent_at, self.heard_at) + RETIRE_TIME
+
+    def next_timer(self, now: float) -> float:
+        """When `paths.py` has to look at this peer again."""
+        lapse = self.trusted_until if now < self.trusted_until else math.inf
+        return min(self.heartbeat_at, self.search_at, self.size_probe_at, lapse, self.retire_at())
+
+
+__all__ = ["ACTIVE_TIME", "Direct", "PathQuality", "PeerPaths", "PeerRelayed", "PeerState"]
