@@ -1,0 +1,234 @@
+"""Traffic, as a table: which peer, over which path, what is sent, what must come back.
+
+Each row of a table is one line of the closing report; a test walks all rows of one (peer, path) pair,
+so that a tailnet is built once for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+
+import pytest
+import trio
+
+import tailscale
+from tests.interop.ours import PATHS, SERVICES, FarTsnet, converse, far_end, joined, tailnet
+from tests.interop.pattern import pattern, pattern_sha256
+from tests.interop.processes import poll_until
+from tests.interop.rig import Rig, TsnetPeer
+
+KIB, MIB = 1 << 10, 1 << 20
+
+PEERS_AND_PATHS = [
+    # peer             path
+    ("tsnet",          "direct"),
+    ("tsnet",          "derper tls"),
+    ("tsnet",          "derper http"),
+    ("tsnet",          "embedded"),
+    ("tailscaled",     "direct"),
+    ("tailscaled",     "derper tls"),
+    ("old tailscaled", "direct"),
+    ("ours",           "direct"),
+    ("ours",           "derper tls"),
+]  # fmt: skip
+TCP_SIZES = [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 3 * MIB]
+UDP_SIZES = [0, 1, 512, 1200, 1232]
+TOO_BIG = 65_508
+
+BINARIES = {
+    "tailscaled": ("tailscaled", "tailscale"),
+    "old tailscaled": ("tailscaled-old", "tailscale-old"),
+    "tsnet": (),
+    "ours": (),
+}
+pairs = pytest.mark.parametrize(
+    ("kind", "path"),
+    [pytest.param(k, p, marks=pytest.mark.peers(*BINARIES[k]), id=f"{k}, {p}") for k, p in PEERS_AND_PATHS],
+)
+
+
+@pairs
+async def test_tcp_both_directions(r: Rig, kind: str, path: str) -> None:
+    async with (
+        tailnet(r, path) as hs,
+        far_end(r, hs, kind, path=path) as far,
+        joined(hs, path=path, services=True) as us,
+    ):
+        for size in TCP_SIZES:
+            data = pattern(size)
+            echoed = await converse(await us.tcp_connect(far.ip4, far.port("echo")), data)
+            assert (echoed.received, echoed.sha256) == (size, pattern_sha256(size)), f"echo of {size}, we call"
+            hashed = await converse(await us.tcp_connect(far.name, far.port("hash")), data)
+            assert hashed.head == f"{size} {pattern_sha256(size)}\n".encode(), f"hash of {size}, we call"
+            made = await converse(await us.tcp_connect(far.ip4, far.port("generate")), b"%d\n" % size, read=size)
+            assert made.sha256 == pattern_sha256(size), f"generate {size}, we call"
+            echoed = await far.dial(us.ipv4 or "", SERVICES["echo"], size)
+            assert (echoed.received, echoed.sha256) == (size, pattern_sha256(size)), f"echo of {size}, they call"
+            hashed = await far.dial(us.ipv4 or "", SERVICES["hash"], size)
+            assert hashed.head == f"{size} {pattern_sha256(size)}\n".encode(), f"hash of {size}, they call"
+        assert us.status().peers[0].path.startswith("direct" if path == "direct" else "relay")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["direct", "derper tls"])
+async def test_64_mib_both_directions(r: Rig, path: str) -> None:
+    size = 64 * MIB
+    async with (
+        tailnet(r, path) as hs,
+        far_end(r, hs, "tsnet", path=path) as far,
+        joined(hs, path=path, services=True) as us,
+    ):
+        hashed = await converse(await us.tcp_connect(far.ip4, far.port("hash")), pattern(size))
+        assert hashed.head == f"{size} {pattern_sha256(size)}\n".encode()
+        made = await converse(await us.tcp_connect(far.ip4, far.port("generate")), b"%d\n" % size, read=size)
+        assert made.sha256 == pattern_sha256(size)
+        assert (await far.dial(us.ipv4 or "", SERVICES["hash"], size)).head.startswith(b"%d " % size)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_udp_sizes_both_directions(r: Rig, path: str) -> None:
+    async with (
+        tailnet(r, path) as hs,
+        far_end(r, hs, "tsnet", path=path) as far,
+        joined(hs, path=path, services=True) as us,
+    ):
+        assert isinstance(far, FarTsnet)
+        for host in (far.ip4, far.ip6):
+            async with await us.udp() as socket:
+                for size in UDP_SIZES:
+                    with trio.fail_after(10):
+                        await socket.send_to(pattern(size), (host, 7))
+                        data, source = await socket.receive_from()
+                    assert (data, source[:2]) == (pattern(size), (host, 7)), f"{size} bytes of UDP to {host}"
+        with pytest.raises(OSError) as caught:
+            async with await us.udp() as socket:
+                await socket.send_to(bytes(TOO_BIG), (far.ip4, 7))
+        assert caught.value.errno == errno.EMSGSIZE
+        for size in UDP_SIZES:
+            said = await far.peer.ask("udp", host=us.ipv4, port=7, bytes=size, count=3)
+            assert said["same"] == 3, f"{size} bytes of UDP, they call"
+
+
+@pytest.mark.parametrize("kind", ["disco", "icmp", "tsmp"])
+@pytest.mark.parametrize("path", ["direct", "derper tls"])
+async def test_pings_both_ways(r: Rig, kind: str, path: str) -> None:
+    async with tailnet(r, path) as hs, far_end(r, hs, "tsnet", path=path) as far, joined(hs, path=path) as us:
+        assert isinstance(far, FarTsnet)
+        pong = await us.ping(far.ip4, kind)
+        assert 0 < pong.latency < 5
+        if path == "derper tls":
+            assert pong.path.startswith("relay")
+        their_kind = {"disco": "disco", "icmp": "ICMP", "tsmp": "TSMP"}[kind]
+        assert not (await far.peer.ping(us.ipv4 or "", their_kind)).get("Err")
+
+
+@pytest.mark.parametrize(("families", "v4", "v6"), [("4", True, False), ("6", False, True)], ids=["v4 only", "v6 only"])
+async def test_one_address_family(r: Rig, families: str, v4: bool, v6: bool) -> None:
+    async with tailnet(r, families=families) as hs, far_end(r, hs, "tsnet") as far, joined(hs, services=True) as us:
+        assert (us.ipv4 is not None, us.ipv6 is not None) == (v4, v6)
+        assert (await converse(await us.tcp_connect("db", far.port("echo")), b"hi")).head == b"hi"
+        assert (await far.dial(us.ipv4 or us.ipv6 or "", SERVICES["echo"], data=b"hi")).head == b"hi"
+
+
+async def test_half_close_ends_one_direction_only(r: Rig) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs) as us:
+        async with await us.tcp_connect(far.ip4, far.port("hash")) as stream:
+            await stream.send_all(b"abc")
+            await stream.send_eof()
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(b"more")
+            assert b"".join([c async for c in stream]) == b"3 " + hashlib.sha256(b"abc").hexdigest().encode() + b"\n"
+
+
+async def test_reset_by_them_is_a_typed_error(r: Rig) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs) as us:
+        async with await us.tcp_connect(far.ip4, far.port("reset")) as stream:
+            await stream.send_all(b"bye\n")
+            with pytest.raises(tailscale.ConnectionReset), trio.fail_after(10):
+                await stream.receive_some()
+
+
+async def test_reset_by_us_is_seen_by_them(r: Rig) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs, services=True) as us:
+        assert isinstance(far, FarTsnet)
+        said = await far.peer.ask("dial", check=False, host=us.ipv4, port=11, data=b"bye\n", read=-1)
+        assert "reset" in said["error"]
+
+
+async def test_refused_and_unknown_are_told_apart(r: Rig) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs) as us:
+        with pytest.raises(tailscale.ConnectionRefused):
+            await us.tcp_connect(far.ip4, 4)
+        with pytest.raises(tailscale.NameNotFound) as unknown:
+            await us.tcp_connect("dbb", 7)
+        assert "db" in str(unknown.value)
+        with pytest.raises(tailscale.NoRoute):
+            await us.tcp_connect("100.64.99.99", 7)
+
+
+@pytest.mark.parametrize("path", ["direct", "derper tls"])
+async def test_200_parallel_connections(r: Rig, path: str) -> None:
+    done = 0
+    async with tailnet(r, path) as hs, far_end(r, hs, "tsnet", path=path) as far, joined(hs, path=path) as us:
+
+        async def one(size: int) -> None:
+            nonlocal done
+            answer = await converse(await us.tcp_connect(far.ip4, far.port("echo")), pattern(size))
+            assert answer.sha256 == pattern_sha256(size)
+            done += 1
+
+        async with trio.open_nursery() as nursery:
+            for n in range(200):
+                nursery.start_soon(one, 1000 + 37 * n)
+    assert done == 200
+
+
+async def test_slow_reader_holds_the_sender_back_and_loses_nothing(r: Rig) -> None:
+    size = 16 * MIB
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs) as us:
+        async with await us.tcp_connect(far.ip4, far.port("generate")) as stream:
+            await stream.send_all(b"%d\n" % size)
+            h, count = hashlib.sha256(), 0
+            quick = await us.tcp_connect(far.ip4, far.port("echo"))
+            while count < size:
+                chunk = await stream.receive_some(min(64 * KIB, size - count))
+                h.update(chunk)
+                count += len(chunk)
+                if count < 256 * KIB:  # others are not held back meanwhile
+                    await quick.send_all(b"x")
+                    assert await quick.receive_some(1) == b"x"
+            await quick.aclose()
+            assert h.hexdigest() == pattern_sha256(size)
+
+
+async def test_direct_upgrade_inside_a_flow(r: Rig) -> None:
+    """The first byte travels by relay at once; the same connection then moves to UDP."""
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs) as us:
+        async with await us.tcp_connect(far.ip4, far.port("echo")) as stream:
+
+            async def direct() -> bool:
+                await stream.send_all(b"x" * 1000)
+                count = 0
+                while count < 1000:
+                    count += len(await stream.receive_some(1000 - count))
+                return stream.path.startswith("direct")
+
+            await poll_until("the flow to go direct", direct, 2)
+
+
+async def test_stock_peers_name_us_and_know_who_we_are(r: Rig) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as db, joined(hs, "worker", services=True) as us:
+        assert isinstance(db, FarTsnet)
+        assert (await db.dial("worker", SERVICES["echo"], data=b"hello")).head == b"hello"
+        page = await converse(await us.tcp_connect("db", 80), b"GET / HTTP/1.0\r\n\r\n")
+        assert b'"node":"worker.rig.test."' in page.head
+        who = await us.whois((db.ip4, 80))
+        assert who.node.name == "db.rig.test"
+        await _finds(db.peer, "worker", us)
+
+
+async def _finds(peer: TsnetPeer, name: str, us: tailscale.Device) -> None:
+    record = await peer.path_to(name)
+    assert record["TailscaleIPs"] == [us.ipv4, us.ipv6]
+    assert record["Online"]
