@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import base64
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ts_base.errors import BadPacket
+from ts_control.c2n import answer_c2n_untrusted
+from ts_control.http1 import BODY_LIMIT, Http1Client, Reply, check_upgrade_untrusted, upgrade_headers
+
+KEY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+SWITCH = b"HTTP/1.1 101 Switching\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\r\n\x02\0\x30rest"
+
+
+def ask(http: Http1Client, wire: bytes, *, step: int = 1 << 20) -> Reply | None:
+    for start in range(0, len(wire), step):
+        if reply := http.receive_untrusted(wire[start : start + step]):
+            return reply
+    return None
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_key_and_upgrade_share_one_connection(step: int) -> None:
+    http = Http1Client()
+    assert http.request("GET", "/key?v=131", [("Host", "h")]).startswith(b"GET /key?v=131 HTTP/1.1\r\n")
+    reply = ask(http, KEY, step=step)
+    assert reply is not None
+    assert (reply.status, reply.body, reply.can_continue) == (200, b"{}", True)
+    assert b"X-Tailscale-Handshake: abc" in http.request("POST", "/ts2021", upgrade_headers("h", "abc"))
+    reply = ask(http, SWITCH if step > 1 else SWITCH[: SWITCH.index(b"\x02")], step=step)
+    assert reply is not None
+    check_upgrade_untrusted(reply)
+    assert reply.rest == (b"\x02\0\x30rest" if step > 1 else b"")
+
+
+def test_a_server_that_closes_is_noticed() -> None:
+    http = Http1Client()
+    http.request("GET", "/key", [("Host", "h")])
+    reply = ask(http, KEY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert reply is not None
+    assert not reply.can_continue
+
+
+@pytest.mark.parametrize(
+    ("wire", "words"),
+    [
+        (b"HTTP/1.1 400 Bad\r\nContent-Length: 21\r\n\r\nmissing next protocol", "missing next protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "HTTP 200"),
+        (b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", "another protocol"),
+    ],
+)
+def test_a_refused_upgrade_says_why(wire: bytes, words: str) -> None:
+    http = Http1Client()
+    http.request("POST", "/ts2021", upgrade_headers("h", "abc"))
+    reply = ask(http, wire)
+    assert reply is not None
+    with pytest.raises(BadPacket, match=words):
+        check_upgrade_untrusted(reply)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + bytes(BODY_LIMIT + 1),
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 20_000,
+        b"",
+    ],
+)
+def test_nonsense_raises_bad_packet(wire: bytes) -> None:
+    http = Http1Client()
+    http.request("GET", "/key", [("Host", "h")])
+    with pytest.raises(BadPacket):
+        http.receive_untrusted(wire)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_raise_only_bad_packet(data: bytes) -> None:
+    http = Http1Client()
+    http.request("GET", "/key", [("Host", "h")])
+    with contextlib.suppress(BadPacket):
+        http.receive_untrusted(data)
+    with contextlib.suppress(BadPacket):
+        answer_c2n_untrusted(base64.b64encode(data).decode())
+    with contextlib.suppress(BadPacket):
+        answer_c2n_untrusted(data.decode("latin-1"))
+
+
+def test_c2n_echo_returns_the_body_and_other_paths_are_unknown() -> None:
+    request = b"POST /echo?x=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+    assert answer_c2n_untrusted(base64.b64encode(request).decode()).endswith(b"Content-Length: 5\r\n\r\nhello")
+    other = base64.b64encode(b"GET /debug/pprof HTTP/1.1\r\nHost: h\r\n\r\n").decode()
+    assert answer_c2n_untrusted(other).startswith(b"HTTP/1.1 400 ")
+    assert b"unknown c2n path" in answer_c2n_untrusted(other)
+    with pytest.raises(BadPacket):
+        answer_c2n_untrusted(base64.b64encode(request[:-1]).decode())

@@ -1,0 +1,23 @@
+"""How talking to a control server fails. The public names for these are in `tailscale.errors`."""
+
+from __future__ import annotations
+
+from ts_base.errors import TailscaleError
+
+
+class ControlLost(TailscaleError, ConnectionError):
+    """The server cannot be reached, or the connection to it ended."""
+
+
+class NotControl(TailscaleError, ConnectionError):
+    """Something answered that is no coordination server, or one we cannot talk to."""
+
+
+class RequestRefused(TailscaleError):
+    """The server answered with an HTTP status that is not success."""
+
+    def __init__(self, what: str, status: int, text: str = "", retry_after: float | None = None) -> None:
+        self.status = status
+        self.text = text
+        self.retry_after = retry_after
+        super().__init__(f"{what} was answered with HTTP {status}" + (f": {text}" if text else ""))

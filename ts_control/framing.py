@@ -1,0 +1,72 @@
+"""Map messages inside the response body: a little-endian length, then JSON, compressed or not.
+
+Owns: the frame, zstd with a bound on what it may become, and the limits. Refuses to know what the JSON says.
+"""
+
+from __future__ import annotations
+
+import sys
+from struct import Struct
+
+from ts_base.errors import BadPacket
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_LENGTH = Struct("<I")
+MAX_FRAME = 64 << 20  # 10,000 peers make 10 MB uncompressed
+MAX_DECODED = 128 << 20
+MAX_WINDOW_LOG = 27  # zstd's own default: 128 MiB
+COMPRESSION_LEVEL = 1
+
+
+class FrameReader:
+    """The body of one map stream, fed at any split, to whole JSON texts."""
+
+    def __init__(self, *, compressed: bool) -> None:
+        self._compressed = compressed
+        self._buffer = bytearray()
+        self._wanted = _LENGTH.size
+        self._in_frame = False
+
+    def receive_untrusted(self, data: bytes) -> list[bytes]:
+        """BadPacket is the end of the stream: nothing says where the next frame would begin."""
+        buffer = self._buffer
+        buffer += data
+        texts: list[bytes] = []
+        start = 0
+        while len(buffer) - start >= self._wanted:
+            end = start + self._wanted
+            piece = bytes(buffer[start:end])
+            start = end
+            if not self._in_frame:
+                self._wanted = _LENGTH.unpack(piece)[0]
+                if not 0 < self._wanted <= MAX_FRAME:
+                    raise BadPacket(f"map frame of {self._wanted} bytes")
+            else:
+                self._wanted = _LENGTH.size
+                texts.append(decompress_untrusted(piece) if self._compressed else piece)
+            self._in_frame = not self._in_frame
+        del buffer[:start]
+        return texts
+
+
+def encode_frame(text: bytes, *, compressed: bool) -> bytes:
+    body = zstd.compress(text, COMPRESSION_LEVEL) if compressed else text
+    return _LENGTH.pack(len(body)) + body
+
+
+def decompress_untrusted(data: bytes, limit: int = MAX_DECODED) -> bytes:
+    """One whole zstd frame; BadPacket when it is damaged, cut, followed by something, or grows beyond `limit`."""
+    decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
+    try:
+        text = decompressor.decompress(data, max_length=limit + 1)
+    except zstd.ZstdError:
+        raise BadPacket("map frame is not zstd") from None
+    if len(text) > limit:
+        raise BadPacket(f"map frame grows beyond {limit} bytes")
+    if not decompressor.eof or decompressor.unused_data:
+        raise BadPacket("map frame is not one whole zstd frame")
+    return text

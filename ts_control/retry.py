@@ -1,0 +1,63 @@
+"""When to try again: upstream's back-off, `Retry-After`, and a bound on attempts that successes cannot reset.
+
+Owns: the pauses. Refuses to know: what is being tried. Randomness is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+UNIT = 0.010
+LONGEST_PAUSE = 20.0  # with one connect deadline on top, a recovered server is found within 30 s
+BURST = 8  # attempts that may come faster than one per second
+RETRY_AFTER_LIMIT = 3600.0
+
+
+class Backoff:
+    """Pauses of n squared times 10 ms, spread by half, and never more than one attempt per second for long."""
+
+    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+        self._entropy = entropy
+        self._failures = 0
+        self._budget_at = 0.0  # each attempt moves it one second; it may run BURST seconds ahead of the clock
+
+    def failed(self, now: float, retry_after: float | None = None) -> float:
+        """When the next attempt may start."""
+        self._failures += 1
+        if retry_after is not None:
+            return now + retry_after
+        pause = min(self._failures**2 * UNIT * (0.5 + self._fraction()), LONGEST_PAUSE)
+        return max(now + pause, self._budget_at - BURST)
+
+    def started(self, now: float) -> None:
+        """An attempt begins now."""
+        self._budget_at = max(self._budget_at, now) + 1.0
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self._fraction()
+
+    def _fraction(self) -> float:
+        return int.from_bytes(self._entropy(4), "big") / 2**32
+
+
+def parse_retry_after(text: str) -> float | None:
+    """Seconds, or a moment still to be compared with the clock as a negative number; None when it says neither."""
+    text = text.strip()
+    if text.isascii() and text.isdigit() and len(text) < 8:
+        return float(text)
+    try:
+        return -datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def retry_pause(retry_after: float | None, wall_now: float, fallback: float) -> float:
+    """The pause a 429 asks for; `fallback` when it asks for none or for something unreasonable."""
+    if retry_after is None:
+        return fallback
+    pause = retry_after if retry_after >= 0 else -retry_after - wall_now
+    return pause if 0 <= pause <= RETRY_AFTER_LIMIT else fallback
