@@ -1,0 +1,51 @@
+"""Who an endpoint talks about, and what it tells: rare facts for the shell, counts for whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PeerId = int  # the control server's node id
+Path = tuple[str, int] | tuple[int, bytes] | tuple[str, int, int]  # direct, by relay, by peer relay
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEstablished:
+    """From now on packets to `peer` are sealed at once; said anew for every rekey."""
+
+    peer: PeerId
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """Nothing can be sealed for `peer` without a new handshake. `reason` is one of the constants below."""
+
+    peer: PeerId
+    reason: str
+
+
+EXPIRED = "expired"  # three minutes without a new session: normal for a peer nobody talks to
+NO_ANSWER = "no answer"  # ninety seconds of initiations brought no response
+KEY_CHANGED = "key changed"  # our own key, or the peer's
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatistics:
+    """Bytes are those of the encrypted datagrams; handshakes are not counted."""
+
+    handshake_at: float | None  # on the clock of `now`
+    packets_in: int = 0
+    bytes_in: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+    staged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    peers: int
+    active_peers: int  # those talked to at least once
+    sessions: int
+    pending_handshakes: int
+    drops: Mapping[str, int]
