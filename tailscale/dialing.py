@@ -21,7 +21,7 @@ from tailscale.sockets import TcpListener, TcpStream, UdpSocket, describe_proble
 from ts_base.ip import TCP, format_address
 
 if TYPE_CHECKING:
-    from tailscale.runtime.supervisor import Runtime
+    from tailscale.runtime.home import Home
 
 DIAL_TIMEOUT = 30.0
 STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
@@ -41,27 +41,27 @@ def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, i
 
 
 async def tcp_connect(
-    runtime: Runtime, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
+    home: Home, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
 ) -> TcpStream:
     """Try every address of `host`, each a little after the one before; the first that answers wins."""
     timeout = DIAL_TIMEOUT if timeout is None else timeout
     deadline = trio.current_time() + timeout
     with trio.move_on_at(deadline):
-        addresses = runtime.reachable(await runtime.resolver.address_bytes(host), host)
+        addresses = home.reachable(await home.resolver.address_bytes(host), host)
         if len(addresses) == 1 or local_port:
-            return await _dial(runtime, addresses[0], host, port, local_port)
-        return await _race(runtime, addresses, host, port)
-    raise _silence(runtime, host, port, timeout)
+            return await _dial(home, addresses[0], host, port, local_port)
+        return await _race(home, addresses, host, port)
+    raise _silence(home, host, port, timeout)
 
 
-async def _race(runtime: Runtime, addresses: list[bytes], host: str, port: int) -> TcpStream:
+async def _race(home: Home, addresses: list[bytes], host: str, port: int) -> TcpStream:
     winner: list[TcpStream] = []
     failures: list[TailscaleError] = []
     failed_one = [trio.Event() for _ in addresses]
 
     async def attempt(index: int, address: bytes, nursery: trio.Nursery) -> None:
         try:
-            stream = await _dial(runtime, address, host, port, 0)
+            stream = await _dial(home, address, host, port, 0)
         except TailscaleError as error:
             failures.append(error)
             failed_one[index].set()
@@ -81,15 +81,15 @@ async def _race(runtime: Runtime, addresses: list[bytes], host: str, port: int) 
     raise failures[0]
 
 
-async def _dial(runtime: Runtime, address: bytes, host: str, port: int, local_port: int) -> TcpStream:
-    connection = runtime.stack.connect((address, port), runtime.now(), local_port=local_port)
-    stream = TcpStream(connection, runtime)
+async def _dial(home: Home, address: bytes, host: str, port: int, local_port: int) -> TcpStream:
+    connection = home.stack.connect((address, port), home.now(), local_port=local_port)
+    stream = TcpStream(connection, home)
     try:
-        with runtime.rejections(connection) as rejection:
-            runtime.kick()
+        with home.rejections(connection) as rejection:
+            home.kick()
             await stream.wait_connected()
             if rejection:
-                raise ConnectionRefused(_refused_sentence(runtime, host, address, port, rejection[0]))
+                raise ConnectionRefused(_refused_sentence(home, host, address, port, rejection[0]))
     except BaseException:
         stream.abort()
         raise
@@ -98,15 +98,15 @@ async def _dial(runtime: Runtime, address: bytes, host: str, port: int, local_po
         return stream
     name = str(getattr(problem, "name", problem)).lower()
     if name == "timed_out":
-        raise _silence(runtime, host, port, None)
+        raise _silence(home, host, port, None)
     if name == "unreachable":
         raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
     if name in ("refused", "reset"):
-        raise ConnectionRefused(_refused_sentence(runtime, host, address, port, ""))
+        raise ConnectionRefused(_refused_sentence(home, host, address, port, ""))
     raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
 
 
-def _refused_sentence(runtime: Runtime, host: str, address: bytes, port: int, policy: str) -> str:
+def _refused_sentence(home: Home, host: str, address: bytes, port: int, policy: str) -> str:
     where = f"{host} port {port}"
     if policy:
         return f"{where} refused the connection: {policy}"
@@ -132,16 +132,16 @@ def check_peer(node: Node | None, host: str, address: bytes) -> None:
         )
 
 
-def _silence(runtime: Runtime, host: str, port: int, timeout: float | None) -> TailscaleError:
+def _silence(home: Home, host: str, port: int, timeout: float | None) -> TailscaleError:
     """Nobody answered: say the likeliest reason."""
     after = f" within {timeout:g} s" if timeout is not None else ""
-    node = runtime.find_node(host)
+    node = home.find_node(host)
     if node is None:
         return ConnectionTimedOut(f"{host} port {port} did not answer{after}")
     if node.online is False:
         seen = f" since {_ago(node.last_seen)}" if node.last_seen else ""
         return PeerOffline(f"{node.hostname} is offline{seen} and did not answer{after}")
-    if not runtime.has_session(node.id):
+    if not home.has_session(node.id):
         return ConnectionTimedOut(
             f"{node.hostname} did not answer{after}: no encrypted session could be made with it, over any path. "
             "Is its tailscale running?"
@@ -161,17 +161,17 @@ def _ago(moment: datetime) -> str:
     return "a moment ago"
 
 
-async def listen(runtime: Runtime, port: int, host: str | None, backlog: int) -> TcpListener:
+async def listen(home: Home, port: int, host: str | None, backlog: int) -> TcpListener:
     await trio.lowlevel.checkpoint()
     _check_port(port)
-    address = runtime.own_address(host)
-    return TcpListener([runtime.stack.listen(port, address, backlog)], runtime)
+    address = home.own_address(host)
+    return TcpListener([home.stack.listen(port, address, backlog)], home)
 
 
-async def udp(runtime: Runtime, port: int, host: str | None) -> UdpSocket:
+async def udp(home: Home, port: int, host: str | None) -> UdpSocket:
     await trio.lowlevel.checkpoint()
     _check_port(port)
-    return UdpSocket(runtime.stack.bind_udp(port, runtime.own_address(host)), runtime)
+    return UdpSocket(home.stack.bind_udp(port, home.own_address(host)), home)
 
 
 def _check_port(port: int) -> None:

@@ -78,6 +78,12 @@ class TcpStream(trio.abc.HalfCloseableStream):
         if connection.writable or connection.error is not None:
             self._writers.unpark_all()
 
+    async def wait_connected(self) -> None:
+        """Wait until the handshake has succeeded or failed; which, the connection knows."""
+        await trio.lowlevel.checkpoint()
+        while not self._connection.writable and self._connection.error is None:
+            await self._writers.park()
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """At least one byte, or b"" when the other side has finished sending."""
         if max_bytes is None:

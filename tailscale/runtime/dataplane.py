@@ -32,6 +32,7 @@ class Dataplane:
         self._kicked = trio.Event()
         self._timer_moved = trio.Event()
         self._armed_for = math.inf
+        self._after_flush = trio.lowlevel.ParkingLot()
         self.on_message: Callable[[Any], None] = lambda message: None
 
     def deliver(self, runs: Runs) -> None:
@@ -70,6 +71,11 @@ class Dataplane:
             self.on_message(message)
         if min(engine.next_timer(), finder.next_timer()) < self._armed_for:
             self._timer_moved.set()
+        self._after_flush.unpark_all()
+
+    async def flushed(self) -> None:
+        """Wait until something was carried through once more."""
+        await self._after_flush.park()
 
     def kick(self) -> None:
         """An app wrote something: flush soon. All writers since the last turn share one flush."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tailscale.runtime.network import UdpUnderlay
-from ts_dataplane.geneve import encapsulate
+from ts_dataplane import geneve
 
 Path = tuple[Any, ...]
 Runs = list[tuple[Path, list[bytes]]]
@@ -33,8 +33,9 @@ class Underlay:
                 relayed.append(run)
             elif len(path) == 2:
                 direct.append(run)
-            else:
-                direct.append((path[:2], encapsulate(path[2], run[1])))
+            else:  # disco through a peer relay; the engine wraps data itself
+                header = geneve.encode_header(geneve.DISCO, path[2])
+                direct.append((path[:2], [header + datagram for datagram in run[1]]))
         if direct and self.udp is not None:
             self.udp.send_many(direct)  # type: ignore[arg-type]
         if relayed:

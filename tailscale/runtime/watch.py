@@ -1,25 +1,135 @@
-"""From bus messages to public events: what changed between two netmaps, in the words of `tailscale.events`."""
+"""From bus messages to public events and active warnings, in the words of `tailscale.events`.
+
+Owns the readers' queues and the last netmap they were told about. Unchanged peers are the same objects in two netmaps, so
+telling what changed costs what changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import trio
 
 from tailscale.events import (
     Event,
+    EventQueue,
+    HealthChanged,
     KeyExpiring,
+    LoginNeeded,
+    PathChanged,
     PeerChanged,
     PeerDown,
     PeerUp,
+    StateChanged,
 )
 from tailscale.nodes import node_from_wire
+from tailscale.runtime.bus import Bus, Message
+from tailscale.runtime.health import Health
+from tailscale.runtime.messages import (
+    ControlStateChanged,
+    HealthCleared,
+    HealthRaised,
+    NetMapChanged,
+    PeerPathChanged,
+)
 from ts_control.netmap import NetMap
 
+if TYPE_CHECKING:
+    from tailscale.runtime.home import Home
+
+log = logging.getLogger("tailscale")
 EXPIRY_NOTICE = timedelta(days=7)
+HEARD = (NetMapChanged, ControlStateChanged, PeerPathChanged, HealthRaised, HealthCleared)
+
+
+async def run_watch(
+    bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Tell the user's event readers. Owns: the queues. Hears: nearly all facts. Says: nothing."""
+    with bus.subscribe(*HEARD, name="watch") as inbox:
+        task_status.started()
+        while True:
+            watch.hear(await inbox.receive())
+
+
+class Watch:
+    """Everybody who reads `device.events()`."""
+
+    def __init__(self, health: Health, home: Home) -> None:
+        self._health = health
+        self._home = home
+        self._queues: set[EventQueue] = set()
+        self._netmap: NetMap | None = None
+        self._state = ("", "")
+        self._announced_expiry: datetime | None = None
+
+    @contextmanager
+    def queue(self) -> Iterator[EventQueue]:
+        queue = EventQueue()
+        self._queues.add(queue)
+        try:
+            yield queue
+        finally:
+            self._queues.discard(queue)
+
+    def close(self) -> None:
+        for queue in self._queues:
+            queue.close()
+
+    def hear(self, message: Message) -> None:
+        for event in self._events_of(message):
+            for queue in self._queues:
+                queue.put(event)
+
+    def _events_of(self, message: Message) -> list[Event]:
+        if isinstance(message, NetMapChanged):
+            before, self._netmap = self._netmap, message.netmap
+            return self._netmap_events(before, message.netmap)
+        if isinstance(message, ControlStateChanged):
+            return self._state_events(message)
+        if isinstance(message, PeerPathChanged):
+            return self._path_events(message)
+        if isinstance(message, HealthRaised | HealthCleared) and self._health.fold(message):
+            active = isinstance(message, HealthRaised)
+            if isinstance(message, HealthRaised):
+                log.warning("%s (%s)", message.sentence, message.remedy or message.code)
+            return [HealthChanged(message.code, active)]
+        return []
+
+    def _netmap_events(self, before: NetMap | None, after: NetMap) -> list[Event]:
+        events = events_between(before, after) if self._queues else []
+        expiry = after.self_node.key_expiry
+        if expiry.year > 1 and expiry != self._announced_expiry:
+            soon = datetime.fromtimestamp(self._home.wall_clock(), UTC) + EXPIRY_NOTICE
+            if expiry <= soon:
+                self._announced_expiry = expiry
+                events.append(KeyExpiring(expiry))
+        return events
+
+    def _state_events(self, message: ControlStateChanged) -> list[Event]:
+        events: list[Event] = []
+        if (message.state, message.detail) != self._state:
+            self._state = message.state, message.detail
+            events.append(StateChanged(message.state, message.detail))
+        if message.url:
+            events.append(LoginNeeded(message.url))
+        return events
+
+    def _path_events(self, message: PeerPathChanged) -> list[Event]:
+        netmap = self._netmap
+        peer = netmap.peers.get(message.peer) if netmap is not None else None
+        if peer is None or netmap is None:
+            return []
+        path = self._home.path_text(message.path) or self._home.describe_peer_path(message.peer)
+        return [PathChanged(node_from_wire(peer, netmap), path, message.latency)]
 
 
 def events_between(before: NetMap | None, after: NetMap) -> list[Event]:
-    """What a user could notice. Unchanged peers are the same objects in both maps, so this costs what changed."""
+    """What a user could notice between two netmaps."""
     events: list[Event] = []
     old_peers = before.peers if before is not None else {}
     for number, peer in after.peers.items():
@@ -27,24 +137,15 @@ def events_between(before: NetMap | None, after: NetMap) -> list[Event]:
         if old is peer:
             continue
         node = node_from_wire(peer, after)
-        if old is None:
+        if old is None or before is None:
             events.append(PeerUp(node))
             continue
-        previous = node_from_wire(old, before or after)
-        if previous.online is not node.online and node.online is not None and previous.online is not None:
+        previous = node_from_wire(old, before)
+        if previous.online is not node.online and node.online is not None:
             events.append(PeerUp(node) if node.online else PeerDown(node))
         elif previous != node:
             events.append(PeerChanged(previous, node))
     for number, peer in old_peers.items():
-        if number not in after.peers:
-            events.append(PeerDown(node_from_wire(peer, before or after)))
+        if number not in after.peers and before is not None:
+            events.append(PeerDown(node_from_wire(peer, before)))
     return events
-
-
-def expiry_notice(netmap: NetMap, already: datetime | None, wall_clock: Callable[[], float]) -> KeyExpiring | None:
-    """Tell once per expiry date, a week ahead."""
-    expiry = netmap.self_node.key_expiry
-    if expiry.year <= 1 or expiry == already:
-        return None
-    now = datetime.fromtimestamp(wall_clock(), UTC)
-    return KeyExpiring(expiry) if now < expiry <= now + EXPIRY_NOTICE else None

@@ -1,0 +1,338 @@
+"""What sockets, names, dialling and diagnosis ask of the device they live in: peers, routes, paths, traffic.
+
+Answers from the current netmap and tables, never from copies of its own. Owns the pings and dials that wait for an
+answer from the packet path.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
+
+import msgspec
+import trio
+
+from tailscale import dialing
+from tailscale.config import Config
+from tailscale.errors import DeviceNotReady
+from tailscale.names import literal_address
+from tailscale.nodes import Node, node_from_wire
+from tailscale.resolvers import NameResolver
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.dataplane import Dataplane
+from tailscale.runtime.messages import ControlStateChanged, EndpointsChanged, NetInfoChanged, NetMapChanged
+from tailscale.runtime.network import Network
+from tailscale.sockets import UdpSocket
+from ts_base.ip import format_address, parse_prefix
+from ts_control import wire
+from ts_control.netmap import NetMap
+from ts_dataplane.paths import PingLost, PongArrived
+from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
+from ts_netstack.stack import Ping, Stack, TcpConnection
+from ts_tunnel.endpoint import Endpoint
+
+RANDOM_ID = Struct(">H").unpack
+PING_RETRY = 1.0  # a lost probe is asked again this soon, as long as the caller waits
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What WireGuard counted with one peer."""
+
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    handshake_age: float | None = None
+
+
+class _Waiter:
+    """One ping in flight."""
+
+    def __init__(self, asked_at: float) -> None:
+        self.asked_at = asked_at
+        self.answered = trio.Event()
+        self.latency: float | None = None
+        self.path: tuple[Any, ...] | None = None
+
+    def wake(self) -> None:
+        self.answered.set()
+
+
+class Home:
+    """One per device; everything here is a question or a small table of who waits for what."""
+
+    def __init__(
+        self, config: Config, network: Network, bus: Bus, stack: Stack, endpoint: Endpoint, dataplane: Dataplane
+    ) -> None:
+        self.config = config
+        self.bus = bus
+        self.stack = stack
+        self.resolver = NameResolver(self)
+        self._network = network
+        self._endpoint = endpoint
+        self._dataplane = dataplane
+        self._pings: dict[object, _Waiter] = {}
+        self._dials: dict[tuple[object, object], list[str]] = {}
+        self._by_address: tuple[NetMap, dict[bytes, wire.Node]] | None = None
+
+    # Time and chance
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_clock(self) -> float:
+        return self._network.wall_clock()
+
+    def random_id(self) -> int:
+        return int(RANDOM_ID(self._network.entropy(2))[0])
+
+    def kick(self) -> None:
+        self._dataplane.kick()
+
+    # Who
+
+    @property
+    def netmap(self) -> NetMap | None:
+        message = self.bus.latest(NetMapChanged)
+        return message.netmap if message is not None else None
+
+    @property
+    def state(self) -> str:
+        message = self.bus.latest(ControlStateChanged)
+        return message.state if message is not None else "starting"
+
+    def self_node(self) -> Node:
+        netmap = self.netmap
+        if netmap is None:
+            raise DeviceNotReady("the control server has not said yet who we are")
+        return node_from_wire(netmap.self_node, netmap)
+
+    def _wire_node(self, address: bytes) -> wire.Node | None:
+        """The node that has this address, or routes it."""
+        netmap = self.netmap
+        if netmap is None:
+            return None
+        if self._by_address is None or self._by_address[0] is not netmap:
+            index = {
+                parse_prefix(text)[0]: node
+                for node in (*netmap.peers.values(), netmap.self_node)
+                for text in node.addresses
+            }
+            self._by_address = netmap, index
+        node = self._by_address[1].get(address)
+        if node is not None:
+            return node
+        peer = self._dataplane.engine.tables.peer_for(address)
+        return netmap.peers.get(peer) if peer is not None else None
+
+    def identify(self, address: bytes) -> Node | None:
+        node, netmap = self._wire_node(address), self.netmap
+        return node_from_wire(node, netmap) if node is not None and netmap is not None else None
+
+    def find_node(self, host: str) -> Node | None:
+        """The node a user meant by `host`, if the netmap alone can say."""
+        literal = literal_address(host)
+        addresses = [literal] if literal else self.resolver.names.addresses(host)
+        return self.identify(addresses[0]) if addresses else None
+
+    def capabilities_of(self, address: bytes) -> dict[str, Any]:
+        """What the policy grants `address` towards us."""
+        granted: dict[str, Any] = {}
+        for own in self._dataplane.engine.tables.own:
+            if len(own) == len(address):
+                for name, texts in self._dataplane.engine.tables.capabilities(address, own).items():
+                    granted[name] = [msgspec.json.decode(text) for text in texts]
+        return granted
+
+    # Where
+
+    def routes_to(self, address: bytes) -> bool:
+        return self._dataplane.engine.tables.peer_for(address) is not None
+
+    def reachable(self, addresses: list[bytes], host: str) -> list[bytes]:
+        """Of a host's addresses those we may try, or the error that says why none."""
+        own = self._dataplane.engine.tables.own
+        usable = [a for a in addresses if a in own or self.routes_to(a)]
+        if not usable:
+            dialing.check_peer(self.identify(addresses[0]), host, addresses[0])
+            dialing.check_peer(None, host, addresses[0])
+        return usable
+
+    def own_address(self, host: str | None) -> bytes | None:
+        """One of our addresses in raw form; None for all of them."""
+        if host is None or host in ("", "0.0.0.0", "::"):  # noqa: S104 - means "all", on the tailnet only
+            return None
+        address = literal_address(host)
+        if address is None or address not in self._dataplane.engine.tables.own:
+            raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of this device: leave host out for all")
+        return address
+
+    async def resolve_address(self, host: str) -> bytes:
+        literal = literal_address(host)
+        return literal if literal is not None else (await self.resolver.address_bytes(host))[0]
+
+    def describe_path(self, address: bytes) -> str:
+        node = self._wire_node(address)
+        return self.describe_peer_path(node.id) if node is not None else ""
+
+    def describe_peer_path(self, peer: int) -> str:
+        report = self._dataplane.finder.report(peer, self.now())
+        if report.best is not None and report.is_trusted:
+            return self.path_text(report.best)
+        return self.path_text(report.relay)
+
+    def path_text(self, path: tuple[Any, ...] | None) -> str:
+        """`direct 192.0.2.7:41641`, `relay fra`, `peer relay 192.0.2.9:7777`."""
+        if path is None:
+            return ""
+        if type(path[0]) is int:
+            return f"relay {self.region_code(path[0])}"
+        host = f"[{path[0]}]" if ":" in path[0] else path[0]
+        return f"{'direct' if len(path) == 2 else 'peer relay'} {host}:{path[1]}"
+
+    def region_code(self, number: int) -> str:
+        netmap = self.netmap
+        region = netmap.derp_map.live_regions().get(number) if netmap is not None else None
+        return region.region_code if region is not None and region.region_code else str(number)
+
+    def home_relay(self) -> str:
+        message = self.bus.latest(NetInfoChanged)
+        return self.region_code(message.home_region) if message is not None and message.home_region else ""
+
+    def endpoints(self) -> tuple[str, ...]:
+        message = self.bus.latest(EndpointsChanged)
+        return tuple(text for text, _ in message.endpoints) if message is not None else ()
+
+    # How well
+
+    @property
+    def udp_port(self) -> int:
+        udp = self._dataplane.underlay.udp
+        return udp.local_port if udp is not None else 0
+
+    def has_session(self, peer: int) -> bool:
+        return self.traffic_with(peer).handshake_age is not None
+
+    def traffic_with(self, peer: int) -> Traffic:
+        counted = self._endpoint.peer_statistics(peer)
+        if counted is None:
+            return Traffic()
+        age = None if counted.handshake_at is None else max(0.0, self.now() - counted.handshake_at)
+        return Traffic(counted.bytes_in, counted.bytes_out, age)
+
+    def latency_to(self, peer: int) -> float | None:
+        report = self._dataplane.finder.report(peer, self.now())
+        return report.latency if report.best is not None and math.isfinite(report.latency) else None
+
+    def drops(self) -> dict[str, int]:
+        """Everything that was dropped anywhere, by reason."""
+        dataplane = self._dataplane
+        merged: dict[str, int] = {}
+        for counters in (dataplane.engine.drops, self._endpoint.drops, self.stack.drops, dataplane.finder.drops):
+            for reason, count in counters.items():
+                merged[reason] = merged.get(reason, 0) + count
+        return merged
+
+    # What waits for the packet path
+
+    @contextmanager
+    def rejections(self, connection: TcpConnection) -> Iterator[list[str]]:
+        """While a dial is open, a peer's refusal lands here in words."""
+        words: list[str] = []
+        key = (connection.local, connection.remote)
+        self._dials[key] = words
+        try:
+            yield words
+        finally:
+            self._dials.pop(key, None)
+
+    async def ping(self, address: bytes, kind: str, size: int) -> tuple[float, str]:
+        """Ask until answered; the caller sets the deadline."""
+        peer = self._dataplane.engine.tables.peer_for(address)
+        if kind == "icmp" or peer is None:
+            return await self._ping_icmp(address, size)
+        while True:
+            waiter = _Waiter(self.now())
+            token: object
+            if kind == "disco":
+                token = ("disco", self._dataplane.finder.ping(peer, waiter.asked_at, size))
+            else:
+                secret = self._network.entropy(8)
+                token = ("tsmp", secret)
+                self._dataplane.engine.ping(peer, secret)
+            self._pings[token] = waiter
+            try:
+                self.kick()
+                with trio.move_on_after(PING_RETRY):
+                    await waiter.answered.wait()
+            finally:
+                del self._pings[token]
+            if waiter.latency is not None:
+                path = self.path_text(waiter.path) if waiter.path else self.describe_peer_path(peer)
+                return waiter.latency, path
+
+    async def _ping_icmp(self, address: bytes, size: int) -> tuple[float, str]:
+        while True:
+            waiter = _Waiter(self.now())
+            ping: Ping = self.stack.ping(address, self.now(), size)
+            ping.owner = waiter
+            try:
+                self.kick()
+                with trio.move_on_after(PING_RETRY):
+                    await waiter.answered.wait()
+                if ping.latency is not None:
+                    return ping.latency, self.describe_path(address)
+            finally:
+                ping.close()
+
+    def hear(self, message: Any) -> None:
+        """A rare fact from the packet path."""
+        if isinstance(message, PongArrived):
+            self._answer(("disco", message.token), message.latency, message.path)
+        elif isinstance(message, PingLost):
+            self._answer(("disco", message.token), None, None)
+        elif isinstance(message, TsmpPong):
+            waiter = self._pings.get(("tsmp", message.token))
+            if waiter is not None:
+                self._answer(("tsmp", message.token), self.now() - waiter.asked_at, None)
+        elif isinstance(message, TsmpReject):
+            words = self._dials.get((message.local, message.remote))
+            if words is not None and not message.maybe_broken:
+                words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
+
+    def _answer(self, token: object, latency: float | None, path: tuple[Any, ...] | None) -> None:
+        waiter = self._pings.get(token)
+        if waiter is not None:
+            waiter.latency, waiter.path = latency, path
+            waiter.answered.set()
+
+    # How a resolver is reached
+
+    async def exchange_datagram(self, address: bytes, port: int, question: bytes) -> bytes:
+        """One question, one answer: over the tailnet where it has a route, else over the host's network."""
+        if self.routes_to(address):
+            async with UdpSocket(self.stack.bind_udp(0, None), self) as tailnet:
+                await tailnet.connect((format_address(address), port))
+                await tailnet.send(question)
+                return await tailnet.receive()
+        udp = await self._network.open_udp(0)
+        try:
+            path = format_address(address), port
+            udp.send_many([(path, [question])])
+            read = udp.readers()[len(address) == 16]
+            while True:
+                for source, datagrams in await read():
+                    if source == path:
+                        return datagrams[0]
+        finally:
+            udp.close()
+
+    async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream:
+        host = format_address(address)
+        if self.routes_to(address):
+            return await dialing.tcp_connect(self, host, port)
+        return await self._network.open_tcp(host, port)

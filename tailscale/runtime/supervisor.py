@@ -1,0 +1,236 @@
+"""The composition root: builds every machine, starts every actor, and knows in which order to stop them.
+
+The one file that names them all. Owns the nursery, readiness and shutdown; what sockets and names ask is answered by
+`home.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tailscale.config import Config, Preferences
+from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
+from tailscale.events import EventQueue
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.dataplane import Dataplane
+from tailscale.runtime.health import Health
+from tailscale.runtime.home import Home
+from tailscale.runtime.messages import (
+    ControlStateChanged,
+    NetInfoChanged,
+    NetMapChanged,
+    PreferencesChanged,
+    RelaysChanged,
+)
+from tailscale.runtime.netmap_actor import run_netmap
+from tailscale.runtime.network import Network, UdpUnderlay
+from tailscale.runtime.path_actor import run_paths
+from tailscale.runtime.probe_actor import Probes, run_probes
+from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.underlay import Underlay
+from tailscale.runtime.watch import Watch, run_watch
+from tailscale.state_file import State
+from ts_base.keys import DiscoPrivate
+from ts_dataplane.engine import Engine
+from ts_dataplane.paths import PathFinder
+from ts_netstack.stack import Stack
+from ts_tunnel.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from tailscale.state_file import Store
+    from tailscale.status import NetcheckReport
+
+log = logging.getLogger("tailscale")
+FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
+
+
+class Runtime:
+    """Everything one Device runs on."""
+
+    def __init__(self, config: Config, network: Network, store: Store) -> None:
+        self.config = config
+        self.network = network
+        self.store = store
+        self.preferences = config.preferences
+        self.bus = Bus()
+        self.health = Health()
+        self._held = ExitStack()
+        self._udp: UdpUnderlay | None = None
+        self._manager: Any = None
+        self._nursery: trio.Nursery | None = None
+
+    # Building
+
+    async def start(self) -> None:
+        """Build, start and wait until usable. On any failure everything is taken down again before it is raised."""
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        try:
+            await self._build()
+            await self._start_actors(self._nursery)
+            await self._until_ready()
+        except BaseException as error:
+            await self.stop(error, 1.0)
+            raise
+
+    async def _build(self) -> None:
+        config, network = self.config, self.network
+        self._held.enter_context(self.store.lock())
+        state = self.store.load() or State.generate(network.entropy, config.control_url)
+        disco = DiscoPrivate.generate(network.entropy(32))
+        self._udp = await self._open_udp(config.udp_port or state.udp_port)
+        self.underlay = Underlay(self._udp)
+        self.endpoint = Endpoint(state.node_key, entropy=network.entropy, wall_clock=network.wall_clock)
+        self.stack = Stack(entropy=network.entropy)
+        engine = Engine(self.endpoint, self.stack)
+        engine.disco_advert = disco.public.raw
+        finder = PathFinder(
+            disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
+        )
+        engine.paths = finder.paths
+        self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
+        self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
+        self.underlay.send_relayed = self.relays.send
+        self.home = Home(config, network, self.bus, self.stack, self.endpoint, self.dataplane)
+        self.watching = Watch(self.health, self.home)
+        self.dataplane.on_message = self._hear
+        self.control = Control(config, network, self.store, state, disco.public)
+        self.probes = Probes(network, self.underlay)
+
+    async def _open_udp(self, port: int) -> UdpUnderlay | None:
+        try:
+            return await self.network.open_udp(port)
+        except OSError as error:
+            log.warning("no UDP socket can be opened (%s): everything goes through relays", error)
+            return None
+
+    async def _start_actors(self, nursery: trio.Nursery) -> None:
+        bus, dataplane = self.bus, self.dataplane
+        bus.publish(PreferencesChanged(self.preferences))
+        await nursery.start(run_watch, bus, self.watching)
+        await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
+        await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
+        await nursery.start(run_paths, bus, dataplane.finder, self.underlay)
+        await nursery.start(run_probes, bus, self.probes)
+        if self._udp is not None:
+            nursery.start_soon(self._udp.run_writers)
+            for read in self._udp.readers():
+                nursery.start_soon(dataplane.run_reader, read)
+        nursery.start_soon(dataplane.run_flusher)
+        nursery.start_soon(dataplane.run_timers)
+        await nursery.start(run_control, bus, self.control)
+
+    def _hear(self, message: Any) -> None:
+        self.home.hear(message)
+
+    # Readiness
+
+    async def _until_ready(self) -> None:
+        """Return once usable; raise what stands in the way. A login that somebody must do has its own, longer patience."""
+        deadline = trio.current_time() + self.config.ready_timeout
+        kinds = (ControlStateChanged, NetMapChanged, RelaysChanged, NetInfoChanged)
+        with self.bus.subscribe(*kinds, name="readiness") as inbox:
+            while not self._is_usable():
+                state = self.bus.latest(ControlStateChanged)
+                if state is not None and state.error is not None:
+                    raise state.error
+                waits_for_login = state is not None and state.state in ("needs_login", "needs_approval")
+                patience = self.config.login_timeout - self.config.ready_timeout if waits_for_login else 0.0
+                with trio.move_on_at(deadline + patience) as waiting:
+                    await inbox.receive()
+                if waiting.cancelled_caught:
+                    raise self._not_ready_in_time(state)
+
+    def _is_usable(self) -> bool:
+        """Registered, netmap folded into tables, and some way to send packets."""
+        if self.bus.latest(NetMapChanged) is None or not self.dataplane.engine.tables.own:
+            return False
+        relays, found = self.bus.latest(RelaysChanged), self.bus.latest(NetInfoChanged)
+        return bool((relays and relays.home_connected) or (found and found.working_udp))
+
+    def _not_ready_in_time(self, state: ControlStateChanged | None) -> TailscaleError:
+        config = self.config
+        if state is not None and state.url:
+            return LoginRequired(state.url)
+        if state is None or state.state in ("connecting", "registering", "offline"):
+            why = f": {state.detail}" if state is not None and state.detail else ""
+            return ControlUnreachable(
+                f"the control server {config.control_url} did not let us in within {config.ready_timeout:g} s{why}. "
+                "Check control_url= (or TS_CONTROL_URL) and the network; ready_timeout= sets the patience"
+            )
+        return ControlUnreachable(
+            f"joined {config.control_url}, but neither a relay nor a direct path came up within {config.ready_timeout:g} s"
+        )
+
+    # Shutdown
+
+    async def stop(self, error: BaseException | None, patience: float) -> bool:
+        """Say goodbye within `patience` seconds, then stop everything. True if `error` was only our own cancellation."""
+        assert self._nursery is not None
+        scope = self._nursery.cancel_scope
+        crashed = scope.cancel_called  # an actor failed and took the nursery with it
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + patience):
+            await self._say_goodbye(crashed)
+        scope.cancel()
+        try:
+            absorbed = await self._manager.__aexit__(*_exception_triple(error if crashed else None))
+        except BaseExceptionGroup as group:
+            raise _sole_cause(group) from None
+        finally:
+            self.watching.close()
+            if self._udp is not None:
+                self._udp.close()
+            self._held.close()
+        return bool(absorbed) and crashed
+
+    async def _say_goodbye(self, crashed: bool) -> None:
+        """FIN or RST for every connection, then give ephemeral keys back."""
+        if crashed or not hasattr(self, "control"):
+            return
+        self.stack.close_all(trio.current_time())
+        self.dataplane.kick()
+        with trio.move_on_after(FLUSH_TIMEOUT):
+            while not self.stack.is_quiet:
+                await self.dataplane.flushed()
+        self.stack.abort_all(trio.current_time())
+        self.dataplane.flush(trio.current_time())
+        await self.control.leave()
+
+    # What the Device asks
+
+    def set_preferences(self, preferences: Preferences) -> None:
+        self.preferences = preferences
+        self.bus.publish(PreferencesChanged(preferences))
+
+    async def login(self) -> None:
+        await self.control.login()
+
+    async def logout(self) -> None:
+        await self.control.logout()
+
+    async def netcheck(self) -> NetcheckReport:
+        return await self.probes.report(self.home.region_code)
+
+    @contextmanager
+    def watch(self) -> Iterator[EventQueue]:
+        with self.watching.queue() as queue:
+            yield queue
+
+
+def _exception_triple(error: BaseException | None) -> tuple[Any, Any, Any]:
+    return (type(error), error, error.__traceback__) if error is not None else (None, None, None)
+
+
+def _sole_cause(group: BaseExceptionGroup[Any]) -> BaseException:
+    """What one actor raised, without the wrapping; several failures stay a group."""
+    cause: BaseException = group
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    return cause
