@@ -32,9 +32,7 @@ from ts_dataplane.packets import (
     without_padding,
 )
 from ts_dataplane.tables import NOT_OWNER, PeerId, Tables
-from ts_tunnel.messages import SessionEstablished
-
-Path = tuple[Any, ...]  # (host, port), (region, node key) or (host, port, vni)
+from ts_tunnel.messages import Path, SessionEstablished
 
 # Names of drop counters; the filter's verdicts are counted under their own names.
 STRAY, NOT_OURS, DISCO_FULL, STUN_FULL = "stray-byte", "unknown-datagram", "disco-full", "stun-full"
@@ -62,6 +60,7 @@ class Tunnel(Protocol):
 
     def receive(self, runs: list[tuple[Path, list[bytes]]], now: float) -> list[tuple[PeerId, Path, list[bytes]]]: ...
     def send(self, runs: list[tuple[PeerId, list[bytes]]], now: float) -> None: ...
+    def send_ahead(self, peer_id: PeerId, packet: bytes, now: float) -> bool: ...
     def transmit(self, now: float) -> list[tuple[PeerId, list[bytes]]]: ...
     def take_replies(self) -> list[tuple[Path, list[bytes]]]: ...
     def handle_timer(self, now: float) -> None: ...
@@ -113,13 +112,16 @@ class Engine:
             if len(sealed) != len(datagrams):
                 self._sort(path, datagrams, tunnel)
         if tunnel:
-            admitted = self._admit(self._endpoint.receive(tunnel, now), now)
-            if admitted:
+            opened = self._endpoint.receive(tunnel, now)
+            self._follow_sessions(now)
+            if admitted := self._admit(opened, now):
                 self._stack.receive(admitted, now)
 
     def _sort(self, path: Path, datagrams: list[bytes], tunnel: list[tuple[Path, list[bytes]]]) -> None:
         """The datagrams of a run that are not plain WireGuard: disco, STUN, peer-relayed, noise."""
-        is_direct = len(path) == 2 and isinstance(path[0], str)
+        host: Any = path[0]
+        port: Any = path[1]
+        is_direct = len(path) == 2 and isinstance(host, str)
         relayed: dict[Path, list[bytes]] = {}
         for datagram in datagrams:
             if datagram[:4] in _WIREGUARD:
@@ -127,7 +129,7 @@ class Engine:
             via = path
             if is_direct and geneve.is_geneve(datagram):
                 _, vni, _ = geneve.decode_header_untrusted(datagram)
-                via, datagram = (*path, vni), datagram[geneve.HEADER_LENGTH :]
+                via, datagram = (host, port, vni), datagram[geneve.HEADER_LENGTH :]
                 if datagram[:4] in _WIREGUARD:
                     relayed.setdefault(via, []).append(datagram)
                     continue
@@ -253,21 +255,22 @@ class Engine:
             self._say(peer, tsmp.encode_ping(*ends, token))
         return ends is not None
 
-    def _follow_sessions(self) -> None:
+    def _follow_sessions(self, now: float) -> None:
         """A new session begins with our disco key, so that a restarted peer finds our paths without asking control."""
         for message in self._endpoint.take_messages():
             self._messages.append(message)
             if isinstance(message, SessionEstablished) and self.disco_advert is not None:
-                known = self.tables.peers.get(message.peer)
-                ends = self.tables.addresses_towards(message.peer)
+                peer = message.peer
+                known = self.tables.peers.get(peer)
+                ends = self.tables.addresses_towards(peer)
                 if known is not None and known.routes.takes_adverts and ends is not None:
-                    self._say(message.peer, tsmp.encode_disco_key(*ends, self.disco_advert))
+                    advert = tsmp.encode_disco_key(*ends, self.disco_advert)
+                    self._endpoint.send_ahead(peer, self._masquerade(peer, [advert])[0], now)
 
     # The way out
 
     def transmit(self, now: float) -> list[tuple[Path, list[bytes]]]:
         """Everything that is ready to go down, by path."""
-        self._follow_sessions()
         tables, runs = self.tables, self._asides
         self._asides = []
         for destination, packets in self._stack.transmit(now):
@@ -288,7 +291,7 @@ class Engine:
             if not paths:
                 self.drops[NO_PATH] += len(datagrams)
             ready += [(path, datagrams) for path in paths]
-        return [_for_relay(run) if len(run[0]) == 3 else run for run in ready]
+        return [_carried(*run) for run in ready]
 
     def _remember_flows(self, packets: list[bytes]) -> None:
         """What we send by UDP or SCTP may be answered. Before masquerade: answers are judged after it is undone."""
@@ -318,10 +321,8 @@ class Engine:
 
     def take_messages(self) -> list[Any]:
         """Sockets that changed, session messages of the endpoint, TsmpReject, TsmpPong, DiscoKeyAdvertised, NoRoute."""
-        self._follow_sessions()
-        taken, self._messages = self._messages, []
-        taken += map(NoRoute, self._unrouted)
-        self._unrouted.clear()
+        taken = self._messages + self._endpoint.take_messages() + [NoRoute(address) for address in self._unrouted]
+        self._messages, self._unrouted = [], {}
         return taken + self._stack.take_messages()
 
     def take_disco(self) -> list[tuple[bytes, Path]]:
@@ -349,8 +350,10 @@ class Engine:
         return list(taken.items())
 
 
-def _for_relay(run: tuple[Path, list[bytes]]) -> tuple[Path, list[bytes]]:
-    """A peer-relay run as the direct run to the relay's socket that carries it."""
-    (host, port, vni), datagrams = run
+def _carried(path: Path, datagrams: list[bytes]) -> tuple[Path, list[bytes]]:
+    """A run as the sockets carry it: through a peer relay, a direct run to the relay with a Geneve header on each."""
+    if len(path) == 2:
+        return path, datagrams
+    host, port, vni = path
     header = geneve.encode_header(geneve.WIREGUARD, vni)
     return (host, port), [header + datagram for datagram in datagrams]

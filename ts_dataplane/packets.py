@@ -214,10 +214,11 @@ def _readdressed(packet: bytes, at: int, old: bytes, new: bytes) -> bytes:
     # A UDP sum of zero over IPv4 says "none" and must keep saying so.
     if place is not None and not (parsed.protocol == UDP and changed[parsed.transport + 6 :][:2] == b"\0\0"):
         if len(changed) >= parsed.transport + place + 2:
-            _move_checksum(changed, parsed.transport + place, difference, never_zero=parsed.protocol == UDP)
+            _move_checksum(changed, parsed.transport + place, difference)
     return bytes(changed)
 
 
-def _move_checksum(packet: bytearray, at: int, difference: int, *, never_zero: bool = False) -> None:
-    total = ~((~_peek_u16(packet, at)[0] & 0xFFFF) + difference % 0xFFFF) % 0xFFFF
-    packet[at : at + 2] = (0xFFFF if never_zero and total == 0 else total).to_bytes(2, "big")
+def _move_checksum(packet: bytearray, at: int, difference: int) -> None:
+    # All ones, not all zeros: both verify, but a UDP sum of zero would mean "none".
+    total = (_peek_u16(packet, at)[0] - difference) % 0xFFFF or 0xFFFF
+    packet[at : at + 2] = total.to_bytes(2, "big")

@@ -39,6 +39,10 @@ class PlainTunnel:
     def send(self, runs: list[tuple[int, list[bytes]]], now: float) -> None:
         self.outgoing += runs
 
+    def send_ahead(self, peer_id: int, packet: bytes, now: float) -> bool:
+        self.outgoing.insert(0, (peer_id, [packet]))
+        return True
+
     def transmit(self, now: float) -> list[tuple[int, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
         return [(peer, [seal(0, packet) for packet in packets]) for peer, packets in taken]
@@ -149,9 +153,9 @@ def checksums_hold(whole: bytes) -> bool:
     """Are the IPv4 header's and the TCP or UDP sums right?"""
     if whole[0] >> 4 == 4:
         source, destination, body = whole[12:16], whole[16:20], whole[20:]
-        if checksum(whole[:20]):
+        if checksum(whole[:20]) % 0xFFFF:
             return False
         protocol = whole[9]
     else:
         source, destination, body, protocol = whole[8:24], whole[24:40], whole[40:], whole[6]
-    return checksum(body, pseudo_header_sum(source, destination, protocol, len(body))) == 0
+    return checksum(body, pseudo_header_sum(source, destination, protocol, len(body))) % 0xFFFF == 0
