@@ -7,6 +7,7 @@ wanted and when to come back. How a node is dialled and believed is in dial.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import h11
 import trio
@@ -78,7 +79,7 @@ class DerpClient:
         self._writable.set()
         self._earlier_timer.set()
 
-    async def run(self, deliver: Callable[[list[Run]], None], hear: Callable[[DerpMessage], None]) -> None:
+    async def run(self, deliver: Callable[[list[Run]], None], hear: Callable[[DerpMessage], None]) -> NoReturn:
         """Carry bytes until the connection ends; always raises RelayLost, or Cancelled, and leaves it closed."""
         try:
             async with trio.open_nursery() as nursery:

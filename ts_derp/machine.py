@@ -104,12 +104,14 @@ class DerpMachine:
         self._pong_deadline = math.inf
         self._ping: tuple[bytes, float] | None = None
         self._messages: list[DerpMessage] = []
+        self.has_begun = False  # a stream was given to it: it cannot serve another
         self.greeted = False
         self.failure: str | None = None
         self.drops: Counter[str] = Counter()
 
     def start(self, now: float) -> None:
         """The byte stream is there: the server has to greet us in time."""
+        self.has_begun = True
         self._greeting_deadline = now + GREETING_TIMEOUT
 
     # --- from below
