@@ -1,0 +1,323 @@
+"""Deciding what was lost and how fast to repair it, for one connection.
+
+Owns the flight, RACK-TLP (RFC 8985), proportional rate reduction (RFC 6937), NewReno for peers without SACK (RFC
+6582) and the undo of false alarms (Eifel RFC 4015, D-SACK RFC 3708, F-RTO RFC 5682). Times are `now` seconds; echoes
+are milliseconds of the same clock. Knows no segments: the connection sends what `flight.first_lost` names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ts_netstack.congestion import Congestion, Cubic
+from ts_netstack.tcp_flight import IN_FLIGHT, LOST, Flight, Span
+from ts_netstack.tcp_timing import RoundTrip
+
+OPEN, RECOVERY, TIMED_OUT = 0, 1, 2
+
+DUPLICATE_THRESHOLD = 3
+REORDER_PERSISTENCE = 16  # recoveries without a D-SACK before the reordering window shrinks again
+TOLERANCE = 1e-6  # float noise must not postpone a verdict to a timer
+WORST_DELAYED_ACK = 0.2
+PROBE_BEFORE_SAMPLE = 1.0
+
+Block = tuple[int, int]
+
+
+class LossRecovery:
+    """What is in flight, what of it is lost, and how many bytes may leave now."""
+
+    __slots__ = (
+        "_confirmed",
+        "_duplicates",
+        "_forward",
+        "_persist",
+        "_point",
+        "_probe_end",
+        "_probe_resent",
+        "_prr_delivered",
+        "_prr_flight",
+        "_prr_out",
+        "_prr_quota",
+        "_rack_at",
+        "_rack_end",
+        "_rack_rtt",
+        "_reorder_round",
+        "_reorder_steps",
+        "_reordered",
+        "_saved",
+        "_undo_bytes",
+        "_undo_stamp",
+        "congestion",
+        "flight",
+        "mode",
+        "mss",
+        "reorder_deadline",
+        "round_trip",
+        "selective",
+    )
+
+    def __init__(self, mss: int, round_trip: RoundTrip, selective: bool) -> None:
+        self.flight = Flight()
+        self.congestion: Congestion = Cubic(mss)
+        self.round_trip = round_trip
+        self.mss = mss
+        self.selective = selective
+        self.mode = OPEN
+        self.reorder_deadline = math.inf
+        self._point = -1  # RecoveryPoint: SND.NXT when trouble began
+        self._duplicates = 0
+        self._forward = -1  # highest byte known to have arrived
+        self._rack_at, self._rack_end, self._rack_rtt = -1.0, 0, 0.0
+        self._reordered = False
+        self._reorder_steps, self._persist, self._reorder_round = 1, 0, -1
+        self._prr_delivered = self._prr_out = self._prr_flight = self._prr_quota = 0
+        self._saved: tuple[float, ...] | None = None
+        self._undo_stamp = -1  # ms of the first retransmission of this episode
+        self._undo_bytes = 0
+        self._confirmed = False
+        self._probe_end = -1
+        self._probe_resent = False
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def quota(self) -> int:
+        """Bytes that may leave now, new or again."""
+        if self.mode == RECOVERY:
+            return self._prr_quota
+        return self.congestion.window - self.flight.pipe + self._duplicates * self.mss
+
+    def on_sent(self, start: int, end: int, now: float) -> None:
+        self.flight.add(start, end, now)
+        self._count_out(end - start)
+
+    def on_resent(self, start: int, end: int, now: float) -> None:
+        self.flight.resend(start, end, now)
+        self._count_out(end - start)
+        self._undo_bytes += end - start
+        if self._undo_stamp < 0:
+            self._undo_stamp = int(now * 1000)
+
+    def _count_out(self, size: int) -> None:
+        if self.mode == RECOVERY:
+            self._prr_out += size
+            self._prr_quota -= size
+
+    # -- acknowledgements ------------------------------------------------------------------------------------------
+
+    def on_ack(
+        self, una: int, nxt: int, blocks: Sequence[Block], dsack: Block | None, echo: int | None, now: float
+    ) -> tuple[int, float]:
+        """`una` moved, or `blocks` may tell news. Returns bytes newly delivered and a round-trip sample or 0."""
+        flight = self.flight
+        advanced = bool(flight.spans) and una > flight.spans[0].start
+        sacked_before = flight.sacked
+        news = flight.acknowledge(una)
+        cumulative = len(news)
+        for start, end in blocks:
+            news += flight.sack(start, end)
+        rtt = self._learn(news, una, nxt, echo, now)
+        if dsack is not None:
+            self._on_duplicate_report(dsack, una, nxt)
+        if advanced:
+            self._duplicates = 0
+            self._maybe_undo(news[:cumulative], echo)
+        self._judge_probe(una, dsack)
+        delivered = sum([span.end - span.start for span in news])
+        lost_before = flight.lost
+        if flight.spans and (flight.sacked or self._rack_at >= 0):
+            self.detect(now)
+        if self.mode == RECOVERY and advanced and not self.selective and una < self._point:
+            self._lose_head()
+        self._settle_mode(una, nxt, delivered, flight.lost > lost_before)
+        if sacked_before and not flight.spans:
+            self.reorder_deadline = math.inf
+        return delivered, rtt
+
+    def _learn(self, news: list[Span], una: int, nxt: int, echo: int | None, now: float) -> float:
+        """Feed RACK with what arrived; returns the round trip of the newest piece that was sent only once."""
+        best, forward = -1.0, self._forward
+        for span in news:
+            age = now - span.sent_at
+            if span.resent:
+                # The original may be what arrived: believe nothing the echo or the minimum contradicts.
+                if (echo is not None and echo < int(span.sent_at * 1000)) or age < self.round_trip.minimum:
+                    continue
+            else:
+                best = max(best, span.sent_at)
+                if span.end <= forward:
+                    self._reordered = True
+            if (span.sent_at, span.end) > (self._rack_at, self._rack_end):
+                self._rack_at, self._rack_end, self._rack_rtt = span.sent_at, span.end, age
+            self._forward = max(self._forward, span.end)
+        return max(now - best, TOLERANCE) if best >= 0 else 0.0
+
+    def _on_duplicate_report(self, dsack: Block, una: int, nxt: int) -> None:
+        if una > self._reorder_round:
+            self._reorder_round = nxt
+            self._reorder_steps += 1
+        self._persist = REORDER_PERSISTENCE
+        self._undo_bytes -= dsack[1] - dsack[0]
+        if self._undo_bytes <= 0 and self._saved is not None and not self._confirmed:
+            self._undo()
+
+    def on_duplicate_ack(self, nxt: int) -> None:
+        """Only for peers without SACK: the third one in a row means the head is gone."""
+        self._duplicates += 1
+        if self._duplicates == DUPLICATE_THRESHOLD and self.mode == OPEN and self.flight.spans:
+            self._lose_head()
+            self._enter(nxt)
+        elif self.mode == RECOVERY:
+            self._prr(self.mss)
+
+    def _lose_head(self) -> None:
+        head = self.flight.spans[0]
+        self.flight.mark_lost_between(head.start, min(head.start + self.mss, head.end))
+
+    # -- RACK ------------------------------------------------------------------------------------------------------
+
+    def _reorder_window(self) -> float:
+        if not self._reordered and (self.mode != OPEN or self.flight.sacked >= DUPLICATE_THRESHOLD * self.mss):
+            return 0.0
+        if self.round_trip.minimum == math.inf:
+            return 0.0
+        return min(self._reorder_steps * self.round_trip.minimum / 4, self.round_trip.smoothed)
+
+    def detect(self, now: float) -> None:
+        """RFC 8985 section 6.2: lost is what was sent before something that arrived, plus patience."""
+        self.reorder_deadline = math.inf
+        if self._rack_at < 0:
+            return
+        patience = self._rack_rtt + self._reorder_window()
+        rack_at, rack_end, forward = self._rack_at, self._rack_end, self._forward
+        for span in self.flight.spans:
+            if span.start >= forward:
+                break
+            if span.fate != IN_FLIGHT:
+                continue
+            if span.sent_at < rack_at or (span.sent_at == rack_at and span.end <= rack_end):
+                expiry = span.sent_at + patience
+                if expiry <= now + TOLERANCE:
+                    self.flight.mark_lost(span)
+                else:
+                    self.reorder_deadline = min(self.reorder_deadline, expiry)
+
+    def on_reorder_timer(self, una: int, nxt: int, now: float) -> None:
+        before = self.flight.lost
+        self.detect(now)
+        self._settle_mode(una, nxt, 0, self.flight.lost > before)
+
+    # -- episodes --------------------------------------------------------------------------------------------------
+
+    def _settle_mode(self, una: int, nxt: int, delivered: int, fresh_loss: bool) -> None:
+        if self.mode != OPEN and una >= self._point:
+            if self.mode == RECOVERY:
+                self.congestion.window = int(min(self.congestion.window, self.congestion.threshold))
+            self.mode = OPEN
+            self._persist -= 1
+            if self._persist <= 0:
+                self._reorder_steps = 1
+        if fresh_loss and self.mode == OPEN:
+            self._enter(nxt)
+        elif self.mode == RECOVERY and (delivered or fresh_loss):
+            self._prr(delivered)
+
+    def _enter(self, nxt: int) -> None:
+        spans = self.flight.spans
+        self._begin_episode(nxt)
+        in_flight = spans[-1].end - spans[0].start
+        self.congestion.on_loss(in_flight)
+        self.mode = RECOVERY
+        self._prr_flight = max(in_flight, 1)
+        self._prr_delivered = self._prr_out = 0
+        self._prr_quota = self.mss  # the fast retransmission itself is never held back
+        self._prr(self.flight.sacked and self.mss)
+
+    def _begin_episode(self, nxt: int) -> None:
+        self._point = nxt
+        self._saved = self.congestion.save()
+        self._undo_stamp, self._undo_bytes, self._confirmed = -1, 0, False
+
+    def _prr(self, delivered: int) -> None:
+        """RFC 6937 section 3.1 with the slow-start reduction bound."""
+        self._prr_delivered += delivered
+        pipe, threshold = self.flight.pipe, int(self.congestion.threshold)
+        if pipe > threshold:
+            count = -(-self._prr_delivered * threshold // self._prr_flight) - self._prr_out
+        else:
+            count = min(threshold - pipe, max(self._prr_delivered - self._prr_out, delivered) + self.mss)
+        self._prr_quota = max(count, self.mss if self._prr_out == 0 else 0)
+
+    def on_timeout(self, nxt: int) -> None:
+        """The retransmission timer expired with data in flight."""
+        flight = self.flight
+        if self.mode != TIMED_OUT:
+            self._begin_episode(nxt)
+            self.congestion.on_timeout(flight.spans[-1].end - flight.spans[0].start)
+            self.mode = TIMED_OUT
+        else:
+            self.congestion.window = self.mss
+        if flight.spans[0].fate not in (IN_FLIGHT, LOST):
+            flight.forget_sacks()
+        flight.mark_all_lost()
+        self._duplicates = 0
+        self._probe_end = -1
+        self.reorder_deadline = math.inf
+
+    def _maybe_undo(self, acknowledged: list[Span], echo: int | None) -> None:
+        """Was this episode a false alarm? An echo older than our first retransmission says the original arrived."""
+        if self._saved is None or self._confirmed or self.mode == OPEN:
+            return
+        if echo is not None and self._undo_stamp >= 0:
+            if echo < self._undo_stamp:
+                self._undo()
+            else:
+                self._confirmed = True
+        elif self.mode == TIMED_OUT:
+            # F-RTO: data we had given up for lost and not sent again was acknowledged.
+            if any(span.fate == LOST and not span.resent for span in acknowledged):
+                self._undo()
+            else:
+                self._confirmed = True
+
+    def _undo(self) -> None:
+        if self._saved is not None:
+            self.congestion.undo(self._saved)
+            self._saved = None
+            self.flight.revive()
+            self.mode = OPEN
+            self._reordered = True
+            self.reorder_deadline = math.inf
+
+    # -- tail loss probes ------------------------------------------------------------------------------------------
+
+    def probe_timeout(self) -> float:
+        """RFC 8985 section 7.2."""
+        smoothed = self.round_trip.smoothed
+        if smoothed == 0.0:
+            return PROBE_BEFORE_SAMPLE
+        pipe = self.flight.pipe
+        return 2 * smoothed + (WORST_DELAYED_ACK if pipe <= self.mss else 0.002)
+
+    @property
+    def may_probe(self) -> bool:
+        return self.mode == OPEN and self._probe_end < 0 and self.selective and not self.flight.sacked
+
+    def on_probe_sent(self, end: int, resent: bool) -> None:
+        self._probe_end, self._probe_resent = end, resent
+
+    def _judge_probe(self, una: int, dsack: Block | None) -> None:
+        """RFC 8985 section 7.4: did the probe repair a loss, or was it one copy too many?"""
+        if self._probe_end < 0 or una < self._probe_end:
+            return
+        if self._probe_resent and dsack is None:
+            if una == self._probe_end:
+                return  # a report of the duplicate may still follow
+            if self.mode == OPEN:
+                self.congestion.on_loss(self.congestion.window)
+        self._probe_end = -1
+
+    def set_segment_size(self, mss: int) -> None:
+        self.mss = mss
+        self.congestion.set_segment_size(mss)
