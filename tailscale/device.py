@@ -145,7 +145,7 @@ class Device:
     @property
     def node(self) -> Node:
         """Ourselves, as the tailnet sees us right now."""
-        return self._ready().self_node()
+        return self._ready().home.self_node()
 
     @property
     def name(self) -> str:
@@ -168,7 +168,7 @@ class Device:
     @property
     def peers(self) -> Peers:
         """Every other node we are allowed to see, right now."""
-        return Peers(self._ready().netmap)
+        return Peers(self._ready().home.netmap)
 
     # Connections
 
@@ -177,40 +177,41 @@ class Device:
     ) -> TcpStream:
         """Connect to a port of a peer, by short name, full name or address (also of an accepted subnet route)."""
         host, port = dialing.host_and_port(host, port)
-        return await dialing.tcp_connect(self._ready(), host, port, timeout=timeout, local_port=local_port)
+        return await dialing.tcp_connect(self._ready().home, host, port, timeout=timeout, local_port=local_port)
 
     async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
         """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port."""
-        return await dialing.listen(self._ready(), port, host, backlog)
+        return await dialing.listen(self._ready().home, port, host, backlog)
 
     async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
-        return await dialing.udp(self._ready(), port, host)
+        return await dialing.udp(self._ready().home, port, host)
 
     # Names and identities
 
     async def resolve(self, name: str) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet."""
-        return (await self._ready().resolver.addresses(name))[0]
+        return (await self._ready().home.resolver.addresses(name))[0]
 
     async def resolve_all(self, name: str, type: str = "A") -> list[str]:
         """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text."""
-        return await self._ready().resolver.records(name, type)
+        return await self._ready().home.resolver.records(name, type)
 
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us."""
         await trio.lowlevel.checkpoint()
-        return diagnostics.whois(self._ready(), address)
+        return diagnostics.whois(self._ready().home, address)
 
     # Diagnosis
 
     async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
         """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack."""
-        return await diagnostics.ping(self._ready(), host, kind, size, timeout)
+        return await diagnostics.ping(self._ready().home, host, kind, size, timeout)
 
     def status(self) -> Status:
         """Everything the device knows about itself, as plain values."""
-        return diagnostics.status(self._ready())
+        runtime = self._ready()
+        return diagnostics.status(runtime.home, runtime.health.active)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:
@@ -219,7 +220,7 @@ class Device:
 
     async def netcheck(self) -> NetcheckReport:
         """Measure the network around us: UDP, NAT, relay latencies."""
-        return await diagnostics.netcheck(self._ready())
+        return await self._ready().netcheck()
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, as it happens. A slow reader gets a `Lagged` event instead of a silent loss."""
@@ -267,5 +268,5 @@ class Device:
         await self._ready().logout()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "new" if self._runtime is None else self._runtime.state
+        state = "closed" if self._closed else "new" if self._runtime is None else self._runtime.home.state
         return f"<Device {self._config.preferences.hostname!r} {state}>"

@@ -9,7 +9,7 @@ import trio
 from tailscale.errors import ConnectionTimedOut, NameNotFound
 from tailscale.names import literal_address
 from tailscale.nodes import node_from_wire
-from tailscale.status import Identity, NetcheckReport, PeerStatus, PingResult, Status
+from tailscale.status import HealthWarning, Identity, PeerStatus, PingResult, Status
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def ping(home: Home, host: str, kind: str, size: int, timeout: float) -> P
     raise ConnectionTimedOut(f"{host} did not answer a {kind} ping within {timeout:g} s")
 
 
-def status(home: Home) -> Status:
+def status(home: Home, health: tuple[HealthWarning, ...]) -> Status:
     """Everything at this moment."""
     netmap = home.netmap
     peers = []
@@ -67,11 +67,6 @@ def status(home: Home) -> Status:
         udp_port=home.udp_port,
         endpoints=home.endpoints(),
         peers=tuple(sorted(peers, key=lambda p: p.node.name)),
-        health=home.health.active,
+        health=health,
         drops=home.drops(),
     )
-
-
-async def netcheck(home: Home) -> NetcheckReport:
-    """Probe now and report."""
-    return await home.netcheck()

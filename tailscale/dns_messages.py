@@ -65,7 +65,7 @@ def decode_answer_untrusted(data: bytes, identifier: int, name: str, kind: str) 
 
 def _negative_ttl(message: Any) -> int:
     """How long a missing answer may be remembered (RFC 2308)."""
-    return min([min(r.ttl, 300) for r in message.ns[:4] if r.type == wire.DNS_SOA] or [30])
+    return int(min([min(r.ttl, 300) for r in message.ns[:4] if r.type == wire.DNS_SOA] or [30]))
 
 
 def _text_of(record: Any, kind: str) -> str:

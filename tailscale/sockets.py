@@ -6,17 +6,19 @@ checkpoint, survives cancellation at it, and never holds a packet across one.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tailscale.errors import ConnectionReset
+from tailscale.errors import ConnectionRefused, ConnectionReset
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
-    from ts_netstack.stack import TcpConnection, TcpListen, UdpPort
-
     from tailscale.nodes import Node
+    from ts_netstack.tcp import TcpConnection
+    from ts_netstack.tcp_listen import TcpListen
+    from ts_netstack.udp import UdpPort
 
     Bytes = bytes | bytearray | memoryview
 
@@ -185,7 +187,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     def set_keepalive(self, idle: float | None, interval: float = 75.0, count: int = 9) -> None:
         """Probe a silent peer after `idle` seconds; None turns probing off."""
-        self._connection.set_keepalive(idle, interval, count, self._home.now())
+        self._connection.set_keepalive(idle, interval, count)
         self._home.kick()
 
     @property
@@ -252,14 +254,14 @@ class TcpListener(trio.abc.Listener[TcpStream]):
         if not self._closed:
             self._closed = True
             for listen in self._listens:
-                listen.close(self._home.now())
+                listen.close()
             self._home.kick()
             self._acceptors.unpark_all()
         await trio.lowlevel.checkpoint()
 
     @property
     def port(self) -> int:
-        return int(self._listens[0].local[1])
+        return self._listens[0].port
 
     def __repr__(self) -> str:
         return f"<TcpListener on port {self.port}{' closed' if self._closed else ''}>"
@@ -294,7 +296,9 @@ class UdpSocket(trio.abc.AsyncResource):
     async def send(self, data: Bytes) -> None:
         self._check_open()
         if self._connected is None:
-            raise OSError(89, "this UDP socket is not connected: use send_to(data, (host, port)) or connect() first")
+            raise OSError(
+                errno.ENOTCONN, "this UDP socket is not connected: use send_to(data, (host, port)) or connect() first"
+            )
         await trio.lowlevel.checkpoint()
         self._raise_pending()
         self._send(data, self._connected)
@@ -319,9 +323,10 @@ class UdpSocket(trio.abc.AsyncResource):
         return (await self.receive_from())[0]
 
     def _raise_pending(self) -> None:
-        problem = self._port.take_error()
-        if problem is not None:
-            raise ConnectionRefusedError(f"nobody listens there: {describe_problem(problem)}")
+        problem, self._port.error = self._port.error, None
+        if problem is not None and self._connected is not None:
+            host, port = _text(self._connected)
+            raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -336,13 +341,13 @@ class UdpSocket(trio.abc.AsyncResource):
 
     @property
     def local_address(self) -> Address:
-        host, port = self._port.local
-        return (format_address(host) if host else "", port)
+        host = self._port.host
+        return (format_address(host) if host else "", self._port.port)
 
     @property
     def dropped(self) -> int:
         """Datagrams that arrived while nobody read."""
-        return int(self._port.dropped)
+        return self._port.drops
 
     def __repr__(self) -> str:
         return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._closed else ''}>"

@@ -33,7 +33,9 @@ from ts_control import wire
 from ts_control.netmap import NetMap
 from ts_dataplane.paths import PingLost, PongArrived
 from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
-from ts_netstack.stack import Ping, Stack, TcpConnection
+from ts_netstack.icmp import Ping
+from ts_netstack.stack import Stack
+from ts_netstack.tcp import TcpConnection
 from ts_tunnel.endpoint import Endpoint
 
 RANDOM_ID = Struct(">H").unpack
@@ -164,7 +166,7 @@ class Home:
 
     def own_address(self, host: str | None) -> bytes | None:
         """One of our addresses in raw form; None for all of them."""
-        if host is None or host in ("", "0.0.0.0", "::"):  # noqa: S104 - means "all", on the tailnet only
+        if host is None or host in ("", "0.0.0.0", "::"):
             return None
         address = literal_address(host)
         if address is None or address not in self._dataplane.engine.tables.own:
@@ -284,10 +286,10 @@ class Home:
                 self.kick()
                 with trio.move_on_after(PING_RETRY):
                     await waiter.answered.wait()
-                if ping.latency is not None:
-                    return ping.latency, self.describe_path(address)
             finally:
-                ping.close()
+                ping.owner = None
+            if ping.round_trip is not None:
+                return ping.round_trip, self.describe_path(address)
 
     def hear(self, message: Any) -> None:
         """A rare fact from the packet path."""

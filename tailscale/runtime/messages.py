@@ -50,6 +50,21 @@ class EndpointsChanged(Retained):
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointsConfirmed(Lossy):
+    """A check just found these endpoints, changed or not: fresh enough to tell peers. Said by probes, heard by paths."""
+
+    endpoints: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequested(Lossy):
+    """Somebody needs our addresses to be fresh. Said by paths and the Device, heard by probes."""
+
+    reason: str
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NetInfoChanged(Retained):
     """What the last network check found, home region included. Said by probes, heard by control and relays."""
 
@@ -110,7 +125,7 @@ class DiscoArrived(Lossy):
 class StunArrived(Lossy):
     """STUN datagrams off the tunnel's own socket: [(datagram, (host, port)), ...]."""
 
-    batch: list[tuple[bytes, DirectPath]]
+    batch: list[tuple[bytes, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, slots=True)

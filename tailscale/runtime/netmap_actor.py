@@ -149,7 +149,7 @@ def filter_rule(rule: FilterRule) -> Rule:
 
 
 def _capability_texts(cap_map: CapMap, bare: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    texts: dict[str, tuple[str, ...]] = {name: () for name in bare}
+    texts: dict[str, tuple[str, ...]] = dict.fromkeys(bare, ())
     for name, values in cap_map.items():
         texts[name] = tuple(msgspec.json.encode(value).decode() for value in values or ())
     return texts

@@ -7,8 +7,7 @@ The one file that names them all. Owns the nursery, readiness and shutdown; what
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +132,7 @@ class Runtime:
     # Readiness
 
     async def _until_ready(self) -> None:
-        """Return once usable; raise what stands in the way. A login that somebody must do has its own, longer patience."""
+        """Return once usable; raise what stands in the way. A login that somebody must do has its own patience."""
         deadline = trio.current_time() + self.config.ready_timeout
         kinds = (ControlStateChanged, NetMapChanged, RelaysChanged, NetInfoChanged)
         with self.bus.subscribe(*kinds, name="readiness") as inbox:
@@ -166,13 +165,13 @@ class Runtime:
                 "Check control_url= (or TS_CONTROL_URL) and the network; ready_timeout= sets the patience"
             )
         return ControlUnreachable(
-            f"joined {config.control_url}, but neither a relay nor a direct path came up within {config.ready_timeout:g} s"
+            f"joined {config.control_url}, but no relay and no direct path came up within {config.ready_timeout:g} s"
         )
 
     # Shutdown
 
     async def stop(self, error: BaseException | None, patience: float) -> bool:
-        """Say goodbye within `patience` seconds, then stop everything. True if `error` was only our own cancellation."""
+        """Say goodbye within `patience` seconds, then stop everything. True if `error` was our own cancellation."""
         assert self._nursery is not None
         scope = self._nursery.cancel_scope
         crashed = scope.cancel_called  # an actor failed and took the nursery with it

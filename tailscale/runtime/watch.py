@@ -1,7 +1,7 @@
 """From bus messages to public events and active warnings, in the words of `tailscale.events`.
 
-Owns the readers' queues and the last netmap they were told about. Unchanged peers are the same objects in two netmaps, so
-telling what changed costs what changed.
+Owns the readers' queues and the last netmap they were told about. Unchanged peers are the same objects in two netmaps,
+so telling what changed costs what changed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ EXPIRY_NOTICE = timedelta(days=7)
 HEARD = (NetMapChanged, ControlStateChanged, PeerPathChanged, HealthRaised, HealthCleared)
 
 
-async def run_watch(
-    bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Tell the user's event readers. Owns: the queues. Hears: nearly all facts. Says: nothing."""
     with bus.subscribe(*HEARD, name="watch") as inbox:
         task_status.started()
