@@ -164,7 +164,6 @@ class Headscale:
         config: Json,
         regions: list[Json],
         env: Mapping[str, str],
-        namespace: str | None,
         ca: Path | None,
     ) -> None:
         self.folder, self.version, self.config, self.ca = folder, version, config, ca
@@ -172,13 +171,12 @@ class Headscale:
         self.metrics_url = f"http://{config['metrics_listen_addr']}"
         self.domain: str = config["dns"]["base_domain"]
         self.process: Process | None = None
-        self._env, self._namespace = env, namespace
+        self._env = env
         self._token = ""
         self._users: dict[str, int] = {}
         self.set_regions(regions)
         self.set_extra_records([])
         (folder / "hs.yaml").write_text(json.dumps(config))  # JSON is YAML
-        # In a namespace the API is reached over the CLI's unix socket only; outside over HTTP.
         self._http = httpx.AsyncClient(base_url=self.url, verify=_context(ca), timeout=20.0, trust_env=False)
 
     @property
@@ -190,7 +188,7 @@ class Headscale:
     async def start(self) -> None:
         env = {"HEADSCALE_DEBUG_DUMP_MAPRESPONSE_PATH": str(self.folder / "maps"), **self._env}
         command = [self.binary, "-c", self.folder / "hs.yaml", "serve"]
-        self.process = Process("headscale", command, self.folder, env=env, namespace=self._namespace)
+        self.process = Process("headscale", command, self.folder, env=env)
         await poll_until("headscale to be healthy", self._is_healthy, 30)
         if not self._token:
             self._token = cast(str, await self.cli("apikeys", "create"))
@@ -199,8 +197,6 @@ class Headscale:
         assert self.process is not None
         if not self.process.is_running:
             self.process.check()
-        if self._namespace is not None:
-            return (self.folder / "hs.sock").exists()
         try:
             return (await self._http.get("/health")).status_code == 200
         except httpx.TransportError:
@@ -231,8 +227,6 @@ class Headscale:
     async def cli(self, *arguments: str) -> Any:
         """Runs `headscale ... -o json` and returns what it printed."""
         command = [str(self.binary), "-c", str(self.folder / "hs.yaml"), *arguments, "-o", "json"]
-        if self._namespace is not None:
-            command = ["ip", "netns", "exec", self._namespace, *command]
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         if done.returncode != 0:
             raise RigError(f"headscale {' '.join(arguments)}: {(done.stdout + done.stderr).decode()}")
@@ -589,13 +583,12 @@ class Rig:
         verify_url: str = "",
         pinned: bool = True,
         host: str = "127.0.0.1",
-        namespace: str | None = None,
     ) -> AsyncIterator[Derper]:
         """A relay with STUN. `pinned`: clients know its self-signed certificate by hash; else
         `insecurefortests` is set. Without `tls` it speaks plain HTTP, which Go clients use only with
         TS_DEBUG_USE_DERP_HTTP=1."""
         room = self._room(f"derper-{region_id}")
-        port, stun_port = (PORTS.take(), PORTS.take()) if namespace is None else (13340, 3478)
+        port, stun_port = PORTS.take(), PORTS.take()
         command: list[str | Path] = [build.binary("derper"), "-a", f"{host}:{port}", "-c", room / "derper.key"]
         command += ["-hostname", host, "-http-port", "-1", "-stun-port", str(stun_port)]
         # derper serves plain HTTP on any port but 443 unless the certificate mode is manual.
@@ -605,12 +598,10 @@ class Rig:
             command += ["-verify-client-url", verify_url, "-verify-client-url-fail-open=false"]
 
         async def start() -> Process:
-            process = Process("derper", command, room, env=QUIET_ENV, namespace=namespace)
+            process = Process("derper", command, room, env=QUIET_ENV)
 
             async def listens() -> bool:
                 process.check()
-                if namespace is not None:
-                    return "serving on" in process.log() or "derper: serving" in process.log()
                 await (await trio.open_tcp_stream(host, port)).aclose()
                 return True
 
@@ -651,7 +642,6 @@ class Rig:
         settings: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
-        namespace: str | None = None,
     ) -> AsyncIterator[Headscale]:
         """A control server tuned to answer at once. `families`: "46", "4" or "6" for the tailnet's
         addresses; `settings` are merged into its configuration, dotted keys allowed."""
@@ -680,7 +670,7 @@ class Rig:
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = value
-        hs = Headscale(room, version, config, list(regions), env or {}, namespace, self.ca.pem if tls else None)
+        hs = Headscale(room, version, config, list(regions), env or {}, self.ca.pem if tls else None)
         try:
             await hs.start()
             if policy is not None:
@@ -707,11 +697,13 @@ class Rig:
         env: Mapping[str, str] | None = None,
         namespace: str | None = None,
         timeout: float = 60,
+        program: Sequence[str | Path] = (),
     ) -> AsyncIterator[TsnetPeer]:
         """A tsnet node, up when the body runs (unless `wait_up` is off: then `await peer.event("up")`)."""
         room = self._room(name)
         url = control if isinstance(control, str) else control.url
-        command: list[str | Path] = [build.binary("tsnetpeer"), "-control", url, "-hostname", name]
+        command: list[str | Path] = list(program) or [build.binary("tsnetpeer")]
+        command += ["-control", url, "-hostname", name]
         command += ["-dir", state or room / "state", "-port", str(port), "-timeout", f"{timeout}s"]
         if auth_key:
             command += ["-authkey", auth_key]
@@ -740,6 +732,15 @@ class Rig:
             yield peer
         finally:
             await peer.stop()
+
+    def ours(
+        self, control: Headscale | Testcontrol | str, auth_key: str, name: str, **options: Any
+    ) -> contextlib.AbstractAsyncContextManager[TsnetPeer]:
+        """Our Device in a process of its own, driven exactly like `tsnet` (see ournode.py)."""
+        root = Path(__file__).resolve().parents[2]
+        options["env"] = {"PYTHONPATH": str(root), **(options.get("env") or {})}
+        program = [sys.executable, "-m", "tests.interop.ournode"]
+        return self.tsnet(control, auth_key, name, program=program, **options)
 
     @contextlib.asynccontextmanager
     async def tailscaled(
@@ -776,12 +777,12 @@ class Rig:
             await daemon.stop()
 
     @contextlib.asynccontextmanager
-    async def stund(self, host: str = "127.0.0.1", namespace: str | None = None) -> AsyncIterator[int]:
+    async def stund(self, host: str = "127.0.0.1") -> AsyncIterator[int]:
         """A STUN server alone; yields its port."""
-        port = PORTS.take() if namespace is None else 3479
+        port = PORTS.take()
         room = self._room("stund")
         command = [build.binary("stund"), "-stun", f"{host}:{port}", "-http", "127.0.0.1:0"]
-        process = Process("stund", command, room, env=QUIET_ENV, namespace=namespace)
+        process = Process("stund", command, room, env=QUIET_ENV)
         try:
             await poll_until("stund", _logged(process, "STUN server listening"), 10)
             yield port
