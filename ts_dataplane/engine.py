@@ -10,6 +10,7 @@ Tables and paths arrive by plain assignment. Refuses to know: sockets, clocks, t
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,7 +103,7 @@ class Engine:
 
     # The way in
 
-    def receive(self, runs: list[tuple[Path, list[bytes]]], now: float) -> None:
+    def receive(self, runs: Sequence[tuple[Path, list[bytes]]], now: float) -> None:
         """Take datagrams in the order they came; what they carry for us is in the stack afterwards."""
         tunnel: list[tuple[Path, list[bytes]]] = []
         for path, datagrams in runs:
@@ -295,13 +296,15 @@ class Engine:
 
     def _remember_flows(self, packets: list[bytes]) -> None:
         """What we send by UDP or SCTP may be answered. Before masquerade: answers are judged after it is undone."""
-        last = None
+        last = b""
         for packet in packets:
-            if packet[9 if packet[0] >> 4 == 4 else 6] != TCP:
-                flow = reply_flow(packet)
-                if flow is not None and flow != last:
-                    self.replies.record(flow)
-                last = flow
+            # An IPv4 header with options is misread here, and then read in full by reply_flow.
+            protocol, ends = (packet[9], packet[12:24]) if packet[0] == 0x45 else (packet[6], packet[8:44])
+            if protocol == TCP or (protocol == UDP and ends == last):
+                continue
+            if (flow := reply_flow(packet)) is not None:
+                self.replies.record(flow)
+                last = ends if protocol == UDP else b""
 
     def _masquerade(self, peer: PeerId, packets: list[bytes]) -> list[bytes]:
         known = self.tables.peers.get(peer)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from golden.bart import SlowBart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden.bart import SlowBart
 from ts_base.ip import Prefix, mask, parse_address, parse_prefix
 from ts_dataplane.bart import Bart
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden.filter import SlowFilter
 
+from golden.filter import SlowFilter
 from ts_base.ip import parse_address, parse_prefix
 from ts_dataplane.bart import Bart
 from ts_dataplane.filter import ADMITTED, NO_RULE, ReplyFlows, Rule, compile_filter
