@@ -379,6 +379,7 @@ class TsnetPeer:
         self._replies: dict[int, Json] = {}
         self._changed = trio.Event()
         self._next_id = 0
+        self._turn = trio.Lock()
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
@@ -418,7 +419,9 @@ class TsnetPeer:
         number = self._next_id
         if isinstance(arguments.get("data"), bytes):
             arguments["data"] = base64.b64encode(arguments["data"]).decode()
-        await self.process.stdin.send_all(json.dumps({"id": number, "cmd": cmd, **arguments}).encode() + b"\n")
+        line = json.dumps({"id": number, "cmd": cmd, **arguments}).encode() + b"\n"
+        async with self._turn:
+            await self.process.stdin.send_all(line)
         while number not in self._replies:
             self.process.check()
             await self._changed.wait()
