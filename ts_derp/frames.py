@@ -73,8 +73,9 @@ class FrameReader:
         self._pending = bytearray()  # the start of a frame whose end has not come; never longer than one frame
         self._needed = HEADER_LENGTH  # how long `_pending` must grow before it is worth looking at again
 
-    def feed(self, data: bytes) -> list[FrameRun]:
+    def feed(self, data: bytes | bytearray) -> list[FrameRun]:
         """Take the stream's next bytes, return the frames they complete. BadPacket: the stream cannot be read on."""
+        data = bytes(data)  # free for bytes; some streams hand out bytearrays, whose slices are no dictionary keys
         pending = self._pending
         if pending:
             # A frame that drips in costs one copy in all, not one per drop.

@@ -116,7 +116,7 @@ class DerpMachine:
 
     # --- from below
 
-    def receive(self, data: bytes, now: float) -> list[Run]:
+    def receive(self, data: bytes | bytearray, now: float) -> list[Run]:
         """The stream's next bytes; returns the packets in them as [(source, [packet, ...]), ...]."""
         if self.failure is not None:
             return []

@@ -210,7 +210,7 @@ class DerpServer:
 
     # --- from below
 
-    def receive(self, connection: int, data: bytes, now: float) -> None:
+    def receive(self, connection: int, data: bytes | bytearray, now: float) -> None:
         client = self._clients.get(connection)
         if client is None or client.closed:
             return
