@@ -65,6 +65,7 @@ MAXIMUM_PERSIST = 60.0
 OVERRIDE = 0.2  # sender's silly-window override (RFC 9293 section 3.8.6.2.1)
 FIN_WAIT_2_LINGER = 60.0
 SMALL_RECORDS_LIMIT = 1024  # spans in flight beyond which only full segments leave
+OVERTAKEN_STAMPS = 1000  # ticks by which the stamp of a reordered bare ACK may be behind
 STAMP_IDLE = 24 * 86400.0  # RFC 7323 section 5.5
 
 BLACK_HOLE_SIZES = (1024, 536)
@@ -582,7 +583,7 @@ class TcpConnection:
             segment, seq = segment._replace(flags=segment.flags & ~SYN, seq=expected & MASK32), expected
         flags = segment.flags
         stamps = segment.options.stamps
-        if self._stamps and stamps is not None and not flags & RST and self._is_stale(stamps[0], now):
+        if self._stamps and stamps is not None and not flags & RST and self._is_stale(stamps[0], segment, now):
             drops["tcp_paws"] += 1
             self._answer_strange(segment, now)
             return
@@ -624,8 +625,13 @@ class TcpConnection:
     def _rcv_nxt(self) -> int:
         return self._received.next + self._received_fin
 
-    def _is_stale(self, value: int, now: float) -> bool:
-        return value - self._stamp_recent & MASK32 >= 0x80000000 and now - self._stamp_recent_at < STAMP_IDLE
+    def _is_stale(self, value: int, segment: Segment, now: float) -> bool:
+        """RFC 7323 section 5.3. A bare ACK that was merely overtaken is still news: its SACK blocks may be."""
+        age = self._stamp_recent - value & MASK32
+        if not 0 < age < 0x80000000 or now - self._stamp_recent_at >= STAMP_IDLE:
+            return False
+        overtaken = not segment.payload and not segment.flags & (SYN | FIN) and age < OVERTAKEN_STAMPS
+        return not overtaken
 
     def _is_acceptable(self, seq: int, length: int) -> bool:
         expected, edge = self._rcv_nxt, self._right_edge
