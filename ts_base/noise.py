@@ -10,6 +10,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from noise.connection import Keypair, NoiseConnection
+from noise.exceptions import NoiseValueError
 
 from ts_base.errors import BadPacket
 
@@ -42,7 +43,7 @@ class Handshake:
         else:
             try:
                 self._noise.set_keypair_from_public_bytes(Keypair.REMOTE_STATIC, remote_static)
-            except ValueError:
+            except (ValueError, NoiseValueError):
                 raise BadPacket("not a public key") from None
             self._noise.set_as_initiator()
         self._noise.start_handshake()
@@ -61,7 +62,7 @@ class Handshake:
         """The payload of the peer's one message."""
         try:
             return bytes(self._noise.read_message(message))
-        except (InvalidTag, ValueError):
+        except (InvalidTag, ValueError, NoiseValueError):
             raise BadPacket("handshake message does not verify") from None
 
     @property

@@ -39,6 +39,7 @@ from ts_tunnel.wire import (
     INITIATION,
     RESPONSE,
     TRANSPORT,
+    TRANSPORT_OVERHEAD,
     decode_cookie_reply_untrusted,
     decode_initiation_untrusted,
     decode_response_untrusted,
@@ -169,7 +170,7 @@ class Endpoint:
         if not plaintexts:
             return None
         peer.packets_in += len(plaintexts)
-        peer.bytes_in += sum(map(len, datagrams))
+        peer.bytes_in += sum(map(len, plaintexts)) + TRANSPORT_OVERHEAD * len(plaintexts)
         if session is peer.next:
             self._indices.remove(peer.on_next_confirmed(now))
             self._on_usable(peer, now)

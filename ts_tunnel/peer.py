@@ -181,6 +181,7 @@ class Peer:
 
     def keep_cookie(self, cookie: bytes, now: float) -> None:
         self._cookie, self._cookie_at = cookie, now
+        self.last_mac1 = b""  # answered: a second reply to the same message is none
 
     # Session slots; each transition returns the sessions that fell out of them.
 
@@ -224,6 +225,7 @@ class Peer:
         self.expire_at = session.created_at + REJECT_AFTER_TIME
         self.handshake_at = now
         self._renewed_on_receive = False
+        self.restart_expected = False
 
     def usable_session(self, now: float, count: int = 1) -> Session | None:
         session = self.current
