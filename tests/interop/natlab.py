@@ -50,7 +50,7 @@ def _source_nat(how: str) -> str:
 
 
 def _destination_nat(match: str) -> str:
-    return _chain("ip map", "nat", "prerouting", -100, f"iifname wan {match} dnat to <client>")
+    return _chain("ip mapped", "nat", "prerouting", -100, f"iifname wan {match} dnat to <client>")
 
 
 # What a router drops from outside unless it answers something from inside. The input rule matters too:
@@ -58,8 +58,8 @@ def _destination_nat(match: str) -> str:
 _GUARD_ITSELF = _chain("inet guard", "filter", "input", 0, "iifname wan ct state new drop")
 _FILTER = _GUARD_ITSELF + _chain("inet guard", "filter", "forward", 0, "iifname wan ct state new drop")
 _SEEN_ADDRESSES_ONLY = (
-    "add table ip map\nadd set ip map seen { type ipv4_addr; flags dynamic; timeout 2m; }\n"
-    + _chain("ip map", "filter", "forward", 1, "oifname wan meta l4proto udp update @seen { ip daddr }")
+    "add table ip mapped\nadd set ip mapped seen { type ipv4_addr; flags dynamic; timeout 2m; }\n"
+    + _chain("ip mapped", "filter", "forward", 1, "oifname wan meta l4proto udp update @seen { ip daddr }")
     + _destination_nat(f"udp dport {NODE_PORT} ip saddr @seen")
     + _GUARD_ITSELF
 )

@@ -1,0 +1,41 @@
+"""The NAT lab as tests: each pair first with two tsnet nodes, then with two of ours, which may not do worse."""
+
+from __future__ import annotations
+
+import pytest
+
+import tailscale
+from tests.interop import natlab
+from tests.interop.natlab import PAIRS, expected
+from tests.interop.rig import Rig
+
+WHY_NOT = natlab.why_not()
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-"),
+]
+DIRECT_WITHIN = 1.0  # seconds; tsnet needs five where the dialled side's router filters
+FEW = [("easy", "easy"), ("hard", "easy"), ("none", "hard"), ("easy", "blocked"), ("easy", "same LAN")]
+
+
+@pytest.mark.parametrize(("left", "right"), FEW, ids=[f"{a} - {b}" for a, b in FEW])
+async def test_the_lab_gives_tsnet_what_is_known(r: Rig, left: str, right: str) -> None:
+    async with natlab.lab(r) as (made, hs):
+        base = await natlab.measure(made, hs, r, left, right)
+        assert base.path == expected(left, right), base.row()
+
+
+@pytest.mark.skipif(not hasattr(tailscale, "Device"), reason="there is no tailscale.Device yet")
+@pytest.mark.parametrize(("left", "right"), PAIRS, ids=[f"{a} - {b}" for a, b in PAIRS])
+async def test_ours_is_direct_wherever_tsnet_is_and_sooner(r: Rig, left: str, right: str) -> None:
+    async with natlab.lab(r) as (made, hs):
+        base = await natlab.measure(made, hs, r, left, right)
+        mine = await natlab.measure(made, hs, r, left, right, ours=True)
+        print(base.row(), mine.row(), sep="\n")
+        assert mine.path in ("direct", "relay"), mine.row()
+        if base.path == "direct":
+            assert mine.path == "direct", f"{base.row()}\n{mine.row()}"
+            for took in (mine.left_direct_s, mine.right_direct_s):
+                assert took is not None, mine.row()
+                assert took <= DIRECT_WITHIN, mine.row()
