@@ -75,7 +75,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
     def wake(self) -> None:
         """The stack says something changed."""
         connection = self._connection
-        if connection.readable or connection.at_eof or connection.error is not None:
+        if connection.readable or connection.error is not None:
             self._readers.unpark_all()
         if connection.writable or connection.error is not None:
             self._writers.unpark_all()
@@ -100,13 +100,13 @@ class TcpStream(trio.abc.HalfCloseableStream):
             while True:
                 if self._closed:
                     raise trio.ClosedResourceError("this stream was closed")
-                if connection.readable:
+                if connection.unread:
                     data: bytes = connection.read(max_bytes)
                     self._home.kick()  # the window may have opened
                     return data
+                self._raise_if_broken()
                 if connection.at_eof:
                     return b""
-                self._raise_if_broken()
                 await self._readers.park()
 
     async def send_all(self, data: Bytes) -> None:

@@ -30,7 +30,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
-from tailscale.runtime.path_actor import run_paths
+from tailscale.runtime.path_actor import announce, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.underlay import Underlay
@@ -116,7 +116,7 @@ class Runtime:
         await nursery.start(run_watch, bus, self.watching)
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
-        await nursery.start(run_paths, bus, dataplane.finder, self.underlay)
+        await nursery.start(run_paths, bus, dataplane.finder, dataplane.flush)
         await nursery.start(run_probes, bus, self.probes)
         if self._udp is not None:
             nursery.start_soon(self._udp.run_writers)
@@ -127,6 +127,8 @@ class Runtime:
         await nursery.start(run_control, bus, self.control)
 
     def _hear(self, message: Any) -> None:
+        """Rare facts from the packet path."""
+        announce(self.bus, message)
         self.home.hear(message)
 
     # Readiness

@@ -1,0 +1,206 @@
+"""The probe and path actors against a pretended network: when they speak, and what they say."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import trio
+
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.messages import (
+    EndpointsChanged,
+    EndpointsConfirmed,
+    NetInfoChanged,
+    NetMapChanged,
+    NetworkChanged,
+    PeerPathChanged,
+    ProbeRequested,
+    StunArrived,
+)
+from tailscale.runtime.path_actor import announce, run_paths
+from tailscale.runtime.probe_actor import Probes, run_probes
+from tailscale.runtime.underlay import Underlay
+from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
+from ts_control.netmap import NetMap
+from ts_control.wire import DERPMap, DERPNode, DERPRegion, Node
+from ts_dataplane import stun
+from ts_dataplane.paths import NeedStun, PathChanged, PathFinder
+
+OUTSIDE = ("203.0.113.5", 41641)
+
+
+class FakeUdp:
+    """Answers STUN after a while, or not at all."""
+
+    local_port = 41641
+
+    def __init__(self, bus, nursery):
+        self.bus, self.nursery = bus, nursery
+        self.delay: float | None = 0.02
+        self.sent: list = []
+
+    def send_many(self, runs):
+        for path, datagrams in runs:
+            self.sent.append((trio.current_time(), path))
+            if self.delay is not None:
+                for datagram in datagrams:
+                    self.nursery.start_soon(self.answer, path, datagram)
+
+    async def answer(self, path, datagram):
+        await trio.sleep(self.delay * int(path[0].rpartition(".")[2]))
+        transaction = stun.decode_request_untrusted(datagram)
+        self.bus.publish(StunArrived([(stun.encode_response(transaction, OUTSIDE), path)]))
+
+
+class FakeNetwork:
+    def __init__(self):
+        self.rng = random.Random(3)
+        self.tcp_delay = 0.1
+
+    def entropy(self, length):
+        return self.rng.randbytes(length)
+
+    def interface_addresses(self):
+        return ["10.0.0.7"]
+
+    async def open_tcp(self, host, port):
+        await trio.sleep(self.tcp_delay * int(host.rpartition(".")[2]))
+        return trio.testing.memory_stream_pair()[0]
+
+
+def derp_map(*numbers):
+    return DERPMap(
+        regions={
+            number: DERPRegion(
+                region_id=number,
+                region_code=f"r{number}",
+                nodes=(
+                    DERPNode(name=f"{number}a", region_id=number, host_name="x", ipv4=f"192.0.2.{index}", ipv6="none"),
+                ),
+            )
+            for index, number in enumerate(numbers, 1)
+        }
+    )
+
+
+def netmap(**changes):
+    return replace(NetMap.empty(), **changes)
+
+
+@pytest.fixture
+async def rig(autojump_clock, nursery):
+    bus = Bus()
+    udp = FakeUdp(bus, nursery)
+    network = FakeNetwork()
+    probes = Probes(network, Underlay(udp))
+    await nursery.start(run_probes, bus, probes)
+    return bus, udp, probes
+
+
+async def test_home_and_endpoints_follow_the_first_check(rig):
+    bus, _, _probes = rig
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(2, 1))))
+    await trio.sleep(0.25)
+    info = bus.latest(NetInfoChanged)
+    assert info.home_region == 2
+    assert info.working_udp is True
+    assert info.mapping_varies_by_destination is False
+    assert info.latencies["2-v4"] == pytest.approx(0.02, abs=0.02)
+    assert bus.latest(EndpointsChanged).endpoints == (("203.0.113.5:41641", 2), ("10.0.0.7:41641", 1))
+
+
+async def test_start_waits_at_most_a_moment_when_udp_is_blocked(rig):
+    bus, udp, _probes = rig
+    udp.delay = None
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(7))))
+    await trio.sleep(0.35)
+    assert bus.latest(NetInfoChanged).home_region == 7
+    assert bus.latest(EndpointsChanged).endpoints == (("10.0.0.7:41641", 1),)
+    await trio.sleep(5.0)
+    info = bus.latest(NetInfoChanged)
+    assert info.working_udp is False
+    assert info.latencies == {"7-v4": pytest.approx(0.1, abs=0.05)}  # measured by TCP meanwhile
+
+
+async def test_request_confirms_endpoints_even_if_unchanged(rig):
+    bus, _, _probes = rig
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(1))))
+    await trio.sleep(1.0)
+    with bus.subscribe(EndpointsChanged, EndpointsConfirmed) as inbox:
+        inbox.take()
+        bus.publish(ProbeRequested("test"))
+        message = await inbox.receive()
+        assert isinstance(message, EndpointsConfirmed)
+
+
+async def test_report_runs_a_full_check(rig):
+    bus, udp, probes = rig
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(1, 2))))
+    await trio.sleep(1.0)
+    udp.sent.clear()
+    report = await probes.report(lambda region: f"r{region}")
+    assert report.udp
+    assert report.ipv4 == "203.0.113.5:41641"
+    assert report.home == "r1"
+    assert set(report.latencies) == {"r1", "r2"}
+    assert {path for _, path in udp.sent} == {("192.0.2.1", 3478), ("192.0.2.2", 3478)}
+
+
+async def test_network_change_forgets_and_checks_again(rig):
+    bus, udp, _probes = rig
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(1))))
+    await trio.sleep(1.0)
+    udp.sent.clear()
+    bus.publish(NetworkChanged(rebound=True))
+    await trio.sleep(1.0)
+    assert udp.sent
+
+
+async def test_no_udp_at_all_still_finds_a_home(autojump_clock, nursery):
+    bus = Bus()
+    probes = Probes(FakeNetwork(), Underlay(None))
+    await nursery.start(run_probes, bus, probes)
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(3, 4))))
+    await trio.sleep(1.0)
+    assert bus.latest(NetInfoChanged).home_region == 3
+    assert bus.latest(NetInfoChanged).working_udp is None
+
+
+async def test_path_actor_translates_nodes_and_keeps_addresses_fresh(autojump_clock, nursery):
+    bus, rng = Bus(), random.Random(1)
+    finder = PathFinder(
+        DiscoPrivate.generate(rng.randbytes(32)), NodePrivate.generate(rng.randbytes(32)).public, entropy=rng.randbytes
+    )
+
+    def flush(now):
+        finder.transmit(now)
+        for message in finder.take_messages():
+            announce(bus, message)
+
+    await nursery.start(run_paths, bus, finder, flush)
+    key = NodePublic(rng.randbytes(32))
+    node = Node(id=5, key=key, disco_key=DiscoPublic(rng.randbytes(32)), endpoints=("192.0.2.7:1",), home_derp=9)
+    bus.publish(NetMapChanged(netmap(peers={5: node})))
+    await trio.sleep(0.01)
+    assert finder.paths == {5: ((9, key.raw),)}
+    bus.publish(EndpointsChanged((("192.0.2.1:5", 2), ("nonsense", 1))))
+    with bus.subscribe(ProbeRequested) as inbox:
+        with trio.move_on_after(100):
+            await inbox.receive()
+            raise AssertionError("nobody is being talked to")
+        started = trio.current_time()
+        while trio.current_time() < started + 27:
+            finder.on_data_sent([5], trio.current_time())
+            await trio.sleep(1)
+        assert len(inbox) >= 1
+
+
+def test_finder_messages_become_bus_messages():
+    bus = Bus()
+    with bus.subscribe(PeerPathChanged, ProbeRequested) as inbox:
+        announce(bus, PathChanged(5, ("192.0.2.7", 1), 0.01))
+        announce(bus, NeedStun("stale"))
+        assert inbox.take() == PeerPathChanged(5, ("192.0.2.7", 1), 0.01)
+        assert inbox.take() == ProbeRequested("stale")
