@@ -127,7 +127,7 @@ class Directory:
     def __init__(self, entropy: Callable[[int], bytes]) -> None:
         self._entropy = entropy
         self.accounts: dict[str, Account] = {}
-        self._auth_keys: dict[str, AuthKeyRecord] = {}
+        self.auth_keys: dict[str, AuthKeyRecord] = {}
         self.devices: dict[int, Enrolled] = {}
         self._by_key: dict[bytes, Enrolled] = {}
         self._by_machine: dict[bytes, Enrolled] = {}
@@ -152,12 +152,12 @@ class Directory:
         self.account(login)
         name = self._entropy(6).hex()
         secret = f"tskey-auth-{name}-{self._entropy(16).hex()}"
-        record = self._auth_keys[name] = AuthKeyRecord(secret, login, reusable, ephemeral, tags, expires)
+        record = self.auth_keys[name] = AuthKeyRecord(secret, login, reusable, ephemeral, tags, expires)
         return record
 
     def find_auth_key(self, secret: str) -> AuthKeyRecord | None:
         parts = secret.split("-")
-        record = self._auth_keys.get(parts[2]) if len(parts) == 4 else None
+        record = self.auth_keys.get(parts[2]) if len(parts) == 4 else None
         if record is None or not hmac.compare_digest(record.secret.encode(), secret.encode()):
             return None
         return record

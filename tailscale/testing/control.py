@@ -118,7 +118,7 @@ class ControlService:
                         connection.receive(data, trio.current_time())
                         self._wake[connection].set()
                         self.poke()
-                    data = await stream.receive_some(READ_SIZE)
+                    data = bytes(await stream.receive_some(READ_SIZE))
                     if not data:
                         break
                 nursery.cancel_scope.cancel()

@@ -70,7 +70,7 @@ async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> Reques
     while True:
         event = http.next_event()
         if event is h11.NEED_DATA:
-            http.receive_data(await stream.receive_some(READ_SIZE))
+            http.receive_data(bytes(await stream.receive_some(READ_SIZE)))
         elif isinstance(event, h11.Request):
             head = event
         elif isinstance(event, h11.Data):

@@ -1,0 +1,226 @@
+"""An internet in memory: hosts with addresses, TCP and UDP between them, and links that delay, lose and block.
+
+Owns addresses, ports and links; every choice comes from one seed. Nothing here touches a real socket or a real clock,
+so a whole tailnet runs under `trio.testing.MockClock`. `VirtualHost` is what a Device takes as its network.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from tailscale.runtime.network import DirectRuns
+from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+
+EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
+FIRST_EPHEMERAL_PORT = 32_768
+UDP_QUEUE_LIMIT = 4096  # datagrams one port holds unread
+
+
+@dataclass(eq=False)
+class VirtualUdp:
+    """One UDP port of a virtual host. Implements the runtime's `UdpUnderlay`."""
+
+    host: VirtualHost
+    local_port: int
+    counters: Counter[str] = field(default_factory=Counter)
+    _arriving: list[tuple[float, int, tuple[str, int], list[bytes]]] = field(default_factory=list)
+    _held: int = 0
+    _news: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def has_ipv6(self) -> bool:
+        return False
+
+    def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
+        return (self.recv_many,)
+
+    async def recv_many(self) -> DirectRuns:
+        """Wait until something has arrived, then take all that has."""
+        await trio.lowlevel.checkpoint()
+        while not self._arriving or self._arriving[0][0] > trio.current_time():
+            self._news = trio.Event()
+            with trio.move_on_at(self._arriving[0][0] if self._arriving else float("inf")):
+                await self._news.wait()
+        runs: DirectRuns = []
+        now = trio.current_time()
+        while self._arriving and self._arriving[0][0] <= now:
+            _, _, source, datagrams = heapq.heappop(self._arriving)
+            self._held -= len(datagrams)
+            runs.append((source, datagrams))
+        return runs
+
+    def send_many(self, runs: DirectRuns) -> None:
+        for destination, datagrams in runs:
+            self.host.network.carry((self.host.address, self.local_port), destination, datagrams, self.counters)
+
+    def arrive(self, at: float, order: int, source: tuple[str, int], datagrams: list[bytes]) -> None:
+        if self._held + len(datagrams) > UDP_QUEUE_LIMIT:
+            self.counters["receive queue full"] += len(datagrams)
+            return
+        self._held += len(datagrams)
+        heapq.heappush(self._arriving, (at, order, source, datagrams))
+        self._news.set()
+
+    async def run_writers(self) -> None:
+        await trio.sleep_forever()  # nothing is ever kept back
+
+    def rebind(self) -> None:
+        self._arriving.clear()
+        self._held = 0
+
+    def close(self) -> None:
+        self.host.udp.pop(self.local_port, None)
+
+
+class VirtualHost:
+    """One machine. Implements the runtime's `Network`."""
+
+    def __init__(self, network: VirtualNetwork, name: str, address: str) -> None:
+        self.network = network
+        self.name = name
+        self.address = address
+        self.tcp: dict[int, VirtualListener] = {}
+        self.udp: dict[int, VirtualUdp] = {}
+        self.streams: list[VirtualStream] = []
+        self._ports = itertools.count(FIRST_EPHEMERAL_PORT)
+        self._random = random.Random(f"{network.seed} {name}")  # noqa: S311 - repeatable is what it is for
+
+    async def open_tcp(self, host: str, port: int) -> VirtualStream:
+        await trio.lowlevel.checkpoint()
+        return await self.network.connect(self, host, port)
+
+    async def open_udp(self, port: int) -> VirtualUdp:
+        await trio.lowlevel.checkpoint()
+        return self.bind_udp(port)
+
+    def bind_udp(self, port: int = 0) -> VirtualUdp:
+        port = port or self.free_port(self.udp)
+        if port in self.udp:
+            raise OSError(f"UDP port {port} of {self.name} is taken")
+        made = self.udp[port] = VirtualUdp(self, port)
+        return made
+
+    def listen_tcp(self, port: int = 0) -> VirtualListener:
+        port = port or self.free_port(self.tcp)
+        if port in self.tcp:
+            raise OSError(f"TCP port {port} of {self.name} is taken")
+        made = self.tcp[port] = VirtualListener((self.address, port))
+        return made
+
+    def free_port(self, taken: dict[int, VirtualListener] | dict[int, VirtualUdp]) -> int:
+        return next(port for port in self._ports if port not in taken)
+
+    def unlisten(self, port: int) -> None:
+        """Close the port; connections that were accepted live on."""
+        listener = self.tcp.pop(port, None)
+        if listener is not None:
+            listener.close()
+
+    def reset_streams(self) -> None:
+        """Every TCP connection of this host breaks."""
+        for stream in self.streams:
+            stream.reset()
+        self.streams.clear()
+
+    def interface_addresses(self) -> list[str]:
+        return [self.address]
+
+    def wall_clock(self) -> float:
+        return self.network.wall_clock()
+
+    def entropy(self, length: int) -> bytes:
+        return self._random.randbytes(length)
+
+
+class VirtualNetwork:
+    """All hosts and the links between them. Made inside `trio.run`, because it reads trio's clock."""
+
+    def __init__(self, *, seed: int = 0, latency: float = 0.0, loss: float = 0.0) -> None:
+        self.seed = seed
+        self.latency, self.loss = latency, loss  # of links not spoken about
+        self.clock_offset = EPOCH - trio.current_time()
+        self._random = random.Random(f"{seed} links")  # noqa: S311 - repeatable is what it is for
+        self._hosts: dict[str, VirtualHost] = {}
+        self._names: dict[str, VirtualHost] = {}
+        self._links: dict[tuple[str, str], Link] = {}
+        self._order = itertools.count()
+        self.drops: Counter[str] = Counter()
+
+    def wall_clock(self) -> float:
+        return self.clock_offset + trio.current_time()
+
+    def host(self, name: str) -> VirtualHost:
+        """The host `name`, made when new."""
+        known = self._names.get(name)
+        if known is None:
+            number = len(self._names) + 1
+            known = VirtualHost(self, name, f"10.77.{number >> 8}.{number & 255}")
+            self._names[name] = self._hosts[known.address] = known
+        return known
+
+    def link(self, source: str, destination: str) -> Link:
+        """The link from one host, by name or address, to another; one direction."""
+        key = (self.find(source).address, self.find(destination).address)
+        known = self._links.get(key)
+        if known is None:
+            known = self._links[key] = Link(self.latency, self.loss)
+        return known
+
+    def change(self, first: str, second: str, **changes: float | bool) -> None:
+        """Change both directions between two hosts: latency, loss, udp_blocked, tcp_blocked."""
+        for source, destination in ((first, second), (second, first)):
+            self.link(source, destination).change(**changes)  # type: ignore[arg-type]
+
+    def find(self, name: str) -> VirtualHost:
+        known = self._names.get(name) or self._hosts.get(name)
+        if known is None:
+            raise OSError(f"no host {name!r} on the virtual network")
+        return known
+
+    async def connect(self, source: VirtualHost, host: str, port: int) -> VirtualStream:
+        target = self.find(host)
+        there, back = self.link(source.address, target.address), self.link(target.address, source.address)
+        await there.wait_tcp_open()
+        await back.wait_tcp_open()
+        if there.latency + back.latency:
+            await trio.sleep(there.latency + back.latency)
+        listener = target.tcp.get(port)
+        local = (source.address, source.free_port(source.tcp))
+        forth_pipe, back_pipe = Pipe(there), Pipe(back)
+        accepted = VirtualStream(forth_pipe, back_pipe, (target.address, port), local)
+        if listener is None or not listener.offer(accepted):
+            raise ConnectionRefusedError(f"nothing listens on {host}:{port}")
+        made = VirtualStream(back_pipe, forth_pipe, local, (target.address, port))
+        for owner, stream in ((source, made), (target, accepted)):
+            owner.streams = [known for known in owner.streams if not known.is_closed]
+            owner.streams.append(stream)
+        return made
+
+    def carry(
+        self, source: tuple[str, int], destination: tuple[str, int], datagrams: list[bytes], counters: Counter[str]
+    ) -> None:
+        """Datagrams onto a link; they arrive, or are counted."""
+        target = self._hosts.get(destination[0])
+        if target is None:
+            counters["no such host"] += len(datagrams)
+            return
+        link = self.link(source[0], destination[0])
+        if link.udp_blocked:
+            self.drops["blocked"] += len(datagrams)
+            return
+        if link.loss:
+            kept = [datagram for datagram in datagrams if self._random.random() >= link.loss]
+            self.drops["lost"] += len(datagrams) - len(kept)
+            datagrams = kept
+        port = target.udp.get(destination[1])
+        if port is None:
+            counters["port closed"] += len(datagrams)
+        elif datagrams:
+            port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)

@@ -1,0 +1,410 @@
+"""A whole tailnet in one process: control server, relay and devices, with faults on demand.
+
+Owns the lifetime of everything in it: what is inside `async with Tailnet()` is gone after it. Runs under real time and
+under trio's MockClock. Refuses to know protocols; the servers are real ones, from `ts_control` and `ts_derp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import trio
+
+from tailscale.testing.control import ControlService
+from tailscale.testing.places import LoopbackPlace, Place, VirtualPlace
+from tailscale.testing.relay import Certificate, RelayService, answer_stun, region
+from ts_base.keys import MachinePrivate, NodePrivate, NodePublic
+from ts_control.policy import Policy
+from ts_control.server import DEFAULT_USER, ControlServer
+from ts_control.wire import DERPMap
+
+if TYPE_CHECKING:
+    from tailscale.device import Device
+
+CONTROL, RELAY = "control", "relay"
+REGION = 900
+CONTROL_PORT, RELAY_PORT, STUN_PORT = 80, 443, 3478  # on the virtual network; on loopback any that are free
+
+
+class Running:
+    """Something with listeners that can be stopped and started again at the same address."""
+
+    def __init__(self, place: Place, name: str, port: int) -> None:
+        self._place = place
+        self._name = name
+        self.port = port
+        self._nursery: trio.Nursery | None = None
+        self._scope: trio.CancelScope | None = None
+        self._stopped = trio.Event()
+
+    @property
+    def is_running(self) -> bool:
+        return self._scope is not None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Subclasses: listen, say started, run until cancelled."""
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the Tailnet is not running: use it inside `async with`")
+        if not self.is_running:
+            self._stopped = trio.Event()
+            await self._nursery.start(self._run)
+
+    async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.CancelScope() as self._scope:
+            try:
+                await self.serve(task_status=task_status)
+            finally:
+                self._scope = None
+                self._place.unlisten(self._name, self.port)
+                self._stopped.set()
+
+    async def stop(self) -> None:
+        """Gone like a process that was killed: connections break, the port refuses."""
+        if self._scope is not None:
+            self._scope.cancel()
+            await self._stopped.wait()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+
+class Control(Running):
+    """The coordination server of a Tailnet. `server` is the machine itself, with everything an administrator can do."""
+
+    server: ControlServer
+
+    def __init__(self, place: Place, nursery: trio.Nursery, domain: str, policy: Any, key_lifetime: float) -> None:
+        super().__init__(place, CONTROL, CONTROL_PORT if isinstance(place, VirtualPlace) else 0)
+        self._nursery = nursery
+        self._domain = domain
+        self._policy = policy
+        self._key_lifetime = key_lifetime
+        self._machine = MachinePrivate.generate(place.entropy(32))
+        self._derp_map = DERPMap()
+        self._service: ControlService | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._place.address(CONTROL)}:{self.port}"
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listeners, self.port = await self._place.listen(CONTROL, self.port)
+        if self._service is None:
+            self._service = self._make()
+        service = self._service
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run_timers)
+            nursery.start_soon(trio.serve_listeners, service.serve_stream, listeners)
+            task_status.started()
+
+    def _make(self) -> ControlService:
+        place = self._place
+        self.server = ControlServer(
+            entropy=place.entropy,
+            wall_clock=place.wall_clock,
+            url=self.url,
+            domain=self._domain,
+            machine=self._machine,
+            key_lifetime=self._key_lifetime,
+        )
+        self.server.set_policy(self._policy, trio.current_time())
+        self.server.set_derp_map(self._derp_map, trio.current_time())
+        return ControlService(self.server, entropy=place.entropy)
+
+    async def restart(self, *, forget_devices: bool = False, new_key: bool = False) -> None:
+        """Stop and start; with an empty database, or as a server with another identity, if asked.
+
+        Auth keys stay valid, so that forgotten devices can come back.
+        """
+        await self.stop()
+        auth_keys = self.server.directory.auth_keys
+        if new_key:
+            self._machine = MachinePrivate.generate(self._place.entropy(32))
+        if forget_devices:
+            self._service = self._make()
+            self.server.directory.auth_keys = auth_keys
+        self.server.machine = self._machine
+        await self.start()
+
+    def poke(self) -> None:
+        """After calling a method of `server` yourself: let what it queued go out."""
+        if self._service is not None:
+            self._service.poke()
+
+    def set_policy(self, policy: Any) -> None:
+        self.server.set_policy(policy, trio.current_time())
+        self._policy = policy
+        self.poke()
+
+    def set_derp_map(self, derp_map: DERPMap) -> None:
+        self._derp_map = derp_map
+        if self._service is not None:
+            self.server.set_derp_map(derp_map, trio.current_time())
+            self.poke()
+
+    def do(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call `verb(*arguments, now, **options)` of `server` and let the consequences go out."""
+        result = verb(*arguments, trio.current_time(), **options)
+        self.poke()
+        return result
+
+
+class Relay(Running):
+    """The relay of a Tailnet, with its STUN server."""
+
+    server: RelayService
+
+    def __init__(self, place: Place, nursery: trio.Nursery, admit: Callable[[bytes], bool]) -> None:
+        is_virtual = isinstance(place, VirtualPlace)
+        super().__init__(place, RELAY, RELAY_PORT if is_virtual else 0)
+        self._nursery = nursery
+        self._admit = admit
+        self._private = NodePrivate.generate(place.entropy(32))
+        self._certificate = Certificate(place.address(RELAY))
+        self.stun_port = STUN_PORT if is_virtual else 0
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listeners, self.port = await self._place.listen(RELAY, self.port)
+        udp = await self._place.open_udp(RELAY, self.stun_port)
+        self.stun_port = udp.local_port
+        self.server = RelayService(self._private, entropy=self._place.entropy, admit=self._admit)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.server.run_timers)
+                nursery.start_soon(trio.serve_listeners, self._serve_tls, listeners)
+                nursery.start_soon(answer_stun, udp)
+                task_status.started()
+        finally:
+            udp.close()
+
+    async def _serve_tls(self, stream: trio.abc.Stream) -> None:
+        await self.server.serve_stream(
+            trio.SSLStream(stream, self._certificate.context, server_side=True, https_compatible=True)
+        )
+
+    def derp_map(self) -> DERPMap:
+        address = self._place.address(RELAY)
+        listed = region(REGION, address, self.port, self.stun_port, self._certificate.pin)
+        return DERPMap(regions={REGION: listed})
+
+
+class Joining:
+    """`await` it for a device that lives as long as the tailnet, or `async with` it for one that leaves earlier."""
+
+    def __init__(self, net: Tailnet, hostname: str, options: Mapping[str, Any]) -> None:
+        self._net, self._hostname, self._options = net, hostname, options
+        self._leave: Callable[[], Awaitable[None]] | None = None
+
+    def __await__(self) -> Generator[Any, Any, Device]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Device:
+        device, self._leave = await self._net.join(self._hostname, **self._options)
+        return device
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._leave is not None:
+            await self._leave()
+
+
+class Tailnet:
+    """A tailnet of one's own.
+
+    ```python
+    async with Tailnet() as net:
+        a, b = await net.device("a"), await net.device("b")
+        listener = await b.listen(80)
+        stream = await a.tcp_connect("b", 80)
+    ```
+
+    Without `real` nothing leaves the process and no socket is opened; `latency` (seconds) and `loss` (0..1) then apply
+    to every link. With `real=True` control and relay listen on loopback, where other programs can join too.
+    """
+
+    control: Control
+    relay: Relay
+
+    def __init__(
+        self,
+        *,
+        real: bool = False,
+        seed: int = 0,
+        latency: float = 0.0,
+        loss: float = 0.0,
+        policy: Policy | str | Mapping[str, Any] | None = None,
+        domain: str = "tailnet.test",
+        key_lifetime: float = 0.0,
+    ) -> None:
+        self._real = real
+        self._world = (seed, latency, loss)
+        self._control_options = (domain, policy, key_lifetime)
+        self._hosts: dict[Device, str] = {}
+        self._joined = 0
+
+    # Lifetime
+
+    async def __aenter__(self) -> Self:
+        self._running = self._run()
+        await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._running.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        seed, latency, loss = self._world
+        self._place: Place = LoopbackPlace() if self._real else VirtualPlace(seed=seed, latency=latency, loss=loss)
+        async with trio.open_nursery() as servers:
+            domain, policy, key_lifetime = self._control_options
+            self.control = Control(self._place, servers, domain, policy, key_lifetime)
+            self.relay = Relay(self._place, servers, self._is_enrolled)
+            await self.relay.start()
+            self.control.set_derp_map(self.relay.derp_map())
+            await self.control.start()
+            async with trio.open_nursery() as self._devices:
+                self._closing = trio.Event()
+                try:
+                    yield
+                finally:
+                    self._closing.set()
+            servers.cancel_scope.cancel()
+
+    def _is_enrolled(self, key: bytes) -> bool:
+        return self.control.server.directory.by_key(NodePublic(key)) is not None
+
+    # Devices
+
+    def device(self, hostname: str, **options: Any) -> Joining:
+        """Let a `tailscale.Device` join; `options` are Device's own. `await` the result, or enter it."""
+        return Joining(self, hostname, options)
+
+    async def join(self, hostname: str, **options: Any) -> tuple[Device, Callable[[], Awaitable[None]]]:
+        """The device, usable, and what makes it leave."""
+        from tailscale.device import Device
+
+        self._joined += 1
+        host = hostname if hostname not in self._hosts.values() else f"{hostname}#{self._joined}"
+        options.setdefault("control_url", self.control.url)
+        options.setdefault("auth_key", None)
+        if options["auth_key"] is None:
+            options["auth_key"] = self.auth_key()
+        device = Device(hostname, _network=self._place.network(host), **options)
+        self._hosts[device] = host
+        leaving, left = trio.Event(), trio.Event()
+
+        async def live(*, task_status: trio.TaskStatus[None]) -> None:
+            try:
+                async with device:
+                    task_status.started()
+                    async with trio.open_nursery() as waiting:
+                        for event in (leaving, self._closing):
+                            waiting.start_soon(_cancel_when, event, waiting.cancel_scope)
+            finally:
+                del self._hosts[device]
+                left.set()
+
+        async def leave() -> None:
+            leaving.set()
+            await left.wait()
+
+        await self._devices.start(live)
+        return device, leave
+
+    # What an administrator does
+
+    def auth_key(
+        self,
+        user: str = DEFAULT_USER,
+        *,
+        reusable: bool = False,
+        ephemeral: bool = False,
+        tags: Sequence[str] = (),
+        lifetime: float = 86_400.0,
+    ) -> str:
+        """A new auth key."""
+        return self.control.server.create_auth_key(
+            user, reusable=reusable, ephemeral=ephemeral, tags=tags, lifetime=lifetime
+        )
+
+    def policy(self, policy: Policy | str | Mapping[str, Any] | None) -> None:
+        """Replace the policy, as HuJSON text or a mapping; None allows everything."""
+        self.control.set_policy(policy)
+
+    def dns(self, **settings: Any) -> None:
+        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`."""
+        self.control.do(self.control.server.set_dns, **settings)
+
+    def approve_login(self, url: str, user: str = DEFAULT_USER) -> None:
+        """What the person behind a login URL would do."""
+        self.control.do(self.control.server.approve_login, url, user=user)
+
+    def expire(self, device: Device | str) -> None:
+        """The device's key expires now."""
+        self.control.do(self.control.server.expire, self.id_of(device))
+
+    def remove(self, device: Device | str) -> None:
+        """The device is deleted from the tailnet."""
+        self.control.do(self.control.server.remove, self.id_of(device))
+
+    def rename(self, device: Device | str, name: str) -> None:
+        self.control.do(self.control.server.rename, self.id_of(device), name)
+
+    def set_tags(self, device: Device | str, tags: Iterable[str]) -> None:
+        self.control.do(self.control.server.set_tags, self.id_of(device), tags)
+
+    def approve_routes(self, device: Device | str, *routes: str) -> None:
+        """Exactly these of the advertised routes are in force."""
+        self.control.do(self.control.server.approve_routes, self.id_of(device), routes)
+
+    def id_of(self, device: Device | str) -> int:
+        """Control's number for a device, given it or its name."""
+        for enrolled in self.control.server.directory:
+            if enrolled.label == device or (not isinstance(device, str) and enrolled.id == device.node.id):
+                return enrolled.id
+        raise LookupError(f"no device {device!r} in this tailnet")
+
+    # Faults
+
+    def block_udp(self, first: Device | str, second: Device | str) -> None:
+        """Nothing goes directly between these two any more: only the relay is left."""
+        self._change(first, second, udp_blocked=True)
+
+    def unblock_udp(self, first: Device | str, second: Device | str) -> None:
+        self._change(first, second, udp_blocked=False)
+
+    def block(self, first: Device | str, second: Device | str) -> None:
+        """A cable pulled between two hosts ("control" and "relay" are hosts too): bytes go nowhere, nobody is told."""
+        self._change(first, second, udp_blocked=True, tcp_blocked=True)
+
+    def unblock(self, first: Device | str, second: Device | str) -> None:
+        self._change(first, second, udp_blocked=False, tcp_blocked=False)
+
+    def link(
+        self, first: Device | str, second: Device | str, *, latency: float | None = None, loss: float | None = None
+    ) -> None:
+        """Change latency (seconds, one way) or loss (0..1) between two hosts."""
+        changes = {"latency": latency, "loss": loss}
+        self._change(first, second, **{name: value for name, value in changes.items() if value is not None})
+
+    def _change(self, first: Device | str, second: Device | str, **changes: float | bool) -> None:
+        self._place.change(self._host_of(first), self._host_of(second), **changes)
+
+    def _host_of(self, device: Device | str) -> str:
+        return device if isinstance(device, str) else self._hosts[device]
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
