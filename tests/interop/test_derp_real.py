@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import trio
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import RelaysChanged
 from tailscale.runtime.network import HostNetwork
-from tailscale.runtime.relay_actor import Relays, RelayRuns, run_relays
+from tailscale.runtime.relay_actor import RelayRuns, Relays, run_relays
 from tailscale.testing.relay import Certificate, RelayService
 from tests.interop.pattern import pattern_sha256
 from tests.interop.processes import PORTS, poll_until
@@ -62,7 +62,7 @@ class Side:
         return next((fact for fact in self.facts if isinstance(fact, kind)), None)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def client(region: RelayRegion, trust: Trust, *, over_http: bool = False) -> AsyncIterator[tuple[Side, Any]]:
     side = Side()
     made = await DerpClient.dial(HostNetwork(), region, side.machine, trust, over_http=over_http)
@@ -173,7 +173,7 @@ async def test_headscale_embedded_relay_turns_strangers_away(r: Rig) -> None:
         assert not side.machine.greeted
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def our_relay(*, tls: bool) -> AsyncIterator[tuple[Json, RelayService]]:
     service = RelayService(NodePrivate.generate(os.urandom(32)), entropy=os.urandom, admit=lambda key: True)
     certificate = Certificate("127.0.0.1")
@@ -183,10 +183,8 @@ async def our_relay(*, tls: bool) -> AsyncIterator[tuple[Json, RelayService]]:
         served: trio.abc.Stream = stream
         if tls:
             served = trio.SSLStream(stream, certificate.context, server_side=True, https_compatible=True)
-        try:
+        with contextlib.suppress(trio.BrokenResourceError):  # a client that hung up during the handshake
             await service.serve_stream(served)
-        except trio.BrokenResourceError:
-            pass  # a client that hung up during the handshake
 
     node = {"name": "900a", "regionid": 900, "hostname": "127.0.0.1", "ipv4": "127.0.0.1", "ipv6": "none"}
     node |= {"derpport": port, "stunport": -1, "certname": certificate.pin if tls else ""}
@@ -220,8 +218,10 @@ async def test_two_tsnet_nodes_through_our_relay(r: Rig, tls: bool) -> None:
 
 
 @pytest.mark.peers("tailscaled", "tailscale")
-async def test_tailscaled_through_our_relay(r: Rig) -> None:
-    async with our_relay(tls=True) as (entry, service), r.headscale(regions=[entry]) as hs:
-        async with r.tailscaled(hs, await hs.auth_key(), "daemon") as daemon:
-            await until(lambda: service.server.statistics()["homes"] == 1, 20)
-            assert daemon is not None
+async def test_tailscaled_makes_our_relay_its_home(r: Rig) -> None:
+    async with (
+        our_relay(tls=True) as (entry, service),
+        r.headscale(regions=[entry]) as hs,
+        r.tailscaled("stock", control=hs, auth_key=await hs.auth_key()),
+    ):
+        await until(lambda: service.server.statistics()["homes"] == 1, 20)
