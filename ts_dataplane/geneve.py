@@ -15,6 +15,7 @@ HEADER_LENGTH = _HEADER.size
 DISCO, WIREGUARD = 0x7A11, 0x7A12
 CONTROL = 0x80
 MAX_VNI = 0xFFFFFF
+DISCO_MAGIC = b"TS\xf0\x9f\x92\xac"
 
 
 def encode_header(protocol: int, vni: int, *, control: bool = False) -> bytes:
@@ -41,3 +42,9 @@ def decode_header_untrusted(datagram: bytes) -> tuple[int, int, bool]:
         raise BadPacket("not a peer relay's datagram")
     _, flags, protocol, vni = _HEADER.unpack_from(datagram)
     return protocol, vni >> 8, bool(flags & CONTROL)
+
+
+def encapsulate(vni: int, datagrams: list[bytes]) -> list[bytes]:
+    """A run of disco or WireGuard datagrams as the peer relay wants them."""
+    wireguard, disco = encode_header(WIREGUARD, vni), encode_header(DISCO, vni)
+    return [(disco if datagram.startswith(DISCO_MAGIC) else wireguard) + datagram for datagram in datagrams]

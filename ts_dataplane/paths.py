@@ -246,6 +246,10 @@ class PathFinder:
                 state.wake(now)
                 self._attend(state, now)
 
+    def is_active(self, now: float) -> bool:
+        """Is anybody being talked to, so that our addresses must stay fresh?"""
+        return any(state.is_awake for state in self._states.values())
+
     def on_data_heard(self, heard: Iterable[tuple[PeerId, Path]], now: float) -> None:
         """The tunnel authenticated datagrams of these peers on a path it had not last heard them on."""
         for peer, path in heard:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap
 
 from tailscale.config import Preferences
@@ -19,6 +20,13 @@ class NetMapChanged(Retained):
     """Control told us something new about ourselves or our peers. Said by control, heard by nearly everybody."""
 
     netmap: NetMap
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKeyChanged(Retained):
+    """Control accepted a new node key of ours: the old one opens nothing any more. Said by control."""
+
+    key: NodePrivate
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,124 @@
+"""Feeds the path finder with what control, the probes and the relays say, and keeps our addresses fresh while in use.
+
+The packet loop drives the finder directly (`dataplane.py`); this room only translates facts. `announce` is the way
+back, for whoever takes the finder's messages: what it says, in the bus's words.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+
+import trio
+
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.messages import (
+    EndpointsChanged,
+    EndpointsConfirmed,
+    NetMapChanged,
+    NetworkChanged,
+    PeerPathChanged,
+    ProbeRequested,
+    RelayFrameArrived,
+)
+from ts_base.errors import BadPacket
+from ts_control.wire import Node
+from ts_dataplane.candidates import parse_endpoint_untrusted
+from ts_dataplane.paths import FinderMessage, NeedStun, PathChanged, PathFinder
+from ts_dataplane.peer_paths import PeerPaths
+from ts_derp.machine import PeerGone
+
+RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
+
+
+def restun_delay() -> float:
+    return RESTUN_LEAST + secrets.randbelow(RESTUN_SPREAD * 1000) / 1000
+
+
+class PeerTranslator:
+    """Control's nodes as the finder's facts. An unchanged node keeps its object, so a delta costs what changed."""
+
+    def __init__(self) -> None:
+        self._nodes: Mapping[int, Node] = {}
+        self._facts: dict[int, PeerPaths] = {}
+
+    def translate(self, nodes: Mapping[int, Node]) -> Mapping[int, PeerPaths]:
+        old_nodes, old_facts = self._nodes, self._facts
+        self._facts = {
+            peer: old_facts[peer] if old_nodes.get(peer) is node else peer_paths(node) for peer, node in nodes.items()
+        }
+        self._nodes = nodes
+        return self._facts
+
+
+def peer_paths(node: Node) -> PeerPaths:
+    return PeerPaths(
+        node_key=node.key.raw,
+        disco_key=None if node.disco_key.is_zero else node.disco_key.raw,
+        endpoints=tuple(node.endpoints or ()),
+        home_region=node.home_derp,
+        wireguard_only=node.is_wireguard_only,
+        expired=node.expired,
+    )
+
+
+def announce(bus: Bus, message: FinderMessage) -> None:
+    """Tell the bus what the finder said; pings are between the finder and whoever asked for them."""
+    if isinstance(message, PathChanged):
+        bus.publish(PeerPathChanged(message.peer, message.path, message.latency))
+    elif isinstance(message, NeedStun):
+        bus.publish(ProbeRequested(message.reason))
+
+
+def direct_paths(endpoints: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The addresses of an endpoint list whose entries are ("host:port", type)."""
+    paths = []
+    for text, _ in endpoints:
+        try:
+            paths.append(parse_endpoint_untrusted(text))
+        except BadPacket:
+            continue
+    return paths
+
+
+async def run_paths(
+    bus: Bus,
+    finder: PathFinder,
+    flush: Callable[[float], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Keep the finder's facts current.
+
+    Owns: the translation, the re-STUN clock. Hears: NetMapChanged, EndpointsChanged, EndpointsConfirmed,
+    NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by `flush`.
+    """
+    kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
+    translator = PeerTranslator()
+    with bus.subscribe(*kinds, name="paths") as inbox:
+        task_status.started()
+        restun_at = math.inf
+        while True:
+            message = None
+            with trio.move_on_at(restun_at):
+                message = await inbox.receive()
+            now = trio.current_time()
+            match message:
+                case NetMapChanged(netmap):
+                    finder.set_peers(translator.translate(netmap.peers), now)
+                    if restun_at == math.inf and netmap.peers:
+                        restun_at = now + RESTUN_LEAST
+                case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):
+                    finder.set_endpoints(direct_paths(endpoints), now)
+                    restun_at = now + restun_delay()
+                case NetworkChanged(rebound):
+                    if rebound:
+                        finder.on_network_changed(now)
+                case RelayFrameArrived(region, PeerGone() as gone):
+                    finder.on_relay_gone(region, gone.peer, now)
+            if now >= restun_at:
+                restun_at = now + restun_delay()
+                if finder.is_active(now):
+                    bus.publish(ProbeRequested("periodic"))
+            flush(now)
