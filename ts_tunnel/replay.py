@@ -6,8 +6,6 @@ shifting 8,192 bits per packet would cost a fifth of a decryption.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ts_tunnel.params import REJECT_AFTER_MESSAGES, REPLAY_WINDOW
 
 _MASK = (1 << REPLAY_WINDOW) - 1
@@ -22,16 +20,18 @@ class ReplayWindow:
         self._newest = -1
         self._seen = 0
 
-    def refuse(self, counters: Sequence[int]) -> list[int]:
-        """Mark `counters`, given as they arrived; positions of those seen before, too old or too high come back."""
-        lowest, highest, count = min(counters), max(counters), len(counters)
-        if lowest > self._newest and highest < REJECT_AFTER_MESSAGES:
-            if highest - lowest == count - 1 and len(set(counters)) == count:
-                self._advance(highest, (1 << count) - 1)
-                return []
-            if highest - lowest < REPLAY_WINDOW and len(set(counters)) == count:
-                self._advance(highest, sum([1 << (highest - counter) for counter in counters]))
-                return []
+    def refuse(self, counters: list[int]) -> list[int]:
+        """Mark at least one counter, in order of arrival; returns the positions of those too old, too high or seen."""
+        first, count = counters[0], len(counters)
+        end = first + count
+        if first > self._newest and end <= REJECT_AFTER_MESSAGES and counters == list(range(first, end)):
+            self._advance(end - 1, (1 << count) - 1)
+            return []
+        lowest, highest = min(counters), max(counters)
+        is_new_and_near = lowest > self._newest and highest < REJECT_AFTER_MESSAGES and highest - lowest < REPLAY_WINDOW
+        if is_new_and_near and len(set(counters)) == count:
+            self._advance(highest, sum([1 << (highest - counter) for counter in counters]))
+            return []
         return [position for position, counter in enumerate(counters) if not self._accept(counter)]
 
     def _advance(self, newest: int, bits: int) -> None:

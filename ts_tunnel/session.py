@@ -30,8 +30,8 @@ from ts_tunnel.wire import transport_prefix
 if TYPE_CHECKING:
     from ts_tunnel.peer import Peer
 
-_nonce_of = Struct("<4xQ").pack
-_ZERO4 = bytes(4)
+_counter_field = Struct("<Q").pack
+_ZERO4 = bytes(4)  # before the counter field, this makes the nonce
 _UNALIGNED = PADDING_MULTIPLE - 1
 _LITTLE_ENDIAN = byteorder == "little"
 
@@ -81,12 +81,15 @@ class Session:
 
     def seal_batch(self, packets: Sequence[bytes]) -> list[bytes]:
         """One datagram per packet, in order; the caller has asked `may_seal` first."""
-        encrypt, prefix, first = self._encrypt, self._outbound_prefix, self.sent
-        self.sent = first + len(packets)
+        encrypt, prefix, zero4 = self._encrypt, self._outbound_prefix, _ZERO4
+        counters = range(self.sent, self.sent + len(packets))
+        self.sent = counters.stop
+        if any(length & _UNALIGNED for length in set(map(len, packets))):
+            packets = [_pad(packet) for packet in packets]
         # encrypt_into a reused buffer is slower here: the datagram must become `bytes` of its own anyway.
         return [
-            prefix + nonce[4:] + encrypt(nonce, _pad(packet) if len(packet) & _UNALIGNED else packet, None)
-            for packet, nonce in zip(packets, map(_nonce_of, range(first, self.sent)), strict=True)
+            prefix + field + encrypt(zero4 + field, packet, None)
+            for packet, field in zip(packets, map(_counter_field, counters), strict=True)
         ]
 
     def open_batch(self, datagrams: Sequence[bytes]) -> tuple[list[bytes], int, int]:

@@ -237,6 +237,6 @@ def test_ten_thousand_idle_peers_are_cheap_and_silent():
     assert (known - before) / 10_000 < 300
     assert (touched - known) / 10_000 < 1024
     assert endpoint.next_timer() == NEVER
-    started = time.perf_counter()
+    started = time.process_time()
     endpoint.set_peers(keys, 1.0)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
