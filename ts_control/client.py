@@ -95,17 +95,21 @@ class ControlClient:
         if opening.cancelled_caught:
             raise ControlLost(f"the control server {self.url} did not answer within {CONNECT_TIMEOUT:.0f} s")
         connection = ControlConnection(stream, transport, self._first.authority, rest)
+        problem: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.read)
                 nursery.start_soon(connection.write)
                 try:
                     yield connection
-                finally:
-                    nursery.cancel_scope.cancel()
+                except Exception as error:  # carried around the nursery, which would wrap it in a group
+                    problem = error
+                nursery.cancel_scope.cancel()
         finally:
             connection.fail("the connection was closed")
             await trio.aclose_forcefully(stream)
+        if problem is not None:
+            raise problem
 
     async def answer_head(self, url: str) -> None:
         """The simplest answer to a ping request: `HEAD url`, outside the control channel."""
@@ -160,6 +164,8 @@ class ControlClient:
         target = f"{self._base}/key?v={self.version}"
         try:
             reply = await _exchange(stream, http, "GET", target, [("Host", self._first.authority)])
+            if reply.status >= 500:
+                raise ControlLost(f"{self.url} answered the key request with HTTP {reply.status}")
             if reply.status != 200:
                 text = reply.body[:200].decode("utf-8", "replace").strip()
                 raise NotControl(f"{self.url} answered the key request with HTTP {reply.status}: {text}")

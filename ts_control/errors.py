@@ -21,3 +21,15 @@ class RequestRefused(TailscaleError):
         self.text = text
         self.retry_after = retry_after
         super().__init__(f"{what} was answered with HTTP {status}" + (f": {text}" if text else ""))
+
+
+class RegistrationRefused(TailscaleError):
+    """The server will not have this device; `reason` is what it said."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the control server refused the registration: {reason}")
+
+
+class AuthKeyRefused(RegistrationRefused):
+    """The same, in answer to an auth key."""

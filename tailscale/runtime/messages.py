@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ts_base.keys import NodePrivate
-from ts_control.netmap import NetMap
-
 from tailscale.config import Preferences
 from tailscale.runtime.bus import Event, Lossy, Retained
+from ts_base.keys import NodePrivate
+from ts_control.netmap import NetMap
 
 DirectPath = tuple[str, int]
 

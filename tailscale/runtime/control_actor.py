@@ -1,0 +1,448 @@
+"""The control actor: keeps this device registered, its netmap fresh, and control informed.
+
+Owns: the ControlMachine, the connection, the saved identity. Hears: PreferencesChanged, EndpointsChanged,
+NetInfoChanged, NetworkChanged. Says: NetMapChanged, ControlStateChanged, NodeKeyChanged, health.
+Refuses to know: what a netmap is good for. The last netmap stays published whatever happens to control.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tailscale.config import Config
+from tailscale.errors import (
+    AuthKeyRejected,
+    ControlProtocolError,
+    ControlUnreachable,
+    LoginRequired,
+    TailscaleError,
+)
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.control_pings import Pings
+from tailscale.runtime.messages import (
+    ControlStateChanged,
+    EndpointsChanged,
+    NetInfoChanged,
+    NetMapChanged,
+    NetworkChanged,
+    NodeKeyChanged,
+    PreferencesChanged,
+)
+from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.saved_state import SavedState
+from tailscale.runtime.self_report import SelfReport
+from tailscale.runtime.warnings import Warnings
+from ts_base.errors import BadPacket
+from ts_base.keys import DiscoPublic
+from ts_control.client import ControlClient, ControlConnection, MapStream
+from ts_control.errors import AuthKeyRefused, ControlLost, NotControl, RegistrationRefused, RequestRefused
+from ts_control.netmap import NetMap
+from ts_control.retry import Backoff
+from ts_control.session import (
+    ControlMachine,
+    Identity,
+    IdentityChanged,
+    Phase,
+    PhaseChanged,
+    Poll,
+    Register,
+    Step,
+    TagsRefused,
+    Wait,
+)
+from ts_control.wire import MapRequest, MapResponse
+
+if TYPE_CHECKING:
+    from tailscale.state_file import State, Store
+
+log = logging.getLogger("tailscale.control")
+
+KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
+LEAVE_TIMEOUT = 1.5
+FAILURES_BEFORE_WARNING = 2
+DAY = 86400.0  # the longest sleep: wall clocks jump
+
+
+class Control:
+    """One device's dealings with its control server, for whoever wants to log in, log out or leave."""
+
+    _bus: Bus
+    _nursery: trio.Nursery
+    _warnings: Warnings
+
+    def __init__(self, config: Config, network: Network, store: Store, state: State, disco: DiscoPublic) -> None:
+        self.config = config
+        self.network = network
+        self.netmap: NetMap | None = None
+        self.saved = SavedState(store, state)
+        self.report = SelfReport(config.preferences, disco, state.home_region)
+        # Another server has never heard of us: what the state says of registration is about the old one.
+        known_here = state.registered and state.control_url in {"", config.control_url}
+        identity = Identity(state.machine_key, state.node_key, state.old_node_key, known_here)
+        self.machine = ControlMachine(
+            identity,
+            self.report.hostinfo(),
+            entropy=network.entropy,
+            wall_clock=network.wall_clock,
+            ephemeral=config.ephemeral,
+        )
+        environment = os.environ if isinstance(network, HostNetwork) else {}
+        self.client = ControlClient(
+            config.control_url, network, state.machine_key, tls=config.tls, environment=environment
+        )
+        self._pings = Pings(self.client)
+        self._connection: ControlConnection | None = None
+        self._conversation: trio.CancelScope | None = None
+        self._wake = trio.Event()
+        self._dirty = trio.Event()
+        self._netmap_arrived = trio.Event()
+        self._failures = 0
+        self._popped_url = ""
+        self._is_leaving = False
+
+    # What the Device asks
+
+    async def login(self) -> None:
+        """Authenticate again with a new node key. Returns when control has accepted it."""
+        with self._bus.subscribe(ControlStateChanged, name="login") as inbox:
+            while len(inbox):
+                inbox.take()
+            self.machine.login(trio.current_time())
+            self._interrupt()
+            url = ""
+            with trio.move_on_after(self.config.login_timeout):
+                while True:
+                    message = await inbox.receive()
+                    assert isinstance(message, ControlStateChanged)
+                    url = message.url or url
+                    if message.error is not None:
+                        raise message.error
+                    if message.state in {"running", "needs_approval"}:
+                        return
+        if url:
+            raise LoginRequired(url)
+        raise ControlUnreachable(f"{self.config.control_url} did not let us in within {self.config.login_timeout:g} s")
+
+    async def logout(self) -> None:
+        """Give the node key up; control expires the node, or removes it when it is ephemeral."""
+        self._is_leaving = True
+        try:
+            await self._send_logout()
+        finally:
+            self.machine.on_logged_out()
+            self._is_leaving = False
+            self._tell()
+            self._interrupt()
+
+    async def leave(self) -> None:
+        """The device ends: an ephemeral node tells control, so that nobody waits for it."""
+        self._is_leaving = True
+        if self.config.ephemeral and self.machine.identity.is_registered:
+            with trio.move_on_after(LEAVE_TIMEOUT):
+                try:
+                    await self._send_logout()
+                except (ControlLost, RequestRefused, BadPacket) as problem:
+                    log.info("the control server was not told that this node leaves: %s", problem)
+        self.saved.write_now()
+
+    async def _send_logout(self) -> None:
+        request = self.machine.logout_request()
+        if self._connection is not None:
+            await self._connection.register(request)
+            return
+        async with self.client.connect() as connection:
+            await connection.register(request)
+
+    # The conversation
+
+    async def converse(self) -> None:
+        """Do what the machine says, for ever."""
+        machine = self.machine
+        while True:
+            step = machine.next_step(trio.current_time()) if not self._is_leaving else Wait(math.inf)
+            self._tell()
+            if isinstance(step, Wait):
+                await self._wait(step.until)
+                continue
+            with trio.CancelScope() as self._conversation:
+                try:
+                    async with self.client.connect() as connection:
+                        self._connection = connection
+                        await self._do(step, connection)
+                except NotControl as problem:
+                    self._on_lost(problem, ControlProtocolError(str(problem)))
+                except (ControlLost, BadPacket) as problem:
+                    self._on_lost(problem)
+                finally:
+                    self._connection = None
+            self._conversation = None
+
+    async def _do(self, step: Step, connection: ControlConnection) -> None:
+        """Steps on one connection, until one of them wants a real pause or fails."""
+        machine = self.machine
+        while True:
+            try:
+                if isinstance(step, Register):
+                    await self._register(step.timeout, connection)
+                elif isinstance(step, Poll):
+                    await self._poll(connection)
+            except RequestRefused as problem:
+                machine.on_refused(problem, trio.current_time())
+                self._count_failure(str(problem))
+            self._tell()
+            if self._is_leaving:
+                await self._wait(math.inf)  # the connection still carries our goodbye
+            step = machine.next_step(trio.current_time())
+            while isinstance(step, Wait):
+                if step.until > trio.current_time() + KEEP_CONNECTION:
+                    return
+                await self._wait(step.until)
+                step = machine.next_step(trio.current_time())
+
+    async def _register(self, timeout: float, connection: ControlConnection) -> None:
+        machine = self.machine
+        if machine.wants_auth_key:
+            await self._fetch_auth_key()
+        if not machine.identity.is_registered:
+            await self.saved.write()  # a node key that control knows and we forget is a node lost
+        response = await connection.register(machine.register_request(), timeout=timeout)
+        if response.auth_url and not machine.wants_auth_key:
+            await self._fetch_auth_key()  # the stored keys were not enough
+        machine.on_registered(response, trio.current_time())
+
+    async def _poll(self, connection: ControlConnection) -> None:
+        """Hold the map stream. Returns when we have to register again; raises when it breaks."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery, connection.map_stream(self._map_request(stream=True)) as stream:
+            try:
+                await self._follow(stream, connection, nursery)
+            except (ControlLost, RequestRefused, BadPacket) as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _follow(self, stream: MapStream, connection: ControlConnection, nursery: trio.Nursery) -> None:
+        netmap = NetMap.empty()
+        is_first = True
+        async for response in stream:
+            self._hear(response, connection)
+            if response.keep_alive:
+                continue
+            netmap = netmap.apply(response, self.network.wall_clock())
+            self._publish(netmap)
+            self._failures = 0
+            self._warnings.clear("control-unreachable")
+            if not self.machine.on_self(netmap.self_node, trio.current_time()):
+                return
+            self._tell()
+            if is_first:
+                is_first = False
+                nursery.start_soon(self._keep_informed, connection)
+
+    def _hear(self, response: MapResponse, connection: ControlConnection) -> None:
+        """What a message asks beside the netmap; keep-alives may carry it too."""
+        if response.ping_request is not None:
+            self._pings.hear(response.ping_request, connection, self._nursery)
+        if response.pop_browser_url and response.pop_browser_url != self._popped_url:
+            self._popped_url = response.pop_browser_url
+            self._warnings.show(
+                "control-url", "the control server asks you to open a page", f"open {response.pop_browser_url}"
+            )
+
+    def _publish(self, netmap: NetMap) -> None:
+        self.netmap = netmap
+        self._bus.publish(NetMapChanged(netmap))
+        self._warnings.show_netmap(netmap)
+        self.saved.change(stable_id=netmap.self_node.stable_id)
+        self._netmap_arrived.set()
+
+    # Telling control about us
+
+    def _map_request(self, *, stream: bool) -> MapRequest:
+        return self.report.map_request(self.machine.node_key.public, self.machine.shown_hostinfo, stream=stream)
+
+    async def _keep_informed(self, connection: ControlConnection) -> None:
+        """A lite update at once and after every change; what changes meanwhile goes with the next one."""
+        backoff = Backoff(self.network.entropy)
+        told: object = None
+        while True:
+            self._dirty = trio.Event()
+            facts = self.report.worth_telling()
+            if facts == told:
+                await self._dirty.wait()
+                continue
+            try:
+                await connection.update(self._map_request(stream=False))
+                told = facts
+                backoff.succeeded()
+            except ControlLost:
+                return  # the map stream notices as well
+            except RequestRefused as problem:
+                log.info("the control server refused an update: %s", problem)
+                await trio.sleep_until(backoff.failed(trio.current_time()))
+
+    async def listen(self) -> None:
+        """Fold what others say into what control is told."""
+        kinds = (PreferencesChanged, EndpointsChanged, NetInfoChanged, NetworkChanged)
+        with self._bus.subscribe(*kinds, name="control") as inbox:
+            while True:
+                while len(inbox):
+                    self._note(inbox.take())
+                self._refresh()
+                self._note(await inbox.receive())
+
+    def _note(self, message: object) -> None:
+        self.report.note(message)
+        if isinstance(message, NetworkChanged):
+            self.machine.retry_now(trio.current_time())
+            if message.rebound:
+                self._interrupt()  # the connection may be dead without knowing
+            self._wake.set()
+
+    def _refresh(self) -> None:
+        self.machine.hostinfo = self.report.hostinfo()
+        self.saved.change(home_region=self.report.home_region)
+        self._dirty.set()
+
+    # Expiry by the clock
+
+    async def watch_expiry(self) -> None:
+        """Keys run out whether or not control can be reached."""
+        while True:
+            self._netmap_arrived = trio.Event()
+            netmap = self.netmap
+            pause = DAY if netmap is None else min(netmap.next_expiry() - self.network.wall_clock(), DAY)
+            if netmap is not None and pause <= 0:
+                self._on_key_ran_out(netmap.expire(self.network.wall_clock()))
+                await trio.lowlevel.checkpoint()
+                continue
+            with trio.move_on_after(pause):
+                await self._netmap_arrived.wait()
+
+    def _on_key_ran_out(self, netmap: NetMap) -> None:
+        was_expired = self.netmap is not None and self.netmap.self_node.expired
+        self._publish(netmap)
+        if netmap.self_node.expired and not was_expired:
+            self.machine.on_self(netmap.self_node, trio.current_time())
+            self._tell()
+            self._interrupt()
+
+    # Saying how it stands
+
+    def _tell(self) -> None:
+        """Pass the machine's messages on."""
+        bus = self._bus
+        for message in self.machine.take_messages():
+            match message:
+                case PhaseChanged(phase=phase, detail=detail, url=url, error=error):
+                    bus.publish(ControlStateChanged(phase.value, detail, url, _public(error)))
+                    if phase is Phase.NEEDS_LOGIN:
+                        self._show_login_url(url)
+                    elif phase is Phase.FAILED:
+                        self._warnings.show("control-refused", f"the control server refused this device: {detail}")
+                    elif phase is Phase.RUNNING:
+                        self._warnings.clear("control-refused")
+                        self._warnings.clear("login-needed")
+                case IdentityChanged(identity=identity):
+                    self._on_identity(identity)
+                case TagsRefused(reason=reason):
+                    sentence = f"the control server refused the requested tags: {reason}"
+                    self._warnings.show("tags-refused", sentence, "use an auth key that carries the tags")
+
+    def _show_login_url(self, url: str) -> None:
+        self._warnings.show("login-needed", "this device waits for somebody to log it in", f"open {url}")
+        callback = self.config.on_login_url
+        if callback is None:
+            log.info("to log this device in, open %s", url)
+        else:
+            self._nursery.start_soon(_call, callback, url)
+
+    def _on_identity(self, identity: Identity) -> None:
+        if identity.node != self.saved.state.node_key:
+            self._bus.publish(NodeKeyChanged(identity.node))
+        self.saved.change(
+            node_key=identity.node,
+            old_node_key=identity.old_node,
+            registered=identity.is_registered,
+            control_url=self.config.control_url,
+        )
+
+    def _on_lost(self, problem: Exception, error: TailscaleError | None = None) -> None:
+        if self._is_leaving:
+            return  # what breaks now is part of the goodbye
+        log.info("%s", problem)
+        self.machine.on_lost(str(problem), trio.current_time())
+        self._tell()
+        if error is not None and self.netmap is None:
+            # Nothing to live on yet, and waiting will not turn it into a coordination server.
+            self._bus.publish(ControlStateChanged("failed", str(problem), error=error))
+        self._count_failure(str(problem))
+
+    def _count_failure(self, reason: str) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES_BEFORE_WARNING:
+            self._warnings.show("control-unreachable", f"the control server cannot be used: {reason}")
+
+    # Small things
+
+    async def _fetch_auth_key(self) -> None:
+        """Ask the user's callable, which may make a fresh key for each time one is needed."""
+        source = self.config.auth_key
+        key = source() if callable(source) else source
+        self.machine.auth_key = await key if inspect.isawaitable(key) else key
+
+    async def _wait(self, until: float) -> None:
+        self._wake = trio.Event()
+        with trio.move_on_at(until):
+            await self._wake.wait()
+
+    def _interrupt(self) -> None:
+        """Whatever is under way is out of date: look at the machine again."""
+        self._wake.set()
+        if self._conversation is not None:
+            self._conversation.cancel()
+
+    def attach(self, bus: Bus, nursery: trio.Nursery) -> None:
+        """From here on the actor runs."""
+        self._bus, self._nursery, self._warnings = bus, nursery, Warnings(bus)
+
+    async def keep_saved(self) -> None:
+        await self.saved.run(self._warnings)
+
+
+async def run_control(
+    bus: Bus, control: Control, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run until cancelled. Everything control said last stays on the bus whatever happens here."""
+    async with trio.open_nursery() as nursery:
+        control.attach(bus, nursery)
+        bus.publish(ControlStateChanged("connecting"))
+        nursery.start_soon(control.listen)
+        nursery.start_soon(control.watch_expiry)
+        nursery.start_soon(control.keep_saved)
+        await trio.lowlevel.checkpoint()
+        task_status.started()
+        await control.converse()
+
+
+async def _call(callback: Callable[[str], Any], url: str) -> None:
+    result = callback(url)
+    if inspect.isawaitable(result):
+        await result
+
+
+def _public(error: Exception | None) -> TailscaleError | None:
+    """The room's errors under the names users catch."""
+    if isinstance(error, AuthKeyRefused):
+        return AuthKeyRejected(error.reason)
+    if isinstance(error, RegistrationRefused):
+        return ControlProtocolError(str(error))
+    return None

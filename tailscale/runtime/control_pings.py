@@ -1,0 +1,69 @@
+"""What control asks of us in passing: proofs of life, c2n requests, pings of others. Each is answered once.
+
+Owns: which request gets which answer, and the bound on answers under way. Failures are logged, never raised: an answer
+that does not arrive is control's to notice.
+"""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import urlsplit
+
+import trio
+
+from ts_base.errors import BadPacket
+from ts_control.c2n import answer_c2n_untrusted
+from ts_control.client import BROKEN, ControlClient, ControlConnection
+from ts_control.errors import ControlLost, RequestRefused
+from ts_control.wire import PingRequest, PingResponse, encode_json
+
+log = logging.getLogger("tailscale.control")
+
+MAX_ANSWERS_UNDER_WAY = 8
+
+
+class Pings:
+    """Answers ping requests over one client."""
+
+    def __init__(self, client: ControlClient) -> None:
+        self._client = client
+        self._last_url = ""
+        self._under_way = 0
+        self.dropped = 0
+
+    def hear(self, request: PingRequest, connection: ControlConnection, nursery: trio.Nursery) -> None:
+        """Begin to answer, unless it is the last request again or too much is under way."""
+        if not request.url or request.url == self._last_url:
+            return
+        if self._under_way >= MAX_ANSWERS_UNDER_WAY:
+            self.dropped += 1
+            return
+        self._last_url = request.url
+        self._under_way += 1
+        nursery.start_soon(self._answer, request, connection)
+
+    async def _answer(self, request: PingRequest, connection: ControlConnection) -> None:
+        try:
+            await self._dispatch(request, connection)
+        except (ControlLost, RequestRefused, BadPacket, trio.TooSlowError, ValueError, *BROKEN) as problem:
+            log.info("a ping request of the control server could not be answered: %s", problem)
+        finally:
+            self._under_way -= 1
+
+    async def _dispatch(self, request: PingRequest, connection: ControlConnection) -> None:
+        if request.types == "c2n":
+            # Upstream answers these inside the control channel only.
+            await connection.request("POST", _path(request.url), answer_c2n_untrusted(request.payload))
+        elif request.types:
+            for kind in request.types.split(",", 4)[:4]:
+                answer = PingResponse(type=kind, ip=request.ip, err="this client answers no pings of others")
+                await connection.request("POST", _path(request.url), encode_json(answer))
+        elif request.url_is_noise:
+            await connection.request("HEAD", _path(request.url))
+        else:
+            await self._client.answer_head(request.url)
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

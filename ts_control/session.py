@@ -1,0 +1,355 @@
+"""ControlMachine: what to say to control next, and when.
+
+Owns: the login policy (auth key, login URL, re-authentication, key rotation, expiry, logout), refusals and pauses.
+Refuses to know: sockets, streams, how a map is folded. The shell asks `next_step`, does it, and tells how it went.
+Rules: control/controlclient/auto.go and direct.go. Times are monotonic seconds; entropy and wall clock are injected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from msgspec.structs import replace as change
+
+from ts_base.keys import MachinePrivate, NodePrivate
+from ts_control.errors import AuthKeyRefused, RegistrationRefused, RequestRefused
+from ts_control.retry import Backoff, retry_pause
+from ts_control.wire import (
+    CAPABILITY_VERSION,
+    NO_LOCK_KEY,
+    NO_NODE_KEY,
+    Hostinfo,
+    Node,
+    RegisterAuth,
+    RegisterRequest,
+    RegisterResponse,
+    from_unix_time,
+)
+
+REGISTER_TIMEOUT = 30.0
+FOLLOWUP_TIMEOUT = 600.0  # the server answers when somebody has opened the page
+REFUSAL_PAUSE = 30.0  # after words that will hardly change by themselves; doubled each time
+LONGEST_REFUSAL_PAUSE = 600.0
+LOGOUT_EXPIRY = from_unix_time(123.0)  # upstream's own choice of a moment in the past
+
+
+class Phase(Enum):
+    """Where the session stands, under the names the bus uses."""
+
+    CONNECTING = "connecting"
+    REGISTERING = "registering"
+    NEEDS_LOGIN = "needs_login"
+    NEEDS_APPROVAL = "needs_approval"
+    RUNNING = "running"
+    OFFLINE = "offline"
+    EXPIRED = "expired"
+    LOGGED_OUT = "logged_out"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The keys control knows us by, and whether it has accepted the node key."""
+
+    machine: MachinePrivate
+    node: NodePrivate
+    old_node: NodePrivate | None = None
+    is_registered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Send `register_request()`, and wait this long for the answer."""
+
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChanged:
+    phase: Phase
+    detail: str = ""
+    url: str = field(default="", repr=False)
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChanged:
+    """Save this before anything else happens."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class TagsRefused:
+    """Registered, but only without the requested tags."""
+
+    reason: str
+
+
+Step = Wait | Register | Poll
+SessionMessage = PhaseChanged | IdentityChanged | TagsRefused
+
+
+class ControlMachine:
+    """One device's standing with one control server."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        hostinfo: Hostinfo,
+        *,
+        entropy: Callable[[int], bytes],
+        wall_clock: Callable[[], float],
+        auth_key: str | None = None,
+        ephemeral: bool = False,
+        version: int = CAPABILITY_VERSION,
+    ) -> None:
+        self.identity = identity
+        self.hostinfo = hostinfo
+        self.phase = Phase.CONNECTING
+        self.auth_key = auth_key
+        self._ephemeral = ephemeral
+        self._version = version
+        self._entropy = entropy
+        self._wall_clock = wall_clock
+        self._backoff = Backoff(entropy)
+        self._messages: list[SessionMessage] = []
+        self._not_before = -math.inf
+        self._must_register = True
+        self._new_key: NodePrivate | None = None  # being tried; becomes ours when control accepts it
+        self._was_regenerated = False
+        # Stored keys are enough for a device that control knows: the auth key stays unused, and its hashing unpaid.
+        self._uses_auth_key = not identity.is_registered
+        self._followup = ""
+        self._tags_are_refused = False
+        self._tag_refusal = ""
+        self._refusals = 0
+        self._announced: PhaseChanged | None = None
+
+    # --- what to do ---
+
+    @property
+    def node_key(self) -> NodePrivate:
+        """The key the map is asked for with."""
+        return self.identity.node
+
+    @property
+    def shown_hostinfo(self) -> Hostinfo:
+        """What control is told about us: without tags once it has refused them."""
+        return change(self.hostinfo, request_tags=()) if self._tags_are_refused else self.hostinfo
+
+    def next_step(self, now: float) -> Step:
+        if self.phase is Phase.LOGGED_OUT:
+            return Wait(math.inf)
+        if now < self._not_before:
+            return Wait(self._not_before)
+        self._backoff.started(now)
+        if not self._must_register:
+            return Poll()
+        if self.phase is Phase.CONNECTING:
+            self._enter(Phase.REGISTERING)
+        return Register(FOLLOWUP_TIMEOUT if self._followup else REGISTER_TIMEOUT)
+
+    @property
+    def wants_auth_key(self) -> bool:
+        """Whether the next registration goes better with `auth_key` set."""
+        return self._uses_auth_key and not self._followup
+
+    def register_request(self) -> RegisterRequest:
+        """What to ask control now. The order of the keys' choice is upstream's."""
+        ours = self.identity
+        old = ours.node if self._new_key is not None and ours.is_registered else ours.old_node
+        auth = None
+        if self.wants_auth_key and self.auth_key:
+            auth = RegisterAuth(auth_key=_without_lock_signature(self.auth_key))
+        return RegisterRequest(
+            version=self._version,
+            node_key=(self._new_key or ours.node).public,
+            old_node_key=old.public if old is not None else NO_NODE_KEY,
+            nl_key=NO_LOCK_KEY,
+            auth=auth,
+            followup=self._followup,
+            hostinfo=self.shown_hostinfo,
+            ephemeral=self._ephemeral,
+        )
+
+    def take_messages(self) -> list[SessionMessage]:
+        taken, self._messages = self._messages, []
+        return taken
+
+    def logout_request(self) -> RegisterRequest:
+        """Makes control forget an ephemeral node and expire any other."""
+        return change(self.register_request(), node_key=self.identity.node.public, followup="", expiry=LOGOUT_EXPIRY)
+
+    # --- what the user wants ---
+
+    def login(self, now: float, auth_key: str | None = None) -> None:
+        """Authenticate again, with a new node key; control keeps the node's id and addresses."""
+        self.auth_key = auth_key or self.auth_key
+        self._start_over_with_new_key()
+        self._not_before = now
+        self._enter(Phase.REGISTERING)
+
+    def on_logged_out(self) -> None:
+        """Control was told; nothing more is done until `login`."""
+        node = NodePrivate.generate(self._entropy(32))
+        self._commit(Identity(self.identity.machine, node))
+        self._must_register = True
+        self._uses_auth_key = True
+        self._new_key = None
+        self._followup = ""
+        self._enter(Phase.LOGGED_OUT)
+
+    def retry_now(self, now: float) -> None:
+        """Something in the world changed: a pause for back-off makes no sense any more."""
+        if self.phase is not Phase.FAILED:
+            self._not_before = min(self._not_before, now)
+
+    # --- how it went ---
+
+    def on_registered(self, response: RegisterResponse, now: float) -> None:
+        """Control answered. The order of the cases is upstream's."""
+        if response.error:
+            self._on_error(response.error, now)
+        elif response.node_key_expired:
+            self._on_key_expired(now)
+        elif response.auth_url:
+            self._on_login_needed(response.auth_url, now)
+        else:
+            self._on_accepted(response)
+
+    def on_refused(self, problem: RequestRefused, now: float) -> None:
+        """An HTTP status instead of an answer, to a registration or to a map request."""
+        if problem.status == 429:
+            fallback = self._backoff.between(5.0, 10.0)
+            pause = retry_pause(problem.retry_after, self._wall_clock(), fallback)
+            self._not_before = self._backoff.failed(now, pause)
+        elif problem.status == 404 and not self._must_register:
+            # The server does not know this node (any more).
+            self._must_register = True
+            self._not_before = self._backoff.failed(now)
+            return
+        elif problem.status == 400 and self._must_register:
+            self._fail(RegistrationRefused(problem.text or str(problem)), now)
+            return
+        else:
+            self._not_before = self._backoff.failed(now)
+        self._enter_unless_waiting_for_login(Phase.OFFLINE, str(problem))
+
+    def on_lost(self, reason: str, now: float) -> None:
+        """The server cannot be reached, or the connection ended."""
+        self._not_before = self._backoff.failed(now)
+        self._enter_unless_waiting_for_login(Phase.OFFLINE, reason)
+
+    def on_self(self, node: Node, now: float) -> bool:
+        """Control described us in a map. False when the map stream must end because we have to register again."""
+        self._backoff.succeeded()
+        self._refusals = 0
+        if node.expired:
+            self._enter(Phase.EXPIRED)
+            self._start_over_with_new_key()
+            self._not_before = now
+            return False
+        self._enter(Phase.RUNNING if node.machine_authorized else Phase.NEEDS_APPROVAL)
+        return True
+
+    # --- inside ---
+
+    def _on_accepted(self, response: RegisterResponse) -> None:
+        ours = self.identity
+        if self._new_key is not None:
+            old = ours.node if ours.is_registered else ours.old_node
+            self._commit(Identity(ours.machine, self._new_key, old, is_registered=True))
+        elif not ours.is_registered:
+            self._commit(replace(ours, is_registered=True))
+        if self._tags_are_refused and self._tag_refusal:
+            self._messages.append(TagsRefused(self._tag_refusal))
+            self._tag_refusal = ""
+        self._new_key = None
+        self._was_regenerated = False
+        self._uses_auth_key = False
+        self._followup = ""
+        self._must_register = False
+        if not response.machine_authorized:
+            self._enter(Phase.NEEDS_APPROVAL)
+
+    def _on_error(self, reason: str, now: float) -> None:
+        used_auth_key = self.wants_auth_key and bool(self.auth_key)
+        if used_auth_key and self.hostinfo.request_tags and not self._tags_are_refused:
+            # Headscale's auth keys bring their own tags and admit no requested ones.
+            self._tags_are_refused = True
+            self._tag_refusal = reason
+            return
+        if self._tag_refusal:
+            self._tags_are_refused = False  # it was not about the tags
+            self._tag_refusal = ""
+        self._followup = ""
+        self._fail(AuthKeyRefused(reason) if used_auth_key else RegistrationRefused(reason), now)
+
+    def _on_key_expired(self, now: float) -> None:
+        if self._was_regenerated:
+            self._not_before = self._backoff.failed(now)
+            self._enter(Phase.EXPIRED, "the server calls a brand-new key expired")
+            return
+        self._start_over_with_new_key()
+        self._was_regenerated = True
+
+    def _on_login_needed(self, url: str, now: float) -> None:
+        if self.auth_key and not self._uses_auth_key and not self._followup:
+            self._uses_auth_key = True
+            return
+        if self._followup:
+            # The page was not used, or its time was up.
+            self._not_before = self._backoff.failed(now)
+        self._followup = url
+        self._enter(Phase.NEEDS_LOGIN, url=url)
+
+    def _start_over_with_new_key(self) -> None:
+        self._must_register = True
+        self._uses_auth_key = True
+        self._followup = ""
+        # A key control never accepted is as good as a new one.
+        self._new_key = NodePrivate.generate(self._entropy(32)) if self.identity.is_registered else None
+
+    def _fail(self, error: RegistrationRefused, now: float) -> None:
+        pause = min(REFUSAL_PAUSE * 2**self._refusals, LONGEST_REFUSAL_PAUSE)
+        self._refusals = min(self._refusals + 1, 16)
+        self._not_before = now + pause
+        self._enter(Phase.FAILED, error.reason, error=error)
+
+    def _commit(self, identity: Identity) -> None:
+        self.identity = identity
+        self._messages.append(IdentityChanged(identity))
+
+    def _enter_unless_waiting_for_login(self, phase: Phase, detail: str) -> None:
+        if self.phase not in {Phase.NEEDS_LOGIN, Phase.FAILED}:
+            self._enter(phase, detail)
+
+    def _enter(self, phase: Phase, detail: str = "", *, url: str = "", error: Exception | None = None) -> None:
+        """The one place where the phase changes."""
+        self.phase = phase
+        message = PhaseChanged(phase, detail, url, error)
+        if message != self._announced or error is not None:
+            self._announced = message
+            self._messages.append(message)
+
+    def __repr__(self) -> str:
+        return f"ControlMachine({self.phase.value})"
+
+
+def _without_lock_signature(auth_key: str) -> str:
+    """An auth key may carry a tailnet-lock credential behind it, which is not for the server's eyes."""
+    return auth_key.partition("--TL")[0]
