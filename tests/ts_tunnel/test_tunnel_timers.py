@@ -129,6 +129,29 @@ def test_responder_alone_sending_makes_the_initiator_renew_after_165_seconds():
     assert p.b.endpoint.take_messages() == [SessionEstablished(A, 165.0)]
 
 
+def test_renewal_on_receiving_is_asked_for_once_and_then_left_to_the_retry_timer():
+    p = Pair().connect()
+    p.now = 165.0
+    p.send_b(b"y")
+    p.carry_b_to_a()
+    assert p.drop_a_to_b() == ["initiation"]
+    p.now = 170.0  # the retry comes a jitter later
+    p.send_b(b"y")
+    p.carry_b_to_a()
+    assert p.a.wire == []
+
+
+def test_responder_does_not_renew_for_what_it_receives():
+    p = Pair().connect()
+    p.now = 170.0
+    p.send_a(b"x")
+    data, initiation = p.a.wire
+    assert kinds([data, initiation]) == ["data", "initiation"]
+    p.b.take(PATH_A, [data], p.now)
+    p.b.collect(p.now)
+    assert p.b.wire == []
+
+
 def test_session_opens_and_seals_until_180_seconds_and_no_longer():
     p = Pair().connect()
     p.now = 179.9
