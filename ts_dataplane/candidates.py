@@ -91,12 +91,14 @@ class Candidate:
         self.blocked_until = now + self.penalty
         self.penalty = min(2 * self.penalty, MAX_PENALTY)
 
-    def is_due(self, now: float, spacing: float) -> bool:
-        if now < self.blocked_until:
-            return False
+    def due_at(self, spacing: float) -> float:
+        """When the next ping may go there, `spacing` after the last one."""
         if self.unanswered >= HOPELESS_AFTER and not self.has_answered:
             spacing = max(spacing, HOPELESS_SPACING)
-        return now - self.pinged_at >= spacing - 0.001  # a timer set for exactly then may fire a rounding error early
+        return max(self.blocked_until, self.pinged_at + spacing)
+
+    def is_due(self, now: float, spacing: float) -> bool:
+        return now >= self.due_at(spacing) - 0.001  # a timer set for exactly then may be a rounding error early
 
     def refresh(self) -> None:
         """Something new speaks for this address: forget how often it was tried in vain."""

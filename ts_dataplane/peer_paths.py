@@ -136,7 +136,12 @@ class PeerState:
 
     def search_later(self, now: float) -> None:
         self.spacing = min(2 * self.spacing, CANDIDATE_SPACING)
-        self.search_at = now + self.spacing if self.is_awake else math.inf
+        if not self.is_awake:
+            self.search_at = math.inf
+            return
+        # Pings out of turn shift what is due: look again then, not a whole round later.
+        soonest = min((candidate.due_at(self.spacing) for candidate in self.candidates.values()), default=math.inf)
+        self.search_at = min(now + self.spacing, max(soonest, now + FIRST_SPACING))
 
     def is_idle(self, now: float) -> bool:
         return now - self.sent_at >= ACTIVE_TIME
