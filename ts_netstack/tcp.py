@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ts_netstack.ledger import Ledger
 from ts_netstack.segments import SegmentWriter
 from ts_netstack.tcp_buffers import SMALL_PIECE, ReceiveBuffer, SendBuffer
-from ts_netstack.tcp_recovery import OPEN, LossRecovery
+from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery
 from ts_netstack.tcp_timing import RoundTrip
 from ts_netstack.wire import (
     ACK,
@@ -736,6 +736,7 @@ class TcpConnection:
             blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
             dsack, blocks = self._judge_blocks(ack, blocks)
         echo_ms = None if echo is None else self._echo_ms(echo, now)
+        was_recovering = recovery.mode == RECOVERY
         delivered, rtt = recovery.on_ack(ack, self._nxt, blocks, dsack, echo_ms, now)
         if rtt > 0:
             self.round_trip.sample(rtt, now)
@@ -750,7 +751,7 @@ class TcpConnection:
             self._wake_writer()
             if self._fin_queued and ack > self._sent.end:
                 self._fin_acknowledged(now)
-        if delivered and self._limited and recovery.mode != 1:
+        if delivered and self._limited and not was_recovering and recovery.mode != RECOVERY:
             recovery.congestion.on_acknowledged(delivered, ack, self._nxt, rtt, self.round_trip.smoothed, now)
 
     def _judge_blocks(
@@ -1133,11 +1134,9 @@ class TcpConnection:
         offered = max(self._right_edge - received.next, 0)
         if not self._scaling:
             return min(offered, 65535)
-        wire = min(offered >> WINDOW_SHIFT, 65535)
-        if offered & ((1 << WINDOW_SHIFT) - 1) and wire < 65535:
-            wire += 1  # rounding down would take back what was offered
-            self._right_edge = received.next + (wire << WINDOW_SHIFT)
-        return wire
+        # Rounded down: the edge seems to move back by less than one unit, which RFC 7323 section 2.4 asks senders to
+        # bear; rounding up would creep forward with every ACK.
+        return min(offered >> WINDOW_SHIFT, 65535)
 
     def _emit_data(self, out: list[bytes], now: float) -> None:
         sent, recovery = self._sent, self._recovery
