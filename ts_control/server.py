@@ -124,6 +124,10 @@ class ControlServer:
         self._roster.settle(now)
         return b"" if request.omit_peers else self._roster.one_map(device, compress)
 
+    def visible_to(self, device_id: int) -> frozenset[int]:
+        """Whom the policy lets this device know of, itself left out."""
+        return self._maps.view(self.directory.find(device_id)) - {device_id}
+
     def close_map(self, stream: MapStream, now: float) -> None:
         self._roster.close_stream(stream, now)
 

@@ -240,7 +240,7 @@ class Roster:
         """After anything happened: tell the streams now, or together with what follows within the batch delay."""
         if not self.changes:
             return
-        if now - self._published_at >= BATCH_DELAY:
+        if now >= self._published_at + BATCH_DELAY:  # as the timer is set: rounding must not tell them apart
             self._publish(now)
         elif _PUBLISH not in self._timers:
             self._timers.set(_PUBLISH, self._published_at + BATCH_DELAY)

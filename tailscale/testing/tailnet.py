@@ -16,6 +16,7 @@ import trio
 from tailscale.testing.control import ControlService
 from tailscale.testing.places import LoopbackPlace, Place, VirtualPlace
 from tailscale.testing.relay import Certificate, RelayService, answer_stun, region
+from ts_base.ip import parse_address
 from ts_base.keys import MachinePrivate, NodePrivate, NodePublic
 from ts_control.policy import Policy
 from ts_control.server import DEFAULT_USER, ControlServer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 CONTROL, RELAY = "control", "relay"
 REGION = 900
+INTRODUCTION = 5.0  # seconds a new device and its peers get to learn of each other
 CONTROL_PORT, RELAY_PORT, STUN_PORT = 80, 443, 3478  # on the virtual network; on loopback any that are free
 
 
@@ -320,7 +322,17 @@ class Tailnet:
             await left.wait()
 
         await self._devices.start(live)
+        with trio.move_on_after(INTRODUCTION):
+            await self._until_introduced(device)
         return device, leave
+
+    async def _until_introduced(self, device: Device) -> None:
+        """Wait until the devices that may know of each other do, so that tests need not."""
+        server = self.control.server
+        visible = server.visible_to(self.id_of(device))
+        others = [other for other in self._hosts if other is not device and self.id_of(other) in visible]
+        while not all(_knows(device, other) and _knows(other, device) for other in others):  # noqa: ASYNC110 - many facts
+            await trio.sleep(0.002)
 
     # What an administrator does
 
@@ -403,6 +415,13 @@ class Tailnet:
 
     def _host_of(self, device: Device | str) -> str:
         return device if isinstance(device, str) else self._hosts[device]
+
+
+def _knows(device: Device, other: Device) -> bool:
+    """Whether `device` has both a route and a path to `other`: without a path its first packet is lost."""
+    runtime = device._ready()
+    has_routes = all(runtime.home.routes_to(parse_address(text)) for text in (other.ipv4, other.ipv6) if text)
+    return has_routes and bool(runtime.dataplane.engine.paths.get(other.node.id))
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
