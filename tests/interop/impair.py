@@ -61,7 +61,7 @@ class Impairer:
     def __init__(self, target: Address, faults: Faults, seed: int = 1) -> None:
         self.faults, self.counts = faults, Counts()
         self._target = target
-        self._random = random.Random(seed)  # noqa: S311
+        self._random = random.Random(seed)
         self._queue: list[tuple[float, int, trio.socket.SocketType, bytes, Address]] = []
         self._order = itertools.count()
         self._changed = trio.Event()

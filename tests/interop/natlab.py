@@ -1,7 +1,7 @@
 """A NAT lab from network namespaces: an internet, routers of several kinds, and nodes behind them.
 
     python -m tests.interop.natlab                      # every pair, two tsnet nodes: the baseline
-    python -m tests.interop.natlab --ours               # the baseline, then the same pairs with our Device on both sides
+    python -m tests.interop.natlab --ours               # the baseline, then the same pairs with two of our Devices
     python -m tests.interop.natlab easy,hard none       # only these kinds on the left, only those on the right
 
 Needs root, iproute2 and nftables; touches nothing outside namespaces of its own. The process that makes a
@@ -24,7 +24,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import trio
 
@@ -301,7 +300,8 @@ class Outcome:
         times = [f"{t:5.2f} s" if t is not None else "   -   " for t in (self.left_direct_s, self.right_direct_s)]
         return (
             f"{self.left:>8} - {self.right:<8} {self.who:<5} {self.path:<7} first byte {self.first_byte_ms:6.1f} ms"
-            f"  direct after {times[0]} / {times[1]}  udp {self.left_udp_bytes >> 10:5} / {self.right_udp_bytes >> 10:5} KiB"
+            f"  direct after {times[0]} / {times[1]}"
+            f"  udp {self.left_udp_bytes >> 10:5} / {self.right_udp_bytes >> 10:5} KiB"
         )
 
 
@@ -392,7 +392,7 @@ async def _main(options: argparse.Namespace) -> int:
                 print(mine.row() + ("   WORSE" if bad else ""), flush=True)
                 outcomes.append(mine)
     if options.json:
-        Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+        await trio.Path(options.json).write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
     direct = sum(o.path == "direct" for o in outcomes if o.who == "tsnet")
     print(
         f"nat lab: {len(outcomes)} runs, tsnet direct on {direct} pairs"

@@ -72,7 +72,7 @@ class Ports:
         for port in random.sample(PORT_RANGE, 500):
             if port in self._held:
                 continue
-            lock = open(self._folder / str(port), "ab")
+            lock = open(self._folder / str(port), "ab")  # noqa: SIM115 (held for as long as this process)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -127,7 +127,7 @@ class Process:
         argv = [str(c) for c in command]
         if namespace is not None:
             argv = ["ip", "netns", "exec", namespace, *argv]
-        self._log = open(self.log_path, "ab")
+        self._log = open(self.log_path, "ab")  # noqa: SIM115 (closed by kill)
         # Popen itself, on this thread: trio.lowlevel.open_process forks in a worker thread, and the
         # death signal below would fire when that thread retires.
         self._popen = subprocess.Popen(
@@ -143,7 +143,8 @@ class Process:
         self.stdin: trio.lowlevel.FdStream | None = None
         self.stdout: trio.lowlevel.FdStream | None = None
         if pipes:
-            assert self._popen.stdin is not None and self._popen.stdout is not None
+            assert self._popen.stdin is not None
+            assert self._popen.stdout is not None
             self.stdin = trio.lowlevel.FdStream(os.dup(self._popen.stdin.fileno()))
             self.stdout = trio.lowlevel.FdStream(os.dup(self._popen.stdout.fileno()))
             self._popen.stdin.close()

@@ -35,7 +35,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.interop import build
-from tests.interop.processes import KEEP, PORTS, Process, RigError, poll_until, work_folder
+from tests.interop.processes import KEEP, PORTS, Process, poll_until, work_folder
+from tests.interop.processes import RigError as RigError
 
 Json = dict[str, Any]
 
@@ -187,7 +188,7 @@ class Headscale:
 
     async def start(self) -> None:
         env = {"HEADSCALE_DEBUG_DUMP_MAPRESPONSE_PATH": str(self.folder / "maps"), **self._env}
-        command = [self.binary, "-c", self.folder / "hs.yaml", "serve"]
+        command: list[str | Path] = [self.binary, "-c", self.folder / "hs.yaml", "serve"]
         self.process = Process("headscale", command, self.folder, env=env)
         await poll_until("headscale to be healthy", self._is_healthy, 30)
         if not self._token:
@@ -716,7 +717,7 @@ class Rig:
             command += ["-tags", ",".join(tags)]
         if verbose:
             command += ["-verbose"]
-        (state or room / "state").mkdir(exist_ok=True)
+        await trio.Path(state or room / "state").mkdir(exist_ok=True)
         process = Process(
             name,
             command,
@@ -784,7 +785,7 @@ class Rig:
         """A STUN server alone; yields its port."""
         port = PORTS.take()
         room = self._room("stund")
-        command = [build.binary("stund"), "-stun", f"{host}:{port}", "-http", "127.0.0.1:0"]
+        command: list[str | Path] = [build.binary("stund"), "-stun", f"{host}:{port}", "-http", "127.0.0.1:0"]
         process = Process("stund", command, room, env=QUIET_ENV)
         try:
             await poll_until("stund", _logged(process, "STUN server listening"), 10)
@@ -858,7 +859,8 @@ def _pin(cert: Path) -> str:
 _GO_NAMES = {
     "regionid": "RegionID", "regioncode": "RegionCode", "regionname": "RegionName", "nodes": "Nodes", "name": "Name",
     "hostname": "HostName", "ipv4": "IPv4", "ipv6": "IPv6", "derpport": "DERPPort", "stunport": "STUNPort",
-    "stuntestip": "STUNTestIP", "canport80": "CanPort80", "certname": "CertName", "insecurefortests": "InsecureForTests",
+    "stuntestip": "STUNTestIP", "canport80": "CanPort80", "certname": "CertName",
+    "insecurefortests": "InsecureForTests",
 }  # fmt: skip
 
 
@@ -959,9 +961,9 @@ async def _serve(options: argparse.Namespace, stack: contextlib.AsyncExitStack) 
         "pid": os.getpid(),
     }
     if options.json:
-        partial = Path(f"{options.json}.{os.getpid()}")
-        partial.write_text(json.dumps(said, indent=1) + "\n")
-        partial.rename(options.json)
+        partial = trio.Path(f"{options.json}.{os.getpid()}")
+        await partial.write_text(json.dumps(said, indent=1) + "\n")
+        await partial.rename(options.json)
     print(json.dumps(said, indent=1), flush=True)
 
 

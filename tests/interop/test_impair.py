@@ -76,4 +76,4 @@ async def test_tsnet_through_a_bad_path(r: Rig) -> None:
 
 
 def _hidden_behind(path: Impairer) -> dict[str, str]:
-    return {"TS_DEBUG_OMIT_LOCAL_ADDRS": "1", "TS_DEBUG_PRETENDPOINT": "%s:%d" % path.address}
+    return {"TS_DEBUG_OMIT_LOCAL_ADDRS": "1", "TS_DEBUG_PRETENDPOINT": "{}:{}".format(*path.address)}

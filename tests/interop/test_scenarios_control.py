@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 import tailscale
 from tests.interop.ours import SERVICES, FarTsnet, converse, far_end, joined, make_device, tailnet
-from tests.interop.pattern import pattern, pattern_sha256
+from tests.interop.pattern import pattern
 from tests.interop.processes import poll_until
 from tests.interop.rig import Rig
 
@@ -31,21 +32,21 @@ def truth(check: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
 # --- joining --------------------------------------------------------------------------------------
 
 JOINING = [
-    # how                       key                                       device                     control
-    ("reusable key",            {"reusable": True},                       {},                        {}),
-    ("single-use key",          {"reusable": False},                      {},                        {}),
-    ("ephemeral key",           {"ephemeral": True},                      {},                        {}),
-    ("tagged key",              {"tags": ["tag:ci"]},                     {},                        {"policy": TAGGED}),
-    ("tags asked for",          {},                                       {"tags": ["tag:ci"]},      {"policy": TAGGED}),
-    ("key from a callable",     {},                                       {"callable": True},        {}),
-    ("control over TLS",        {},                                       {},                        {"tls": True}),
-    ("Headscale 0.28.0",        {},                                       {},                        {"version": "0.28.0"}),
+    # how                   key                      device                   control
+    ("reusable key",        {"reusable": True},      {},                      {}),
+    ("single-use key",      {"reusable": False},     {},                      {}),
+    ("ephemeral key",       {"ephemeral": True},     {},                      {}),
+    ("tagged key",          {"tags": ["tag:ci"]},    {},                      {"policy": TAGGED}),
+    ("tags asked for",      {},                      {"tags": ["tag:ci"]},    {"policy": TAGGED}),
+    ("key from a callable", {},                      {"callable": True},      {}),
+    ("control over TLS",    {},                      {},                      {"tls": True}),
+    ("Headscale 0.28.0",    {},                      {},                      {"version": "0.28.0"}),
 ]  # fmt: skip
 
 
 @pytest.mark.peers("headscale-0.28.0")
 @pytest.mark.parametrize(("key", "device", "control"), [row[1:] for row in JOINING], ids=[row[0] for row in JOINING])
-async def test_joining_with_a_key(r: Rig, key: dict, device: dict, control: dict) -> None:
+async def test_joining_with_a_key(r: Rig, key: dict[str, Any], device: dict[str, Any], control: dict[str, Any]) -> None:
     async with tailnet(r, **control) as hs:
         auth_key = await hs.auth_key(**key)
         options = {k: v for k, v in device.items() if k != "callable"}
