@@ -70,7 +70,7 @@ def guarded(handler: Handler) -> Handler:
     async def handle(stream: Any) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             async with stream:
-                await handle(stream)
+                await handler(stream)
 
     return handle
 

@@ -37,7 +37,6 @@ JOINING = [
     ("single-use key",      {"reusable": False},     {},                      {}),
     ("ephemeral key",       {"ephemeral": True},     {},                      {}),
     ("tagged key",          {"tags": ["tag:ci"]},    {},                      {"policy": TAGGED}),
-    ("tags asked for",      {},                      {"tags": ["tag:ci"]},    {"policy": TAGGED}),
     ("key from a callable", {},                      {"callable": True},      {}),
     ("control over TLS",    {},                      {},                      {"tls": True}),
     ("Headscale 0.28.0",    {},                      {},                      {"version": "0.28.0"}),
@@ -55,7 +54,7 @@ async def test_joining_with_a_key(r: Rig, key: dict[str, Any], device: dict[str,
                 assert us.ipv4 == "100.64.0.1"
                 node = await hs.wait_node("ours")
                 assert node["ipAddresses"] == [us.ipv4, us.ipv6]
-                if key.get("tags") or device.get("tags"):
+                if key.get("tags"):
                     assert us.node.tags == ("tag:ci",)
 
 
@@ -67,6 +66,25 @@ async def test_joining_by_a_login_url(r: Rig) -> None:
 
         async with joined(hs, auth_key="", on_login_url=approve) as us:
             assert us.ipv4 == "100.64.0.1"
+
+
+async def test_tags_asked_for_are_granted_to_a_login(r: Rig) -> None:
+    async with tailnet(r, policy=TAGGED) as hs, trio.open_nursery() as nursery:
+
+        def approve(url: str) -> None:
+            nursery.start_soon(hs.register, url)
+
+        async with joined(hs, auth_key="", tags=["tag:ci"], on_login_url=approve) as us:
+            assert (await hs.node("ours"))["tags"] == ["tag:ci"]
+            await poll_until("our tags", truth(lambda: us.node.tags == ("tag:ci",)))
+
+
+async def test_tags_asked_for_with_an_untagged_key_are_refused(r: Rig) -> None:
+    """As tsnet is: "requested tags [tag:ci] are invalid or not permitted"."""
+    async with tailnet(r, policy=TAGGED) as hs:
+        with pytest.raises(tailscale.AuthKeyRejected, match="tag:ci"):
+            async with joined(hs, tags=["tag:ci"]):
+                pass
 
 
 REFUSALS = [
@@ -148,7 +166,7 @@ async def test_policy_bites_live_and_lets_go(r: Rig) -> None:
 
 
 async def test_tags_change_live(r: Rig) -> None:
-    async with tailnet(r, policy=TAGGED) as hs, far_end(r, hs, "tsnet"), joined(hs, tags=["tag:ci"]) as us:
+    async with tailnet(r, policy=TAGGED) as hs, far_end(r, hs, "tsnet"), joined(hs) as us:
         await hs.tag("db", ["tag:db"])
         await poll_until("the peer's tags", truth(lambda: us.peers["db"].tags == ("tag:db",)))
         await hs.tag("ours", ["tag:db"])
