@@ -356,6 +356,7 @@ class TcpSockets:
             if record.expires > now:
                 return
             del time_wait[key]
+        time_wait.clear()  # gives the table's memory back, which deleting entries does not
 
     def next_time_wait(self) -> float:
         return next(iter(self.time_wait.values())).expires if self.time_wait else math.inf

@@ -158,9 +158,11 @@ class LossRecovery:
             self._reorder_round = nxt
             self._reorder_steps += 1
         self._persist = REORDER_PERSISTENCE
-        self._undo_bytes -= dsack[1] - dsack[0]
-        if self._undo_bytes <= 0 and self._saved is not None and not self._confirmed:
-            self._undo()
+        # Only a report about what we sent again says that we need not have; networks duplicate by themselves, too.
+        if self._undo_bytes > 0 and dsack[1] <= self._point and not self._confirmed:
+            self._undo_bytes -= dsack[1] - dsack[0]
+            if self._undo_bytes <= 0:
+                self._undo()
 
     def on_duplicate_ack(self, nxt: int) -> None:
         """Only for peers without SACK: the third one in a row means the head is gone."""
@@ -270,10 +272,10 @@ class LossRecovery:
         if self._saved is None or self._confirmed or self.mode == OPEN:
             return
         if echo is not None and self._undo_stamp >= 0:
-            if echo < self._undo_stamp:
-                self._undo()
-            else:
+            if echo >= self._undo_stamp:
                 self._confirmed = True
+            elif not any(span.resent for span in self.flight.spans):  # else one of those may have been needed
+                self._undo()
         elif self.mode == TIMED_OUT:
             # F-RTO: data we had given up for lost and not sent again was acknowledged.
             if any(span.fate == LOST and not span.resent for span in acknowledged):
