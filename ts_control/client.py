@@ -33,7 +33,6 @@ from ts_control.http2 import (
 )
 from ts_control.location import Location, Proxy, base_path, maybe_proxy, parse_url, upgrade_locations
 from ts_control.record import ClientTransport
-from ts_control.retry import parse_retry_after
 from ts_control.wire import (
     CAPABILITY_VERSION,
     MapRequest,
@@ -304,10 +303,9 @@ class ControlConnection:
             self._end(number)
 
     def check_status(self, number: int, path: str, status: int, body: bytes) -> None:
-        if status != 200 and not 200 < status < 300:
+        if not 200 <= status < 300:
             text = body[:300].decode("utf-8", "replace").strip()
-            retry_after = parse_retry_after(self._calls[number].headers.get("retry-after", ""))
-            raise RequestRefused(path, status, text, retry_after)
+            raise RequestRefused(path, status, text, self._calls[number].headers.get("retry-after", ""))
 
     async def wait_for_status(self, number: int) -> int:
         call = self._calls[number]
@@ -416,7 +414,6 @@ class MapStream:
         self._connection = connection
         self._number = number
         self._frames = FrameReader(compressed=compressed)
-        self._texts: deque[bytes] = deque()
         self._is_open = False
 
     def __aiter__(self) -> Self:
@@ -448,12 +445,12 @@ class MapStream:
             if status != 200:
                 connection.check_status(number, "/machine/map", status, await connection.take_body(number))
             self._is_open = True
-        while not self._texts:
+        while (text := self._frames.next_frame_untrusted()) is None:
             piece = await connection.take_body(number)
             if not piece:
                 raise ControlLost("the control server ended the map stream")
-            self._texts += self._frames.receive_untrusted(piece)
-        return self._texts.popleft()
+            self._frames.receive(piece)
+        return text
 
 
 async def _exchange(

@@ -16,7 +16,7 @@ class NotControl(TailscaleError, ConnectionError):
 class RequestRefused(TailscaleError):
     """The server answered with an HTTP status that is not success."""
 
-    def __init__(self, what: str, status: int, text: str = "", retry_after: float | None = None) -> None:
+    def __init__(self, what: str, status: int, text: str = "", retry_after: str = "") -> None:
         self.status = status
         self.text = text
         self.retry_after = retry_after

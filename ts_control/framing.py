@@ -23,34 +23,29 @@ COMPRESSION_LEVEL = 1
 
 
 class FrameReader:
-    """The body of one map stream, fed at any split, to whole JSON texts."""
+    """The body of one map stream, fed at any split, to whole JSON texts, one at a time."""
 
     def __init__(self, *, compressed: bool) -> None:
         self._compressed = compressed
         self._buffer = bytearray()
-        self._wanted = _LENGTH.size
-        self._in_frame = False
 
-    def receive_untrusted(self, data: bytes) -> list[bytes]:
-        """BadPacket is the end of the stream: nothing says where the next frame would begin."""
+    def receive(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next_frame_untrusted(self) -> bytes | None:
+        """The next text, or None when more bytes are needed. BadPacket ends the stream: nothing says what follows."""
         buffer = self._buffer
-        buffer += data
-        texts: list[bytes] = []
-        start = 0
-        while len(buffer) - start >= self._wanted:
-            end = start + self._wanted
-            piece = bytes(buffer[start:end])
-            start = end
-            if not self._in_frame:
-                self._wanted = _LENGTH.unpack(piece)[0]
-                if not 0 < self._wanted <= MAX_FRAME:
-                    raise BadPacket(f"map frame of {self._wanted} bytes")
-            else:
-                self._wanted = _LENGTH.size
-                texts.append(decompress_untrusted(piece) if self._compressed else piece)
-            self._in_frame = not self._in_frame
-        del buffer[:start]
-        return texts
+        if len(buffer) < _LENGTH.size:
+            return None
+        length = _LENGTH.unpack_from(buffer)[0]
+        if not 0 < length <= MAX_FRAME:
+            raise BadPacket(f"map frame of {length} bytes")
+        end = _LENGTH.size + length
+        if len(buffer) < end:
+            return None
+        body = bytes(buffer[_LENGTH.size : end])
+        del buffer[:end]
+        return decompress_untrusted(body) if self._compressed else body
 
 
 def encode_frame(text: bytes, *, compressed: bool) -> bytes:

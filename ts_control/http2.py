@@ -97,7 +97,7 @@ class Http2Connection:
         self._h2.max_inbound_frame_size = FRAME_SIZE
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(CONNECTION_WINDOW - _FIRST_WINDOW)
-        self._waiting: dict[int, deque[bytes]] = {}  # bodies the other side has no window for yet
+        self._waiting: dict[int, deque[memoryview]] = {}  # bodies the other side has no window for yet
         self._finished: set[int] = set()  # of those, the ones that end with what is waiting
         self._open: set[int] = set()
         self.is_ending = False
@@ -128,7 +128,7 @@ class Http2Connection:
             return
         waiting = self._waiting.setdefault(stream, deque())
         if data:
-            waiting.append(data)
+            waiting.append(memoryview(data))  # cut into frames without copying the rest each time
         if end:
             self._finished.add(stream)
         self._pump(stream)
@@ -221,7 +221,7 @@ class Http2Connection:
             if len(piece) > room:
                 waiting.appendleft(piece[room:])
                 piece = piece[:room]
-            self._h2.send_data(stream, piece)
+            self._h2.send_data(stream, bytes(piece))
         del self._waiting[stream]
         if stream in self._finished:
             self._finished.discard(stream)

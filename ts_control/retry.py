@@ -44,20 +44,15 @@ class Backoff:
         return int.from_bytes(self._entropy(4), "big") / 2**32
 
 
-def parse_retry_after(text: str) -> float | None:
-    """Seconds, or a moment still to be compared with the clock as a negative number; None when it says neither."""
+def pause_from_retry_after(text: str, wall_now: float, fallback: float) -> float:
+    """The pause a `Retry-After` header asks for, in seconds or as a date; `fallback` when it asks for nothing sane."""
     text = text.strip()
+    pause = -1.0
     if text.isascii() and text.isdigit() and len(text) < 8:
-        return float(text)
-    try:
-        return -datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return None
-
-
-def retry_pause(retry_after: float | None, wall_now: float, fallback: float) -> float:
-    """The pause a 429 asks for; `fallback` when it asks for none or for something unreasonable."""
-    if retry_after is None:
-        return fallback
-    pause = retry_after if retry_after >= 0 else -retry_after - wall_now
+        pause = float(text)
+    elif text:
+        try:
+            pause = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC).timestamp() - wall_now
+        except ValueError:
+            return fallback
     return pause if 0 <= pause <= RETRY_AFTER_LIMIT else fallback

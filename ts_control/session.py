@@ -16,7 +16,7 @@ from msgspec.structs import replace as change
 
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.errors import AuthKeyRefused, RegistrationRefused, RequestRefused
-from ts_control.retry import Backoff, retry_pause
+from ts_control.retry import Backoff, pause_from_retry_after
 from ts_control.wire import (
     CAPABILITY_VERSION,
     NO_LOCK_KEY,
@@ -235,7 +235,7 @@ class ControlMachine:
         """An HTTP status instead of an answer, to a registration or to a map request."""
         if problem.status == 429:
             fallback = self._backoff.between(5.0, 10.0)
-            pause = retry_pause(problem.retry_after, self._wall_clock(), fallback)
+            pause = pause_from_retry_after(problem.retry_after, self._wall_clock(), fallback)
             self._not_before = self._backoff.failed(now, pause)
         elif problem.status == 404 and not self._must_register:
             # The server does not know this node (any more).

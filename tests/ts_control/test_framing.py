@@ -17,11 +17,19 @@ from ts_control.wire import MapResponse, decode_map_response_untrusted
 RESPONSES = json.loads((Path(__file__).parents[1] / "vectors" / "mapresponse.json").read_text())["responses"]
 
 
+def read(reader: FrameReader, data: bytes) -> list[bytes]:
+    reader.receive(data)
+    texts: list[bytes] = []
+    while (text := reader.next_frame_untrusted()) is not None:
+        texts.append(text)
+    return texts
+
+
 def test_upstreams_frames_are_read_and_mean_what_they_say() -> None:
     reader = FrameReader(compressed=True)
     netmap = NetMap.empty()
     for response in RESPONSES:
-        (text,) = reader.receive_untrusted(bytes.fromhex(response["framed"]))
+        (text,) = read(reader, bytes.fromhex(response["framed"]))
         assert json.loads(text) == response["json"]
         netmap = netmap.apply(decode_map_response_untrusted(text), 1_767_323_045.0)
     assert netmap.domain == "rig.test"
@@ -33,16 +41,24 @@ def test_any_split_reads_the_same(texts: list[bytes], compressed: bool, data: st
     wire = b"".join(encode_frame(text, compressed=compressed) for text in texts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=8)))
     reader = FrameReader(compressed=compressed)
-    read: list[bytes] = []
+    found: list[bytes] = []
     for start, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
-        read += reader.receive_untrusted(wire[start:end])
-    assert read == texts
+        found += read(reader, wire[start:end])
+    assert found == texts
 
 
 @pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 2**32 - 1])
 def test_impossible_lengths_are_refused_before_a_byte_is_kept(length: int) -> None:
     with pytest.raises(BadPacket):
-        FrameReader(compressed=False).receive_untrusted(length.to_bytes(4, "little"))
+        read(FrameReader(compressed=False), length.to_bytes(4, "little"))
+
+
+def test_what_came_before_a_bad_frame_is_read_first() -> None:
+    reader = FrameReader(compressed=False)
+    reader.receive(b"\x02\0\0\0{}" + bytes(4))
+    assert reader.next_frame_untrusted() == b"{}"
+    with pytest.raises(BadPacket):
+        reader.next_frame_untrusted()
 
 
 def test_a_bomb_is_refused_at_the_limit() -> None:
@@ -70,7 +86,7 @@ def test_damaged_compression_raises_bad_packet(frame: bytes) -> None:
 
 def test_incompressible_text_survives() -> None:
     text = os.urandom(100_000)
-    assert FrameReader(compressed=True).receive_untrusted(encode_frame(text, compressed=True)) == [text]
+    assert read(FrameReader(compressed=True), encode_frame(text, compressed=True)) == [text]
 
 
 def test_a_keep_alive_is_a_message() -> None:

@@ -1,0 +1,72 @@
+"""What a stranger may send as HTTP: answers to the key request, HTTP/2 in both roles, c2n payloads, map frames."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from ts_base.errors import BadPacket
+from ts_control.c2n import answer_c2n_untrusted
+from ts_control.framing import FrameReader, encode_frame
+from ts_control.http1 import Http1Client
+from ts_control.http2 import Http2Connection
+
+
+def _http1(data: bytes) -> Any:
+    http = Http1Client()
+    http.request("GET", "/key", [("Host", "h")])
+    return http.receive_untrusted(data)
+
+
+def _http2(data: bytes, *, client: bool) -> Any:
+    connection, other = Http2Connection(client=client), Http2Connection(client=not client)
+    if client:
+        connection.request("GET", "h", "/", [], b"")
+    connection.receive_untrusted(other.transmit())
+    events = connection.receive_untrusted(data)
+    connection.transmit()
+    return events
+
+
+def _frames(data: bytes) -> Any:
+    reader = FrameReader(compressed=True)
+    reader.receive(data)
+    while reader.next_frame_untrusted() is not None:
+        pass
+
+
+PARSERS: list[Callable[[bytes], Any]] = [
+    _http1,
+    lambda data: _http2(data, client=True),
+    lambda data: _http2(data, client=False),
+    lambda data: answer_c2n_untrusted(base64.b64encode(data).decode()),
+    _frames,
+]
+
+
+def fuzz_one(data: bytes) -> None:
+    for parse in PARSERS:
+        try:
+            parse(data)
+        except BadPacket:
+            continue
+
+
+def seeds() -> list[bytes]:
+    pair = Http2Connection(client=True), Http2Connection(client=False)
+    pair[0].request("POST", "h", "/machine/map", [("content-type", "application/json")], b"{}")
+    asked = pair[0].transmit()
+    pair[1].receive_untrusted(asked)
+    pair[1].transmit()
+    pair[1].respond(1, 200)
+    pair[1].send_body(1, b"hello", end=True)
+    return [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nrest",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi",
+        asked[24:],
+        pair[1].transmit(),
+        encode_frame(b'{"KeepAlive":true}', compressed=True),
+    ]

@@ -1,0 +1,58 @@
+"""Map messages: any JSON text is a MapResponse or BadPacket, and whatever is one folds into a netmap."""
+
+from __future__ import annotations
+
+from ts_base.errors import BadPacket
+from ts_control.netmap import NetMap
+from ts_control.wire import (
+    MapResponse,
+    Node,
+    PeerChange,
+    decode_map_response_steps,
+    decode_map_response_untrusted,
+    encode_json,
+)
+
+START = NetMap.empty().apply(MapResponse(node=Node(id=1), peers=(Node(id=2), Node(id=3))), 1e9)
+
+
+def _in_steps(data: bytes) -> MapResponse:
+    steps = decode_map_response_steps(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            response: MapResponse = done.value
+            return response
+
+
+def fuzz_one(data: bytes) -> None:
+    try:
+        response = decode_map_response_untrusted(data)
+    except BadPacket:
+        return
+    nodes = {
+        "peers": tuple(n for n in response.peers if n),
+        "peers_changed": tuple(n for n in response.peers_changed if n),
+    }
+    stepped = _in_steps(data)
+    assert (stepped.peers, stepped.peers_changed) == (nodes["peers"], nodes["peers_changed"])
+    for before in (START, NetMap.empty()):
+        try:
+            after = before.apply(response, 1e9)
+        except BadPacket:
+            continue
+        after.expire(2e9).next_expiry()
+    encode_json(response)
+
+
+def seeds() -> list[bytes]:
+    patch = PeerChange(node_id=2, derp_region=3, online=True, endpoints=("192.0.2.1:1",))
+    return [
+        b'{"KeepAlive":true,"ControlTime":"2026-01-01T00:00:00Z"}',
+        encode_json(MapResponse(node=Node(id=1, name="a."), peers=(Node(id=2),), domain="x")),
+        encode_json(MapResponse(peers_changed_patch=(patch,), online_change={2: True}, peer_seen_change={3: False})),
+        b'{"PacketFilters":{"*":null,"base":[{"SrcIPs":["*"],"DstPorts":[{"IP":"*","Ports":{"First":0,"Last":9}}]}]}}',
+        b'{"DERPMap":{"Regions":{"1":null,"2":{"RegionID":2,"Nodes":[{"Name":"2a"}]}}}}',
+        b'{"Node":{"ID":1,"KeyExpiry":"2026-01-01T00:00:00.5+01:00","CapMap":{"a":null,"b":[{"c":[1]}]}}}',
+    ]

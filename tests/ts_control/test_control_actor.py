@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from tailscale.config import Config, Preferences
+from tailscale.errors import AuthKeyRejected, ControlProtocolError
+from tailscale.runtime.bus import Bus, Message
+from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.messages import (
+    ControlStateChanged,
+    EndpointsChanged,
+    HealthCleared,
+    HealthRaised,
+    NetInfoChanged,
+    NetMapChanged,
+    PreferencesChanged,
+)
+from tailscale.runtime.network import Network
+from tailscale.state_file import MemoryStore, State
+from ts_base.keys import DiscoPrivate
+from ts_control.wire import (
+    MapRequest,
+    MapResponse,
+    PingRequest,
+    RegisterRequest,
+    RegisterResponse,
+    decode_json_untrusted,
+    encode_json,
+    from_unix_time,
+)
+
+from control_scripts import NOW, make_node, seeded  # isort: skip
+from fake_control import FakeControl, frame  # isort: skip
+
+URL = "http://127.0.0.1:8080"
+SECRET = "hskey-auth-verysecret"
+OURSELVES = make_node(1, machine_authorized=True)
+
+
+def a_map(*numbers: int, **fields: Any) -> bytes:
+    return frame(MapResponse(node=OURSELVES, peers=tuple(make_node(n) for n in numbers), **fields))
+
+
+class Scene:
+    """A control actor, the server it talks to, and everything it said."""
+
+    def __init__(self, control: FakeControl, nursery: trio.Nursery, **settings: Any) -> None:
+        self.server = control
+        control.map_reply = a_map(2, 3)
+        self.store = MemoryStore()
+        self.bus = Bus()
+        self.heard: list[Message] = []
+        settings.setdefault("auth_key", SECRET)
+        config = Config(URL, Preferences("py"), login_timeout=30.0, **settings)
+        network = cast(Network, control)
+        disco = DiscoPrivate.generate(seeded(8)(32)).public
+        self.actor = Control(config, network, self.store, State.generate(seeded(7), URL), disco)
+
+    def latest(self) -> ControlStateChanged:
+        latest = self.bus.latest(ControlStateChanged)
+        assert latest is not None
+        return latest
+
+    def active(self) -> set[str]:
+        codes: set[str] = set()
+        for message in self.heard:
+            if isinstance(message, HealthRaised):
+                codes.add(message.code)
+            elif isinstance(message, HealthCleared):
+                codes.discard(message.code)
+        return codes
+
+    async def until(self, holds: Callable[[], bool], timeout: float = 600.0) -> None:
+        with trio.fail_after(timeout):
+            while not holds():  # noqa: ASYNC110  # the clock jumps, and some facts have no message
+                await trio.sleep(0.05)
+
+    async def until_state(self, state: str) -> None:
+        await self.until(lambda: self.latest().state == state)
+
+    def map_requests(self) -> list[MapRequest]:
+        return [
+            decode_json_untrusted(MapRequest, body) for path, body in self.server.requests if path == "/machine/map"
+        ]
+
+
+@asynccontextmanager
+async def a_scene(**settings: Any) -> AsyncIterator[Scene]:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(FakeControl(nursery), nursery, **settings)
+
+        async def listen() -> None:
+            with scene.bus.subscribe(Message) as inbox:
+                while True:
+                    scene.heard.append(await inbox.receive())
+
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        await nursery.start(run_control, scene.bus, scene.actor)
+        yield scene
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_registers_maps_and_saves(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        await scene.until_state("running")
+        netmap = scene.bus.latest(NetMapChanged)
+        assert netmap is not None
+        assert set(netmap.netmap.peers) == {2, 3}
+        await scene.until(lambda: scene.store.state is not None and scene.store.state.registered)
+        assert scene.store.state is not None
+        assert scene.store.state.stable_id == "1"
+
+
+async def test_control_hears_of_changes_once_and_of_noise_never(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.bus.publish(EndpointsChanged((("192.0.2.1:1", 2),)))
+        await scene.until_state("running")
+        await trio.sleep(1)
+        before = len(scene.map_requests())
+        assert scene.map_requests()[-1].endpoints == ("192.0.2.1:1",)
+        scene.bus.publish(NetInfoChanged(900, {"900-v4": 0.01}, working_udp=True))
+        scene.bus.publish(PreferencesChanged(Preferences("other")))
+        await trio.sleep(1)
+        last = scene.map_requests()[-1]
+        assert last.hostinfo is not None
+        assert last.hostinfo.net_info is not None
+        assert (last.hostinfo.hostname, last.hostinfo.net_info.preferred_derp) == ("other", 900)
+        assert not last.disco_key.is_zero
+        assert len(scene.map_requests()) == before + 1
+        scene.bus.publish(NetInfoChanged(900, {"900-v4": 0.02}, working_udp=True))
+        await trio.sleep(1)
+        assert len(scene.map_requests()) == before + 1
+
+
+async def test_control_away_for_five_minutes_and_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.map_reply = a_map(2) + b"\x01\x00\x00\x00!"  # and then nonsense that cuts the stream
+        await scene.until(lambda: scene.bus.latest(NetMapChanged) is not None)
+        scene.server.refuses = True
+        scene.server.map_reply = a_map(2, 9)
+        began, dials = trio.current_time(), len(scene.server.dials)
+        await trio.sleep(300)
+        assert scene.latest().state == "offline"
+        assert "control-unreachable" in scene.active()
+        netmap = scene.bus.latest(NetMapChanged)
+        assert netmap is not None
+        assert set(netmap.netmap.peers) == {2}
+        assert len(scene.server.dials) - dials <= trio.current_time() - began
+        scene.server.refuses = False
+        recovered = trio.current_time()
+        await scene.until_state("running")
+        assert trio.current_time() - recovered <= 30.0
+        assert "control-unreachable" not in scene.active()
+
+
+@pytest.mark.parametrize("trouble", ["black hole", "garbage", "half a frame"])
+async def test_no_trouble_outlasts_its_cause_by_thirty_seconds(
+    trouble: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_scene() as scene:
+        await scene.until_state("running")
+        scene.server.is_black_hole = trouble == "black hole"
+        if trouble == "garbage":
+            scene.server.key_reply = (200, b"<html>captive portal</html>")
+        scene.server.map_reply = a_map()[:-1] if trouble == "half a frame" else a_map(2)
+        await scene.until_state("offline")
+        await trio.sleep(400)
+        assert scene.bus.latest(NetMapChanged) is not None
+        healthy = FakeControl(scene.server._nursery)
+        scene.server.is_black_hole = False
+        scene.server.private, scene.server.key_reply = healthy.private, healthy.key_reply
+        scene.server.map_reply = a_map(2)
+        recovered = trio.current_time()
+        await scene.until_state("running")
+        # Half a frame holds the stream until the watchdog; everything else is found by the next attempt.
+        assert trio.current_time() - recovered <= (130.0 if trouble == "half a frame" else 30.0)
+
+
+async def test_a_spent_key_fails_at_once_with_the_servers_words(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.register_reply = lambda body: (
+            200,
+            [],
+            encode_json(RegisterResponse(error="authkey already used")),
+        )
+        await scene.until_state("failed")
+        error = scene.latest().error
+        assert isinstance(error, AuthKeyRejected)
+        assert error.reason == "authkey already used"
+
+
+async def test_what_is_no_control_server_fails_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.key_reply = (404, b"")
+        await scene.until_state("failed")
+        assert isinstance(scene.latest().error, ControlProtocolError)
+
+
+async def test_the_login_page_is_shown_to_whoever_asked(autojump_clock: trio.testing.MockClock) -> None:
+    shown: list[str] = []
+    async with a_scene(auth_key=None, on_login_url=shown.append) as scene:
+        page = "http://hs/register/one"
+
+        def reply(body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            asked = decode_json_untrusted(RegisterRequest, body)
+            answer = RegisterResponse(machine_authorized=True) if asked.followup else RegisterResponse(auth_url=page)
+            return 200, [], encode_json(answer)
+
+        scene.server.register_reply = reply
+        await scene.until_state("running")
+        assert shown == [page]
+        assert scene.active() == set()
+
+
+async def test_a_callable_gives_the_key_when_it_is_needed(autojump_clock: trio.testing.MockClock) -> None:
+    asked = 0
+
+    async def fresh_key() -> str:
+        nonlocal asked
+        asked += 1
+        return SECRET
+
+    async with a_scene(auth_key=fresh_key) as scene:
+        await scene.until_state("running")
+        assert asked == 1
+        request = decode_json_untrusted(RegisterRequest, scene.server.requests[0][1])
+        assert request.auth is not None
+        assert request.auth.auth_key == SECRET
+
+
+async def test_our_key_runs_out_by_the_clock_and_is_replaced(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        began = trio.current_time()
+        scene.server.wall_clock = lambda: NOW + trio.current_time() - began  # type: ignore[method-assign]
+        scene.actor.network = cast(Network, scene.server)
+        dying = make_node(1, machine_authorized=True, key_expiry=from_unix_time(NOW + 100))
+        scene.server.map_reply = frame(MapResponse(node=dying))
+        await scene.until_state("running")
+        scene.server.map_reply = a_map()
+        await trio.sleep(101)
+        await scene.until_state("running")
+        registered = [
+            decode_json_untrusted(RegisterRequest, b) for p, b in scene.server.requests if p.endswith("register")
+        ]
+        assert len(registered) == 2
+        assert registered[1].old_node_key == registered[0].node_key
+        assert scene.actor.machine.node_key.public == registered[1].node_key
+
+
+async def test_pings_are_answered_once_each(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        ping = frame(MapResponse(keep_alive=True, ping_request=PingRequest(url=f"{URL}/pong?id=1")))
+        scene.server.map_reply = a_map(2) + ping + ping
+        await scene.until(lambda: bool(scene.server.heads))
+        await trio.sleep(1)
+        assert scene.server.heads == ["/pong?id=1"]
+
+
+async def test_controls_own_warnings_come_and_go(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.map_reply = a_map(health=("update me",)) + frame(MapResponse(domain="x"))
+        await scene.until(lambda: "control-says-1" in scene.active())
+        scene.server.map_reply = a_map()
+        await scene.actor.login()
+        await scene.until(lambda: "control-says-1" not in scene.active())
+
+
+async def test_an_ephemeral_node_says_goodbye(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene(ephemeral=True) as scene:
+        await scene.until_state("running")
+        await scene.actor.leave()
+        last = decode_json_untrusted(RegisterRequest, scene.server.requests[-1][1])
+        assert last.expiry == from_unix_time(123.0)
+        count = len(scene.server.requests)
+        await trio.sleep(60)
+        assert len(scene.server.requests) == count
+
+
+async def test_no_secret_is_said_or_logged(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with a_scene() as scene:
+        await scene.until_state("running")
+        scene.server.refuses = True
+        await trio.sleep(30)
+        state = scene.actor.saved.state
+        shown = caplog.text + repr(scene.heard) + repr(state) + repr(scene.actor.machine) + repr(scene.actor.config)
+        for secret in ("verysecret", state.node_key.raw.hex(), state.machine_key.raw.hex()):
+            assert secret not in shown
