@@ -193,6 +193,8 @@ class Far:
     ip4: str
     ip6: str
 
+    can_half_close = True
+
     def port(self, service: str) -> int:
         return SERVICES[service]
 
@@ -210,7 +212,13 @@ class FarTsnet(Far):
 
 
 class FarTailscaled(Far):
-    """A daemon hands tailnet connections to 127.0.0.1, so its services are sockets of ours."""
+    """A daemon hands tailnet connections to 127.0.0.1, so its services are sockets of ours.
+
+    What it dials goes through its SOCKS proxy, which closes both directions at the first FIN: so an answer
+    to our FIN never comes back, and only as many bytes as were sent are waited for.
+    """
+
+    can_half_close = False
 
     def __init__(self, daemon: Tailscaled, ports: dict[str, int]) -> None:
         self.daemon, self.name, self.ip4, self.ip6, self._ports = daemon, daemon.name, daemon.ip4, daemon.ip6, ports
@@ -219,7 +227,8 @@ class FarTailscaled(Far):
         return self._ports[service]
 
     async def dial(self, host: str, port: int, count: int = 0, *, data: bytes = b"", read: int = -1) -> Answer:
-        return await converse(await self.daemon.connect(host, port), data or pattern(count), read=read)
+        data = data or pattern(count)
+        return await converse(await self.daemon.connect(host, port), data, end="", read=len(data) if read < 0 else read)
 
 
 class FarDevice(Far):
