@@ -34,7 +34,7 @@ from ts_control.wire import (
     encode_json,
 )
 
-MINIMUM_VERSION = 68  # older clients do not send the updates this server waits for
+MINIMUM_VERSION = 111  # older clients do not know a peer's HomeDERP
 MAX_PINGS = 1024
 DEFAULT_USER = "user@tailnet.test"
 

@@ -122,9 +122,9 @@ class MapWriter:
             addresses=addresses,
             allowed_ips=addresses + tuple(sorted(carried)),
             endpoints=device.endpoints,
-            legacy_derp=f"127.3.3.40:{device.home_region}" if device.home_region else "",
             home_derp=device.home_region,
-            hostinfo=device.hostinfo,
+            # What a device finds out about its network is nobody else's business, and changes without its patch.
+            hostinfo=msgspec.structs.replace(device.hostinfo, net_info=None),
             created=from_unix_time(device.created),
             cap=device.version,
             tags=device.tags,
