@@ -61,7 +61,8 @@ _ZEROS: dict[type[GoStruct], tuple[tuple[str, Any], ...]] = {}
 def _zeros_of(kind: type[GoStruct]) -> tuple[tuple[str, Any], ...]:
     zeros = []
     for field in msgspec.structs.fields(kind):
-        zero = field.default_factory() if field.default is msgspec.NODEFAULT else field.default  # type: ignore[operator]
+        make: Any = field.default_factory
+        zero = make() if field.default is msgspec.NODEFAULT else field.default
         if zero is not None:
             zeros.append((field.name, zero))
     return tuple(zeros)

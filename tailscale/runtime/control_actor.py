@@ -11,14 +11,12 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.config import Config
 from tailscale.errors import (
-    AuthKeyRejected,
     ControlProtocolError,
     ControlUnreachable,
     LoginRequired,
@@ -26,6 +24,7 @@ from tailscale.errors import (
 )
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_pings import Pings
+from tailscale.runtime.control_voice import ControlVoice
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -38,18 +37,16 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
-from tailscale.runtime.warnings import Warnings
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient, ControlConnection, MapStream
-from ts_control.errors import AuthKeyRefused, ControlLost, NotControl, RegistrationRefused, RequestRefused
+from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.netmap import NetMap
 from ts_control.retry import Backoff
 from ts_control.session import (
     ControlMachine,
     Identity,
     IdentityChanged,
-    Phase,
     PhaseChanged,
     Poll,
     Register,
@@ -66,7 +63,6 @@ log = logging.getLogger("tailscale.control")
 
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
-FAILURES_BEFORE_WARNING = 2
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -75,7 +71,7 @@ class Control:
 
     _bus: Bus
     _nursery: trio.Nursery
-    _warnings: Warnings
+    _voice: ControlVoice
 
     def __init__(self, config: Config, network: Network, store: Store, state: State, disco: DiscoPublic) -> None:
         self.config = config
@@ -103,8 +99,6 @@ class Control:
         self._wake = trio.Event()
         self._dirty = trio.Event()
         self._netmap_arrived = trio.Event()
-        self._failures = 0
-        self._popped_url = ""
         self._is_leaving = False
 
     # What the Device asks
@@ -195,7 +189,7 @@ class Control:
                     await self._poll(connection)
             except RequestRefused as problem:
                 machine.on_refused(problem, trio.current_time())
-                self._count_failure(str(problem))
+                self._voice.say_failure(str(problem))
             self._tell()
             if self._is_leaving:
                 await self._wait(math.inf)  # the connection still carries our goodbye
@@ -238,8 +232,7 @@ class Control:
                 continue
             netmap = netmap.apply(response, self.network.wall_clock())
             self._publish(netmap)
-            self._failures = 0
-            self._warnings.clear("control-unreachable")
+            self._voice.say_success()
             if not self.machine.on_self(netmap.self_node, trio.current_time()):
                 return
             self._tell()
@@ -251,16 +244,13 @@ class Control:
         """What a message asks beside the netmap; keep-alives may carry it too."""
         if response.ping_request is not None:
             self._pings.hear(response.ping_request, connection, self._nursery)
-        if response.pop_browser_url and response.pop_browser_url != self._popped_url:
-            self._popped_url = response.pop_browser_url
-            self._warnings.show(
-                "control-url", "the control server asks you to open a page", f"open {response.pop_browser_url}"
-            )
+        if response.pop_browser_url:
+            self._voice.say_page(response.pop_browser_url)
 
     def _publish(self, netmap: NetMap) -> None:
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
-        self._warnings.show_netmap(netmap)
+        self._voice.warnings.show_netmap(netmap)
         self.saved.change(stable_id=netmap.self_node.stable_id)
         self._netmap_arrived.set()
 
@@ -339,31 +329,14 @@ class Control:
 
     def _tell(self) -> None:
         """Pass the machine's messages on."""
-        bus = self._bus
         for message in self.machine.take_messages():
             match message:
-                case PhaseChanged(phase=phase, detail=detail, url=url, error=error):
-                    bus.publish(ControlStateChanged(phase.value, detail, url, _public(error)))
-                    if phase is Phase.NEEDS_LOGIN:
-                        self._show_login_url(url)
-                    elif phase is Phase.FAILED:
-                        self._warnings.show("control-refused", f"the control server refused this device: {detail}")
-                    elif phase is Phase.RUNNING:
-                        self._warnings.clear("control-refused")
-                        self._warnings.clear("login-needed")
+                case PhaseChanged():
+                    self._voice.say_phase(message)
                 case IdentityChanged(identity=identity):
                     self._on_identity(identity)
                 case TagsRefused(reason=reason):
-                    sentence = f"the control server refused the requested tags: {reason}"
-                    self._warnings.show("tags-refused", sentence, "use an auth key that carries the tags")
-
-    def _show_login_url(self, url: str) -> None:
-        self._warnings.show("login-needed", "this device waits for somebody to log it in", f"open {url}")
-        callback = self.config.on_login_url
-        if callback is None:
-            log.info("to log this device in, open %s", url)
-        else:
-            self._nursery.start_soon(_call, callback, url)
+                    self._voice.say_tags_refused(reason)
 
     def _on_identity(self, identity: Identity) -> None:
         if identity.node != self.saved.state.node_key:
@@ -381,15 +354,10 @@ class Control:
         log.info("%s", problem)
         self.machine.on_lost(str(problem), trio.current_time())
         self._tell()
+        self._voice.say_failure(str(problem))
         if error is not None and self.netmap is None:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
             self._bus.publish(ControlStateChanged("failed", str(problem), error=error))
-        self._count_failure(str(problem))
-
-    def _count_failure(self, reason: str) -> None:
-        self._failures += 1
-        if self._failures >= FAILURES_BEFORE_WARNING:
-            self._warnings.show("control-unreachable", f"the control server cannot be used: {reason}")
 
     # Small things
 
@@ -412,10 +380,11 @@ class Control:
 
     def attach(self, bus: Bus, nursery: trio.Nursery) -> None:
         """From here on the actor runs."""
-        self._bus, self._nursery, self._warnings = bus, nursery, Warnings(bus)
+        self._bus, self._nursery = bus, nursery
+        self._voice = ControlVoice(bus, nursery, self.config.on_login_url)
 
     async def keep_saved(self) -> None:
-        await self.saved.run(self._warnings)
+        await self.saved.run(self._voice.warnings)
 
 
 async def run_control(
@@ -431,18 +400,3 @@ async def run_control(
         await trio.lowlevel.checkpoint()
         task_status.started()
         await control.converse()
-
-
-async def _call(callback: Callable[[str], Any], url: str) -> None:
-    result = callback(url)
-    if inspect.isawaitable(result):
-        await result
-
-
-def _public(error: Exception | None) -> TailscaleError | None:
-    """The room's errors under the names users catch."""
-    if isinstance(error, AuthKeyRefused):
-        return AuthKeyRejected(error.reason)
-    if isinstance(error, RegistrationRefused):
-        return ControlProtocolError(str(error))
-    return None

@@ -1,0 +1,88 @@
+"""What the control actor says of its own standing: states, login pages, warnings, under the names users know.
+
+Owns: the translation of the session's facts and errors. Refuses to know: how they came about.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from tailscale.errors import AuthKeyRejected, ControlProtocolError, TailscaleError
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.messages import ControlStateChanged
+from tailscale.runtime.warnings import Warnings
+from ts_control.errors import AuthKeyRefused, RegistrationRefused
+from ts_control.session import Phase, PhaseChanged
+
+log = logging.getLogger("tailscale.control")
+
+FAILURES_BEFORE_WARNING = 2  # a server that restarts quickly is no news
+
+
+class ControlVoice:
+    """Publishes on the bus and calls the user's login callback."""
+
+    def __init__(self, bus: Bus, nursery: trio.Nursery, on_login_url: Callable[[str], Any] | None) -> None:
+        self.warnings = Warnings(bus)
+        self._bus = bus
+        self._nursery = nursery
+        self._on_login_url = on_login_url
+        self._failures = 0
+        self._last_page = ""
+
+    def say_phase(self, changed: PhaseChanged) -> None:
+        self._bus.publish(ControlStateChanged(changed.phase.value, changed.detail, changed.url, _public(changed.error)))
+        if changed.phase is Phase.NEEDS_LOGIN:
+            self._show_login_page(changed.url)
+        elif changed.phase is Phase.FAILED:
+            self.warnings.show("control-refused", f"the control server refused this device: {changed.detail}")
+        elif changed.phase is Phase.RUNNING:
+            self.warnings.clear("control-refused")
+            self.warnings.clear("login-needed")
+
+    def say_failure(self, reason: str) -> None:
+        """One more attempt came to nothing."""
+        self._failures += 1
+        if self._failures >= FAILURES_BEFORE_WARNING:
+            self.warnings.show("control-unreachable", f"the control server cannot be used: {reason}")
+
+    def say_success(self) -> None:
+        self._failures = 0
+        self.warnings.clear("control-unreachable")
+
+    def say_tags_refused(self, reason: str) -> None:
+        sentence = f"the control server refused the requested tags: {reason}"
+        self.warnings.show("tags-refused", sentence, "use an auth key that carries the tags")
+
+    def say_page(self, url: str) -> None:
+        """Control wants the user to see a page; the same page once."""
+        if url != self._last_page:
+            self._last_page = url
+            self.warnings.show("control-url", "the control server asks you to open a page", f"open {url}")
+
+    def _show_login_page(self, url: str) -> None:
+        self.warnings.show("login-needed", "this device waits for somebody to log it in", f"open {url}")
+        if self._on_login_url is None:
+            log.info("to log this device in, open %s", url)
+        else:
+            self._nursery.start_soon(_call, self._on_login_url, url)
+
+
+async def _call(callback: Callable[[str], Any], url: str) -> None:
+    result = callback(url)
+    if inspect.isawaitable(result):
+        await result
+
+
+def _public(error: Exception | None) -> TailscaleError | None:
+    """The room's errors under the names users catch."""
+    if isinstance(error, AuthKeyRefused):
+        return AuthKeyRejected(error.reason)
+    if isinstance(error, RegistrationRefused):
+        return ControlProtocolError(str(error))
+    return None
