@@ -15,7 +15,7 @@ import trio
 from ts_base.errors import TailscaleError
 from ts_derp.dial import DIAL_TIMEOUT, ByteStream, Dialer, RelayUnreachable, Trust, open_node, proxy_for, upgrade
 from ts_derp.frames import Run
-from ts_derp.machine import BURST_GAP, DerpMachine, DerpMessage
+from ts_derp.machine import DerpMachine, DerpMessage
 from ts_derp.regions import RelayNode, RelayRegion
 
 CONNECT_TIMEOUT = 10.0  # all nodes of a region together
@@ -120,8 +120,6 @@ class DerpClient:
                 data = machine.transmit(trio.current_time())
                 if data:
                     await self._stream.send_all(data)
-                    if machine.queued_bytes:
-                        await trio.sleep(BURST_GAP)
                 else:
                     self._writable = trio.Event()
                     await self._writable.wait()
