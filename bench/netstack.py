@@ -1,6 +1,6 @@
 """Two stacks in memory, no crypto, no sockets: what one full TCP segment costs to send and to receive.
 
-Run: python bench/netstack.py [MiB]. Figures are microseconds per segment, best of several rounds; the checksum figure is
+Run: python bench/netstack.py [MiB]. Figures are microseconds per segment, best of three rounds; the checksum figure is
 what the bare sums of the same payloads cost on the same machine, so that the ratio travels between machines.
 """
 

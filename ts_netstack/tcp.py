@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from ts_netstack.ledger import Ledger
 from ts_netstack.segments import SegmentWriter
-from ts_netstack.tcp_buffers import SMALL_PIECE, ReceiveBuffer, SendBuffer
+from ts_netstack.tcp_buffers import SMALL_PIECE, SendBuffer
+from ts_netstack.tcp_inbound import MAXIMUM_BUFFER, WINDOW_SHIFT, Inbound
+from ts_netstack.tcp_pacing import Pacer
 from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery
 from ts_netstack.tcp_timing import RoundTrip
 from ts_netstack.wire import (
@@ -24,6 +26,7 @@ from ts_netstack.wire import (
     MASK32,
     PSH,
     RST,
+    STAMPS,
     SYN,
     TIMESTAMP_LENGTH,
     TIMESTAMP_PREFIX,
@@ -35,6 +38,7 @@ from ts_netstack.wire import (
     is_transport_checksum_right,
     parse_packet_untrusted,
     parse_segment_untrusted,
+    syn_options,
     unwrap,
 )
 
@@ -47,9 +51,6 @@ STATE_NAMES = (
 RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)
 SENDING = (ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK)
 
-MAXIMUM_BUFFER = 65535 << 8  # 1 Gbit/s times 100 ms with room; a window scale of 8 tells it whole
-WINDOW_SHIFT = 8
-INITIAL_RECEIVE = 256 << 10
 INITIAL_SEND = 256 << 10
 DEFAULT_MSS = (536, 1220)  # when the peer names none: IPv4, IPv6
 MINIMUM_MSS = 48
@@ -57,26 +58,18 @@ MINIMUM_MSS = 48
 SYN_RETRIES = 6
 DATA_RETRIES = 15
 ORPHAN_RETRIES = 8
-DELAYED_ACK = 0.04
-QUICK_ACKS = 16
 CHALLENGE_INTERVAL = 0.5
 STRANGE_ACK_INTERVAL = 0.1  # bare segments outside the window are answered no faster
 MAXIMUM_PERSIST = 60.0
 OVERRIDE = 0.2  # sender's silly-window override (RFC 9293 section 3.8.6.2.1)
 FIN_WAIT_2_LINGER = 60.0
 SMALL_RECORDS_LIMIT = 1024  # spans in flight beyond which only full segments leave
-OVERTAKEN_STAMPS = 1000  # ticks by which the stamp of a reordered bare ACK may be behind
-STAMP_IDLE = 24 * 86400.0  # RFC 7323 section 5.5
 
 BLACK_HOLE_SIZES = (1024, 536)
 BLACK_HOLE_TIMEOUTS = 2
 BLACK_HOLE_FIRST_HOLD = 1.0
 BLACK_HOLE_HOLD = 600.0
-
-PACE_FLOOR = 64 << 10  # bytes that may always leave together
-PACE_CEILING = 512 << 10
-PACE_QUANTUM = 0.004  # seconds of sending that may leave together
-UNPACED_ROUND_TRIP = 0.001
+BLACK_HOLE_MEMORY = 60.0  # a second suspicion this soon is believed
 
 # What header prediction reads, from the start of the IP packet: length, fragment field, sequence number,
 # acknowledgement + offset + flags + window, option prefix, both timestamps.
@@ -84,7 +77,6 @@ _PREDICT4 = struct.Struct(">2xH2xH16xIQ4xIQ").unpack_from
 _PREDICT6 = struct.Struct(">4xHH36xIQ4xIQ").unpack_from
 _PREDICTED_MASK, _PREDICTED_BITS = 0xFFF70000, 0x80100000  # 8 words of header, ACK, PSH ignored
 _PREDICTED_OPTION = int.from_bytes(TIMESTAMP_PREFIX, "big")
-_STAMPS = struct.Struct(">II").pack
 
 
 class ConnectionProblem(enum.Enum):
@@ -115,59 +107,39 @@ class TcpConnection:
 
     __slots__ = (
         "__weakref__",
-        "_ack_deadline",
-        "_ack_now",
         "_answered_at",
-        "_black_holes",
         "_challenged_at",
-        "_consumed",
-        "_consumed_since",
-        "_dsack",
-        "_fin_at",
         "_fin_queued",
         "_handshake_due",
         "_heard_at",
         "_hold_until",
+        "_inbound",
         "_iss",
         "_keepalive",
         "_keepalive_due",
         "_keepalive_probes",
         "_largest_window",
-        "_last_ack_sent",
         "_ledger",
         "_limited",
         "_linger_deadline",
         "_nodelay",
         "_nxt",
         "_orphaned",
-        "_pace_deadline",
-        "_paced_at",
+        "_pacer",
         "_path_mss",
         "_peer_mss",
         "_peer_shift",
         "_persist_count",
         "_persist_deadline",
         "_probe_deadline",
-        "_quick_acks",
-        "_received",
-        "_received_fin",
         "_recovery",
         "_reset_seq",
         "_retries",
-        "_right_edge",
         "_rto_deadline",
-        "_sack_first",
-        "_scaling",
-        "_segments_owed",
-        "_selective",
         "_sent",
         "_sent_at",
         "_stamp_offset",
-        "_stamp_recent",
-        "_stamp_recent_at",
-        "_stamps",
-        "_target",
-        "_tokens",
+        "_suspected_at",
         "_una",
         "_wanted_room",
         "_window",
@@ -204,7 +176,6 @@ class TcpConnection:
         self._path_mss = mss  # what the path carries, options included
         self._peer_mss = DEFAULT_MSS[len(local[0]) == 16]
         self.mss = mss
-        self._selective = self._stamps = self._scaling = True  # offers, until answered
         self._recovery = LossRecovery(mss, self.round_trip, True)
         self._writer = SegmentWriter(local, remote)
         self._fin_queued = False
@@ -214,24 +185,12 @@ class TcpConnection:
         self._handshake_due = False
         self._limited = False
         self._sent_at = -1.0
-        self._black_holes, self._hold_until = 0, math.inf
-        self._tokens, self._paced_at = float(PACE_FLOOR), 0.0
+        self._suspected_at, self._hold_until = -math.inf, math.inf  # of a black hole
+        self._pacer = Pacer()
         self._reset_seq: int | None = None
         # receiving
-        self._received = ReceiveBuffer(0)
-        self._received_fin = False
-        self._fin_at = -1  # sequence number of a FIN that came too early
-        self._right_edge = 0
-        self._target = INITIAL_RECEIVE
-        self._consumed, self._consumed_since = 0, -1.0
+        self._inbound = Inbound(ledger)
         self._stamp_offset = stamp_offset
-        self._stamp_recent, self._stamp_recent_at = 0, 0.0
-        self._last_ack_sent = 0
-        self._ack_now = False
-        self._segments_owed = 0
-        self._quick_acks = QUICK_ACKS
-        self._sack_first: list[int] = []  # where out-of-order data arrived since the last ACK, newest last
-        self._dsack: tuple[int, int] | None = None
         self._challenged_at = self._answered_at = -math.inf
         self._orphaned = False
         self._heard_at = 0.0
@@ -240,7 +199,7 @@ class TcpConnection:
         self._keepalive_due = False
         # deadlines
         self._rto_deadline = self._probe_deadline = self._persist_deadline = math.inf
-        self._ack_deadline = self._pace_deadline = self._linger_deadline = math.inf
+        self._linger_deadline = math.inf
         self._persist_count = 0
 
     # -- opening ---------------------------------------------------------------------------------------------------
@@ -268,27 +227,19 @@ class TcpConnection:
         self._ledger.changed[self] = None
 
     def _start_receiving(self, irs: int, now: float) -> None:
-        self._received.next = irs + 1
-        self._right_edge = irs + 1 + 65535
-        self._last_ack_sent = irs + 1
+        self._inbound.start(irs)
         self._heard_at = now
 
     def _agree(self, mss: int | None, shift: int | None, selective: bool, stamp: int | None, now: float) -> None:
         if mss is not None:
             self._peer_mss = max(mss, MINIMUM_MSS)
-        self._scaling = shift is not None
         self._peer_shift = shift or 0
-        self._selective = selective
-        self._stamps = stamp is not None
-        if stamp is not None:
-            self._stamp_recent, self._stamp_recent_at = stamp, now
-        if not self._scaling:
-            self._target = 65535
+        self._inbound.agree(selective, shift is not None, stamp, now)
         self._fit_segment_size()
         self._recovery = LossRecovery(self.mss, self.round_trip, selective)
 
     def _fit_segment_size(self) -> None:
-        size = min(self._peer_mss, self._path_mss) - (TIMESTAMP_LENGTH if self._stamps else 0)
+        size = min(self._peer_mss, self._path_mss) - (TIMESTAMP_LENGTH if self._inbound.stamps else 0)
         # An even size keeps every payload of a burst aligned for the checksum.
         self.mss = max(size, MINIMUM_MSS - TIMESTAMP_LENGTH) & ~1
         self._recovery.set_segment_size(self.mss)
@@ -297,12 +248,12 @@ class TcpConnection:
 
     @property
     def readable(self) -> bool:
-        return self._received.unread > 0 or self.at_eof or self.error is not None
+        return self._inbound.buffer.unread > 0 or self.at_eof or self.error is not None
 
     @property
     def at_eof(self) -> bool:
         """The peer's FIN came and everything before it was read."""
-        return self._received_fin and not self._received.unread
+        return self._inbound.finished and not self._inbound.buffer.unread
 
     @property
     def writable(self) -> bool:
@@ -315,7 +266,7 @@ class TcpConnection:
 
     @property
     def unread(self) -> int:
-        return self._received.unread
+        return self._inbound.buffer.unread
 
     @property
     def unsent(self) -> int:
@@ -328,18 +279,11 @@ class TcpConnection:
 
     def read(self, limit: int) -> bytes:
         """Up to `limit` bytes; b"" when there are none, which is the end of the stream only if `at_eof`."""
-        received = self._received
-        if not received.unread:
+        if not self._inbound.buffer.unread:
             return b""
-        data = received.read(limit)
-        self._consumed += len(data)
-        if not self._received_fin:
-            next_edge = received.next + self._target - received.unread
-            growth = next_edge - self._right_edge
-            # Tell the peer when what we offer at least doubles; ordinary ACKs carry smaller news.
-            if growth >= 2 * self.mss and growth >= self._right_edge - received.next:
-                self._ack_now = True
-                self._ledger.dirty[self] = None
+        data, reopened = self._inbound.read(limit, self.mss)
+        if reopened:
+            self._ledger.dirty[self] = None
         return data
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -375,10 +319,10 @@ class TcpConnection:
         self._orphaned = True
         if self.state == SYN_SENT:
             self._end(None)
-        elif self._received.unread and not (self._received_fin and self._fin_queued):
+        elif self._inbound.buffer.unread and not (self._inbound.finished and self._fin_queued):
             self.abort(now)
         else:
-            self._received.read(self._received.unread)
+            self._inbound.buffer.read(self._inbound.buffer.unread)
             self.send_eof(now)
             if self.state == FIN_WAIT_2:
                 self._linger_deadline = now + FIN_WAIT_2_LINGER
@@ -439,15 +383,15 @@ class TcpConnection:
         return False
 
     def _is_predictable(self) -> bool:
-        received = self._received
+        received = self._inbound.buffer
         return (
             self.state in RECEIVING
-            and self._stamps
-            and self._selective
+            and self._inbound.stamps
+            and self._inbound.selective
             and not received.islands
-            and self._fin_at < 0
+            and self._inbound.fin_at < 0
             and not self._orphaned
-            and received.next < self._right_edge
+            and received.next < self._inbound.edge
         )
 
     def _receive_predicted(self, run: list[bytes], index: int, now: float) -> int:
@@ -455,7 +399,7 @@ class TcpConnection:
 
         A run may overshoot the window: refusing within a run would cost a comparison per segment, and a run is bounded.
         """
-        received = self._received
+        received = self._inbound.buffer
         if len(self.local[0]) == 4:
             unpack, payload_at, before, fragment_mask = _PREDICT4, 52, 0, 0x3FFF
         else:
@@ -463,7 +407,7 @@ class TcpConnection:
         append = received.chunks.append
         expected = first = received.next & MASK32
         una, flying = self._una & MASK32, self._nxt - self._una
-        stamp_recent = self._stamp_recent
+        stamp_recent = self._inbound.stamp_recent
         control = first_stamps = stamps = -1
         ack, window = una, -1
         segments = 0
@@ -503,17 +447,13 @@ class TcpConnection:
             seq = received.next
             received.next += size
             received.unread += size
-            self._take_stamp(first_stamps >> 32, seq, now)
+            self._inbound.take_stamp(first_stamps >> 32, seq, now)
             if window >= 0:
                 self._acknowledged(self._una + (ack - una & MASK32), window, seq, (), stamps & MASK32, bool(size), now)
             if size:
-                self._took_data(segments, size, now)
+                self._inbound.took_data(segments, self.round_trip.smoothed, now)
+                self._ledger.changed[self] = None
         return index
-
-    def _take_stamp(self, value: int, seq: int, now: float) -> None:
-        """RFC 7323 section 4.3: the stamp to echo is that of the earliest segment not yet acknowledged."""
-        if seq <= self._last_ack_sent and value - self._stamp_recent & MASK32 < 0x80000000:
-            self._stamp_recent, self._stamp_recent_at = value, now
 
     def _receive_segment(self, packet: Packet, segment: Segment, now: float) -> None:
         if self.state == SYN_SENT:
@@ -568,31 +508,36 @@ class TcpConnection:
             self.round_trip.sample(now - self._sent_at, now)
         self._una = self._wl2 = self._nxt
         self.state = ESTABLISHED
-        self._ack_now = True
+        self._inbound.ack_now = True
         self._ledger.changed[self] = None
         if segment.payload or flags & FIN:
-            self._receive_text(self._received.next, segment, now)
+            self._receive_text(self._inbound.buffer.next, segment, now)
 
     def _receive_synchronized(self, segment: Segment, now: float) -> None:
         """RFC 9293 section 3.10.7.4, in its order; RFC 5961 for the challenges."""
         drops = self._ledger.drops
-        expected = self._rcv_nxt
+        expected = self._inbound.expected
         seq = unwrap(segment.seq, expected)
         if self.state == SYN_RECEIVED and segment.flags & (SYN | ACK) == SYN | ACK and seq == expected - 1:
             # Simultaneous open (RFC 9293 figure 8): its SYN we know, its ACK is what we wait for.
             segment, seq = segment._replace(flags=segment.flags & ~SYN, seq=expected & MASK32), expected
         flags = segment.flags
         stamps = segment.options.stamps
-        if self._stamps and stamps is not None and not flags & RST and self._is_stale(stamps[0], segment, now):
+        if (
+            self._inbound.stamps
+            and stamps is not None
+            and not flags & RST
+            and self._inbound.is_stale(stamps[0], segment, now)
+        ):
             drops["tcp_paws"] += 1
             self._answer_strange(segment, now)
             return
         length = len(segment.payload) + bool(flags & FIN) + bool(flags & SYN)
-        if not self._is_acceptable(seq, length):
+        if not self._inbound.is_acceptable(seq, length):
             self._receive_unacceptable(seq, segment, now)
             return
-        if self._stamps and stamps is not None:
-            self._take_stamp(stamps[0], seq, now)
+        if self._inbound.stamps and stamps is not None:
+            self._inbound.take_stamp(stamps[0], seq, now)
         if flags & RST:
             if seq == expected:
                 self._reset_by_peer()
@@ -614,30 +559,12 @@ class TcpConnection:
             drops["tcp_wild_ack"] += 1
             self._challenge(now)
             return
-        echo = stamps[1] if stamps is not None and self._stamps else None
+        echo = stamps[1] if stamps is not None and self._inbound.stamps else None
         self._acknowledged(ack, segment.window, seq, segment.options.blocks, echo, length > 0, now)
         if flags & URG:
             drops["tcp_urgent"] += 1  # a note, not a drop: the bytes are delivered in line
         if self.state != CLOSED and length:
             self._receive_text(seq, segment, now)
-
-    @property
-    def _rcv_nxt(self) -> int:
-        return self._received.next + self._received_fin
-
-    def _is_stale(self, value: int, segment: Segment, now: float) -> bool:
-        """RFC 7323 section 5.3. A bare ACK that was merely overtaken is still news: its SACK blocks may be."""
-        age = self._stamp_recent - value & MASK32
-        if not 0 < age < 0x80000000 or now - self._stamp_recent_at >= STAMP_IDLE:
-            return False
-        overtaken = not segment.payload and not segment.flags & (SYN | FIN) and age < OVERTAKEN_STAMPS
-        return not overtaken
-
-    def _is_acceptable(self, seq: int, length: int) -> bool:
-        expected, edge = self._rcv_nxt, self._right_edge
-        if not length:
-            return seq == expected if edge <= expected else expected <= seq < edge
-        return edge > expected and seq < edge and seq + length > expected
 
     def _receive_unacceptable(self, seq: int, segment: Segment, now: float) -> None:
         flags, payload = segment.flags, segment.payload
@@ -645,10 +572,10 @@ class TcpConnection:
         if flags & RST:
             drops["tcp_reset_out_of_window"] += 1
             return
-        if seq < self._rcv_nxt:
+        if seq < self._inbound.expected:
             drops["tcp_duplicate"] += 1
-            if payload and self._selective:
-                self._dsack = (seq, min(seq + len(payload), self._rcv_nxt))
+            if payload and self._inbound.selective:
+                self._inbound.dsack = (seq, min(seq + len(payload), self._inbound.expected))
         else:
             drops["tcp_out_of_window"] += 1
         # A window probe or a keep-alive carries a fresh acknowledgement all the same.
@@ -656,7 +583,7 @@ class TcpConnection:
             ack = unwrap(segment.ack, self._una)
             if self._una <= ack <= self._nxt:
                 stamps = segment.options.stamps
-                echo = stamps[1] if stamps is not None and self._stamps else None
+                echo = stamps[1] if stamps is not None and self._inbound.stamps else None
                 # Not a window update unless it is the newest word (SND.WL1): `seq` says so.
                 self._acknowledged(ack, segment.window, seq, segment.options.blocks, echo, True, now)
         self._answer_strange(segment, now)
@@ -664,10 +591,10 @@ class TcpConnection:
     def _answer_strange(self, segment: Segment, now: float) -> None:
         """An ACK for a segment we had no use for; those that carry data always get one."""
         if segment.payload or segment.flags & FIN:
-            self._ack_now = True
+            self._inbound.ack_now = True
         elif now - self._answered_at >= STRANGE_ACK_INTERVAL:
             self._answered_at = now
-            self._ack_now = True
+            self._inbound.ack_now = True
 
     def _challenge(self, now: float) -> None:
         """RFC 5961: say where we are, so that an honest peer can correct itself and a blind one learns nothing."""
@@ -675,7 +602,7 @@ class TcpConnection:
             self._ledger.drops["tcp_challenge_limit"] += 1
             return
         self._challenged_at = now
-        self._ack_now = True
+        self._inbound.ack_now = True
 
     def _reset_by_peer(self) -> None:
         if self.state == TIME_WAIT:
@@ -725,10 +652,12 @@ class TcpConnection:
                 self._persist_deadline = math.inf
         self._persist_count = 0 if not self._orphaned else self._persist_count
         self._keepalive_probes = 0
+        if not scaled:
+            self._retries = 0  # a peer that closes its window and says so is alive (RFC 9293 section 3.8.6.1)
         if ack < una:
             return
         if ack == una and not blocks:
-            if not self._selective and not carries and not changed_window and recovery.flight.spans:
+            if not self._inbound.selective and not carries and not changed_window and recovery.flight.spans:
                 recovery.on_duplicate_ack(self._nxt)
             return
         dsack = None
@@ -797,12 +726,12 @@ class TcpConnection:
 
     def _receive_text(self, seq: int, segment: Segment, now: float) -> None:
         """Sections "seventh" and "eighth" of RFC 9293 section 3.10.7.4: text, then FIN."""
-        received, payload = self._received, segment.payload
+        received, payload = self._inbound.buffer, segment.payload
         end = seq + len(payload)
         if self.state not in RECEIVING:
-            if end + bool(segment.flags & FIN) > self._rcv_nxt:
+            if end + bool(segment.flags & FIN) > self._inbound.expected:
                 self._ledger.drops["tcp_after_fin"] += 1
-            self._ack_now = True
+            self._inbound.ack_now = True
             return
         if payload and self._orphaned and end > received.next:
             # Nobody will ever read this: RFC 9293 section 3.6.1 wants the peer to know.
@@ -810,75 +739,23 @@ class TcpConnection:
             self._reset_seq = self._nxt
             self._end(None)
             return
-        if segment.flags & FIN and end <= self._right_edge:
-            self._fin_at = end
+        if segment.flags & FIN and end <= self._inbound.edge:
+            self._inbound.fin_at = end
         if payload:
-            self._place(seq, payload[: self._right_edge - seq], now)
-        if self._fin_at >= 0 and received.next >= self._fin_at:
+            before = received.next
+            self._inbound.place(seq, payload[: self._inbound.edge - seq], self.round_trip.smoothed, now)
+            if received.next != before:
+                self._ledger.changed[self] = None
+        if self._inbound.fin_at >= 0 and received.next >= self._inbound.fin_at:
             self._take_fin(now)
         elif segment.flags & FIN:
-            self._ack_now = True
-
-    def _place(self, seq: int, payload: bytes, now: float) -> None:
-        received = self._received
-        expected = received.next
-        if seq < expected:
-            if seq + len(payload) <= expected:
-                return  # only its FIN was news
-            if self._selective:
-                self._dsack = (seq, expected)
-            payload = payload[expected - seq :]
-            seq = expected
-        if self._fin_at >= 0 and seq + len(payload) > self._fin_at:
-            payload = payload[: max(self._fin_at - seq, 0)]
-            if not payload:
-                return
-        if seq == expected:
-            filled = bool(received.islands)
-            received.accept(payload)
-            self._took_data(1, received.next - expected, now)
-            if filled:
-                self._ack_now = True
-            return
-        if self._selective and (known := received.island_at(seq)) is not None and known[1] >= seq + len(payload):
-            self._dsack = (seq, seq + len(payload))
-        if not received.insert(seq, payload):
-            self._ledger.drops["tcp_islands_limit"] += 1
-        self._ack_now = True
-        if not self._selective:
-            self._segments_owed += 1  # every duplicate ACK counts for a peer that hears no SACK
-        elif len(self._sack_first) < 64:
-            self._sack_first.append(seq)
-
-    def _took_data(self, segments: int, size: int, now: float) -> None:
-        self._ledger.changed[self] = None
-        self._segments_owed += segments
-        if self._quick_acks > 0:
-            self._quick_acks -= segments
-            self._ack_now = True
-        elif self._segments_owed >= 2:
-            self._ack_now = True
-        elif self._ack_deadline == math.inf:
-            self._ack_deadline = now + DELAYED_ACK
-        if self._consumed_since < 0:
-            self._consumed_since = now
-        elif now - self._consumed_since >= max(self.round_trip.smoothed, 0.001):
-            self._tune(now)
-
-    def _tune(self, now: float) -> None:
-        """Dynamic right-sizing: a reader that empties more than half a window per round trip gets twice the window."""
-        if self._scaling and 2 * self._consumed > self._target and self._target < MAXIMUM_BUFFER:
-            growth = min(max(2 * self._consumed, 2 * self._target), MAXIMUM_BUFFER) - self._target
-            growth = min(growth, self._ledger.growth_left)
-            self._ledger.growth_left -= growth
-            self._target += growth
-        self._consumed, self._consumed_since = 0, now
+            self._inbound.ack_now = True
 
     def _take_fin(self, now: float) -> None:
-        self._received_fin = True
-        self._received.islands.clear()
-        self._fin_at = -1
-        self._ack_now = True
+        self._inbound.finished = True
+        self._inbound.buffer.islands.clear()
+        self._inbound.fin_at = -1
+        self._inbound.ack_now = True
         self._ledger.changed[self] = None
         if self.state == ESTABLISHED:
             self.state = CLOSE_WAIT
@@ -893,7 +770,7 @@ class TcpConnection:
         """The stack keeps a tiny record from here on, after the last ACK has left."""
         self.state = TIME_WAIT
         self._stop_timers()
-        self._give_back()
+        self._inbound.give_back()
         self._ledger.changed[self] = None
         self._ledger.finished[self] = None
 
@@ -901,31 +778,26 @@ class TcpConnection:
         self.state = CLOSED
         self.error = self.error or problem
         self._stop_timers()
-        self._give_back()
+        self._inbound.give_back()
         if problem is not None:
-            self._received.chunks.clear()
-            self._received.unread = 0
-        self._received.islands.clear()
+            self._inbound.buffer.chunks.clear()
+            self._inbound.buffer.unread = 0
+        self._inbound.buffer.islands.clear()
         self._sent.release(self._sent.end)
-        self._ack_now = False
+        self._inbound.ack_now = False
         self._ledger.changed[self] = None
         self._ledger.finished[self] = None
         self._ledger.dirty[self] = None
 
-    def _give_back(self) -> None:
-        if self._target > INITIAL_RECEIVE:
-            self._ledger.growth_left += self._target - INITIAL_RECEIVE
-            self._target = INITIAL_RECEIVE
-
     def _stop_timers(self) -> None:
         self._rto_deadline = self._probe_deadline = self._persist_deadline = math.inf
-        self._ack_deadline = self._pace_deadline = self._linger_deadline = math.inf
+        self._inbound.ack_deadline = self._pacer.deadline = self._linger_deadline = math.inf
         self._recovery.reorder_deadline = math.inf
         self._keepalive = None
 
     def last_numbers(self) -> tuple[int, int, int | None]:
         """What a TIME-WAIT record keeps: SND.NXT, RCV.NXT and the newest stamp of the peer."""
-        return self._nxt, self._rcv_nxt, self._stamp_recent if self._stamps else None
+        return self._nxt, self._inbound.expected, self._inbound.stamp_recent if self._inbound.stamps else None
 
     def fail(self, problem: ConnectionProblem) -> None:
         """Somebody else knows that this connection cannot go on: an address lost, a route refused."""
@@ -971,8 +843,8 @@ class TcpConnection:
             self._rto_deadline,
             self._probe_deadline,
             self._persist_deadline,
-            self._ack_deadline,
-            self._pace_deadline,
+            self._inbound.ack_deadline,
+            self._pacer.deadline,
             self._linger_deadline,
             self._recovery.reorder_deadline,
         )
@@ -987,11 +859,11 @@ class TcpConnection:
 
     def handle_timer(self, now: float) -> None:
         self._ledger.dirty[self] = None
-        if self._ack_deadline <= now:
-            self._ack_now = True
-            self._ack_deadline = math.inf
-        if self._pace_deadline <= now:
-            self._pace_deadline = math.inf
+        if self._inbound.ack_deadline <= now:
+            self._inbound.ack_now = True
+            self._inbound.ack_deadline = math.inf
+        if self._pacer.deadline <= now:
+            self._pacer.deadline = math.inf
         if self._recovery.reorder_deadline <= now:
             self._recovery.on_reorder_timer(self._una, self._nxt, now)
         if self._rto_deadline <= now:
@@ -1023,14 +895,14 @@ class TcpConnection:
         if self._retries % BLACK_HOLE_TIMEOUTS == 0:
             self._suspect_black_hole(now)
         self._recovery.on_timeout(self._nxt)
-        self._tokens = max(self._tokens, float(self.mss))
 
     def _suspect_black_hole(self, now: float) -> None:
         """RFC 4821 section 7.7: full segments vanish without a word, so try smaller ones; a plain outage heals soon."""
         for size in BLACK_HOLE_SIZES:
             if self.mss > size:
-                self._hold_until = now + (BLACK_HOLE_HOLD if self._black_holes else BLACK_HOLE_FIRST_HOLD)
-                self._black_holes += 1
+                again = now - self._suspected_at < BLACK_HOLE_MEMORY
+                self._suspected_at = now
+                self._hold_until = now + (BLACK_HOLE_HOLD if again else BLACK_HOLE_FIRST_HOLD)
                 self.mss = size
                 self._recovery.set_segment_size(size)
                 return
@@ -1094,27 +966,27 @@ class TcpConnection:
         if self._keepalive_due:
             self._keepalive_due = False
             if not self._recovery.flight.spans:  # else retransmission asks the same question
-                window, options = self._advertise(), self._options(now)
-                out.append(self._writer.single(self._nxt - 1, self._rcv_nxt, ACK, window, options))
-        if self._ack_now:
+                window, options = self._inbound.advertise(self.mss), self._options(now)
+                out.append(self._writer.single(self._nxt - 1, self._inbound.expected, ACK, window, options))
+        if self._inbound.ack_now:
             self._emit_acks(out, now)
         return out
 
     def _emit_reset(self, out: list[bytes]) -> None:
         assert self._reset_seq is not None
-        stamped = self.state == CLOSED and self._received.next
+        stamped = self.state == CLOSED and self._inbound.buffer.next
         flags = RST | ACK if stamped else RST
-        out.append(self._writer.single(self._reset_seq, self._rcv_nxt if stamped else 0, flags, 0))
+        out.append(self._writer.single(self._reset_seq, self._inbound.expected if stamped else 0, flags, 0))
         self._reset_seq = None
 
     def _emit_handshake(self, out: list[bytes], now: float) -> None:
         self._handshake_due = False
         flags, ack, stamp_echo = SYN, 0, 0
         if self.state == SYN_RECEIVED:
-            flags, ack, stamp_echo = SYN | ACK, self._received.next, self._stamp_recent
-        stamp = self._stamp(now) if self._stamps else None
-        shift = WINDOW_SHIFT if self._scaling else None
-        options = syn_options(self._path_mss, shift, self._selective, stamp, stamp_echo)
+            flags, ack, stamp_echo = SYN | ACK, self._inbound.buffer.next, self._inbound.stamp_recent
+        stamp = self._stamp(now) if self._inbound.stamps else None
+        shift = WINDOW_SHIFT if self._inbound.scaling else None
+        options = syn_options(self._path_mss, shift, self._inbound.selective, stamp, stamp_echo)
         out.append(self._writer.single(self._iss, ack, flags, 65535, options))
         self._sent_at = now
         self._rto_deadline = now + self.round_trip.timeout
@@ -1123,20 +995,7 @@ class TcpConnection:
         return int(now * 1000) + self._stamp_offset & MASK32
 
     def _options(self, now: float) -> bytes:
-        return TIMESTAMP_PREFIX + _STAMPS(self._stamp(now), self._stamp_recent) if self._stamps else b""
-
-    def _advertise(self) -> int:
-        """The window to put on the wire; the right edge never moves back and moves on in useful steps only."""
-        received = self._received
-        edge = received.next + self._target - received.unread
-        if edge - self._right_edge >= min(2 * self.mss, self._target // 2):
-            self._right_edge = edge
-        offered = max(self._right_edge - received.next, 0)
-        if not self._scaling:
-            return min(offered, 65535)
-        # Rounded down: the edge seems to move back by less than one unit, which RFC 7323 section 2.4 asks senders to
-        # bear; rounding up would creep forward with every ACK.
-        return min(offered >> WINDOW_SHIFT, 65535)
+        return TIMESTAMP_PREFIX + STAMPS(self._stamp(now), self._inbound.stamp_recent) if self._inbound.stamps else b""
 
     def _emit_data(self, out: list[bytes], now: float) -> None:
         sent, recovery = self._sent, self._recovery
@@ -1147,28 +1006,21 @@ class TcpConnection:
             self._hold_until = math.inf
             self._fit_segment_size()
         self._before_sending(now)
-        allowance = self._pace(now)
-        window, options = self._advertise(), self._options(now)
+        allowance = self._pacer.allowance(recovery.congestion, self.round_trip.smoothed, now)
+        window, options = self._inbound.advertise(self.mss), self._options(now)
         left = allowance
         if recovery.flight.lost:
             left = self._emit_lost(out, left, window, options, now)
         if not recovery.flight.lost:
             left = self._emit_new(out, left, window, options, now)
         if out:
-            self._tokens -= allowance - left
+            self._pacer.spend(allowance - left)
             self._sent_at = now
-            self._ack_sent()
+            self._inbound.ack_sent()
             if self._rto_deadline == math.inf and recovery.flight.spans:
                 self._rto_deadline = now + self.round_trip.timeout
             if self._probe_deadline == math.inf or recovery.mode == OPEN:
                 self._arm_probe(now)
-
-    def _ack_sent(self) -> None:
-        self._last_ack_sent = self._rcv_nxt
-        self._ack_deadline = math.inf
-        self._segments_owed = 0
-        if not self._sack_first and self._dsack is None:
-            self._ack_now = False
 
     def _before_sending(self, now: float) -> None:
         """Idle time must not count for growth, nor leave a stale window behind."""
@@ -1180,29 +1032,6 @@ class TcpConnection:
         elif idle > 0:
             self._recovery.congestion.on_limited_by_application(idle)
 
-    def _pace(self, now: float) -> int:
-        """Bytes that may leave in this burst: a token bucket filled at a little more than the window per round trip."""
-        smoothed = self.round_trip.smoothed
-        if smoothed < UNPACED_ROUND_TRIP:
-            self._tokens, self._paced_at = float(PACE_CEILING), now
-            return PACE_CEILING
-        rate = self._pace_rate()
-        burst = min(max(rate * PACE_QUANTUM, PACE_FLOOR), PACE_CEILING)
-        self._tokens = min(self._tokens + rate * (now - self._paced_at), burst)
-        self._paced_at = now
-        return int(self._tokens)
-
-    def _pace_rate(self) -> float:
-        congestion = self._recovery.congestion
-        gain = 2.0 if congestion.window < congestion.threshold else 1.25
-        return max(gain * congestion.window / max(self.round_trip.smoothed, 1e-6), 1.0)
-
-    def _wait_for_tokens(self, wanted: int, now: float) -> None:
-        missing = min(float(wanted), PACE_FLOOR / 2) - self._tokens
-        self._pace_deadline = (
-            now if self.round_trip.smoothed < UNPACED_ROUND_TRIP else now + max(missing / self._pace_rate(), 0.0005)
-        )
-
     def _emit_lost(self, out: list[bytes], left: int, window: int, options: bytes, now: float) -> int:
         """Repair first; returns the pacing allowance that remains."""
         recovery = self._recovery
@@ -1213,7 +1042,7 @@ class TcpConnection:
             if quota < min(size, mss):
                 break
             if left < min(size, mss):
-                self._wait_for_tokens(left + mss, now)
+                self._pacer.wait_for(left + mss, self._recovery.congestion, self.round_trip.smoothed, now)
                 break
             start = span.start
             end = min(span.end, start + max(min(quota, left) // mss, 1) * mss)
@@ -1257,7 +1086,7 @@ class TcpConnection:
         elif size == usable and not whole and size > 0 and (2 * size >= self._largest_window or self._persist_count):
             return size
         if left < min(available, usable, quota, mss) or (size == left and whole < min(available, usable, quota)):
-            self._wait_for_tokens(left + mss, now)
+            self._pacer.wait_for(left + mss, self._recovery.congestion, self.round_trip.smoothed, now)
         if size >= quota:
             self._limited = True
         return whole
@@ -1273,13 +1102,13 @@ class TcpConnection:
             return
         if self._persist_count:
             # Zero bytes below SND.UNA: unacceptable to everybody, so everybody answers with the window.
-            out.append(self._writer.single(self._una - 1, self._rcv_nxt, ACK, window, options))
+            out.append(self._writer.single(self._una - 1, self._inbound.expected, ACK, window, options))
         delay = OVERRIDE if usable > 0 else self.round_trip.timeout
         self._persist_deadline = now + min(delay * (1 << min(self._persist_count, 12)), MAXIMUM_PERSIST)
 
     def _emit_range(self, out: list[bytes], start: int, end: int, window: int, options: bytes) -> None:
         """Segments for [start, end) of what was written, the FIN included when `end` passes it."""
-        sent, writer, ack = self._sent, self._writer, self._rcv_nxt
+        sent, writer, ack = self._sent, self._writer, self._inbound.expected
         data_end = min(end, sent.end)
         pieces = sent.pieces(start, data_end, self.mss) if data_end > start else [b""]
         flags = ACK
@@ -1297,48 +1126,12 @@ class TcpConnection:
 
     def _emit_acks(self, out: list[bytes], now: float) -> None:
         """One ACK for a burst; more where a burst made more holes than one ACK can name."""
-        window, options = self._advertise(), self._options(now)
-        owed = self._segments_owed if not self._selective and self._received.islands else 1
-        for blocks in self._sack_options(3 if self._stamps else 4):
-            packet = self._writer.single(self._nxt, self._rcv_nxt, ACK, window, options + blocks)
+        window, options = self._inbound.advertise(self.mss), self._options(now)
+        owed = self._inbound.segments_owed if not self._inbound.selective and self._inbound.buffer.islands else 1
+        for blocks in self._inbound.sack_options(3 if self._inbound.stamps else 4):
+            packet = self._writer.single(self._nxt, self._inbound.expected, ACK, window, options + blocks)
             out += [packet] * max(owed, 1)
-        self._sack_first.clear()
-        self._dsack = None
-        self._ack_sent()
-
-    def _sack_options(self, room: int) -> list[bytes]:
-        """SACK options, one per ACK: the newest islands first, then others; a duplicate is reported in front."""
-        received = self._received
-        if not self._selective or not (received.islands or self._dsack):
-            return [b""]
-        fresh: dict[tuple[int, int], None] = {}
-        for seq in reversed(self._sack_first):
-            if (block := received.island_at(seq)) is not None:
-                fresh[block] = None
-        for island in islice(received.islands, room):
-            fresh[(island.start, island.end)] = None
-        blocks = list(fresh)
-        needed = max(len(fresh) if self._sack_first else 0, 1)
-        if self._dsack is not None:
-            blocks.insert(0, self._dsack)
-        options = []
-        for at in range(0, min(needed, 8 * room), room):
-            chosen = blocks[at : at + room]
-            packed = b"".join([_STAMPS(start & MASK32, end & MASK32) for start, end in chosen])
-            options.append(b"\x01\x01\x05" + bytes([2 + len(packed)]) + packed)
-        return options
+        self._inbound.all_said()
 
     def __repr__(self) -> str:
         return f"TcpConnection({self.local[1]} -> {self.remote[1]}, {STATE_NAMES[self.state]})"
-
-
-def syn_options(mss: int, shift: int | None, selective: bool, stamp: int | None, echo: int) -> bytes:
-    """The options of a SYN or SYN-ACK."""
-    options = b"\x02\x04" + mss.to_bytes(2, "big")
-    if stamp is not None:
-        options += (b"\x04\x02" if selective else b"\x01\x01") + b"\x08\x0a" + _STAMPS(stamp, echo)
-    elif selective:
-        options += b"\x01\x01\x04\x02"
-    if shift is not None:
-        options += b"\x01\x03\x03" + bytes([shift])
-    return options

@@ -11,9 +11,10 @@ from collections import deque
 from typing import Any
 
 from ts_netstack.ledger import Ledger
-from ts_netstack.tcp import WINDOW_SHIFT, Handshake, TcpConnection, syn_options
+from ts_netstack.tcp import Handshake, TcpConnection
+from ts_netstack.tcp_inbound import WINDOW_SHIFT
 from ts_netstack.tcp_timing import INITIAL_TIMEOUT
-from ts_netstack.wire import ACK, MASK32, SYN, Address, Segment, tcp_packet
+from ts_netstack.wire import ACK, MASK32, SYN, Address, Segment, syn_options, tcp_packet
 
 DEFAULT_BACKLOG = 1024  # accepted connections nobody has asked for yet
 HALF_OPEN_LIMIT = 1024

@@ -25,6 +25,7 @@ MORE_FRAGMENTS = 0x2000
 # The timestamps option as everybody sends it: two NOPs, kind 8, length 10 (RFC 7323 appendix A).
 TIMESTAMP_PREFIX = b"\x01\x01\x08\x0a"
 TIMESTAMP_LENGTH = 12
+STAMPS = Struct(">II").pack
 
 # version/IHL, TOS, total length, id, flags/offset, TTL, protocol, checksum, source, destination
 IP4 = Struct(">BBHHHBBH4s4s")
@@ -294,3 +295,15 @@ def is_martian_source(address: bytes) -> bool:
     if len(address) == 4:
         return address[0] in (0, 127) or address[0] >= 224
     return address[0] == 0xFF or address[:12] in (bytes(12), bytes(10) + b"\xff\xff")
+
+
+def syn_options(mss: int, shift: int | None, selective: bool, stamp: int | None, echo: int) -> bytes:
+    """The options of a SYN or SYN-ACK."""
+    options = b"\x02\x04" + mss.to_bytes(2, "big")
+    if stamp is not None:
+        options += (b"\x04\x02" if selective else b"\x01\x01") + b"\x08\x0a" + STAMPS(stamp, echo)
+    elif selective:
+        options += b"\x01\x01\x04\x02"
+    if shift is not None:
+        options += b"\x01\x03\x03" + bytes([shift])
+    return options

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 
 from ts_netstack.stack import Stack
-from ts_netstack.tcp import MAXIMUM_BUFFER, TcpConnection
+from ts_netstack.tcp import TcpConnection
+from ts_netstack.tcp_inbound import MAXIMUM_BUFFER
 from ts_netstack.wire import parse_packet_untrusted, parse_segment_untrusted, tcp_packet
 
 US, PEER = bytes([100, 64, 0, 1]), bytes([100, 64, 0, 2])
@@ -69,7 +70,7 @@ def _act(stack: Stack, connection: TcpConnection, step: bytes, raw: bytes, now: 
         stack.receive([tcp_packet((PEER, step[7] + 1), (US, port), seq, seq, step[8], 100, b"", raw[:20])], now)
     else:
         # A segment of the connection, near what it expects.
-        seq = connection._received.next + int.from_bytes(step[2:4], "big", signed=True) // (1 + step[4] % 64)
+        seq = connection._inbound.buffer.next + int.from_bytes(step[2:4], "big", signed=True) // (1 + step[4] % 64)
         ack = connection._una + int.from_bytes(step[5:7], "big", signed=True) // (1 + step[7] % 64)
         blocks = b""
         if step[8] & 1:

@@ -148,7 +148,7 @@ def test_a_gigabit_at_a_hundred_milliseconds_fits_the_buffers():
     net = Net(delay=0.05)
     client, server = net.pair()
     net.transfer(client, server, bytes(40 * MIB))
-    assert server._target >= 12_500_000
+    assert server._inbound.target >= 12_500_000
     assert client._largest_window >= 12_500_000
 
 

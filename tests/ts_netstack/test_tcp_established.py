@@ -7,7 +7,8 @@ import random
 import pytest
 from netstack_scripts import Script, stamps
 
-from ts_netstack.tcp import INITIAL_RECEIVE, ConnectionProblem
+from ts_netstack.tcp import ConnectionProblem
+from ts_netstack.tcp_inbound import INITIAL_RECEIVE
 from ts_netstack.wire import ACK, FIN, PSH, RST, SYN, URG
 
 
@@ -97,7 +98,7 @@ def test_thousands_of_one_byte_segments_arrive_whole_and_cheaply(conn):
         run = [conn.packet(ACK, 1 + index, 1, text[index : index + 1]) for index in range(at, at + 50)]
         conn.stack.receive(run, 0.0)
         conn._flush()
-    assert len(conn.connection._received.chunks) < 10
+    assert len(conn.connection._inbound.buffer.chunks) < 10
     assert conn.connection.read(10_000) == text
 
 
