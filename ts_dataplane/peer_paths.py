@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ts_dataplane.candidates import Candidate, Candidates
-from ts_dataplane.path_scoring import Direct, PathQuality, PeerRelayed, is_better
+from ts_dataplane.disco_budget import Bucket
+from ts_dataplane.path_scoring import Direct, PathQuality, is_better
 
 Path = tuple[Any, ...]
 
@@ -58,6 +59,7 @@ class PeerState:
         "heartbeat_at",
         "is_awake",
         "peer",
+        "relay_server",
         "search_at",
         "sent_at",
         "size_probe_at",
@@ -81,7 +83,8 @@ class PeerState:
         self.spacing = FIRST_SPACING
         self.size_probes = 0
         self.called_at = -math.inf
-        self.call_tokens: Any = None
+        self.call_tokens: Bucket | None = None
+        self.relay_server: bytes | None = None  # disco key of the peer relay last bound for this peer
 
     # ---- trust
 
@@ -91,14 +94,15 @@ class PeerState:
     def is_direct(self, now: float) -> bool:
         return self.best is not None and len(self.best.path) == 2 and now < self.trusted_until
 
-    def credit(self, quality: PathQuality, now: float) -> bool:
-        """A pong proved this path. True when it became the best one."""
+    def credit(self, quality: PathQuality, now: float, *, insist: bool = False) -> bool:
+        """A pong proved this path. True when it became the best one; with `insist` it replaces another peer relay's."""
         best = self.best
         if best is not None and quality.path == best.path:
             self.best = PathQuality(best.path, quality.latency, max(best.mtu, quality.mtu))
             self.trusted_until = now + TRUST_TIME
             return False
-        if self.is_trusted(now) and not is_better(quality, best):
+        insist = insist and best is not None and len(best.path) == 3
+        if self.is_trusted(now) and not insist and not is_better(quality, best):
             return False
         self._install(quality, now)
         return True
@@ -115,6 +119,12 @@ class PeerState:
         self.confirmed = False
         self.trusted_until = -math.inf
         self.size_probe_at = math.inf
+
+    def candidate_of_best(self) -> Candidate | None:
+        """What is known of the address in use, if it is a direct one."""
+        if self.best is None or len(self.best.path) != 2:
+            return None
+        return self.candidates.get((self.best.path[0], self.best.path[1]))
 
     # ---- searching
 
@@ -164,6 +174,3 @@ class PeerState:
         """When `paths.py` has to look at this peer again."""
         lapse = self.trusted_until if now < self.trusted_until else math.inf
         return min(self.heartbeat_at, self.search_at, self.size_probe_at, lapse, self.retire_at())
-
-
-__all__ = ["ACTIVE_TIME", "Direct", "PathQuality", "PeerPaths", "PeerRelayed", "PeerState"]

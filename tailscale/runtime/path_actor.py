@@ -23,12 +23,16 @@ from tailscale.runtime.messages import (
     RelayFrameArrived,
 )
 from ts_base.errors import BadPacket
+from ts_base.ip import parse_address, parse_prefix, prefix_contains
+from ts_control.netmap import NetMap
 from ts_control.wire import Node
 from ts_dataplane.candidates import parse_endpoint_untrusted
 from ts_dataplane.paths import FinderMessage, NeedStun, PathChanged, PathFinder
 from ts_dataplane.peer_paths import PeerPaths
 from ts_derp.machine import PeerGone
 
+RELAY_TARGET = "tailscale.com/cap/relay-target"
+RELAYS_SINCE = 121  # capability version
 RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
 
 
@@ -43,17 +47,48 @@ class PeerTranslator:
         self._nodes: Mapping[int, Node] = {}
         self._facts: dict[int, PeerPaths] = {}
 
-    def translate(self, nodes: Mapping[int, Node]) -> Mapping[int, PeerPaths]:
-        old_nodes, old_facts = self._nodes, self._facts
+    def translate(self, netmap: NetMap) -> Mapping[int, PeerPaths]:
+        nodes, old_nodes, old_facts = netmap.peers, self._nodes, self._facts
+        servers = relay_servers(netmap)
         self._facts = {
-            peer: old_facts[peer] if old_nodes.get(peer) is node else peer_paths(node) for peer, node in nodes.items()
+            peer: old_facts[peer]
+            if old_nodes.get(peer) is node and old_facts[peer].serves_relay == (peer in servers)
+            else peer_paths(node, serves_relay=peer in servers)
+            for peer, node in nodes.items()
         }
         self._nodes = nodes
         return self._facts
 
 
-def peer_paths(node: Node) -> PeerPaths:
+def relay_servers(netmap: NetMap) -> set[int]:
+    """Peers that control allows us to use as relays: they hold the capability towards us."""
+    sources: set[str] = set()
+    for rule in netmap.packet_filters:
+        if any(RELAY_TARGET in grant.cap_map or RELAY_TARGET in grant.caps for grant in rule.cap_grant):
+            sources.update(rule.src_ips)
+    if not sources:
+        return set()
+    return {
+        peer
+        for peer, node in netmap.peers.items()
+        if node.cap >= RELAYS_SINCE and any(is_among(address, sources) for address in node.addresses)
+    }
+
+
+def is_among(address: str, sources: set[str]) -> bool:
+    host = address.partition("/")[0]
+    if "*" in sources or host in sources or address in sources:
+        return True
+    try:
+        raw = parse_address(host)
+        return any(prefix_contains(parse_prefix(text), raw) for text in sources if "/" in text)
+    except BadPacket:
+        return False
+
+
+def peer_paths(node: Node, *, serves_relay: bool = False) -> PeerPaths:
     return PeerPaths(
+        serves_relay=serves_relay,
         node_key=node.key.raw,
         disco_key=None if node.disco_key.is_zero else node.disco_key.raw,
         endpoints=tuple(node.endpoints or ()),
@@ -106,7 +141,7 @@ async def run_paths(
             now = trio.current_time()
             match message:
                 case NetMapChanged(netmap):
-                    finder.set_peers(translator.translate(netmap.peers), now)
+                    finder.set_peers(translator.translate(netmap), now)
                     if restun_at == math.inf and netmap.peers:
                         restun_at = now + RESTUN_LEAST
                 case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):

@@ -19,12 +19,12 @@ from tailscale.runtime.messages import (
     ProbeRequested,
     StunArrived,
 )
-from tailscale.runtime.path_actor import announce, run_paths
+from tailscale.runtime.path_actor import PeerTranslator, announce, relay_servers, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.underlay import Underlay
 from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
 from ts_control.netmap import NetMap
-from ts_control.wire import DERPMap, DERPNode, DERPRegion, Node
+from ts_control.wire import CapGrant, DERPMap, DERPNode, DERPRegion, FilterRule, Node
 from ts_dataplane import stun
 from ts_dataplane.paths import NeedStun, PathChanged, PathFinder
 
@@ -99,7 +99,7 @@ async def rig(autojump_clock, nursery):
     return bus, udp, probes
 
 
-async def test_home_and_endpoints_follow_the_first_check(rig):
+async def test_home_and_endpoints_follow_the_first_check(rig, autojump_clock):
     bus, _, _probes = rig
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(2, 1))))
     await trio.sleep(0.25)
@@ -111,7 +111,7 @@ async def test_home_and_endpoints_follow_the_first_check(rig):
     assert bus.latest(EndpointsChanged).endpoints == (("203.0.113.5:41641", 2), ("10.0.0.7:41641", 1))
 
 
-async def test_start_waits_at_most_a_moment_when_udp_is_blocked(rig):
+async def test_start_waits_at_most_a_moment_when_udp_is_blocked(rig, autojump_clock):
     bus, udp, _probes = rig
     udp.delay = None
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(7))))
@@ -124,7 +124,7 @@ async def test_start_waits_at_most_a_moment_when_udp_is_blocked(rig):
     assert info.latencies == {"7-v4": pytest.approx(0.1, abs=0.05)}  # measured by TCP meanwhile
 
 
-async def test_request_confirms_endpoints_even_if_unchanged(rig):
+async def test_request_confirms_endpoints_even_if_unchanged(rig, autojump_clock):
     bus, _, _probes = rig
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(1))))
     await trio.sleep(1.0)
@@ -135,7 +135,7 @@ async def test_request_confirms_endpoints_even_if_unchanged(rig):
         assert isinstance(message, EndpointsConfirmed)
 
 
-async def test_report_runs_a_full_check(rig):
+async def test_report_runs_a_full_check(rig, autojump_clock):
     bus, udp, probes = rig
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(1, 2))))
     await trio.sleep(1.0)
@@ -148,7 +148,7 @@ async def test_report_runs_a_full_check(rig):
     assert {path for _, path in udp.sent} == {("192.0.2.1", 3478), ("192.0.2.2", 3478)}
 
 
-async def test_network_change_forgets_and_checks_again(rig):
+async def test_network_change_forgets_and_checks_again(rig, autojump_clock):
     bus, udp, _probes = rig
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(1))))
     await trio.sleep(1.0)
@@ -195,6 +195,26 @@ async def test_path_actor_translates_nodes_and_keeps_addresses_fresh(autojump_cl
             finder.on_data_sent([5], trio.current_time())
             await trio.sleep(1)
         assert len(inbox) >= 1
+
+
+def test_relay_servers_are_those_with_the_capability_towards_us():
+    grant = CapGrant(cap_map={"tailscale.com/cap/relay-target": None})
+    rules = (FilterRule(src_ips=("100.64.0.5", "100.64.1.0/24"), cap_grant=(grant,)),)
+    peers = {
+        number: Node(id=number, addresses=(address,), cap=cap)
+        for number, address, cap in [
+            (1, "100.64.0.5/32", 121),
+            (2, "100.64.1.9/32", 130),
+            (3, "100.64.0.6/32", 130),
+            (4, "100.64.1.8/32", 120),
+        ]
+    }
+    assert relay_servers(netmap(peers=peers, packet_filters=rules)) == {1, 2}
+    assert relay_servers(netmap(peers=peers)) == set()
+    translator = PeerTranslator()
+    first = translator.translate(netmap(peers=peers))[1]
+    assert translator.translate(netmap(peers=peers))[1] is first
+    assert translator.translate(netmap(peers=peers, packet_filters=rules))[1].serves_relay
 
 
 def test_finder_messages_become_bus_messages():

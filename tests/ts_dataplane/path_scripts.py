@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ts_base.keys import DiscoPrivate, NodePrivate
+from ts_dataplane import disco, geneve
 from ts_dataplane.paths import NeedStun, PathChanged, PathFinder, PeerPaths
 
 REGION = 900
@@ -151,6 +152,8 @@ class World:
 
     def carry(self, host: Host, path: tuple, datagram: bytes) -> None:
         host.sent.append((self.now, path, datagram))
+        if len(path) == 3:
+            path, (datagram,) = path[:2], geneve.encapsulate(path[2], [datagram])
         if isinstance(path[0], int):
             target = next((h for h in self.hosts if h.key == path[1]), None)
             if target is not None:
@@ -183,6 +186,12 @@ class World:
         return None
 
     def deliver(self, target: Host, path: tuple, origin: Host, datagram: bytes) -> None:
+        if isinstance(target, RelayServer):
+            target.serve(datagram, path)
+            return
+        if geneve.is_geneve(datagram):
+            path = (*path, geneve.decode_header_untrusted(datagram)[1])
+            datagram = datagram[geneve.HEADER_LENGTH :]
         if datagram == DATA:
             target.data.append((self.now, origin.number, path))
             if target.heard.get(origin.number) != path:
@@ -233,6 +242,62 @@ class World:
             if a.is_direct(b) and b.is_direct(a):
                 return self.now - start
         return float("inf")
+
+
+class RelayServer(Host):
+    """A peer that carries others' datagrams: allocates, binds by challenge, forwards. Written from its own side."""
+
+    vni = 77
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.boxes = disco.Boxes(self.disco, self.world.rng.randbytes)
+        self.gate = disco.Boxes(DiscoPrivate.generate(bytes(range(7, 39))), self.world.rng.randbytes)
+        self.bound: dict[bytes, tuple] = {}
+        self.clients: tuple[bytes, bytes] | None = None
+        self.lamport = 0
+        self.is_dead = False
+        self.challenges: dict[tuple, bytes] = {}
+
+    def serve(self, datagram, path):
+        if self.is_dead:
+            return
+        if isinstance(path[0], int):
+            message = self.boxes.open_untrusted(datagram)
+            if isinstance(message, disco.AllocateRequest):
+                self.clients = message.client_discos
+                self.lamport += 1
+                endpoint = disco.RelayEndpoint(
+                    self.gate.public, self.clients, self.lamport, self.vni, 30.0, 300.0, (self.address,)
+                )
+                answer = disco.AllocateResponse(message.generation, endpoint)
+                self.world.carry(self, path, self.boxes.seal(disco.sender_untrusted(datagram), answer))
+            return
+        if not geneve.is_geneve(datagram):
+            return
+        _, vni, control = geneve.decode_header_untrusted(datagram)
+        inner = datagram[geneve.HEADER_LENGTH :]
+        if control:
+            self.shake_hands(inner, path, vni)
+            return
+        others = [place for place in self.bound.values() if place != path]
+        if path in self.bound.values() and others:
+            self.world.carry(self, others[0], datagram)
+
+    def shake_hands(self, inner, path, vni):
+        client = disco.sender_untrusted(inner)
+        message = self.gate.open_untrusted(inner)
+        assert self.clients is not None
+        assert message.vni == vni == self.vni
+        assert message.generation
+        assert {client, message.remote_disco} == set(self.clients)
+        if message.kind == disco.BIND:
+            secret = self.challenges[client, path] = self.world.rng.randbytes(32)
+            answer = disco.Bind(disco.CHALLENGE, vni, message.generation, message.remote_disco, secret)
+            header = geneve.encode_header(geneve.DISCO, vni, control=True)
+            self.world.carry(self, path, header + self.gate.seal(client, answer))
+        elif message.kind == disco.ANSWER and message.challenge == self.challenges.get((client, path)):
+            self.bound[client] = path
 
 
 def changes(host: Host, peer: Host) -> list:

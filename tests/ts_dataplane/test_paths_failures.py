@@ -382,8 +382,8 @@ def test_expired_and_removed_peers_have_no_path():
     a.send_data(b)
     a.finder.receive([(seal(b, a, disco.Ping(bytes(12), b.key)), b.address)], world.now)
     assert not a.finder._states
-    assert not a.finder._by_disco
-    assert not a.finder._by_node
+    assert not a.finder._roster.by_disco
+    assert not a.finder._roster.by_node
     world.run(20.0)
 
 

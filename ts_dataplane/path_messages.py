@@ -1,0 +1,58 @@
+"""What the path finder tells its shell: rare facts, in the past tense but for one wish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ts_dataplane.disco import Direct
+
+PeerId = int
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """The best path that is not a relay became another one, or none."""
+
+    peer: PeerId
+    path: Path | None
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class PongArrived:
+    peer: PeerId
+    token: int
+    path: Path
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class PingLost:
+    """`path` is None where there was none to ping on."""
+
+    peer: PeerId
+    token: int
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class NeedStun:
+    """Somebody is about to be told our addresses and they are stale."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PathReport:
+    """How a peer is reached, for people."""
+
+    best: Path | None
+    latency: float
+    is_trusted: bool
+    relay: Path | None
+    candidates: tuple[tuple[Direct, float], ...] = ()
+
+
+FinderMessage = PathChanged | PongArrived | PingLost | NeedStun

@@ -1,0 +1,333 @@
+"""Keeping the path to every peer in use good: when to ping, whom to call, what the shared table says.
+
+Owns the peers' states and timers, the table of paths, and our own addresses as told to peers. What arrives is read in
+`paths.py`. A path in doubt is always mirrored to the relay, and a new best path must show that it carries full-size
+datagrams before the relay's copy stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from ts_base.box import TAG_LENGTH
+from ts_base.timers import Timers
+from ts_dataplane.candidates import MAX_CALLED, Candidate, Candidates, is_worth_trying
+from ts_dataplane.disco import UNPADDED_PING, CallMeMaybe, Direct
+from ts_dataplane.disco_outbox import DiscoOutbox
+from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged, PingLost
+from ts_dataplane.path_scoring import PathQuality
+from ts_dataplane.peer_paths import (
+    CANDIDATE_SPACING,
+    HEARTBEAT,
+    PING_BACK_SPACING,
+    SIZE_PROBE_SPACING,
+    SIZE_PROBES,
+    TUNNEL_MTU,
+    Path,
+    PeerPaths,
+    PeerState,
+)
+from ts_dataplane.peer_relay import Knock, PeerRelays, Tell
+from ts_dataplane.peer_roster import PeerRoster
+from ts_dataplane.ping_ledger import Outstanding
+
+PeerId = int
+
+ENDPOINTS_FRESH = 27.0  # older ones are refreshed before a peer is told to ping them
+STUN_PATIENCE = 0.5  # ... unless the refresh takes longer than this
+CALL_SPACING = 1.5
+RELAY_PATIENCE = 1.0  # peer relays are asked once the quick tries for a direct path have failed
+WIREGUARD_OVERHEAD = 16 + TAG_LENGTH
+FULL_SIZE_PADDING = TUNNEL_MTU + WIREGUARD_OVERHEAD - UNPADDED_PING
+MAX_UNPROVEN = 4  # addresses of a WireGuard-only peer tried at once
+
+
+class Pursuit:
+    def __init__(self, outbox: DiscoOutbox, our_disco: bytes, drops: Counter[str], *, never_direct: bool) -> None:
+        self.paths: dict[PeerId, tuple[Path, ...]] = {}
+        self.roster = PeerRoster()
+        self.states: dict[PeerId, PeerState] = {}
+        self.relays = PeerRelays(our_disco)
+        self.messages: list[FinderMessage] = []
+        self.never_direct = never_direct
+        self.loopback = False
+        self.endpoints_at = -math.inf
+        self._outbox = outbox
+        self._drops = drops
+        self._endpoints: tuple[Direct, ...] = ()
+        self._timers: Timers[PeerId] = Timers()
+        self._callers: dict[PeerId, bool] = {}  # wait for fresh endpoints; True: were told stale ones meanwhile
+        self._patience_at = math.inf
+
+    # ---- states
+
+    def state(self, peer: PeerId, now: float) -> PeerState:
+        """The state of a peer in use, made when it is first needed."""
+        state = self.states.get(peer)
+        if state is None:
+            facts = self.roster[peer]
+            state = self.states[peer] = PeerState(peer, facts, now)
+            state.candidates.set_listed(facts.endpoints, loopback=self.loopback)
+        return state
+
+    def drop_state(self, peer: PeerId) -> None:
+        self._timers.clear(peer)
+        self._callers.pop(peer, None)
+        self.relays.forget(peer)
+        self.lose(self._outbox.ledger.forget(peer))
+        state = self.states.pop(peer, None)
+        if state is not None:
+            self.drop_best(state)
+
+    def drop_best(self, state: PeerState) -> None:
+        if state.best is not None:
+            state.drop_best()
+            self.messages.append(PathChanged(state.peer, None, math.inf))
+
+    def credit(self, state: PeerState, quality: PathQuality, now: float, *, same_server: bool = False) -> None:
+        """A pong proved a path; see whether it becomes the best one."""
+        if state.credit(quality, now, insist=same_server):
+            self.messages.append(PathChanged(state.peer, quality.path, quality.latency))
+        if not state.confirmed and state.best is not None and state.best.mtu >= TUNNEL_MTU:
+            state.confirmed, state.size_probe_at = True, math.inf
+        self.attend(state, now)
+
+    def adopt(self, state: PeerState, path: Path, now: float) -> None:
+        """Where a WireGuard-only peer was heard: it has no pongs, so silence alone ends this trust."""
+        if state.best is None or state.best.path != path:
+            self.messages.append(PathChanged(state.peer, path, 0.0))
+        state.best, state.confirmed = PathQuality(path, 0.0, TUNNEL_MTU), True
+        state.trusted_until = math.inf
+        self.settle(state, now)
+
+    def lose(self, pings: Iterable[Outstanding]) -> None:
+        self.messages += [PingLost(ping.peer, ping.token, ping.path) for ping in pings if ping.token]
+
+    # ---- what is due
+
+    def next_timer(self) -> float:
+        return min(self._timers.next(), self._outbox.ledger.next_timer(), self._patience_at, self.relays.next_timer())
+
+    def handle_timer(self, now: float) -> None:
+        expired = self._outbox.ledger.pop_expired(now)
+        self.lose(expired)
+        for ping in expired:
+            state = self.states.get(ping.peer)
+            if state is None or state.best is None or state.best.path != ping.path or state.is_trusted(now):
+                continue
+            self.drop_best(state)
+            if state.is_awake:
+                state.search_soon(now)
+            self.attend(state, now)
+        if now >= self._patience_at:
+            self._lose_patience(now)
+        for peer in self._timers.pop_due(now):
+            if peer in self.states:
+                self.attend(self.states[peer], now)
+        self.relays.handle_timer(now)
+        self.carry_out(now)
+
+    def attend(self, state: PeerState, now: float) -> None:
+        """Do whatever is due for one peer."""
+        if now >= state.retire_at() and self._retire(state, now):
+            return
+        if state.is_awake and state.is_idle(now):
+            state.sleep()
+        if now >= state.heartbeat_at:
+            self._heartbeat(state, now)
+        if now >= state.size_probe_at:
+            self._probe_size(state, now)
+        if state.is_direct(now):
+            state.search_at = math.inf
+        elif state.is_awake and state.search_at == math.inf:
+            state.search_soon(now)
+        if now >= state.search_at:
+            self._search(state, now)
+        self.settle(state, now)
+
+    def _retire(self, state: PeerState, now: float) -> bool:
+        if state.best is not None and self.roster.relay(state.peer) is None:
+            state.heard_at = now  # its last known address is all there is
+            return False
+        self.drop_state(state.peer)
+        self.republish(state.peer, now)
+        return True
+
+    def _heartbeat(self, state: PeerState, now: float) -> None:
+        state.heartbeat_at = now + HEARTBEAT
+        if state.best is None or state.facts.wireguard_only:
+            return
+        self.ping(state, state.best.path, now)
+        if state.is_direct(now) and state.wants_full_ping(now):
+            state.full_ping_at = now
+            if self._ping_candidates(state, now, CANDIDATE_SPACING):
+                self.call(state, now)
+
+    def _search(self, state: PeerState, now: float) -> None:
+        state.full_ping_at = now
+        key = state.facts.disco_key
+        if key is not None:
+            if self._ping_candidates(state, now, state.spacing) or not state.candidates:
+                self.call(state, now)
+            if state.best is None and state.spacing >= RELAY_PATIENCE and self.roster.relay_servers:
+                self.relays.discover(state.peer, key, self.roster.relay_servers, now)
+                self.carry_out(now)
+        state.search_later(now)
+
+    def _probe_size(self, state: PeerState, now: float) -> None:
+        """Small pings are not enough: a path may swallow full-size datagrams without a word."""
+        best = state.best
+        if best is None or state.facts.wireguard_only:
+            state.size_probe_at = math.inf
+        elif state.size_probes < SIZE_PROBES:
+            state.size_probes += 1
+            state.size_probe_at = now + SIZE_PROBE_SPACING + 2 * best.latency
+            self.ping(state, best.path, now, padding=FULL_SIZE_PADDING, mtu=TUNNEL_MTU)
+        else:
+            state.size_probe_at = math.inf
+            if self.roster.relay(state.peer) is not None:
+                self._drops["black hole"] += 1
+                self.block_best(state, now)
+
+    def block_best(self, state: PeerState, now: float) -> None:
+        """The best path fails the tunnel although pings pass: off it, and not back soon."""
+        candidate = state.candidate_of_best()
+        if candidate is not None:
+            candidate.block(now)
+        self.drop_best(state)
+
+    # ---- out
+
+    def ping(self, state: PeerState, path: Path, now: float, *, padding: int = 0, mtu: int = 0, token: int = 0) -> bool:
+        key = state.facts.disco_key
+        is_direct = len(path) == 2 and isinstance(path[0], str)
+        if key is None or (self.never_direct and is_direct):
+            return False
+        if is_direct and (candidate := state.candidates.get((path[0], path[1]))) is not None:
+            candidate.pinged_at = now
+            candidate.unanswered += 1
+        return self._outbox.ping(state.peer, key, path, now, padding=padding, mtu=mtu, token=token)
+
+    def _ping_candidates(self, state: PeerState, now: float, spacing: float) -> bool:
+        sent = False
+        for endpoint, _ in state.due_candidates(now, spacing):
+            sent |= self.ping(state, endpoint, now)
+        return sent
+
+    def answerable(self, state: PeerState, now: float) -> list[tuple[Direct, Candidate]]:
+        """Candidates that may be pinged out of turn, at most once a second each."""
+        if self.never_direct:
+            return []
+        return [item for item in state.due_candidates(now, 0.0) if now - item[1].pinged_back_at >= PING_BACK_SPACING]
+
+    def ping_out_of_turn(self, state: PeerState, now: float, *, padding: int = 0, token: int = 0) -> bool:
+        sent = False
+        for endpoint, candidate in self.answerable(state, now):
+            candidate.pinged_back_at = now
+            sent |= self.ping(state, endpoint, now, padding=padding, token=token)
+        return sent
+
+    def carry_out(self, now: float) -> None:
+        """What the dialogues with peer relays want said."""
+        for order in self.relays.transmit():
+            if isinstance(order, Knock):
+                if is_worth_trying(order.address, loopback=self.loopback):
+                    self._outbox.knock(order.server_disco, order.address, order.vni, order.message)
+            elif isinstance(order, Tell):
+                facts = self.roster.get(order.peer)
+                relay = None if facts is None else self.roster.relay(order.peer)
+                if facts is not None and facts.disco_key is not None and relay is not None:
+                    self._outbox.send(facts.disco_key, relay, order.message)
+            elif order.peer in self.states:
+                self.ping(self.states[order.peer], order.path, now)
+
+    # ---- our own addresses
+
+    def call(self, state: PeerState, now: float) -> None:
+        """Tell the peer over the relay where to ping us, once our addresses are fresh."""
+        if self.never_direct or now - state.called_at < CALL_SPACING or self.roster.relay(state.peer) is None:
+            return
+        if now - self.endpoints_at <= ENDPOINTS_FRESH:
+            self._tell_endpoints(state, now)
+        elif state.peer not in self._callers:
+            if not self._callers:
+                self.messages.append(NeedStun("our addresses are stale"))
+                self._patience_at = now + STUN_PATIENCE
+            self._callers[state.peer] = False
+
+    def _tell_endpoints(self, state: PeerState, now: float) -> None:
+        relay, key = self.roster.relay(state.peer), state.facts.disco_key
+        endpoints = [e for e in self._endpoints if is_worth_trying(e, loopback=self.loopback)][:MAX_CALLED]
+        if relay is not None and key is not None and endpoints:
+            state.called_at = now
+            self._outbox.send(key, relay, CallMeMaybe(tuple(endpoints)))
+
+    def _lose_patience(self, now: float) -> None:
+        self._patience_at = math.inf
+        for peer in self._callers:
+            if peer in self.states and self._endpoints:
+                self._callers[peer] = True
+                self._tell_endpoints(self.states[peer], now)
+
+    def set_endpoints(self, endpoints: Iterable[Direct], now: float) -> None:
+        fresh = tuple(endpoints)
+        changed = set(fresh) != set(self._endpoints)
+        self._endpoints, self.endpoints_at = fresh, now
+        loopback = any(host.startswith("127.") or host == "::1" for host, _ in fresh)
+        relisted, self.loopback = loopback != self.loopback, loopback
+        callers, self._callers, self._patience_at = self._callers, {}, math.inf
+        for peer, was_told in callers.items():
+            if peer in self.states and (changed or not was_told):
+                self.states[peer].called_at = -math.inf
+                self.call(self.states[peer], now)
+        for state in list(self.states.values()) if changed else ():
+            if relisted:
+                state.candidates.set_listed(state.facts.endpoints, loopback=loopback)
+            if state.is_awake and not state.is_direct(now):
+                if state.peer not in callers:
+                    state.called_at = -math.inf
+                state.search_soon(now)
+                self.attend(state, now)
+
+    # ---- the table
+
+    def settle(self, state: PeerState, now: float) -> None:
+        self._publish(state.peer, self._choose(state, now))
+        self._timers.set(state.peer, state.next_timer(now))
+
+    def republish(self, peer: PeerId, now: float) -> None:
+        """Something about the peer changed outside its state."""
+        state = self.states.get(peer)
+        if state is not None:
+            self.settle(state, now)
+        elif peer in self.roster:
+            self._publish(peer, self._choose_idle(peer, self.roster[peer]))
+        else:
+            self.paths.pop(peer, None)
+
+    def _choose(self, state: PeerState, now: float) -> tuple[Path, ...]:
+        if state.best is None:
+            return self._choose_idle(state.peer, state.facts)
+        relay = self.roster.relay(state.peer)
+        if relay is None or (state.confirmed and state.is_trusted(now)):
+            return (state.best.path,)
+        return (state.best.path, relay)
+
+    def _choose_idle(self, peer: PeerId, facts: PeerPaths) -> tuple[Path, ...]:
+        if facts.expired:
+            return ()
+        if facts.wireguard_only:
+            unproven = Candidates()
+            unproven.set_listed(facts.endpoints, loopback=self.loopback)
+            return tuple(unproven)[:MAX_UNPROVEN]
+        relay = self.roster.relay(peer)
+        return () if relay is None else (relay,)
+
+    def _publish(self, peer: PeerId, chosen: tuple[Path, ...]) -> None:
+        if self.paths.get(peer, ()) != chosen:
+            if chosen:
+                self.paths[peer] = chosen
+            else:
+                self.paths.pop(peer, None)
