@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from tailscale.testing import Tailnet
 from tailscale.testing.control import ControlService
 from tests.interop.pattern import pattern_sha256
 from tests.interop.processes import poll_until
@@ -142,9 +143,11 @@ async def test_tailscaled_logs_in_by_url_keeps_its_address_and_logs_out(r: Rig, 
             return bool(control.server.pending_logins)
 
         await poll_until("the login to be asked for", asked, 20)
-        with trio.fail_after(20):
-            while not control.server._logins.parked:
-                await trio.sleep(0.05)
+
+        async def waits() -> bool:
+            return bool(control.server._logins.parked)
+
+        await poll_until("the daemon to wait for the decision", waits, 20)
         control.do("approve_login", control.server.pending_logins[0].url, user="alice@example.com")
 
         async def is_running() -> bool:
@@ -174,7 +177,35 @@ async def test_tsnet_answers_our_pings(r: Rig, control: Control) -> None:
     async with r.tsnet(control.url, key, "db") as db:
         ping = control.do("ping", control.id_of("db"))
         seen = control.do("ping", control.id_of("db"), types="TSMP", ip=db.ip4)
-        with trio.fail_after(10):
-            while ping.answer is None or seen.answer is None:
-                await trio.sleep(0.02)
+
+        async def answered() -> bool:
+            return ping.answer is not None and seen.answer is not None
+
+        await poll_until("both answers", answered, 10)
         assert b'"Type":"TSMP"' in seen.answer
+
+
+@pytest.mark.parametrize("relay_only", [False, True])
+async def test_tsnet_and_a_device_share_a_tailnet_of_ours(r: Rig, relay_only: bool) -> None:
+    async with (
+        Tailnet(real=True) as net,
+        r.tsnet(net.control.url, net.auth_key(), "db", relay_only=relay_only) as db,
+    ):
+        device = await net.device("ours")
+        for host in ("db", db.ip4, db.ip6):
+            async with await device.tcp_connect(host, 7, timeout=20) as stream:
+                await stream.send_all(b"hello")
+                assert await stream.receive_some(16) == b"hello"
+        listener = await device.listen(80)
+
+        async def answer() -> None:
+            async with await listener.accept() as stream:
+                await stream.send_all(await stream.receive_some(100))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            echoed = await db.dial("ours", 80, data=b"back", end="half", read=4)
+        assert echoed["received"] == 4
+        if relay_only:
+            assert net.relay.server.server.statistics()["clients"] == 2
+            assert (await device.ping("db")).path.startswith("relay")
