@@ -21,6 +21,8 @@ from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.health import Health
 from tailscale.runtime.home import Home
+from tailscale.runtime.identity_actor import run_identity
+from tailscale.runtime.link_actor import run_link
 from tailscale.runtime.messages import (
     ControlStateChanged,
     NetInfoChanged,
@@ -36,7 +38,7 @@ from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.underlay import Underlay
 from tailscale.runtime.watch import Watch, run_watch
 from tailscale.state_file import State
-from ts_base.keys import DiscoPrivate
+from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
 from ts_netstack.stack import Stack
@@ -118,6 +120,8 @@ class Runtime:
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
         await nursery.start(run_paths, bus, dataplane.finder, dataplane.flush)
         await nursery.start(run_probes, bus, self.probes)
+        await nursery.start(run_identity, bus, self._adopt_key)
+        await nursery.start(run_link, bus, self.network, self._udp, self._wake)
         if self._udp is not None:
             nursery.start_soon(self._udp.run_writers)
             for read in self._udp.readers():
@@ -125,6 +129,20 @@ class Runtime:
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
         await nursery.start(run_control, bus, self.control)
+
+    def _adopt_key(self, key: NodePrivate) -> None:
+        now = trio.current_time()
+        self.relays.set_private(key)
+        self.dataplane.finder.set_node(key.public)
+        self.endpoint.set_private(key, now)
+        self.dataplane.flush(now)
+
+    def _wake(self, now: float) -> None:
+        """We slept: peers have forgotten sessions that still look young here."""
+        netmap = self.home.netmap
+        for peer in netmap.peers if netmap is not None else ():
+            self.endpoint.expect_restart(peer)
+        self.dataplane.flush(now)
 
     def _hear(self, message: Any) -> None:
         """Rare facts from the packet path."""
