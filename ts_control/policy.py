@@ -18,6 +18,8 @@ from ts_control.hujson import parse_untrusted
 
 EVERYONE, ANY_ADDRESS, USERS, TAG, PREFIX, MEMBERS, TAGGED, SELF, INTERNET = range(9)
 ALL_PORTS = (0, 65535)
+_WITH_SELF = frozenset({USERS, MEMBERS})  # the sources autogroup:self may stand beside in a grant
+_WITH_SELF_IN_ACLS = _WITH_SELF | {EVERYONE}
 EXIT_ROUTES: frozenset[Prefix] = frozenset({(bytes(4), 0), (bytes(16), 0)})
 
 _SECTIONS = {"acls", "grants", "groups", "hosts", "tagOwners", "autoApprovers", "nodeAttrs"}
@@ -248,15 +250,15 @@ class _Reader:
         except BadPacket:
             raise PolicyError(f"{where}: {text!r} is no user, group, tag, host, address or autogroup") from None
 
-    def _sources(self, value: Any, destinations: Iterable[Alias], where: str) -> tuple[Alias, ...]:
+    def _sources(
+        self, value: Any, destinations: Iterable[Alias], where: str, with_self: frozenset[int]
+    ) -> tuple[Alias, ...]:
         sources = self._aliases(value, where)
         kinds = {alias.kind for alias in destinations}
         if ANY_ADDRESS in kinds:
             raise PolicyError(f"{where}: autogroup:danger-all can only be a source")
-        if SELF in kinds and any(alias.kind not in {EVERYONE, USERS, MEMBERS} for alias in sources):
-            raise PolicyError(
-                f"{where}: autogroup:self only goes with *, users, groups and autogroup:member as sources"
-            )
+        if SELF in kinds and any(alias.kind not in with_self for alias in sources):
+            raise PolicyError(f"{where}: autogroup:self only goes with users, groups and autogroup:member as sources")
         for forbidden, name in ((SELF, "autogroup:self"), (INTERNET, "autogroup:internet")):
             if any(alias.kind == forbidden for alias in sources):
                 raise PolicyError(f"{where}: {name} can only be a destination")
@@ -272,7 +274,9 @@ class _Reader:
                 raise PolicyError(f"{where}.dst: {text!r} has no port; write {text + ':*'!r}")
             destinations.append((self._alias(host, f"{where}.dst"), _port_ranges(ports, f"{where}.dst")))
         return Rule(
-            sources=self._sources(acl.get("src"), (alias for alias, _ in destinations), f"{where}.src"),
+            sources=self._sources(
+                acl.get("src"), (alias for alias, _ in destinations), f"{where}.src", _WITH_SELF_IN_ACLS
+            ),
             destinations=tuple(destinations),
             protocols=_protocols(acl.get("proto", ""), f"{where}.proto"),
         )
@@ -281,7 +285,7 @@ class _Reader:
         if grant.get("via"):
             raise PolicyError(f"{where}.via: routing through chosen nodes is not supported here")
         targets = self._aliases(grant.get("dst"), f"{where}.dst")
-        sources = self._sources(grant.get("src"), targets, f"{where}.src")
+        sources = self._sources(grant.get("src"), targets, f"{where}.src", _WITH_SELF)
         rules: list[Rule] = []
         by_protocol: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for text in _texts(grant.get("ip"), f"{where}.ip"):
@@ -294,6 +298,8 @@ class _Reader:
         for name in capabilities:
             if not re.fullmatch(r"[a-z0-9.-]+\.[a-z0-9-]+/.+", name):
                 raise PolicyError(f"{where}.app: a capability is named like 'example.com/cap/backup', not {name!r}")
+        if capabilities and any(target.kind == INTERNET for target in targets):
+            raise PolicyError(f"{where}: 'app' means nothing towards autogroup:internet")
         if capabilities:
             listed = {name: list(values or []) for name, values in capabilities.items()}
             rules.append(Rule(sources, tuple((target, ()) for target in targets), (), listed))
