@@ -221,7 +221,7 @@ async def test_stock_peers_name_us_and_know_who_we_are(r: Rig) -> None:
     async with tailnet(r) as hs, far_end(r, hs, "tsnet") as db, joined(hs, "worker", services=True) as us:
         assert isinstance(db, FarTsnet)
         assert (await db.dial("worker", SERVICES["echo"], data=b"hello")).head == b"hello"
-        page = await converse(await us.tcp_connect("db", 80), b"GET / HTTP/1.0\r\n\r\n")
+        page = await converse(await us.tcp_connect("db", 80), b"GET / HTTP/1.0\r\n\r\n", end="")
         assert b'"node":"worker.rig.test."' in page.head
         who = await us.whois((db.ip4, 80))
         assert who.node.name == "db.rig.test"
