@@ -38,8 +38,8 @@ def fuzz_one(data: bytes) -> None:
             accepted.close(now)
         assert stack.next_timer() > now - 1e-9 or stack.next_timer() <= now
         assert connection.unread <= 2 * MAXIMUM_BUFFER
-        assert connection._recovery.flight.pipe >= 0
-        assert connection._una <= connection._nxt
+        assert connection._outbound.recovery.flight.pipe >= 0
+        assert connection._outbound.una <= connection._outbound.nxt
     stack.take_messages()
 
 
@@ -60,7 +60,7 @@ def _act(stack: Stack, connection: TcpConnection, step: bytes, raw: bytes, now: 
         stack.receive([raw], now)
     elif kind == 1:
         connection.read(step[2] * 64)
-    elif kind == 2 and not connection._fin_queued:
+    elif kind == 2 and not connection._outbound.fin_queued:
         connection.write(bytes(step[2] * 40))
     elif kind == 3 and step[2] > 240:
         (connection.close, connection.send_eof, connection.abort)[step[3] % 3](now)
@@ -71,10 +71,10 @@ def _act(stack: Stack, connection: TcpConnection, step: bytes, raw: bytes, now: 
     else:
         # A segment of the connection, near what it expects.
         seq = connection._inbound.buffer.next + int.from_bytes(step[2:4], "big", signed=True) // (1 + step[4] % 64)
-        ack = connection._una + int.from_bytes(step[5:7], "big", signed=True) // (1 + step[7] % 64)
+        ack = connection._outbound.una + int.from_bytes(step[5:7], "big", signed=True) // (1 + step[7] % 64)
         blocks = b""
         if step[8] & 1:
-            start = connection._una + step[9] * 20
+            start = connection._outbound.una + step[9] * 20
             pair = (start & 0xFFFFFFFF).to_bytes(4, "big") + (start + step[10] * 20 & 0xFFFFFFFF).to_bytes(4, "big")
             blocks = b"\x01\x01\x05\x0a" + pair
         stamps = b"\x01\x01\x08\x0a" + (int(now * 1000) + 1000).to_bytes(4, "big") + step[5:9]

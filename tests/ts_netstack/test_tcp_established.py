@@ -168,7 +168,7 @@ def test_wild_sack_blocks_are_ignored(conn):
     conn.flush()
     conn.segment(0.01, ACK, seq=1, ack=1, options=conn.sack_option((500_000, 600_000), (900, 10)))
     assert conn.drops["tcp_wild_sack"] == 1
-    assert conn.connection._recovery.flight.sacked == 0
+    assert conn.connection._outbound.recovery.flight.sacked == 0
 
 
 def test_old_timestamps_are_dropped_and_acknowledged(conn):

@@ -1,0 +1,422 @@
+"""The sending half of a connection: SND.UNA to SND.NXT, the peer's window, retransmission, probes and bursts.
+
+Owns what was written and not yet acknowledged, segment size with its black-hole suspicion, and every timer of the
+sender. Knows no states; what a segment says of the other direction is handed in. RFC 9293, 6298, 8985, 4821.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ts_netstack.ledger import Ledger
+from ts_netstack.segments import SegmentWriter
+from ts_netstack.tcp_buffers import SendBuffer
+from ts_netstack.tcp_inbound import MAXIMUM_BUFFER, Inbound
+from ts_netstack.tcp_pacing import Pacer
+from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery
+from ts_netstack.tcp_timing import RoundTrip
+from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_LENGTH, TIMESTAMP_PREFIX, Address, unwrap
+
+INITIAL_SEND = 256 << 10
+DEFAULT_MSS = (536, 1220)  # when the peer names none: IPv4, IPv6
+MINIMUM_MSS = 48
+MAXIMUM_PERSIST = 60.0
+OVERRIDE = 0.2  # silly-window override (RFC 9293 section 3.8.6.2.1)
+SMALL_RECORDS_LIMIT = 1024  # spans in flight beyond which only full segments leave
+
+BLACK_HOLE_SIZES = (1024, 536)
+BLACK_HOLE_TIMEOUTS = 2
+BLACK_HOLE_FIRST_HOLD = 1.0
+BLACK_HOLE_HOLD = 600.0
+BLACK_HOLE_MEMORY = 60.0  # a second suspicion this soon is believed
+
+
+class Head(NamedTuple):
+    """What every segment of a burst says beside its own sequence number."""
+
+    ack: int
+    window: int
+    options: bytes
+
+
+class Outbound:
+    """Numbers are unwrapped; deadlines are infinity when nothing waits."""
+
+    __slots__ = (
+        "_hold_until",
+        "_ledger",
+        "_limited",
+        "_stamp_offset",
+        "_suspected_at",
+        "buffer",
+        "fin_queued",
+        "iss",
+        "largest_window",
+        "mss",
+        "nodelay",
+        "nxt",
+        "pacer",
+        "path_mss",
+        "peer_mss",
+        "peer_shift",
+        "persist_count",
+        "persist_deadline",
+        "probe_deadline",
+        "recovery",
+        "retries",
+        "round_trip",
+        "rto_deadline",
+        "sent_at",
+        "stamped",
+        "una",
+        "wanted_room",
+        "window",
+        "wl1",
+        "wl2",
+        "writer",
+    )
+
+    def __init__(self, ledger: Ledger, local: Address, remote: Address, mss: int, iss: int, stamp_offset: int) -> None:
+        self._ledger = ledger
+        self.iss = iss
+        self.una = self.nxt = iss
+        self.buffer = SendBuffer(iss + 1)
+        self.window = self.largest_window = 0
+        self.wl1 = self.wl2 = 0  # SND.WL1 and SND.WL2
+        self.peer_shift = 0
+        self.path_mss = mss  # what the path carries, options included
+        self.peer_mss = DEFAULT_MSS[len(local[0]) == 16]
+        self.mss = mss
+        self.stamped = True
+        self._stamp_offset = stamp_offset
+        self.round_trip = RoundTrip()
+        self.recovery = LossRecovery(mss, self.round_trip, True)
+        self.writer = SegmentWriter(local, remote)
+        self.pacer = Pacer()
+        self.fin_queued = False
+        self.nodelay = True
+        self.wanted_room = False  # a write found none; tell when there is some
+        self.retries = 0
+        self.persist_count = 0
+        self.sent_at = -1.0
+        self._limited = False  # the congestion window is what holds us back
+        self._suspected_at, self._hold_until = -math.inf, math.inf  # of a black hole
+        self.rto_deadline = self.probe_deadline = self.persist_deadline = math.inf
+
+    def agree(self, mss: int | None, shift: int | None, selective: bool, stamped: bool) -> None:
+        """What the peer's SYN offered."""
+        if mss is not None:
+            self.peer_mss = max(mss, MINIMUM_MSS)
+        self.peer_shift = shift or 0
+        self.stamped = stamped
+        self.fit_segment_size()
+        self.recovery = LossRecovery(self.mss, self.round_trip, selective)
+
+    def fit_segment_size(self) -> None:
+        size = min(self.peer_mss, self.path_mss) - (TIMESTAMP_LENGTH if self.stamped else 0)
+        # An even size keeps every payload of a burst aligned for the checksum.
+        self.mss = max(size, MINIMUM_MSS - TIMESTAMP_LENGTH) & ~1
+        self.recovery.set_segment_size(self.mss)
+
+    def limit_segment_size(self, mss: int) -> None:
+        """Cut smaller from now on, and send again what was too large; nobody was congested."""
+        if mss >= self.path_mss:
+            return
+        before = self.mss
+        self.path_mss = mss
+        self.fit_segment_size()
+        if self.recovery.flight.spans and self.mss < before:
+            self.recovery.flight.mark_all_lost()
+
+    def widen_segment_size(self, mss: int) -> None:
+        """The path changed or a limit has expired: try `mss` again."""
+        if mss > self.path_mss:
+            self.path_mss = mss
+            self.fit_segment_size()
+
+    def is_in_flight(self, seq: int) -> bool:
+        """A report quotes this wire number: may it be about something on its way?"""
+        return self.una <= unwrap(seq, self.una) < self.nxt
+
+    def room(self) -> int:
+        """Bytes a write may add: twice what the path takes in a round trip, within bounds."""
+        limit = min(max(INITIAL_SEND, 2 * self.recovery.congestion.window), MAXIMUM_BUFFER)
+        return limit - len(self.buffer)
+
+    def has_room_again(self) -> bool:
+        """Once after a write was cut short, when half of the buffer is free."""
+        if self.wanted_room and self.room() * 2 >= self.room() + len(self.buffer):
+            self.wanted_room = False
+            return True
+        return False
+
+    def acknowledged(
+        self,
+        ack: int,
+        window: int,
+        seq: int,
+        blocks: tuple[tuple[int, int], ...],
+        echo: int | None,
+        carries: bool,
+        now: float,
+    ) -> bool:
+        """SEG.ACK is credible; `carries` says the segment had data and so is no duplicate ACK. True when it moved."""
+        una, recovery = self.una, self.recovery
+        scaled = window << self.peer_shift
+        changed_window = False
+        if ack >= una and (seq > self.wl1 or (seq == self.wl1 and ack >= self.wl2)):
+            changed_window = scaled != self.window
+            self.window, self.wl1, self.wl2 = scaled, seq, ack
+            self.largest_window = max(self.largest_window, scaled)
+            if changed_window and self.persist_deadline < math.inf:
+                self.persist_deadline = math.inf
+        if not scaled:
+            self.retries = 0  # a peer that closes its window and says so is alive (RFC 9293 section 3.8.6.1)
+        if ack < una:
+            return False
+        if ack == una and not blocks:
+            if not recovery.selective and not carries and not changed_window and recovery.flight.spans:
+                recovery.on_duplicate_ack(self.nxt)
+            return False
+        dsack = None
+        if blocks:
+            blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
+            dsack, blocks = self._judge_blocks(ack, blocks)
+        echo_ms = None if echo is None else self._echo_ms(echo, now)
+        was_recovering = recovery.mode == RECOVERY
+        delivered, rtt = recovery.on_ack(ack, self.nxt, blocks, dsack, echo_ms, now)
+        if rtt > 0:
+            self.round_trip.sample(rtt, now)
+        elif echo_ms is not None and ack > una and recovery.mode == OPEN:
+            self.round_trip.sample(max(now - echo_ms / 1000, 0.001), now)
+        if ack > una:
+            self.una = ack
+            self.buffer.release(ack)
+            self.retries = self.round_trip.backoff = 0
+            self.rto_deadline = now + self.round_trip.timeout if recovery.flight.spans else math.inf
+            self._arm_probe(now)
+        if delivered and self._limited and not was_recovering and recovery.mode != RECOVERY:
+            recovery.congestion.on_acknowledged(delivered, ack, self.nxt, rtt, self.round_trip.smoothed, now)
+        return ack > una
+
+    def _judge_blocks(
+        self, ack: int, blocks: tuple[tuple[int, int], ...]
+    ) -> tuple[tuple[int, int] | None, tuple[tuple[int, int], ...]]:
+        """Tell a report of a duplicate (RFC 2883) from news; blocks that cannot be are ignored."""
+        first = blocks[0]
+        dsack = None
+        if first[0] < first[1] and (
+            first[1] <= ack or (len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1])
+        ):
+            dsack = first
+            blocks = blocks[1:]
+        if dsack is not None and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
+            dsack = None
+        good = tuple(block for block in blocks if ack < block[0] < block[1] <= self.nxt)
+        if len(good) != len(blocks):
+            self._ledger.drops["tcp_wild_sack"] += 1
+        return dsack, good
+
+    def _echo_ms(self, echo: int, now: float) -> int | None:
+        """TSecr as milliseconds of our own clock; None when it cannot be ours."""
+        current = int(now * 1000)
+        stamp = unwrap(echo - self._stamp_offset, current)
+        return stamp if stamp <= current and current - stamp < 600_000 else None
+
+    def deadline(self) -> float:
+        """The earliest of our timers."""
+        return min(
+            self.rto_deadline,
+            self.probe_deadline,
+            self.persist_deadline,
+            self.pacer.deadline,
+            self.recovery.reorder_deadline,
+        )
+
+    def stop(self) -> None:
+        """No timer of ours matters any more."""
+        self.rto_deadline = self.probe_deadline = self.persist_deadline = math.inf
+        self.pacer.deadline = self.recovery.reorder_deadline = math.inf
+
+    def count_timeout(self) -> None:
+        """The retransmission timer expired, whatever it guarded."""
+        self.rto_deadline = self.probe_deadline = math.inf
+        self.retries += 1
+        self.round_trip.backoff += 1
+
+    def on_retransmission_timeout(self, now: float) -> None:
+        """RFC 6298 section 5.4 to 5.6; who counts too many retries is the connection."""
+        if self.recovery.flight.spans:
+            if self.retries % BLACK_HOLE_TIMEOUTS == 0:
+                self._suspect_black_hole(now)
+            self.recovery.on_timeout(self.nxt)
+
+    def _suspect_black_hole(self, now: float) -> None:
+        """RFC 4821 section 7.7: full segments vanish without a word, so try smaller ones; a plain outage heals soon."""
+        for size in BLACK_HOLE_SIZES:
+            if self.mss > size:
+                again = now - self._suspected_at < BLACK_HOLE_MEMORY
+                self._suspected_at = now
+                self._hold_until = now + (BLACK_HOLE_HOLD if again else BLACK_HOLE_FIRST_HOLD)
+                self.mss = size
+                self.recovery.set_segment_size(size)
+                return
+
+    def probe_tail(self, now: float) -> None:
+        """RFC 8985 section 7.3: new data if there is any, else the last segment again."""
+        self.probe_deadline = math.inf
+        flight = self.recovery.flight
+        if not flight.spans or not self.recovery.may_probe:
+            return
+        pending = self.buffer.end - self.nxt
+        if pending > 0 and self.una + self.window >= self.nxt + min(pending, self.mss):
+            end = self.nxt + min(pending, self.mss)
+            self.recovery.on_probe_sent(end, False)
+            self.recovery.congestion.window = max(self.recovery.congestion.window, flight.pipe + min(pending, self.mss))
+            return
+        last = flight.spans[-1]
+        flight.mark_lost_between(max(last.start, last.end - self.mss), last.end)
+        self.recovery.on_probe_sent(last.end, True)
+
+    def _arm_probe(self, now: float) -> None:
+        recovery = self.recovery
+        if recovery.flight.spans and recovery.may_probe:
+            deadline = now + recovery.probe_timeout()
+            self.probe_deadline = deadline if deadline < self.rto_deadline else math.inf
+        else:
+            self.probe_deadline = math.inf
+
+    def stamp(self, now: float) -> int:
+        return int(now * 1000) + self._stamp_offset & MASK32
+
+    def options(self, echo: int, now: float) -> bytes:
+        return TIMESTAMP_PREFIX + STAMPS(self.stamp(now), echo) if self.stamped else b""
+
+    def emit(self, out: list[bytes], inbound: Inbound, now: float) -> bool:
+        """Append what may leave now; True when anything did, and the acknowledgement with it."""
+        sent, recovery = self.buffer, self.recovery
+        unsent = sent.end - self.nxt
+        if unsent <= 0 and not recovery.flight.lost and not (self.fin_queued and self.nxt == sent.end):
+            return False
+        if self._hold_until <= now and recovery.mode == OPEN:
+            self._hold_until = math.inf
+            self.fit_segment_size()
+        self._before_sending(now)
+        allowance = self.pacer.allowance(recovery.congestion, self.round_trip.smoothed, now)
+        head = Head(inbound.expected, inbound.advertise(self.mss), self.options(inbound.stamp_recent, now))
+        left = allowance
+        if recovery.flight.lost:
+            left = self._emit_lost(out, left, head, now)
+        if not recovery.flight.lost:
+            left = self._emit_new(out, left, head, now)
+        if not out:
+            return False
+        self.pacer.spend(allowance - left)
+        self.sent_at = now
+        if self.rto_deadline == math.inf and recovery.flight.spans:
+            self.rto_deadline = now + self.round_trip.timeout
+        if self.probe_deadline == math.inf or recovery.mode == OPEN:
+            self._arm_probe(now)
+        return True
+
+    def _before_sending(self, now: float) -> None:
+        """Idle time must not count for growth, nor leave a stale window behind."""
+        if self.recovery.flight.spans or self.sent_at < 0:
+            return
+        idle = now - self.sent_at
+        if idle > self.round_trip.timeout:
+            self.recovery.congestion.on_idle()
+        elif idle > 0:
+            self.recovery.congestion.on_limited_by_application(idle)
+
+    def _emit_lost(self, out: list[bytes], left: int, head: Head, now: float) -> int:
+        """Repair first; returns the pacing allowance that remains."""
+        recovery = self.recovery
+        mss = self.mss
+        while (span := recovery.flight.first_lost()) is not None:
+            quota = recovery.quota()
+            size = span.end - span.start
+            if quota < min(size, mss):
+                break
+            if left < min(size, mss):
+                self.pacer.wait_for(left + mss, self.recovery.congestion, self.round_trip.smoothed, now)
+                break
+            start = span.start
+            end = min(span.end, start + max(min(quota, left) // mss, 1) * mss)
+            self._emit_range(out, start, end, head)
+            recovery.on_resent(start, end, now)
+            left -= end - start
+            if start == self.una:
+                self.rto_deadline = now + self.round_trip.timeout
+        return left
+
+    def _emit_new(self, out: list[bytes], left: int, head: Head, now: float) -> int:
+        recovery, sent, mss = self.recovery, self.buffer, self.mss
+        nxt = self.nxt
+        available = max(sent.end - nxt, 0)
+        usable = self.una + self.window - nxt
+        quota = recovery.quota()
+        size = min(available, usable, quota, left)
+        if size < available or size % mss:
+            size = self._avoid_silliness(size, available, usable, quota, left, now)
+        end = nxt + max(size, 0)
+        fin = self.fin_queued and end == sent.end and nxt <= sent.end and (size > 0 or usable > 0 or self.window == 0)
+        if end == nxt and not fin:
+            self._maybe_persist(out, available, usable, head, now)
+            return left
+        end += fin
+        self.nxt = end
+        self._emit_range(out, nxt, end, head)
+        recovery.on_sent(nxt, end, now)
+        # Growth is earned by using the window: all of it, or half of it in slow start (RFC 9438 section 5.8).
+        self._limited = quota - size < mss or 2 * recovery.flight.pipe >= recovery.congestion.window
+        return left - (end - nxt)
+
+    def _avoid_silliness(self, size: int, available: int, usable: int, quota: int, left: int, now: float) -> int:
+        """RFC 9293 section 3.8.6.2.1: whole segments, or everything there is, or half of the largest window."""
+        mss = self.mss
+        whole = size // mss * mss
+        if size == available:
+            may_be_small = self.nodelay or not self.recovery.flight.spans or self.fin_queued
+            if may_be_small and len(self.recovery.flight.spans) < SMALL_RECORDS_LIMIT:
+                return size
+        elif size == usable and not whole and size > 0 and (2 * size >= self.largest_window or self.persist_count):
+            return size
+        if left < min(available, usable, quota, mss) or (size == left and whole < min(available, usable, quota)):
+            self.pacer.wait_for(left + mss, self.recovery.congestion, self.round_trip.smoothed, now)
+        if size >= quota:
+            self._limited = True
+        return whole
+
+    def _maybe_persist(self, out: list[bytes], available: int, usable: int, head: Head, now: float) -> None:
+        """The peer's window is what stops us and nothing in flight will tell when it opens: ask, ever more rarely."""
+        waiting = available or (self.fin_queued and self.nxt == self.buffer.end)
+        if not waiting or self.recovery.flight.spans or usable >= min(available, self.mss):
+            return
+        if self.persist_deadline < math.inf:
+            return
+        if self.persist_count:
+            # Zero bytes below SND.UNA: unacceptable to everybody, so everybody answers with the window.
+            out.append(self.writer.single(self.una - 1, head.ack, ACK, head.window, head.options))
+        delay = OVERRIDE if usable > 0 else self.round_trip.timeout
+        self.persist_deadline = now + min(delay * (1 << min(self.persist_count, 12)), MAXIMUM_PERSIST)
+
+    def _emit_range(self, out: list[bytes], start: int, end: int, head: Head) -> None:
+        """Segments for [start, end) of what was written, the FIN included when `end` passes it."""
+        sent, writer = self.buffer, self.writer
+        ack, window, options = head
+        data_end = min(end, sent.end)
+        pieces = sent.pieces(start, data_end, self.mss) if data_end > start else [b""]
+        flags = ACK
+        if data_end == sent.end:
+            flags |= PSH if data_end > start else 0
+            flags |= FIN if end > sent.end else 0
+        last = pieces.pop()
+        if pieces and flags == ACK and len(last) == len(pieces[0]):
+            pieces.append(last)
+            out += writer.burst(start, pieces, ack, ACK, window, options)
+            return
+        if pieces:
+            out += writer.burst(start, pieces, ack, ACK, window, options)
+        out.append(writer.single(data_end - len(last), ack, flags, window, options, last))
