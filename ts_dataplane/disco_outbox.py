@@ -23,7 +23,7 @@ class DiscoOutbox:
         self.ledger = PingLedger()
         self.crowded_out: list[Outstanding] = []
         self._boxes = boxes
-        self._node_key = node_key
+        self.node_key = node_key
         self._entropy = entropy
         self._drops = drops
         self._out: dict[Path, list[bytes]] = {}
@@ -44,7 +44,7 @@ class DiscoOutbox:
         crowded_out = self.ledger.add(transaction, Outstanding(peer, disco_key, path, now, mtu, token))
         if crowded_out is not None:
             self.crowded_out.append(crowded_out)
-        return self.send(disco_key, path, Ping(transaction, self._node_key, padding))
+        return self.send(disco_key, path, Ping(transaction, self.node_key, padding))
 
     def _put(self, path: Path, make: Callable[[], bytes]) -> bool:
         if self._waiting >= MAX_WAITING:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPrivate, NodePublic
@@ -62,6 +63,7 @@ class PathFinder:
         self._budget = DiscoBudget()
         self._seen_pings: OrderedDict[bytes, Path] = OrderedDict()
         self._tokens = itertools.count(1)
+        self._advertised: dict[PeerId, tuple[bytes | None, bytes]] = {}  # control's disco key then, and the peer's word
 
     # ---- facts
 
@@ -71,11 +73,34 @@ class PathFinder:
         for peer in roster.keys() - peers.keys():
             self._pursuit.drop_state(peer)
             roster.remove(peer)
+            self._advertised.pop(peer, None)
             self._pursuit.republish(peer, now)
         for peer, facts in peers.items():
+            if peer in self._advertised:
+                facts = self._prefer_advert(peer, facts)
             before = roster.get(peer)
             if before is not facts and before != facts:
                 self._learn(peer, before, facts, now)
+
+    def on_disco_key_advertised(self, peer: PeerId, disco_key: bytes, now: float) -> None:
+        """The peer itself told us, inside its tunnel, the disco key it uses since it restarted: control is slower."""
+        before = self._roster.get(peer)
+        if before is not None and before.disco_key != disco_key and not before.expired:
+            told_by_control = self._advertised.get(peer, (before.disco_key, b""))[0]
+            self._advertised[peer] = told_by_control, disco_key
+            self._learn(peer, before, replace(before, disco_key=disco_key), now)
+
+    def _prefer_advert(self, peer: PeerId, facts: PeerPaths) -> PeerPaths:
+        """What the peer said holds until control says something new."""
+        told_by_control, disco_key = self._advertised[peer]
+        if facts.disco_key == told_by_control:
+            return replace(facts, disco_key=disco_key)
+        del self._advertised[peer]
+        return facts
+
+    def set_node(self, node: NodePublic) -> None:
+        """Our own node key changed: pings carry the new one from now on."""
+        self._outbox.node_key = node.raw
 
     def _learn(self, peer: PeerId, before: PeerPaths | None, facts: PeerPaths, now: float) -> None:
         if before is not None and (before.node_key != facts.node_key or facts.expired):
@@ -147,6 +172,17 @@ class PathFinder:
                 self._hear_relay(peer, path[0], now)
             elif facts.wireguard_only:
                 self._pursuit.adopt(self._pursuit.state(peer, now), path, now)
+
+    def trusted_peers(self, now: float) -> list[PeerId]:
+        """Who is being talked to without the relay's help."""
+        return [peer for peer, state in self._states.items() if state.is_awake and state.is_trusted(now)]
+
+    def on_traffic(self, peer: PeerId, packets_in: int, packets_out: int, now: float) -> None:
+        """The tunnel's counters for one trusted peer, told every few seconds: disco may pass where the tunnel does not."""
+        state = self._states.get(peer)
+        if state is not None and state.is_silent(packets_in, packets_out, now):
+            state.traffic = (packets_in, packets_out, now)
+            self.on_silence(peer, now)
 
     def on_silence(self, peer: PeerId, now: float) -> None:
         """We sent data on the trusted path and the tunnel heard nothing back, its handshake included."""

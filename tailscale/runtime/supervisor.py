@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -41,8 +42,10 @@ from tailscale.state_file import State
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
+from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
+from ts_tunnel.messages import NO_ANSWER, SessionLost
 
 if TYPE_CHECKING:
     from tailscale.state_file import Store
@@ -118,7 +121,7 @@ class Runtime:
         await nursery.start(run_watch, bus, self.watching)
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
-        await nursery.start(run_paths, bus, dataplane.finder, dataplane.flush)
+        await nursery.start(partial(run_paths, traffic=self._packets_with), bus, dataplane.finder, dataplane.flush)
         await nursery.start(run_probes, bus, self.probes)
         await nursery.start(run_identity, bus, self._adopt_key)
         await nursery.start(run_link, bus, self.network, self._udp, self._wake)
@@ -129,6 +132,10 @@ class Runtime:
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
         await nursery.start(run_control, bus, self.control)
+
+    def _packets_with(self, peer: int) -> tuple[int, int]:
+        counted = self.endpoint.peer_statistics(peer)
+        return (counted.packets_in, counted.packets_out) if counted is not None else (0, 0)
 
     def _adopt_key(self, key: NodePrivate) -> None:
         now = trio.current_time()
@@ -146,6 +153,10 @@ class Runtime:
 
     def _hear(self, message: Any) -> None:
         """Rare facts from the packet path."""
+        if isinstance(message, DiscoKeyAdvertised):
+            self.dataplane.finder.on_disco_key_advertised(message.peer, message.key, trio.current_time())
+        elif isinstance(message, SessionLost) and message.reason == NO_ANSWER:
+            self.dataplane.finder.on_silence(message.peer, trio.current_time())
         announce(self.bus, message)
         self.home.hear(message)
 
