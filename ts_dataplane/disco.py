@@ -40,7 +40,6 @@ _BIND = Struct(">II32s32s")  # VNI, generation, remote disco key, challenge
 _RELAY_ENDPOINT = Struct(">32s32s32sQIQQ")  # server, two clients, Lamport id, VNI, bind and steady lifetimes in ns
 _ALLOCATE = Struct(">32s32sI")
 _GENERATION = Struct(">I")
-_NANOSECONDS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,8 @@ class RelayEndpoint:
     client_discos: tuple[bytes, bytes]
     lamport: int
     vni: int
-    bind_lifetime: float
-    steady_lifetime: float
+    bind_lifetime_ns: int
+    steady_lifetime_ns: int
     addresses: tuple[Direct, ...]
 
 
@@ -169,8 +168,8 @@ def _encode_relay_endpoint(endpoint: RelayEndpoint) -> bytes:
         *endpoint.client_discos,
         endpoint.lamport,
         endpoint.vni,
-        round(endpoint.bind_lifetime * _NANOSECONDS),
-        round(endpoint.steady_lifetime * _NANOSECONDS),
+        endpoint.bind_lifetime_ns,
+        endpoint.steady_lifetime_ns,
     )
     return fixed + b"".join(map(encode_endpoint, endpoint.addresses))
 
@@ -233,9 +232,7 @@ def _decode_relay_endpoint(payload: bytes) -> RelayEndpoint:
     addresses = payload[_RELAY_ENDPOINT.size :]
     if len(addresses) % ENDPOINT_LENGTH:
         raise BadPacket("relay endpoint with a torn address list")
-    return RelayEndpoint(
-        server, (first, second), lamport, vni, bind / _NANOSECONDS, steady / _NANOSECONDS, _decode_endpoints(addresses)
-    )
+    return RelayEndpoint(server, (first, second), lamport, vni, bind, steady, _decode_endpoints(addresses))
 
 
 def _need_version_0(version: int) -> None:

@@ -178,7 +178,7 @@ class PathFinder:
         return [peer for peer, state in self._states.items() if state.is_awake and state.is_trusted(now)]
 
     def on_traffic(self, peer: PeerId, packets_in: int, packets_out: int, now: float) -> None:
-        """The tunnel's counters for one trusted peer, told every few seconds: disco may pass where the tunnel does not."""
+        """The tunnel's counters for a trusted peer, told every few seconds: disco may pass where it does not."""
         state = self._states.get(peer)
         if state is not None and state.is_silent(packets_in, packets_out, now):
             state.traffic = (packets_in, packets_out, now)

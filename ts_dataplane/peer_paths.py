@@ -29,6 +29,7 @@ RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
 TUNNEL_MTU = 1280
 SIZE_PROBES = 4  # unanswered full-size pings on a path that answers small ones: a black hole
 SIZE_PROBE_SPACING = 1.0
+SILENCE = 20.0  # data sent, and neither data, keepalive nor handshake back: WireGuard itself asks after 15 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class PeerState:
         "size_probe_at",
         "size_probes",
         "spacing",
+        "traffic",
         "trusted_until",
     )
 
@@ -84,6 +86,7 @@ class PeerState:
         self.size_probes = 0
         self.called_at = -math.inf
         self.call_tokens: Bucket | None = None
+        self.traffic = (0, 0, now)  # packets in, packets out, since when nothing came in
         self.relay_server: bytes | None = None  # disco key of the peer relay last bound for this peer
 
     # ---- trust
@@ -119,6 +122,14 @@ class PeerState:
         self.confirmed = False
         self.trusted_until = -math.inf
         self.size_probe_at = math.inf
+
+    def is_silent(self, packets_in: int, packets_out: int, now: float) -> bool:
+        """Told the tunnel's counters now and then: does it only ever send?"""
+        known_in, known_out, since = self.traffic
+        if packets_in != known_in or packets_out == known_out:
+            self.traffic = (packets_in, packets_out, now)
+            return False
+        return now - since >= SILENCE
 
     def candidate_of_best(self) -> Candidate | None:
         """What is known of the address in use, if it is a direct one."""

@@ -143,7 +143,7 @@ class PeerRelays:
             self.drops["handshake"] += 1
             return
         generation = self._next_generation()
-        deadline = now + min(max(endpoint.bind_lifetime, 0.0), HANDSHAKE_TIMEOUT)
+        deadline = now + min(endpoint.bind_lifetime_ns / 1e9, HANDSHAKE_TIMEOUT)
         key = endpoint.server_disco, endpoint.vni
         self._handshakes[key] = _Handshake(peer, remote_disco, endpoint, generation, deadline)
         bind = Bind(disco.BIND, endpoint.vni, generation, remote_disco)

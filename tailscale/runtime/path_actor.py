@@ -33,6 +33,7 @@ from ts_derp.machine import PeerGone
 
 RELAY_TARGET = "tailscale.com/cap/relay-target"
 RELAYS_SINCE = 121  # capability version
+WATCH_INTERVAL = 5.0
 RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
 
 
@@ -122,28 +123,31 @@ async def run_paths(
     finder: PathFinder,
     flush: Callable[[float], None],
     *,
+    traffic: Callable[[int], tuple[int, int]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep the finder's facts current.
 
     Owns: the translation, the re-STUN clock. Hears: NetMapChanged, EndpointsChanged, EndpointsConfirmed,
-    NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by `flush`.
+    NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by
+    `flush`; `traffic` tells how many packets the tunnel has (received from, sent to) a peer.
     """
     kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
     translator = PeerTranslator()
     with bus.subscribe(*kinds, name="paths") as inbox:
         task_status.started()
-        restun_at = math.inf
+        restun_at = watch_at = math.inf
         while True:
             message = None
-            with trio.move_on_at(restun_at):
+            with trio.move_on_at(min(restun_at, watch_at)):
                 message = await inbox.receive()
             now = trio.current_time()
             match message:
                 case NetMapChanged(netmap):
                     finder.set_peers(translator.translate(netmap), now)
-                    if restun_at == math.inf and netmap.peers:
-                        restun_at = now + RESTUN_LEAST
+                    if netmap.peers:
+                        restun_at = min(restun_at, now + RESTUN_LEAST)
+                        watch_at = min(watch_at, now + WATCH_INTERVAL) if traffic is not None else math.inf
                 case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):
                     finder.set_endpoints(direct_paths(endpoints), now)
                     restun_at = now + restun_delay()
@@ -156,4 +160,8 @@ async def run_paths(
                 restun_at = now + restun_delay()
                 if finder.is_active(now):
                     bus.publish(ProbeRequested("periodic"))
+            if traffic is not None and now >= watch_at:
+                watch_at = now + WATCH_INTERVAL
+                for peer in finder.trusted_peers(now):
+                    finder.on_traffic(peer, *traffic(peer), now)
             flush(now)

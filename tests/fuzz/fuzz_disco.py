@@ -24,7 +24,7 @@ def fuzz_one(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     key, place = bytes(range(32)), ("192.0.2.7", 41641)
-    endpoint = disco.RelayEndpoint(key, (key, key), 9, 7, 30.0, 300.0, (place, ("2001:db8::9", 7778)))
+    endpoint = disco.RelayEndpoint(key, (key, key), 9, 7, 30 * 10**9, 300 * 10**9, (place, ("2001:db8::9", 7778)))
     messages: list[disco.Message] = [
         disco.Ping(bytes(12), key, 3),
         disco.Pong(bytes(12), place),

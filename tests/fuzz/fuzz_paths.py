@@ -74,7 +74,7 @@ def _run(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     place = disco.RelayEndpoint(
-        SERVER.public.raw, (OURS.public.raw, THEIRS.public.raw), 1, 7, 30.0, 300.0, (("192.0.2.9", 3),)
+        SERVER.public.raw, (OURS.public.raw, THEIRS.public.raw), 1, 7, 30 * 10**9, 300 * 10**9, (("192.0.2.9", 3),)
     )
     messages: list[disco.Message] = [
         disco.Ping(bytes(12), PEER_KEY),

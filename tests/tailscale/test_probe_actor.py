@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -25,7 +27,7 @@ from tailscale.runtime.underlay import Underlay
 from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
 from ts_control.netmap import NetMap
 from ts_control.wire import CapGrant, DERPMap, DERPNode, DERPRegion, FilterRule, Node
-from ts_dataplane import stun
+from ts_dataplane import disco, stun
 from ts_dataplane.paths import NeedStun, PathChanged, PathFinder
 
 OUTSIDE = ("203.0.113.5", 41641)
@@ -195,6 +197,37 @@ async def test_path_actor_translates_nodes_and_keeps_addresses_fresh(autojump_cl
             finder.on_data_sent([5], trio.current_time())
             await trio.sleep(1)
         assert len(inbox) >= 1
+
+
+async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autojump_clock, nursery):
+    bus, rng = Bus(), random.Random(1)
+    ours, theirs = (DiscoPrivate.generate(rng.randbytes(32)) for _ in range(2))
+    finder = PathFinder(ours, NodePrivate.generate(rng.randbytes(32)).public, entropy=rng.randbytes)
+    key, place, boxes = rng.randbytes(32), ("192.0.2.7", 1), disco.Boxes(theirs, rng.randbytes)
+
+    def flush(now):
+        for path, datagrams in finder.transmit(now):
+            for datagram in datagrams if path == place else ():
+                ping = boxes.open_untrusted(datagram)
+                pong = boxes.seal(ours.public.raw, disco.Pong(ping.transaction, ("192.0.2.1", 1)))
+                finder.receive([(pong, place)], now)
+
+    sent = itertools.count(1)
+    await nursery.start(partial(run_paths, bus, finder, flush, traffic=lambda peer: (0, next(sent))))
+    node = Node(
+        id=5, key=NodePublic(key), disco_key=DiscoPublic(theirs.public.raw), endpoints=("192.0.2.7:1",), home_derp=9
+    )
+    bus.publish(NetMapChanged(netmap(peers={5: node})))
+    seen = []
+    for _ in range(40):
+        now = trio.current_time()
+        finder.on_data_sent([5], now)
+        finder.handle_timer(now)
+        flush(now)
+        seen.append(finder.paths.get(5))
+        await trio.sleep(1)
+    assert seen[10] == (place,)
+    assert seen[39] == ((9, key),)
 
 
 def test_relay_servers_are_those_with_the_capability_towards_us():

@@ -268,7 +268,7 @@ class RelayServer(Host):
                 self.clients = message.client_discos
                 self.lamport += 1
                 endpoint = disco.RelayEndpoint(
-                    self.gate.public, self.clients, self.lamport, self.vni, 30.0, 300.0, (self.address,)
+                    self.gate.public, self.clients, self.lamport, self.vni, 30 * 10**9, 300 * 10**9, (self.address,)
                 )
                 answer = disco.AllocateResponse(message.generation, endpoint)
                 self.world.carry(self, path, self.boxes.seal(disco.sender_untrusted(datagram), answer))

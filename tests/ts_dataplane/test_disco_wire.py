@@ -49,8 +49,8 @@ def endpoint_as_go_says(endpoint: disco.RelayEndpoint) -> dict:
         "client_disco": [key.hex() for key in endpoint.client_discos],
         "lamport_id": endpoint.lamport,
         "vni": endpoint.vni,
-        "bind_lifetime_ns": round(endpoint.bind_lifetime * 1e9),
-        "steady_state_lifetime_ns": round(endpoint.steady_lifetime * 1e9),
+        "bind_lifetime_ns": endpoint.bind_lifetime_ns,
+        "steady_state_lifetime_ns": endpoint.steady_lifetime_ns,
         "addr_ports": [format_endpoint(e) for e in endpoint.addresses],
     }
 
@@ -90,8 +90,8 @@ relay_endpoints = st.builds(
     st.tuples(keys, keys),
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**24 - 1),
-    st.integers(0, 3600).map(float),
-    st.integers(0, 3600).map(float),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
     st.lists(endpoints, min_size=1, max_size=8).map(tuple),
 )
 messages = st.one_of(

@@ -78,8 +78,8 @@ def test_nobody_is_asked_while_paths_are_direct():
 OURS, THEIRS, SERVER = bytes([1] * 32), bytes([2] * 32), bytes([9] * 32)
 
 
-def place(lamport=1, vni=7, clients=(OURS, THEIRS), addresses=(("192.0.2.9", 1),), bind=30.0):
-    return disco.RelayEndpoint(SERVER, clients, lamport, vni, bind, 300.0, addresses)
+def place(lamport=1, vni=7, clients=(OURS, THEIRS), addresses=(("192.0.2.9", 1),), bind=30 * 10**9):
+    return disco.RelayEndpoint(SERVER, clients, lamport, vni, bind, 300 * 10**9, addresses)
 
 
 def asked(now=0.0):
@@ -171,7 +171,7 @@ def test_offers_without_end_are_bounded():
     for n in range(200):
         server = n.to_bytes(32, "big")
         many = tuple(("192.0.2.9", port) for port in range(1, 60))
-        relays.on_offer(5, THEIRS, disco.RelayEndpoint(server, (OURS, THEIRS), 1, n, 1e9, 1e9, many), 0.0)
+        relays.on_offer(5, THEIRS, disco.RelayEndpoint(server, (OURS, THEIRS), 1, n, 2**60, 2**60, many), 0.0)
     assert len(relays.transmit()) == 64 * 16
     assert relays.drops["handshake"] == 136
     relays.forget(5)
