@@ -95,7 +95,7 @@ class Netcheck:
         self._regions: set[int] = set()
         self._latencies: tuple[dict[int, float], dict[int, float]] = ({}, {})
         self._mapped: tuple[Counter[Direct], Counter[Direct]] = (Counter(), Counter())
-        self._began = self._deadline = math.inf
+        self._deadline = math.inf
         self._full_at = -math.inf
         self._is_full = False
         self._finished: Report | None = None
@@ -111,7 +111,7 @@ class Netcheck:
         self._is_full = full or self.last is None or now - self._full_at >= FULL_INTERVAL
         self._planned, self._probes, self._out = [], {}, []
         self._latencies, self._mapped = ({}, {}), (Counter(), Counter())
-        self._began, self._deadline = now, now + STUN_TIMEOUT
+        self._deadline = now + STUN_TIMEOUT
         if self._is_full:
             self._full_at = now
             self._plan_full(regions, now)
@@ -198,7 +198,7 @@ class Netcheck:
         report = Report(*self._latencies, by_count[0], by_count[1], asked, self._is_full, now)
         self.last = self._finished = report
         self._planned, self._probes = [], {}
-        self._began = self._deadline = math.inf
+        self._deadline = math.inf
 
     def partial(self) -> dict[int, float]:
         """Latencies by region as far as the running check knows them."""
