@@ -6,100 +6,93 @@ import tailscale
 async with tailscale.Device(auth_key="...", control_url="https://headscale.example") as device:
     stream = await device.tcp_connect("db", 5432)
 ```
+
+Names are imported when they are first used: `import tailscale` itself costs next to nothing.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tailscale._ownership import check_import_name
+
+if TYPE_CHECKING:
+    from tailscale.device import Device as Device
+    from tailscale.errors import AuthKeyRejected as AuthKeyRejected
+    from tailscale.errors import ConnectionRefused as ConnectionRefused
+    from tailscale.errors import ConnectionReset as ConnectionReset
+    from tailscale.errors import ConnectionTimedOut as ConnectionTimedOut
+    from tailscale.errors import ControlProtocolError as ControlProtocolError
+    from tailscale.errors import ControlUnreachable as ControlUnreachable
+    from tailscale.errors import DeviceClosed as DeviceClosed
+    from tailscale.errors import DeviceNotReady as DeviceNotReady
+    from tailscale.errors import LoginRequired as LoginRequired
+    from tailscale.errors import NameNotFound as NameNotFound
+    from tailscale.errors import NoRoute as NoRoute
+    from tailscale.errors import PeerKeyExpired as PeerKeyExpired
+    from tailscale.errors import PeerOffline as PeerOffline
+    from tailscale.errors import StateCorrupt as StateCorrupt
+    from tailscale.errors import StateLocked as StateLocked
+    from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.events import Event as Event
+    from tailscale.events import HealthChanged as HealthChanged
+    from tailscale.events import KeyExpiring as KeyExpiring
+    from tailscale.events import Lagged as Lagged
+    from tailscale.events import LoginNeeded as LoginNeeded
+    from tailscale.events import PathChanged as PathChanged
+    from tailscale.events import PeerChanged as PeerChanged
+    from tailscale.events import PeerDown as PeerDown
+    from tailscale.events import PeerUp as PeerUp
+    from tailscale.events import StateChanged as StateChanged
+    from tailscale.nodes import Node as Node
+    from tailscale.nodes import Peers as Peers
+    from tailscale.sockets import TcpListener as TcpListener
+    from tailscale.sockets import TcpStream as TcpStream
+    from tailscale.sockets import UdpSocket as UdpSocket
+    from tailscale.state_file import FileStore as FileStore
+    from tailscale.state_file import MemoryStore as MemoryStore
+    from tailscale.state_file import Store as Store
+    from tailscale.status import HealthWarning as HealthWarning
+    from tailscale.status import Identity as Identity
+    from tailscale.status import NetcheckReport as NetcheckReport
+    from tailscale.status import PeerStatus as PeerStatus
+    from tailscale.status import PingResult as PingResult
+    from tailscale.status import Status as Status
 
 check_import_name()
 
-from tailscale.device import Device  # noqa: E402 - a foreign package in our place must be named before it breaks us
-from tailscale.errors import (  # noqa: E402
-    AuthKeyRejected,
-    ConnectionRefused,
-    ConnectionReset,
-    ConnectionTimedOut,
-    ControlProtocolError,
-    ControlUnreachable,
-    DeviceClosed,
-    DeviceNotReady,
-    LoginRequired,
-    NameNotFound,
-    NoRoute,
-    PeerKeyExpired,
-    PeerOffline,
-    StateCorrupt,
-    StateLocked,
-    TailscaleError,
-)
-from tailscale.events import (  # noqa: E402
-    Event,
-    HealthChanged,
-    KeyExpiring,
-    Lagged,
-    LoginNeeded,
-    PathChanged,
-    PeerChanged,
-    PeerDown,
-    PeerUp,
-    StateChanged,
-)
-from tailscale.nodes import Node, Peers  # noqa: E402
-from tailscale.sockets import TcpListener, TcpStream, UdpSocket  # noqa: E402
-from tailscale.state_file import FileStore, MemoryStore, Store  # noqa: E402
-from tailscale.status import (  # noqa: E402
-    HealthWarning,
-    Identity,
-    NetcheckReport,
-    PeerStatus,
-    PingResult,
-    Status,
-)
-
 __version__ = "0.1.0"
 
-__all__ = [
-    "AuthKeyRejected",
-    "ConnectionRefused",
-    "ConnectionReset",
-    "ConnectionTimedOut",
-    "ControlProtocolError",
-    "ControlUnreachable",
-    "Device",
-    "DeviceClosed",
-    "DeviceNotReady",
-    "Event",
-    "FileStore",
-    "HealthChanged",
-    "HealthWarning",
-    "Identity",
-    "KeyExpiring",
-    "Lagged",
-    "LoginNeeded",
-    "LoginRequired",
-    "MemoryStore",
-    "NameNotFound",
-    "NetcheckReport",
-    "NoRoute",
-    "Node",
-    "PathChanged",
-    "PeerChanged",
-    "PeerDown",
-    "PeerKeyExpired",
-    "PeerOffline",
-    "PeerStatus",
-    "PeerUp",
-    "Peers",
-    "PingResult",
-    "StateChanged",
-    "StateCorrupt",
-    "StateLocked",
-    "Status",
-    "Store",
-    "TailscaleError",
-    "TcpListener",
-    "TcpStream",
-    "UdpSocket",
-    "__version__",
-]
+_HOMES = {
+    "device": ("Device",),
+    "errors": (
+        *("AuthKeyRejected", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut", "ControlProtocolError"),
+        *("ControlUnreachable", "DeviceClosed", "DeviceNotReady", "LoginRequired", "NameNotFound", "NoRoute"),
+        *("PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+    ),
+    "events": (
+        *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "PathChanged", "PeerChanged"),
+        *("PeerDown", "PeerUp", "StateChanged"),
+    ),
+    "nodes": ("Node", "Peers"),
+    "sockets": ("TcpListener", "TcpStream", "UdpSocket"),
+    "state_file": ("FileStore", "MemoryStore", "Store"),
+    "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'tailscale' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tailscale.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dpkt import dns as wire
-
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address
 
@@ -32,6 +30,8 @@ class Answer:
 
 
 def encode_query(identifier: int, name: str, kind: str) -> bytes:
+    from dpkt import dns as wire  # 20 ms that only tailnets with resolvers pay
+
     labels = name.rstrip(".").split(".")
     if len(name) > MAX_NAME or not all(0 < len(label) < 64 for label in labels):
         raise ValueError(f"{name!r} cannot be a DNS name")
@@ -41,6 +41,8 @@ def encode_query(identifier: int, name: str, kind: str) -> bytes:
 
 def decode_answer_untrusted(data: bytes, identifier: int, name: str, kind: str) -> Answer:
     """Read a reply to our question; BadPacket if it is not one."""
+    from dpkt import dns as wire
+
     try:
         message = wire.DNS(data)
         if message.id != identifier or message.qr != wire.DNS_R:
@@ -65,7 +67,7 @@ def decode_answer_untrusted(data: bytes, identifier: int, name: str, kind: str) 
 
 def _negative_ttl(message: Any) -> int:
     """How long a missing answer may be remembered (RFC 2308)."""
-    return int(min([min(r.ttl, 300) for r in message.ns[:4] if r.type == wire.DNS_SOA] or [30]))
+    return int(min([min(r.ttl, 300) for r in message.ns[:4] if r.type == TYPES["SOA"]] or [30]))
 
 
 def _text_of(record: Any, kind: str) -> str:

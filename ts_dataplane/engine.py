@@ -44,6 +44,7 @@ TSMP_UNKNOWN, TSMP_FULL, REJECTS_LIMITED = "tsmp-unknown", "tsmp-full", "rejects
 DISCO_LIMIT, STUN_LIMIT = 256, 64  # datagrams kept until somebody takes them; strangers choose their rate
 ASIDES_LIMIT = 256  # TSMP packets waiting for the next transmit
 MESSAGES_LIMIT = 256
+HELD_PEERS, HELD_DATAGRAMS = 256, 8  # sealed for peers that nobody knows a way to yet
 REJECTS_PER_SECOND = 100
 
 _WIREGUARD = frozenset(bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))
@@ -97,6 +98,7 @@ class Engine:
         self._heard: dict[PeerId, Path] = {}
         self._sent: set[PeerId] = set()
         self._asides: list[tuple[PeerId, list[bytes]]] = []
+        self._pathless: dict[PeerId, list[bytes]] = {}
         self._messages: list[Any] = []
         self._unrouted: dict[bytes, None] = {}
         self._reject_second, self._rejects = 0.0, 0
@@ -287,12 +289,30 @@ class Engine:
         if runs:
             self._endpoint.send([(peer, self._masquerade(peer, packets)) for peer, packets in runs], now)
         ready: list[tuple[Path, list[bytes]]] = self._endpoint.take_replies()
-        for peer, datagrams in self._endpoint.transmit(now):
+        sealed = self._endpoint.transmit(now)
+        if self._pathless:
+            sealed = self._released() + sealed
+        for peer, datagrams in sealed:
             paths = self.paths.get(peer, ())
             if not paths:
-                self.drops[NO_PATH] += len(datagrams)
+                self._hold(peer, datagrams)
             ready += [(path, datagrams) for path in paths]
         return [_carried(*run) for run in ready]
+
+    def _hold(self, peer: PeerId, datagrams: list[bytes]) -> None:
+        """Nobody knows a way to `peer` yet: its handshake must not wait for a retry when one is found."""
+        held = self._pathless.pop(peer, [])
+        held += datagrams
+        if len(held) > HELD_DATAGRAMS:
+            self.drops[NO_PATH] += len(held) - HELD_DATAGRAMS
+        self._pathless[peer] = held[-HELD_DATAGRAMS:]
+        if len(self._pathless) > HELD_PEERS:
+            self.drops[NO_PATH] += len(self._pathless.pop(next(iter(self._pathless))))
+
+    def _released(self) -> list[tuple[PeerId, list[bytes]]]:
+        """What was held for peers that have a path now."""
+        found = [peer for peer in self._pathless if self.paths.get(peer)]
+        return [(peer, self._pathless.pop(peer)) for peer in found]
 
     def _remember_flows(self, packets: list[bytes]) -> None:
         """What we send by UDP or SCTP may be answered. Before masquerade: answers are judged after it is undone."""

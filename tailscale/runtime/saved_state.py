@@ -13,6 +13,7 @@ import trio
 
 from tailscale.errors import StateCorrupt
 from tailscale.runtime.warnings import Warnings
+from tailscale.state_file import MemoryStore
 
 if TYPE_CHECKING:
     from tailscale.state_file import State, Store
@@ -46,7 +47,10 @@ class SavedState:
                 return
             self._changed = trio.Event()
             try:
-                await trio.to_thread.run_sync(self._store.save, self.state)
+                if isinstance(self._store, MemoryStore):
+                    self._store.save(self.state)
+                else:
+                    await trio.to_thread.run_sync(self._store.save, self.state)
             except BaseException:
                 self._changed.set()
                 raise

@@ -27,7 +27,7 @@ from engine_scripts import (
 
 from ts_base.ip import ICMP6, TCP, TSMP, UDP, checksum, parse_address, pseudo_header_sum
 from ts_dataplane import geneve, stun, tsmp
-from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, NoRoute
+from ts_dataplane.engine import DISCO_LIMIT, HELD_DATAGRAMS, STUN_LIMIT, NoRoute
 from ts_dataplane.packets import build, parse, with_source, without_padding
 from ts_dataplane.tables import PeerRoutes
 from ts_tunnel.messages import SessionEstablished
@@ -125,11 +125,26 @@ def test_packets_nobody_has_a_route_for_are_surfaced():
     assert desk.engine.take_sent() == set()
 
 
-def test_a_peer_without_a_path_is_counted():
+def test_what_is_sealed_before_a_path_is_known_leaves_when_one_appears():
+    desk = Desk()
+    way = desk.engine.paths.pop(PEER)
+    assert desk.say(tcp(ACK, source=US, destination=THEM)) == []
+    assert desk.engine.transmit(1.0) == []
+    desk.engine.paths[PEER] = way
+    (path, datagrams), *more = desk.engine.transmit(2.0)
+    assert path == way[0]
+    assert len(datagrams) == 1
+    assert [path for path, _ in more] == list(way[1:])
+    assert desk.engine.transmit(3.0) == []
+    assert desk.drops == {}
+
+
+def test_what_waits_for_a_path_is_bounded_and_counted():
     desk = Desk()
     del desk.engine.paths[PEER]
-    assert desk.say(tcp(ACK, source=US, destination=THEM)) == []
-    assert desk.drops == {"no-path": 1}
+    for _ in range(HELD_DATAGRAMS + 3):
+        assert desk.say(tcp(ACK, source=US, destination=THEM)) == []
+    assert desk.drops == {"no-path": 3}
 
 
 def test_answers_to_strangers_go_back_by_their_path():

@@ -1,0 +1,73 @@
+"""The package's front: every public name is there, lazily, and nothing else is pulled in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tailscale
+from tailscale import _ownership
+
+HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
+
+
+def test_every_public_name_is_importable() -> None:
+    for name in tailscale.__all__:
+        assert getattr(tailscale, name) is not None
+    assert set(tailscale.__all__) <= set(dir(tailscale))
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(tailscale.__file__).read_text())
+    typed = {
+        alias.asname
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == set(tailscale.__all__) - {"__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="Devise"):
+        tailscale.Devise  # noqa: B018
+
+
+def test_import_pulls_nothing_heavy() -> None:
+    code = f"import sys, tailscale; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_using_a_device_pulls_no_http_client_and_no_other_loop() -> None:
+    code = (
+        "import sys, tailscale; tailscale.Device; "
+        "print([m for m in ('httpx', 'rich', 'asyncio', 'dpkt', 'pytest') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+@pytest.mark.parametrize("rival", _ownership.RIVALS)
+def test_a_rival_distribution_is_named(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == rival:
+            return "9.9"
+        raise _ownership.PackageNotFoundError(name)
+
+    monkeypatch.setattr(_ownership, "version", version)
+    with pytest.raises(ImportError, match=f"'{rival}' 9.9"):
+        _ownership.check_import_name()
+
+
+def test_both_versions_agree() -> None:
+    text = (Path(tailscale.__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'version = "{tailscale.__version__}"' in text
