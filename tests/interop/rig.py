@@ -19,6 +19,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -345,9 +346,11 @@ class Headscale:
         except ValueError:
             return answer.text
 
-    async def debug_ping(self, which: int | str) -> Any:
-        """Sends the node a PingRequest, which it must answer to control."""
-        return await self.debug(f"ping?node={await self._id(which)}")
+    async def debug_ping(self, which: int | str) -> str:
+        """Sends the node a PingRequest, which it must answer to control; returns Headscale's sentence on it."""
+        page = str(await self.debug(f"ping?node={await self._id(which)}"))
+        said = re.search(r"Node \d+ responded in [^<]*|No response after [^<]*|Request cancelled", page)
+        return said.group() if said else page
 
     def map_responses(self) -> list[Json]:
         """Every map response the server has dumped so far, oldest first."""

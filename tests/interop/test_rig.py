@@ -129,7 +129,7 @@ async def test_administration(r: Rig, hs: Headscale, db: TsnetPeer) -> None:
             return bytes([100, 64, 0, 99]) in base64.b64decode(answer.get("message") or "")
 
         await poll_until("the extra record", resolves)
-        await hs.debug_ping("store")
+        assert "responded in" in await hs.debug_ping("store")
         await hs.expire("store")
 
         async def expired() -> bool:

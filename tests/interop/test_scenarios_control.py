@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,7 @@ async def test_peer_restarts_with_its_state(r: Rig) -> None:
 
 async def test_control_answers_our_ping(r: Rig) -> None:
     async with tailnet(r) as hs, joined(hs):
-        assert not re.search("timeout|no response", str(await hs.debug_ping("ours")), re.IGNORECASE)
+        assert "responded in" in await hs.debug_ping("ours")
 
 
 # --- names ----------------------------------------------------------------------------------------
