@@ -78,7 +78,7 @@ class Home:
         self._endpoint = endpoint
         self._dataplane = dataplane
         self._pings: dict[object, _Waiter] = {}
-        self._dials: dict[tuple[object, object], list[str]] = {}
+        self._dials: dict[tuple[object, object], tuple[TcpConnection, list[str]]] = {}
         self._by_address: tuple[NetMap, dict[bytes, wire.Node]] | None = None
 
     # Time and chance
@@ -243,10 +243,10 @@ class Home:
 
     @contextmanager
     def rejections(self, connection: TcpConnection) -> Iterator[list[str]]:
-        """While a dial is open, a peer's refusal lands here in words."""
+        """While a dial is open, a peer's refusal lands here in words, and ends it."""
         words: list[str] = []
         key = (connection.local, connection.remote)
-        self._dials[key] = words
+        self._dials[key] = connection, words
         try:
             yield words
         finally:
@@ -302,9 +302,16 @@ class Home:
             if waiter is not None:
                 self._answer(("tsmp", message.token), self.now() - waiter.asked_at, None)
         elif isinstance(message, TsmpReject):
-            words = self._dials.get((message.local, message.remote))
-            if words is not None and not message.maybe_broken:
-                words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
+            self._hear_rejection(message)
+
+    def _hear_rejection(self, message: TsmpReject) -> None:
+        dial = self._dials.get((message.local, message.remote))
+        if dial is None or message.maybe_broken:
+            return
+        connection, words = dial
+        words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
+        connection.abort(self.now())
+        connection.owner.wake()
 
     def _answer(self, token: object, latency: float | None, path: tuple[Any, ...] | None) -> None:
         waiter = self._pings.get(token)
