@@ -1,0 +1,20 @@
+"""The command line `pytailscale`: a thin face over `Device`.
+
+Owns nothing but the way from `argv` to an exit code; each command lives in a file of its own and is imported when it is
+asked for. `docs/cli.md` is the manual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Wrong usage and `--help` leave by SystemExit, as argparse does."""
+    from tailscale.cli.arguments import parse
+    from tailscale.cli.run import run
+
+    return run(parse(argv))
+
+
+__all__ = ["main"]

@@ -1,0 +1,199 @@
+"""What may be typed: commands, options and their help. Owns the parser; knows no device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tailscale.cli.exits import EXIT_TABLE
+from tailscale.config import default_hostname
+from tailscale.diagnostics import PING_KINDS
+
+DEFAULT_TIMEOUT = 30.0
+DEFAULTS: dict[str, Any] = {
+    "state": None,
+    "hostname": None,
+    "auth_key": None,
+    "control_url": None,
+    "ephemeral": False,
+    "timeout": DEFAULT_TIMEOUT,
+    "verbose": 0,
+    "plain": False,
+    "json": False,
+}
+DESCRIPTION = "A Tailscale node for one command: no root, no daemon. Each command joins the tailnet, works, and leaves."
+
+
+def default_state() -> Path:
+    """Where the device of this user is kept between commands."""
+    import platformdirs
+
+    return platformdirs.user_state_path("pytailscale", appauthor=False)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    return build_parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    common = _common_options()
+    parser = argparse.ArgumentParser(
+        prog="pytailscale",
+        description=DESCRIPTION,
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"pytailscale {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    adder = _Adder(commands, common)
+    _add_reading(adder)
+    _add_connecting(adder)
+    _add_account(adder)
+    return parser
+
+
+def _version() -> str:
+    from tailscale import __version__
+
+    return __version__
+
+
+def _common_options() -> argparse.ArgumentParser:
+    """Accepted before and after the command; suppressed defaults keep one from undoing the other."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = common.add_argument_group("this device")
+    group.add_argument("--state", metavar="PATH", help=f"directory or file that keeps the device ({default_state()})")
+    group.add_argument("--hostname", metavar="NAME", help=f"name in the tailnet (TS_HOSTNAME, or {default_hostname()})")
+    group.add_argument(
+        "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
+    )
+    group.add_argument("--control-url", metavar="URL", help="coordination server (TS_CONTROL_URL, or Tailscale's)")
+    group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
+    group.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help=f"patience for joining and dialling ({DEFAULT_TIMEOUT:g})"
+    )
+    group.add_argument("-v", "--verbose", action="count", help="log to stderr, and tracebacks; twice for more")
+    group.add_argument("--plain", action="store_true", help="no colours and no live line, as when piped")
+    return common
+
+
+class _Adder:
+    """Adds one command with the common options."""
+
+    def __init__(self, commands: Any, common: argparse.ArgumentParser) -> None:
+        self._commands, self._common = commands, common
+
+    def add(self, name: str, help: str, *, json: bool = False, **options: Any) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = self._commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            parents=[self._common],
+            epilog=_epilog(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+        if json:
+            parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")
+        return parser
+
+
+def _add_reading(adder: _Adder) -> None:
+    status = adder.add("status", "this device and its peers", json=True)
+    status.add_argument("--online", action="store_true", help="only peers that are online")
+
+    ping = adder.add("ping", "how far a peer is, and by which path", json=True)
+    ping.add_argument("host", help="name or address of the peer")
+    ping.add_argument("-c", "--count", type=_positive, default=None, help="how many (4; with --until-direct 20)")
+    ping.add_argument("-i", "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between pings (0.5)")
+    ping.add_argument(
+        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, or network stack"
+    )
+    ping.add_argument("--size", type=_whole, default=0, metavar="BYTES", help="pad the probe, to test the path's MTU")
+    ping.add_argument("--until-direct", action="store_true", help="stop once the path is direct; fail if it never is")
+
+    whois = adder.add("whois", "who is behind an address of the tailnet", json=True)
+    whois.add_argument("address", help="IP address or IP:port; a peer's name works too")
+
+    ip = adder.add("ip", "addresses of this device, or of a peer", json=True)
+    ip.add_argument("host", nargs="?", help="a peer's name")
+    family = ip.add_mutually_exclusive_group()
+    family.add_argument("-4", dest="family", action="store_const", const=4, default=None, help="only IPv4")
+    family.add_argument("-6", dest="family", action="store_const", const=6, help="only IPv6")
+
+    adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
+    doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
+    doctor.add_argument("host", nargs="?", help="a peer to reach as well")
+    adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_connecting(adder: _Adder) -> None:
+    adder.add("demo", "a working tailnet on this machine: control server, relay, two devices, real traffic")
+
+    nc = adder.add("nc", "connect standard input and output to a port of a peer")
+    nc.add_argument("host", help="name or address of the peer")
+    nc.add_argument("port", type=_port)
+
+    listen = adder.add("listen", "accept connections from the tailnet and print what they send")
+    listen.add_argument("port", type=_port_or_zero, help="0 picks one")
+    deed = listen.add_mutually_exclusive_group()
+    deed.add_argument("--to", type=_host_and_port, metavar="HOST:PORT", help="forward to a TCP port of this machine")
+    deed.add_argument("--echo", action="store_true", help="send everything back")
+    listen.add_argument("--once", action="store_true", help="end after the first connection")
+
+
+def _add_account(adder: _Adder) -> None:
+    adder.add("login", "join the tailnet and keep the device for the other commands", json=True)
+    adder.add("logout", "leave the tailnet and give the device's key back")
+
+
+def _epilog() -> str:
+    rows = "\n".join(f"  {code:<4}{meaning}" for code, meaning in EXIT_TABLE)
+    return f"exit codes:\n{rows}"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 1280:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1280")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is not a port between 1 and 65535")
+    return value
+
+
+def _port_or_zero(text: str) -> int:
+    return 0 if text == "0" else _port(text)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    try:
+        return host.strip("[]") or "127.0.0.1", _port(port)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT") from None
+
+
+for _kind, _name in ((_seconds, "number"), (_positive, "number"), (_whole, "number"), (_port, "port")):
+    _kind.__name__ = _name  # argparse says "invalid port value: 'x'"

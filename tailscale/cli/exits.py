@@ -1,0 +1,105 @@
+"""From an error to an exit code, one sentence and a remedy. Owns the table that `--help` and docs/cli.md show."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from tailscale.errors import (
+    AuthKeyRejected,
+    ConnectionRefused,
+    ConnectionTimedOut,
+    ControlProtocolError,
+    ControlUnreachable,
+    LoginRequired,
+    NameNotFound,
+    NoRoute,
+    PeerKeyExpired,
+    PeerOffline,
+    StateCorrupt,
+    StateLocked,
+    TailscaleError,
+)
+
+OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE = range(8)
+INTERRUPTED = 130
+EXIT_TABLE = (
+    (OK, "done"),
+    (FAILED, "failed: the sentence on stderr says why (doctor: something is wrong)"),
+    (USAGE, "wrong usage"),
+    (LOGIN, "login required, or the auth key was refused"),
+    (UNREACHABLE, "unreachable: control server or peer did not answer, is offline, or there is no route"),
+    (NOT_FOUND, "no such name or address in the tailnet"),
+    (REFUSED, "the peer refused the connection: closed port or policy"),
+    (STATE, "the state file is in use or cannot be used"),
+    (INTERRUPTED, "Ctrl-C (128 + the signal's number for others)"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a person needs to know of an error."""
+
+    code: int
+    kind: str
+    sentence: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        return {"error": {"kind": self.kind, "message": self.sentence, "remedy": self.remedy}, "exit": self.code}
+
+
+_KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
+    (LoginRequired, LOGIN, "open the address and run this again, or pass --auth-key (or set TS_AUTHKEY)"),
+    (AuthKeyRejected, LOGIN, "create a new key in the admin console and pass it as --auth-key (or TS_AUTHKEY)"),
+    (ControlProtocolError, UNREACHABLE, "--control-url (or TS_CONTROL_URL) must name a coordination server"),
+    (
+        ControlUnreachable,
+        UNREACHABLE,
+        "check the network, --control-url and --timeout; `pytailscale doctor` looks closer",
+    ),
+    (NameNotFound, NOT_FOUND, "`pytailscale status` lists the names this device may see"),
+    (PeerOffline, UNREACHABLE, "start tailscale on that machine"),
+    (PeerKeyExpired, UNREACHABLE, ""),
+    (NoRoute, UNREACHABLE, "`pytailscale status` lists the peers this device may see"),
+    (ConnectionRefused, REFUSED, ""),
+    (ConnectionTimedOut, UNREACHABLE, "`pytailscale doctor HOST` looks at the way there"),
+    (StateLocked, STATE, "give this command a device of its own: --state DIRECTORY, or --ephemeral"),
+    (StateCorrupt, STATE, "--state names another place"),
+)
+
+
+def explain(error: BaseException) -> Failure:
+    """The failure behind `error`, whatever groups it is wrapped in."""
+    cause = sole_cause(error)
+    kind = type(cause).__name__
+    for known, code, remedy in _KNOWN:
+        if isinstance(cause, known):
+            return Failure(code, kind, str(cause), remedy)
+    if isinstance(cause, TailscaleError):
+        return Failure(FAILED, kind, str(cause))
+    if isinstance(cause, OSError):
+        return Failure(_code_of(cause), kind, _sentence_of(cause))
+    if isinstance(cause, ValueError):
+        return Failure(USAGE, kind, str(cause))
+    return Failure(FAILED, kind, f"this should not happen: {kind}: {cause}", "-v shows where; please report it")
+
+
+def sole_cause(error: BaseException) -> BaseException:
+    """The first named error of ours inside a group, else the first of all."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    ours = error.subgroup(TailscaleError)
+    inside = ours if ours is not None else error
+    return sole_cause(inside.exceptions[0])
+
+
+def _code_of(error: OSError) -> int:
+    if error.errno == errno.ECONNREFUSED:
+        return REFUSED
+    return UNREACHABLE if isinstance(error, TimeoutError) or error.errno == errno.EHOSTUNREACH else FAILED
+
+
+def _sentence_of(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason

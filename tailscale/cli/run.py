@@ -1,0 +1,128 @@
+"""From parsed options to an exit code: starts trio, hears signals, turns errors into one sentence.
+
+Ctrl-C cancels the command, so that the device says goodbye; a second one does not wait for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import trio
+
+from tailscale.cli.exits import FAILED, OK, explain
+from tailscale.cli.screen import Screen
+
+Command = Callable[[argparse.Namespace, Screen], Awaitable[int]]
+HOMES = {
+    "demo": "demo",
+    "status": "reading",
+    "ping": "reading",
+    "whois": "reading",
+    "ip": "reading",
+    "netcheck": "reading",
+    "version": "reading",
+    "nc": "carrying",
+    "listen": "carrying",
+    "doctor": "doctor",
+    "login": "account",
+    "logout": "account",
+}
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command that was asked for."""
+    screen = Screen(plain=options.plain)
+    module = importlib.import_module(f"tailscale.cli.{HOMES[options.command]}")
+    command: Command = getattr(module, options.command)
+    with logging_to(screen, options.verbose):
+        try:
+            return trio.run(_until_signal, command, options, screen)
+        except BrokenPipeError:
+            return _reader_has_gone()
+        except BaseException as error:
+            return _report(error, options, screen)
+
+
+async def _until_signal(command: Command, options: argparse.Namespace, screen: Screen) -> int:
+    code = OK
+    caught: list[int] = []
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_watch_signals, caught, scope)
+        with scope:
+            code = await command(options, screen)
+        nursery.cancel_scope.cancel()
+    if caught:
+        screen.hide()
+        return 128 + caught[0]
+    return code
+
+
+async def _watch_signals(
+    caught: list[int], scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        task_status.started()
+        async for number in signals:
+            if caught:
+                os._exit(128 + number)  # asked twice: the goodbye is not wanted
+            caught.append(number)
+            scope.cancel()
+
+
+def _report(error: BaseException, options: argparse.Namespace, screen: Screen) -> int:
+    """One sentence and what helps; the traceback only for those who asked."""
+    if options.verbose:
+        screen.hide()
+        traceback.print_exception(error, file=screen.err)
+    failure = explain(error)
+    if options.json:
+        screen.json(failure.to_dict())
+    screen.note(("pytailscale: ", "bold red"), failure.sentence)
+    if failure.remedy:
+        screen.note(("  try: ", "cyan"), failure.remedy)
+    return failure.code
+
+
+def _reader_has_gone() -> int:
+    """`pytailscale status | head -1`: not an error worth a word, and nothing may be flushed at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+
+
+@contextmanager
+def logging_to(screen: Screen, verbose: int) -> Iterator[None]:
+    """Warnings always, more with -v; gone with the command."""
+    log = logging.getLogger("tailscale")
+    handler = _NoteHandler(screen)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
+
+
+class _NoteHandler(logging.Handler):
+    """Log lines between results, without tearing the live line."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.note((f"{record.levelname.lower()}: ", "yellow"), self.format(record))

@@ -1,0 +1,147 @@
+"""What is written where: results on stdout, everything else on stderr; colours and a live line only on terminals.
+
+Owns the choice between rich and plain text. rich is optional, so nothing here needs it, and nothing that came over the
+network reaches a terminal with its control characters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+Cell = str | tuple[str, str]  # text, or text and a style
+ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+ERASE_LINE = "\r\x1b[K"
+
+
+class Screen:
+    """Both output streams of one command."""
+
+    def __init__(self, *, plain: bool = False, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self.out = out if out is not None else sys.stdout
+        self.err = err if err is not None else sys.stderr
+        self._styled_out = not plain and wants_style(self.out)
+        self.is_live = not plain and wants_style(self.err)
+        self._live = ""
+
+    # Results, on stdout
+
+    def say(self, *parts: Cell) -> None:
+        """One line of parts, each plain or styled."""
+        self.hide()
+        self.out.write("".join(paint(part, self._styled_out) for part in parts) + "\n")
+        self.out.flush()
+
+    def json(self, value: Any) -> None:
+        self.hide()
+        indent = 2 if self._styled_out else None
+        self.out.write(json.dumps(value, indent=indent, ensure_ascii=not self.speaks_unicode()) + "\n")
+        self.out.flush()
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: str = "") -> None:
+        rows = [tuple(row) for row in rows]
+        if self._styled_out and importlib.util.find_spec("rich") is not None:
+            self.hide()
+            columns = fitting(header, rows, shutil.get_terminal_size().columns - len(indent))
+            kept = [[row[column] for column in columns] for row in rows]
+            _rich_table(self.out, [header[column] for column in columns], kept, indent)
+            return
+        texts = [list(header), *([text_of(cell) for cell in row] for row in rows)]
+        widths = [max(len(line[column]) for line in texts) for column in range(len(header))]
+        for line in texts:
+            self.say(indent + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+    def speaks_unicode(self) -> bool:
+        return "utf" in (getattr(self.out, "encoding", None) or "").lower()
+
+    # Everything else, on stderr
+
+    def note(self, *parts: Cell) -> None:
+        self.hide()
+        self.err.write("".join(paint(part, self.is_live) for part in parts) + "\n")
+        self.err.flush()
+
+    def show(self, text: str) -> None:
+        """Replace the live line; nothing happens where stderr is not a terminal."""
+        if not self.is_live:
+            return
+        self._live = visible(text)[: shutil.get_terminal_size().columns - 1]
+        self.err.write(f"{ERASE_LINE}{paint((self._live, 'dim'), True)}")
+        self.err.flush()
+
+    def hide(self) -> None:
+        """Take the live line away before something else is written."""
+        if self._live:
+            self._live = ""
+            self.err.write(ERASE_LINE)
+            self.err.flush()
+
+
+def wants_style(stream: TextIO) -> bool:
+    """A terminal that understands colours, and a user who wants them."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()
+
+
+def visible(text: str) -> str:
+    """Names come from other people: an escape sequence in one must not reach the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def text_of(cell: Cell) -> str:
+    return visible(cell if isinstance(cell, str) else cell[0])
+
+
+def paint(cell: Cell, styled: bool) -> str:
+    if isinstance(cell, str) or not styled:
+        return text_of(cell)
+    codes = ";".join(ANSI[word] for word in cell[1].split())
+    return f"\x1b[{codes}m{text_of(cell)}\x1b[0m" if codes else text_of(cell)
+
+
+def fitting(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+    """The columns that fit: those with lower-case titles are nice to have, and the longest of them go first."""
+    columns = list(range(len(header)))
+    lengths = [max(len(text_of(row[column])) for row in [header, *rows]) + 2 for column in columns]
+    while sum(lengths[column] for column in columns) > width + 2:
+        spare = [column for column in columns if header[column].islower()]
+        if not spare:
+            break
+        columns.remove(max(spare, key=lambda column: lengths[column]))
+    return columns
+
+
+def _rich_table(out: TextIO, header: Sequence[str], rows: Sequence[Sequence[Cell]], indent: str) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for title in header:
+        table.add_column(title, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(text_of(cell), style="" if isinstance(cell, str) else cell[1]) for cell in row))
+    Console(file=out, highlight=False).print(Padding(table, (0, 0, 0, len(indent))))
+
+
+def in_time(seconds: float) -> str:
+    """A duration as people read it."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
+
+
+def in_bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
