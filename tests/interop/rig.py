@@ -51,7 +51,7 @@ QUIET_ENV = {
     "TS_ASSUME_NETWORK_UP_FOR_TEST": "1",
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
-    "NO_PROXY": "127.0.0.1,localhost,100.64.0.0/10,10.99.0.0/16",
+    "NO_PROXY": "127.0.0.1,localhost,10.99.0.1,10.99.0.2,100.64.0.0/10",
 }
 
 
