@@ -276,6 +276,7 @@ class Home:
             if waiter.latency is not None:
                 path = self.path_text(waiter.path) if waiter.path else self.describe_peer_path(peer)
                 return waiter.latency, path
+            await trio.sleep_until(waiter.asked_at + PING_RETRY)  # lost at once where no probe can be sent
 
     async def _ping_icmp(self, address: bytes, size: int) -> tuple[float, str]:
         while True:

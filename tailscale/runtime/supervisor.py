@@ -45,7 +45,6 @@ from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
-from ts_tunnel.messages import NO_ANSWER, SessionLost
 
 if TYPE_CHECKING:
     from tailscale.state_file import Store
@@ -106,7 +105,7 @@ class Runtime:
         self.watching = Watch(self.health, self.home)
         self.dataplane.on_message = self._hear
         self.control = Control(config, network, self.store, state, disco.public)
-        self.probes = Probes(network, self.underlay)
+        self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:
         try:
@@ -155,8 +154,6 @@ class Runtime:
         """Rare facts from the packet path."""
         if isinstance(message, DiscoKeyAdvertised):
             self.dataplane.finder.on_disco_key_advertised(message.peer, message.key, trio.current_time())
-        elif isinstance(message, SessionLost) and message.reason == NO_ANSWER:
-            self.dataplane.finder.on_silence(message.peer, trio.current_time())
         announce(self.bus, message)
         self.home.hear(message)
 

@@ -1,4 +1,4 @@
-"""Disco keys that peers tell us themselves, inside their tunnels: faster than control, until control says something new."""
+"""Disco keys that peers tell us inside their tunnels: faster than control, until control says something new."""
 
 from __future__ import annotations
 
