@@ -91,7 +91,7 @@ class PublicKey:
         return f"{type(self).__name__}({self.short})"
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.raw == self.raw  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.raw == self.raw
 
     def __hash__(self) -> int:
         return hash((self.prefix, self.raw))
@@ -154,7 +154,7 @@ class PrivateKey:
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and hmac.compare_digest(other.raw, self.raw)  # type: ignore[attr-defined]
+        return type(other) is type(self) and hmac.compare_digest(other.raw, self.raw)
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.public.raw))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import trio
 
@@ -114,8 +114,8 @@ class Bus:
 
     def latest(self, kind: type[M]) -> M | None:
         """The newest retained message of `kind`, if one was ever published."""
-        message: Any = self._retained.get(kind)
-        return message
+        message = self._retained.get(kind)
+        return message if isinstance(message, kind) else None
 
     @contextmanager
     def subscribe(self, *kinds: type[Message], name: str = "subscriber") -> Iterator[Inbox]:

@@ -58,7 +58,7 @@ class EndpointsChanged(Retained):
 
 @dataclass(frozen=True, slots=True)
 class EndpointsConfirmed(Lossy):
-    """A check just found these endpoints, changed or not: fresh enough to tell peers. Said by probes, heard by paths."""
+    """A check just found these endpoints, changed or not: fresh enough to tell peers. Said by probes."""
 
     endpoints: tuple[tuple[str, int], ...]
 

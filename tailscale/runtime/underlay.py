@@ -37,7 +37,7 @@ class Underlay:
                 header = geneve.encode_header(geneve.DISCO, path[2])
                 direct.append((path[:2], [header + datagram for datagram in run[1]]))
         if direct and self.udp is not None:
-            self.udp.send_many(direct)  # type: ignore[arg-type]
+            self.udp.send_many(direct)
         if relayed:
             self.send_relayed(relayed)
 
