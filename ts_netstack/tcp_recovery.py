@@ -229,7 +229,7 @@ class LossRecovery:
         spans = self.flight.spans
         self._begin_episode(nxt)
         in_flight = spans[-1].end - spans[0].start
-        self.congestion.on_loss(in_flight)
+        self.congestion.on_loss()
         self.mode = RECOVERY
         self._prr_flight = max(in_flight, 1)
         self._prr_delivered = self._prr_out = 0
@@ -256,7 +256,7 @@ class LossRecovery:
         flight = self.flight
         if self.mode != TIMED_OUT:
             self._begin_episode(nxt)
-            self.congestion.on_timeout(flight.spans[-1].end - flight.spans[0].start)
+            self.congestion.on_timeout()
             self.mode = TIMED_OUT
         else:
             self.congestion.window = self.mss
@@ -317,7 +317,7 @@ class LossRecovery:
             if una == self._probe_end:
                 return  # a report of the duplicate may still follow
             if self.mode == OPEN:
-                self.congestion.on_loss(self.congestion.window)
+                self.congestion.on_loss()
         self._probe_end = -1
 
     def set_segment_size(self, mss: int) -> None:
