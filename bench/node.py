@@ -1,0 +1,238 @@
+"""Our Device in a process of its own for the bench: the line protocol of `tests.interop.ournode`, and tsnet's `bench`.
+
+`--line DELAY_MS,MBIT,QUEUE_MS[,LOSS]` puts a long line in front of its UDP socket. Besides the usual commands it knows
+`bench` (up, down, rtt, connect), `stall` (the longest silence of a ticking task), `hold` (idle connections) and
+`profile` (cProfile on and off, into a file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import json
+import os
+import random
+import time
+from typing import Any
+
+import trio
+
+import tailscale
+from bench.line import LineNetwork
+from tests.interop import ours
+from tests.interop.ournode import answer, say
+from tests.interop.pattern import BLOCK
+
+Json = dict[str, Any]
+TICK = 0.001
+EIGHT_BLOCKS = BLOCK * 8
+
+
+async def generate(stream: Any) -> None:
+    """`N\\n` is answered with N bytes; a bench asks for more than fits in memory."""
+    left = int((await stream.receive_some(64)).strip())
+    while left > 0:
+        block = EIGHT_BLOCKS[:left]
+        await stream.send_all(block)
+        left -= len(block)
+
+
+async def up(device: tailscale.Device, host: str, seconds: float) -> Json:
+    stream = await device.tcp_connect(host, 9)
+    count, began = 0, time.perf_counter()
+    async with stream:
+        while time.perf_counter() - began < seconds:
+            await stream.send_all(EIGHT_BLOCKS)
+            count += len(EIGHT_BLOCKS)
+        await stream.send_eof()
+        async for _ in stream:  # the hash: all of it has arrived
+            pass
+    return rate(count, began)
+
+
+async def down(device: tailscale.Device, host: str, seconds: float) -> Json:
+    stream = await device.tcp_connect(host, 19)
+    count, began = 0, time.perf_counter()
+    with trio.move_on_after(seconds):
+        await stream.send_all(b"%d\n" % (1 << 40))
+        began = time.perf_counter()
+        async for chunk in stream:
+            count += len(chunk)
+    said = rate(count, began)
+    stream.abort()
+    return said
+
+
+def rate(count: int, began: float) -> Json:
+    took = time.perf_counter() - began
+    return {"bytes": count, "seconds": took, "mbit_s": count * 8 / took / 1e6}
+
+
+async def rtt(device: tailscale.Device, host: str, seconds: float) -> Json:
+    spent, message = [], bytes(64)
+    async with await device.tcp_connect(host, 7) as stream:
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            await stream.send_all(message)
+            got = 0
+            while got < 64:
+                got += len(await stream.receive_some(64 - got))
+            spent.append(time.perf_counter() - began)
+    spent.sort()
+    return {
+        "count": len(spent),
+        "median_us": spent[len(spent) // 2] * 1e6,
+        "p99_us": spent[len(spent) * 99 // 100] * 1e6,
+    }
+
+
+async def connect(device: tailscale.Device, host: str, seconds: float) -> Json:
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        async with await device.tcp_connect(host, 7) as stream:
+            await stream.send_all(b"x")
+            await stream.receive_some(1)
+        count += 1
+    return {"count": count, "per_s": count / (time.perf_counter() - began)}
+
+
+KINDS = {"up": up, "down": down, "rtt": rtt, "connect": connect}
+
+
+async def stall(seconds: float) -> Json:
+    """How late a task that asked for a millisecond's sleep was woken, at worst and usually."""
+    late: list[float] = []
+    end = trio.current_time() + seconds
+    while (asked := trio.current_time()) < end:
+        await trio.sleep(TICK)
+        late.append(trio.current_time() - asked - TICK)
+    late.sort()
+    return {
+        "max_ms": late[-1] * 1e3,
+        "p99_ms": late[len(late) * 99 // 100] * 1e3,
+        "median_ms": late[len(late) // 2] * 1e3,
+    }
+
+
+class Node:
+    """One device and what the bench asks of it."""
+
+    def __init__(self, device: tailscale.Device, nursery: trio.Nursery) -> None:
+        self._device, self._nursery = device, nursery
+        self._profile: cProfile.Profile | None = None
+        self._held: list[Any] = []
+
+    async def serve(self) -> None:
+        device, nursery = self._device, self._nursery
+        handlers = {7: ours.echo, 9: ours.hash_all, 19: generate}
+        for port, handler in handlers.items():
+            listener = await device.listen(port)
+            nursery.start_soon(trio.serve_listeners, ours.guarded(handler), [listener])
+        for host in (device.ipv4, device.ipv6):
+            if host:
+                nursery.start_soon(ours._udp_echo, await device.udp(7, host=host))
+
+    async def answer(self, q: Json) -> Json:
+        match q["cmd"]:
+            case "bench":
+                return await KINDS[q["kind"]](self._device, q["host"], q.get("seconds") or 5.0)
+            case "stall":
+                return await stall(q["seconds"])
+            case "hold":
+                for _ in range(q["count"]):
+                    self._held.append(await self._device.tcp_connect(q["host"], 7))
+                return {}
+            case "profile":
+                return self._toggle_profile(q.get("value", ""))
+        return await answer(self._device, q)
+
+    def _toggle_profile(self, path: str) -> Json:
+        if self._profile is None:
+            self._profile = cProfile.Profile()
+            self._profile.enable()
+        else:
+            self._profile.disable()
+            self._profile.dump_stats(path)
+            self._profile = None
+        return {}
+
+    async def obey(self, q: Json) -> None:
+        said: Json = {"id": q["id"]}
+        try:
+            with trio.fail_after(q.get("timeout") or 30):
+                said |= await self.answer(q)
+            said["ok"] = True
+        except (tailscale.TailscaleError, OSError, trio.TooSlowError, trio.BrokenResourceError, ValueError) as e:
+            said |= {"ok": False, "error": f"{type(e).__name__}: {e}"}
+        except BaseExceptionGroup as group:
+            said |= {"ok": False, "error": repr(group.exceptions)}
+        say(said)
+
+    async def hear(self) -> None:
+        waiting = b""
+        async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+            async for chunk in stdin:
+                *lines, waiting = (waiting + chunk).split(b"\n")
+                for line in lines:
+                    q = json.loads(line)
+                    if q["cmd"] == "quit":
+                        return
+                    self._nursery.start_soon(self.obey, q)
+
+
+def line_network(text: str) -> LineNetwork:
+    delay, mbit, queue, *loss = (float(part) for part in text.split(","))
+    draw = random.Random(1).random
+    chance = loss[0] if loss else 0.0
+    return LineNetwork(delay / 1e3, mbit * 1e6 / 8, queue / 1e3, (lambda: draw() < chance) if chance else lambda: False)
+
+
+async def run(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    network = line_network(options.line) if options.line else None
+    device = tailscale.Device(
+        options.hostname,
+        control_url=options.control,
+        auth_key=options.authkey,
+        ephemeral=options.ephemeral,
+        udp_port=options.port,
+        ready_timeout=options.timeout,
+        _network=network,
+    )
+    try:
+        await device.__aenter__()
+    except tailscale.TailscaleError as e:
+        say({"event": "failed", "error": f"{type(e).__name__}: {e}"})
+        return
+    elapsed = (time.monotonic() - began) * 1000
+    try:
+        async with trio.open_nursery() as nursery:
+            node = Node(device, nursery)
+            await node.serve()
+            addresses = {"ip4": device.ipv4 or "", "ip6": device.ipv6 or "", "hostname": device.hostname}
+            say({"event": "up", **addresses, "elapsed_ms": elapsed})
+            await node.hear()
+            nursery.cancel_scope.cancel()
+    finally:
+        with contextlib.suppress(tailscale.TailscaleError):
+            await device.__aexit__(None, None, None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-control", required=True)
+    parser.add_argument("-authkey", default="")
+    parser.add_argument("-hostname", default="ours")
+    parser.add_argument("-dir")
+    parser.add_argument("-port", type=int, default=0)
+    parser.add_argument("-timeout", type=lambda text: float(text.rstrip("s")), default=60.0)
+    parser.add_argument("-ephemeral", action="store_true", default=None)
+    parser.add_argument("-tags", default="")
+    parser.add_argument("-verbose", action="store_true")
+    parser.add_argument("--line", default="")
+    trio.run(run, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
