@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine of the tailnet."""
+    """One machine of the tailnet.
+
+    ```python
+    db = device.peers["db"]
+    print(db.name, db.ipv4, db.online, db.tags)
+    ```
+    """
 
     id: int
     stable_id: str
@@ -39,10 +45,12 @@ class Node:
 
     @property
     def ipv4(self) -> str | None:
+        """The first IPv4 address, if there is one."""
         return next((a for a in self.addresses if ":" not in a), None)
 
     @property
     def ipv6(self) -> str | None:
+        """The first IPv6 address, if there is one."""
         return next((a for a in self.addresses if ":" in a), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +103,15 @@ def _time(moment: datetime | None) -> datetime | None:
 
 
 class Peers(Mapping[str, Node]):
-    """A snapshot of the peers: iterate over nodes by name, or look one up by name, id or address."""
+    """A snapshot of the peers: iterate over full names, or look a node up by name, id or address.
+
+    ```python
+    if "db" in device.peers:
+        print(device.peers["db"].ipv4)
+    for node in device.peers.values():
+        print(node.name)
+    ```
+    """
 
     def __init__(self, netmap: NetMap | None) -> None:
         self._netmap = netmap
@@ -110,11 +126,13 @@ class Peers(Mapping[str, Node]):
 
     def __getitem__(self, key: str) -> Node:
         nodes = self._by_name()
+        if key in nodes:  # a name as control spells it, whatever its case
+            return nodes[key]
         wanted = key.rstrip(".").lower()
         if wanted in nodes:
             return nodes[wanted]
         for node in nodes.values():
-            if wanted in (node.hostname, node.stable_id) or wanted in node.addresses:
+            if wanted == node.hostname or key == node.stable_id or wanted in node.addresses:
                 return node
         raise KeyError(key)
 

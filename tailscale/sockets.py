@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview
 
 RECEIVE_CHUNK = 256 << 10
+MAX_DATAGRAM = 65_507
 Address = tuple[str, int]
 
 
@@ -35,7 +36,7 @@ class SocketHome(Protocol):
     def now(self) -> float: ...
     def identify(self, address: bytes) -> Node | None: ...
     def describe_path(self, address: bytes) -> str: ...
-    async def resolve_address(self, host: str) -> bytes: ...
+    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes: ...
 
 
 def _text(address: tuple[bytes, int]) -> Address:
@@ -59,7 +60,15 @@ class _Turn:
 
 
 class TcpStream(trio.abc.HalfCloseableStream):
-    """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`."""
+    """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`.
+
+    ```python
+    async with await device.tcp_connect("db", 5432) as stream:
+        await stream.send_all(b"hello")
+        await stream.send_eof()
+        print(b"".join([data async for data in stream]), stream.peer.hostname, stream.path)
+    ```
+    """
 
     def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
         self._connection = connection
@@ -127,6 +136,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
                     await self._writers.park()
 
     async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the connection's send buffer has room."""
         with self._sending:
             self._check_can_send()
             await trio.lowlevel.checkpoint()
@@ -191,11 +201,18 @@ class TcpStream(trio.abc.HalfCloseableStream):
         self._home.kick()
 
     @property
+    def is_readable(self) -> bool:
+        """Whether `receive_some` would return (or raise) at once; on an idle connection: the other side is done."""
+        return self._closed or bool(self._connection.readable)
+
+    @property
     def local_address(self) -> Address:
+        """Our `(ip, port)`."""
         return _text(self._connection.local)
 
     @property
     def remote_address(self) -> Address:
+        """The other side's `(ip, port)`."""
         return _text(self._connection.remote)
 
     @property
@@ -226,7 +243,20 @@ def describe_problem(problem: object) -> str:
 
 
 class TcpListener(trio.abc.Listener[TcpStream]):
-    """Accepts connections from the tailnet; works with `trio.serve_listeners`."""
+    """Accepts connections from the tailnet; works with `trio.serve_listeners`.
+
+    ```python
+    async def handle(stream):
+        async with stream:
+            await stream.send_all(f"hello {stream.peer.hostname}\\n".encode())
+
+    async with await device.listen(8080) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        async with await device.tcp_connect(device.ipv4, listener.port) as stream:
+            print(await stream.receive_some())
+        nursery.cancel_scope.cancel()
+    ```
+    """
 
     def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
         self._listens = listens
@@ -240,6 +270,7 @@ class TcpListener(trio.abc.Listener[TcpStream]):
         self._acceptors.unpark_all()
 
     async def accept(self) -> TcpStream:
+        """The next connection."""
         await trio.lowlevel.checkpoint()
         while True:
             if self._closed:
@@ -251,6 +282,7 @@ class TcpListener(trio.abc.Listener[TcpStream]):
             await self._acceptors.park()
 
     async def aclose(self) -> None:
+        """Refuse new connections; accepted ones go on."""
         if not self._closed:
             self._closed = True
             for listen in self._listens:
@@ -261,6 +293,7 @@ class TcpListener(trio.abc.Listener[TcpStream]):
 
     @property
     def port(self) -> int:
+        """The port, also when 0 was asked for."""
         return self._listens[0].port
 
     def __repr__(self) -> str:
@@ -268,7 +301,15 @@ class TcpListener(trio.abc.Listener[TcpStream]):
 
 
 class UdpSocket(trio.abc.AsyncResource):
-    """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted."""
+    """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
+
+    ```python
+    async with await device.udp() as socket:
+        await socket.connect(("db", 7))
+        await socket.send(b"hello")
+        print(await socket.receive())
+    ```
+    """
 
     def __init__(self, port: UdpPort, home: SocketHome) -> None:
         self._port = port
@@ -284,16 +325,17 @@ class UdpSocket(trio.abc.AsyncResource):
     async def connect(self, address: Address) -> None:
         """Fix the other end: `send` goes there and `receive` hears only from there."""
         self._check_open()
-        self._connected = (await self._home.resolve_address(address[0]), address[1])
+        self._connected = await self._destination(address)
         self._port.connect(self._connected)
 
     async def send_to(self, data: Bytes, address: Address) -> None:
+        """Send one datagram to a name or address."""
         self._check_open()
         await trio.lowlevel.checkpoint()
-        destination = await self._home.resolve_address(address[0])
-        self._send(data, (destination, address[1]))
+        self._send(data, await self._destination(address))
 
     async def send(self, data: Bytes) -> None:
+        """Send one datagram to where `connect` said."""
         self._check_open()
         if self._connected is None:
             raise OSError(
@@ -303,8 +345,17 @@ class UdpSocket(trio.abc.AsyncResource):
         self._raise_pending()
         self._send(data, self._connected)
 
+    async def _destination(self, address: Address) -> tuple[bytes, int]:
+        """Where a datagram for `address` goes, or the error a kernel would raise."""
+        host, port = address
+        if not 0 < port < 65536:
+            raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
+        return await self._home.resolve_address(host, self._port.host), port
+
     def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
         self._check_open()
+        if len(data) > MAX_DATAGRAM:
+            raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAX_DATAGRAM} bytes, not {len(data)}")
         self._port.send(bytes(data), destination, self._home.now())
         self._home.kick()
 
@@ -320,6 +371,7 @@ class UdpSocket(trio.abc.AsyncResource):
             await self._readers.park()
 
     async def receive(self) -> bytes:
+        """The next datagram."""
         return (await self.receive_from())[0]
 
     def _raise_pending(self) -> None:
@@ -333,6 +385,7 @@ class UdpSocket(trio.abc.AsyncResource):
             raise trio.ClosedResourceError("this UDP socket was closed")
 
     async def aclose(self) -> None:
+        """Give the port back."""
         if not self._closed:
             self._closed = True
             self._port.close()
@@ -341,6 +394,7 @@ class UdpSocket(trio.abc.AsyncResource):
 
     @property
     def local_address(self) -> Address:
+        """Our `(ip, port)`; the ip is "" when it is all of our addresses."""
         host = self._port.host
         return (format_address(host) if host else "", self._port.port)
 

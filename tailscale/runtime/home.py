@@ -173,9 +173,17 @@ class Home:
             raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of this device: leave host out for all")
         return address
 
-    async def resolve_address(self, host: str) -> bytes:
+    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
+        """The first address of `host` that has a route, in the family of one of our own addresses if asked."""
         literal = literal_address(host)
-        return literal if literal is not None else (await self.resolver.address_bytes(host))[0]
+        usable = self.reachable([literal] if literal else await self.resolver.address_bytes(host), host)
+        fitting = [a for a in usable if family_of is None or len(a) == len(family_of)]
+        if not fitting:
+            family = "IPv4" if family_of is not None and len(family_of) == 4 else "IPv6"
+            raise OSError(
+                errno.EAFNOSUPPORT, f"{host} has no {family} address, and this socket is bound to one of ours"
+            )
+        return fitting[0]
 
     def describe_path(self, address: bytes) -> str:
         node = self._wire_node(address)

@@ -36,7 +36,7 @@ class StackHome:
     def describe_path(self, address: bytes) -> str:
         return "memory"
 
-    async def resolve_address(self, host: str) -> bytes:
+    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
         return parse_address(host)
 
     async def run(self) -> None:
