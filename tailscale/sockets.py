@@ -91,7 +91,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     async def wait_connected(self) -> None:
         """Wait until the handshake has succeeded or failed; which, the connection knows."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while not self._connection.writable and self._connection.error is None:
             await self._writers.park()
 
@@ -104,26 +104,33 @@ class TcpStream(trio.abc.HalfCloseableStream):
         elif max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._receiving:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             connection = self._connection
-            while True:
-                if self._closed:
-                    raise trio.ClosedResourceError("this stream was closed")
+            waited = False  # parking is a checkpoint: a second one would cost every round trip a turn of the loop
+            while not self._closed:
                 if connection.unread:
                     data: bytes = connection.read(max_bytes)
-                    self._home.kick()  # the window may have opened
-                    return data
-                self._raise_if_broken()
-                if connection.at_eof:
-                    return b""
-                await self._readers.park()
+                    if connection.is_due:
+                        self._home.kick()  # the window has opened
+                elif connection.error is None and connection.at_eof:
+                    data = b""
+                else:
+                    self._raise_if_broken()
+                    await self._readers.park()
+                    waited = True
+                    continue
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+            raise trio.ClosedResourceError("this stream was closed")
 
     async def send_all(self, data: Bytes) -> None:
         """Hand all of `data` to the connection, waiting while its buffer is full."""
         with self._sending:
             self._check_can_send()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             view = memoryview(data)
+            waited = False
             while True:
                 self._check_can_send()
                 accepted = self._connection.write(view) if view else 0
@@ -131,9 +138,13 @@ class TcpStream(trio.abc.HalfCloseableStream):
                     self._home.kick()
                     view = view[accepted:]
                 if not view:
-                    return
+                    break
                 if not accepted or not self._connection.writable:
                     await self._writers.park()
+                    waited = True
+            if not waited:
+                # Only now, not before writing: what was written leaves during this turn of the loop.
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the connection's send buffer has room."""
@@ -160,10 +171,11 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Close both ways: what was sent is still delivered; unread data means a reset, as on a kernel socket."""
-        self._close()
+        self.shut()
         await trio.lowlevel.checkpoint()
 
-    def _close(self) -> None:
+    def shut(self) -> None:
+        """Close without being able to wait."""
         if not self._closed:
             self._closed = True
             self._connection.close(self._home.now())

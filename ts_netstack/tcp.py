@@ -198,6 +198,11 @@ class TcpConnection:
         """Bytes written and not yet acknowledged."""
         return len(self._outbound.buffer)
 
+    @property
+    def is_due(self) -> bool:
+        """Something of ours waits for the stack's next transmit."""
+        return self in self._ledger.dirty
+
     def read(self, limit: int) -> bytes:
         """Up to `limit` bytes; b"" when there are none, which is the end of the stream only if `at_eof`."""
         if not self._inbound.buffer.unread:
