@@ -2,6 +2,13 @@
 
 Every sentence says what failed, why as far as we know, and what to set. A failed dial is also the builtin `OSError`
 that the same failure would be on a kernel socket.
+
+```python
+try:
+    await device.tcp_connect("dbb", 5432)
+except tailscale.NameNotFound as error:
+    print(error, error.suggestions)
+```
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ class State:
 
 
 class Store(Protocol):
-    """Where a State lives. Any object with these three methods will do."""
+    """Where a State lives. Any object with these three methods will do; `encode_state` and `decode_state_untrusted`
+    turn a State into text and back.
+    """
 
     def lock(self) -> AbstractContextManager[object]:
         """Hold the store while a Device lives. Raises StateLocked."""
@@ -71,7 +73,15 @@ def open_store(where: str | os.PathLike[str] | Store | None) -> Store:
 
 @dataclass(slots=True)
 class MemoryStore:
-    """Lives and dies with the object; the object may be handed to the next Device."""
+    """Lives and dies with the object; the object may be handed to the next Device.
+
+    ```python
+    store = tailscale.MemoryStore()
+    for _ in range(2):  # the second is the same node, and needs no key
+        async with tailscale.Device(state=store) as device:
+            print(device.ipv4)
+    ```
+    """
 
     state: State | None = None
     _held: bool = field(default=False, init=False, repr=False)
@@ -148,6 +158,11 @@ class FileStore:
     """One file, 0600, in a directory of its own that is made 0700 when it is not there.
 
     `path` may name the file or a directory; what does not exist yet is a file if it has a suffix.
+
+    ```python
+    async with tailscale.Device(state=tailscale.FileStore("worker-state")) as device:
+        print(device.ipv4)
+    ```
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -17,6 +17,7 @@ class HealthWarning:
     remedy: str
 
     def to_dict(self) -> dict[str, str]:
+        """Plain values for JSON."""
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
@@ -35,6 +36,7 @@ class PeerStatus:
     """Seconds since the last WireGuard handshake; None without a session."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return self.node.to_dict() | {
             "path": self.path,
             "latency": self.latency,
@@ -46,7 +48,14 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One moment of a Device."""
+    """One moment of a Device.
+
+    ```python
+    import json
+
+    print(json.dumps(device.status().to_dict()))
+    ```
+    """
 
     state: str
     node: Node | None
@@ -62,6 +71,7 @@ class Status:
     """Packets that were dropped, by reason."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return {
             "state": self.state,
             "self": self.node.to_dict() if self.node else None,
@@ -87,6 +97,7 @@ class PingResult:
     node: Node | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return {
             "latency": self.latency,
             "path": self.path,
@@ -111,6 +122,7 @@ class NetcheckReport:
     """Seconds to each relay region by its code."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return {
             "udp": self.udp,
             "ipv4": self.ipv4,
@@ -132,4 +144,5 @@ class Identity:
     """What the tailnet's policy grants this caller towards us, by capability name."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return {"node": self.node.to_dict(), "user": self.user, "capabilities": self.capabilities}
