@@ -1,0 +1,117 @@
+"""Datagrams from anybody and plaintext from a peer through engine, filter and a real stack: dropped, counted, or in.
+
+Whatever the stack is handed, the peer owns its source. Queues for disco and STUN stay bounded.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from ts_base.ip import ICMP, TCP, TSMP, UDP, parse_address
+from ts_dataplane import disco, geneve, stun
+from ts_dataplane.engine import ASIDES_LIMIT, DISCO_LIMIT, STUN_LIMIT, Engine
+from ts_dataplane.filter import Rule
+from ts_dataplane.packets import build, parse
+from ts_dataplane.tables import PeerRoutes, compile_tables
+from ts_netstack.stack import Stack
+
+US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"
+US6, THEM6 = "fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2"
+PATHS: list[Any] = [("192.0.2.7", 41641), (900, bytes(range(32))), ("2001:db8::7", 2)]
+OWNED = {2: {parse_address(THEM), parse_address(THEM6)}, 3: {parse_address(OTHER)}}
+RULES = (Rule(("*",), (("*", 80, 90),)), Rule((THEM,), (("*", 0, 65535),), (1, 58)))
+
+
+class OpenTunnel:
+    """Carries plaintext in WireGuard's clothes: type 4, the sender's peer id, the packet."""
+
+    def __init__(self) -> None:
+        self.outgoing: list[tuple[int, list[bytes]]] = []
+
+    def receive(self, runs: list[tuple[Any, list[bytes]]], now: float) -> list[tuple[int, Any, list[bytes]]]:
+        return [(2 + sealed[0][-1] % 2, path, [one[4:] for one in sealed if one[4:]]) for path, sealed in runs]
+
+    def send(self, runs: list[tuple[int, list[bytes]]], now: float) -> None:
+        self.outgoing += runs
+
+    def send_ahead(self, peer_id: int, packet: bytes, now: float) -> bool:
+        return True
+
+    def transmit(self, now: float) -> list[tuple[int, list[bytes]]]:
+        taken, self.outgoing = self.outgoing, []
+        return taken
+
+    def take_replies(self) -> list[tuple[Any, list[bytes]]]:
+        return []
+
+    def handle_timer(self, now: float) -> None: ...
+
+    def next_timer(self) -> float:
+        return math.inf
+
+    def take_messages(self) -> list[Any]:
+        return []
+
+
+class WatchedStack(Stack):
+    """A stack that checks at its own door who speaks."""
+
+    sender = 2
+
+    def receive(self, packets: list[bytes], now: float) -> None:
+        for packet in packets:
+            assert parse(packet).source in OWNED[self.sender]
+        super().receive(packets, now)
+
+
+def fuzz_one(data: bytes) -> None:
+    stack = WatchedStack(entropy=random.Random(1).randbytes)
+    engine = Engine(OpenTunnel(), stack)
+    peers = (PeerRoutes(2, (THEM, THEM6)), PeerRoutes(3, (OTHER,), masquerade4="100.99.0.1"))
+    engine.tables = compile_tables(own=(US, US6), peers=peers, rules=RULES)
+    engine.paths[2] = (PATHS[0],)
+    stack.set_addresses(engine.tables.own)
+    stack.listen(80)
+    stack.bind_udp(85)
+    now, at = 1.0, 0
+    while at + 2 <= len(data) and now < 60:
+        what, length = data[at], data[at + 1] or 1
+        piece, at = data[at + 2 : at + 2 + length], at + 2 + length
+        if what & 1:
+            piece = b"\4\0\0\0" + piece
+        stack.sender = 2 + (piece[-1] if piece else 0) % 2
+        engine.receive([(PATHS[what >> 1 & 3 if what >> 1 & 3 < 3 else 0], [piece])], now)
+        now += 0.1 if what & 16 else 5.0 if what & 32 else 0.0
+        engine.transmit(now)
+        if engine.next_timer() <= now:
+            engine.handle_timer(now)
+    assert len(engine.take_disco()) <= DISCO_LIMIT
+    assert len(engine.take_stun()) <= STUN_LIMIT
+    assert len(engine._asides) <= ASIDES_LIMIT
+    assert stack.connections <= len(data)
+    engine.take_messages()
+
+
+def seeds() -> list[bytes]:
+    them, us = parse_address(THEM), parse_address(US)
+    tcp = bytes([0x10, 0, 0, 80, *bytes(8), 0x50, 2, 1, 0, *bytes(4)])
+    inner = [
+        build(TCP, them, us, tcp),
+        build(UDP, them, us, b"\x10\0\0\x55\0\x0a\0\0hi"),
+        build(TSMP, them, us, b"p" + bytes(8)),
+    ]
+    inner.append(build(ICMP, them, us, b"\x08\0\xf7\xff" + bytes(4)))
+    inner.append(build(UDP, parse_address(THEM6), parse_address(US6), b"\x10\0\0\x55\0\x0a\0\0hi"))
+    # The last byte picks the peer that speaks: 0 makes it the owner of these addresses.
+    plain = [packet + b"\0" for packet in inner]
+    outer = [
+        disco.MAGIC + bytes(60),
+        stun.encode_response(bytes(12), ("192.0.2.7", 1)),
+        geneve.encode_header(geneve.WIREGUARD, 7) + b"\4\0\0\0" + inner[0],
+        geneve.encode_header(geneve.DISCO, 7, control=True) + disco.MAGIC + bytes(60),
+    ]
+    script = b"".join(bytes([1 | 16, len(piece)]) + piece for piece in plain)
+    strangers = b"".join(bytes([0, len(piece)]) + piece for piece in outer)
+    return [script, strangers, script + strangers, *(bytes([1, len(piece)]) + piece for piece in plain)]
