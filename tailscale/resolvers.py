@@ -212,7 +212,7 @@ def server_address(server: str) -> tuple[bytes, int]:
         return literal, DNS_PORT
     host, _, port = server.rpartition(":")
     literal = literal_address(host)
-    if literal is None or not port.isdigit():
+    if literal is None or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) <= 0xFFFF:
         raise BadPacket(f"not a resolver address: {server[:64]!r}")
     return literal, int(port)
 

@@ -120,6 +120,12 @@ def _texts(value: Any, where: str) -> list[str]:
     return list(value)
 
 
+def _values(value: Any, where: str) -> list[Any]:
+    if value is not None and not isinstance(value, list | tuple):
+        raise PolicyError(f"{where}: expected a list")
+    return list(value or ())
+
+
 def _objects(value: Any, where: str) -> list[Mapping[str, Any]]:
     if value is None:
         return []
@@ -301,7 +307,7 @@ class _Reader:
         if capabilities and any(target.kind == INTERNET for target in targets):
             raise PolicyError(f"{where}: 'app' means nothing towards autogroup:internet")
         if capabilities:
-            listed = {name: list(values or []) for name, values in capabilities.items()}
+            listed = {name: _values(values, f"{where}.app[{name!r}]") for name, values in capabilities.items()}
             rules.append(Rule(sources, tuple((target, ()) for target in targets), (), listed))
             rules += _companion_rules(sources, targets, listed)
         if not rules:
