@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import trio
 
@@ -22,9 +22,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class LoginNeeded(Event):
-    """Somebody has to open this address to approve the device."""
+    """Somebody has to open this address to approve the device. It is a secret until then, so it is not in the repr."""
 
-    url: str
+    url: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,11 @@ class Lagged(Event):
     missed: int
 
 
-class EventQueue:
-    """One reader's events: bounded, and honest about what it dropped."""
+class EventStream:
+    """One reader's events, from the moment it was asked for: bounded, and honest about what it dropped.
+
+    Ends when the device is closed. It may be left at any time: nothing has to be closed.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Event] = deque()
@@ -108,8 +111,10 @@ class EventQueue:
         self._closed = True
         self._lot.unpark_all()
 
-    async def get(self) -> Event:
-        """The next event; StopAsyncIteration once the device is closed and all is read."""
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
         await trio.lowlevel.checkpoint()
         while not self._waiting and not self._missed:
             if self._closed:

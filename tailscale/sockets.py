@@ -295,13 +295,17 @@ class TcpListener(trio.abc.Listener[TcpStream]):
 
     async def aclose(self) -> None:
         """Refuse new connections; accepted ones go on."""
+        self.shut()
+        await trio.lowlevel.checkpoint()
+
+    def shut(self) -> None:
+        """Close without being able to wait."""
         if not self._closed:
             self._closed = True
             for listen in self._listens:
                 listen.close()
             self._home.kick()
             self._acceptors.unpark_all()
-        await trio.lowlevel.checkpoint()
 
     @property
     def port(self) -> int:
@@ -398,11 +402,15 @@ class UdpSocket(trio.abc.AsyncResource):
 
     async def aclose(self) -> None:
         """Give the port back."""
+        self.shut()
+        await trio.lowlevel.checkpoint()
+
+    def shut(self) -> None:
+        """Close without being able to wait."""
         if not self._closed:
             self._closed = True
             self._port.close()
             self._readers.unpark_all()
-        await trio.lowlevel.checkpoint()
 
     @property
     def local_address(self) -> Address:

@@ -114,6 +114,10 @@ class Stack:
         for connection in list(self._tcp.flows.values()):
             connection.abort(now)
 
+    def sockets(self) -> list[TcpConnection | TcpListen | UdpPort]:
+        """Everything that is open."""
+        return [*self._tcp.flows.values(), *self._tcp.listeners.values(), *self._udp.values()]
+
     # -- sockets ---------------------------------------------------------------------------------------------------
 
     def connect(self, remote: Address, now: float, *, local_port: int = 0) -> TcpConnection:

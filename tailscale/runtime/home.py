@@ -247,6 +247,12 @@ class Home:
                 merged[reason] = merged.get(reason, 0) + count
         return merged
 
+    def close(self) -> None:
+        """The device ends: close every socket, and let whoever waits on one hear of it."""
+        for socket in self.stack.sockets():
+            if socket.owner is not None:
+                socket.owner.shut()
+
     # What waits for the packet path
 
     @contextmanager

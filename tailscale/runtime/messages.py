@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tailscale.config import Preferences
@@ -45,7 +45,7 @@ class ControlStateChanged(Retained):
 
     state: str
     detail: str = ""
-    url: str = ""
+    url: str = field(default="", repr=False)  # whoever opens it owns the device
     error: BaseException | None = None
 
 

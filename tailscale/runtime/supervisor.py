@@ -7,8 +7,7 @@ The one file that names them all. Owns the nursery, readiness and shutdown; what
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import trio
 
 from tailscale.config import Config, Preferences
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
-from tailscale.events import EventQueue
+from tailscale.events import EventStream
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.dataplane import Dataplane
@@ -67,21 +66,31 @@ class Runtime:
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._manager: Any = None
+        self._guard: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
+        self.is_built = False
 
     # Building
 
     async def start(self) -> None:
         """Build, start and wait until usable. On any failure everything is taken down again before it is raised."""
         self._manager = trio.open_nursery()
-        self._nursery = await self._manager.__aenter__()
+        self._guard = await self._manager.__aenter__()
         try:
+            self._nursery = await self._guard.start(self._shelter)
             await self._build()
             await self._start_actors(self._nursery)
             await self._until_ready()
         except BaseException as error:
             await self.stop(error, 1.0)
             raise
+
+    async def _shelter(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        """Where actors live: a cancellation around the Device ends its block at once, but them only after goodbye."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                task_status.started(nursery)
 
     async def _build(self) -> None:
         config, network = self.config, self.network
@@ -106,6 +115,7 @@ class Runtime:
         self.dataplane.on_message = self._hear
         self.control = Control(config, network, self.store, state, disco.public)
         self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
+        self.is_built = True
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:
         try:
@@ -200,28 +210,35 @@ class Runtime:
 
     async def stop(self, error: BaseException | None, patience: float) -> bool:
         """Say goodbye within `patience` seconds, then stop everything. True if `error` was our own cancellation."""
-        assert self._nursery is not None
-        scope = self._nursery.cancel_scope
-        crashed = scope.cancel_called  # an actor failed and took the nursery with it
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + patience):
-            await self._say_goodbye(crashed)
-        scope.cancel()
+        assert self._guard is not None
+        crashed = self._guard.cancel_scope.cancel_called  # an actor failed and took the nurseries with it
+        if self.is_built and not crashed:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + patience):
+                await self._say_goodbye()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
         try:
             absorbed = await self._manager.__aexit__(*_exception_triple(error if crashed else None))
         except BaseExceptionGroup as group:
+            if error is not None and group.split(trio.Cancelled)[1] is None:
+                return False  # whoever cancels us hears of it anyway; what the block raised must not be lost
             raise _sole_cause(group) from None
         finally:
-            self.watching.close()
-            if self._udp is not None:
-                self._udp.close()
-            self._held.close()
+            self._let_go()
         return bool(absorbed) and crashed
 
-    async def _say_goodbye(self, crashed: bool) -> None:
+    def _let_go(self) -> None:
+        if self.is_built:
+            self.watching.close()
+            self.home.close()
+        if self._udp is not None:
+            self._udp.close()
+        self._held.close()
+
+    async def _say_goodbye(self) -> None:
         """FIN or RST for every connection, then give ephemeral keys back."""
-        if crashed or not hasattr(self, "control"):
-            return
-        self.stack.close_all(trio.current_time())
+        self.home.close()
+        self.stack.close_all(trio.current_time())  # those that nobody has accepted yet
         self.dataplane.kick()
         with trio.move_on_after(FLUSH_TIMEOUT):
             while not self.stack.is_quiet:
@@ -245,10 +262,8 @@ class Runtime:
     async def netcheck(self) -> NetcheckReport:
         return await self.probes.report(self.home.region_code)
 
-    @contextmanager
-    def watch(self) -> Iterator[EventQueue]:
-        with self.watching.queue() as queue:
-            yield queue
+    def watch(self) -> EventStream:
+        return self.watching.open_stream()
 
 
 def _exception_triple(error: BaseException | None) -> tuple[Any, Any, Any]:

@@ -1,22 +1,21 @@
 """From bus messages to public events and active warnings, in the words of `tailscale.events`.
 
-Owns the readers' queues and the last netmap they were told about. Unchanged peers are the same objects in two netmaps,
+Owns the readers' streams and the last netmap they were told about. Unchanged peers are the same objects in two netmaps,
 so telling what changed costs what changed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import trio
 
 from tailscale.events import (
     Event,
-    EventQueue,
+    EventStream,
     HealthChanged,
     KeyExpiring,
     LoginNeeded,
@@ -47,7 +46,7 @@ HEARD = (NetMapChanged, ControlStateChanged, PeerPathChanged, HealthRaised, Heal
 
 
 async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Tell the user's event readers. Owns: the queues. Hears: nearly all facts. Says: nothing."""
+    """Tell the user's event readers. Owns: the readers. Hears: nearly all facts. Says: nothing."""
     with bus.subscribe(*HEARD, name="watch") as inbox:
         task_status.started()
         while True:
@@ -60,28 +59,25 @@ class Watch:
     def __init__(self, health: Health, home: Home) -> None:
         self._health = health
         self._home = home
-        self._queues: set[EventQueue] = set()
+        self._streams: WeakSet[EventStream] = WeakSet()  # a reader that is forgotten costs nothing more
         self._netmap: NetMap | None = None
         self._state = ("", "")
         self._announced_expiry: datetime | None = None
 
-    @contextmanager
-    def queue(self) -> Iterator[EventQueue]:
-        queue = EventQueue()
-        self._queues.add(queue)
-        try:
-            yield queue
-        finally:
-            self._queues.discard(queue)
+    def open_stream(self) -> EventStream:
+        """One more reader, which hears everything from now on."""
+        stream = EventStream()
+        self._streams.add(stream)
+        return stream
 
     def close(self) -> None:
-        for queue in self._queues:
-            queue.close()
+        for stream in list(self._streams):
+            stream.close()
 
     def hear(self, message: Message) -> None:
         for event in self._events_of(message):
-            for queue in self._queues:
-                queue.put(event)
+            for stream in list(self._streams):
+                stream.put(event)
 
     def _events_of(self, message: Message) -> list[Event]:
         if isinstance(message, NetMapChanged):
@@ -99,7 +95,7 @@ class Watch:
         return []
 
     def _netmap_events(self, before: NetMap | None, after: NetMap) -> list[Event]:
-        events = events_between(before, after) if self._queues else []
+        events = events_between(before, after) if self._streams else []
         expiry = after.self_node.key_expiry
         if expiry.year > 1 and expiry != self._announced_expiry:
             soon = datetime.fromtimestamp(self._home.wall_clock(), UTC) + EXPIRY_NOTICE

@@ -62,7 +62,7 @@ def held_by(device: Device) -> dict[str, int]:
         "udp ports": len(stack._udp),
         "pings": len(home._pings),
         "dials": len(home._dials),
-        "event readers": len(runtime.watching._queues),
+        "event readers": len(runtime.watching._streams),
         "bus readers": len(runtime.bus._inboxes),
         "tasks": count_tasks(runtime._nursery),
     }
