@@ -57,15 +57,12 @@ def test_using_a_device_pulls_no_http_client_and_no_other_loop() -> None:
 
 
 @pytest.mark.parametrize("rival", _ownership.RIVALS)
-def test_a_rival_distribution_is_named(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        if name == rival:
-            return "9.9"
-        raise _ownership.PackageNotFoundError(name)
-
-    monkeypatch.setattr(_ownership, "version", version)
+def test_a_rival_distribution_is_named(rival: str, tmp_path: Path) -> None:
+    (tmp_path / "pytailscale-0.1.0.dist-info").mkdir()
+    _ownership.check_import_name(str(tmp_path))
+    (tmp_path / f"{rival.replace('-', '_')}-9.9.dist-info").mkdir()
     with pytest.raises(ImportError, match=f"'{rival}' 9.9"):
-        _ownership.check_import_name()
+        _ownership.check_import_name(str(tmp_path))
 
 
 def test_both_versions_agree() -> None:
