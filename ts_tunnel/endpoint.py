@@ -114,6 +114,15 @@ class Endpoint:
         if peer is not None:
             peer.restart_expected = True
 
+    def distrust_sessions(self, peer_id: PeerId) -> None:
+        """The peer is known to have restarted: the next packet waits for a handshake, which begins at once.
+
+        What still arrives under a session is opened: it may be one that the new process has already made.
+        """
+        peer = self._peers.get(peer_id)
+        if peer is not None:
+            peer.distrust_sessions()
+
     def _forget(self, peer_id: PeerId) -> None:
         del self._ids[self._keys.pop(peer_id)]
         peer = self._peers.pop(peer_id, None)

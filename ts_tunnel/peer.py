@@ -34,6 +34,7 @@ class Peer:
         "_attempt_started_at",
         "_cookie",
         "_cookie_at",
+        "_distrusts_sessions",
         "_handshake_sent_at",
         "_initiation_heard_at",
         "_issued_tick",
@@ -84,7 +85,7 @@ class Peer:
         self._attempt_started_at = -math.inf
         self._owes_another_keepalive = False
         self._renewed_on_receive = False
-        self.restart_expected = False
+        self.restart_expected = self._distrusts_sessions = False
         self.jitter = 0.0
 
         self.retry_at = math.inf  # the initiation was not answered
@@ -137,6 +138,11 @@ class Peer:
         self.keepalive_at = math.inf
 
     # Initiations.
+
+    def distrust_sessions(self) -> None:
+        """Seal nothing more with what is there, and let the next initiation keep no distance from the last."""
+        self._distrusts_sessions = self.current is not None
+        self._handshake_sent_at = -math.inf
 
     def begin_attempt(self, now: float) -> None:
         """A reason to reach the peer that is younger than the last one: the 90 seconds start again."""
@@ -225,11 +231,13 @@ class Peer:
         self.expire_at = session.created_at + REJECT_AFTER_TIME
         self.handshake_at = now
         self._renewed_on_receive = False
-        self.restart_expected = False
+        self.restart_expected = self._distrusts_sessions = False
 
     def usable_session(self, now: float, count: int = 1) -> Session | None:
         session = self.current
-        return session if session is not None and session.may_seal(now, count) else None
+        if session is None or self._distrusts_sessions or not session.may_seal(now, count):
+            return None
+        return session
 
     def needs_rekey_on_receive(self, now: float) -> bool:
         """Said once per session: what follows is the retry timer's business."""

@@ -39,6 +39,7 @@ async def run_netmap(
     """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, preferences. Says: health."""
     compiler = TablesCompiler()
     exit_was_missing = False
+    known: Mapping[int, Node] = {}
     with bus.subscribe(NetMapChanged, PreferencesChanged, name="netmap") as inbox:
         task_status.started()
         while True:
@@ -58,10 +59,26 @@ async def run_netmap(
             dataplane.engine.tables = tables
             stack.set_addresses(tables.own)
             endpoint.set_peers({p.id: p.key.raw for p in netmap.peers.values()}, trio.current_time())
+            for peer in restarted(known, netmap.peers):
+                endpoint.distrust_sessions(peer)
+            known = netmap.peers
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 bus.publish(_exit_node_health(preferences, exit_was_missing))
+
+
+def restarted(before: Mapping[int, Node], after: Mapping[int, Node]) -> list[int]:
+    """Peers with the old node key and a new disco key: those live as long as a process, so theirs is another one."""
+    return [
+        number
+        for number, peer in after.items()
+        if (old := before.get(number)) is not None
+        and old is not peer
+        and old.key == peer.key
+        and not old.disco_key.is_zero
+        and old.disco_key != peer.disco_key
+    ]
 
 
 def _exit_node_health(preferences: Preferences, missing: bool) -> HealthRaised | HealthCleared:

@@ -97,6 +97,35 @@ def test_expected_restart_waits_for_the_five_seconds_between_initiations():
     assert p.carry_a_to_b() == ["initiation", "data"]
 
 
+def test_a_peer_known_to_have_restarted_is_greeted_at_once_and_loses_nothing_that_was_sent_since():
+    p, fresh = Pair().connect(), Pair()
+    p.now = 1.0
+    p.b = fresh.b  # the same key, no sessions
+    p.a.endpoint.distrust_sessions(B)
+    p.send_a(b"x")
+    assert kinds(p.a.wire) == ["initiation"]
+    p.settle()
+    assert unpadded(p.b.received)[-1] == b"x"
+    p.send_a(b"y")
+    assert kinds(p.a.wire) == ["data"]
+
+
+def test_a_session_that_is_only_distrusted_still_opens_what_arrives():
+    p = Pair().connect()
+    p.a.endpoint.distrust_sessions(B)
+    p.send_b(b"from the new process")
+    p.settle()
+    assert unpadded(p.a.received)[-1] == b"from the new process"
+
+
+def test_distrusting_a_stranger_or_an_idle_peer_does_nothing():
+    p = Pair()
+    p.a.endpoint.distrust_sessions(77)
+    p.a.endpoint.distrust_sessions(B)
+    p.send_a(b"x")
+    assert kinds(p.a.wire) == ["initiation"]
+
+
 def test_only_the_initiator_renews_when_it_sends_after_120_seconds():
     p = Pair().connect()
     p.run_until(119.9)
