@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,6 +20,8 @@ from tailscale.sockets import TcpListener, TcpStream, UdpSocket, describe_proble
 from ts_base.ip import TCP, format_address
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tailscale.runtime.home import Home
 
 DIAL_TIMEOUT = 30.0
@@ -36,7 +37,7 @@ def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, i
     if not isinstance(host, str) or not isinstance(port, int):
         raise TypeError("host is text and port is a number")
     if not 0 < port < 65536:
-        raise ValueError(f"port {port} is not between 1 and 65535")
+        raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
     return host, port
 
 
@@ -139,8 +140,8 @@ def _silence(home: Home, host: str, port: int, timeout: float | None) -> Tailsca
     if node is None:
         return ConnectionTimedOut(f"{host} port {port} did not answer{after}")
     if node.online is False:
-        seen = f" since {_ago(node.last_seen)}" if node.last_seen else ""
-        return PeerOffline(f"{node.hostname} is offline{seen} and did not answer{after}")
+        seen = f" (last seen {_ago(home, node.last_seen)})" if node.last_seen else ""
+        return PeerOffline(f"{node.hostname} is offline{seen} and did not answer{after}: start it, or its tailscale")
     if not home.has_session(node.id):
         return ConnectionTimedOut(
             f"{node.hostname} did not answer{after}: no encrypted session could be made with it, over any path. "
@@ -152,8 +153,8 @@ def _silence(home: Home, host: str, port: int, timeout: float | None) -> Tailsca
     )
 
 
-def _ago(moment: datetime) -> str:
-    seconds = (datetime.now(UTC) - moment).total_seconds()
+def _ago(home: Home, moment: datetime) -> str:
+    seconds = home.wall_clock() - moment.timestamp()
     for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= size:
             count = int(seconds // size)

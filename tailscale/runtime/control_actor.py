@@ -171,7 +171,8 @@ class Control:
                         self._connection = connection
                         await self._do(step, connection)
                 except NotControl as problem:
-                    self._on_lost(problem, ControlProtocolError(str(problem)))
+                    sentence = f"{problem}. Check control_url= (or TS_CONTROL_URL)"
+                    self._on_lost(problem, ControlProtocolError(sentence))
                 except (ControlLost, BadPacket) as problem:
                     self._on_lost(problem)
                 finally:

@@ -203,7 +203,8 @@ class Runtime:
                 "Check control_url= (or TS_CONTROL_URL) and the network; ready_timeout= sets the patience"
             )
         return ControlUnreachable(
-            f"joined {config.control_url}, but no relay and no direct path came up within {config.ready_timeout:g} s"
+            f"joined {config.control_url}, but no relay and no direct path came up within {config.ready_timeout:g} s. "
+            "Check that TCP to the tailnet's relays is allowed, and that tls= (or SSL_CERT_FILE) knows their CA"
         )
 
     # Shutdown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,10 +26,22 @@ async def echo_stream(stream: TcpStream) -> None:
 async def echo_service(device: Device, port: int = 0, *, host: str | None = None) -> AsyncIterator[TcpListener]:
     """Everything that connects hears itself, until the block is left."""
     listener = await device.listen(port, host=host)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(functools.partial(trio.serve_listeners, echo_stream, [listener]))
+    async with beside(functools.partial(trio.serve_listeners, echo_stream, [listener])):
         yield listener
-        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def beside(task: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Run `task` while the block runs. What the block raises comes out as it is, not in a group."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task)
+            yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
 
 
 async def echoed(client: Device, host: str, port: int, text: bytes = b"hello", timeout: float = 10) -> bytes:
