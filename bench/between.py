@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from bench.results import Row
+from bench.results import AS_INSTALLED, Row
 from tests.interop.processes import Process
 from tests.interop.rig import Headscale, Rig, TsnetPeer
 
@@ -36,7 +36,7 @@ async def our_node(
     r: Rig, control: Headscale | str, key: str, name: str, *, line: str = "", **options: Any
 ) -> AsyncIterator[TsnetPeer]:
     program = [sys.executable, "-m", "bench.node", *(["--line", line] if line else [])]
-    env = {"PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    env = {**AS_INSTALLED, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     async with r.tsnet(control, key, name, program=program, env=env, verbose=False, **options) as node:
         yield node
 
@@ -45,7 +45,13 @@ async def our_node(
 async def talker(r: Rig, name: str, module: str, *arguments: str) -> AsyncIterator[tuple[TsnetPeer, Json]]:
     """A bench program of ours that says one line when it is ready."""
     room = r._room(name)
-    process = Process(name, [sys.executable, "-m", module, *arguments], room, env={"PYTHONPATH": str(ROOT)}, pipes=True)
+    process = Process(
+        name,
+        [sys.executable, "-m", module, *arguments],
+        room,
+        env={**AS_INSTALLED, "PYTHONPATH": str(ROOT)},
+        pipes=True,
+    )
     peer = TsnetPeer(name, process)
     trio.lowlevel.spawn_system_task(peer._read)
     try:

@@ -6,6 +6,7 @@ Each takes its sides in turn, `rounds` times. Refuses to know how rows are shown
 from __future__ import annotations
 
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from functools import partial
 import msgspec
 
 from bench import engine, kernel, netstack, pipeline, tables, tunnel
-from bench.results import Row
+from bench.results import AS_INSTALLED, Row
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
 from ts_control.netmap import NetMap
@@ -227,15 +228,18 @@ def lookups(rounds: int, peers: int) -> Iterator[Row]:
 
 def imports(rounds: int) -> Iterator[Row]:
     """A fresh interpreter each time; what it imports is timed inside it."""
+    environment = {**os.environ, **AS_INSTALLED}
 
     def spend(statement: str) -> float:
         program = f"import time; began = time.perf_counter()\n{statement}\nprint(time.perf_counter() - began)"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+        )
         return float(done.stdout) * 1e3
 
     def start() -> float:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", ""], check=True)
+        subprocess.run([sys.executable, "-c", ""], check=True, env=environment)
         return (time.perf_counter() - began) * 1e3
 
     sides: dict[str, Measure] = {

@@ -12,12 +12,18 @@ import math
 import os
 import platform
 import statistics
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+# An installed package has its bytecode; a checkout may be told not to write any, and would compile at every start.
+AS_INSTALLED = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": os.path.join(tempfile.gettempdir(), f"pytailscale-bench-{os.getuid()}"),
+}
 
 
 @dataclass
