@@ -1,0 +1,34 @@
+"""HTTP over the tailnet, both ways.
+
+`AsyncTransport(device)` lets httpx (or httpx2) reach `http://db:8000/`; `serve(app, device)` runs an ASGI app that
+knows who is calling. Importing this module loads nothing else; the names come when they are used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailscale.http.lifespan import LifespanFailed as LifespanFailed
+    from tailscale.http.limits import Limits as Limits
+    from tailscale.http.server import serve as serve
+    from tailscale.http.transport import AsyncTransport as AsyncTransport
+    from tailscale.http.transport import Transport as Transport
+
+__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "Transport", "serve"]
+
+_HOMES = {
+    "AsyncTransport": "tailscale.http.transport",
+    "LifespanFailed": "tailscale.http.lifespan",
+    "Limits": "tailscale.http.limits",
+    "Transport": "tailscale.http.transport",
+    "serve": "tailscale.http.server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

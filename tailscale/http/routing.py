@@ -1,0 +1,66 @@
+"""Which way a request goes: over the tailnet for what the tailnet knows or routes, else over the host's own network.
+
+With an exit node everything but this very machine goes through the tailnet. A name in the tailnet's own domain is never
+shown to the host's resolver.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from tailscale.errors import NameNotFound
+from tailscale.names import clean_name, literal_address
+from ts_base.ip import format_address
+
+if TYPE_CHECKING:
+    import trio
+
+    from tailscale.device import Device
+    from tailscale.runtime.home import Home
+
+
+async def dial(device: Device, host: str, port: int) -> trio.abc.HalfCloseableStream:
+    """An open stream to `host`, whichever way it goes."""
+    runtime = device._ready()
+    if _is_this_machine(host):
+        return await runtime.network.open_tcp(host, port)
+    if runtime.preferences.exit_node is not None or _is_of_tailnet(runtime.home, host):
+        return await device.tcp_connect(host, port)
+    if _is_split(runtime.home, host):
+        addresses = await runtime.home.resolver.address_bytes(host)
+        routed = [a for a in addresses if runtime.home.routes_to(a)]
+        if routed:
+            return await device.tcp_connect(format_address(routed[0]), port)
+        host = format_address(addresses[0])
+    try:
+        return await runtime.network.open_tcp(host, port)
+    except OSError as error:
+        close = [] if literal_address(host) or "." in host else runtime.home.resolver.names.close_to(host)
+        if close:
+            raise NameNotFound(host, close, detail="nor could this machine's network reach it") from error
+        raise
+
+
+def _is_this_machine(host: str) -> bool:
+    if literal_address(host) is not None:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    name = clean_name(host)
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _is_of_tailnet(home: Home, host: str) -> bool:
+    literal = literal_address(host)
+    if literal is not None:
+        return home.routes_to(literal) or home.identify(literal) is not None
+    names = home.resolver.names
+    return names.full_name(host) is not None or ("." in clean_name(host) and names.owns(host))
+
+
+def _is_split(home: Home, host: str) -> bool:
+    """Whether the tailnet's own resolvers answer for this name."""
+    if literal_address(host) is not None or home.netmap is None:
+        return False
+    name = clean_name(host)
+    suffixes = (clean_name(suffix) for suffix, servers in home.netmap.dns.routes.items() if servers)
+    return any(name == s or name.endswith(f".{s}") for s in suffixes)

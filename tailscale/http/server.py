@@ -1,0 +1,240 @@
+"""Serve an ASGI app on the tailnet: HTTP/1.1, WebSocket, lifespan, and who is calling.
+
+Owns the listener, the connections and their end. Parsing is h11's and wsproto's; an exchange is in `exchange.py` and
+`websocket.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import h11
+import trio
+
+from tailscale.http.caller import describe_caller, trusted_headers
+from tailscale.http.exchange import HttpExchange
+from tailscale.http.lifespan import Lifespan
+from tailscale.http.limits import AsgiApp, ClientDisconnected, Limits, Scope
+from tailscale.http.wire import Wire
+from tailscale.sockets import TcpListener, TcpStream
+
+if TYPE_CHECKING:
+    from tailscale.device import Device
+    from tailscale.http.websocket import WebSocketExchange
+
+log = logging.getLogger("tailscale.http")
+CLOSE_TIMEOUT = 1.0  # for a TLS goodbye
+KEEPALIVE = 60.0  # a silent client is asked this often whether it still exists
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+async def serve(
+    app: AsgiApp,
+    device: Device,
+    port: int = 80,
+    *,
+    host: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+    shutdown: trio.Event | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run an ASGI app for the tailnet until cancelled, or until `shutdown` is set and open requests are done.
+
+    ```python
+    await tailscale.http.serve(app, device, port=80)
+    ```
+
+    `scope["client"]` is the caller's tailnet address, `scope["extensions"]["tailscale"]` who that is. Under
+    `nursery.start` the value is the server's URL.
+    """
+    limits = limits or Limits()
+    shutdown = trio.Event() if shutdown is None else shutdown
+    life = Lifespan(app)
+    async with await device.listen(port, host=host) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(life.run)
+        try:
+            if await life.start(limits.startup_timeout):
+                await _Server(app, device, listener, tls, limits, life.state).run(shutdown, task_status)
+        finally:
+            await life.stop(limits.shutdown_timeout)
+    if life.failure is not None:
+        raise life.failure
+
+
+class _Server:
+    """One listener and its connections."""
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        device: Device,
+        listener: TcpListener,
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+        state: dict[str, Any],
+    ) -> None:
+        self._app = app
+        self._device = device
+        self._listener = listener
+        self._tls = tls
+        self._limits = limits
+        self._state = state
+        self._is_stopping = False
+        self._room = trio.Semaphore(limits.connections)
+        self._idle: set[trio.CancelScope] = set()
+        self._websockets: set[WebSocketExchange] = set()
+
+    async def run(self, shutdown: trio.Event, task_status: trio.TaskStatus[str]) -> None:
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(self._accept, connections, accepting.cancel_scope)
+                task_status.started(self._url())
+                await shutdown.wait()
+                accepting.cancel_scope.cancel()
+            await self._listener.aclose()
+            self._is_stopping = True
+            connections.cancel_scope.deadline = trio.current_time() + self._limits.grace
+            for scope in self._idle:
+                scope.cancel()
+            for websocket in tuple(self._websockets):
+                connections.start_soon(websocket.close)
+
+    def _url(self) -> str:
+        scheme, port = "https" if self._tls else "http", self._listener.port
+        suffix = "" if port == DEFAULT_PORTS[scheme] else f":{port}"
+        return f"{scheme}://{self._device.name}{suffix}"
+
+    async def _accept(self, connections: trio.Nursery, accepting: trio.CancelScope) -> None:
+        try:
+            while True:
+                await self._room.acquire()
+                connections.start_soon(self._serve_stream, await self._listener.accept())
+        except trio.ClosedResourceError:
+            accepting.cancel()  # the device is closing: nobody can call any more
+
+    async def _serve_stream(self, tcp: TcpStream) -> None:
+        tcp.set_keepalive(KEEPALIVE)
+        stream: trio.abc.Stream = tcp
+        try:
+            if self._tls is not None:
+                stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
+                with trio.fail_after(self._limits.head_timeout):
+                    await stream.do_handshake()
+            await self._serve_requests(Wire(stream, self._limits), tcp)
+        except trio.Cancelled:
+            tcp.abort()  # so that nobody takes the half of an answer for the whole
+            raise
+        except (ClientDisconnected, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("%s: %r", tcp, error)
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            self._room.release()
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                await stream.aclose()
+
+    async def _serve_requests(self, wire: Wire, tcp: TcpStream) -> None:
+        while (request := await self._next_request(wire)) is not None:
+            scope = await self._scope(request, tcp)
+            if _wants_websocket(request):
+                await self._serve_websocket(wire, request, scope)
+                return
+            if not await HttpExchange(wire, request, scope).run(self._app) or self._is_stopping:
+                await wire.finish()
+                return
+            wire.http.start_next_cycle()
+
+    async def _next_request(self, wire: Wire) -> h11.Request | None:
+        """The head of the next request; None when there is none to come."""
+        try:
+            if not wire.has_input:
+                with trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout) as idle:
+                    self._idle.add(idle)
+                    try:
+                        wire.http.receive_data(await wire.read_some())
+                    finally:
+                        self._idle.discard(idle)
+                if idle.cancelled_caught or self._is_stopping:
+                    return None
+            with trio.fail_after(self._limits.head_timeout):
+                event = await wire.next_event(self._limits.head_timeout)
+            if not isinstance(event, h11.Request):
+                return None
+            if event.http_version in (b"1.0", b"1.1"):
+                return event
+            await wire.refuse(505, "this server speaks HTTP/1.1")
+        except h11.RemoteProtocolError as error:
+            await wire.refuse(error.error_status_hint, str(error))
+        except (trio.TooSlowError, TimeoutError):
+            await wire.refuse(408, "the request took too long to arrive")
+        await wire.finish()
+        return None
+
+    async def _scope(self, request: h11.Request, tcp: TcpStream) -> Scope:
+        caller = await describe_caller(self._device, tcp.remote_address)
+        path, _, query = _origin_form(request.target).partition(b"?")
+        is_websocket = _wants_websocket(request)
+        extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
+        if is_websocket:
+            extensions["websocket.http.response"] = {}
+        scheme = ("ws" if is_websocket else "http") + ("s" if self._tls else "")
+        scope: Scope = {
+            "type": "websocket" if is_websocket else "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": request.http_version.decode(),
+            "scheme": scheme,
+            "path": unquote(path.decode("latin-1")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": trusted_headers(((bytes(n), bytes(v)) for n, v in request.headers), caller),
+            "client": tcp.remote_address,
+            "server": tcp.local_address,
+            "state": self._state.copy(),
+            "extensions": extensions,
+        }
+        if not is_websocket:
+            scope["method"] = request.method.decode()
+        return scope
+
+    async def _serve_websocket(self, wire: Wire, request: h11.Request, scope: Scope) -> None:
+        try:
+            from wsproto.utilities import RemoteProtocolError
+
+            from tailscale.http.websocket import WebSocketExchange
+        except ImportError:
+            log.error("a client asked for a WebSocket: pip install 'pytailscale[asgi]' to serve them")  # noqa: TRY400
+            await wire.refuse(501, "this server was installed without WebSocket support")
+            await wire.finish()
+            return
+        try:
+            exchange = WebSocketExchange(wire, request, scope)
+        except RemoteProtocolError as error:
+            await wire.refuse(400, str(error))
+            await wire.finish()
+            return
+        self._websockets.add(exchange)
+        try:
+            await exchange.run(self._app)
+        finally:
+            self._websockets.discard(exchange)
+        await wire.finish()
+
+
+def _wants_websocket(request: h11.Request) -> bool:
+    tokens = b",".join(value for name, value in request.headers if name == b"connection").lower().split(b",")
+    upgrades = [value.lower() for name, value in request.headers if name == b"upgrade"]
+    return request.method == b"GET" and b"upgrade" in map(bytes.strip, tokens) and upgrades == [b"websocket"]
+
+
+def _origin_form(target: bytes) -> bytes:
+    """A server must take `GET http://host/path` too (RFC 9112, 3.2.2)."""
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return target
+    slash = rest.find(b"/")
+    return rest[slash:] if slash >= 0 else b"/"

@@ -1,0 +1,83 @@
+"""One client's bytes: a stream, the h11 machine that reads them, and the patience for both.
+
+Shared by the HTTP and WebSocket exchanges of a connection. Knows no app.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import h11
+import trio
+
+from tailscale.http.limits import ClientDisconnected, Limits
+
+LINGER = 1.0
+LINGER_BYTES = 4 << 20
+
+
+class Wire:
+    """Reads events, writes bytes; a broken or stalled client is `ClientDisconnected`."""
+
+    def __init__(self, stream: trio.abc.Stream, limits: Limits) -> None:
+        self.stream = stream
+        self.limits = limits
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head)
+        self._writing = trio.Lock()
+
+    @property
+    def has_input(self) -> bool:
+        """Whether a next request has begun to arrive."""
+        data, is_closed = self.http.trailing_data
+        return bool(data) or is_closed
+
+    async def read_some(self, timeout: float = math.inf) -> bytes:
+        """Bytes, or b"" when the client has finished sending."""
+        try:
+            with trio.fail_after(timeout):
+                return bytes(await self.stream.receive_some())
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as error:
+            raise ClientDisconnected(f"the client went away: {error}") from error
+
+    async def next_event(self, timeout: float) -> Any:
+        """The next h11 event. Raises h11.RemoteProtocolError for what is not HTTP."""
+        while True:
+            event = self.http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            self.http.receive_data(await self.read_some(timeout))
+
+    async def write(self, data: bytes) -> None:
+        """All of `data`, or ClientDisconnected."""
+        async with self._writing:
+            try:
+                with trio.fail_after(self.limits.stall_timeout):
+                    await self.stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as error:
+                raise ClientDisconnected(f"the client went away: {error}") from error
+
+    async def refuse(self, status: int, reason: str, *, has_body: bool = True) -> None:
+        """A short answer to what cannot be handled; the connection ends after it."""
+        if self.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        body = f"{reason}\n".encode()
+        headers = [("content-type", "text/plain"), ("content-length", str(len(body))), ("connection", "close")]
+        out = self.http.send(h11.Response(status_code=status, headers=headers)) or b""
+        if has_body:
+            out += self.http.send(h11.Data(data=body)) or b""
+        await self.write(out)
+
+    async def finish(self) -> None:
+        """Close so that the last answer arrives: what the client still sends is read away first, up to a point."""
+        transport: Any = self.stream
+        while isinstance(transport, trio.SSLStream):
+            transport = transport.transport_stream
+        with trio.move_on_after(LINGER):
+            try:
+                await transport.send_eof()
+                left = LINGER_BYTES
+                while left > 0 and (data := await transport.receive_some()):
+                    left -= len(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                return
