@@ -9,39 +9,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
+from ts_base.budget import Budget
+
 SENDER_RATE, SENDER_BURST = 64.0, 256.0
 TOTAL_RATE, TOTAL_BURST = 1000.0, 2000.0
 MAX_BUCKETS = 4096
-
-
-class Bucket:
-    """Refills by the second up to its burst."""
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate, self._burst, self._tokens, self._at = rate, burst, burst, now
-
-    def take(self, now: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class DiscoBudget:
     """May this datagram be opened? Buckets of senders not heard for longest are forgotten first."""
 
     def __init__(self) -> None:
-        self._total = Bucket(TOTAL_RATE, TOTAL_BURST, 0.0)
-        self._senders: OrderedDict[Hashable, Bucket] = OrderedDict()
+        self._total = Budget(TOTAL_RATE, TOTAL_BURST)
+        self._senders: OrderedDict[Hashable, Budget] = OrderedDict()
 
     def allows(self, sender: Hashable, now: float) -> bool:
         bucket = self._senders.get(sender)
         if bucket is None:
-            bucket = self._senders[sender] = Bucket(SENDER_RATE, SENDER_BURST, now)
+            bucket = self._senders[sender] = Budget(SENDER_RATE, SENDER_BURST)
             if len(self._senders) > MAX_BUCKETS:
                 self._senders.popitem(last=False)
         else:

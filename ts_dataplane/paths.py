@@ -13,11 +13,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from ts_base.budget import Budget
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPrivate, NodePublic
 from ts_dataplane import disco
 from ts_dataplane.disco import AllocateResponse, Bind, CallMeMaybe, CallMeMaybeVia, Direct, Ping, Pong
-from ts_dataplane.disco_budget import Bucket, DiscoBudget
+from ts_dataplane.disco_budget import DiscoBudget
 from ts_dataplane.disco_outbox import DiscoOutbox
 from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged, PathReport, PingLost, PongArrived
 from ts_dataplane.path_scoring import PathQuality
@@ -370,7 +371,7 @@ class PathFinder:
         state = self._pursuit.state(peer, now)
         state.heard_at = now
         if state.call_tokens is None:
-            state.call_tokens = Bucket(CALLS_RATE, CALLS_BURST, now)
+            state.call_tokens = Budget(CALLS_RATE, CALLS_BURST)
         if not state.call_tokens.take(now):
             self.drops["call flood"] += 1
             return

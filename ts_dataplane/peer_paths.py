@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ts_base.budget import Budget
 from ts_dataplane.candidates import Candidate, Candidates
-from ts_dataplane.disco_budget import Bucket
 from ts_dataplane.path_scoring import Direct, PathQuality, is_better
 
 Path = tuple[Any, ...]
@@ -85,7 +85,7 @@ class PeerState:
         self.spacing = FIRST_SPACING
         self.size_probes = 0
         self.called_at = -math.inf
-        self.call_tokens: Bucket | None = None
+        self.call_tokens: Budget | None = None
         self.traffic = (0, 0, now)  # packets in, packets out, since when nothing came in
         self.relay_server: bytes | None = None  # disco key of the peer relay last bound for this peer
 

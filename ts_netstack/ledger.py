@@ -1,12 +1,14 @@
 """What the sockets of one Stack tell it: who has something to send, who changed, who is finished, what was dropped.
 
-Owns no behaviour beyond counting and rate limits; it is how connections stay ignorant of the stack that holds them.
+Owns no behaviour beyond counting; it is how connections stay ignorant of the stack that holds them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
+
+from ts_base.budget import Budget
 
 if TYPE_CHECKING:
     from ts_netstack.icmp import Ping
@@ -18,24 +20,6 @@ if TYPE_CHECKING:
 
 CHALLENGES_PER_SECOND = 1000
 GROWTH_LIMIT = 256 << 20  # bytes of receive window that all connections together may add to their initial ones
-
-
-class RateLimit:
-    """A token bucket; `now` decides."""
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst, self._tokens = rate, burst, burst
-        self._at = 0.0
-
-    def admits(self, now: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Ledger:
@@ -51,5 +35,5 @@ class Ledger:
         self.finished: dict[TcpConnection, None] = {}
         self.closed: list[TcpListen | UdpPort] = []  # whose ports are free again
         self.strays: list[bytes] = []  # packets a connection got by its ports that are not whole segments
-        self.challenges = RateLimit(CHALLENGES_PER_SECOND, CHALLENGES_PER_SECOND)
+        self.challenges = Budget(CHALLENGES_PER_SECOND, CHALLENGES_PER_SECOND)
         self.growth_left = GROWTH_LIMIT

@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ts_base.budget import Budget
 from ts_base.ip import ICMP, ICMP6, TCP, UDP
 from ts_base.timers import Timers
 from ts_netstack import icmp
 from ts_netstack.fragments import Reassembly, cut
-from ts_netstack.ledger import Ledger, RateLimit
+from ts_netstack.ledger import Ledger
 from ts_netstack.tcp import FIN_WAIT_2, TcpConnection
 from ts_netstack.tcp_demux import Replies, TcpSockets
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
@@ -72,8 +73,8 @@ class Stack:
         self._udp: dict[tuple[int, bytes | None], UdpPort] = {}
         self._reassembly = Reassembly(self.drops)
         self._pings = icmp.Pings(self._ledger)
-        self._echoes = RateLimit(icmp.ECHO_PER_SECOND, icmp.ECHO_BURST)
-        self._errors = RateLimit(icmp.ERRORS_PER_SECOND, icmp.ERROR_BURST)
+        self._echoes = Budget(icmp.ECHO_PER_SECOND, icmp.ECHO_BURST)
+        self._errors = Budget(icmp.ERRORS_PER_SECOND, icmp.ERROR_BURST)
         self._path_mtu: dict[bytes, tuple[int, float]] = {}
         self._looped: list[bytes] = []
         self._addresses: frozenset[bytes] = frozenset()
@@ -274,7 +275,7 @@ class Stack:
             self._receive_icmp(packet, now)
         else:
             self.drops["unknown_protocol"] += 1
-            if protocol != NO_NEXT_HEADER and self._errors.admits(now):
+            if protocol != NO_NEXT_HEADER and self._errors.take(now):
                 self._reply(packet.source, icmp.protocol_unreachable(data, packet.destination, packet.source))
 
     def _receive_tcp(self, packet: Packet, now: float) -> None:
@@ -308,7 +309,7 @@ class Stack:
             bound.deliver(payload[UDP_HEADER:length], (packet.source, source_port))
             return
         self.drops["udp_no_port"] += 1
-        if self._errors.admits(now):
+        if self._errors.take(now):
             original = data if packet.fragment is None else ip_packet(packet.source, packet.destination, UDP, payload)
             self._reply(packet.source, icmp.port_unreachable(original, packet.destination, packet.source))
 
@@ -318,7 +319,7 @@ class Stack:
         kind, code, rest, body = icmp.parse_untrusted(packet)
         is_ip4 = packet.protocol == ICMP
         if kind == (icmp.ECHO4 if is_ip4 else icmp.ECHO6):
-            if not self._echoes.admits(now):
+            if not self._echoes.take(now):
                 raise Unroutable("icmp_echo_limit")
             self._queue_datagram(packet.source, self._fit(icmp.reply_to_echo(packet), packet.source))
         elif kind == (icmp.ECHO_REPLY4 if is_ip4 else icmp.ECHO_REPLY6):

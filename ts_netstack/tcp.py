@@ -523,7 +523,7 @@ class TcpConnection:
 
     def _challenge(self, now: float) -> None:
         """RFC 5961: say where we are, so that an honest peer can correct itself and a blind one learns nothing."""
-        if now - self._challenged_at < CHALLENGE_INTERVAL or not self._ledger.challenges.admits(now):
+        if now - self._challenged_at < CHALLENGE_INTERVAL or not self._ledger.challenges.take(now):
             self._ledger.drops["tcp_challenge_limit"] += 1
             return
         self._challenged_at = now

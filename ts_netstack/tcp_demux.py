@@ -12,8 +12,9 @@ import hashlib
 import math
 from collections import Counter, OrderedDict, deque
 
+from ts_base.budget import Budget
 from ts_base.timers import Timers
-from ts_netstack.ledger import Ledger, RateLimit
+from ts_netstack.ledger import Ledger
 from ts_netstack.tcp import TIME_WAIT, ConnectionProblem, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
@@ -83,7 +84,7 @@ class TcpSockets:
         self._cookies = Cookies(secret[16:32])
         self._counter = int.from_bytes(secret[32:36], "big")
         self._flooded_at = -math.inf
-        self._resets = RateLimit(RESETS_PER_SECOND, RESETS_PER_SECOND)
+        self._resets = Budget(RESETS_PER_SECOND, RESETS_PER_SECOND)
         self.flows: dict[bytes, TcpConnection] = {}
         self.half_open: dict[bytes, HalfOpen] = {}
         self._half_open_by_host: Counter[bytes] = Counter()
@@ -212,7 +213,7 @@ class TcpSockets:
         else:
             drops["tcp_no_connection"] += 1
             reply = reset_for(packet, segment)
-            if reply is not None and self._resets.admits(now):
+            if reply is not None and self._resets.take(now):
                 self._replies.append((packet.source, reply))
 
     def _receive_syn(
@@ -259,7 +260,7 @@ class TcpSockets:
         elif segment.ack != agreed.iss + 1 & MASK32:
             drops["tcp_handshake_ack"] += 1
             reply = tcp_packet(record.local, record.remote, segment.ack, 0, RST, 0)
-            if self._resets.admits(now):
+            if self._resets.take(now):
                 self._replies.append((record.remote[0], reply))
         elif record.listener.is_full:
             drops["tcp_accept_queue_full"] += 1  # the SYN-ACK goes out again, and the peer's ACK with it
@@ -344,7 +345,7 @@ class TcpSockets:
                 del self.time_wait[key]
                 return True
         self._ledger.drops["tcp_time_wait"] += 1
-        if not flags & RST and (segment.payload or flags & (SYN | FIN)) and self._resets.admits(now):
+        if not flags & RST and (segment.payload or flags & (SYN | FIN)) and self._resets.take(now):
             reply = tcp_packet(local, remote, waiting.nxt, waiting.rcv_nxt, ACK, 0)
             self._replies.append((remote[0], reply))
         return False

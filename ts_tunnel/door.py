@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from ts_base.budget import Budget
 from ts_tunnel.cookie import CookieIssuer, is_mac1_right, mac1_key_of
 from ts_tunnel.drops import NO_COOKIE, REPLIES_FULL, TOO_BUSY, WRONG_MAC
-from ts_tunnel.load import Budget, LoadGauge, SourceBudgets
+from ts_tunnel.load import LoadGauge, SourceBudgets
 from ts_tunnel.messages import Path
 from ts_tunnel.params import COOKIE_REPLIES_PER_SECOND, HANDSHAKES_PER_SECOND, REPLIES_LIMIT
 

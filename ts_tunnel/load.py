@@ -1,4 +1,4 @@
-"""How much work strangers may cause: token buckets, per source and in all, and the under-load rule.
+"""How much work strangers may cause: a budget per source, and the under-load rule.
 
 wireguard-go watches the length of its handshake queue; nothing queues here, so the rate of initiations per second of
 `now` takes its place. Knows no bytes and no keys.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from ts_base.budget import Budget
 from ts_tunnel.params import (
     CALM_INITIATIONS_PER_SECOND,
     SOURCE_BURST,
@@ -16,30 +17,6 @@ from ts_tunnel.params import (
     SOURCE_TABLE_LIMIT,
     UNDER_LOAD_STICKINESS,
 )
-
-
-class Budget:
-    """A token bucket: `burst` at once, `rate` per second in the long run."""
-
-    __slots__ = ("_burst", "_filled_at", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = burst
-        self._filled_at = -math.inf
-
-    def take(self, now: float) -> bool:
-        if now > self._filled_at:
-            self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
-            self._filled_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    def is_full(self, now: float) -> bool:
-        return self._tokens + (now - self._filled_at) * self._rate >= self._burst
 
 
 class LoadGauge:

@@ -12,7 +12,7 @@ from ts_tunnel import drops as because
 from ts_tunnel.cookie import append_macs, keyed_mac, mac1_key_of
 from ts_tunnel.door import origin_of, source_of
 from ts_tunnel.handshake import Initiation, encode_timestamp
-from ts_tunnel.load import Budget, LoadGauge, SourceBudgets
+from ts_tunnel.load import LoadGauge, SourceBudgets
 from ts_tunnel.params import (
     CALM_INITIATIONS_PER_SECOND,
     COOKIE_REPLIES_PER_SECOND,
@@ -197,14 +197,6 @@ def test_source_table_is_bounded_and_forgets_who_rested():
     assert not budgets.take(b"new", 0.5)
     assert budgets.take(b"new", 1.5)
     assert len(budgets) == 1
-
-
-def test_budget_never_holds_more_than_its_burst_and_ignores_time_going_back():
-    budget = Budget(10, 5)
-    assert [budget.take(1000.0) for _ in range(6)] == [True] * 5 + [False]
-    assert not budget.take(0.0)
-    assert budget.take(1000.1)
-    assert not budget.take(1000.1)
 
 
 def test_a_calm_tailnet_is_never_under_load():
