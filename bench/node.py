@@ -1,6 +1,6 @@
-"""Our Device in a process of its own for the bench: the line protocol of `tests.interop.ournode`, and tsnet's `bench`.
+"""Our Device in a process of its own for the bench: the line protocol of the interop rig, and tsnet's `bench`.
 
-`--line DELAY_MS,MBIT,QUEUE_MS[,LOSS]` puts a long line in front of its UDP socket. Besides the usual commands it knows
+It imports the product and little else, for its start is measured too. `--line DELAY_MS,MBIT,QUEUE_MS[,LOSS]` puts a long line in front of its UDP socket. Besides the usual commands it knows
 `bench` (up, down, rtt, connect), `stall` (the longest silence of a ticking task), `hold` (idle connections) and
 `profile` (cProfile on and off, into a file).
 """
@@ -9,24 +9,68 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import cProfile
+import hashlib
 import json
 import os
 import random
+import sys
 import time
-from typing import Any
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 import tailscale
 from bench.line import LineNetwork
-from tests.interop import ours
-from tests.interop.ournode import answer, say
-from tests.interop.pattern import BLOCK
 
+if TYPE_CHECKING:
+    import cProfile
+
+Device = tailscale.Device  # all its imports happen here, before the clock starts
 Json = dict[str, Any]
 TICK = 0.001
+BLOCK = os.urandom(64 << 10)
 EIGHT_BLOCKS = BLOCK * 8
+
+
+def say(said: Json) -> None:
+    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.flush()
+
+
+# --- services -------------------------------------------------------------------------------------
+
+
+async def echo(stream: Any) -> None:
+    async for chunk in stream:
+        await stream.send_all(chunk)
+    await stream.send_eof()
+
+
+async def hash_all(stream: Any) -> None:
+    """At the caller's FIN answers `<count> <sha256>`, as tsnet's service does."""
+    h, count = hashlib.sha256(), 0
+    async for chunk in stream:
+        h.update(chunk)
+        count += len(chunk)
+    await stream.send_all(f"{count} {h.hexdigest()}\n".encode())
+    await stream.send_eof()
+
+
+async def udp_echo(socket: Any) -> None:
+    while True:
+        data, source = await socket.receive_from()
+        await socket.send_to(data, source)
+
+
+def guarded(handler: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    async def handle(stream: Any) -> None:
+        with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            async with stream:
+                await handler(stream)
+
+    return handle
 
 
 async def generate(stream: Any) -> None:
@@ -36,6 +80,9 @@ async def generate(stream: Any) -> None:
         block = EIGHT_BLOCKS[:left]
         await stream.send_all(block)
         left -= len(block)
+
+
+# --- figures --------------------------------------------------------------------------------------
 
 
 async def up(device: tailscale.Device, host: str, seconds: float) -> Json:
@@ -97,6 +144,30 @@ async def connect(device: tailscale.Device, host: str, seconds: float) -> Json:
     return {"count": count, "per_s": count / (time.perf_counter() - began)}
 
 
+async def dial(device: tailscale.Device, q: Json) -> Json:
+    """Send `data` (or `bytes` zeros) and wait for `read` bytes."""
+    began, got = time.perf_counter(), 0
+    async with await device.tcp_connect(q["host"], q["port"]) as stream:
+        connected = time.perf_counter()
+        await stream.send_all(b64decode(q["data"]) if q.get("data") else bytes(q.get("bytes", 0)))
+        while got < q.get("read", 0):
+            got += len(await stream.receive_some())
+        first = time.perf_counter()
+    return {"connect_ms": (connected - began) * 1e3, "first_byte_ms": (first - began) * 1e3, "received": got}
+
+
+async def udp(device: tailscale.Device, q: Json) -> Json:
+    """`count` datagrams one after the other, an answer awaited to each."""
+    data, answered = bytes(q["bytes"]), 0
+    async with await device.udp() as socket:
+        for _ in range(q["count"]):
+            await socket.send_to(data, (q["host"], q["port"]))
+            with trio.move_on_after(1):
+                await socket.receive_from()
+                answered += 1
+    return {"answered": answered}
+
+
 KINDS = {"up": up, "down": down, "rtt": rtt, "connect": connect}
 
 
@@ -125,13 +196,13 @@ class Node:
 
     async def serve(self) -> None:
         device, nursery = self._device, self._nursery
-        handlers = {7: ours.echo, 9: ours.hash_all, 19: generate}
+        handlers = {7: echo, 9: hash_all, 19: generate}
         for port, handler in handlers.items():
             listener = await device.listen(port)
-            nursery.start_soon(trio.serve_listeners, ours.guarded(handler), [listener])
+            nursery.start_soon(trio.serve_listeners, guarded(handler), [listener])
         for host in (device.ipv4, device.ipv6):
             if host:
-                nursery.start_soon(ours._udp_echo, await device.udp(7, host=host))
+                nursery.start_soon(udp_echo, await device.udp(7, host=host))
 
     async def answer(self, q: Json) -> Json:
         match q["cmd"]:
@@ -145,9 +216,19 @@ class Node:
                 return {}
             case "profile":
                 return self._toggle_profile(q.get("value", ""))
-        return await answer(self._device, q)
+            case "dial":
+                return await dial(self._device, q)
+            case "udp":
+                return await udp(self._device, q)
+            case "ping":
+                pong = await self._device.ping(q["host"])
+                endpoint = pong.path.removeprefix("direct ") if pong.path.startswith("direct") else ""
+                return {"pings": [{"IP": q["host"], "LatencySeconds": pong.latency, "Endpoint": endpoint}]}
+        raise ValueError(f"unknown command {q['cmd']!r}")
 
     def _toggle_profile(self, path: str) -> Json:
+        import cProfile
+
         if self._profile is None:
             self._profile = cProfile.Profile()
             self._profile.enable()
@@ -191,7 +272,7 @@ def line_network(text: str) -> LineNetwork:
 async def run(options: argparse.Namespace) -> None:
     began = time.monotonic()
     network = line_network(options.line) if options.line else None
-    device = tailscale.Device(
+    device = Device(
         options.hostname,
         control_url=options.control,
         auth_key=options.authkey,
