@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale import __version__
-from tailscale.cli.demo_page import fetch_page, serve_page
+from tailscale.cli.demo_page import fetch_page, page
 from tailscale.cli.demo_show import Show
 from tailscale.cli.exits import FAILED, OK
 from tailscale.cli.peers_table import show_peers
 from tailscale.cli.screen import Screen, in_bytes, in_time
 from tailscale.errors import ConnectionRefused, ConnectionTimedOut
+from tailscale.http import serve
 from tailscale.testing import Tailnet
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Story:
 
     async def _web(self, services: trio.Nursery) -> None:
         with self._show.step("a web page that knows who is asking") as step:
-            await services.start(serve_page, self.server)
+            await services.start(serve, page, self.server, WEB_PORT)
             text = await fetch_page(self.laptop, f"http://{SERVER}/")
             step.say(f"GET http://{SERVER}/ -> {text}")
             step.check(LAPTOP in text, "the page does not know its caller")

@@ -125,4 +125,6 @@ class _NoteHandler(logging.Handler):
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
+        if any(known in record.getMessage() for known in self._screen.has_said):
+            return
         self._screen.note((f"{record.levelname.lower()}: ", "yellow"), self.format(record))

@@ -28,6 +28,7 @@ class Screen:
         self._styled_out = not plain and wants_style(self.out)
         self.is_live = not plain and wants_style(self.err)
         self._live = ""
+        self.has_said: set[str] = set()  # addresses shown already: log lines that repeat them are left out
 
     # Results, on stdout
 

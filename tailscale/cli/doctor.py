@@ -1,0 +1,78 @@
+"""`pytailscale doctor`: looks at everything a device stands on, in the order in which it would fail.
+
+Owns the order and the printing; the checks are in `doctor_local.py` (this machine) and `doctor_tailnet.py` (beyond it).
+Works without a tailnet too: what cannot be looked at is skipped, and says what it would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tailscale.cli import doctor_local, doctor_tailnet
+from tailscale.cli.exits import FAILED, OK
+from tailscale.cli.findings import BAD, WARN, Check, Finding, bad
+from tailscale.cli.screen import Screen, visible
+
+MARKS = {
+    "ok": ("ok  ", "green"),
+    WARN: ("warn", "yellow"),
+    BAD: ("BAD ", "bold red"),
+    "skip": ("skip", "dim"),
+}
+TITLE_WIDTH = 13
+LOCAL: tuple[tuple[str, Check], ...] = (
+    ("import name", doctor_local.import_name),
+    ("Python", doctor_local.python),
+    ("dependencies", doctor_local.dependencies),
+    ("environment", doctor_local.environment),
+    ("state", doctor_local.state),
+    ("clock", doctor_local.clock),
+    ("control", doctor_tailnet.control),
+)
+
+
+async def doctor(options: argparse.Namespace, screen: Screen) -> int:
+    report = Report(options, screen)
+    for title, check in LOCAL:
+        screen.show(f"looking at {title} ...")
+        try:
+            findings = await check(options)
+        except Exception as error:
+            findings = [bad(error)]
+        report.add(title, findings)
+    async for title, findings in doctor_tailnet.device_checks(options, screen):
+        report.add(title, findings)
+    return report.finish()
+
+
+class Report:
+    """Prints findings as they come, or keeps them for one JSON document."""
+
+    def __init__(self, options: argparse.Namespace, screen: Screen) -> None:
+        self._json = options.json
+        self._screen = screen
+        self._all: list[tuple[str, Finding]] = []
+
+    def add(self, title: str, findings: list[Finding]) -> None:
+        for finding in findings:
+            self._all.append((title, finding))
+            if self._json:
+                continue
+            self._screen.say(MARKS[finding.verdict], f"  {title:<{TITLE_WIDTH}}  ", visible(finding.sentence))
+            if finding.remedy:
+                self._screen.say(" " * (TITLE_WIDTH + 8), ("try: ", "cyan"), finding.remedy)
+            title = ""
+
+    def finish(self) -> int:
+        verdicts = [finding.verdict for _, finding in self._all]
+        problems, doubts = verdicts.count(BAD), verdicts.count(WARN)
+        if self._json:
+            checks = [{"check": title} | finding.to_dict() for title, finding in self._all]
+            self._screen.json({"healthy": not problems, "checks": checks})
+        else:
+            self._screen.say()
+            if problems:
+                self._screen.say((f"{problems} problem{'s' * (problems > 1)}", "bold red"), f", {doubts} to look at")
+            else:
+                self._screen.say(("nothing is wrong", "green"), f", {doubts} to look at" if doubts else "")
+        return FAILED if problems else OK

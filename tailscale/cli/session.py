@@ -1,0 +1,147 @@
+"""Joining the tailnet for one command: from options to a Device, with something to look at while it takes.
+
+Owns where the state is kept and what a login asks of the person; the phases come from the device's own bus, because its
+public events begin when it is ready, and here the way there is the interesting part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tailscale.cli.arguments import default_state
+from tailscale.cli.screen import Screen, in_time
+from tailscale.config import DEFAULT_CONTROL_URL, default_hostname
+from tailscale.device import Device
+from tailscale.runtime.messages import ControlStateChanged, NetInfoChanged, NetMapChanged, RelaysChanged
+from tailscale.state_file import FileStore
+
+LOGIN_PATIENCE = 300.0
+REDRAW = 0.25
+PHASES = (ControlStateChanged, NetMapChanged, RelaysChanged, NetInfoChanged)
+
+
+def state_path(options: argparse.Namespace) -> Path | None:
+    """Where the device is kept; None for one that is forgotten."""
+    if options.state is not None:
+        return Path(options.state)
+    return None if options.ephemeral else default_state()
+
+
+def control_url(options: argparse.Namespace) -> str:
+    """Asked for now, else by the environment, else the one this device belongs to, else Tailscale's."""
+    if options.control_url or os.environ.get("TS_CONTROL_URL"):
+        return str(options.control_url or os.environ["TS_CONTROL_URL"])
+    where = state_path(options)
+    saved = FileStore(where).load() if where is not None else None
+    return saved.control_url if saved is not None and saved.control_url else DEFAULT_CONTROL_URL
+
+
+def hostname(options: argparse.Namespace) -> str:
+    """Asked for now, else by the environment, else the last time, else the machine's name."""
+    if options.hostname or os.environ.get("TS_HOSTNAME"):
+        return str(options.hostname or default_hostname())
+    note = _hostname_note(options)
+    try:
+        return note.read_text().strip() if note is not None else default_hostname()
+    except (OSError, UnicodeDecodeError):
+        return default_hostname()
+
+
+def _remember_hostname(options: argparse.Namespace) -> None:
+    """Or the next command, which names none, would rename the device."""
+    note = _hostname_note(options)
+    if note is not None and options.hostname:
+        note.write_text(f"{options.hostname}\n")
+
+
+def _hostname_note(options: argparse.Namespace) -> Path | None:
+    where = state_path(options)
+    return FileStore(where).path.with_suffix(".hostname") if where is not None else None
+
+
+@asynccontextmanager
+async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[Device]:
+    """A device, usable inside. Leaves the tailnet properly however the block ends."""
+    patient = options.command == "login" or sys.stdin.isatty()
+    name = hostname(options)
+    device = Device(
+        name,
+        auth_key=options.auth_key,
+        control_url=control_url(options),
+        state=state_path(options),
+        ephemeral=options.ephemeral,
+        on_login_url=lambda url: _ask_to_open(url, screen, patient),
+        login_timeout=LOGIN_PATIENCE if patient else options.timeout,
+        ready_timeout=options.timeout,
+    )
+    progress = Progress(name, screen)
+    async with trio.open_nursery() as nursery:
+        following = await nursery.start(progress.follow, device)
+        async with device:
+            following.cancel()
+            screen.hide()
+            _remember_hostname(options)
+            if options.verbose:
+                screen.note((progress.line(), "dim"))
+            yield device
+        nursery.cancel_scope.cancel()
+
+
+def _ask_to_open(url: str, screen: Screen, patient: bool) -> None:
+    """Where nobody can be asked to wait, the error names the address, and once is enough."""
+    screen.has_said.add(url)
+    if patient:
+        screen.note(("To let this device into the tailnet, open:", "bold"))
+        screen.note("")
+        screen.note("    ", (url, "cyan"))
+        screen.note("")
+
+
+class Progress:
+    """One live line: which phase was reached when."""
+
+    def __init__(self, name: str, screen: Screen) -> None:
+        self._name, self._screen = name, screen
+        self._began = trio.current_time()
+        self._phases: dict[str, float] = {}
+
+    def line(self) -> str:
+        reached = ", ".join(f"{phase} {in_time(at)}" for phase, at in self._phases.items())
+        return f"joining as {self._name}: {reached or 'starting'}"
+
+    async def follow(
+        self, device: Device, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            while device._runtime is None:
+                await trio.lowlevel.checkpoint()
+            with device._runtime.bus.subscribe(*PHASES, name="progress") as inbox:
+                while True:
+                    message = None
+                    with trio.move_on_after(REDRAW):
+                        message = await inbox.receive()
+                    self._note(message)
+                    waited = in_time(trio.current_time() - self._began)
+                    self._screen.show(f"{self.line()} ... {waited}")
+
+    def _note(self, message: object) -> None:
+        match message:
+            case ControlStateChanged(state=state):
+                phase = state.replace("_", " ")
+            case NetMapChanged(netmap=netmap):
+                phase = f"{len(netmap.peers)} peers"
+            case RelaysChanged(home_connected=True):
+                phase = "relay connected"
+            case NetInfoChanged(working_udp=True):
+                phase = "UDP works"
+            case _:
+                return
+        self._phases.setdefault(phase, trio.current_time() - self._began)

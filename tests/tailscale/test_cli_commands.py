@@ -1,0 +1,285 @@
+"""The commands through `main(argv)`, against a tailnet on loopback that lives in another thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+
+from tailscale.cli import main
+from tailscale.device import Device
+from tailscale.testing import Tailnet
+
+ECHO_PORT, TIMEOUT = 7, 20
+
+
+@dataclass
+class Rig:
+    """A tailnet with one peer, `db`, that echoes on port 7."""
+
+    url: str = ""
+    auth_key: str = ""
+    net: Tailnet | None = None
+    token: trio.lowlevel.TrioToken | None = None
+
+    def in_tailnet(self, verb: Callable[..., object], *arguments: object) -> object:
+        return trio.from_thread.run_sync(verb, *arguments, trio_token=self.token)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    rig, ready = Rig(), threading.Event()
+    stop: list[trio.CancelScope] = []
+
+    async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+    async def live() -> None:
+        with trio.CancelScope() as scope:
+            async with Tailnet(real=True) as net, trio.open_nursery() as nursery:
+                db: Device = await net.device("db")
+                nursery.start_soon(trio.serve_listeners, echo, [await db.listen(ECHO_PORT)])
+                rig.url, rig.auth_key = net.control.url, net.auth_key(reusable=True)
+                rig.net, rig.token = net, trio.lowlevel.current_trio_token()
+                stop.append(scope)
+                ready.set()
+                await trio.sleep_forever()
+
+    thread = threading.Thread(target=trio.run, args=(live,))
+    thread.start()
+    assert ready.wait(TIMEOUT)
+    yield rig
+    assert rig.token is not None
+    rig.token.run_sync_soon(stop[0].cancel)
+    thread.join(TIMEOUT)
+
+
+@pytest.fixture
+def join(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a device of the test's own."""
+    for name in ("TS_AUTHKEY", "TS_AUTH_KEY", "TS_CONTROL_URL", "TS_HOSTNAME"):
+        monkeypatch.delenv(name, raising=False)
+    return ["--state", str(tmp_path / "state"), "--control-url", rig.url, "--auth-key", rig.auth_key]
+
+
+def read_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_login_keeps_the_device_and_its_name(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["login", *join, "--hostname", "keeper"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("logged in as keeper.tailnet.test (100.64.")
+    state = join[:2]
+    assert main(["status", *state, "--json"]) == 0
+    status = read_json(capsys)
+    assert status["self"]["hostname"] == "keeper"  # type: ignore[index]
+    assert main(["logout", *state]) == 0
+    assert "logged out: keeper.tailnet.test" in capsys.readouterr().out
+    assert main(["logout", *state]) == 0
+    assert "not logged in" in capsys.readouterr().out
+
+
+def test_status_lists_peers_plainly_when_piped(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", *join, "--hostname", "looker"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].startswith("looker.tailnet.test  100.64.")
+    header = next(line for line in lines if line.startswith("NAME"))
+    assert header.split() == ["NAME", "ADDRESS", "STATE", "PATH", "LATENCY", "user", "os", "received", "sent"]
+    assert any(line.split()[:3] == ["db", "100.64.0.1", "online"] for line in lines)
+    assert "\x1b" not in captured.out + captured.err
+
+
+def test_status_as_json_has_the_promised_fields(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ephemeral", "status", *join[2:], "--json"]) == 0
+    status = read_json(capsys)
+    assert {"state", "self", "tailnet", "control_url", "relay", "peers", "health", "drops"} <= status.keys()
+    assert status["state"] == "running"
+
+
+def test_ping_says_latency_and_path(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ping", *join, "db", "-c", "2", "-i", "0.01", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["sequence"] for line in lines] == [1, 2]
+    assert all(line["node"] == "db" and line["latency"] < 1 for line in lines)
+    assert main(["ping", *join[:2], "db", "--until-direct"]) == 0
+    assert "db answered in" in capsys.readouterr().out
+
+
+def test_whois_takes_addresses_and_names(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["whois", *join, "100.64.0.1:80", "--json"]) == 0
+    assert read_json(capsys)["node"]["hostname"] == "db"  # type: ignore[index]
+    assert main(["whois", *join[:2], "db"]) == 0
+    assert capsys.readouterr().out.startswith("name         db.tailnet.test\n")
+
+
+def test_ip_prints_only_addresses(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ip", *join, "db", "-4"]) == 0
+    assert capsys.readouterr().out == "100.64.0.1\n"
+    assert main(["ip", *join[:2], "db", "--json"]) == 0
+    assert read_json(capsys)["addresses"] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
+
+
+def test_netcheck_measures_the_relay(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["netcheck", *join, "--json"]) == 0
+    report = read_json(capsys)
+    assert (report["udp"], report["home"]) == (True, "test")
+    assert "test" in report["latencies"]  # type: ignore[operator]
+
+
+def test_doctor_is_content_in_a_healthy_tailnet(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *join, "db", "--json"]) == 0
+    report = read_json(capsys)
+    checks = {check["check"]: check["verdict"] for check in report["checks"]}  # type: ignore[attr-defined]
+    assert list(checks) == [
+        *("import name", "Python", "dependencies", "environment", "state", "clock", "control"),
+        *("joining", "key", "UDP", "relays", "MTU", "health", "peers"),
+    ]
+    assert set(checks.values()) <= {"ok", "skip"}
+
+
+def test_doctor_without_a_tailnet_says_what_it_would_take(
+    join: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = ["--state", str(tmp_path / "none"), "--control-url", "http://127.0.0.1:9"]
+    assert main(["doctor", *nowhere]) == 1
+    out = capsys.readouterr().out
+    assert "BAD   control" in out
+    assert "skip  tailnet" in out
+    assert "pytailscale login" in out
+    assert not (tmp_path / "none").exists()
+
+
+def test_version_needs_no_tailnet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "--json"]) == 0
+    assert read_json(capsys)["pytailscale"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "sentence"),
+    [
+        (["nc", "db", "9"], 6, "db port 9 refused the connection"),
+        (["nc", "dbb", "9"], 5, "did you mean 'db'?"),
+        (["whois", "100.64.9.9"], 5, "no node of this tailnet has that address"),
+        (["ping", "192.0.2.99"], 4, "no peer owns or routes 192.0.2.99"),
+    ],
+)
+def test_failure_is_one_sentence_and_a_code(
+    argv: list[str], code: int, sentence: str, join: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, *join]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("pytailscale: ")
+    assert sentence in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_wrong_auth_key_is_a_login_failure(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", *join[:4], "--auth-key", "tskey-auth-wrong", "--json"]) == 3
+    failure = read_json(capsys)
+    assert failure["exit"] == 3
+    assert failure["error"]["kind"] == "AuthKeyRejected"  # type: ignore[index]
+
+
+def test_login_is_asked_for_once_where_nobody_waits(
+    join: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull) as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        assert main(["status", *join[:4], "--timeout", "0.5"]) == 3
+    assert capsys.readouterr().err.count("/register/") == 1
+
+
+def test_unreachable_control_server_is_told_in_time(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["ip", *join[:2], "--auth-key", "k", "--control-url", "http://127.0.0.1:9", "--timeout", "0.3"]
+    assert main(argv) == 4
+    assert "http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["nc", "db"], ["nc", "db", "99999"], ["listen", "x"], ["nosuch"], []])
+def test_wrong_usage_is_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(argv)
+    assert leaving.value.code == 2
+    assert "usage: pytailscale" in capsys.readouterr().err
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "tailscale.cli", *argv]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path)} | more
+
+
+def test_nc_carries_both_ways_with_half_close(join: list[str]) -> None:
+    blob = os.urandom(3_000_000)
+    done = subprocess.run(
+        command("nc", *join, "db", str(ECHO_PORT)), input=blob, capture_output=True, timeout=TIMEOUT, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == blob
+
+
+def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("listen", *join, "--hostname", "front", "--echo", "8080"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as listening:
+        assert listening.stderr is not None
+        assert "listening on front port 8080" in listening.stderr.readline()
+        state = ["--state", str(tmp_path / "other"), *join[2:]]
+        done = subprocess.run(
+            command("nc", *state, "front", "8080"),
+            input=b"ping",
+            capture_output=True,
+            timeout=TIMEOUT,
+            env=environment(),
+        )
+        assert done.stdout == b"ping"
+        listening.send_signal(signal.SIGINT)
+        _, err = listening.communicate(timeout=5)
+    assert listening.returncode == 130
+    assert "Traceback" not in err
+    assert rig.net is not None
+
+
+def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:
+    argv = ["status", *join[:2], "--control-url", "http://192.0.2.1", "--auth-key", "k", "-v"]
+    with subprocess.Popen(command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stderr is not None
+        threading.Timer(1.5, process.send_signal, [signal.SIGINT]).start()
+        out, err = process.communicate(timeout=6)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert out == b""
+
+
+def test_commands_work_without_rich(join: list[str]) -> None:
+    code = "import sys; sys.modules['rich'] = None; from tailscale.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", *join],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "NAME" in done.stdout

@@ -1,0 +1,99 @@
+"""What reaches a terminal, a pipe, and neither."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from tailscale.cli.exits import EXIT_TABLE, explain
+from tailscale.cli.screen import Screen, fitting, in_bytes, in_time
+from tailscale.errors import LoginRequired, NameNotFound, StateLocked
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def colourful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+
+
+def test_colours_only_on_terminals() -> None:
+    for out, expected in ((Terminal(), "\x1b[32myes\x1b[0m\n"), (io.StringIO(), "yes\n")):
+        Screen(out=out, err=io.StringIO()).say(("yes", "green"))
+        assert out.getvalue() == expected
+
+
+def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    Screen(out=out, err=Terminal()).say(("yes", "green"))
+    assert out.getvalue() == "yes\n"
+
+
+def test_escape_sequences_of_others_never_reach_a_terminal() -> None:
+    out = Terminal()
+    screen = Screen(out=out, err=Terminal())
+    screen.say("evil\x1b[2J")
+    screen.table(("NAME", "USER"), [("a\x1b]0;x\x07", "[bold]b[/bold]")])
+    assert "\x1b[2J" not in out.getvalue()
+    assert "\x1b]0" not in out.getvalue()
+    assert "[bold]b[/bold]" in out.getvalue()
+
+
+def test_live_line_is_erased_before_anything_else() -> None:
+    err = Terminal()
+    screen = Screen(out=io.StringIO(), err=err)
+    screen.show("joining")
+    screen.note("done")
+    assert err.getvalue().endswith("\r\x1b[Kdone\n")
+
+
+def test_live_line_is_silent_in_a_pipe() -> None:
+    err = io.StringIO()
+    Screen(out=io.StringIO(), err=err).show("joining")
+    assert err.getvalue() == ""
+
+
+def test_narrow_terminal_drops_optional_columns_first() -> None:
+    header, rows = ("NAME", "user", "os"), [("a" * 20, "b" * 20, "linux")]
+    assert fitting(header, rows, 80) == [0, 1, 2]
+    assert fitting(header, rows, 35) == [0, 2]
+    assert fitting(header, rows, 10) == [0]
+
+
+def test_every_error_has_a_code_of_the_table() -> None:
+    codes = {code for code, _ in EXIT_TABLE}
+    group = ExceptionGroup("", [ValueError("x"), ExceptionGroup("", [NameNotFound("db")])])
+    assert explain(group).code == 5
+    assert explain(LoginRequired("https://x")).code == 3
+    assert explain(StateLocked("/x", 7)).code == 7
+    assert explain(KeyError("x")).sentence.startswith("this should not happen: KeyError")
+    assert {explain(error).code for error in (TimeoutError(), ConnectionRefusedError(111, "no"), OSError("x"))} <= codes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.00042, "0.4 ms"), (0.042, "42 ms"), (1.5, "1.50 s"), (180.0, "3 min"), (0.0997, "0.10 s")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert in_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(7, "7 B"), (1500, "1.5 kB"), (103_000_000, "103 MB"), (2 * 10**12, "2.0 TB")]
+)
+def test_byte_counts_read_well(count: int, text: str) -> None:
+    assert in_bytes(count) == text
+
+
+def test_manual_and_help_tell_the_same_exit_codes() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text().replace("`", "")
+    for code, meaning in EXIT_TABLE:
+        assert f"| {code} | {meaning} |" in manual
