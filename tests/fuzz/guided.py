@@ -6,10 +6,7 @@ inputs for `--replay`.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import tempfile
-from pathlib import Path
 
 from fuzz.campaign import CRASHES, Target
 
@@ -24,16 +21,15 @@ def run(name: str, inputs: int | None, minutes: float | None, seed: int) -> int:
         return 2
     with atheris.instrument_imports(include=OURS):
         target = Target.load(name)
-    CRASHES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as corpus:
-        for number, data in enumerate(target.seeds):
-            Path(corpus, f"seed{number}").write_bytes(data)
-        options = [f"-seed={seed}", f"-artifact_prefix={CRASHES}/{name}-", "-max_len=4096", "-print_final_stats=1"]
-        if inputs:
-            options.append(f"-runs={inputs}")
-        if minutes:
-            options.append(f"-max_total_time={int(minutes * 60)}")
-        atheris.Setup([sys.argv[0], *options, corpus], target.fuzz_one)
-        with contextlib.suppress(KeyboardInterrupt):
-            atheris.Fuzz()
+    corpus = CRASHES / "corpus" / name  # it grows from run to run
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(target.seeds):
+        (corpus / f"seed{number}").write_bytes(data)
+    options = [f"-seed={seed}", f"-artifact_prefix={CRASHES}/{name}-", "-max_len=4096", "-print_final_stats=1"]
+    if inputs:
+        options.append(f"-runs={inputs}")
+    if minutes:
+        options.append(f"-max_total_time={int(minutes * 60)}")
+    atheris.Setup([sys.argv[0], *options, str(corpus)], target.fuzz_one)
+    atheris.Fuzz()
     return 0

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-LONGEST_INPUT = 8192
+LONGEST_INPUT = 16_384
 MOST_STEPS = 6
-NESTING = 400
+DEEPEST = 3000  # brackets in brackets
 # Integers that parsers trip over, for any width: edges of signedness, of windows, of memory.
 _EDGES = (0, 1, 2, 7, 8, 127, 128, 255, 256, 1279, 1280, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 _NUMBER = re.compile(rb"-?\d+")
@@ -53,6 +53,8 @@ class Mutator:
         steps = self._bytewise
         if self._tokens and base.isascii():
             steps += (self._put_token, self._put_token, self._put_number)
+            if dice.random() < 0.01:
+                self._nest(data)
         for _ in range(dice.randint(1, MOST_STEPS)):
             dice.choice(steps)(data)
             if not data:
@@ -122,6 +124,12 @@ class Mutator:
             start, end = self._dice.choice(words) if words else (start, start)
         data[start:end] = self._dice.choice(self._tokens)
 
+    def _nest(self, data: bytearray) -> None:
+        start, end = self._piece(data)
+        depth = self._dice.choice((20, 300, DEEPEST))
+        opening, closing = self._dice.choice(((b"[", b"]"), (b'{"a":', b"}")))
+        data[start:end] = opening * depth + data[start:end] + closing * depth
+
     def _put_number(self, data: bytearray) -> None:
         numbers = [match.span() for match in _NUMBER.finditer(data)]
         if numbers:
@@ -134,7 +142,7 @@ class Mutator:
         tree = json.loads(self._trees[base])
         for _ in range(self._dice.randint(1, 4)):
             tree = self._change(tree)
-        return json.dumps(tree).encode()[: 4 * LONGEST_INPUT]
+        return json.dumps(tree).encode()[: 2 * LONGEST_INPUT]
 
     def _change(self, tree: Any) -> Any:
         """`tree` with one place changed, found by walking down at random."""
@@ -162,10 +170,6 @@ class Mutator:
             return text.decode("utf-8", "replace")
         if isinstance(tree, int | float) and not isinstance(tree, bool) and dice.random() < 0.6:
             return dice.choice((*_EDGES, tree + 1, -tree, 2**63 - 1, 2**64))
-        if dice.random() < 0.01:
-            for _ in range(NESTING):
-                tree = [tree]
-            return tree
         return copy.deepcopy(dice.choice(_STRANGE_JSON))
 
 
