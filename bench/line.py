@@ -67,7 +67,7 @@ class LineUdp:
 
     def __init__(self, port: UdpUnderlay, outbound: Direction, inbound: Direction) -> None:
         self._port, self._out, self._in = port, outbound, inbound
-        self.rebind, self.close = port.rebind, port.close
+        self.rebind, self.close, self.take_unreachable = port.rebind, port.close, port.take_unreachable
 
     @property
     def local_port(self) -> int:

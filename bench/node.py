@@ -1,8 +1,8 @@
 """Our Device in a process of its own for the bench: the line protocol of the interop rig, and tsnet's `bench`.
 
-It imports the product and little else, for its start is measured too. `--line DELAY_MS,MBIT,QUEUE_MS[,LOSS]` puts a long line in front of its UDP socket. Besides the usual commands it knows
-`bench` (up, down, rtt, connect), `stall` (the longest silence of a ticking task), `hold` (idle connections) and
-`profile` (cProfile on and off, into a file).
+It imports the product and little else, for its start is measured too. `--line DELAY_MS,MBIT,QUEUE_MS[,LOSS]` puts a
+long line in front of its UDP socket. Besides the usual commands it knows `bench` (up, down, rtt, connect), `stall` (the
+longest silence of a ticking task), `hold` (idle connections) and `profile` (cProfile on and off, into a file).
 """
 
 from __future__ import annotations
@@ -158,14 +158,15 @@ async def dial(device: tailscale.Device, q: Json) -> Json:
 
 async def udp(device: tailscale.Device, q: Json) -> Json:
     """`count` datagrams one after the other, an answer awaited to each."""
-    data, answered = bytes(q["bytes"]), 0
+    data, spent = bytes(q["bytes"]), []
     async with await device.udp() as socket:
         for _ in range(q["count"]):
+            began = time.perf_counter()
             await socket.send_to(data, (q["host"], q["port"]))
             with trio.move_on_after(1):
                 await socket.receive_from()
-                answered += 1
-    return {"answered": answered}
+                spent.append((time.perf_counter() - began) * 1e3)
+    return {"answered": len(spent), "rtt_ms": spent}
 
 
 KINDS = {"up": up, "down": down, "rtt": rtt, "connect": connect}
