@@ -11,10 +11,13 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Wrong usage and `--help` leave by SystemExit, as argparse does."""
-    from tailscale.cli.arguments import parse
-    from tailscale.cli.run import run
+    try:
+        from tailscale.cli.arguments import parse
+        from tailscale.cli.run import run
 
-    return run(parse(argv))
+        return run(parse(argv))
+    except KeyboardInterrupt:  # before there was anything to take down
+        return 130
 
 
 __all__ = ["main"]

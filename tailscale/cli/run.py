@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from tailscale.cli.exits import FAILED, OK, explain
+from tailscale.cli.exits import FAILED, OK, explain, sole_cause
 from tailscale.cli.screen import Screen
 
 Command = Callable[[argparse.Namespace, Screen], Awaitable[int]]
@@ -46,10 +46,12 @@ def run(options: argparse.Namespace) -> int:
     with logging_to(screen, options.verbose):
         try:
             return trio.run(_until_signal, command, options, screen)
-        except BrokenPipeError:
-            return _reader_has_gone()
         except BaseException as error:
+            if isinstance(sole_cause(error), BrokenPipeError):
+                return _reader_has_gone()
             return _report(error, options, screen)
+        finally:
+            screen.hide()
 
 
 async def _until_signal(command: Command, options: argparse.Namespace, screen: Screen) -> int:

@@ -113,7 +113,7 @@ class Progress:
         self._phases: dict[str, float] = {}
 
     def line(self) -> str:
-        reached = ", ".join(f"{phase} {in_time(at)}" for phase, at in self._phases.items())
+        reached = ", ".join(f"{phase} {at * 1000:.0f} ms" for phase, at in self._phases.items())
         return f"joining as {self._name}: {reached or 'starting'}"
 
     async def follow(
@@ -128,6 +128,8 @@ class Progress:
                     message = None
                     with trio.move_on_after(REDRAW):
                         message = await inbox.receive()
+                    if scope.cancel_called:
+                        return  # the line belongs to the command by now
                     self._note(message)
                     waited = in_time(trio.current_time() - self._began)
                     self._screen.show(f"{self.line()} ... {waited}")

@@ -283,3 +283,18 @@ def test_commands_work_without_rich(join: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "NAME" in done.stdout
+
+
+def test_reader_that_leaves_early_is_not_an_error_worth_a_word(join: list[str]) -> None:
+    with subprocess.Popen(
+        command("ping", *join, "db", "-c", "50", "-i", "0.01"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
