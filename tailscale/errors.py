@@ -71,15 +71,24 @@ class ControlProtocolError(TailscaleError, ConnectionError):
 
 
 class NameNotFound(TailscaleError, socket.gaierror):
-    """No node, record or resolver knows this name; `suggestions` are close ones."""
+    """No node, record or resolver knows this name; `suggestions` are close ones.
 
-    def __init__(self, name: str, suggestions: Sequence[str] = (), detail: str = "") -> None:
+    `is_temporary` when that is not certain because no resolver answered: `errno` is then EAI_AGAIN.
+    """
+
+    def __init__(
+        self, name: str, suggestions: Sequence[str] = (), detail: str = "", *, is_temporary: bool = False
+    ) -> None:
         self.name = name
         self.suggestions = tuple(suggestions)
-        sentence = f"no node or record is called {name!r}" + (f" ({detail})" if detail else "")
+        self.is_temporary = is_temporary
+        if is_temporary:
+            sentence = f"cannot look up {name!r} right now: {detail}"
+        else:
+            sentence = f"no node or record is called {name!r}" + (f" ({detail})" if detail else "")
         if self.suggestions:
             sentence += f"; did you mean {' or '.join(map(repr, self.suggestions))}?"
-        OSError.__init__(self, socket.EAI_NONAME, sentence)
+        OSError.__init__(self, socket.EAI_AGAIN if is_temporary else socket.EAI_NONAME, sentence)
 
     def __str__(self) -> str:
         return str(self.args[1])

@@ -21,7 +21,10 @@ class TailnetNames:
 
     def __init__(self, netmap: NetMap) -> None:
         dns = netmap.dns
-        self.suffixes = tuple(clean_name(d) for d in (dns.domains if dns else None) or ()) or _suffix_of(netmap)
+        self.own_suffix = clean_name(netmap.self_node.name).partition(".")[2]
+        searched = (clean_name(domain) for domain in (dns.domains if dns else None) or ())
+        self.suffixes = tuple(dict.fromkeys(s for s in (*searched, self.own_suffix) if s))
+        """What may be left out of a name, in the order it is tried."""
         self._addresses: dict[str, list[bytes]] = {}
         self._records: dict[tuple[str, str], list[str]] = {}
         self._reverse: dict[bytes, str] = {}
@@ -85,9 +88,9 @@ class TailnetNames:
         return self._reverse.get(address)
 
     def owns(self, name: str) -> bool:
-        """Whether a name lies in the tailnet's own domain, so that no outside resolver may ever see it."""
+        """Whether only the tailnet may know this name, so that no outside resolver may ever see it."""
         name = clean_name(name)
-        return "." not in name or any(name == s or name.endswith(f".{s}") for s in self.suffixes)
+        return "." not in name or (bool(self.own_suffix) and f".{name}".endswith(f".{self.own_suffix}"))
 
     def close_to(self, name: str) -> list[str]:
         """Names the user may have meant, short where that is enough."""
@@ -98,11 +101,6 @@ class TailnetNames:
 
 def clean_name(name: str) -> str:
     return name.strip().rstrip(".").lower()
-
-
-def _suffix_of(netmap: NetMap) -> tuple[str, ...]:
-    _, _, suffix = clean_name(netmap.self_node.name).partition(".")
-    return (suffix,) if suffix else ()
 
 
 def literal_address(host: str) -> bytes | None:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
-from tailscale.dns_messages import NAME_ERROR, NO_ERROR, TYPES, Answer, decode_answer_untrusted, encode_query
+from tailscale.dns_messages import (
+    MAX_NAME,
+    NAME_ERROR,
+    NO_ERROR,
+    TYPES,
+    Answer,
+    decode_answer_untrusted,
+    encode_query,
+)
 from tailscale.errors import NameNotFound
 from tailscale.names import TailnetNames, address_texts, clean_name, literal_address
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, parse_address
+from ts_base.ip import is_tailscale_address, parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ts_control.netmap import NetMap
     from ts_control.wire import Resolver as WireResolver
@@ -31,6 +39,8 @@ ATTEMPTS = 2
 DNS_PORT = 53
 MAX_TCP_ANSWER = 65_535
 LENGTH = Struct(">H")
+
+T = TypeVar("T")
 
 
 class ResolverHome(Protocol):
@@ -75,10 +85,7 @@ class NameResolver:
         if found:
             await trio.lowlevel.checkpoint()
             return found
-        texts = [*await self._ask(host, "A"), *await self._ask(host, "AAAA")]
-        if not texts:
-            raise NameNotFound(host, self.names.close_to(host))
-        return [parse_address(t) for t in texts]
+        return await self._first_known(host, self._ask_addresses)
 
     async def addresses(self, host: str) -> list[str]:
         return address_texts(await self.address_bytes(host))
@@ -95,7 +102,42 @@ class NameResolver:
         if own is not None:
             await trio.lowlevel.checkpoint()
             return own
-        return await self._ask(name, kind)
+        return await self._first_known(name, lambda full: self._ask(full, kind))
+
+    async def _first_known(self, name: str, ask: Callable[[str], Awaitable[list[T]]]) -> list[T]:
+        """What the resolvers say of a name; of a short one under each search domain in turn."""
+        unknown = NameNotFound(name, self.names.close_to(name))
+        for full in self._full_names(name):
+            try:
+                return await ask(full)
+            except NameNotFound as problem:
+                unknown = problem if problem.is_temporary else unknown
+        raise unknown
+
+    def _full_names(self, name: str) -> list[str]:
+        name = wire_name(name)
+        if "." in name:
+            return [name]
+        return [full for full in (f"{name}.{suffix}" for suffix in self.names.suffixes) if self._servers_for(full)]
+
+    async def _ask_addresses(self, name: str) -> list[bytes]:
+        """Both families at once; one of them is enough."""
+        texts: dict[str, list[str]] = {"A": [], "AAAA": []}
+        problems: list[NameNotFound] = []
+
+        async def ask(kind: str) -> None:
+            try:
+                texts[kind] = await self._ask(name, kind)
+            except NameNotFound as problem:
+                problems.append(problem)
+
+        async with trio.open_nursery() as nursery:
+            for kind in texts:
+                nursery.start_soon(ask, kind)
+        found = [parse_address(text) for kind in ("A", "AAAA") for text in texts[kind]]
+        if not found:
+            raise problems[0] if problems else NameNotFound(name, self.names.close_to(name))
+        return found
 
     async def _reverse(self, name: str, literal: bytes | None) -> list[str]:
         address = literal or address_of_arpa(name)
@@ -103,10 +145,12 @@ class NameResolver:
         if known is not None:
             await trio.lowlevel.checkpoint()
             return [known]
+        if address is not None and is_tailscale_address(address):
+            raise NameNotFound(name, detail="no node of this tailnet has that address")
         return await self._ask(arpa_name(address) if address else name, "PTR")
 
     async def _ask(self, name: str, kind: str) -> list[str]:
-        name = clean_name(name)
+        name = wire_name(name)
         servers = self._servers_for(name)
         if not servers:
             raise NameNotFound(name, self.names.close_to(name))
@@ -155,12 +199,12 @@ class NameResolver:
                 try:
                     answer = await self._ask_one(server.addr, name, kind)
                 except (OSError, BadPacket, trio.TooSlowError, trio.BrokenResourceError) as error:
-                    problem = f"the resolver {server.addr} failed: {error or 'no answer'}"
+                    problem = f"the resolver {server.addr} failed: {str(error) or 'no answer'}"
                     continue
                 if answer.code in (NO_ERROR, NAME_ERROR):
                     return answer
                 problem = f"the resolver {server.addr} answered with code {answer.code}"
-        raise NameNotFound(name, detail=problem)
+        raise NameNotFound(name, detail=problem, is_temporary=True)
 
     async def _ask_one(self, server: str, name: str, kind: str) -> Answer:
         identifier = self._home.random_id()
@@ -176,6 +220,18 @@ class NameResolver:
         with trio.fail_after(TCP_TIMEOUT):
             reply = await ask_over_stream(await self._home.open_stream(address, port), question)
         return decode_answer_untrusted(reply, identifier, name, kind)
+
+
+def wire_name(name: str) -> str:
+    """A name as DNS carries it. NameNotFound if no server could ever know it."""
+    try:
+        clean = clean_name(name)
+        text = clean if clean.isascii() else clean.encode("idna").decode()
+    except UnicodeError:
+        raise NameNotFound(name, detail="it cannot be a DNS name") from None
+    if len(text) > MAX_NAME or not all(0 < len(label) < 64 for label in text.split(".")):
+        raise NameNotFound(name[:MAX_NAME], detail="it cannot be a DNS name")
+    return text
 
 
 async def ask_over_stream(stream: trio.abc.Stream, question: bytes) -> bytes:
@@ -238,6 +294,3 @@ def address_of_arpa(name: str) -> bytes | None:
         except ValueError:
             return None
     return None
-
-
-__all__ = ["NameResolver", "format_address"]

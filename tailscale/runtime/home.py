@@ -346,8 +346,11 @@ class Home:
         udp = await self._network.open_udp(0)
         try:
             path = format_address(address), port
+            is_v6 = len(address) == 16
+            if is_v6 and not udp.has_ipv6:
+                raise OSError(errno.EAFNOSUPPORT, "this machine has no IPv6")
             udp.send_many([(path, [question])])
-            read = udp.readers()[len(address) == 16]
+            read = udp.readers()[is_v6]
             while True:
                 for source, datagrams in await read():
                     if source == path:
