@@ -7,7 +7,7 @@ no account, and leaves nothing behind. `demo_show.py` prints it.
 from __future__ import annotations
 
 import argparse
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -171,13 +171,14 @@ class Story:
 
 
 async def echo(stream: trio.abc.HalfCloseableStream) -> None:
-    async for data in stream:
-        await stream.send_all(data)
+    with suppress(trio.BrokenResourceError):  # a caller whose other address answered first resets this one
+        async for data in stream:
+            await stream.send_all(data)
     await stream.aclose()
 
 
 async def send_for_a_while(stream: trio.abc.Stream) -> None:
-    with trio.move_on_after(BULK_SECONDS):
+    with suppress(trio.BrokenResourceError), trio.move_on_after(BULK_SECONDS):
         while True:
             await stream.send_all(BULK_CHUNK)
     await stream.aclose()
