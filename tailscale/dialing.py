@@ -69,14 +69,20 @@ async def _race(home: Home, addresses: list[bytes], host: str, port: int) -> Tcp
             return
         if winner:
             stream.abort()
+            return
         winner.append(stream)
         nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for index, address in enumerate(addresses):
-            nursery.start_soon(attempt, index, address, nursery)
-            with trio.move_on_after(STAGGER):
-                await failed_one[index].wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for index, address in enumerate(addresses):
+                nursery.start_soon(attempt, index, address, nursery)
+                with trio.move_on_after(STAGGER):
+                    await failed_one[index].wait()
+    except BaseException:
+        for stream in winner:  # cancelled in the very moment of success
+            stream.abort()
+        raise
     if winner:
         return winner[0]
     raise failures[0]
