@@ -92,6 +92,7 @@ class Story:
             self.server = await self.net.device(SERVER)
             for device in (self.laptop, self.server):
                 step.say(f"{device.name:<22} {device.ipv4}  {device.ipv6}")
+            await self.laptop.ping(SERVER)  # asked again each second, where a lost first handshake would cost five
 
     async def _names(self) -> None:
         with self._show.step("a name becomes an address (MagicDNS)") as step:
