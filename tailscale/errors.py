@@ -53,13 +53,11 @@ class LoginRequired(TailscaleError):
 
 
 class AuthKeyRejected(TailscaleError, PermissionError):
-    """The control server refused the auth key; `reason` is what it said."""
+    """The control server refused the auth key, or what was asked for with it; `reason` is what it said."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, remedy: str = "Create a new key; pass it as auth_key= (or TS_AUTHKEY)") -> None:
         self.reason = reason
-        super().__init__(
-            f"the control server refused the auth key: {reason}. Create a new key; pass it as auth_key= (or TS_AUTHKEY)"
-        )
+        super().__init__(f"the control server refused the auth key: {reason}. {remedy}")
 
 
 class ControlUnreachable(TailscaleError, ConnectionError):

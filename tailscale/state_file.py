@@ -34,7 +34,8 @@ class State:
 
     machine_key: MachinePrivate
     node_key: NodePrivate
-    old_node_key: NodePrivate | None = None  # kept while a rotation is not acknowledged, so that a crash cannot lose it
+    old_node_key: NodePrivate | None = None  # the one before node_key
+    next_node_key: NodePrivate | None = None  # sent to control, not known to be accepted: a crash cannot lose it
     stable_id: str = ""
     control_url: str = ""
     registered: bool = False  # control has accepted node_key: no auth key is needed any more
@@ -110,6 +111,7 @@ def encode_state(state: State) -> bytes:
         "machine_key": state.machine_key.export(),
         "node_key": state.node_key.export(),
         "old_node_key": state.old_node_key.export() if state.old_node_key is not None else None,
+        "next_node_key": state.next_node_key.export() if state.next_node_key is not None else None,
         "stable_id": state.stable_id,
         "control_url": state.control_url,
         "registered": state.registered,
@@ -130,10 +132,12 @@ def decode_state_untrusted(text: bytes) -> State:
     if fields["version"] != STATE_VERSION:
         raise BadPacket(f"it has version {fields['version']} and this program knows version {STATE_VERSION}")
     old = _typed(fields, "old_node_key", str, None)
+    tried = _typed(fields, "next_node_key", str, None)
     return State(
         machine_key=MachinePrivate.parse(_typed(fields, "machine_key", str)),
         node_key=NodePrivate.parse(_typed(fields, "node_key", str)),
         old_node_key=NodePrivate.parse(old) if old is not None else None,
+        next_node_key=NodePrivate.parse(tried) if tried is not None else None,
         stable_id=_typed(fields, "stable_id", str, ""),
         control_url=_typed(fields, "control_url", str, ""),
         registered=_typed(fields, "registered", bool, False),

@@ -58,6 +58,8 @@ class Identity:
     node: NodePrivate
     old_node: NodePrivate | None = None
     is_registered: bool = False
+    next_node: NodePrivate | None = None
+    """Being tried; ours when control accepts it. If we died in between, only control knows whether it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +94,8 @@ class IdentityChanged:
     identity: Identity
 
 
-@dataclass(frozen=True, slots=True)
-class TagsRefused:
-    """Registered, but only without the requested tags."""
-
-    reason: str
-
-
 Step = Wait | Register | Poll
-SessionMessage = PhaseChanged | IdentityChanged | TagsRefused
+SessionMessage = PhaseChanged | IdentityChanged
 
 
 class ControlMachine:
@@ -129,13 +124,11 @@ class ControlMachine:
         self._messages: list[SessionMessage] = []
         self._not_before = -math.inf
         self._must_register = True
-        self._new_key: NodePrivate | None = None  # being tried; becomes ours when control accepts it
         self._was_regenerated = False
+        self.asks_about_next_key = identity.next_node is not None  # left by a crash: a question, not a wish
         # Stored keys are enough for a device that control knows: the auth key stays unused, and its hashing unpaid.
         self._uses_auth_key = not identity.is_registered
         self._followup = ""
-        self._tags_are_refused = False
-        self._tag_refusal = ""
         self._refusals = 0
         self._announced: PhaseChanged | None = None
 
@@ -145,11 +138,6 @@ class ControlMachine:
     def node_key(self) -> NodePrivate:
         """The key the map is asked for with."""
         return self.identity.node
-
-    @property
-    def shown_hostinfo(self) -> Hostinfo:
-        """What control is told about us: without tags once it has refused them."""
-        return change(self.hostinfo, request_tags=()) if self._tags_are_refused else self.hostinfo
 
     def next_step(self, now: float) -> Step:
         if self.phase is Phase.LOGGED_OUT:
@@ -166,23 +154,23 @@ class ControlMachine:
     @property
     def wants_auth_key(self) -> bool:
         """Whether the next registration goes better with `auth_key` set."""
-        return self._uses_auth_key and not self._followup
+        return self._uses_auth_key and not self._followup and not self.asks_about_next_key
 
     def register_request(self) -> RegisterRequest:
         """What to ask control now. The order of the keys' choice is upstream's."""
         ours = self.identity
-        old = ours.node if self._new_key is not None and ours.is_registered else ours.old_node
+        old = ours.node if ours.next_node is not None else ours.old_node
         auth = None
         if self.wants_auth_key and self.auth_key:
             auth = RegisterAuth(auth_key=_without_lock_signature(self.auth_key))
         return RegisterRequest(
             version=self._version,
-            node_key=(self._new_key or ours.node).public,
+            node_key=(ours.next_node or ours.node).public,
             old_node_key=old.public if old is not None else NO_NODE_KEY,
             nl_key=NO_LOCK_KEY,
             auth=auth,
             followup=self._followup,
-            hostinfo=self.shown_hostinfo,
+            hostinfo=self.hostinfo,
             ephemeral=self._ephemeral,
         )
 
@@ -209,7 +197,7 @@ class ControlMachine:
         self._commit(Identity(self.identity.machine, node))
         self._must_register = True
         self._uses_auth_key = True
-        self._new_key = None
+        self.asks_about_next_key = False
         self._followup = ""
         self._enter(Phase.LOGGED_OUT)
 
@@ -222,7 +210,10 @@ class ControlMachine:
 
     def on_registered(self, response: RegisterResponse, now: float) -> None:
         """Control answered. The order of the cases is upstream's."""
-        if response.error:
+        if self.asks_about_next_key and (response.error or response.node_key_expired or response.auth_url):
+            self.asks_about_next_key = False
+            self._commit(replace(self.identity, next_node=None))
+        elif response.error:
             self._on_error(response.error, now)
         elif response.node_key_expired:
             self._on_key_expired(now)
@@ -254,31 +245,25 @@ class ControlMachine:
         self._not_before = self._backoff.failed(now)
         self._enter_unless_waiting_for_login(Phase.OFFLINE, reason)
 
-    def on_self(self, node: Node, now: float) -> bool:
-        """Control described us in a map. False when the map stream must end because we have to register again."""
+    def on_self(self, node: Node) -> None:
+        """Control described us in a map."""
         self._backoff.succeeded()
         self._refusals = 0
         if node.expired:
-            self._enter(Phase.EXPIRED)
-            self._start_over_with_new_key()
-            self._not_before = now
-            return False
-        self._enter(Phase.RUNNING if node.machine_authorized else Phase.NEEDS_APPROVAL)
-        return True
+            # The stream stays: control may extend the key. Renewing it is the user's decision, as it is upstream.
+            self._enter(Phase.EXPIRED, "the node key has expired")
+        else:
+            self._enter(Phase.RUNNING if node.machine_authorized else Phase.NEEDS_APPROVAL)
 
     # --- inside ---
 
     def _on_accepted(self, response: RegisterResponse) -> None:
         ours = self.identity
-        if self._new_key is not None:
-            old = ours.node if ours.is_registered else ours.old_node
-            self._commit(Identity(ours.machine, self._new_key, old, is_registered=True))
+        if ours.next_node is not None:
+            self._commit(Identity(ours.machine, ours.next_node, ours.node, is_registered=True))
         elif not ours.is_registered:
             self._commit(replace(ours, is_registered=True))
-        if self._tags_are_refused and self._tag_refusal:
-            self._messages.append(TagsRefused(self._tag_refusal))
-            self._tag_refusal = ""
-        self._new_key = None
+        self.asks_about_next_key = False
         self._was_regenerated = False
         self._uses_auth_key = False
         self._followup = ""
@@ -288,14 +273,6 @@ class ControlMachine:
 
     def _on_error(self, reason: str, now: float) -> None:
         used_auth_key = self.wants_auth_key and bool(self.auth_key)
-        if used_auth_key and self.hostinfo.request_tags and not self._tags_are_refused:
-            # Headscale's auth keys bring their own tags and admit no requested ones.
-            self._tags_are_refused = True
-            self._tag_refusal = reason
-            return
-        if self._tag_refusal:
-            self._tags_are_refused = False  # it was not about the tags
-            self._tag_refusal = ""
         self._followup = ""
         self._fail(AuthKeyRefused(reason) if used_auth_key else RegistrationRefused(reason), now)
 
@@ -321,8 +298,9 @@ class ControlMachine:
         self._must_register = True
         self._uses_auth_key = True
         self._followup = ""
-        # A key control never accepted is as good as a new one.
-        self._new_key = NodePrivate.generate(self._entropy(32)) if self.identity.is_registered else None
+        self.asks_about_next_key = False
+        if self.identity.is_registered:  # a key control never accepted is as good as a new one
+            self._commit(replace(self.identity, next_node=NodePrivate.generate(self._entropy(32))))
 
     def _fail(self, error: RegistrationRefused, now: float) -> None:
         pause = min(REFUSAL_PAUSE * 2**self._refusals, LONGEST_REFUSAL_PAUSE)

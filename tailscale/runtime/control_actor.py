@@ -51,7 +51,6 @@ from ts_control.session import (
     Poll,
     Register,
     Step,
-    TagsRefused,
     Wait,
 )
 from ts_control.wire import MapRequest, MapResponse
@@ -81,7 +80,8 @@ class Control:
         self.report = SelfReport(config.preferences, disco, state.home_region)
         # Another server has never heard of us: what the state says of registration is about the old one.
         known_here = state.registered and state.control_url in {"", config.control_url}
-        identity = Identity(state.machine_key, state.node_key, state.old_node_key, known_here)
+        tried = state.next_node_key if known_here else None
+        identity = Identity(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
         self.machine = ControlMachine(
             identity,
             self.report.hostinfo(),
@@ -205,10 +205,10 @@ class Control:
         machine = self.machine
         if machine.wants_auth_key:
             await self._fetch_auth_key()
-        if not machine.identity.is_registered:
+        if not machine.identity.is_registered or machine.identity.next_node is not None:
             await self.saved.write()  # a node key that control knows and we forget is a node lost
         response = await connection.register(machine.register_request(), timeout=timeout)
-        if response.auth_url and not machine.wants_auth_key:
+        if response.auth_url and not machine.wants_auth_key and not machine.asks_about_next_key:
             await self._fetch_auth_key()  # the stored keys were not enough
         machine.on_registered(response, trio.current_time())
 
@@ -234,8 +234,7 @@ class Control:
             netmap = netmap.apply(response, self.network.wall_clock())
             self._publish(netmap)
             self._voice.say_success()
-            if not self.machine.on_self(netmap.self_node, trio.current_time()):
-                return
+            self.machine.on_self(netmap.self_node)
             self._tell()
             if is_first:
                 is_first = False
@@ -258,7 +257,7 @@ class Control:
     # Telling control about us
 
     def _map_request(self, *, stream: bool) -> MapRequest:
-        return self.report.map_request(self.machine.node_key.public, self.machine.shown_hostinfo, stream=stream)
+        return self.report.map_request(self.machine.node_key.public, self.machine.hostinfo, stream=stream)
 
     async def _keep_informed(self, connection: ControlConnection) -> None:
         """A lite update at once and after every change; what changes meanwhile goes with the next one."""
@@ -319,12 +318,10 @@ class Control:
                 await self._netmap_arrived.wait()
 
     def _on_key_ran_out(self, netmap: NetMap) -> None:
-        was_expired = self.netmap is not None and self.netmap.self_node.expired
         self._publish(netmap)
-        if netmap.self_node.expired and not was_expired:
-            self.machine.on_self(netmap.self_node, trio.current_time())
+        if netmap.self_node.expired:
+            self.machine.on_self(netmap.self_node)
             self._tell()
-            self._interrupt()
 
     # Saying how it stands
 
@@ -336,8 +333,6 @@ class Control:
                     self._voice.say_phase(message)
                 case IdentityChanged(identity=identity):
                     self._on_identity(identity)
-                case TagsRefused(reason=reason):
-                    self._voice.say_tags_refused(reason)
 
     def _on_identity(self, identity: Identity) -> None:
         if identity.node != self.saved.state.node_key:
@@ -345,6 +340,7 @@ class Control:
         self.saved.change(
             node_key=identity.node,
             old_node_key=identity.old_node,
+            next_node_key=identity.next_node,
             registered=identity.is_registered,
             control_url=self.config.control_url,
         )

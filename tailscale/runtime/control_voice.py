@@ -21,6 +21,7 @@ from ts_control.session import Phase, PhaseChanged
 
 log = logging.getLogger("tailscale.control")
 
+TAGS_REMEDY = "Drop tags= (the key's own tags count), or use a key that carries these tags"
 FAILURES_BEFORE_WARNING = 2  # a server that restarts quickly is no news
 
 
@@ -41,7 +42,11 @@ class ControlVoice:
             self._show_login_page(changed.url)
         elif changed.phase is Phase.FAILED:
             self.warnings.show("control-refused", f"the control server refused this device: {changed.detail}")
+        elif changed.phase is Phase.EXPIRED:
+            sentence = "this device's key has expired: its peers do not talk to it"
+            self.warnings.show("key-expired", sentence, "await device.login(), or extend the key on the control server")
         elif changed.phase is Phase.RUNNING:
+            self.warnings.clear("key-expired")
             self.warnings.clear("control-refused")
             self.warnings.clear("login-needed")
 
@@ -54,10 +59,6 @@ class ControlVoice:
     def say_success(self) -> None:
         self._failures = 0
         self.warnings.clear("control-unreachable")
-
-    def say_tags_refused(self, reason: str) -> None:
-        sentence = f"the control server refused the requested tags: {reason}"
-        self.warnings.show("tags-refused", sentence, "use an auth key that carries the tags")
 
     def say_page(self, url: str) -> None:
         """Control wants the user to see a page; the same page once."""
@@ -82,7 +83,9 @@ async def _call(callback: Callable[[str], Any], url: str) -> None:
 def _public(error: Exception | None) -> TailscaleError | None:
     """The room's errors under the names users catch."""
     if isinstance(error, AuthKeyRefused):
-        return AuthKeyRejected(error.reason)
+        # Both Headscale's and Tailscale's words for tags that a key may not ask for.
+        about_tags = "requested tags" in error.reason
+        return AuthKeyRejected(error.reason, TAGS_REMEDY) if about_tags else AuthKeyRejected(error.reason)
     if isinstance(error, RegistrationRefused):
         return ControlProtocolError(str(error))
     return None

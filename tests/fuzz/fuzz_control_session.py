@@ -66,7 +66,7 @@ def _happens(session: ControlMachine, step: object, action: int, detail: int, no
     if action <= 1 and isinstance(step, Register):
         session.on_registered(RESPONSES[detail % len(RESPONSES)], now)
     elif action <= 1 and isinstance(step, Poll):
-        session.on_self(Node(id=1, expired=bool(detail & 1), machine_authorized=bool(detail & 2)), now)
+        session.on_self(Node(id=1, expired=bool(detail & 1), machine_authorized=bool(detail & 2)))
     elif action == 2:
         status, text = REFUSALS[detail % len(REFUSALS)]
         session.on_refused(RequestRefused(status, "said so", text), now)

@@ -156,11 +156,13 @@ async def test_a_person_logs_it_in(hs: Headscale) -> None:
         await node.until_running()
 
 
-async def test_an_expired_key_is_replaced_and_the_node_keeps_its_place(hs: Headscale) -> None:
+async def test_an_expired_key_is_renewed_and_the_node_keeps_its_place(hs: Headscale) -> None:
     async with running(hs, auth_key=await hs.auth_key()) as node:
         await node.until_running()
         before = node.netmap.self_node
         await hs.expire("py")
+        await node.until(lambda: node.state == "expired")
+        await node.control.login()
         await node.until(lambda: node.state == "running" and node.netmap.self_node.key != before.key)
         after = node.netmap.self_node
         assert (after.id, after.addresses, after.expired) == (before.id, before.addresses, False)
@@ -200,12 +202,15 @@ async def test_an_ephemeral_node_vanishes_when_it_leaves(hs: Headscale) -> None:
     assert not any(entry["name"] == "brief" for entry in await hs.nodes())
 
 
-async def test_requested_tags_are_given_up_when_an_auth_key_admits_none(hs: Headscale) -> None:
+async def test_requested_tags_are_refused_when_an_auth_key_admits_none(hs: Headscale) -> None:
     await hs.set_policy(
         {"tagOwners": {"tag:ci": ["alice@"]}, "acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
     )
     async with running(hs, auth_key=await hs.auth_key(reusable=False), tags=("tag:ci",)) as node:
-        await node.until_running()
+        await node.until(lambda: node.state == "failed")
+        latest = node.bus.latest(ControlStateChanged)
+        assert latest is not None
+        assert "drop tags=" in str(latest.error).lower()
     async with running(hs, auth_key=await hs.auth_key(tags=["tag:ci"]), name="tagged") as node:
         await node.until_running()
         assert node.netmap.self_node.tags == ("tag:ci",)

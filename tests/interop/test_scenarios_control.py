@@ -185,15 +185,23 @@ async def test_peer_expires_and_is_deleted(r: Rig) -> None:
             await us.tcp_connect("db", 7)
 
 
-async def test_we_expire_and_come_back(r: Rig) -> None:
-    async with tailnet(r) as hs, far_end(r, hs, "tsnet"), joined(hs) as us:
-        address = us.ipv4
-        await hs.expire("ours")
-        await poll_until("our expiry to be told", truth(lambda: us.node.expired and bool(us.health)), 30)
-        await us.login()
-        await poll_until("the warning to end", truth(lambda: not us.node.expired and not us.health), 30)
-        assert us.ipv4 == address
-        assert (await converse(await us.tcp_connect("db", 7), b"x")).head == b"x"
+@pytest.mark.parametrize("way", ["key", "page"])
+async def test_we_expire_and_come_back(r: Rig, way: str) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet"), trio.open_nursery() as nursery:
+        options: dict[str, Any] = {}
+        if way == "page":
+            options = {"auth_key": "", "on_login_url": lambda url: nursery.start_soon(hs.register, url)}
+        async with joined(hs, **options) as us:
+            events, told = us.events(), []
+            address = us.ipv4
+            await hs.expire("ours")
+            await poll_until("our expiry to be told", truth(lambda: us.node.expired and bool(us.health)), 30)
+            while not {tailscale.StateChanged, tailscale.KeyExpiring} <= {type(event) for event in told}:
+                told.append(await anext(events))
+            await us.login()
+            await poll_until("the warning to end", truth(lambda: not us.node.expired and not us.health), 30)
+            assert us.ipv4 == address
+            assert (await converse(await us.tcp_connect("db", 7), b"x")).head == b"x"
 
 
 async def test_peer_goes_offline_and_returns(r: Rig) -> None:

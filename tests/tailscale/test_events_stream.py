@@ -128,11 +128,13 @@ async def test_login_address_is_told_but_not_in_any_repr(autojump_clock: MockClo
     a = await tailnet.device("a", auth_key=keys.pop)
     stream = a.events()
     tailnet.expire(a)
-    found = await gathered(stream, 20)
-    (needed, *_) = of_kind(found, tailscale.LoginNeeded)
-    assert isinstance(needed, tailscale.LoginNeeded)
-    assert "/register/" in needed.url
-    assert needed.url not in repr(found)
-    assert "register/" not in repr(found)
-    tailnet.approve_login(needed.url)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.login)
+        found = await gathered(stream, 20)
+        (needed, *_) = of_kind(found, tailscale.LoginNeeded)
+        assert isinstance(needed, tailscale.LoginNeeded)
+        assert "/register/" in needed.url
+        assert needed.url not in repr(found)
+        assert "register/" not in repr(found)
+        tailnet.approve_login(needed.url)
     await until(lambda: a.status().state == "running")

@@ -236,7 +236,7 @@ async def test_a_callable_gives_the_key_when_it_is_needed(autojump_clock: trio.t
         assert request.auth.auth_key == SECRET
 
 
-async def test_our_key_runs_out_by_the_clock_and_is_replaced(autojump_clock: trio.testing.MockClock) -> None:
+async def test_our_key_runs_out_by_the_clock_and_a_login_renews_it(autojump_clock: trio.testing.MockClock) -> None:
     async with a_scene() as scene:
         began = trio.current_time()
         scene.server.wall_clock = lambda: NOW + trio.current_time() - began  # type: ignore[method-assign]
@@ -246,7 +246,11 @@ async def test_our_key_runs_out_by_the_clock_and_is_replaced(autojump_clock: tri
         await scene.until_state("running")
         scene.server.map_reply = a_map()
         await trio.sleep(101)
+        assert scene.latest().state == "expired"
+        assert scene.active() == {"key-expired"}
+        await scene.actor.login()
         await scene.until_state("running")
+        await scene.until(lambda: scene.active() == set())
         registered = [
             decode_json_untrusted(RegisterRequest, b) for p, b in scene.server.requests if p.endswith("register")
         ]

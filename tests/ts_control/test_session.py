@@ -20,7 +20,6 @@ from ts_control.session import (
     PhaseChanged,
     Poll,
     Register,
-    TagsRefused,
     Wait,
 )
 from ts_control.wire import Hostinfo, RegisterResponse
@@ -67,7 +66,7 @@ def test_a_new_node_registers_with_its_key_and_polls() -> None:
     polls(m)
     assert [type(x) for x in m.take_messages()] == [PhaseChanged, IdentityChanged]
     assert m.identity.is_registered
-    assert m.on_self(make_node(1, machine_authorized=True), 0.0)
+    m.on_self(make_node(1, machine_authorized=True))
     assert m.phase is Phase.RUNNING
 
 
@@ -131,14 +130,44 @@ def test_a_server_that_calls_every_key_expired_is_not_asked_without_end() -> Non
     assert m.register_request().node_key == tried
 
 
-def test_our_own_expiry_in_the_map_starts_over() -> None:
+def test_our_own_expiry_in_the_map_waits_for_a_login_or_for_control() -> None:
     m = machine(registered=True, auth_key="k")
     m.on_registered(OK, 0.0)
-    assert not m.on_self(make_node(1, expired=True), 0.0)
+    m.on_self(make_node(1, expired=True))
     assert m.phase is Phase.EXPIRED
+    polls(m)
+    m.on_self(make_node(1, machine_authorized=True))
+    assert m.phase is Phase.RUNNING
+    m.on_self(make_node(1, expired=True))
+    m.login(0.0)
     registers(m)
     assert m.register_request().auth is not None
     assert m.register_request().old_node_key == m.identity.node.public
+
+
+@pytest.mark.parametrize("answer", [OK, URL, EXPIRED, RegisterResponse(error="who are you?")])
+def test_a_key_tried_before_a_crash_is_asked_about_first(answer: RegisterResponse) -> None:
+    before = machine(registered=True, auth_key="k")
+    before.on_registered(OK, 0.0)
+    before.login(0.0)
+    saved = [x.identity for x in before.take_messages() if isinstance(x, IdentityChanged)][-1]
+    tried = before.register_request().node_key
+    assert saved.next_node is not None
+    assert (saved.next_node.public, saved.node) == (tried, before.identity.node)
+
+    after = ControlMachine(saved, Hostinfo(), entropy=seeded(4), wall_clock=lambda: NOW, auth_key="k")
+    registers(after)
+    assert not after.wants_auth_key
+    request = after.register_request()
+    assert (request.node_key, request.old_node_key, request.auth) == (tried, saved.node.public, None)
+    after.on_registered(answer, 0.0)
+    assert after.identity.next_node is None
+    if answer is OK:
+        polls(after)
+        assert (after.identity.node.public, after.identity.old_node) == (tried, saved.node)
+    else:
+        registers(after)
+        assert after.register_request().node_key == saved.node.public
 
 
 def test_a_refused_key_fails_with_the_servers_words_and_is_not_hammered() -> None:
@@ -160,22 +189,11 @@ def test_a_refusal_without_a_key_is_another_error() -> None:
     assert type(failed.error) is RegistrationRefused
 
 
-def test_tags_are_given_up_when_the_key_admits_none() -> None:
+def test_refused_tags_are_the_keys_refusal_and_stay_asked_for() -> None:
     m = machine(auth_key="k", tags=("tag:a",))
-    registers(m)
-    m.on_registered(RegisterResponse(error="requested tags are not permitted"), 0.0)
-    registers(m)
-    assert m.register_request().hostinfo == Hostinfo(hostname="py")
-    m.on_registered(OK, 0.0)
-    assert TagsRefused("requested tags are not permitted") in m.take_messages()
-    assert m.shown_hostinfo.request_tags == ()
-
-
-def test_an_error_that_is_not_about_tags_is_reported_and_the_tags_stay() -> None:
-    m = machine(auth_key="k", tags=("tag:a",))
-    m.on_registered(RegisterResponse(error="authkey expired"), 0.0)
-    m.on_registered(RegisterResponse(error="authkey expired"), 0.0)
+    m.on_registered(RegisterResponse(error="requested tags [tag:a] are invalid or not permitted"), 0.0)
     assert m.phase is Phase.FAILED
+    assert waits(m) == 30.0
     assert m.register_request().hostinfo == m.hostinfo
 
 
@@ -206,7 +224,7 @@ def test_a_stream_that_always_breaks_is_opened_once_a_second_at_most() -> None:
             now = step.until
             continue
         attempts += 1
-        m.on_self(make_node(1, machine_authorized=True), now)  # every success resets the pauses
+        m.on_self(make_node(1, machine_authorized=True))  # every success resets the pauses
         m.on_lost("cut", now)
     assert attempts <= 60 + 2 * BURST
 
