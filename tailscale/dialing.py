@@ -44,15 +44,26 @@ def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, i
 async def tcp_connect(
     home: Home, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
 ) -> TcpStream:
-    """Try every address of `host`, each a little after the one before; the first that answers wins."""
+    """Try the addresses of `host`: those of one peer in turn, those of several as a race."""
     timeout = DIAL_TIMEOUT if timeout is None else timeout
     deadline = trio.current_time() + timeout
     with trio.move_on_at(deadline):
         addresses = home.reachable(await home.resolver.address_bytes(host), host)
-        if len(addresses) == 1 or local_port:
-            return await _dial(home, addresses[0], host, port, local_port)
+        if local_port or len({home.peer_for(address) for address in addresses}) == 1:
+            return await _dial_in_turn(home, addresses, host, port, local_port)
         return await _race(home, addresses, host, port)
     raise _silence(home, host, port, timeout)
+
+
+async def _dial_in_turn(home: Home, addresses: list[bytes], host: str, port: int, local_port: int) -> TcpStream:
+    """One peer's addresses share every path: the second is worth trying only where the first was refused."""
+    failures: list[TailscaleError] = []
+    for address in addresses:
+        try:
+            return await _dial(home, address, host, port, local_port)
+        except ConnectionRefused as failure:
+            failures.append(failure)
+    raise failures[0]
 
 
 async def _race(home: Home, addresses: list[bytes], host: str, port: int) -> TcpStream:

@@ -152,8 +152,12 @@ class Home:
 
     # Where
 
+    def peer_for(self, address: bytes) -> int | None:
+        """The peer that packets to `address` go to."""
+        return self._dataplane.engine.tables.peer_for(address)
+
     def routes_to(self, address: bytes) -> bool:
-        return self._dataplane.engine.tables.peer_for(address) is not None
+        return self.peer_for(address) is not None
 
     def reachable(self, addresses: list[bytes], host: str) -> list[bytes]:
         """Of a host's addresses those we may try, or the error that says why none."""

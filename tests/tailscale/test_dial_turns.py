@@ -1,0 +1,45 @@
+"""One peer's addresses are tried in turn: a slow path must not make a second connection that is reset at once."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import tailscale
+from tailscale.testing import Tailnet
+
+
+async def test_a_slow_dial_by_name_makes_one_connection(autojump_clock: MockClock) -> None:
+    async with Tailnet(latency=0.4) as net:
+        a, b = await net.device("a"), await net.device("b")
+        listener = await b.listen(80)
+        accepted = []
+
+        async def accept() -> None:
+            while True:
+                accepted.append(await listener.accept())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            stream = await a.tcp_connect("b", 80)
+            assert stream.remote_address[0] == b.ipv4
+            await trio.sleep(30)
+            assert len(accepted) == 1
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_service_on_the_second_family_only_is_found(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net:
+        a, b = await net.device("a"), await net.device("b")
+        async with await b.listen(80, host=b.ipv6) as listener:
+            stream = await a.tcp_connect("b", 80)
+            assert stream.remote_address[0] == b.ipv6
+            assert (await listener.accept()).local_address[0] == b.ipv6
+
+
+async def test_a_port_closed_on_both_is_refused(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net:
+        a, _ = await net.device("a"), await net.device("b")
+        with pytest.raises(tailscale.ConnectionRefused, match="port 81"):
+            await a.tcp_connect("b", 81)
