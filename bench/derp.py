@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from tailscale.testing.relay import Certificate, RelayService
+from tailscale.testing.served_tls import ServedTls
 from ts_base.keys import NodePrivate
 from ts_derp import frames
 from ts_derp.client import DerpClient
@@ -189,7 +190,7 @@ async def our_relay(*, tls: bool) -> AsyncIterator[RelayRegion]:
     service = RelayService(NodePrivate.generate(os.urandom(32)), entropy=os.urandom, admit=lambda key: True)
 
     async def serve(raw: trio.SocketStream) -> None:
-        stream = trio.SSLStream(raw, certificate.context, server_side=True) if tls else raw
+        stream = ServedTls(raw, certificate.context) if tls else raw
         await service.serve_stream(stream)
 
     async with trio.open_nursery() as nursery:

@@ -54,7 +54,7 @@ class ByteStream(Protocol):
 class PlainStream:
     """A raw stream read in large pieces."""
 
-    def __init__(self, transport: trio.abc.HalfCloseableStream) -> None:
+    def __init__(self, transport: trio.abc.Stream) -> None:
         self._transport = transport
 
     async def receive_some(self) -> bytes:
@@ -68,12 +68,17 @@ class PlainStream:
 
 
 class TlsStream:
-    """TLS over memory buffers: one large read or write of the transport carries many records."""
+    """TLS over memory buffers: one large read or write of the transport carries many records.
 
-    def __init__(self, transport: PlainStream, context: ssl.SSLContext, server_hostname: str) -> None:
+    Without a host name to expect it is the server's side.
+    """
+
+    def __init__(self, transport: PlainStream, context: ssl.SSLContext, server_hostname: str | None) -> None:
         self._transport = transport
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
+        )
 
     async def do_handshake(self) -> None:
         while True:

@@ -13,6 +13,7 @@ import trio
 from tailscale.testing.control import ControlService
 from tailscale.testing.places import Place, VirtualPlace
 from tailscale.testing.relay import Certificate, RelayService, answer_stun, region
+from tailscale.testing.served_tls import ServedTls
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.server import ControlServer
 from ts_control.wire import DERPMap
@@ -178,9 +179,7 @@ class Relay(Running):
             udp.close()
 
     async def _serve_tls(self, stream: trio.abc.Stream) -> None:
-        await self.server.serve_stream(
-            trio.SSLStream(stream, self._certificate.context, server_side=True, https_compatible=True)
-        )
+        await self.server.serve_stream(ServedTls(stream, self._certificate.context))
 
     def derp_map(self) -> DERPMap:
         address = self._place.address(RELAY)
