@@ -116,11 +116,15 @@ class Run:
 
     async def _in_place(self, r: Any, short: str, rows: list[str]) -> None:
         from bench import between
+        from tests.interop.rig import RigError
 
-        async with between.place(r, PLACES[short]) as where:
-            for name in DIRECT:
-                if name in rows:
-                    await self._row(between.ROWS[name], where, f"{short}.{name}")
+        try:
+            async with between.place(r, PLACES[short]) as where:
+                for name in DIRECT:
+                    if name in rows:
+                        await self._row(between.ROWS[name], where, f"{short}.{name}")
+        except RigError as error:
+            self._report.skip(f"{short}.*", f"failed: {str(error).splitlines()[0]}")
 
     async def _row(self, make: Callable[..., AsyncIterator[Row]], where: Place, name: str) -> None:
         from tests.interop.rig import RigError
@@ -136,14 +140,21 @@ class Run:
 
     async def _alone(self, r: Any, wanted: list[str]) -> None:
         from bench import between
+        from tests.interop.rig import RigError
 
         effort = self._effort
         if "crowd" in wanted:
-            async with contextlib.aclosing(between.crowd(r, 1, effort.idle, effort.crowd)) as rows:  # type: ignore[type-var]
-                async for row in rows:
-                    self._report.add(row)
+            try:
+                async with contextlib.aclosing(between.crowd(r, 1, effort.idle, effort.crowd)) as rows:  # type: ignore[type-var]
+                    async for row in rows:
+                        self._report.add(row)
+            except RigError as error:
+                self._report.skip("crowd", f"failed: {str(error).splitlines()[0]}")
         if "line" in wanted:
-            self._report.add(await between.long_line(r, max(1, effort.rounds // 2), effort.line))
+            try:
+                self._report.add(await between.long_line(r, max(1, effort.rounds // 2), effort.line))
+            except RigError as error:
+                self._report.skip("line", f"failed: {str(error).splitlines()[0]}")
 
 
 def main() -> int:
