@@ -201,6 +201,7 @@ class PathFinder:
         """The host has no route there: stop using it until something answers again."""
         for state in list(self._states.values()):
             if state.best is not None and state.best.path[:2] == path[:2]:
+                self.drops["no route"] += 1
                 self._pursuit.drop_best(state)
                 self._pursuit.attend(state, now)
 

@@ -22,6 +22,11 @@ class NetMapChanged(Retained):
 
 
 @dataclass(frozen=True, slots=True)
+class TablesChanged(Retained):
+    """Packets are routed and judged by the newest netmap from now on. Said by netmap, heard by readiness."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeKeyChanged(Retained):
     """Control accepted a new node key of ours: the old one opens nothing any more. Said by control."""
 

@@ -15,7 +15,7 @@ from tailscale.config import Preferences
 from tailscale.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChanged, PreferencesChanged
+from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChanged, PreferencesChanged, TablesChanged
 from ts_control.netmap import NetMap
 from ts_control.wire import CapMap, FilterRule, Node
 from ts_dataplane.filter import Grant, Rule
@@ -62,6 +62,7 @@ async def run_netmap(
             for peer in restarted(known, netmap.peers):
                 endpoint.distrust_sessions(peer)
             known = netmap.peers
+            bus.publish(TablesChanged())
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing

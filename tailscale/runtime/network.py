@@ -36,6 +36,9 @@ class UdpUnderlay(Protocol):
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
 
+    def take_unreachable(self) -> list[DirectPath]:
+        """Where the host had no route to since last asked."""
+
     async def run_writers(self) -> None:
         """Send what was kept as soon as the kernel takes it. Runs until cancelled."""
 

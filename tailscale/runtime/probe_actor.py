@@ -37,6 +37,7 @@ from ts_dataplane.netcheck import Netcheck, RegionTargets, Report
 from ts_derp.regions import DEFAULT_PORT, DEFAULT_STUN_PORT, HomeChooser, RelayMap, RelayNode
 
 START_PATIENCE = 0.3  # a home without measurements after this long
+STUN_GRACE = 0.02  # ... and this long after a relay greeted us, where UDP seems to be blocked
 TCP_TIMEOUT = 5.0
 REPORT_TIMEOUT = 8.0
 MAX_TCP_PROBES = 8
@@ -255,6 +256,9 @@ class _ProbeLoop:
                 probes.check.receive(batch, now)
             case RelaysChanged(connected):
                 self._connected = connected
+                if connected and self.guess_at < math.inf and not probes.check.partial():
+                    # A relay took three round trips to greet us and STUN, which takes one, has not answered.
+                    self.guess_at = min(self.guess_at, now + STUN_GRACE)
         probes.check.handle_timer(now)
         probes.send(now)
         if now >= self.guess_at:

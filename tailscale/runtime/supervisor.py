@@ -29,6 +29,7 @@ from tailscale.runtime.messages import (
     NetMapChanged,
     PreferencesChanged,
     RelaysChanged,
+    TablesChanged,
 )
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
@@ -40,7 +41,7 @@ from tailscale.runtime.watch import Watch, run_watch
 from tailscale.state_file import State
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
-from ts_dataplane.paths import PathFinder
+from ts_dataplane.paths import PathChanged, PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -107,6 +108,7 @@ class Runtime:
             disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
         )
         engine.paths = finder.paths
+        self.underlay.on_unreachable = lambda path: finder.on_send_failed(path, trio.current_time())
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
         self.underlay.send_relayed = self.relays.send
@@ -164,6 +166,10 @@ class Runtime:
         """Rare facts from the packet path."""
         if isinstance(message, DiscoKeyAdvertised):
             self.dataplane.finder.on_disco_key_advertised(message.peer, message.key, trio.current_time())
+        elif isinstance(message, PathChanged):
+            known = self.dataplane.engine.tables.peers.get(message.peer)
+            for address in known.addresses if known is not None else ():
+                self.stack.path_changed(address)
         announce(self.bus, message)
         self.home.hear(message)
 
@@ -172,7 +178,7 @@ class Runtime:
     async def _until_ready(self) -> None:
         """Return once usable; raise what stands in the way. A login that somebody must do has its own patience."""
         deadline = trio.current_time() + self.config.ready_timeout
-        kinds = (ControlStateChanged, NetMapChanged, RelaysChanged, NetInfoChanged)
+        kinds = (ControlStateChanged, NetMapChanged, TablesChanged, RelaysChanged, NetInfoChanged)
         with self.bus.subscribe(*kinds, name="readiness") as inbox:
             while not self._is_usable():
                 state = self.bus.latest(ControlStateChanged)

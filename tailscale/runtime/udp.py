@@ -26,6 +26,7 @@ MAX_DATAGRAM = 65_535
 READS_PER_BURST = 16
 BACKLOG_LIMIT = 256  # kept writes; beyond it the network is the bottleneck and TCP must hear of it as loss
 KERNEL_BUFFER = 7 << 20
+UNREACHABLE_LIMIT = 64  # paths remembered until somebody asks
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT = 10, 23, 0
 
@@ -34,6 +35,8 @@ TRANSIENT = frozenset({
     errno.EPERM, errno.EACCES, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNREFUSED,
     errno.ECONNRESET, errno.EMSGSIZE, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT,
 })  # fmt: skip
+# The host itself knows that nothing arrives there; a firewall's EPERM says only that this datagram is lost.
+NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL})
 
 DirectPath = tuple[str, int]
 DirectRuns = list[tuple[DirectPath, list[bytes]]]
@@ -42,9 +45,12 @@ DirectRuns = list[tuple[DirectPath, list[bytes]]]
 class UdpSocket:
     """One family's socket."""
 
-    def __init__(self, family: int, port: int, counters: Counter[str]) -> None:
+    def __init__(
+        self, family: int, port: int, counters: Counter[str], unreachable: dict[DirectPath, None] | None = None
+    ) -> None:
         self.family = family
         self.counters = counters
+        self._unreachable = {} if unreachable is None else unreachable
         self.port = port
         self._backlog: deque[tuple[bytes, list[tuple[int, int, bytes]], DirectPath]] = deque()
         self._has_backlog = trio.Event()
@@ -167,6 +173,8 @@ class UdpSocket:
             self.send(path, [data[i : i + size] for i in range(0, len(data), size)])
             return
         self.counters[f"send: {errno.errorcode.get(error.errno or 0, error.errno)}"] += 1
+        if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
+            self._unreachable[path] = None
 
     def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: DirectPath) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
@@ -212,13 +220,14 @@ class HostUdp:
 
     def __init__(self, port: int) -> None:
         self.counters: Counter[str] = Counter()
+        self._unreachable: dict[DirectPath, None] = {}
         self._sockets: dict[bool, UdpSocket] = {}  # is it IPv6? -> socket
         first_error: OSError | None = None
         for family in (socket.AF_INET, socket.AF_INET6):
             is_ipv6 = family == socket.AF_INET6
             for candidate in dict.fromkeys((self._sockets[False].port if False in self._sockets else port, 0)):
                 try:
-                    self._sockets[is_ipv6] = UdpSocket(family, candidate, self.counters)
+                    self._sockets[is_ipv6] = UdpSocket(family, candidate, self.counters, self._unreachable)
                 except OSError as error:
                     first_error = first_error or error
                     continue
@@ -252,6 +261,14 @@ class HostUdp:
                 self.counters["send: no socket of that family"] += len(datagrams)
             else:
                 target.send(path, datagrams)
+
+    def take_unreachable(self) -> list[DirectPath]:
+        """Where the host had no route to since last asked."""
+        if not self._unreachable:
+            return []
+        paths = list(self._unreachable)
+        self._unreachable.clear()
+        return paths
 
     async def run_writers(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -1,6 +1,7 @@
 """Where datagrams leave the process: straight to UDP, wrapped for a peer relay, or through a relay connection.
 
-One synchronous `send` for everybody. Knows the three shapes of a path and nothing else.
+One synchronous `send` for everybody. Knows the three shapes of a path and nothing else; where the host has no route to
+is told to `on_unreachable`, plugged in by the finder's owner.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Underlay:
     def __init__(self, udp: UdpUnderlay | None) -> None:
         self.udp = udp
         self.send_relayed: Callable[[Runs], None] = _drop
+        self.on_unreachable: Callable[[Path], None] = _ignore
         self.bytes_direct = 0
         self.bytes_relayed = 0
 
@@ -34,13 +36,18 @@ class Underlay:
             elif len(path) == 2:
                 direct.append(run)
             else:  # disco through a peer relay; the engine wraps data itself
-                header = geneve.encode_header(geneve.DISCO, path[2])
-                direct.append((path[:2], [header + datagram for datagram in run[1]]))
+                direct.append((path[:2], geneve.encapsulate(path[2], run[1])))
         if direct and self.udp is not None:
             self.udp.send_many(direct)
+            for path in self.udp.take_unreachable():
+                self.on_unreachable(path)
         if relayed:
             self.send_relayed(relayed)
 
 
 def _drop(runs: Runs) -> None:
     """Before the relays exist there is nothing to send through; WireGuard and disco both retry."""
+
+
+def _ignore(path: Path) -> None:
+    """Before a path finder listens, nobody chooses between paths."""

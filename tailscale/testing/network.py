@@ -60,6 +60,9 @@ class VirtualUdp:
         for destination, datagrams in runs:
             self.host.network.carry((self.host.address, self.local_port), destination, datagrams, self.counters)
 
+    def take_unreachable(self) -> list[tuple[str, int]]:
+        return []  # what cannot arrive is lost without a word, as behind a router
+
     def arrive(self, at: float, order: int, source: tuple[str, int], datagrams: list[bytes]) -> None:
         if self._held + len(datagrams) > UDP_QUEUE_LIMIT:
             self.counters["receive queue full"] += len(datagrams)

@@ -140,6 +140,7 @@ class ShunningUdp:
         self.run_writers = port.run_writers
         self.rebind = port.rebind
         self.close = port.close
+        self.take_unreachable = port.take_unreachable
 
     @property
     def local_port(self) -> int:

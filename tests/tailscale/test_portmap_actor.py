@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from struct import pack
 
 import pytest
@@ -142,3 +143,41 @@ def test_gateway_is_read_from_each_systems_table():
     assert gateway_in(portmap_actor._DARWIN_GATEWAY, "    gateway: link#5\n") is None
     windows = "Active Routes:\n          0.0.0.0          0.0.0.0      192.168.1.1    192.168.1.20     25\n"
     assert gateway_in(portmap_actor._WINDOWS_GATEWAY, windows) == "192.168.1.1"
+
+
+DARWIN = "   route to: default\n    gateway: 192.168.1.1\n  interface: en0\n"
+WINDOWS = "Active Routes:\r\n          0.0.0.0          0.0.0.0      192.168.1.1    192.168.1.20     25\r\n"
+
+
+@pytest.mark.parametrize(("platform", "said"), [("darwin", DARWIN), ("win32", WINDOWS)], ids=["darwin", "win32"])
+async def test_gateway_is_asked_for_in_each_systems_words(platform, said, monkeypatch):
+    asked = []
+
+    async def run_process(command, **_):
+        asked.append(command[0])
+        return subprocess.CompletedProcess(command, 0, said.encode())
+
+    monkeypatch.setattr(portmap_actor.sys, "platform", platform)
+    monkeypatch.setattr(portmap_actor.trio, "run_process", run_process)
+    assert await find_gateway() == "192.168.1.1"
+    assert asked == ["route"]
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+async def test_a_system_without_the_command_has_no_gateway(platform, monkeypatch):
+    async def run_process(command, **_):
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr(portmap_actor.sys, "platform", platform)
+    monkeypatch.setattr(portmap_actor.trio, "run_process", run_process)
+    assert await find_gateway() is None
+
+
+async def test_a_gateway_that_cannot_be_asked_is_given_up(autojump_clock, monkeypatch):
+    async def run_process(command, **_):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(portmap_actor.sys, "platform", "darwin")
+    monkeypatch.setattr(portmap_actor.trio, "run_process", run_process)
+    with trio.fail_after(2 * portmap_actor.GATEWAY_TIMEOUT):
+        assert await find_gateway() is None

@@ -19,6 +19,7 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     PeerPathChanged,
     ProbeRequested,
+    RelaysChanged,
     StunArrived,
 )
 from tailscale.runtime.path_actor import PeerTranslator, announce, relay_servers, run_paths
@@ -49,6 +50,9 @@ class FakeUdp:
             if self.delay is not None:
                 for datagram in datagrams:
                     self.nursery.start_soon(self.answer, path, datagram)
+
+    def take_unreachable(self):
+        return []
 
     async def answer(self, path, datagram):
         await trio.sleep(self.delay * int(path[0].rpartition(".")[2]))
@@ -124,6 +128,37 @@ async def test_start_waits_at_most_a_moment_when_udp_is_blocked(rig, autojump_cl
     info = bus.latest(NetInfoChanged)
     assert info.working_udp is False
     assert info.latencies == {"7-v4": pytest.approx(0.1, abs=0.05)}  # measured by TCP meanwhile
+
+
+async def test_start_waits_no_longer_than_the_relay_where_udp_is_blocked(rig, autojump_clock):
+    bus, udp, _probes = rig
+    udp.delay = None
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(7))))
+    await trio.sleep(0.05)
+    assert bus.latest(NetInfoChanged) is None
+    bus.publish(RelaysChanged((7,), False))
+    await trio.sleep(0.03)
+    assert bus.latest(NetInfoChanged).home_region == 7
+
+
+async def test_a_relay_that_greets_first_does_not_hide_what_stun_measures(rig, autojump_clock):
+    bus, _udp, _probes = rig
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(2, 1))))
+    bus.publish(RelaysChanged((1,), False))
+    await trio.sleep(1.0)
+    assert bus.latest(NetInfoChanged).home_region == 2
+
+
+async def test_mapping_a_port_never_delays_the_start(rig, autojump_clock, monkeypatch):
+    bus, _udp, probes = rig
+
+    async def never(*_):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(probes.mapper, "run", never)
+    bus.publish(NetMapChanged(netmap(derp_map=derp_map(2))))
+    await trio.sleep(0.1)
+    assert bus.latest(NetInfoChanged).home_region == 2
 
 
 async def test_request_confirms_endpoints_even_if_unchanged(rig, autojump_clock):

@@ -6,9 +6,12 @@ import errno
 import socket
 from typing import Any
 
+import pytest
 import trio
 
-from tailscale.runtime.udp import HostUdp, UdpSocket
+from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostUdp, UdpSocket
+from tailscale.runtime.underlay import Underlay
+from ts_dataplane import geneve
 
 
 async def receive_all(udp: HostUdp, count: int, family: int = 0) -> list[bytes]:
@@ -121,3 +124,67 @@ async def test_a_port_in_use_falls_back_to_any_port() -> None:
         a = HostUdp(taken.getsockname()[1])
         assert a.local_port != taken.getsockname()[1]
         a.close()
+
+
+class Failing:
+    """A socket whose sends end in one error."""
+
+    def __init__(self, real: socket.socket, number: int) -> None:
+        self._real, self._number = real, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def sendto(self, *_: object) -> int:
+        raise OSError(self._number, "refused")
+
+    sendmsg = sendto
+
+
+@pytest.mark.parametrize(
+    ("number", "is_told"),
+    [(errno.ENETUNREACH, True), (errno.EHOSTUNREACH, True), (errno.EADDRNOTAVAIL, True), (errno.EPERM, False)],
+)
+async def test_where_the_host_has_no_route_to_is_told_once(number: int, is_told: bool) -> None:
+    a = HostUdp(0)
+    real = a._sockets[False]._sock
+    a._sockets[False]._sock = Failing(real, number)  # type: ignore[assignment]
+    told: list[object] = []
+    underlay = Underlay(a)
+    underlay.on_unreachable = told.append
+    place = ("192.0.2.7", 1)
+    underlay.send([(place, [b"x"] * 3), (place, [b"y"])])
+    assert told == ([place] if is_told else [])
+    for port in range(2 * UNREACHABLE_LIMIT):
+        a.send_many([(("192.0.2.7", 1 + port), [b"x"])])
+    assert len(a.take_unreachable()) == (UNREACHABLE_LIMIT if is_told else 0)
+    assert a.take_unreachable() == []
+    a._sockets[False]._sock = real
+    a.close()
+
+
+async def test_what_goes_through_a_peer_relay_is_wrapped_by_its_kind() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    disco, data = geneve.DISCO_MAGIC + b"..", b"\4\0\0\0..."
+    Underlay(a).send([(("127.0.0.1", b.local_port, 7), [disco, data])])
+    assert await receive_all(b, 2) == geneve.encapsulate(7, [disco, data])
+    a.close()
+    b.close()
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+async def test_other_systems_send_and_receive_one_datagram_per_call(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailscale.runtime.udp.sys.platform", platform)
+    a, b = HostUdp(0), HostUdp(0)
+    assert a.offloads == {"segmentation": False, "coalescing": False}
+    sent = [bytes([i]) * 1300 for i in range(70)] + [b"short"]
+    a.send_many([(("127.0.0.1", b.local_port), sent), (("::1", b.local_port), [b"six"])])
+    assert await receive_all(b, len(sent)) == sent
+    assert await receive_all(b, 1, 1) == [b"six"]
+    b.rebind()
+    a.send_many([(("127.0.0.1", b.local_port), [b"after"])])
+    assert await receive_all(b, 1) == [b"after"]
+    a.close()
+    b.close()
