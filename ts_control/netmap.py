@@ -40,6 +40,24 @@ EXPIRED_KEY_PREFIX = bytes([109, 167, 116, 213, 215, 116])  # what upstream writ
 
 NamedFilters = Mapping[str, tuple[FilterRule, ...]]
 
+
+class PeerTable(dict[int, Node]):
+    """Peers by node id, and which table they were made from by what: so that following a delta costs the delta."""
+
+    __slots__ = ("_identity", "_origin", "_touched")
+
+    def __init__(self, before: Mapping[int, Node], touched: Iterable[int]) -> None:
+        super().__init__(before)
+        self._identity = object()
+        self._origin = before._identity if isinstance(before, PeerTable) else None
+        self._touched = tuple(sorted(touched))
+
+    def touched_since(self, before: Mapping[int, Node]) -> tuple[int, ...] | None:
+        """The ids that alone may differ from `before`; None where this table was not made from it."""
+        is_made_from = isinstance(before, PeerTable) and before._identity is self._origin
+        return self._touched if is_made_from else None
+
+
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -99,7 +117,7 @@ class NetMap:
         bound = min((_expiry(peer) for peer in self.peers.values() if not peer.expired), default=math.inf)
         self_node = _flag_expired_self(self.self_node, control_now)
         if due:
-            peers, unexpired = dict(self.peers), dict(self._unexpired)
+            peers, unexpired = PeerTable(self.peers, [peer.id for peer in due]), dict(self._unexpired)
             for peer in due:
                 unexpired[peer.id] = peer
                 peers[peer.id] = make_unreachable(peer)
@@ -146,11 +164,18 @@ _EMPTY = NetMap(
 
 def peers_changed(before: NetMap, after: NetMap) -> tuple[list[int], list[int]]:
     """Ids of peers new or different in `after`, and ids gone. Identity tells: unchanged nodes are shared."""
-    if before.peers is after.peers:
+    old, new = before.peers, after.peers
+    if old is new:
         return [], []
-    get = before.peers.get
-    different = [number for number, peer in after.peers.items() if get(number) is not peer]
-    return different, [number for number in before.peers if number not in after.peers]
+    touched = new.touched_since(old) if isinstance(new, PeerTable) else None
+    if touched is not None:
+        different = [number for number in touched if number in new and old.get(number) is not new[number]]
+        return different, [number for number in touched if number in old and number not in new]
+    get = old.get
+    return (
+        [number for number, peer in new.items() if get(number) is not peer],
+        [number for number in old if number not in new],
+    )
 
 
 def normalise(node: Node) -> Node:
@@ -192,7 +217,7 @@ def _fold_peers(old: NetMap, response: MapResponse, now: float, offset: float, c
     touched = _touched_peers(old, response, now)
     if not touched:
         return
-    peers, unexpired = dict(old.peers), dict(old._unexpired)
+    peers, unexpired = PeerTable(old.peers, touched), dict(old._unexpired)
     bound = old._expiry_bound
     for number, peer in touched.items():
         unexpired.pop(number, None)
@@ -206,7 +231,7 @@ def _fold_peers(old: NetMap, response: MapResponse, now: float, offset: float, c
 
 
 def _replace_all(nodes: Iterable[Node | None], control_now: float, changes: dict[str, Any]) -> None:
-    peers: dict[int, Node] = {}
+    peers = PeerTable(_NOTHING, ())
     unexpired: dict[int, Node] = {}
     bound = math.inf
     for node in nodes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from ts_base.errors import BadPacket
@@ -64,6 +64,7 @@ class Endpoint:
 
         self._keys: dict[PeerId, bytes] = {}
         self._ids: dict[bytes, PeerId] = {}
+        self._passed_over: dict[PeerId, bytes] = {}  # their key is another peer's, or our own
         self._peers: dict[PeerId, Peer] = {}  # those talked to
         self._indices = Indices(entropy)
         self._door = Door(private.public.raw, entropy, self.drops)
@@ -77,15 +78,31 @@ class Endpoint:
 
     def set_peers(self, peers: Mapping[PeerId, bytes], now: float) -> None:
         """Replace the peer set. A peer whose key changed starts anew; our own key among them is passed over."""
-        for peer_id, public in list(self._keys.items()):
-            if peers.get(peer_id) != public:
+        gone = [peer_id for peer_id in (*self._keys, *self._passed_over) if peer_id not in peers]
+        self.change_peers(peers, gone, now)
+
+    def change_peers(self, changed: Mapping[PeerId, bytes], removed: Iterable[PeerId], now: float) -> None:
+        """As `set_peers`, told only what is new or different and what is gone: costs no more than that."""
+        keys, ids = self._keys, self._ids
+        for peer_id in removed:
+            self._passed_over.pop(peer_id, None)
+            if peer_id in keys:
                 self._forget(peer_id)
-        for peer_id, public in peers.items():
-            if peer_id not in self._keys and public != self._private.public.raw and public not in self._ids:
-                if len(public) != KEY_LENGTH:
-                    raise ValueError(f"a node key has {KEY_LENGTH} bytes")
-                self._keys[peer_id] = public
-                self._ids[public] = peer_id
+        for peer_id, public in changed.items():
+            if len(public) != KEY_LENGTH:
+                raise ValueError(f"a node key has {KEY_LENGTH} bytes")
+            if keys.get(peer_id, public) != public:
+                self._forget(peer_id)
+        waiting = {**self._passed_over, **changed} if self._passed_over else changed
+        self._passed_over = {}
+        for peer_id, public in waiting.items():
+            if peer_id in keys:
+                continue
+            if public in ids or public == self._private.public.raw:
+                self._passed_over[peer_id] = public
+            else:
+                keys[peer_id] = public
+                ids[public] = peer_id
 
     def set_private(self, private: NodePrivate, now: float) -> None:
         """Become another node key: peers must handshake anew, and packets that waited for one need not wait longer."""

@@ -6,7 +6,7 @@ checkpoints, and lands by assignment. A delta of a few peers costs those few pee
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 import msgspec
 import trio
@@ -16,7 +16,8 @@ from tailscale.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChanged, PreferencesChanged, TablesChanged
-from ts_control.netmap import NetMap
+from tailscale.runtime.path_actor import PEERS_PER_STEP, batched
+from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
 from ts_dataplane.filter import Grant, Rule
 from ts_dataplane.tables import PeerRoutes, Tables, compile_tables_steps
@@ -39,7 +40,7 @@ async def run_netmap(
     """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, preferences. Says: health."""
     compiler = TablesCompiler()
     exit_was_missing = False
-    known: Mapping[int, Node] = {}
+    known = NetMap.empty()
     with bus.subscribe(NetMapChanged, PreferencesChanged, name="netmap") as inbox:
         task_status.started()
         while True:
@@ -58,10 +59,15 @@ async def run_netmap(
                 await trio.lowlevel.checkpoint()
             dataplane.engine.tables = tables
             stack.set_addresses(tables.own)
-            endpoint.set_peers({p.id: p.key.raw for p in netmap.peers.values()}, trio.current_time())
-            for peer in restarted(known, netmap.peers):
+            changed, removed = peers_changed(known, netmap)
+            endpoint.change_peers({}, removed, trio.current_time())
+            for few in batched(changed, PEERS_PER_STEP):
+                endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
+                if len(few) == PEERS_PER_STEP:
+                    await trio.lowlevel.checkpoint()
+            for peer in restarted(known.peers, netmap.peers, changed):
                 endpoint.distrust_sessions(peer)
-            known = netmap.peers
+            known = netmap
             bus.publish(TablesChanged())
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
@@ -69,16 +75,15 @@ async def run_netmap(
                 bus.publish(_exit_node_health(preferences, exit_was_missing))
 
 
-def restarted(before: Mapping[int, Node], after: Mapping[int, Node]) -> list[int]:
+def restarted(before: Mapping[int, Node], after: Mapping[int, Node], changed: Iterable[int]) -> list[int]:
     """Peers with the old node key and a new disco key: those live as long as a process, so theirs is another one."""
     return [
         number
-        for number, peer in after.items()
+        for number in changed
         if (old := before.get(number)) is not None
-        and old is not peer
-        and old.key == peer.key
+        and old.key == after[number].key
         and not old.disco_key.is_zero
-        and old.disco_key != peer.disco_key
+        and old.disco_key != after[number].disco_key
     ]
 
 
@@ -130,14 +135,10 @@ class TablesCompiler:
         )
         if not is_same:
             return None
-        old = before.peers
-        changed = [peer for number, peer in netmap.peers.items() if old.get(number) is not peer]
+        changed, removed = peers_changed(before, netmap)
         if len(changed) > DELTA_LIMIT:
             return None
-        removed = [number for number in old if number not in netmap.peers] if len(old) != len(netmap.peers) else []
-        if not removed and any(peer.id not in old for peer in changed):
-            removed = [number for number in old if number not in netmap.peers]
-        return [peer_routes(peer) for peer in changed], removed
+        return [peer_routes(netmap.peers[peer]) for peer in changed], removed
 
 
 def peer_routes(node: Node) -> PeerRoutes:

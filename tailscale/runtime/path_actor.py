@@ -6,9 +6,10 @@ back, for whoever takes the finder's messages: what it says, in the bus's words.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
@@ -23,8 +24,8 @@ from tailscale.runtime.messages import (
     RelayFrameArrived,
 )
 from ts_base.errors import BadPacket
-from ts_base.ip import parse_address, parse_prefix, prefix_contains
-from ts_control.netmap import NetMap
+from ts_base.ip import Prefix, parse_prefix, prefix_contains
+from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import Node
 from ts_dataplane.candidates import parse_endpoint_untrusted
 from ts_dataplane.paths import FinderMessage, NeedStun, PathChanged, PathFinder
@@ -34,6 +35,7 @@ from ts_derp.machine import PeerGone
 RELAY_TARGET = "tailscale.com/cap/relay-target"
 RELAYS_SINCE = 121  # capability version
 WATCH_INTERVAL = 5.0
+PEERS_PER_STEP = 500  # of a large netmap, before other tasks get a turn
 RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
 
 
@@ -42,49 +44,83 @@ def restun_delay() -> float:
 
 
 class PeerTranslator:
-    """Control's nodes as the finder's facts. An unchanged node keeps its object, so a delta costs what changed."""
+    """Control's nodes as the finder's facts; follows snapshots, so that a delta costs what changed."""
 
     def __init__(self) -> None:
-        self._nodes: Mapping[int, Node] = {}
-        self._facts: dict[int, PeerPaths] = {}
+        self._netmap = NetMap.empty()
+        self._servers = RelayServers(self._netmap)
 
-    def translate(self, netmap: NetMap) -> Mapping[int, PeerPaths]:
-        nodes, old_nodes, old_facts = netmap.peers, self._nodes, self._facts
-        servers = relay_servers(netmap)
-        self._facts = {
-            peer: old_facts[peer]
-            if old_nodes.get(peer) is node and old_facts[peer].serves_relay == (peer in servers)
-            else peer_paths(node, serves_relay=peer in servers)
-            for peer, node in nodes.items()
-        }
-        self._nodes = nodes
-        return self._facts
+    def follow(self, netmap: NetMap) -> tuple[list[int], list[int]]:
+        """Which peers must be told to the finder anew, and which are gone."""
+        before, self._netmap = self._netmap, netmap
+        if netmap.packet_filters is before.packet_filters and netmap.self_node.addresses == before.self_node.addresses:
+            return peers_changed(before, netmap)
+        old, self._servers = self._servers, RelayServers(netmap)
+        if old == self._servers:
+            return peers_changed(before, netmap)
+        return list(netmap.peers), [peer for peer in before.peers if peer not in netmap.peers]
 
-
-def relay_servers(netmap: NetMap) -> set[int]:
-    """Peers that control allows us to use as relays: they hold the capability towards us."""
-    sources: set[str] = set()
-    for rule in netmap.packet_filters:
-        if any(RELAY_TARGET in grant.cap_map or RELAY_TARGET in grant.caps for grant in rule.cap_grant):
-            sources.update(rule.src_ips)
-    if not sources:
-        return set()
-    return {
-        peer
-        for peer, node in netmap.peers.items()
-        if node.cap >= RELAYS_SINCE and any(is_among(address, sources) for address in node.addresses)
-    }
+    def facts(self, peers: Iterable[int]) -> dict[int, PeerPaths]:
+        nodes, servers = self._netmap.peers, self._servers
+        return {peer: peer_paths(nodes[peer], serves_relay=servers.include(nodes[peer])) for peer in peers}
 
 
-def is_among(address: str, sources: set[str]) -> bool:
-    host = address.partition("/")[0]
-    if "*" in sources or host in sources or address in sources:
-        return True
-    try:
-        raw = parse_address(host)
-        return any(prefix_contains(parse_prefix(text), raw) for text in sources if "/" in text)
-    except BadPacket:
-        return False
+class RelayServers:
+    """Whom control allows us to use as a relay: who holds the capability towards us."""
+
+    def __init__(self, netmap: NetMap) -> None:
+        own = _addresses(netmap.self_node.addresses)
+        self._texts: set[str] = set()
+        for rule in netmap.packet_filters:
+            for grant in rule.cap_grant:
+                if RELAY_TARGET not in grant.cap_map and RELAY_TARGET not in grant.caps:
+                    continue
+                towards = _Sources(grant.dsts)
+                if any(towards.hold(address) for address in own):
+                    self._texts.update(rule.src_ips)
+        self._sources = _Sources(self._texts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RelayServers) and self._texts == other._texts
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def include(self, node: Node) -> bool:
+        if not self._texts or node.cap < RELAYS_SINCE:
+            return False
+        return any(self._sources.hold(address) for address in _addresses(node.addresses))
+
+
+class _Sources:
+    """Addresses as a filter rule names them: `*`, single ones, prefixes. What cannot be read names nobody."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._everybody = False
+        self._hosts: set[bytes] = set()
+        self._prefixes: list[Prefix] = []
+        for text in texts:
+            if text == "*":
+                self._everybody = True
+                continue
+            with contextlib.suppress(BadPacket):
+                address, length = parse_prefix(text)
+                if length == 8 * len(address):
+                    self._hosts.add(address)
+                else:
+                    self._prefixes.append((address, length))
+
+    def hold(self, address: bytes) -> bool:
+        if self._everybody or address in self._hosts:
+            return True
+        return any(prefix_contains(prefix, address) for prefix in self._prefixes)
+
+
+def _addresses(texts: Iterable[str]) -> list[bytes]:
+    found = []
+    for text in texts:
+        with contextlib.suppress(BadPacket):
+            found.append(parse_prefix(text)[0])
+    return found
 
 
 def peer_paths(node: Node, *, serves_relay: bool = False) -> PeerPaths:
@@ -97,6 +133,11 @@ def peer_paths(node: Node, *, serves_relay: bool = False) -> PeerPaths:
         wireguard_only=node.is_wireguard_only,
         expired=node.expired,
     )
+
+
+def batched(numbers: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 def announce(bus: Bus, message: FinderMessage) -> None:
@@ -144,7 +185,12 @@ async def run_paths(
             now = trio.current_time()
             match message:
                 case NetMapChanged(netmap):
-                    finder.set_peers(translator.translate(netmap), now)
+                    changed, removed = translator.follow(netmap)
+                    finder.change_peers({}, removed, now)
+                    for few in batched(changed, PEERS_PER_STEP):
+                        finder.change_peers(translator.facts(few), (), trio.current_time())
+                        if len(few) == PEERS_PER_STEP:
+                            await trio.lowlevel.checkpoint()
                     if netmap.peers:
                         restun_at = min(restun_at, now + RESTUN_LEAST)
                         watch_at = min(watch_at, now + WATCH_INTERVAL) if traffic is not None else math.inf

@@ -18,6 +18,7 @@ from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
 from ts_control.netmap import NetMap
 from ts_control.wire import DNSConfig, MapResponse, Node, PeerChange, decode_map_response_untrusted, encode_json
+from ts_dataplane.peer_paths import PeerPaths
 from ts_dataplane.tables import Tables
 
 WALL = 1.9e9
@@ -38,6 +39,7 @@ def _compiled(steps: Generator[None, None, Tables]) -> Tables:
 def fuzz_one(data: bytes) -> None:
     netmap = NetMap.empty()
     following, paths = TablesCompiler(), PeerTranslator()
+    told: dict[int, PeerPaths] = {}
     for line in data.split(b"\n")[:MOST_LINES]:
         try:
             netmap = netmap.apply(decode_map_response_untrusted(line), WALL)
@@ -50,7 +52,10 @@ def fuzz_one(data: bytes) -> None:
             assert tables.owner_of(probe) == afresh.owner_of(probe)
             for peer in netmap.peers:
                 assert tables.accepts(peer, probe) == afresh.accepts(peer, probe)
-        assert set(paths.translate(netmap)) == set(netmap.peers)
+        changed, removed = paths.follow(netmap)
+        told = {peer: facts for peer, facts in told.items() if peer not in removed} | paths.facts(changed)
+        whole = PeerTranslator()
+        assert told == whole.facts(whole.follow(netmap)[0])
         translate_map(netmap.derp_map)
         _look_up(netmap)
         netmap.expire(WALL + 1).next_expiry()

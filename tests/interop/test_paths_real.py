@@ -87,11 +87,11 @@ class Flow:
 
 
 @contextlib.asynccontextmanager
-async def flowing(us: tailscale.Device, host: str) -> AsyncIterator[Flow]:
+async def flowing(us: tailscale.Device, host: str, patience: float = 100) -> AsyncIterator[Flow]:
     """An echo that runs while the body does; afterwards every byte is accounted for."""
     async with await us.tcp_connect(host, 7) as stream:
         flow = Flow(stream)
-        with trio.fail_after(100):
+        with trio.fail_after(patience):
             async with trio.open_nursery() as nursery:
                 await nursery.start(flow.run)
                 yield flow
@@ -322,3 +322,22 @@ async def test_on_one_lan_direct_at_once_and_the_first_packet_arrives(r: Rig) ->
                 f"one LAN: first datagram answered after {answered * 1000:.1f} ms, direct after {direct * 1000:.1f} ms"
             )
             assert direct <= 2
+
+
+@pytest.mark.timeout(200)
+async def test_a_transfer_crosses_rekeys_without_a_stall(r: Rig) -> None:
+    """WireGuard changes keys every two minutes, in real time."""
+    async with pair(r, "easy", "none") as (_, hs, a, b), ours_and_theirs(r, hs, a, b) as (us, db):
+        async with flowing(us, db.ip4, patience=170) as flow:
+            await until_path(us, "direct", 10)
+            await trio.sleep(1)
+            flow.silence()
+            age, rekeys = 0.0, 0
+            for _ in range(138):
+                await trio.sleep(1)
+                before, age = age, next(p.handshake_age or 0.0 for p in us.status().peers)
+                rekeys += age < before
+            stall = flow.silence()
+        print(f"rekeys: {rekeys} in {138} s and {flow.sent >> 20} MiB, longest stall {stall * 1000:.0f} ms, none lost")
+        assert rekeys >= 1
+        assert stall <= 1

@@ -22,7 +22,7 @@ from tailscale.runtime.messages import (
     RelaysChanged,
     StunArrived,
 )
-from tailscale.runtime.path_actor import PeerTranslator, announce, relay_servers, run_paths
+from tailscale.runtime.path_actor import PeerTranslator, RelayServers, announce, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.underlay import Underlay
 from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
@@ -266,8 +266,9 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
 
 
 def test_relay_servers_are_those_with_the_capability_towards_us():
-    grant = CapGrant(cap_map={"tailscale.com/cap/relay-target": None})
+    grant = CapGrant(dsts=("100.64.0.1/32",), cap_map={"tailscale.com/cap/relay-target": None})
     rules = (FilterRule(src_ips=("100.64.0.5", "100.64.1.0/24"), cap_grant=(grant,)),)
+    us, other = Node(id=9, addresses=("100.64.0.1/32",)), Node(id=9, addresses=("100.64.0.2/32",))
     peers = {
         number: Node(id=number, addresses=(address,), cap=cap)
         for number, address, cap in [
@@ -277,12 +278,19 @@ def test_relay_servers_are_those_with_the_capability_towards_us():
             (4, "100.64.1.8/32", 120),
         ]
     }
-    assert relay_servers(netmap(peers=peers, packet_filters=rules)) == {1, 2}
-    assert relay_servers(netmap(peers=peers)) == set()
+
+    def servers(of):
+        return {number for number, peer in peers.items() if RelayServers(of).include(peer)}
+
+    assert servers(netmap(peers=peers, packet_filters=rules, self_node=us)) == {1, 2}
+    assert servers(netmap(peers=peers, packet_filters=rules, self_node=other)) == set()
+    assert servers(netmap(peers=peers, self_node=us)) == set()
     translator = PeerTranslator()
-    first = translator.translate(netmap(peers=peers))[1]
-    assert translator.translate(netmap(peers=peers))[1] is first
-    assert translator.translate(netmap(peers=peers, packet_filters=rules))[1].serves_relay
+    assert translator.follow(netmap(peers=peers, self_node=us)) == ([1, 2, 3, 4], [])
+    assert translator.follow(netmap(peers=peers, self_node=us)) == ([], [])
+    assert translator.follow(netmap(peers=peers, packet_filters=rules, self_node=us)) == ([1, 2, 3, 4], [])
+    assert [facts.serves_relay for facts in translator.facts([1, 2, 3, 4]).values()] == [True, True, False, False]
+    assert translator.follow(netmap(peers={1: peers[1]}, packet_filters=rules, self_node=us)) == ([], [2, 3, 4])
 
 
 def test_finder_messages_become_bus_messages():

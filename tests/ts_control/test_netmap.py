@@ -90,6 +90,10 @@ def test_unchanged_peers_are_shared_with_the_next_snapshot() -> None:
     after = before.apply(MapResponse(online_change={7: True}, peers_removed=(8,), peers_changed=(make_node(99),)), NOW)
     assert peers_changed(before, after) == ([7, 99], [8])
     assert after.peers[9] is before.peers[9]
+    later = after.apply(MapResponse(online_change={7: False, 1000: True}, peers_removed=(99, 8)), NOW)
+    assert peers_changed(after, later) == ([7], [99])
+    assert peers_changed(before, later) == ([7], [8])  # a snapshot was skipped: all are compared
+    assert peers_changed(later, before) == ([7, 8], [])
 
 
 def test_filters_are_named_ordered_and_cleared_by_a_star() -> None:

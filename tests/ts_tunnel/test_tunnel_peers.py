@@ -87,6 +87,19 @@ def test_our_own_key_and_a_doubled_key_are_passed_over():
         p.a.endpoint.set_peers({5: b"short"}, 0.0)
 
 
+def test_a_key_that_was_passed_over_is_taken_once_it_is_free():
+    p = Pair()
+    key = p.b.private.public.raw
+    p.a.endpoint.change_peers({9: key}, (), 0.0)
+    assert p.a.endpoint.statistics().peers == 1
+    p.a.endpoint.change_peers({}, [B], 0.0)
+    p.send_b(b"x")
+    p.settle()
+    assert p.a.endpoint.peer_statistics(9).packets_in == 1
+    p.a.endpoint.change_peers({9: b"9" * 32}, [77], 0.0)
+    assert p.a.endpoint.statistics().sessions == 0
+
+
 def test_own_key_change_makes_every_session_anew():
     p = Pair().connect()
     p.a.private = private("another")
