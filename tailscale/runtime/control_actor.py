@@ -1,7 +1,8 @@
 """The control actor: keeps this device registered, its netmap fresh, and control informed.
 
 Owns: the ControlMachine, the connection, the saved identity. Hears: PreferencesChanged, EndpointsChanged,
-NetInfoChanged, NetworkChanged. Says: NetMapChanged, ControlStateChanged, NodeKeyChanged, health.
+NetInfoChanged, NetworkChanged. Says: NetMapChanged, ControlStateChanged, ControlInformed,
+NodeKeyChanged, health.
 Refuses to know: what a netmap is good for. The last netmap stays published whatever happens to control.
 """
 
@@ -234,6 +235,8 @@ class Control:
             netmap = netmap.apply(response, self.network.wall_clock())
             self._publish(netmap)
             self._voice.say_success()
+            if self._is_leaving:
+                continue  # that we are leaving is no news
             self.machine.on_self(netmap.self_node)
             self._tell()
             if is_first:
@@ -269,9 +272,11 @@ class Control:
             if facts == told:
                 await self._dirty.wait()
                 continue
+            whereabouts = self.report.whereabouts()
             try:
                 await connection.update(self._map_request(stream=False))
                 told = facts
+                self._bus.publish(whereabouts)
                 backoff.succeeded()
             except ControlLost:
                 return  # the map stream notices as well
@@ -314,8 +319,10 @@ class Control:
                 self._on_key_ran_out(netmap.expire(self.network.wall_clock()))
                 await trio.lowlevel.checkpoint()
                 continue
-            with trio.move_on_after(pause):
+            with trio.move_on_after(pause) as sleep:
                 await self._netmap_arrived.wait()
+            if sleep.cancelled_caught and netmap is not None:
+                self._bus.publish(NetMapChanged(netmap))  # by the calendar, an expiry may be near enough to be told
 
     def _on_key_ran_out(self, netmap: NetMap) -> None:
         self._publish(netmap)

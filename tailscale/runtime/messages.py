@@ -55,6 +55,14 @@ class ControlStateChanged(Retained):
 
 
 @dataclass(frozen=True, slots=True)
+class ControlInformed(Retained):
+    """Control has acknowledged where we are to be found: peers that ask from now on can reach us. Said by control."""
+
+    home_region: int
+    endpoints: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointsChanged(Retained):
     """Where we can be reached directly: ("host:port", endpoint type 1..5). Said by probes."""
 

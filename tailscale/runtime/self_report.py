@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tailscale.config import Preferences
 from tailscale.runtime.hostinfo import build_hostinfo
-from tailscale.runtime.messages import EndpointsChanged, NetInfoChanged, PreferencesChanged
+from tailscale.runtime.messages import ControlInformed, EndpointsChanged, NetInfoChanged, PreferencesChanged
 from ts_base.keys import DiscoPublic, NodePublic
 from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest, Service
 
@@ -56,6 +56,10 @@ class SelfReport:
             endpoints=tuple(endpoint for endpoint, _ in self._endpoints),
             endpoint_types=tuple(kind for _, kind in self._endpoints),
         )
+
+    def whereabouts(self) -> ControlInformed:
+        """Where we ask to be looked for, for the moment when control has heard it."""
+        return ControlInformed(self._home_region, frozenset(endpoint for endpoint, _ in self._endpoints))
 
     def worth_telling(self) -> object:
         """Compares equal while control need not hear: the order of endpoints and the exact latencies do not count."""

@@ -24,7 +24,9 @@ from tailscale.runtime.home import Home
 from tailscale.runtime.identity_actor import run_identity
 from tailscale.runtime.link_actor import run_link
 from tailscale.runtime.messages import (
+    ControlInformed,
     ControlStateChanged,
+    EndpointsChanged,
     NetInfoChanged,
     NetMapChanged,
     PreferencesChanged,
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from tailscale.status import NetcheckReport
 
 log = logging.getLogger("tailscale")
+FINDABLE_PATIENCE = 0.5  # readiness waits this long for control to have heard where we are
+ECHO_PATIENCE = 0.1  # and this much for its showing us so
+ECHO_LEAD = 0.01  # the same news on its way to peers: one that dials before it came waits 5 s for its next handshake
 FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 
 
@@ -190,6 +195,35 @@ class Runtime:
                     await inbox.receive()
                 if waiting.cancelled_caught:
                     raise self._not_ready_in_time(state)
+        await self._until_findable()
+
+    async def _until_findable(self) -> None:
+        """A peer that dials us first has to know where we are; a slow control server only costs so much.
+
+        Peers hear of us when we do: our own node with what we reported. Not every server shows us that.
+        """
+        kinds = (ControlInformed, NetInfoChanged, EndpointsChanged, NetMapChanged)
+        with self.bus.subscribe(*kinds, name="findable") as inbox:
+            with trio.move_on_after(FINDABLE_PATIENCE):
+                while not self._control_knows_where_we_are():
+                    await inbox.receive()
+            with trio.move_on_after(ECHO_PATIENCE):
+                while not self._peers_know_where_we_are():
+                    await inbox.receive()
+        await trio.sleep(ECHO_LEAD)
+
+    def _control_knows_where_we_are(self) -> bool:
+        told, found = self.bus.latest(ControlInformed), self.bus.latest(NetInfoChanged)
+        endpoints = self.bus.latest(EndpointsChanged)
+        here = {endpoint for endpoint, _ in endpoints.endpoints} if endpoints is not None else set()
+        return bool(told and found and told.home_region == found.home_region and told.endpoints == here)
+
+    def _peers_know_where_we_are(self) -> bool:
+        told, shown = self.bus.latest(ControlInformed), self.bus.latest(NetMapChanged)
+        if told is None or shown is None:
+            return False
+        ourselves = shown.netmap.self_node
+        return ourselves.home_derp == told.home_region and told.endpoints <= set(ourselves.endpoints)
 
     def _is_usable(self) -> bool:
         """Registered, netmap folded into tables, and some way to send packets."""

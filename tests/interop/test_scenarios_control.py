@@ -86,6 +86,19 @@ async def test_tags_asked_for_with_an_untagged_key_are_refused(r: Rig) -> None:
                 pass
 
 
+async def test_a_peer_that_dials_us_as_soon_as_we_are_ready_gets_through_at_once(r: Rig) -> None:
+    """tsnet's first handshake goes nowhere while it does not know our relay, and its next one starts 5 s later."""
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far:
+        took = []
+        for number in range(5):
+            async with joined(hs, f"fresh{number}", services=True) as us:
+                began = trio.current_time()
+                assert (await far.dial(us.ipv4 or "", 7, data=b"x")).head == b"x"
+                took.append(trio.current_time() - began)
+        print(f"\na dial at readiness: {', '.join(f'{seconds:.3f}' for seconds in took)} s")
+        assert max(took) < 1.0
+
+
 REFUSALS = [
     # what                  key                                         error
     ("unknown key",         "hskey-auth-" + "a" * 12 + "-" + "b" * 64,  "AuthKeyRejected"),
