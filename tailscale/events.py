@@ -108,6 +108,7 @@ class EventStream:
         self._lot.unpark_all()
 
     def close(self) -> None:
+        """End the iteration once what has happened is read."""
         self._closed = True
         self._lot.unpark_all()
 

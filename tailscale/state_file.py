@@ -89,6 +89,7 @@ class MemoryStore:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
+        """One Device at a time."""
         if self._held:
             raise StateLocked("memory", os.getpid())
         self._held = True
@@ -98,9 +99,11 @@ class MemoryStore:
             self._held = False
 
     def load(self) -> State | None:
+        """What was saved last."""
         return self.state
 
     def save(self, state: State) -> None:
+        """Remember it."""
         self.state = state
 
 
@@ -179,6 +182,7 @@ class FileStore:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
+        """One process at a time; the lock dies with the process."""
         with self._told_as_ours("lock"):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # A file of its own: the state file is replaced at every save, and a lock would stay with the old one.
@@ -194,6 +198,7 @@ class FileStore:
             os.close(descriptor)
 
     def load(self) -> State | None:
+        """What the file says, if it is there, private and whole."""
         with self._told_as_ours("read"):
             try:
                 descriptor = os.open(self.path, os.O_RDONLY | _NO_FOLLOW)
@@ -210,6 +215,7 @@ class FileStore:
             raise self._corrupt(str(problem)) from None
 
     def save(self, state: State) -> None:
+        """Write a new file beside the old one, then put it in its place."""
         text = encode_state(state)
         draft = self._beside("new")
         with self._told_as_ours("write"):

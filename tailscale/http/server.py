@@ -44,7 +44,7 @@ async def serve(
 ) -> None:
     """Run an ASGI app for the tailnet until cancelled, or until `shutdown` is set and open requests are done.
 
-    ```python
+    ```python forever=80
     await tailscale.http.serve(app, device, port=80)
     ```
 

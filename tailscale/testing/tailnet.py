@@ -200,9 +200,11 @@ class Tailnet:
         self.control.do(self.control.server.remove, self.id_of(device))
 
     def rename(self, device: Device | str, name: str) -> None:
+        """The device has another name from now on."""
         self.control.do(self.control.server.rename, self.id_of(device), name)
 
     def set_tags(self, device: Device | str, tags: Iterable[str]) -> None:
+        """The device has exactly these tags."""
         self.control.do(self.control.server.set_tags, self.id_of(device), tags)
 
     def approve_routes(self, device: Device | str, *routes: str) -> None:
@@ -223,6 +225,7 @@ class Tailnet:
         self._change(first, second, udp_blocked=True)
 
     def unblock_udp(self, first: Device | str, second: Device | str) -> None:
+        """Direct paths are possible again."""
         self._change(first, second, udp_blocked=False)
 
     def block(self, first: Device | str, second: Device | str) -> None:
@@ -230,6 +233,7 @@ class Tailnet:
         self._change(first, second, udp_blocked=True, tcp_blocked=True)
 
     def unblock(self, first: Device | str, second: Device | str) -> None:
+        """The cable is back."""
         self._change(first, second, udp_blocked=False, tcp_blocked=False)
 
     def link(

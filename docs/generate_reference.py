@@ -1,0 +1,174 @@
+"""Writes docs/reference.md from the docstrings of the public API. `make docs` runs it; a test checks that it was run.
+
+Reads the source instead of importing it: signatures come out as they were written.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "docs" / "reference.md"
+SECTIONS = [
+    # title               file(s)                               names; None: every public one of the file
+    ("Device",            "tailscale/device.py",                ["Device"]),
+    ("Streams and sockets", "tailscale/sockets.py",             ["TcpStream", "TcpListener", "UdpSocket"]),
+    ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
+    ("Status",            "tailscale/status.py",                None),
+    ("Events",            "tailscale/events.py",                None),
+    ("Errors",            "ts_base/errors.py",                  ["TailscaleError"]),
+    ("",                  "tailscale/errors.py",                None),
+    ("State",             "tailscale/state_file.py",            ["Store", "MemoryStore", "FileStore", "State"]),
+    ("",                  "tailscale/state_file.py",            ["encode_state", "decode_state_untrusted"]),
+    ("tailscale.http",    "tailscale/http/server.py",           ["serve"]),
+    ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport"]),
+    ("",                  "tailscale/http/limits.py",           ["Limits"]),
+    ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
+    ("tailscale.aio",     "tailscale/aio.py",                   None),
+    ("tailscale.sync",    "tailscale/sync.py",                  None),
+    ("",                  "tailscale/bridges.py",               ["Forward"]),
+    ("",                  "tailscale/pump.py",                  ["TailnetListener", "TailnetSocket"]),
+    ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
+    ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
+    ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
+]  # fmt: skip
+HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running"}
+MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport"}
+INTERNAL = {
+    "wake",
+    "wait_connected",
+    "EventQueue",
+    "put",
+    "start_waiting",
+    "join",
+}  # called by the device, not by its users
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def generate() -> str:
+    """The whole page."""
+    lines = [
+        "# API reference",
+        "",
+        "Made from the docstrings by `make docs`. The guides are in [docs/](README.md).",
+        "",
+        *(f"- [{title}](#{anchor(title)})" for title, file, _ in SECTIONS if title and (ROOT / file).exists()),
+        "",
+    ]
+    for title, file, names in SECTIONS:
+        path = ROOT / file
+        if path.exists():
+            lines += [f"## {title}", ""] if title else []
+            for definition in wanted(path, names):
+                lines += describe(definition)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def anchor(title: str) -> str:
+    return title.lower().replace(" ", "-").replace(".", "")
+
+
+def wanted(path: Path, names: list[str] | None) -> Iterator[Definition]:
+    found = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, Definition)}
+    for name in found if names is None else names:
+        if not name.startswith("_") and name not in INTERNAL:
+            yield found[name]
+
+
+def describe(definition: Definition) -> list[str]:
+    if not isinstance(definition, ast.ClassDef):
+        return [f"### `{definition.name}`", "", *code(signature(definition)), *text(definition)]
+    bases = [
+        base for base in map(ast.unparse, definition.bases) if base not in HIDDEN_BASES and not base.startswith("_")
+    ]
+    title = f"### `{definition.name}`" + (f" ({', '.join(f'`{base}`' for base in bases)})" if bases else "")
+    lines = [title, "", *constructor(definition), *text(definition), *fields(definition)]
+    for member in definition.body:
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and is_public(member) and is_told(member):
+            lines += [f"#### `{definition.name}.{member.name}`", "", *code(signature(member)), *text(member)]
+    return lines
+
+
+def is_public(member: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    is_setter = any(ast.unparse(d).endswith(".setter") for d in member.decorator_list)
+    return not member.name.startswith("_") and member.name not in INTERNAL and not is_setter
+
+
+def is_told(member: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Members without a docstring do what the base class or the twin in `Device` says."""
+    return ast.get_docstring(member) is not None
+
+
+def constructor(definition: ast.ClassDef) -> list[str]:
+    """How it is made, where users make it."""
+    for member in definition.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            made = signature(member, definition.name).removesuffix(" -> None")
+            return code(made) if definition.name in MADE_BY_USERS else []
+    return []
+
+
+def signature(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str = "") -> str:
+    """One line, or one argument a line where it is long."""
+    if any(ast.unparse(d) in ("property", "cached_property") for d in function.decorator_list):
+        return f"{function.name}: {ast.unparse(function.returns) if function.returns else 'Any'}"
+    word = "async def " if isinstance(function, ast.AsyncFunctionDef) else "def "
+    start = name or word + function.name
+    arguments = [a for a in split(ast.unparse(function.args)) if a not in ("self", "cls") and not a.startswith("_")]
+    arguments = [re.sub(r"(?<=: )(.*?)=", r"\1 = ", argument) for argument in arguments]
+    end = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    line = f"{start}({', '.join(arguments)}){end}"
+    if len(line) <= 100:
+        return line
+    return "\n".join([f"{start}(", *(f"    {argument}," for argument in arguments), f"){end}"])
+
+
+def split(arguments: str) -> list[str]:
+    """At the commas that separate arguments, not at those inside them."""
+    parts, depth = [""], 0
+    for letter in arguments:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def fields(definition: ast.ClassDef) -> list[str]:
+    """The public fields of a dataclass, each with the text below it."""
+    rows = []
+    for member, following in zip(definition.body, [*definition.body[1:], None], strict=True):
+        if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+            if member.target.id.startswith("_"):
+                continue
+            kind = ast.unparse(member.annotation).replace("|", "\\|")
+            note = following.value.value if is_text(following) else ""
+            rows.append(f"| `{member.target.id}` | `{kind}` | {' '.join(note.split())} |")
+    return ["| field | type | |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def is_text(node: ast.stmt | None) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def code(source: str) -> list[str]:
+    return ["```python", source, "```", ""]
+
+
+def text(definition: Definition) -> list[str]:
+    documented = ast.get_docstring(definition, clean=False)
+    if documented is None:
+        return []
+    cleaned = re.sub(r"^```python .*$", "```python", inspect.cleandoc(documented), flags=re.MULTILINE)
+    return [*(line.rstrip() for line in cleaned.splitlines()), ""]
+
+
+if __name__ == "__main__":
+    TARGET.write_text(generate())
+    print(f"{TARGET.relative_to(ROOT)}: {len(generate().splitlines())} lines")

@@ -1,0 +1,93 @@
+"""Every example runs as its opening says, in a tailnet with peers, as a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+from docs_world import World
+from snippets import ROOT
+
+import tailscale
+
+EXAMPLES = ROOT / "examples"
+PATIENCE = 20.0
+CLIENTS = [
+    # program              arguments            what it prints
+    ("hello.py",           [],                  r"I am hello\S+ \(100\..*\n(.*\n)*  db +100\.\S+ +online"),
+    ("udp_ping.py",        ["db", "7"],         r"(ping \d: [\d.]+ ms\n){3}"),
+    ("http_client.py",     ["http://web/"],     r"200 hello fetcher"),
+    ("sync_client.py",     ["db", "5432"],      r"hello\n"),
+    ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
+]  # fmt: skip
+REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
+SERVERS = [
+    # program              arguments             name       port  said              answer
+    ("echo_server.py",     [],                   "echo",    7,    b"hello",         rb"hello"),
+    ("http_serve.py",      [],                   "greeter", 80,   REQUEST,          rb'200 (.|\r\n)*"hello":"caller"'),
+    ("whois_auth.py",      ["admin@example.com"], "club",   4000, b"",              rb"not for you\n"),
+    ("whois_auth.py",      ["user@tailnet.test"], "club",    4000, b"",              rb"welcome, caller\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "printed"), CLIENTS, ids=[row[0] for row in CLIENTS])
+def test_client_example(name: str, arguments: list[str], printed: str, visitor: dict[str, str]) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, env=visitor, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(printed, done.stdout), done.stdout
+
+
+@asynccontextmanager
+async def running(command: list[str], environment: dict[str, str]) -> AsyncIterator[trio.Process]:
+    """A server example, once it has said that it listens; ended as Ctrl-C does."""
+    async with trio.open_nursery() as nursery:
+        start = partial(trio.run_process, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        process: trio.Process = await nursery.start(start, command)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await process.stdout.receive_some(), await process.stderr.receive_some()
+        yield process
+        process.send_signal(signal.SIGINT)
+        await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "host", "port", "said", "answer"), SERVERS, ids=[" ".join([r[0], *r[1]]) for r in SERVERS]
+)
+async def test_server_example(
+    name: str, arguments: list[str], host: str, port: int, said: bytes, answer: bytes, visitor: dict[str, str]
+) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    with trio.fail_after(PATIENCE):
+        async with running(command, visitor), tailscale.Device("caller") as caller:
+            while host not in caller.peers:  # noqa: ASYNC110 - no event is of this one name
+                await trio.sleep(0.02)
+            await caller.ping(host)
+            async with await caller.tcp_connect(host, port) as stream:
+                await stream.send_all(said)
+                await stream.send_eof()
+                heard = b"".join([data async for data in stream])
+    assert re.search(answer, heard), heard
+
+
+def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    folder = EXAMPLES / "test_with_tailnet"
+    done = subprocess.run(command, cwd=folder, env=visitor, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^4 passed", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_no_example_is_left_out(world: World) -> None:
+    tried = {row[0] for row in CLIENTS} | {row[0] for row in SERVERS}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tried
+    listed = (EXAMPLES / "README.md").read_text()
+    assert not [name for name in tried if f"[{name}]" not in listed]

@@ -1,0 +1,66 @@
+"""The API reference is what the docstrings say, and the docstrings say something of everything public."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from types import ModuleType
+
+from snippets import ROOT
+
+import tailscale
+
+# Whose every member says what it does; the other faces have the same members, or those of a base class.
+TOLD_IN_FULL = ("device", "sockets", "nodes", "status", "events", "errors", "state_file", "testing/tailnet")
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs" / "generate_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_is_current() -> None:
+    made = generator().generate()
+    assert (ROOT / "docs" / "reference.md").read_text() == made, "run `make docs`"
+
+
+def test_reference_names_everything_importable() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    missing = [name for name in tailscale.__all__ if name != "__version__" and f"### `{name}`" not in page]
+    assert not missing
+
+
+def test_everything_public_is_documented() -> None:
+    made = generator()
+    silent = []
+    for _, file, names in made.SECTIONS:
+        path = ROOT / file
+        is_told_in_full = file.removeprefix("tailscale/").removesuffix(".py") in TOLD_IN_FULL
+        for definition in made.wanted(path, names) if path.exists() else ():
+            members = [m for m in definition.body if isinstance(m, made.Definition)] if is_class(definition) else []
+            nodes = [definition, *(m for m in members if made.is_public(m) and is_told_in_full)]
+            silent += [f"{file}: {definition.name}.{n.name}" for n in nodes if ast.get_docstring(n) is None]
+    assert not silent
+
+
+def is_class(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    dead = []
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
+    for page in pages:
+        targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+        dead += [f"{page.name}: {t}" for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not dead
