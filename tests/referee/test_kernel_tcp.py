@@ -96,4 +96,4 @@ def test_a_long_clean_path_is_filled_by_one_stream(referee: Referee, table: Tabl
     theirs = referee.kernel_to_ours(LONG, size, limit=PATIENCE)
     table += [(name, "kernel > kernel", kernel), (name, "ours > kernel", ours), (name, "kernel > ours", theirs)]
     assert ours.megabits * 1e6 >= 0.8 * BOTTLENECK
-    assert theirs.megabits * 1e6 >= 0.8 * BOTTLENECK
+    assert theirs.megabits >= 0.8 * kernel.megabits  # here the sender is the kernel's, the window ours
