@@ -22,24 +22,31 @@ if TYPE_CHECKING:
 
 async def dial(device: Device, host: str, port: int) -> trio.abc.HalfCloseableStream:
     """An open stream to `host`, whichever way it goes."""
+    is_tailnet, destination = await choose_way(device, host)
+    if is_tailnet:
+        return await device.tcp_connect(destination, port)
     runtime = device._ready()
-    if _is_this_machine(host):
-        return await runtime.network.open_tcp(host, port)
-    if runtime.preferences.exit_node is not None or _is_of_tailnet(runtime.home, host):
-        return await device.tcp_connect(host, port)
-    if _is_split(runtime.home, host):
-        addresses = await runtime.home.resolver.address_bytes(host)
-        routed = [a for a in addresses if runtime.home.routes_to(a)]
-        if routed:
-            return await device.tcp_connect(format_address(routed[0]), port)
-        host = format_address(addresses[0])
     try:
-        return await runtime.network.open_tcp(host, port)
+        return await runtime.network.open_tcp(destination, port)
     except OSError as error:
         close = [] if literal_address(host) or "." in host else runtime.home.resolver.names.close_to(host)
         if close:
             raise NameNotFound(host, close, detail="nor could this machine's network reach it") from error
         raise
+
+
+async def choose_way(device: Device, host: str) -> tuple[bool, str]:
+    """Whether to go over the tailnet, and to what: `host` itself, or the address its own resolver gives for it."""
+    runtime = device._ready()
+    if _is_this_machine(host):
+        return False, host
+    if runtime.preferences.exit_node is not None or _is_of_tailnet(runtime.home, host):
+        return True, host
+    if _is_split(runtime.home, host):
+        addresses = await runtime.home.resolver.address_bytes(host)
+        routed = [a for a in addresses if runtime.home.routes_to(a)]
+        return bool(routed), format_address((routed or addresses)[0])
+    return False, host
 
 
 def _is_this_machine(host: str) -> bool:

@@ -1,0 +1,171 @@
+"""What carries connections between the tailnet and real sockets: dials, listeners, forwarded ports."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from tailscale.errors import TailscaleError
+from tailscale.http.routing import choose_way
+from tailscale.pump import LOOPBACK, Pump, TailnetListener, TailnetSocket, connect_back, loopback_pair, reset
+
+if TYPE_CHECKING:
+    from tailscale.loop_thread import LoopThread
+    from tailscale.sockets import TcpListener
+
+log = logging.getLogger("tailscale")
+FORWARD_BACKLOG = 128
+
+
+async def connect(
+    thread: LoopThread, host: str | tuple[str, int], port: int | None, timeout: float | None
+) -> TailnetSocket:
+    """Dial, and hand out the near end of a pumped connection."""
+    stream = await thread.device.tcp_connect(host, port, timeout=timeout)
+    try:
+        ours, theirs = loopback_pair()
+    except BaseException:
+        stream.abort()
+        raise
+    thread.pump(Pump(stream, ours))
+    return TailnetSocket(theirs, stream.local_address, stream.remote_address)
+
+
+async def way_to(thread: LoopThread, host: str) -> tuple[bool, str]:
+    """Whether `host` is reached over the tailnet, and under which name or address."""
+    return await choose_way(thread.device, host)
+
+
+async def listen(thread: LoopThread, port: int, host: str | None, backlog: int) -> TailnetListener:
+    """A listening socket that the tailnet's connections arrive at."""
+    device = thread.device
+    listener = await device.listen(port, host=host, backlog=backlog)
+    feeding = trio.CancelScope()
+
+    def stop_feeding() -> None:
+        with contextlib.suppress(Exception):  # the loop has ended: so has the feeding
+            thread.call_soon(feeding.cancel)
+
+    door = TailnetListener(listener.port, host or device.ipv4 or device.ipv6 or "", backlog, stop_feeding)
+
+    async def feed() -> None:
+        with feeding:
+            await _feed(thread, listener, door)
+
+    thread.spawn(feed)
+    return door
+
+
+async def _feed(thread: LoopThread, listener: TcpListener, door: TailnetListener) -> None:
+    try:
+        async with listener:
+            while True:
+                stream = await listener.accept()
+                try:
+                    ours = await connect_back(door, stream)
+                except BaseException:
+                    stream.abort()
+                    raise
+                thread.pump(Pump(stream, ours))
+    except (OSError, trio.ClosedResourceError):
+        return  # the program closed its listener, or the device is closing
+    finally:
+        door.end()
+
+
+class Forward:
+    """A local port, or Unix socket, that leads to a port of the tailnet. Close it, or use it in a `with` block."""
+
+    def __init__(self, thread: LoopThread, door: socket.socket, path: str | None) -> None:
+        self._thread = thread
+        self._path = path
+        self._carrying: trio.CancelScope | None = None
+        self.address: tuple[str, int] | str = path if path is not None else door.getsockname()[:2]
+        """`("127.0.0.1", port)`, or the path."""
+
+    @property
+    def host(self) -> str:
+        return self.address if isinstance(self.address, str) else self.address[0]
+
+    @property
+    def port(self) -> int:
+        return 0 if isinstance(self.address, str) else self.address[1]
+
+    def start(self, door: socket.socket, host: str, port: int) -> None:
+        self._carrying = self._thread.spawn(self._carry, door, host, port)
+
+    async def _carry(self, door: socket.socket, host: str, port: int) -> None:
+        async def carry_one(stream: trio.SocketStream) -> None:
+            await self._carry_one(stream.socket, host, port)
+
+        with self._file():
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(door))
+            await trio.serve_listeners(carry_one, [listener])
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._path is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+
+    async def _carry_one(self, accepted: trio.socket.SocketType, host: str, port: int) -> None:
+        sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        sock.setblocking(False)
+        try:
+            stream = await self._thread.device.tcp_connect(host, port)
+        except (OSError, TailscaleError) as error:
+            log.info("a connection to %s could not be forwarded: %s", self.address, error)
+            reset(sock)
+            return
+        except BaseException:
+            sock.close()
+            raise
+        self._thread.pump(Pump(stream, sock))
+
+    def close(self) -> None:
+        """No new connections; those that are open go on."""
+        if self._carrying is not None:
+            with contextlib.suppress(Exception):  # the loop has ended: so has the forward
+                self._thread.call_soon(self._carrying.cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def forward(
+    thread: LoopThread, host: str, port: int, local_port: int, path: str | os.PathLike[str] | None
+) -> Forward:
+    """Listen on loopback, or at a Unix socket only this user may open, and carry every connection to `host`."""
+    await trio.lowlevel.checkpoint()
+    if path is None:
+        door = socket.create_server((LOOPBACK, local_port), backlog=FORWARD_BACKLOG)
+    else:
+        door = socket.socket(socket.AF_UNIX)
+        try:
+            _bind_privately(door, os.fspath(path))
+        except BaseException:
+            door.close()
+            raise
+    door.setblocking(False)
+    forwarding = Forward(thread, door, None if path is None else os.fspath(path))
+    forwarding.start(door, host, port)
+    return forwarding
+
+
+def _bind_privately(door: socket.socket, path: str) -> None:
+    """Nobody else may connect, not even between `bind` and `chmod`: until `listen` nobody can."""
+    door.bind(path)
+    os.chmod(path, 0o600)
+    door.listen(FORWARD_BACKLOG)
