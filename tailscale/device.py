@@ -225,6 +225,7 @@ class Device:
         async def handle(stream):
             await stream.send_all(f"hello {stream.peer.hostname}\\n".encode())
 
+
         listener = await device.listen(8080)
         nursery.start_soon(trio.serve_listeners, handle, [listener])
         ```

@@ -262,6 +262,7 @@ class TcpListener(trio.abc.Listener[TcpStream]):
         async with stream:
             await stream.send_all(f"hello {stream.peer.hostname}\\n".encode())
 
+
     async with await device.listen(8080) as listener, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, handle, [listener])
         async with await device.tcp_connect(device.ipv4, listener.port) as stream:
