@@ -7,6 +7,7 @@ checkpoints, and lands by assignment. A delta of a few peers costs those few pee
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 import trio
@@ -147,7 +148,7 @@ def peer_routes(node: Node) -> PeerRoutes:
         peer=node.id,
         addresses=node.addresses,
         allowed=node.allowed_ips,
-        capabilities=frozenset(node.cap_map),
+        capabilities=_capability_set(tuple(node.cap_map)),
         expired=node.expired,
         reachable=bool(node.home_derp or node.is_wireguard_only or not node.disco_key.is_zero),
         jailed=node.is_jailed,
@@ -156,6 +157,12 @@ def peer_routes(node: Node) -> PeerRoutes:
         takes_adverts=node.cap >= ADVERTS_SINCE,
         unsigned=node.unsigned_peer_api_only,
     )
+
+
+@lru_cache(maxsize=256)
+def _capability_set(names: tuple[str, ...]) -> frozenset[str]:
+    """Thousands of peers hold the same few capabilities: one set for all of them."""
+    return frozenset(names)
 
 
 def filter_rule(rule: FilterRule) -> Rule:
