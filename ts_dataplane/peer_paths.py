@@ -19,6 +19,7 @@ Path = tuple[Any, ...]
 ACTIVE_TIME = 45.0  # without user data sent for this long, heartbeats stop
 HEARTBEAT = 3.0
 TRUST_TIME = 6.5  # two heartbeats and half a second
+DOUBT_TIME = 1.0  # a heartbeat unanswered for this long (and two round trips): the relay gets a copy while we ask again
 CANDIDATE_SPACING = 5.0
 FIRST_SPACING = 0.25  # a fresh search tries again this soon, then ever slower up to CANDIDATE_SPACING
 PING_BACK_SPACING = 1.0
@@ -49,6 +50,7 @@ class PeerState:
     """One peer in use."""
 
     __slots__ = (
+        "asked_at",
         "best",
         "call_tokens",
         "called_at",
@@ -56,6 +58,7 @@ class PeerState:
         "confirmed",
         "facts",
         "full_ping_at",
+        "has_asked_twice",
         "heard_at",
         "heartbeat_at",
         "is_awake",
@@ -80,6 +83,8 @@ class PeerState:
         self.is_awake = False
         self.sent_at = -math.inf
         self.heard_at = now
+        self.has_asked_twice = False
+        self.asked_at = math.inf  # the first ping on the best path that nothing has answered since
         self.full_ping_at = -math.inf
         self.heartbeat_at = self.search_at = self.size_probe_at = math.inf
         self.spacing = FIRST_SPACING
@@ -97,12 +102,20 @@ class PeerState:
     def is_direct(self, now: float) -> bool:
         return self.best is not None and len(self.best.path) == 2 and now < self.trusted_until
 
+    def doubt_at(self) -> float:
+        """When silence on the best path becomes suspicious; trust lasts longer."""
+        return math.inf if self.best is None else self.asked_at + DOUBT_TIME + 2 * self.best.latency
+
+    def is_doubted(self, now: float) -> bool:
+        return now >= self.doubt_at()
+
     def credit(self, quality: PathQuality, now: float, *, insist: bool = False) -> bool:
         """A pong proved this path. True when it became the best one; with `insist` it replaces another peer relay's."""
         best = self.best
         if best is not None and quality.path == best.path:
             self.best = PathQuality(best.path, quality.latency, max(best.mtu, quality.mtu))
             self.trusted_until = now + TRUST_TIME
+            self.asked_at, self.has_asked_twice = math.inf, False
             return False
         insist = insist and best is not None and len(best.path) == 3
         if self.is_trusted(now) and not insist and not is_better(quality, best):
@@ -113,6 +126,7 @@ class PeerState:
     def _install(self, quality: PathQuality, now: float) -> None:
         self.best = quality
         self.trusted_until = now + TRUST_TIME
+        self.asked_at, self.has_asked_twice = math.inf, False
         self.size_probes = 0
         self.confirmed = quality.mtu >= TUNNEL_MTU
         self.size_probe_at = math.inf if self.confirmed else now
@@ -121,7 +135,8 @@ class PeerState:
         self.best = None
         self.confirmed = False
         self.trusted_until = -math.inf
-        self.size_probe_at = math.inf
+        self.asked_at = self.size_probe_at = math.inf
+        self.has_asked_twice = False
 
     def is_silent(self, packets_in: int, packets_out: int, now: float) -> bool:
         """Told the tunnel's counters now and then: does it only ever send?"""
@@ -184,4 +199,12 @@ class PeerState:
     def next_timer(self, now: float) -> float:
         """When `paths.py` has to look at this peer again."""
         lapse = self.trusted_until if now < self.trusted_until else math.inf
-        return min(self.heartbeat_at, self.search_at, self.size_probe_at, lapse, self.retire_at())
+        doubt = self.doubt_at()
+        return min(
+            self.heartbeat_at,
+            self.search_at,
+            self.size_probe_at,
+            lapse,
+            doubt if now < doubt else math.inf,
+            self.retire_at(),
+        )

@@ -139,6 +139,9 @@ class Pursuit:
             self._heartbeat(state, now)
         if now >= state.size_probe_at:
             self._probe_size(state, now)
+        if now >= state.doubt_at() and not state.has_asked_twice:
+            state.has_asked_twice = True
+            self._ask_best(state, now)
         if state.is_direct(now):
             state.search_at = math.inf
         elif state.is_awake and state.search_at == math.inf:
@@ -159,11 +162,15 @@ class Pursuit:
         state.heartbeat_at = now + HEARTBEAT
         if state.best is None or state.facts.wireguard_only:
             return
-        self.ping(state, state.best.path, now)
+        self._ask_best(state, now)
         if state.is_direct(now) and state.wants_full_ping(now):
             state.full_ping_at = now
             if self._ping_candidates(state, now, CANDIDATE_SPACING):
                 self.call(state, now)
+
+    def _ask_best(self, state: PeerState, now: float) -> None:
+        if state.best is not None and self.ping(state, state.best.path, now):
+            state.asked_at = min(state.asked_at, now)
 
     def _search(self, state: PeerState, now: float) -> None:
         state.full_ping_at = now
@@ -311,7 +318,7 @@ class Pursuit:
         if state.best is None:
             return self._choose_idle(state.peer, state.facts)
         relay = self.roster.relay(state.peer)
-        if relay is None or (state.confirmed and state.is_trusted(now)):
+        if relay is None or (state.confirmed and state.is_trusted(now) and not state.is_doubted(now)):
             return (state.best.path,)
         return (state.best.path, relay)
 
