@@ -26,6 +26,7 @@ SECTIONS = [
     ("",                  "tailscale/state_file.py",            ["encode_state", "decode_state_untrusted"]),
     ("tailscale.http",    "tailscale/http/server.py",           ["serve"]),
     ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport"]),
+    ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),
     ("",                  "tailscale/http/limits.py",           ["Limits"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
@@ -37,7 +38,7 @@ SECTIONS = [
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running"}
-MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport"}
+MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",
     "wait_connected",

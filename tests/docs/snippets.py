@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
+import importlib.util
 import re
 import socket
 import types
@@ -36,7 +37,12 @@ WORDS = {
     "pytest": "is a test file",
     "no-run": "is not run; a <!-- not run: comment --> in the line above says why",
 }
-FACES = {"tailscale/aio.py": "asyncio", "tailscale/sync.py": "sync"}  # what a docstring there means
+FACES = {
+    "tailscale/aio.py": "asyncio",
+    "tailscale/sync.py": "sync",
+    "tailscale/http/requests_adapter.py": "sync",
+}  # what a docstring there means
+NOT_REQUIRED = ("asyncpg", "fastapi", "psycopg", "redis", "requests", "uvicorn")  # the gate installs them
 PATIENCE = 10.0
 A_WHILE = 0.15
 WEB_PORTS = (80, 8000)
@@ -92,6 +98,21 @@ def snippets_of(file: str, first_line: int, text: str) -> Iterator[Snippet]:
         line = first_line + text.count("\n", 0, match.start()) + 1
         source = "".join(row.removeprefix(indent) for row in source.splitlines(keepends=True))
         yield Snippet(file, line, word, value, source, before.rsplit("\n", 1)[-1].strip())
+
+
+def missing_library(source: str) -> str:
+    """The first library that the source imports, that we do not require and that is not installed; "" for none."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            tops = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            tops = [(node.module or "").split(".")[0]]
+        else:
+            continue
+        for top in tops:
+            if top in NOT_REQUIRED and importlib.util.find_spec(top) is None:
+                return top
+    return ""
 
 
 def run(snippet: Snippet, url: str, key: str) -> None:
