@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from tailscale.state_file import State, decode_state_untrusted, encode_state
 from ts_base.errors import BadPacket
@@ -26,14 +27,14 @@ def fuzz_one(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    rotating = State(
-        MADE.machine_key,
-        MADE.node_key,
-        NodePrivate.generate(bytes(range(32))),
-        "nodeStable",
-        "http://c",
-        True,
-        7,
-        41641,
+    old, tried = (NodePrivate.generate(bytes(range(n, n + 32))) for n in (0, 1))
+    rotating = replace(
+        MADE,
+        old_node_key=old,
+        next_node_key=tried,
+        stable_id="nodeStable",
+        registered=True,
+        home_region=7,
+        udp_port=41641,
     )
     return [encode_state(MADE), encode_state(rotating), b"{}", b'{"version": 2}']
