@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tailscale import bridges
-from tailscale.bridges import Forward
+from tailscale.bridges import Exposure, Forward
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
@@ -219,6 +219,11 @@ class Device:
         """Let libraries that dial by themselves reach `host`: over loopback, or a private Unix socket."""
         return await self._await(lambda: bridges.forward(self._thread, host, port, local_port, path), Forward.close)
 
+    async def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Exposure:
+        """Let the tailnet reach a server of this machine under `port`."""
+        target = port if local_port is None else local_port
+        return await self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close)
+
     async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._thread.device.udp(port, host=host)), self._thread)
@@ -403,4 +408,4 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> C
     return call
 
 
-__all__ = ["Device", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

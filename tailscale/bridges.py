@@ -17,7 +17,7 @@ from tailscale.pump import LOOPBACK, Pump, TailnetListener, TailnetSocket, conne
 
 if TYPE_CHECKING:
     from tailscale.loop_thread import LoopThread
-    from tailscale.sockets import TcpListener
+    from tailscale.sockets import TcpListener, TcpStream
 
 log = logging.getLogger("tailscale")
 FORWARD_BACKLOG = 128
@@ -49,7 +49,7 @@ async def listen(thread: LoopThread, port: int, host: str | None, backlog: int) 
     feeding = trio.CancelScope()
 
     def stop_feeding() -> None:
-        with contextlib.suppress(Exception):  # the loop has ended: so has the feeding
+        with contextlib.suppress(TailscaleError):  # the loop has ended: so has the feeding
             thread.call_soon(feeding.cancel)
 
     door = TailnetListener(listener.port, host or device.ipv4 or device.ipv6 or "", backlog, stop_feeding)
@@ -118,8 +118,7 @@ class Forward:
                     os.unlink(self._path)
 
     async def _carry_one(self, accepted: trio.socket.SocketType, host: str, port: int) -> None:
-        sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-        sock.setblocking(False)
+        sock = _detached(accepted)
         try:
             stream = await self._thread.device.tcp_connect(host, port)
         except (OSError, TailscaleError) as error:
@@ -134,7 +133,7 @@ class Forward:
     def close(self) -> None:
         """No new connections; those that are open go on."""
         if self._carrying is not None:
-            with contextlib.suppress(Exception):  # the loop has ended: so has the forward
+            with contextlib.suppress(TailscaleError):  # the loop has ended: so has the forward
                 self._thread.call_soon(self._carrying.cancel)
 
     def __enter__(self) -> Self:
@@ -169,3 +168,53 @@ def _bind_privately(door: socket.socket, path: str) -> None:
     door.bind(path)
     os.chmod(path, 0o600)
     door.listen(FORWARD_BACKLOG)
+
+
+class Exposure:
+    """A port of the tailnet that leads to a server of this machine. Close it, or use it in a `with` block."""
+
+    def __init__(self, thread: LoopThread, listener: TcpListener, host: str, port: int) -> None:
+        self._thread = thread
+        self._target = host, port
+        self._carrying = thread.spawn(self._carry, listener)
+        self.port = listener.port
+        """On the tailnet."""
+
+    async def _carry(self, listener: TcpListener) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):  # the device is closing
+            async with listener, trio.open_nursery() as dialling:
+                while True:
+                    dialling.start_soon(self._carry_one, await listener.accept())
+
+    async def _carry_one(self, stream: TcpStream) -> None:
+        try:
+            server = await trio.open_tcp_stream(*self._target)
+        except OSError as error:
+            log.info("a connection to port %s could not be carried to %s: %s", self.port, self._target, error)
+            stream.abort()
+            return
+        sock = _detached(server.socket)
+        self._thread.pump(Pump(stream, sock))
+
+    def close(self) -> None:
+        """No new connections; those that are open go on."""
+        with contextlib.suppress(TailscaleError):  # the loop has ended: so has this
+            self._thread.call_soon(self._carrying.cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def expose(thread: LoopThread, port: int, host: str, local_port: int) -> Exposure:
+    """Carry what the tailnet sends to `port` to a server of this machine."""
+    return Exposure(thread, await thread.device.listen(port), host, local_port)
+
+
+def _detached(trios: trio.socket.SocketType) -> socket.socket:
+    """The plain non-blocking socket under one of trio's."""
+    sock = socket.socket(trios.family, trios.type, trios.proto, fileno=trios.detach())
+    sock.setblocking(False)
+    return sock

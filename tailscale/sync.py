@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from tailscale import bridges
-from tailscale.bridges import Forward
+from tailscale.bridges import Exposure, Forward
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
@@ -141,6 +141,11 @@ class Device:
     ) -> Forward:
         """Let programs and libraries that dial by themselves reach `host`: over loopback, or a private Unix socket."""
         return self._await(lambda: bridges.forward(self._thread, host, port, local_port, path), Forward.close)
+
+    def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Exposure:
+        """Let the tailnet reach a server of this machine under `port`."""
+        target = port if local_port is None else local_port
+        return self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close)
 
     def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
@@ -280,4 +285,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

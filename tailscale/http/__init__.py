@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailscale.http.lifespan import LifespanFailed as LifespanFailed
     from tailscale.http.limits import Limits as Limits
+    from tailscale.http.requests_adapter import RequestsAdapter as RequestsAdapter
     from tailscale.http.server import serve as serve
     from tailscale.http.transport import AsyncTransport as AsyncTransport
     from tailscale.http.transport import Transport as Transport
 
-__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "Transport", "serve"]
+__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "RequestsAdapter", "Transport", "serve"]
 
 _HOMES = {
     "AsyncTransport": "tailscale.http.transport",
     "LifespanFailed": "tailscale.http.lifespan",
     "Limits": "tailscale.http.limits",
+    "RequestsAdapter": "tailscale.http.requests_adapter",
     "Transport": "tailscale.http.transport",
     "serve": "tailscale.http.server",
 }

@@ -21,6 +21,7 @@ from tailscale.http.sync_backend import SyncTailnetBackend
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from tailscale.aio import Device as AioDevice
     from tailscale.device import Device
     from tailscale.sync import Device as SyncDevice
 
@@ -141,8 +142,14 @@ class _Pools:
         return pools
 
 
+def _asyncio_backend() -> Any:
+    from tailscale.http.aio_backend import AsyncioTailnetBackend  # only asyncio programs pay for asyncio
+
+    return AsyncioTailnetBackend
+
+
 class AsyncTransport(httpx.AsyncBaseTransport):
-    """Let an httpx (or httpx2) client under trio reach the tailnet.
+    """Let an httpx (or httpx2) client reach the tailnet: under trio, or under asyncio with a `tailscale.aio.Device`.
 
     ```python
     async with httpx.AsyncClient(transport=AsyncTransport(device)) as client:
@@ -155,7 +162,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
 
     def __init__(
         self,
-        device: Device,
+        device: Device | AioDevice,
         *,
         verify: ssl.SSLContext | bool = True,
         http1: bool = True,
@@ -163,7 +170,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         limits: httpx.Limits = DEFAULT_LIMITS,
         retries: int = 0,
     ) -> None:
-        self._pools = _Pools(TailnetBackend, "AsyncConnectionPool", device, verify, http1, http2, limits, retries)
+        backend = _asyncio_backend() if hasattr(device, "open_connection") else TailnetBackend
+        self._pools = _Pools(backend, "AsyncConnectionPool", device, verify, http1, http2, limits, retries)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         library = _library_of(request)

@@ -15,6 +15,7 @@ import trustme
 from thread_scripts import ThreadedTailnet, our_threads, reaches, tailnet_thread
 
 from tailscale import ConnectionRefused, ControlUnreachable, DeviceClosed, NameNotFound, aio, sync
+from tailscale.http import AsyncTransport
 
 Device = aio.Device
 Test = Callable[[Device, Device], Awaitable[None]]
@@ -215,6 +216,50 @@ def test_tls_both_ways(net: ThreadedTailnet) -> None:
         with pytest.raises(ssl.SSLCertVerificationError):
             await left.open_connection("right.tailnet.test", 443, ssl=client_side)
         server.close()
+
+    run(net, test, debug=False)
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+def test_httpx_under_asyncio(net: ThreadedTailnet, name: str) -> None:
+    library = pytest.importorskip(name)
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("right").configure_cert(server_side)
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def test(left: Device, right: Device) -> None:
+        servers = [
+            await right.start_server(answer, 80),
+            await right.start_server(answer, 443, ssl=server_side),
+            await right.start_server(stall, 81),
+        ]
+        async with library.AsyncClient(transport=AsyncTransport(left, verify=client_side)) as client:
+            for _ in range(3):
+                assert (await client.get("http://right/")).text == "ok"
+                await asyncio.sleep(0.02)
+                assert (await client.get("https://right/")).text == "ok"
+                await asyncio.sleep(0.02)
+            with pytest.raises(library.ReadTimeout):
+                await client.get("http://right:81/", timeout=0.1)
+            with pytest.raises(library.ConnectError, match="refused"):
+                await client.get("http://right:9/")
+            with pytest.raises(library.ConnectError):
+                await client.get("https://right.tailnet.test/")
+            with pytest.raises(library.ConnectError):
+                await client.get("http://127.0.0.1:9/")
+        for server in servers:
+            server.close()
 
     run(net, test, debug=False)
 

@@ -217,6 +217,26 @@ def test_forward_leads_libraries_that_dial_themselves(pair: Pair, tmp_path: Path
     assert not path.exists()
 
 
+def test_expose_lets_the_tailnet_in(pair: Pair) -> None:
+    left, right = pair
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        with right.expose(7011, local_port=server.getsockname()[1]) as exposed:
+            assert exposed.port == 7011
+            with left.connect("right", 7011, timeout=5) as sock:
+                sock.sendall(b"in")
+                accepted, _ = server.accept()
+                with accepted:
+                    assert accepted.recv(2) == b"in"
+                    accepted.sendall(b"out")
+                assert read_all(sock) == b"out"
+    with right.expose(7012, local_port=1), left.connect("right", 7012, timeout=5) as sock:
+        with contextlib.suppress(OSError):
+            sock.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+
+
 def test_standard_http_server_and_clients(pair: Pair) -> None:
     left, right = pair
 
@@ -244,6 +264,15 @@ def test_standard_http_server_and_clients(pair: Pair) -> None:
         httpx2 = pytest.importorskip("httpx2")
         with httpx2.Client(transport=Transport(left)) as client:
             assert client.get("http://right:7008/").text == left.ipv4
+        requests = pytest.importorskip("requests")
+        from tailscale.http import RequestsAdapter
+
+        with requests.Session() as session:
+            session.mount("http://", RequestsAdapter(left))
+            for _ in range(20):
+                assert session.get("http://right:7008/").text == left.ipv4
+            with pytest.raises(requests.ConnectionError, match="refused"):
+                session.get("http://right:9/")
         with left.forward("right", 7008) as way, urllib.request.urlopen(f"http://{way.host}:{way.port}/") as answer:
             assert answer.read().decode() == left.ipv4
     finally:
