@@ -7,10 +7,11 @@ again (`session.py`), and what a map means (`netmap.py`). The protocol is in the
 from __future__ import annotations
 
 import base64
+import math
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol, Self
 
 import trio
@@ -49,6 +50,7 @@ CONNECT_TIMEOUT = 9.0  # key, upgrade and handshake together; with the longest p
 DIAL_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 30.0
 WATCHDOG = 120.0  # a map stream this long without one whole message is dead
+STALL_TIMEOUT = 20.0  # ... and one this long without a byte in the middle of a message
 PING_TIMEOUT = 15.0
 ANSWER_LIMIT = 1 << 20  # of anything but a map
 READ_SIZE = 256 << 10
@@ -206,7 +208,10 @@ class ControlClient:
         except trio.TooSlowError:
             raise ControlLost(f"{entry.host_and_port} did not answer within {DIAL_TIMEOUT:.0f} s") from None
         except BROKEN as problem:
-            raise ControlLost(f"cannot connect to {entry.host_and_port}: {_reason(problem)}") from problem
+            sentence = f"cannot connect to {entry.host_and_port}: {_reason(problem)}"
+            if isinstance(problem.__cause__, ssl.SSLCertVerificationError):
+                raise NotControl(sentence) from problem  # somebody answers, and waiting will not change who
+            raise ControlLost(sentence) from problem
 
     async def _climb(self, stream: trio.abc.Stream, where: Location, proxy: Proxy | None) -> trio.abc.Stream:
         """Proxy and TLS on a fresh TCP stream."""
@@ -441,16 +446,28 @@ class MapStream:
     async def _next_text(self) -> bytes:
         connection, number = self._connection, self._number
         if not self._is_open:
-            status = await connection.wait_for_status(number)
+            with _impatient(REQUEST_TIMEOUT, "did not answer the map request"):
+                status = await connection.wait_for_status(number)
             if status != 200:
                 connection.check_status(number, "/machine/map", status, await connection.take_body(number))
             self._is_open = True
         while (text := self._frames.next_frame_untrusted()) is None:
-            piece = await connection.take_body(number)
+            patience = STALL_TIMEOUT if self._frames.is_inside_frame else math.inf
+            with _impatient(patience, "stopped in the middle of a map"):
+                piece = await connection.take_body(number)
             if not piece:
                 raise ControlLost("the control server ended the map stream")
             self._frames.receive(piece)
         return text
+
+
+@contextmanager
+def _impatient(seconds: float, what: str) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise ControlLost(f"the control server {what} for {seconds:.0f} s") from None
 
 
 async def _exchange(

@@ -84,6 +84,7 @@ class Enrolled:
     advertised: tuple[Prefix, ...] = ()
     approved: frozenset[Prefix] = frozenset()
     renamed: bool = False  # by an administrator: the device's own hostname no longer counts
+    is_authorized: bool = True  # False until an administrator approves the machine, where that is asked for
     online: bool = False
     last_seen: float = 0.0
 

@@ -32,6 +32,11 @@ class FrameReader:
     def receive(self, data: bytes) -> None:
         self._buffer += data
 
+    @property
+    def is_inside_frame(self) -> bool:
+        """Whether a message has begun and not ended; to be asked when `next_frame_untrusted` had none."""
+        return bool(self._buffer)
+
     def next_frame_untrusted(self) -> bytes | None:
         """The next text, or None when more bytes are needed. BadPacket ends the stream: nothing says what follows."""
         buffer = self._buffer

@@ -10,16 +10,21 @@ from datetime import UTC, datetime
 
 UNIT = 0.010
 LONGEST_PAUSE = 20.0  # with one connect deadline on top, a recovered server is found within 30 s
+AT_LEAST = 1.0  # of a longer pause, after an attempt that itself took as long
 BURST = 8  # attempts that may come faster than one per second
 RETRY_AFTER_LIMIT = 3600.0
 
 
 class Backoff:
-    """Pauses of n squared times 10 ms, spread by half, and never more than one attempt per second for long."""
+    """Pauses of n squared times 10 ms, spread by half, and never more than one attempt per second for long.
+
+    A pause counts from the start of the attempt: one that took ten seconds to fail has waited ten seconds already.
+    """
 
     def __init__(self, entropy: Callable[[int], bytes]) -> None:
         self._entropy = entropy
         self._failures = 0
+        self._started_at: float | None = None
         self._budget_at = 0.0  # each attempt moves it one second; it may run BURST seconds ahead of the clock
 
     def failed(self, now: float, retry_after: float | None = None) -> float:
@@ -28,10 +33,12 @@ class Backoff:
         if retry_after is not None:
             return now + retry_after
         pause = min(self._failures**2 * UNIT * (0.5 + self._fraction()), LONGEST_PAUSE)
-        return max(now + pause, self._budget_at - BURST)
+        began = now if self._started_at is None else self._started_at
+        return max(began + pause, now + min(pause, AT_LEAST), self._budget_at - BURST)
 
     def started(self, now: float) -> None:
         """An attempt begins now."""
+        self._started_at = now
         self._budget_at = max(self._budget_at, now) + 1.0
 
     def succeeded(self) -> None:

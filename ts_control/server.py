@@ -243,6 +243,16 @@ class ControlServer:
         was_expired, device.expired = device.expired, bool(expires) and expires <= self._wall_clock()
         self._changed(device, {"expires", "expired"} if was_expired != device.expired else {"expires"}, now)
 
+    def ask_for_approval(self, wanted: bool = True) -> None:
+        """Whether machines that join from now on wait for `authorize`."""
+        self._logins.asks_for_approval = wanted
+
+    def authorize(self, device_id: int, now: float, *, approved: bool = True) -> None:
+        """Approve a machine, or take that back: until then it sees nobody and nobody sees it."""
+        device = self.directory.find(device_id)
+        device.is_authorized = approved
+        self._changed(device, {"authorized"}, now)
+
     def remove(self, device_id: int, now: float) -> None:
         self._roster.remove(self.directory.find(device_id))
         self._roster.settle(now)

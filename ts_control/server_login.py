@@ -60,6 +60,7 @@ class Logins:
         self._admitted: list[tuple[Enrolled, set[str]]] = []
         self._removed: list[Enrolled] = []
         self.policy = Policy.allow_all()
+        self.asks_for_approval = False
         self.pending: dict[str, PendingLogin] = {}
         self.parked: list[Parked] = []
 
@@ -225,6 +226,7 @@ class Logins:
         changed = {"key", "expires", "expired"}
         if device is None:
             device = self._directory.enroll(machine, request.node_key, login, hostname, wall)
+            device.is_authorized = not self.asks_for_approval
             changed = {"new"}
         else:
             self._directory.rekey(device, request.node_key)
@@ -255,7 +257,7 @@ class Logins:
         return RegisterResponse(
             user=User(id=number, display_name=account.display_name),
             login=Login(id=number, provider="embedded", login_name=login_name, display_name=account.display_name),
-            machine_authorized=True,
+            machine_authorized=device.is_authorized,
         )
 
 

@@ -92,6 +92,7 @@ class MapWriter:
         self.policy: PolicyIndex
         self.dns = DNSConfig()
         self.derp_map = DERPMap()
+        self.unauthorized: frozenset[int] = frozenset()
         self._nodes: dict[int, msgspec.Raw] = {}
 
     # Pieces
@@ -101,7 +102,10 @@ class MapWriter:
         self._nodes.pop(device_id, None)
 
     def view(self, device: Enrolled) -> frozenset[int]:
-        return _NOBODY if device.expired else self.policy.view(device.id)
+        if device.expired or not device.is_authorized:
+            return _NOBODY
+        view = self.policy.view(device.id)
+        return view - self.unauthorized if self.unauthorized else view
 
     def full_name(self, device: Enrolled) -> str:
         return f"{device.label}.{self.domain}."
@@ -131,7 +135,7 @@ class MapWriter:
             primary_routes=tuple(format_prefix(route) for route in primary),
             last_seen=None if device.online or not device.last_seen else from_unix_time(device.last_seen),
             online=device.online,
-            machine_authorized=True,
+            machine_authorized=device.is_authorized,
             computed_name=device.label,
             computed_name_with_host=device.label,
             expired=device.expired,

@@ -195,6 +195,8 @@ class Roster:
             self._timers.set((_EPHEMERAL, device.id), now + EPHEMERAL_TIMEOUT)
         self.maps.forget(device.id)
         self.maps.policy.put(device.subject())
+        if device.is_authorized == (device.id in self.maps.unauthorized):
+            self.maps.unauthorized ^= {device.id}
         self.changes.devices.setdefault(device.id, set()).update(changed)
 
     def elect(self, routes: Iterable[Prefix]) -> None:
@@ -214,6 +216,7 @@ class Roster:
         self.directory.remove(device)
         self.elect(device.routes)
         self.maps.forget(device.id)
+        self.maps.unauthorized -= {device.id}
         self.maps.policy.remove(device.id)
         self.changes.devices.pop(device.id, None)
         self.changes.removed.add(device.id)

@@ -231,6 +231,7 @@ class ControlMachine:
         elif problem.status == 404 and not self._must_register:
             # The server does not know this node (any more).
             self._must_register = True
+            self._backoff.succeeded()  # it is there and talks to us: earlier failures say nothing
             self._not_before = self._backoff.failed(now)
             return
         elif problem.status == 400 and self._must_register:

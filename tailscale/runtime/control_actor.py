@@ -63,6 +63,7 @@ log = logging.getLogger("tailscale.control")
 
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
+LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -230,6 +231,8 @@ class Control:
         is_first = True
         async for response in stream:
             self._hear(response, connection)
+            if response.debug is not None and response.debug.sleep_seconds > 0:
+                await trio.sleep(min(response.debug.sleep_seconds, LONGEST_ASKED_SLEEP))
             if response.keep_alive:
                 continue
             netmap = netmap.apply(response, self.network.wall_clock())

@@ -42,11 +42,15 @@ class ControlVoice:
             self._show_login_page(changed.url)
         elif changed.phase is Phase.FAILED:
             self.warnings.show("control-refused", f"the control server refused this device: {changed.detail}")
+        elif changed.phase is Phase.NEEDS_APPROVAL:
+            sentence = "this device waits for an administrator's approval: nobody can see it yet"
+            self.warnings.show("approval-needed", sentence, "approve it on the control server")
         elif changed.phase is Phase.EXPIRED:
             sentence = "this device's key has expired: its peers do not talk to it"
             self.warnings.show("key-expired", sentence, "await device.login(), or extend the key on the control server")
         elif changed.phase is Phase.RUNNING:
             self.warnings.clear("key-expired")
+            self.warnings.clear("approval-needed")
             self.warnings.clear("control-refused")
             self.warnings.clear("login-needed")
 

@@ -229,6 +229,9 @@ class Runtime:
         """Registered, netmap folded into tables, and some way to send packets."""
         if self.bus.latest(NetMapChanged) is None or not self.dataplane.engine.tables.own:
             return False
+        state = self.bus.latest(ControlStateChanged)
+        if state is not None and state.state == "needs_approval":
+            return False
         relays, found = self.bus.latest(RelaysChanged), self.bus.latest(NetInfoChanged)
         return bool((relays and relays.home_connected) or (found and found.working_udp))
 
@@ -236,6 +239,12 @@ class Runtime:
         config = self.config
         if state is not None and state.url:
             return LoginRequired(state.url)
+        if state is not None and state.state == "needs_approval":
+            return LoginRequired(
+                config.control_url,
+                "this device waits for an administrator to approve it: do so on "
+                f"{config.control_url}; login_timeout= sets the patience",
+            )
         if state is None or state.state in ("connecting", "registering", "offline"):
             why = f": {state.detail}" if state is not None and state.detail else ""
             return ControlUnreachable(

@@ -287,3 +287,26 @@ def test_a_device_that_is_never_entered_holds_nothing() -> None:
     assert "new" in repr(device)
     del device
     gc.collect()
+
+
+async def test_machine_that_waits_for_approval_is_not_ready_before_it(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    control = tailnet.control
+    control.server.ask_for_approval()
+    with pytest.raises(tailscale.LoginRequired, match="approve"):
+        async with device_on(tailnet, "a", login_timeout=30):
+            pytest.fail("entered")
+
+    async def approve() -> None:
+        await trio.sleep(60)
+        for device in list(control.server.directory):
+            control.do(control.server.authorize, device.id)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(approve)
+        began = trio.current_time()
+        async with device_on(tailnet, "b", login_timeout=300) as b:
+            assert trio.current_time() - began == pytest.approx(60, abs=2)
+            assert b.status().state == "running"
+            assert not b.health

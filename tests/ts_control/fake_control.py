@@ -34,6 +34,8 @@ class FakeControl:
         self.key_reply = (200, encode_json(ServerKeys(public_key=self.private.public)))
         self.closes_after_key = False
         self.is_black_hole = False
+        self.is_mute = False
+        self.map_status = 200
         self.refuses = False
         self.after_upgrade: Callable[[Stream], Awaitable[None]] | None = None
         self.register_reply: Callable[[bytes], tuple[int, list[tuple[str, str]], bytes]] = lambda body: (
@@ -129,10 +131,14 @@ class FakeControl:
 
     def _answer(self, http2: Http2Connection, number: int, path: str, body: bytes) -> None:
         self.requests.append((path, body))
+        if self.is_mute:
+            return
         if path == "/machine/register":
             status, headers, answer = self.register_reply(body)
             http2.respond(number, status, headers)
             http2.send_body(number, answer, end=True)
+        elif path == "/machine/map" and self.map_status != 200:
+            http2.respond(number, self.map_status, end=True)
         elif path == "/machine/map" and b'"Stream":true' in body:
             http2.respond(number, 200)
             http2.send_body(number, self.map_reply if self.map_reply is not None else frame(first_map(2, 3)))

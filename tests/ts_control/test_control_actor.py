@@ -12,7 +12,7 @@ import trio.testing
 from tailscale.config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, Control, run_control
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -26,6 +26,7 @@ from tailscale.runtime.network import Network
 from tailscale.state_file import MemoryStore, State
 from ts_base.keys import DiscoPrivate
 from ts_control.wire import (
+    Debug,
     MapRequest,
     MapResponse,
     PingRequest,
@@ -37,7 +38,7 @@ from ts_control.wire import (
 )
 
 from control_scripts import NOW, make_node, seeded  # isort: skip
-from fake_control import FakeControl, frame  # isort: skip
+from fake_control import FakeControl, Stream, frame  # isort: skip
 
 URL = "http://127.0.0.1:8080"
 SECRET = "hskey-auth-verysecret"
@@ -161,27 +162,122 @@ async def test_control_away_for_five_minutes_and_back(autojump_clock: trio.testi
         assert "control-unreachable" not in scene.active()
 
 
-@pytest.mark.parametrize("trouble", ["black hole", "garbage", "half a frame"])
+async def hang(stream: Stream) -> None:
+    await trio.sleep_forever()
+
+
+async def babble(stream: Stream) -> None:
+    await stream.send_all(bytes(range(256)) * 8)
+
+
+TROUBLES: list[tuple[str, dict[str, Any]]] = [
+    ("gone", {"refuses": True}),
+    ("black hole", {"is_black_hole": True}),
+    ("a captive portal", {"key_reply": (200, b"<html>please pay</html>")}),
+    ("a bad gateway", {"key_reply": (502, b"bad gateway")}),
+    ("hangs after the upgrade", {"after_upgrade": hang}),
+    ("garbage after the upgrade", {"after_upgrade": babble}),
+    ("answers no request", {"is_mute": True}),
+    ("refuses the map", {"map_status": 503}),
+    ("half a frame for ever", {"map_reply": a_map()[:-1]}),
+    ("garbage for a map", {"map_reply": b"\xff" * 64}),
+]
+
+
+@pytest.mark.parametrize(("trouble"), [row[1] for row in TROUBLES], ids=[row[0] for row in TROUBLES])
 async def test_no_trouble_outlasts_its_cause_by_thirty_seconds(
-    trouble: str, autojump_clock: trio.testing.MockClock
+    trouble: dict[str, Any], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with a_scene() as scene:
-        await scene.until_state("running")
-        scene.server.is_black_hole = trouble == "black hole"
-        if trouble == "garbage":
-            scene.server.key_reply = (200, b"<html>captive portal</html>")
-        scene.server.map_reply = a_map()[:-1] if trouble == "half a frame" else a_map(2)
+        scene.server.map_reply = a_map(2) + b"\x01\x00\x00\x00!"  # and then nonsense that cuts the stream
+        await scene.until(lambda: scene.bus.latest(NetMapChanged) is not None)
+        healthy = {name: getattr(scene.server, name) for name in trouble} | {"map_reply": a_map(2, 9)}
+        for name, value in ({"map_reply": a_map(2, 9)} | trouble).items():
+            setattr(scene.server, name, value)
         await scene.until_state("offline")
-        await trio.sleep(400)
-        assert scene.bus.latest(NetMapChanged) is not None
-        healthy = FakeControl(scene.server._nursery)
-        scene.server.is_black_hole = False
-        scene.server.private, scene.server.key_reply = healthy.private, healthy.key_reply
-        scene.server.map_reply = a_map(2)
+        for _ in range(30):
+            dials = len(scene.server.dials)
+            await trio.sleep(10)
+            assert len(scene.server.dials) - dials <= 10 + 8
+        assert "control-unreachable" in scene.active()
+        netmap = scene.bus.latest(NetMapChanged)
+        assert netmap is not None
+        assert set(netmap.netmap.peers) == {2}
+        for name, value in healthy.items():
+            setattr(scene.server, name, value)
         recovered = trio.current_time()
         await scene.until_state("running")
-        # Half a frame holds the stream until the watchdog; everything else is found by the next attempt.
-        assert trio.current_time() - recovered <= (130.0 if trouble == "half a frame" else 30.0)
+        assert trio.current_time() - recovered <= 30.0
+        await scene.until(lambda: "control-unreachable" not in scene.active())
+
+
+@pytest.mark.parametrize("fresh_database", [False, True], ids=["the same database", "a fresh database"])
+@pytest.mark.parametrize("new_noise_key", [False, True], ids=["the same Noise key", "a new Noise key"])
+async def test_a_server_that_restarts_is_joined_again(
+    new_noise_key: bool, fresh_database: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_scene() as scene:
+        scene.server.map_reply = a_map(2) + b"\x01\x00\x00\x00!"
+        await scene.until(lambda: scene.bus.latest(NetMapChanged) is not None)
+        scene.server.refuses = True
+        await scene.until_state("offline")
+        await trio.sleep(300)
+        if new_noise_key:
+            fresh = FakeControl(scene.server._nursery)
+            scene.server.private, scene.server.key_reply = fresh.private, fresh.key_reply
+        if fresh_database:
+            scene.server.map_status = 404
+
+            def reply(body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+                asked = decode_json_untrusted(RegisterRequest, body)
+                if asked.auth is None:
+                    return 200, [], encode_json(RegisterResponse(auth_url="http://hs/register/one"))
+                scene.server.map_status = 200
+                return 200, [], encode_json(RegisterResponse(machine_authorized=True))
+
+            scene.server.register_reply = reply
+        scene.server.map_reply = a_map(7)
+        scene.server.refuses = False
+        restarted = trio.current_time()
+        await scene.until_state("running")
+        assert trio.current_time() - restarted <= 30.0
+        netmap = scene.bus.latest(NetMapChanged)
+        assert netmap is not None
+        assert set(netmap.netmap.peers) == {7}
+
+
+async def test_a_request_to_slow_down_is_obeyed(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.register_reply = lambda body: (429, [("retry-after", "45")], b"slow down")
+        await scene.until_state("offline")
+        requests = len(scene.server.requests)
+        await trio.sleep(44)
+        assert len(scene.server.requests) == requests
+        scene.server.register_reply = FakeControl(scene.server._nursery).register_reply
+        await scene.until_state("running")
+
+
+@pytest.mark.parametrize(("asked", "slept"), [(10.0, 10.0), (86_400.0, LONGEST_ASKED_SLEEP)])
+async def test_a_map_may_ask_us_to_read_on_later_but_not_much(
+    asked: float, slept: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_scene() as scene:
+        began = trio.current_time()
+        scene.server.map_reply = a_map(2, debug=Debug(sleep_seconds=asked))
+        await scene.until_state("running")
+        assert trio.current_time() - began == pytest.approx(slept, abs=1.0)
+
+
+async def test_a_machine_waits_for_its_approval(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.register_reply = lambda body: (200, [], encode_json(RegisterResponse()))
+        scene.server.map_reply = frame(MapResponse(node=make_node(1)))
+        await scene.until_state("needs_approval")
+        await scene.until(lambda: scene.active() == {"approval-needed"})
+        scene.server.map_reply = a_map(2)
+        scene.actor._interrupt()
+        await scene.until_state("running")
+        await scene.until(lambda: not scene.active())
 
 
 async def test_a_spent_key_fails_at_once_with_the_servers_words(autojump_clock: trio.testing.MockClock) -> None:

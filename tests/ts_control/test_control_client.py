@@ -11,7 +11,7 @@ from backports import zstd
 
 from ts_base.errors import BadPacket, TailscaleError
 from ts_base.keys import DiscoPrivate, MachinePrivate, NodePrivate
-from ts_control.client import CONNECT_TIMEOUT, WATCHDOG, ControlClient, ControlConnection
+from ts_control.client import CONNECT_TIMEOUT, STALL_TIMEOUT, WATCHDOG, ControlClient, ControlConnection
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.framing import encode_frame
 from ts_control.handshake import encode_refusal
@@ -170,15 +170,25 @@ async def test_a_bad_map_ends_the_stream(body: bytes, autojump_clock: trio.testi
         await connection.register(RegisterRequest())  # the connection itself is unharmed
 
 
-@pytest.mark.parametrize("body", [b"", frame(first_map())[:-1]], ids=["nothing", "half a frame"])
-async def test_silence_is_noticed_by_the_watchdog(body: bytes, autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(
+    ("body", "words", "patience"),
+    [
+        (b"", "said nothing", WATCHDOG),
+        (frame(first_map())[:-1], "stopped in the middle", STALL_TIMEOUT),
+        (frame(first_map())[:2], "stopped in the middle", STALL_TIMEOUT),
+    ],
+    ids=["nothing", "half a frame", "half a length"],
+)
+async def test_silence_is_noticed_by_the_watchdog(
+    body: bytes, words: str, patience: float, autojump_clock: trio.testing.MockClock
+) -> None:
     async with connected() as (control, connection):
         control.map_reply = body
         began = trio.current_time()
         async with connection.map_stream(map_request()) as stream:
-            with pytest.raises(ControlLost, match="said nothing"):
+            with pytest.raises(ControlLost, match=words):
                 await stream.receive()
-        assert trio.current_time() - began == pytest.approx(WATCHDOG)
+        assert trio.current_time() - began == pytest.approx(patience)
 
 
 async def test_a_refusal_carries_its_words_and_its_patience(autojump_clock: trio.testing.MockClock) -> None:

@@ -204,3 +204,26 @@ def test_many_strangers_who_begin_a_login_do_not_fill_memory() -> None:
     for _ in range(MAX_LOGINS + 10):
         stranger.register()
     assert len(world.server.pending_logins) == MAX_LOGINS
+
+
+def test_machine_that_waits_for_approval_sees_nobody_and_is_not_seen() -> None:
+    world = World()
+    a = world.member("a")
+    a.stream()
+    world.server.ask_for_approval()
+    b = Member(world, "b")
+    answer = b.register(world.server.create_auth_key())
+    assert isinstance(answer, RegisterResponse)
+    assert (answer.error, answer.machine_authorized) == ("", False)
+    b.stream()
+    assert (b.netmap.self_node.machine_authorized, b.peer_names()) == (False, set())
+    assert a.peer_names() == set()
+    world.do("authorize", b.netmap.self_node.id)
+    world.at(world.now + 1)
+    assert b.peer_names() == {"a"}
+    assert b.netmap.self_node.machine_authorized
+    assert a.peer_names() == {"b"}
+    world.server.authorize(b.netmap.self_node.id, world.now, approved=False)
+    world.at(world.now + 1)
+    assert (a.peer_names(), b.peer_names()) == (set(), set())
+    assert a.netmap.peers == a.full().peers
