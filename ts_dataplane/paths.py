@@ -326,6 +326,8 @@ class PathFinder:
         elif now - candidate.ponged_at < TRUST_TIME:
             return
         elif state.is_direct(now):
+            if state.has_moved_to(source):
+                self._pursuit.ask_best(state, now)
             if candidate.is_due(now, CANDIDATE_SPACING):
                 self._pursuit.ping(state, source, now)
         elif now - candidate.pinged_back_at >= PING_BACK_SPACING and now >= candidate.blocked_until:

@@ -118,7 +118,8 @@ class PeerState:
             self.asked_at, self.has_asked_twice = math.inf, False
             return False
         insist = insist and best is not None and len(best.path) == 3
-        if self.is_trusted(now) and not insist and not is_better(quality, best):
+        holds = self.is_trusted(now) and not self.is_doubted(now)
+        if holds and not insist and not is_better(quality, best):
             return False
         self._install(quality, now)
         return True
@@ -137,6 +138,11 @@ class PeerState:
         self.trusted_until = -math.inf
         self.asked_at = self.size_probe_at = math.inf
         self.has_asked_twice = False
+
+    def has_moved_to(self, source: Direct) -> bool:
+        """Another port of the best path's host: its router has probably forgotten the mapping we send to."""
+        best = self.best
+        return best is not None and best.path[0] == source[0] and best.path != source and self.asked_at == math.inf
 
     def is_silent(self, packets_in: int, packets_out: int, now: float) -> bool:
         """Told the tunnel's counters now and then: does it only ever send?"""

@@ -141,7 +141,8 @@ class Pursuit:
             self._probe_size(state, now)
         if now >= state.doubt_at() and not state.has_asked_twice:
             state.has_asked_twice = True
-            self._ask_best(state, now)
+            self.ask_best(state, now)
+            self.ping_out_of_turn(state, now)
         if state.is_direct(now):
             state.search_at = math.inf
         elif state.is_awake and state.search_at == math.inf:
@@ -162,13 +163,14 @@ class Pursuit:
         state.heartbeat_at = now + HEARTBEAT
         if state.best is None or state.facts.wireguard_only:
             return
-        self._ask_best(state, now)
+        self.ask_best(state, now)
         if state.is_direct(now) and state.wants_full_ping(now):
             state.full_ping_at = now
             if self._ping_candidates(state, now, CANDIDATE_SPACING):
                 self.call(state, now)
 
-    def _ask_best(self, state: PeerState, now: float) -> None:
+    def ask_best(self, state: PeerState, now: float) -> None:
+        """Ping the path in use; silence then casts doubt on it."""
         if state.best is not None and self.ping(state, state.best.path, now):
             state.asked_at = min(state.asked_at, now)
 

@@ -81,6 +81,19 @@ def test_dead_path_is_mirrored_within_a_heartbeat_and_a_second_and_comes_back():
     assert changes(a, b) == [b.address, None, b.address]
 
 
+def test_peer_whose_router_gave_it_another_port_is_followed_within_a_heartbeat_and_a_second():
+    world, a, b = settled()
+    world.talk(b, a, 1.0)
+    old, moved_at = b.address, world.now
+    b.address = (old[0], old[1] + 1)
+    while a.finder.report(b.number, world.now).best != b.address:
+        world.talk(a, b, 0.05, every=0.05)
+        world.talk(b, a, 0.05, every=0.05)
+        assert world.now - moved_at < 5.0
+    world.talk(a, b, 0.5)
+    assert a.paths_to(b) == (b.address,)
+
+
 def test_one_lost_ping_is_asked_again_and_mirrored_for_a_round_trip_only():
     world, a, b = settled()
     lost = []
