@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 import trio
 
@@ -131,7 +132,9 @@ def local_address_towards(gateway: str) -> str:
 
 async def map_by_upnp(mapper: PortMapper, client: str, internal_port: int) -> None:
     """Read the gateway's description, ask for the port and for its outer address."""
-    import httpx  # only where a gateway speaks nothing better
+    # Only where a gateway speaks nothing better, and beside the loop: the first import takes a tenth of a second.
+    await trio.to_thread.run_sync(import_module, "httpx")
+    import httpx
 
     assert mapper.upnp_location is not None
     try:

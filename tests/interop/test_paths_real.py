@@ -159,7 +159,7 @@ async def test_a_direct_path_cut_in_mid_transfer_and_mended(r: Rig, theirs: str)
             far = ours + await until_theirs(db, us, direct=True, patience=40)
             await trio.sleep(1)
             mended = flow.silence()
-        print(f"cut, {theirs} there: {gap:.2f} s of silence ({before:.2f} before); direct after {ours:.1f} / {far:.1f} s, "
+        print(f"cut, {theirs} there: {gap:.2f} s silent ({before:.2f} before); direct after {ours:.1f} / {far:.1f} s, "
               f"silence then {mended:.2f} s; {flow.sent >> 20} MiB, none lost")  # fmt: skip
         assert gap <= 7
         assert max(ours, far) <= 35
