@@ -68,13 +68,17 @@ async def _feed(thread: LoopThread, listener: TcpListener, door: TailnetListener
             while True:
                 stream = await listener.accept()
                 try:
-                    ours = await connect_back(door, stream)
+                    thread.pump(Pump(stream, await connect_back(door, stream)))
+                except OSError as error:
+                    stream.abort()
+                    if door.fileno() < 0:
+                        return
+                    log.warning("a connection to port %s could not be handed over: %s", door.port, error)
                 except BaseException:
                     stream.abort()
                     raise
-                thread.pump(Pump(stream, ours))
-    except (OSError, trio.ClosedResourceError):
-        return  # the program closed its listener, or the device is closing
+    except trio.ClosedResourceError:
+        return  # the device is closing
     finally:
         door.end()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CHUNK = 256 << 10
 LOOPBACK = "127.0.0.1"
 ORPHAN_CHECK = 30  # seconds between questions whether a program that finished sending still exists
+PORT_ATTEMPTS = 8
 STRANGERS = 16  # local connections we tolerate while waiting for our own
 LINGER_ZERO = Struct("ii").pack(1, 0)  # close with a reset
 
@@ -126,19 +127,36 @@ def loopback_pair() -> tuple[socket.socket, socket.socket]:
 
 async def connect_back(listener: TailnetListener, stream: TcpStream) -> socket.socket:
     """Our end of a connection that `listener.accept` will return for `stream`."""
+    for attempt in range(PORT_ATTEMPTS):
+        try:
+            return await _connect_back(listener, stream, reuse=attempt > 0)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, "this machine has no loopback ports left")
+
+
+async def _connect_back(listener: TailnetListener, stream: TcpStream, *, reuse: bool) -> socket.socket:
+    """With `reuse` also from ports that are still cooling down: only when fresh ones have run out."""
     ours = socket.socket()
+    source: Address | None = None
     try:
         ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ours.bind((LOOPBACK, 0))
-        listener.expected[ours.getsockname()] = stream.local_address, stream.remote_address
+        if ours.getsockname() in listener.expected:
+            raise OSError(errno.EADDRINUSE, "that port is ours already")
+        source = ours.getsockname()
+        listener.expected[source] = stream.local_address, stream.remote_address
         try:
             ours.connect(listener.door)
         except BlockingIOError:
             await trio.lowlevel.wait_writable(ours)
             _raise_error_of(ours)
     except BaseException:
+        if source is not None:
+            listener.expected.pop(source, None)
         ours.close()
         raise
     return ours

@@ -247,9 +247,9 @@ def test_httpx_under_asyncio(net: ThreadedTailnet, name: str) -> None:
         async with library.AsyncClient(transport=AsyncTransport(left, verify=client_side)) as client:
             for _ in range(3):
                 assert (await client.get("http://right/")).text == "ok"
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
                 assert (await client.get("https://right/")).text == "ok"
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
             with pytest.raises(library.ReadTimeout):
                 await client.get("http://right:81/", timeout=0.1)
             with pytest.raises(library.ConnectError, match="refused"):
