@@ -184,15 +184,8 @@ class PathFinder:
         """Who is being talked to without the relay's help."""
         return [peer for peer, state in self._states.items() if state.is_awake and state.is_trusted(now)]
 
-    def on_traffic(self, peer: PeerId, packets_in: int, packets_out: int, now: float) -> None:
-        """The tunnel's counters for a trusted peer, told every few seconds: disco may pass where it does not."""
-        state = self._states.get(peer)
-        if state is not None and state.is_silent(packets_in, packets_out, now):
-            state.traffic = (packets_in, packets_out, now)
-            self.on_silence(peer, now)
-
     def on_silence(self, peer: PeerId, now: float) -> None:
-        """We sent data on the trusted path and the tunnel heard nothing back, its handshake included."""
+        """On the trusted path the tunnel gets no answer, not even to a handshake: disco passes where it does not."""
         state = self._states.get(peer)
         if state is None or state.best is None:
             return

@@ -30,7 +30,6 @@ RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
 TUNNEL_MTU = 1280
 SIZE_PROBES = 4  # unanswered full-size pings on a path that answers small ones: a black hole
 SIZE_PROBE_SPACING = 1.0
-SILENCE = 20.0  # data sent, and neither data, keepalive nor handshake back: WireGuard itself asks after 15 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,6 @@ class PeerState:
         "size_probe_at",
         "size_probes",
         "spacing",
-        "traffic",
         "trusted_until",
     )
 
@@ -91,7 +89,6 @@ class PeerState:
         self.size_probes = 0
         self.called_at = -math.inf
         self.call_tokens: Budget | None = None
-        self.traffic = (0, 0, now)  # packets in, packets out, since when nothing came in
         self.relay_server: bytes | None = None  # disco key of the peer relay last bound for this peer
 
     # ---- trust
@@ -143,14 +140,6 @@ class PeerState:
         """Another port of the best path's host: its router has probably forgotten the mapping we send to."""
         best = self.best
         return best is not None and best.path[0] == source[0] and best.path != source and self.asked_at == math.inf
-
-    def is_silent(self, packets_in: int, packets_out: int, now: float) -> bool:
-        """Told the tunnel's counters now and then: does it only ever send?"""
-        known_in, known_out, since = self.traffic
-        if packets_in != known_in or packets_out == known_out:
-            self.traffic = (packets_in, packets_out, now)
-            return False
-        return now - since >= SILENCE
 
     def candidate_of_best(self) -> Candidate | None:
         """What is known of the address in use, if it is a direct one."""

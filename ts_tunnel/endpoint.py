@@ -51,6 +51,9 @@ from ts_tunnel.wire import (
 Message = SessionEstablished | SessionLost
 
 
+PATH_PATIENCE = 0.25  # a handshake younger than this may still be answered on the path it took
+
+
 class Endpoint:
     """The tunnel's five verbs. Peers are known by `PeerId`; one that was never talked to costs two dict entries."""
 
@@ -130,6 +133,18 @@ class Endpoint:
         peer = self._peers.get(peer_id)
         if peer is not None:
             peer.restart_expected = True
+
+    def on_path_found(self, peer_id: PeerId, now: float) -> None:
+        """Datagrams have a new way to the peer: a handshake that waits for an answer is tried on it soon."""
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.retry_at < math.inf:
+            peer.retry_at = min(peer.retry_at, max(now, peer.asking_since + PATH_PATIENCE))
+            self._rearm(peer)
+
+    def asking_since(self, peer_id: PeerId) -> float:
+        """Since when the peer owes us a handshake; infinity when it does not."""
+        peer = self._peers.get(peer_id)
+        return math.inf if peer is None else peer.asking_since
 
     def distrust_sessions(self, peer_id: PeerId) -> None:
         """The peer is known to have restarted: the next packet waits for a handshake, which begins at once.
@@ -374,13 +389,12 @@ class Endpoint:
     def _start_handshake(self, peer: Peer, now: float) -> None:
         """There is a fresh reason for a new session; if a handshake message just went out, its retry will do."""
         peer.begin_attempt(now)
-        self._initiate(peer, now)
+        if peer.may_initiate(now):
+            self._initiate(peer, now)
+        elif peer.retry_at == math.inf:
+            peer.schedule_retry()
 
     def _initiate(self, peer: Peer, now: float) -> None:
-        if not peer.may_initiate(now):
-            if peer.retry_at == math.inf:
-                peer.schedule_retry()
-            return
         index = self._indices.allocate()
         try:
             initiation = Initiation(
@@ -408,7 +422,7 @@ class Endpoint:
         self._indices.clear_pending(peer)
         if peer.staged:
             self.drops[because.STAGED_TOO_LONG] += len(peer.take_staged())
-        peer.retry_at = peer.keepalive_at = math.inf
+        peer.retry_at = peer.keepalive_at = peer.asking_since = math.inf
         if peer.expire_at == math.inf:
             self._tell(SessionLost(peer.id, NO_ANSWER))
 

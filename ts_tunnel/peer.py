@@ -41,6 +41,7 @@ class Peer:
         "_newest_timestamp",
         "_owes_another_keepalive",
         "_renewed_on_receive",
+        "asking_since",
         "bytes_in",
         "bytes_out",
         "current",
@@ -88,6 +89,7 @@ class Peer:
         self.restart_expected = self._distrusts_sessions = False
         self.jitter = 0.0
 
+        self.asking_since = math.inf  # the first initiation that no session has answered
         self.retry_at = math.inf  # the initiation was not answered
         self.keepalive_at = math.inf  # we owe the peer a sign of life for its data
         self.no_answer_at = math.inf  # we sent data and have heard nothing since
@@ -128,6 +130,7 @@ class Peer:
 
     def on_initiation_sent(self, now: float) -> None:
         self._handshake_sent_at = now
+        self.asking_since = min(self.asking_since, now)
         self.keepalive_at = math.inf
         self.no_answer_at = math.inf
         self.restart_expected = False
@@ -177,7 +180,7 @@ class Peer:
         self.on_anything_received()
 
     def allow_initiation(self) -> None:
-        """Our static key changed: whatever was sent last was sent by somebody the peer no longer knows."""
+        """The next one need not keep its distance: what was sent last can no longer be answered, or went nowhere."""
         self._handshake_sent_at = -math.inf
 
     # Cookies.
@@ -227,7 +230,7 @@ class Peer:
         self.erase_at = now + ERASE_AFTER_TIME
 
     def _on_session_usable(self, session: Session, now: float) -> None:
-        self.retry_at = math.inf
+        self.retry_at = self.asking_since = math.inf
         self.expire_at = session.created_at + REJECT_AFTER_TIME
         self.handshake_at = now
         self._renewed_on_receive = False

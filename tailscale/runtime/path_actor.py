@@ -35,6 +35,7 @@ from ts_derp.machine import PeerGone
 RELAY_TARGET = "tailscale.com/cap/relay-target"
 RELAYS_SINCE = 121  # capability version
 WATCH_INTERVAL = 5.0
+SILENCE = 4.0  # a handshake unanswered for so long on a path whose pongs take a round trip
 PEERS_PER_STEP = 500  # of a large netmap, before other tasks get a turn
 RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
 
@@ -164,14 +165,14 @@ async def run_paths(
     finder: PathFinder,
     flush: Callable[[float], None],
     *,
-    traffic: Callable[[int], tuple[int, int]] | None = None,
+    asking_since: Callable[[int], float] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep the finder's facts current.
 
     Owns: the translation, the re-STUN clock. Hears: NetMapChanged, EndpointsChanged, EndpointsConfirmed,
     NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by
-    `flush`; `traffic` tells how many packets the tunnel has (received from, sent to) a peer.
+    `flush`; `asking_since` tells since when a peer owes the tunnel a handshake.
     """
     kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
     translator = PeerTranslator()
@@ -193,7 +194,7 @@ async def run_paths(
                             await trio.lowlevel.checkpoint()
                     if netmap.peers:
                         restun_at = min(restun_at, now + RESTUN_LEAST)
-                        watch_at = min(watch_at, now + WATCH_INTERVAL) if traffic is not None else math.inf
+                        watch_at = min(watch_at, now + WATCH_INTERVAL) if asking_since is not None else math.inf
                 case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):
                     finder.set_endpoints(direct_paths(endpoints), now)
                     restun_at = now + restun_delay()
@@ -206,8 +207,9 @@ async def run_paths(
                 restun_at = now + restun_delay()
                 if finder.is_active(now):
                     bus.publish(ProbeRequested("periodic"))
-            if traffic is not None and now >= watch_at:
+            if asking_since is not None and now >= watch_at:
                 watch_at = now + WATCH_INTERVAL
                 for peer in finder.trusted_peers(now):
-                    finder.on_traffic(peer, *traffic(peer), now)
+                    if now - asking_since(peer) >= SILENCE:
+                        finder.on_silence(peer, now)
             flush(now)

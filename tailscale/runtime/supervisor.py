@@ -137,7 +137,9 @@ class Runtime:
         await nursery.start(run_watch, bus, self.watching)
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
-        await nursery.start(partial(run_paths, traffic=self._packets_with), bus, dataplane.finder, dataplane.flush)
+        await nursery.start(
+            partial(run_paths, asking_since=self.endpoint.asking_since), bus, dataplane.finder, dataplane.flush
+        )
         await nursery.start(run_probes, bus, self.probes)
         await nursery.start(run_identity, bus, self._adopt_key)
         await nursery.start(run_link, bus, self.network, self._udp, self._wake)
@@ -148,10 +150,6 @@ class Runtime:
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
         await nursery.start(run_control, bus, self.control)
-
-    def _packets_with(self, peer: int) -> tuple[int, int]:
-        counted = self.endpoint.peer_statistics(peer)
-        return (counted.packets_in, counted.packets_out) if counted is not None else (0, 0)
 
     def _adopt_key(self, key: NodePrivate) -> None:
         now = trio.current_time()
@@ -175,6 +173,9 @@ class Runtime:
             known = self.dataplane.engine.tables.peers.get(message.peer)
             for address in known.addresses if known is not None else ():
                 self.stack.path_changed(address)
+            if message.path is not None:
+                self.endpoint.on_path_found(message.peer, trio.current_time())
+                self.dataplane.kick()
         announce(self.bus, message)
         self.home.hear(message)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import replace
 from functools import partial
@@ -247,8 +246,8 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
                 pong = boxes.seal(ours.public.raw, disco.Pong(ping.transaction, ("192.0.2.1", 1)))
                 finder.receive([(pong, place)], now)
 
-    sent = itertools.count(1)
-    await nursery.start(partial(run_paths, bus, finder, flush, traffic=lambda peer: (0, next(sent))))
+    began = trio.current_time()
+    await nursery.start(partial(run_paths, bus, finder, flush, asking_since=lambda peer: began + 15))
     node = Node(
         id=5, key=NodePublic(key), disco_key=DiscoPublic(theirs.public.raw), endpoints=("192.0.2.7:1",), home_derp=9
     )
@@ -261,8 +260,8 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
         flush(now)
         seen.append(finder.paths.get(5))
         await trio.sleep(1)
-    assert seen[10] == (place,)
-    assert seen[39] == ((9, key),)
+    assert seen[18] == (place,)
+    assert seen[26] == ((9, key),)
 
 
 def test_relay_servers_are_those_with_the_capability_towards_us():

@@ -152,28 +152,6 @@ def test_path_that_swallows_the_tunnel_is_left_for_the_relay():
     assert a.is_direct(b)
 
 
-def test_silence_shows_in_the_counters():
-    world, a, b = settled()
-    world.blocked = lambda host, path, datagram: datagram == DATA
-    left_after = None
-    for second in range(0, 60, 5):
-        world.talk(a, b, 5.0)
-        for peer in a.finder.trusted_peers(world.now):
-            a.finder.on_traffic(peer, len(a.data), sum(d == DATA for _, _, d in a.sent), world.now)
-        if left_after is None and not a.is_direct(b):
-            left_after = second + 5
-    assert left_after is not None
-    assert 15 <= left_after <= 30
-
-
-def test_busy_or_quiet_path_is_not_silent():
-    world, a, b = settled()
-    for second in range(20):
-        world.talk(a, b, 3.0)
-        a.finder.on_traffic(b.number, 1 if second < 10 else second, 1 if second < 10 else second, world.now)
-        assert a.is_direct(b)
-
-
 def test_silence_without_any_relay_changes_nothing():
     world = World()
     a, b = (world.host((f"192.0.2.{n}", 41641), home=0) for n in (1, 2))

@@ -118,6 +118,46 @@ def test_a_session_that_is_only_distrusted_still_opens_what_arrives():
     assert unpadded(p.a.received)[-1] == b"from the new process"
 
 
+def test_a_handshake_is_tried_again_soon_after_a_path_was_found():
+    p = Pair()
+    p.send_a(b"x")
+    assert p.drop_a_to_b() == ["initiation"]
+    p.now = 0.02
+    p.a.endpoint.on_path_found(B, p.now)
+    p.tick(0.24)
+    assert p.carry_a_to_b() == []  # its answer may still be on the way
+    p.tick(0.25)
+    assert kinds(p.a.wire) == ["initiation"]
+    p.settle()
+    assert unpadded(p.b.received) == [b"x"]
+    p.a.endpoint.on_path_found(B, p.now)
+    p.a.endpoint.on_path_found(77, p.now)
+    p.tick(1.0)
+    assert p.carry_a_to_b() == []
+
+
+def test_a_path_found_late_is_tried_at_once():
+    p = Pair()
+    p.send_a(b"x")
+    p.drop_a_to_b()
+    p.now = 3.0
+    p.a.endpoint.on_path_found(B, p.now)
+    p.tick(3.0)
+    assert kinds(p.a.wire) == ["initiation"]
+
+
+def test_asking_since_is_the_first_of_the_unanswered_initiations():
+    p = Pair()
+    assert p.a.endpoint.asking_since(B) == p.a.endpoint.asking_since(77) == NEVER
+    p.now = 1.0
+    p.send_a(b"x")
+    p.drop_a_to_b()
+    p.tick(7.0)
+    assert p.a.endpoint.asking_since(B) == 1.0
+    p.settle()
+    assert p.a.endpoint.asking_since(B) == NEVER
+
+
 def test_distrusting_a_stranger_or_an_idle_peer_does_nothing():
     p = Pair()
     p.a.endpoint.distrust_sessions(77)
