@@ -112,15 +112,18 @@ class ControlClient:
         if problem is not None:
             raise problem
 
-    async def answer_head(self, url: str) -> None:
-        """The simplest answer to a ping request: `HEAD url`, outside the control channel."""
+    async def answer_ping(self, url: str, body: bytes | None = None) -> None:
+        """Outside the control channel: `HEAD url`, the simplest answer to a ping request, or POST of a body."""
         where = parse_url(url)
         path = url.split("//", 1)[1].partition("/")[2]
         with trio.fail_after(PING_TIMEOUT):
             stream = await self._dial(where)
             try:
                 headers = [("Host", where.authority), ("Connection", "close")]
-                await _exchange(stream, Http1Client(), "HEAD", f"/{path}", headers)
+                if body is not None:
+                    headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+                method = "HEAD" if body is None else "POST"
+                await _exchange(stream, Http1Client(), method, f"/{path}", headers, body or b"")
             finally:
                 await trio.aclose_forcefully(stream)
 
@@ -471,9 +474,14 @@ def _impatient(seconds: float, what: str) -> Iterator[None]:
 
 
 async def _exchange(
-    stream: trio.abc.Stream, http: Http1Client, method: str, target: str, headers: list[tuple[str, str]]
+    stream: trio.abc.Stream,
+    http: Http1Client,
+    method: str,
+    target: str,
+    headers: list[tuple[str, str]],
+    body: bytes = b"",
 ) -> Reply:
-    await stream.send_all(http.request(method, target, headers))
+    await stream.send_all(http.request(method, target, headers, body))
     while True:
         data = await stream.receive_some(READ_SIZE)
         reply = http.receive_untrusted(bytes(data))

@@ -36,12 +36,13 @@ class Http1Client:
         self._body: list[bytes] = []
         self._size = 0
 
-    def request(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    def request(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes = b"") -> bytes:
         if self._h11.our_state is h11.DONE:
             self._h11.start_next_cycle()
         self._response, self._body, self._size = None, [], 0
         head = self._h11.send(h11.Request(method=method, target=target, headers=list(headers))) or b""
-        return head + (self._h11.send(h11.EndOfMessage()) or b"")
+        sent = self._h11.send(h11.Data(data=body)) if body else None
+        return head + (sent or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
 
     def receive_untrusted(self, data: bytes) -> Reply | None:
         """b"" is the end of the connection. None: the answer is not complete yet."""

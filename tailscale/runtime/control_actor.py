@@ -95,7 +95,7 @@ class Control:
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
-        self._pings = Pings(self.client)
+        self.pings = Pings(self.client)
         self._connection: ControlConnection | None = None
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
@@ -249,7 +249,7 @@ class Control:
     def _hear(self, response: MapResponse, connection: ControlConnection) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""
         if response.ping_request is not None:
-            self._pings.hear(response.ping_request, connection, self._nursery)
+            self.pings.hear(response.ping_request, connection, self._nursery)
         if response.pop_browser_url:
             self._voice.say_page(response.pop_browser_url)
 

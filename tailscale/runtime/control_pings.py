@@ -7,6 +7,7 @@ that does not arrive is control's to notice.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import trio
@@ -20,6 +21,9 @@ from ts_control.wire import PingRequest, PingResponse, encode_json
 log = logging.getLogger("tailscale.control")
 
 MAX_ANSWERS_UNDER_WAY = 8
+PEER_PINGS = ("disco", "TSMP", "ICMP", "peerapi")
+
+PingPeer = Callable[[str, str], Awaitable[PingResponse]]
 
 
 class Pings:
@@ -27,6 +31,7 @@ class Pings:
 
     def __init__(self, client: ControlClient) -> None:
         self._client = client
+        self.ping_peer: PingPeer | None = None
         self._last_url = ""
         self._under_way = 0
         self.dropped = 0
@@ -45,8 +50,8 @@ class Pings:
     async def _answer(self, request: PingRequest, connection: ControlConnection) -> None:
         try:
             await self._dispatch(request, connection)
-        except (ControlLost, RequestRefused, BadPacket, trio.TooSlowError, ValueError, *BROKEN) as problem:
-            log.info("a ping request of the control server could not be answered: %s", problem)
+        except* (ControlLost, RequestRefused, BadPacket, trio.TooSlowError, ValueError, *BROKEN) as problem:
+            log.info("a ping request of the control server could not be answered: %s", problem.exceptions[0])
         finally:
             self._under_way -= 1
 
@@ -55,13 +60,24 @@ class Pings:
             # Upstream answers these inside the control channel only.
             await connection.request("POST", _path(request.url), answer_c2n_untrusted(request.payload))
         elif request.types:
-            for kind in request.types.split(",", 4)[:4]:
-                answer = PingResponse(type=kind, ip=request.ip, err="this client answers no pings of others")
-                await connection.request("POST", _path(request.url), encode_json(answer))
+            async with trio.open_nursery() as nursery:
+                for kind in dict.fromkeys(request.types.split(",", 8)):
+                    if kind in PEER_PINGS:
+                        nursery.start_soon(self._report_ping, request, kind, connection)
         elif request.url_is_noise:
             await connection.request("HEAD", _path(request.url))
         else:
-            await self._client.answer_head(request.url)
+            await self._client.answer_ping(request.url)
+
+    async def _report_ping(self, request: PingRequest, kind: str, connection: ControlConnection) -> None:
+        if self.ping_peer is None:
+            answer = PingResponse(type=kind, ip=request.ip, err="nothing to ping with")
+        else:
+            answer = await self.ping_peer(request.ip, kind)
+        if request.url_is_noise:
+            await connection.request("POST", _path(request.url), encode_json(answer))
+        else:
+            await self._client.answer_ping(request.url, encode_json(answer))
 
 
 def _path(url: str) -> str:

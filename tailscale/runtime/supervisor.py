@@ -36,6 +36,7 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
 from tailscale.runtime.path_actor import announce, run_paths
+from tailscale.runtime.peer_pings import ping_for_control
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.underlay import Underlay
@@ -121,6 +122,7 @@ class Runtime:
         self.watching = Watch(self.health, self.home)
         self.dataplane.on_message = self._hear
         self.control = Control(config, network, self.store, state, disco.public)
+        self.control.pings.ping_peer = partial(ping_for_control, self.home)
         self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
         self.is_built = True
 

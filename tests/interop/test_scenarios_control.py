@@ -130,7 +130,7 @@ async def test_spent_and_expired_keys_are_refused(r: Rig) -> None:
 async def test_a_certificate_nobody_vouches_for_is_named_at_once(r: Rig) -> None:
     async with tailnet(r, tls=True) as hs:
         device = tailscale.Device("ours", control_url=hs.url, auth_key=await hs.auth_key())
-        with pytest.raises(tailscale.ControlProtocolError, match="certificate is not trusted.*tls=") as caught:
+        with pytest.raises(tailscale.ControlProtocolError, match=r"certificate is not trusted.*tls=") as caught:
             with trio.fail_after(5):
                 async with device:
                     pass

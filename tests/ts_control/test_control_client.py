@@ -226,7 +226,7 @@ async def test_a_map_of_many_peers_comes_in_steps(autojump_clock: trio.testing.M
 
 async def test_a_ping_request_is_answered_outside_the_channel(autojump_clock: trio.testing.MockClock) -> None:
     async with served() as control:
-        await make_client(control).answer_head(f"{URL}/machine/ping-response?id=7")
+        await make_client(control).answer_ping(f"{URL}/machine/ping-response?id=7")
         assert control.heads == ["/machine/ping-response?id=7"]
 
 

@@ -1,0 +1,78 @@
+"""Pings of peers on control's behalf: each kind sent through the Device, what came of it in control's own words.
+
+Owns: the translation between `home`'s answers and PingResponse. Refuses to know: who asked, and where the answer goes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from msgspec.structs import replace as change
+
+from tailscale import diagnostics, dialing
+from tailscale.errors import NoRoute, TailscaleError
+from ts_base.errors import BadPacket
+from ts_base.ip import format_address, parse_address
+from ts_control.http1 import Http1Client
+from ts_control.wire import PingResponse
+
+if TYPE_CHECKING:
+    from tailscale.runtime.home import Home
+
+PING_TIMEOUT = 10.0
+KINDS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
+PEER_API = "peerapi"
+WAYS = {"direct": "endpoint", "relay": "derp_region_code", "peer relay": "peer_relay"}
+READ_SIZE = 64 << 10
+
+
+async def ping_for_control(home: Home, host: str, kind: str) -> PingResponse:
+    """What came of it; a failure is an answer too."""
+    try:
+        address = parse_address(host)
+    except BadPacket:
+        return PingResponse(type=kind, ip=host, err="not an IP address")
+    node = home.identify(address)
+    if node is not None and home.netmap is not None and node.id == home.netmap.self_node.id:
+        return PingResponse(type=kind, ip=host, is_local_ip=True, err=f"{host} is local Tailscale IP")
+    answer = PingResponse(type=kind, ip=host, node_ip=format_address(address), node_name=node.name if node else "")
+    try:
+        if kind == PEER_API:
+            return await _head_peer_api(home, host, address, answer)
+        result = await diagnostics.ping(home, host, KINDS[kind], 0, PING_TIMEOUT)
+    except TailscaleError as problem:
+        return change(answer, err=str(problem))
+    way, _, where = result.path.rpartition(" ")
+    found = {WAYS[way]: where} if way in WAYS else {}
+    return change(answer, latency_seconds=result.latency, **found)
+
+
+async def _head_peer_api(home: Home, host: str, address: bytes, answer: PingResponse) -> PingResponse:
+    """HEAD on the peer's own little HTTP server, which answers whom the policy lets through."""
+    port = _peer_api_port(home, address)
+    if not port:
+        raise NoRoute(f"{host} offers no peer API")
+    began = trio.current_time()
+    http = Http1Client()
+    async with await dialing.tcp_connect(home, host, port, timeout=PING_TIMEOUT, local_port=0) as stream:
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        await stream.send_all(http.request("HEAD", "/", [("Host", target), ("Connection", "close")]))
+        with trio.move_on_after(PING_TIMEOUT):
+            try:
+                while http.receive_untrusted(bytes(await stream.receive_some(READ_SIZE))) is None:
+                    pass
+            except (BadPacket, trio.BrokenResourceError) as problem:
+                raise NoRoute(f"the peer API of {host} misbehaves: {problem}") from None
+            return change(answer, peer_api_port=port, latency_seconds=trio.current_time() - began)
+    raise NoRoute(f"the peer API of {host} did not answer within {PING_TIMEOUT:.0f} s")
+
+
+def _peer_api_port(home: Home, address: bytes) -> int:
+    netmap = home.netmap
+    number = home.peer_for(address)
+    peer = netmap.peers.get(number) if netmap is not None and number is not None else None
+    if peer is None:
+        return 0
+    wanted = "peerapi4" if len(address) == 4 else "peerapi6"
+    return next((service.port for service in peer.hostinfo.services if service.proto == wanted), 0)
