@@ -25,10 +25,10 @@ from tailscale.nodes import Node, node_from_wire
 from tailscale.resolvers import NameResolver
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.messages import ControlStateChanged, EndpointsChanged, NetInfoChanged, NetMapChanged
+from tailscale.runtime.messages import ControlStateChanged, EndpointsChanged, NetInfoChanged, TablesChanged
 from tailscale.runtime.network import Network
 from tailscale.sockets import UdpSocket
-from ts_base.ip import format_address, parse_prefix
+from ts_base.ip import format_address
 from ts_control import wire
 from ts_control.netmap import NetMap
 from ts_dataplane.paths import PingLost, PongArrived
@@ -79,7 +79,6 @@ class Home:
         self._dataplane = dataplane
         self._pings: dict[object, _Waiter] = {}
         self._dials: dict[tuple[object, object], tuple[TcpConnection, list[str]]] = {}
-        self._by_address: tuple[NetMap, dict[bytes, wire.Node]] | None = None
 
     # Time and chance
 
@@ -99,7 +98,8 @@ class Home:
 
     @property
     def netmap(self) -> NetMap | None:
-        message = self.bus.latest(NetMapChanged)
+        """The one that packets go by."""
+        message = self.bus.latest(TablesChanged)
         return message.netmap if message is not None else None
 
     @property
@@ -115,21 +115,16 @@ class Home:
 
     def _wire_node(self, address: bytes) -> wire.Node | None:
         """The node that has this address, or routes it."""
-        netmap = self.netmap
+        netmap, tables = self.netmap, self._dataplane.engine.tables
         if netmap is None:
             return None
-        if self._by_address is None or self._by_address[0] is not netmap:
-            index = {
-                parse_prefix(text)[0]: node
-                for node in (*netmap.peers.values(), netmap.self_node)
-                for text in node.addresses
-            }
-            self._by_address = netmap, index
-        node = self._by_address[1].get(address)
-        if node is not None:
-            return node
-        peer = self._dataplane.engine.tables.peer_for(address)
-        return netmap.peers.get(peer) if peer is not None else None
+        if address in tables.own:
+            return netmap.self_node
+        peer = tables.owner_of(address)
+        if peer is not None:
+            return netmap.peers.get(peer)
+        text = format_address(address)  # nobody may be sent packets there; whose it is matters to an error's sentence
+        return next((n for n in netmap.peers.values() if any(a.partition("/")[0] == text for a in n.addresses)), None)
 
     def identify(self, address: bytes) -> Node | None:
         node, netmap = self._wire_node(address), self.netmap

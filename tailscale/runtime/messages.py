@@ -23,7 +23,9 @@ class NetMapChanged(Retained):
 
 @dataclass(frozen=True, slots=True)
 class TablesChanged(Retained):
-    """Packets are routed and judged by the newest netmap from now on. Said by netmap, heard by readiness."""
+    """Packets are routed and judged by this netmap from now on: what users see and dial. Said by netmap."""
+
+    netmap: NetMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ async def run_netmap(
             for peer in restarted(known.peers, netmap.peers, changed):
                 endpoint.distrust_sessions(peer)
             known = netmap
-            bus.publish(TablesChanged())
+            bus.publish(TablesChanged(netmap))
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing

@@ -32,8 +32,8 @@ from tailscale.runtime.messages import (
     ControlStateChanged,
     HealthCleared,
     HealthRaised,
-    NetMapChanged,
     PeerPathChanged,
+    TablesChanged,
 )
 from ts_control.netmap import NetMap
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale")
 EXPIRY_NOTICE = timedelta(days=7)
-HEARD = (NetMapChanged, ControlStateChanged, PeerPathChanged, HealthRaised, HealthCleared)
+HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, HealthRaised, HealthCleared)
 
 
 async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -80,7 +80,7 @@ class Watch:
                 stream.put(event)
 
     def _events_of(self, message: Message) -> list[Event]:
-        if isinstance(message, NetMapChanged):
+        if isinstance(message, TablesChanged):
             before, self._netmap = self._netmap, message.netmap
             return self._netmap_events(before, message.netmap)
         if isinstance(message, ControlStateChanged):
