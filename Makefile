@@ -40,6 +40,7 @@ coverage: $(READY)
 	@$(BIN)/python tests/coverage_by_room.py
 
 interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go)
+	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
 	@$(BIN)/python -m pytest tests/interop
 

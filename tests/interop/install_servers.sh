@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What tests/interop/test_real_clients.py talks to: PostgreSQL and Redis from Debian, their Python clients from the
-# `interop` dependency group. Idempotent; without root or apt it says so in one line and leaves the tests to skip.
+# What the interop suite needs of the machine: PostgreSQL, Redis and the network tools of the NAT lab from Debian, Python
+# clients from the `interop` dependency group. Idempotent; without root or apt it says so in one line and tests skip.
 set -u
 cd "$(dirname "$0")/../.."
 
@@ -12,9 +12,13 @@ fi
 wanted=()
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || wanted+=(postgresql)
 command -v redis-server >/dev/null || wanted+=(redis-server)
+# What the NAT lab and the paths tests build their networks with.
+command -v nft >/dev/null || wanted+=(nftables)
+command -v conntrack >/dev/null || wanted+=(conntrack)
+command -v ip >/dev/null || wanted+=(iproute2)
 [ ${#wanted[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-  echo "REAL SERVERS NOT INSTALLED: ${wanted[*]} need root and apt-get; tests/interop/test_real_clients.py will skip"
+  echo "REAL SERVERS NOT INSTALLED: ${wanted[*]} need root and apt-get; the tests that use them will skip"
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
@@ -24,7 +28,7 @@ policy=/usr/sbin/policy-rc.d
 [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy && trap 'rm -f $policy' EXIT; }
 if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${wanted[@]}"; } >"$log" 2>&1; then
   tail -n 5 "$log"
-  echo "REAL SERVERS NOT INSTALLED: apt-get failed (log: $log); tests/interop/test_real_clients.py will skip"
+  echo "REAL SERVERS NOT INSTALLED: apt-get failed (log: $log); the tests that use them will skip"
   exit 0
 fi
 rm -f "$log"
