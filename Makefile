@@ -6,7 +6,7 @@ READY   = $(VENV)/.ready
 PACKAGES = tailscale ts_base ts_control ts_dataplane ts_derp ts_netstack ts_tunnel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types coverage interop bench fuzz soak docs wheel clean
+.PHONY: help setup demo test check lint types coverage interop natlab bench fuzz soak lowest docs wheel clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +44,11 @@ interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and der
 	@$(BIN)/python tests/interop/build.py
 	@$(BIN)/python -m pytest tests/interop
 
+natlab: $(READY) ## every pair of NATs in network namespaces, tsnet first, then ours (root; a quarter of an hour)
+	@bash tests/interop/install_servers.sh
+	@$(BIN)/python tests/interop/build.py
+	@NATLAB=full $(BIN)/python -m pytest tests/interop/test_natlab.py
+
 bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet
 	@$(BIN)/python -m bench
 
@@ -52,6 +57,9 @@ fuzz: $(READY)  ## every parser and state machine against hostile bytes: BUDGET=
 
 soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
+
+lowest:         ## the fast tests on the lowest versions of every dependency that pyproject.toml allows
+	@sh .ci/lowest.sh
 
 docs: $(READY)  ## the API reference, generated from docstrings, into docs/reference.md
 	@$(BIN)/python docs/generate_reference.py
