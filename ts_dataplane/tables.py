@@ -158,8 +158,13 @@ class Tables:
         return any(peer in claimants for claimants in self._routes.lookup_all(source))
 
     def verdict(self, peer: PeerId, protocol: int, opening: bool, flow: bytes) -> str:
-        """The remembered verdict on a whole TCP or UDP packet: everything it depends on is in the arguments."""
-        key = (peer, protocol, opening, flow)
+        """The remembered verdict on a whole TCP or UDP packet: everything it depends on is in the arguments.
+
+        No rule looks at a source port, and none at any port of a TCP packet that opens nothing: remembered without
+        them, a thousand connections to one service are one entry.
+        """
+        asked = flow[:-4] if protocol == TCP and not opening else flow[:-4] + flow[-2:]
+        key = (peer, protocol, opening, asked)
         verdict = self._verdicts.get(key)
         if verdict is None:
             if len(self._verdicts) >= VERDICTS:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ts_base.ip import UDP, parse_address, prefix_contains
+from ts_base.ip import TCP, UDP, parse_address, prefix_contains
 from ts_dataplane.filter import Grant, Rule
 from ts_dataplane.tables import UNRESOLVED_EXIT, PeerRoutes, Tables, compile_tables, compile_tables_steps
 
@@ -231,3 +231,18 @@ def test_routes_agree_with_a_slow_scan(claims, octet):
     assert built.peer_for(address) == (min(covering)[1] if covering else None)
     for peer in range(1, 6):
         assert built.accepts(peer, address) == any(owner == peer for _, owner in covering)
+
+
+def test_a_thousand_connections_to_one_service_are_one_remembered_verdict():
+    us, them = parse_address("100.64.0.1"), parse_address("100.64.0.2")
+    tables = compile_tables(
+        own=["100.64.0.1/32"],
+        peers=[PeerRoutes(7, ("100.64.0.2/32",))],
+        rules=[Rule(("*",), (("*", 80, 80),))],
+    )
+    for port in range(20_000, 21_000):
+        ports = port.to_bytes(2, "big")
+        assert tables.verdict(7, TCP, True, them + us + ports + (80).to_bytes(2, "big")) == ""
+        assert tables.verdict(7, TCP, True, them + us + ports + (81).to_bytes(2, "big")) != ""
+        assert tables.verdict(7, TCP, False, them + us + (80).to_bytes(2, "big") + ports) == ""
+    assert len(tables._verdicts) == 3
