@@ -8,9 +8,9 @@ from contextlib import suppress
 import pytest
 import trio
 import trio.testing
+from tailscale_stack_pair import stack_pair, stream_maker
 
 import tailscale.errors as errors
-from tailscale_stack_pair import stack_pair, stream_maker
 
 
 async def test_stream_passes_trios_conformance_suite() -> None:
