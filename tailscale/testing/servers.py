@@ -5,6 +5,7 @@ Owns their lifetime and identity across restarts. What they serve is in `control
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ REGION = 900
 CONTROL_PORT, RELAY_PORT, STUN_PORT = 80, 443, 3478  # on the virtual network; on loopback any that are free
 
 
-class Running:
+class Running(ABC):
     """Something with listeners that can be stopped and started again at the same address."""
 
     def __init__(self, place: Place, name: str, port: int) -> None:
@@ -38,9 +39,9 @@ class Running:
     def is_running(self) -> bool:
         return self._scope is not None
 
+    @abstractmethod
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Subclasses: listen, say started, run until cancelled."""
-        raise NotImplementedError
+        """Listen, say started, run until cancelled."""
 
     async def start(self) -> None:
         if self._nursery is None:
