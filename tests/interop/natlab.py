@@ -33,6 +33,7 @@ from tests.interop.processes import RigError, poll_until
 from tests.interop.rig import Headscale, Rig, TsnetPeer, rig
 
 HOSTS = ("10.99.0.1", "10.99.0.2")  # control and the first relay; the second relay (two regions reveal a hard NAT)
+HOSTS6 = ("fd00:99::1", "fd00:99::2")  # the same where there is no IPv4 at all
 NODE_PORT = 41641
 CLONE_NEWNET = 0x40000000
 
@@ -75,6 +76,9 @@ KINDS: dict[str, str] = {
     "double": _source_nat("masquerade") + _FILTER,  # and a second such router above
     "blocked": _source_nat("masquerade") + _NO_UDP,
 }
+
+# Clients without any IPv4 address, public as IPv6 is; these kinds meet only each other (the control URL is a literal).
+KINDS6: dict[str, str] = {"v6": "", "v6wall": _FILTER}  # "v6wall": a router lets in only answers
 
 
 def expected(left: str, right: str) -> str:
@@ -139,17 +143,17 @@ class Site:
 
     def udp_bytes(self) -> tuple[int, int]:
         """UDP payload-and-header bytes (in, out) that were neither to nor from the relays."""
-        text = _run("ip", "netns", "exec", self.client, "nft", "list", "table", "ip", "tally")
+        text = _run("ip", "netns", "exec", self.client, "nft", "list", "table", "inet", "tally")
         found = dict(re.findall(r"counter (\w+) \{[^}]*?bytes (\d+)", text))
         return int(found["inward"]), int(found["outward"])
 
     def block_udp(self, blocked: bool) -> None:
         """Drops (or passes again) all UDP at the client, as when a network changes its mind."""
         with contextlib.suppress(LabError):
-            _run("ip", "netns", "exec", self.client, "nft", "delete", "table", "ip", "block")
+            _run("ip", "netns", "exec", self.client, "nft", "delete", "table", "inet", "block")
         if blocked:
             for hook in ("input", "output"):
-                _nft(self.client, _chain("ip block", "filter", hook, -1, "meta l4proto udp drop"))
+                _nft(self.client, _chain("inet block", "filter", hook, -1, "meta l4proto udp drop"))
 
     def forget_mappings(self) -> None:
         """Empties the router's connection table, as a reboot does."""
@@ -167,32 +171,39 @@ class Lab:
         self.inet = self._namespace("inet")
         for host in HOSTS:
             _run("ip", "-n", self.inet, "addr", "add", f"{host}/32", "dev", "lo")
+        for host in HOSTS6:
+            _run("ip", "-n", self.inet, "addr", "add", f"{host}/128", "dev", "lo", "nodad")
 
     def _namespace(self, name: str) -> str:
         full = f"{self._prefix}{name}"
         _run("ip", "netns", "add", full)
         self._made.append(full)
         _run("ip", "-n", full, "link", "set", "lo", "up")
-        _run("ip", "netns", "exec", full, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        forwarding = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        _run("ip", "netns", "exec", full, "sysctl", "-qw", *forwarding)
         return full
 
     def _wire(self, a: str, a_name: str, a_address: str, b: str, b_name: str, b_address: str) -> None:
         _run("ip", "link", "add", a_name, "netns", a, "type", "veth", "peer", "name", b_name, "netns", b)
         for namespace, name, address in ((a, a_name, a_address), (b, b_name, b_address)):
-            if address:
+            if ":" in address:
+                _run("ip", "-n", namespace, "addr", "add", f"{address}/64", "dev", name, "nodad")
+            elif address:
                 _run("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", name)
             _run("ip", "-n", namespace, "link", "set", name, "up")
 
     def _client(self, name: str) -> str:
         client = self._namespace(name)
-        relays = ", ".join(HOSTS)
-        rules = "add table ip tally\nadd counter ip tally inward\nadd counter ip tally outward\n"
+        rules = "add table inet tally\nadd counter inet tally inward\nadd counter inet tally outward\n"
         for hook, device, side, counter in (
             ("input", "iifname", "saddr", "inward"),
             ("output", "oifname", "daddr", "outward"),
         ):
-            match = f"{device} eth0 ip {side} != {{ {relays} }} meta l4proto udp counter name {counter}"
-            rules += _chain("ip tally", "filter", hook, 0, match)
+            matches = [
+                f"{device} eth0 {family} {side} != {{ {', '.join(relays)} }} meta l4proto udp counter name {counter}"
+                for family, relays in (("ip", HOSTS), ("ip6", HOSTS6))
+            ]
+            rules += _chain("inet tally", "filter", hook, 0, *matches)
         _nft(client, rules)
         return client
 
@@ -200,6 +211,8 @@ class Lab:
         """A new client behind a router of this kind."""
         n = next(self._numbers)
         client = self._client(f"c{n}")
+        if kind in KINDS6:
+            return self._site6(n, kind, client)
         if kind == "none":
             address = f"10.99.{n}.10"
             self._wire(self.inet, f"v{n}", f"10.99.{n}.1", client, "eth0", address)
@@ -220,6 +233,20 @@ class Lab:
         self._join_lan(n, router, client, 10)
         _nft(router, _rules(kind, f"192.168.{n}.10", f"{wan_net}.2"))
         return Site(n, kind, client, router, f"192.168.{n}.10")
+
+    def _site6(self, n: int, kind: str, client: str) -> Site:
+        _run("ip", "-n", client, "addr", "flush", "dev", "lo", "to", "127.0.0.0/8")
+        above, above_name, router, net = self.inet, f"v{n}", client, f"fd00:99:{n}:0"
+        if KINDS6[kind]:
+            router, uplink = self._namespace(f"r{n}"), f"fd00:99:{n}:f"
+            self._wire(self.inet, f"v{n}", f"{uplink}::1", router, "wan", f"{uplink}::2")
+            _run("ip", "-n", self.inet, "route", "add", f"{net}::/64", "via", f"{uplink}::2")
+            _run("ip", "-n", router, "route", "add", "default", "via", f"{uplink}::1")
+            _nft(router, KINDS6[kind])
+            above, above_name = router, "lan"
+        self._wire(above, above_name, f"{net}::1", client, "eth0", f"{net}::10")
+        _run("ip", "-n", client, "route", "add", "default", "via", f"{net}::1")
+        return Site(n, kind, client, router, f"{net}::10")
 
     def neighbour(self, site: Site) -> Site:
         """A second client on the same LAN."""
@@ -263,15 +290,15 @@ def inside(namespace: str) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def lab(r: Rig) -> AsyncIterator[tuple[Lab, Headscale]]:
+async def lab(r: Rig, hosts: tuple[str, str] = HOSTS) -> AsyncIterator[tuple[Lab, Headscale]]:
     """An internet with a control server and two relays in two regions; the caller adds sites."""
     made = Lab()
     try:
         with inside(made.inet):
             async with (
-                r.derper(host=HOSTS[0], region_id=900) as one,
-                r.derper(host=HOSTS[1], region_id=901) as two,
-                r.headscale(host=HOSTS[0], regions=[one.region, two.region]) as hs,
+                r.derper(host=hosts[0], region_id=900) as one,
+                r.derper(host=hosts[1], region_id=901) as two,
+                r.headscale(host=hosts[0], regions=[one.region, two.region]) as hs,
             ):
                 yield made, hs
     finally:
@@ -368,7 +395,16 @@ async def _sees(peer: TsnetPeer, other: TsnetPeer) -> None:
     await poll_until(f"{peer.name} to know {other.name}", probe, 20)
 
 
-PAIRS = [*itertools.product(KINDS, KINDS), ("easy", "same LAN"), ("hard", "same LAN")]
+PAIRS = [
+    *itertools.product(KINDS, KINDS),
+    *[("easy", "same LAN"), ("hard", "same LAN")],
+    *itertools.product(KINDS6, KINDS6),
+]
+
+
+def hosts_for(left: str) -> tuple[str, str]:
+    """Where control and relays must be for this kind to reach them."""
+    return HOSTS6 if left in KINDS6 else HOSTS
 
 
 def _choose(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -380,7 +416,7 @@ async def _main(options: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     worse = 0
     for left, right in _choose(options):
-        async with rig("nat") as r, lab(r) as (made, hs):
+        async with rig("nat") as r, lab(r, hosts_for(left)) as (made, hs):
             base = await measure(made, hs, r, left, right)
             note = "" if base.path == expected(left, right) else f"   (expected {expected(left, right)})"
             print(base.row() + note, flush=True)
@@ -403,7 +439,7 @@ async def _main(options: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.interop.natlab", description=__doc__.splitlines()[0])
-    parser.add_argument("left", nargs="?", default="", help=f"kinds, comma-separated: {', '.join(KINDS)}")
+    parser.add_argument("left", nargs="?", default="", help=f"kinds, comma-separated: {', '.join([*KINDS, *KINDS6])}")
     parser.add_argument("right", nargs="?", default="", help="the same, or `same LAN`")
     parser.add_argument("--ours", action="store_true", help="measure our Device on each pair too")
     parser.add_argument("--json", help="write all outcomes to this file")

@@ -20,6 +20,7 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -51,7 +52,7 @@ QUIET_ENV = {
     "TS_ASSUME_NETWORK_UP_FOR_TEST": "1",
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
-    "NO_PROXY": "127.0.0.1,localhost,10.99.0.1,10.99.0.2,100.64.0.0/10",
+    "NO_PROXY": "127.0.0.1,localhost,10.99.0.1,10.99.0.2,fd00:99::1,fd00:99::2,.rig,100.64.0.0/10",
 }
 
 
@@ -126,13 +127,17 @@ class Derper:
     start: Any = field(default=None, repr=False)
 
     @property
+    def name(self) -> str:
+        return _derp_name(self.host, self.region_id)
+
+    @property
     def region(self) -> Json:
         node: Json = {
             "name": f"{self.region_id}a",
             "regionid": self.region_id,
-            "hostname": self.host,
-            "ipv4": self.host,
-            "ipv6": "none",
+            "hostname": self.name,
+            "ipv4": "none" if ":" in self.host else self.host,
+            "ipv6": self.host if ":" in self.host else "none",
             "derpport": self.port,
             "stunport": self.stun_port if self.stun else -1,
             "stuntestip": self.host if self.stun else "",
@@ -596,8 +601,14 @@ class Rig:
         TS_DEBUG_USE_DERP_HTTP=1."""
         room = self._room(f"derper-{region_id}")
         port, stun_port = PORTS.take(), PORTS.take()
-        command: list[str | Path] = [build.binary("derper"), "-a", f"{host}:{port}", "-c", room / "derper.key"]
-        command += ["-hostname", host, "-http-port", "-1", "-stun-port", str(stun_port)]
+        command: list[str | Path] = [build.binary("derper"), "-a", f"{bracketed(host)}:{port}"]
+        command += ["-c", room / "derper.key"]
+        name = _derp_name(host, region_id)
+        if name != host:  # derper makes a certificate by itself for an address only
+            (room / "certs").mkdir()
+            for made, suffix in zip(self.ca.leaf(name), ("crt", "key"), strict=True):
+                shutil.copy(made, room / "certs" / f"{name}.{suffix}")
+        command += ["-hostname", name, "-http-port", "-1", "-stun-port", str(stun_port)]
         # derper serves plain HTTP on any port but 443 unless the certificate mode is manual.
         command += ["-certdir", room / "certs", "-certmode", "manual" if tls else "letsencrypt"]
         command += [f"-stun={str(stun).lower()}"]
@@ -618,7 +629,7 @@ class Rig:
         process = await start()
         cert_name = ""
         if tls and pinned:
-            cert_name = _pin(room / "certs" / f"{host}.crt")
+            cert_name = _pin(room / "certs" / f"{name}.crt")
         relay = Derper(
             process,
             region_id,
@@ -853,6 +864,16 @@ def _logged(process: Process, text: str) -> Any:
     return probe
 
 
+def _derp_name(host: str, region_id: int) -> str:
+    """What the DERP map calls the relay: Go takes no IPv6 literal there."""
+    return f"derp{region_id}.rig" if ":" in host else host
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands before `:port`."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _pin(cert: Path) -> str:
     """The CertName by which clients accept exactly this certificate."""
     der = x509.load_pem_x509_certificate(cert.read_bytes()).public_bytes(serialization.Encoding.DER)
@@ -882,8 +903,8 @@ def _headscale_config(
     if "6" in families:
         prefixes["v6"] = "fd7a:115c:a1e0::/48"
     config: Json = {
-        "server_url": f"http://{host}:{port}",
-        "listen_addr": f"{host}:{port}",
+        "server_url": f"http://{bracketed(host)}:{port}",
+        "listen_addr": f"{bracketed(host)}:{port}",
         "metrics_listen_addr": f"127.0.0.1:{metrics_port}",
         "grpc_listen_addr": f"127.0.0.1:{grpc_port}",
         "disable_check_updates": True,

@@ -22,6 +22,7 @@ DIRECT_WITHIN = 1.0  # seconds; tsnet needs five where the dialled side's router
 EACH_KIND = [
     *[("none", "easy"), ("easy", "none"), ("easy", "easy"), ("hard", "none"), ("hard", "easy"), ("hard", "hard")],
     *[("cone", "hard"), ("one2one", "easy"), ("double", "easy"), ("easy", "blocked"), ("easy", "same LAN")],
+    *[("v6", "v6"), ("v6wall", "v6wall")],
 ]
 CHOSEN = PAIRS if os.environ.get("NATLAB") == "full" else [pair for pair in PAIRS if pair in EACH_KIND]
 FEW = [("hard", "easy"), ("easy", "blocked")]
@@ -29,7 +30,7 @@ FEW = [("hard", "easy"), ("easy", "blocked")]
 
 @pytest.mark.parametrize(("left", "right"), FEW, ids=[f"{a} - {b}" for a, b in FEW])
 async def test_the_lab_gives_tsnet_what_is_known(r: Rig, left: str, right: str) -> None:
-    async with natlab.lab(r) as (made, hs):
+    async with natlab.lab(r, natlab.hosts_for(left)) as (made, hs):
         base = await natlab.measure(made, hs, r, left, right)
         assert base.path == expected(left, right), base.row()
 
@@ -37,7 +38,7 @@ async def test_the_lab_gives_tsnet_what_is_known(r: Rig, left: str, right: str) 
 @pytest.mark.skipif(not hasattr(tailscale, "Device"), reason="there is no tailscale.Device yet")
 @pytest.mark.parametrize(("left", "right"), CHOSEN, ids=[f"{a} - {b}" for a, b in CHOSEN])
 async def test_ours_is_direct_wherever_tsnet_is_and_sooner(r: Rig, left: str, right: str) -> None:
-    async with natlab.lab(r) as (made, hs):
+    async with natlab.lab(r, natlab.hosts_for(left)) as (made, hs):
         base = await natlab.measure(made, hs, r, left, right)
         mine = await natlab.measure(made, hs, r, left, right, ours=True)
         print(base.row(), mine.row(), sep="\n")
