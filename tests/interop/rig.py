@@ -44,6 +44,7 @@ Json = dict[str, Any]
 
 # What every Go peer gets: no logs to the internet, no port mapping, a panic if it ever meets the
 # real control server, and a proxy that refuses, so that a stray call fails instead of leaving.
+HEADSCALE = os.environ.get("HEADSCALE", "0.29.2")  # 0.28.0 runs the whole suite against the release before
 QUIET_ENV = {
     "TS_NO_LOGS_NO_SUPPORT": "1",
     "TS_PANIC_IF_HIT_MAIN_CONTROL": "1",
@@ -650,7 +651,7 @@ class Rig:
     @contextlib.asynccontextmanager
     async def headscale(
         self,
-        version: str = "0.29.2",
+        version: str = HEADSCALE,
         *,
         regions: Sequence[Json] = (),
         tls: bool = False,

@@ -13,7 +13,7 @@ import tailscale
 from tests.interop.ours import SERVICES, FarTsnet, converse, far_end, joined, make_device, tailnet
 from tests.interop.pattern import pattern
 from tests.interop.processes import poll_until
-from tests.interop.rig import Rig
+from tests.interop.rig import HEADSCALE, Rig
 
 ALLOW_ECHO_ONLY = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:7"]}]}
 ALLOW_ALL = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
@@ -254,6 +254,7 @@ async def test_peer_restarts_with_its_state(r: Rig) -> None:
                 assert (await converse(await us.tcp_connect(db.ip4, 7, timeout=15), b"x")).head == b"x"
 
 
+@pytest.mark.skipif(HEADSCALE == "0.28.0", reason="Headscale 0.28 has no debug ping")
 async def test_control_answers_our_ping(r: Rig) -> None:
     async with tailnet(r) as hs, joined(hs):
         assert "responded in" in await hs.debug_ping("ours")
