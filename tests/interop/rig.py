@@ -511,15 +511,15 @@ class Tailscaled:
         return stream
 
     async def up(self, control: str, auth_key: str, *arguments: str) -> None:
-        await self.cli(
-            "up",
-            f"--login-server={control}",
-            f"--auth-key={auth_key}",
-            f"--hostname={self.name}",
-            "--accept-dns=false",
-            "--timeout=30s",
-            *arguments,
-        )
+        options = [f"--login-server={control}", f"--auth-key={auth_key}", f"--hostname={self.name}"]
+        options += ["--accept-dns=false", "--timeout=20s", *arguments]
+        try:
+            await self.cli("up", *options)
+        except RigError as problem:
+            # Their daemon, seen with 1.86 once in some hundred starts: it runs, but its `up` never hears of it.
+            if "to enter a Running state" not in str(problem):
+                raise
+            await self.cli("up", *options)
         for ip in (await self.cli("ip")).split():
             if ":" in ip:
                 self.ip6 = ip
