@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 
@@ -11,6 +12,8 @@ from tailnet_scripts import collect, echo_service, echoed
 from trio.testing import MockClock
 
 from tailscale.testing import Tailnet
+
+pytestmark = pytest.mark.skipif("coverage" in sys.modules, reason="coverage's own memory would be measured")
 
 FEW, MANY = 30, 500
 WARM_UP = 10
