@@ -176,6 +176,8 @@ class ControlClient:
             keys = decode_json_untrusted(ServerKeys, reply.body)
         except BadPacket as problem:
             raise NotControl(f"{self.url} is not a coordination server: {problem}") from None
+        except BROKEN as problem:
+            raise ControlLost(f"{self.url} broke off when asked for its key: {_reason(problem)}") from None
         if keys.public_key.is_zero:
             raise NotControl(f"{self.url} is too old: it has no key for this protocol")
         return keys.public_key, reply.can_continue

@@ -41,7 +41,8 @@ class ControlVoice:
         if changed.phase is Phase.NEEDS_LOGIN:
             self._show_login_page(changed.url)
         elif changed.phase is Phase.FAILED:
-            self.warnings.show("control-refused", f"the control server refused this device: {changed.detail}")
+            sentence = f"the control server refused this device: {changed.detail}"
+            self.warnings.show("control-refused", sentence, "create a new auth key, or log in with device.login()")
         elif changed.phase is Phase.NEEDS_APPROVAL:
             sentence = "this device waits for an administrator's approval: nobody can see it yet"
             self.warnings.show("approval-needed", sentence, "approve it on the control server")
@@ -58,7 +59,9 @@ class ControlVoice:
         """One more attempt came to nothing."""
         self._failures += 1
         if self._failures >= FAILURES_BEFORE_WARNING:
-            self.warnings.show("control-unreachable", f"the control server cannot be used: {reason}")
+            sentence = f"the control server cannot be used: {reason}"
+            remedy = "peers stay reachable as they are known; check the network, and that the server is up"
+            self.warnings.show("control-unreachable", sentence, remedy)
 
     def say_success(self) -> None:
         self._failures = 0

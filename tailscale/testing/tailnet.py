@@ -159,9 +159,15 @@ class Tailnet:
         """Wait until the devices that may know of each other do, so that tests need not."""
         server = self.control.server
         visible = server.visible_to(self.id_of(device))
-        others = [other for other in self._hosts if other is not device and self.id_of(other) in visible]
+        others = [other for other in self._hosts if other is not device and self._is_known(other, visible)]
         while not all(_knows(device, other) and _knows(other, device) for other in others):  # noqa: ASYNC110 - many facts
             await trio.sleep(0.002)
+
+    def _is_known(self, device: Device, visible: frozenset[int]) -> bool:
+        try:
+            return self.id_of(device) in visible
+        except LookupError:
+            return False  # control has forgotten it: it must come back first
 
     # What an administrator does
 
