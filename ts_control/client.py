@@ -167,7 +167,10 @@ class ControlClient:
     async def _fetch_key(self, stream: trio.abc.Stream, http: Http1Client) -> tuple[MachinePublic, bool]:
         target = f"{self._base}/key?v={self.version}"
         try:
-            reply = await _exchange(stream, http, "GET", target, [("Host", self._first.authority)])
+            try:
+                reply = await _exchange(stream, http, "GET", target, [("Host", self._first.authority)])
+            except BROKEN as problem:
+                raise ControlLost(f"{self.url} broke off when asked for its key: {_reason(problem)}") from None
             if reply.status >= 500:
                 raise ControlLost(f"{self.url} answered the key request with HTTP {reply.status}")
             if reply.status != 200:
@@ -176,8 +179,6 @@ class ControlClient:
             keys = decode_json_untrusted(ServerKeys, reply.body)
         except BadPacket as problem:
             raise NotControl(f"{self.url} is not a coordination server: {problem}") from None
-        except BROKEN as problem:
-            raise ControlLost(f"{self.url} broke off when asked for its key: {_reason(problem)}") from None
         if keys.public_key.is_zero:
             raise NotControl(f"{self.url} is too old: it has no key for this protocol")
         return keys.public_key, reply.can_continue
