@@ -74,7 +74,8 @@ class ControlVoice:
             self.warnings.show("control-url", "the control server asks you to open a page", f"open {url}")
 
     def _show_login_page(self, url: str) -> None:
-        self.warnings.show("login-needed", "this device waits for somebody to log it in", f"open {url}")
+        where = url if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
+        self.warnings.show("login-needed", "this device waits for somebody to log it in", f"open {where}")
         if self._on_login_url is None:
             log.info("to log this device in, open %s", url)
         else:

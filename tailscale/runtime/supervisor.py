@@ -185,7 +185,8 @@ class Runtime:
 
     async def _until_ready(self) -> None:
         """Return once usable; raise what stands in the way. A login that somebody must do has its own patience."""
-        deadline = trio.current_time() + self.config.ready_timeout
+        began = trio.current_time()
+        deadline, login_deadline = began + self.config.ready_timeout, began + self.config.login_timeout
         kinds = (ControlStateChanged, NetMapChanged, TablesChanged, RelaysChanged, NetInfoChanged)
         with self.bus.subscribe(*kinds, name="readiness") as inbox:
             while not self._is_usable():
@@ -193,11 +194,12 @@ class Runtime:
                 if state is not None and state.error is not None:
                     raise state.error
                 waits_for_login = state is not None and state.state in ("needs_login", "needs_approval")
-                patience = self.config.login_timeout - self.config.ready_timeout if waits_for_login else 0.0
-                with trio.move_on_at(deadline + patience) as waiting:
+                with trio.move_on_at(login_deadline if waits_for_login else deadline) as waiting:
                     await inbox.receive()
                 if waiting.cancelled_caught:
                     raise self._not_ready_in_time(state)
+                if waits_for_login:  # the time it took somebody is not the time we may take afterwards
+                    deadline = max(deadline, trio.current_time() + self.config.ready_timeout)
         await self._until_findable()
 
     async def _until_findable(self) -> None:

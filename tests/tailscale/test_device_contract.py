@@ -370,12 +370,13 @@ async def test_auth_key_may_be_a_callable_sync_or_async(autojump_clock: MockCloc
     assert len(b.peers) == 1
 
 
-async def test_login_url_is_handed_over_and_approved(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+@pytest.mark.parametrize("pause", [1, 100, 290])
+async def test_login_url_is_handed_over_and_approved(autojump_clock: MockClock, tailnet: Tailnet, pause: float) -> None:
     urls: list[str] = []
 
     async def approve(url: str) -> None:
         urls.append(url)
-        await trio.sleep(30)
+        await trio.sleep(pause)
         tailnet.approve_login(url, "someone@example.com")
 
     a = await tailnet.device("a", auth_key="", on_login_url=approve)
