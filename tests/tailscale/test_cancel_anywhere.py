@@ -153,6 +153,9 @@ async def cancel_often(net: Tailnet, times: int, seed: int) -> None:
         after = held_by(a)
         after["event readers"] = before["event readers"]
         assert after == before
+        indices = a._ready().endpoint._indices
+        assert len(indices.sessions) <= 3, "previous, current and next, of one peer"
+        assert len(indices.pending) <= 1
         assert (await a.ping("b")).latency >= 0
         nursery.cancel_scope.cancel()
 
