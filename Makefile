@@ -54,8 +54,13 @@ natlab: $(READY) ## every pair of NATs in network namespaces, tsnet first, then 
 bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet
 	@$(BIN)/python -m bench
 
-fuzz: $(READY)  ## every parser and state machine against hostile bytes: BUDGET=100000 inputs in all
+fuzz: $(READY)  ## every parser and state machine against hostile bytes: BUDGET=100000 inputs, or GUIDED=10 minutes
+ifdef GUIDED
+	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris
+	@$(BIN)/python -m tests.fuzz --atheris --minutes $(GUIDED)
+else
 	@$(BIN)/python -m tests.fuzz --inputs $(or $(BUDGET),100000)
+endif
 
 soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)

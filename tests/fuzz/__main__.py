@@ -28,17 +28,22 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--target", action="append", choices=names(), help="only this one; may be repeated")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same inputs (default 1)")
     parser.add_argument("--replay", type=Path, help="run this one file and show what it does; needs --target")
-    parser.add_argument("--atheris", action="store_true", help="guided by coverage, one --target, until it is stopped")
+    parser.add_argument("--atheris", action="store_true", help="guided by coverage; several targets share --minutes")
     parsed = parser.parse_args(given)
-    if (parsed.replay or parsed.atheris) and len(parsed.target or ()) != 1:
-        parser.error("--replay and --atheris need exactly one --target")
+    if parsed.replay and len(parsed.target or ()) != 1:
+        parser.error("--replay needs exactly one --target")
+    if parsed.atheris and len(parsed.target or ()) != 1 and not parsed.minutes:
+        parser.error("--atheris needs --minutes for more than one target")
     return parsed
 
 
 def main() -> int:
     wanted = arguments()
     if wanted.atheris:
-        return guided.run(wanted.target[0], wanted.inputs, wanted.minutes, wanted.seed)
+        chosen = wanted.target or names()
+        if len(chosen) > 1:
+            return guided.run_all(chosen, wanted.minutes, wanted.seed)
+        return guided.run(chosen[0], wanted.inputs, wanted.minutes, wanted.seed)
     targets = [Target.load(name) for name in wanted.target or names()]
     if wanted.replay:
         targets[0].fuzz_one(wanted.replay.read_bytes())
