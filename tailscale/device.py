@@ -6,7 +6,6 @@ this one. Refuses to know protocols.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import ssl
@@ -125,7 +124,6 @@ class Device:
         self._store = open_store(state)
         self._network: Network = _network or HostNetwork()
         self._runtime: Runtime | None = None
-        self._exits: contextlib.AsyncExitStack | None = None
         self._closed = False
 
     # Lifecycle

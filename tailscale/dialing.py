@@ -17,7 +17,8 @@ from tailscale.errors import (
 )
 from tailscale.nodes import Node
 from tailscale.sockets import TcpListener, TcpStream, UdpSocket, describe_problem
-from ts_base.ip import TCP, format_address
+from ts_base.ip import format_address
+from ts_netstack.tcp import ConnectionProblem
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -107,31 +108,31 @@ async def _dial(home: Home, address: bytes, host: str, port: int, local_port: in
             home.kick()
             await stream.wait_connected()
             if rejection:
-                raise ConnectionRefused(_refused_sentence(home, host, address, port, rejection[0]))
+                raise ConnectionRefused(_refused_sentence(host, port, rejection[0]))
     except BaseException:
         stream.abort()
         raise
-    problem = connection.error
-    if problem is None:
-        return stream
-    name = str(getattr(problem, "name", problem)).lower()
-    if name == "timed_out":
-        raise _silence(home, host, port, None)
-    if name == "unreachable":
-        raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
-    if name in ("refused", "reset"):
-        raise ConnectionRefused(_refused_sentence(home, host, address, port, ""))
-    raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
+    match connection.error:
+        case None:
+            return stream
+        case ConnectionProblem.TIMED_OUT:
+            raise _silence(home, host, port, None)
+        case ConnectionProblem.UNREACHABLE:
+            raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
+        case ConnectionProblem.REFUSED | ConnectionProblem.RESET:
+            raise ConnectionRefused(_refused_sentence(host, port, ""))
+        case problem:
+            raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
 
 
-def _refused_sentence(home: Home, host: str, address: bytes, port: int, policy: str) -> str:
+def _refused_sentence(host: str, port: int, policy: str) -> str:
     where = f"{host} port {port}"
     if policy:
         return f"{where} refused the connection: {policy}"
     return f"{where} refused the connection: the machine is there, but nothing listens on that port"
 
 
-def name_and_address(host: str, address: bytes) -> str:
+def _name_and_address(host: str, address: bytes) -> str:
     text = format_address(address)
     return host if host == text else f"{host} ({text})"
 
@@ -140,7 +141,7 @@ def check_peer(node: Node | None, host: str, address: bytes) -> None:
     """What the netmap alone already says against a dial."""
     if node is None:
         raise NoRoute(
-            f"no peer owns or routes {name_and_address(host, address)}: "
+            f"no peer owns or routes {_name_and_address(host, address)}: "
             "is it in this tailnet, does the policy let us see it, and are its routes approved?"
         )
     if node.expired:
@@ -197,4 +198,4 @@ def _check_port(port: int) -> None:
         raise OSError(errno.EINVAL, f"port {port!r} is not between 0 and 65535")
 
 
-__all__ = ["TCP", "check_peer", "host_and_port", "listen", "tcp_connect", "udp"]
+__all__ = ["check_peer", "host_and_port", "listen", "tcp_connect", "udp"]

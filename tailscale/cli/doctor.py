@@ -10,14 +10,14 @@ import argparse
 
 from tailscale.cli import doctor_local, doctor_tailnet
 from tailscale.cli.exits import FAILED, OK
-from tailscale.cli.findings import BAD, WARN, Check, Finding, bad
+from tailscale.cli.findings import BAD, GOOD, SKIP, WARN, Check, Finding, bad
 from tailscale.cli.screen import Screen, visible
 
 MARKS = {
-    "ok": ("ok  ", "green"),
+    GOOD: ("ok  ", "green"),
     WARN: ("warn", "yellow"),
     BAD: ("BAD ", "bold red"),
-    "skip": ("skip", "dim"),
+    SKIP: ("skip", "dim"),
 }
 TITLE_WIDTH = 13
 LOCAL: tuple[tuple[str, Check], ...] = (

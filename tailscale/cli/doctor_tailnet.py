@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tailscale.device import Device
 
 Findings = list[Finding]
-SMALL, FULL = 0, 1200  # bytes of padding: with the headers around it the second is what a full packet needs
+FULL = 1200  # bytes of padding: with the headers around it what a full packet needs
 PROBE_TIMEOUT = 3.0
 KEY_NOTICE = timedelta(days=7)
 NEEDS_TAILNET = ("joining", "key", "UDP", "relays", "MTU", "health", "peers")

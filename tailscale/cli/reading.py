@@ -29,6 +29,7 @@ PING_PATIENCE = 5.0
 PINGS, PINGS_UNTIL_DIRECT = 4, 20
 STANDS_ON = ("trio", "cryptography", "pynacl", "noiseprotocol", "h2", "h11", "httpx", "msgspec")
 EXTRAS = ("rich", "wsproto", "numpy")
+NAT_KINDS = {None: "unknown", False: "easy: one outside address for all peers", True: "hard: a new one for every peer"}
 
 
 async def status(options: argparse.Namespace, screen: Screen) -> int:
@@ -168,9 +169,6 @@ async def netcheck(options: argparse.Namespace, screen: Screen) -> int:
     else:
         _say_network(screen, report)
     return OK
-
-
-NAT_KINDS = {None: "unknown", False: "easy: one outside address for all peers", True: "hard: a new one for every peer"}
 
 
 def _say_network(screen: Screen, report: NetcheckReport) -> None:

@@ -137,13 +137,6 @@ class NetworkChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class DiscoArrived(Lossy):
-    """Disco datagrams off the wire: [(datagram, path), ...]."""
-
-    batch: list[tuple[bytes, tuple[Any, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
 class StunArrived(Lossy):
     """STUN datagrams off the tunnel's own socket: [(datagram, (host, port)), ...]."""
 
