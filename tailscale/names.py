@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable
 
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, parse_address, parse_prefix
+from ts_base.ip import format_address, maybe_address, parse_address, parse_prefix
 from ts_control.netmap import NetMap
 from ts_control.wire import Node as WireNode
 
@@ -106,10 +106,7 @@ def clean_name(name: str) -> str:
 def literal_address(host: str) -> bytes | None:
     """An IP address written out, brackets allowed; None if `host` is a name."""
     text = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        return parse_address(text)
-    except BadPacket:
-        return None
+    return maybe_address(text)
 
 
 def address_texts(addresses: Iterable[bytes]) -> list[str]:

@@ -39,6 +39,14 @@ def parse_address(text: str) -> bytes:
     return address.packed
 
 
+def maybe_address(text: str) -> bytes | None:
+    """The same, for text that may be a name instead."""
+    try:
+        return parse_address(text)
+    except BadPacket:
+        return None
+
+
 def format_address(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 

@@ -17,7 +17,7 @@ import trio
 
 from tailscale.runtime.network import HostNetwork, Network
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, parse_address
+from ts_base.ip import format_address, maybe_address, parse_address
 from ts_dataplane import upnp
 from ts_dataplane.portmap import GATEWAY_PORT, RETRY_AFTER, PortMapper
 
@@ -39,10 +39,8 @@ def linux_gateway(table: str) -> str | None:
 
 def gateway_in(pattern: re.Pattern[str], text: str) -> str | None:
     match = pattern.search(text)
-    try:
-        return format_address(parse_address(match[1])) if match else None
-    except BadPacket:
-        return None
+    address = maybe_address(match[1]) if match else None
+    return format_address(address) if address is not None else None
 
 
 async def find_gateway() -> str | None:

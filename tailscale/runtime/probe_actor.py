@@ -28,8 +28,7 @@ from tailscale.runtime.portmap_actor import PortMapping
 from tailscale.runtime.relay_actor import translate_map
 from tailscale.runtime.underlay import Underlay
 from tailscale.status import NetcheckReport
-from ts_base.errors import BadPacket
-from ts_base.ip import format_address, parse_address
+from ts_base.ip import format_address, maybe_address
 from ts_control.wire import DERPMap
 from ts_dataplane.candidates import format_endpoint
 from ts_dataplane.endpoints import EndpointList
@@ -201,10 +200,8 @@ async def stun_addresses(node: RelayNode) -> list[str]:
 
 
 def literal(text: str) -> str | None:
-    try:
-        return format_address(parse_address(text))
-    except BadPacket:
-        return None
+    address = maybe_address(text)
+    return format_address(address) if address is not None else None
 
 
 async def run_probes(

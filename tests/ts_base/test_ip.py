@@ -20,6 +20,12 @@ def test_address_text_agrees_with_the_standard_library(address: ipaddress.IPv4Ad
     mapped = getattr(address, "ipv4_mapped", None)
     assert raw == (mapped or address).packed
     assert ipaddress.ip_address(ip.format_address(raw)) == (mapped or address)
+    assert ip.maybe_address(str(address)) == raw
+
+
+@pytest.mark.parametrize("text", ["", "db", "1.2.3", "1.2.3.4:80", "[fd7a::1]", "fe80::1%eth0"])
+def test_what_is_no_address_may_be_a_name(text: str) -> None:
+    assert ip.maybe_address(text) is None
 
 
 @given(ADDRESSES, st.integers(0, 128))
