@@ -23,10 +23,11 @@ from tailscale.testing.served_tls import ServedTls
 from ts_base.keys import NodePrivate
 from ts_derp import frames
 from ts_derp.client import DerpClient
-from ts_derp.dial import PlainStream, TlsStream, Trust
+from ts_derp.dial import PlainStream, TlsStream
 from ts_derp.frames import FrameReader, Run, encode_packets
 from ts_derp.machine import DerpMachine
 from ts_derp.regions import RelayNode, RelayRegion
+from ts_derp.trust import Trust
 
 PACKET = 1300
 BURST = 200

@@ -12,19 +12,16 @@ from typing import NoReturn
 import h11
 import trio
 
-from ts_base.errors import TailscaleError
-from ts_derp.dial import DIAL_TIMEOUT, ByteStream, Dialer, RelayUnreachable, Trust, open_node, proxy_for, upgrade
+from ts_derp.dial import DIAL_TIMEOUT, ByteStream, Dialer, open_node, proxy_for, upgrade
+from ts_derp.errors import RelayLost, RelayUnreachable
 from ts_derp.frames import Run
 from ts_derp.machine import DerpMachine, DerpMessage
 from ts_derp.regions import RelayNode, RelayRegion
+from ts_derp.trust import Trust
 
 CONNECT_TIMEOUT = 10.0  # all nodes of a region together
 SETUP_TIMEOUT = 5.0  # one node's TLS and HTTP: a node that accepts and says nothing must leave time for the next
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-
-
-class RelayLost(TailscaleError, ConnectionError):
-    """The connection ended: closed, silent, or speaking nonsense."""
 
 
 class DerpClient:

@@ -1,41 +1,30 @@
-"""Dialling a relay node: TCP in both families, TLS, trust, proxy, and the HTTP upgrade up to the first DERP byte.
+"""Dialling a relay node: TCP in both families, proxy, TLS, and the HTTP upgrade up to the first DERP byte.
 
-Owns who is believed to be the relay. Refuses to know frames, regions' fail-over and when to come back. Rules:
-derp/derphttp/derphttp_client.go, net/tlsdial/tlsdial.go. TLS runs over memory buffers: trio's own stream hands out one
+Owns the streams up to there. Refuses to know who is believed (`trust.py`), frames, regions' fail-over and when to come
+back. Rules: derp/derphttp/derphttp_client.go. TLS runs over memory buffers: trio's own stream hands out one
 16 KiB record per task switch, this one all there are.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import ssl
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import h11
 import trio
 
-from ts_base.errors import BadPacket, TailscaleError
-from ts_base.ip import format_address, parse_address
+from ts_base.ip import format_address, maybe_address
+from ts_derp.errors import RelayUnreachable
 from ts_derp.regions import DEFAULT_HTTP_PORT, DEFAULT_PORT, RelayNode
-
-if TYPE_CHECKING:
-    from cryptography import x509  # 15 ms of import that only a node with a CertName needs
+from ts_derp.trust import Trust
 
 DIAL_TIMEOUT = 1.5  # one node's TCP
 FAMILY_STAGGER = 0.2
 READ_SIZE = 256 << 10
 RECORD_SIZE = 16 << 10
-PIN_PREFIX = "sha256-raw:"
-
-
-class RelayUnreachable(TailscaleError, ConnectionError):
-    """No node of the region could be dialled, trusted and upgraded."""
 
 
 class Dialer(Protocol):
@@ -136,98 +125,6 @@ class TlsStream:
         await self._transport.aclose()
 
 
-class Trust:
-    """Which certificates are good enough for a relay node. Contexts are costly and made when first needed."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None, *, allow_insecure: bool = False) -> None:
-        self._given = tls
-        self._allow_insecure = allow_insecure  # obey InsecureForTests: for test rigs only
-        self._made: dict[str, ssl.SSLContext] = {}
-
-    def context(self, node: RelayNode) -> ssl.SSLContext:
-        if self._ignores_chain(node):
-            return self._cached("unverified", _unverified_context)
-        if node.cert_name:
-            return self._cached("other name", self._other_name_context)
-        return self._cached("verified", lambda: self._given or ssl.create_default_context())
-
-    def check(self, node: RelayNode, certificate: bytes, wall_clock: float) -> None:
-        """What the TLS library was not asked to check. Raises RelayUnreachable."""
-        if not node.cert_name or self._obeys_insecure(node):
-            return
-        if not node.cert_name.startswith(PIN_PREFIX):
-            if not _names_match(_parse(certificate), node.cert_name):
-                raise RelayUnreachable(f"the certificate of relay {node.host_name} is not for {node.cert_name}")
-            return
-        pin = node.cert_name.removeprefix(PIN_PREFIX).lower()
-        if not hmac.compare_digest(hashlib.sha256(certificate).hexdigest().encode(), pin.encode()):
-            raise RelayUnreachable(f"the certificate of relay {node.host_name} is not the pinned one")
-        parsed = _parse(certificate)
-        if not _names_match(parsed, node.host_name):
-            raise RelayUnreachable(f"the pinned certificate of relay {node.host_name} is for another name")
-        now = datetime.fromtimestamp(wall_clock, UTC)
-        if not parsed.not_valid_before_utc <= now <= parsed.not_valid_after_utc:
-            raise RelayUnreachable(f"the pinned certificate of relay {node.host_name} has expired or is not valid yet")
-
-    def _obeys_insecure(self, node: RelayNode) -> bool:
-        return node.insecure_for_tests and self._allow_insecure
-
-    def _ignores_chain(self, node: RelayNode) -> bool:
-        return self._obeys_insecure(node) or node.cert_name.startswith(PIN_PREFIX)
-
-    def _cached(self, name: str, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
-    def _other_name_context(self) -> ssl.SSLContext:
-        # SNI stays the host name while the certificate is for CertName, so the name is checked by `check`.
-        if self._given is None:
-            context = ssl.create_default_context()
-        else:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            for authority in self._given.get_ca_certs(binary_form=True):
-                context.load_verify_locations(cadata=authority)
-        context.check_hostname = False
-        return context
-
-
-def _unverified_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _parse(certificate: bytes) -> x509.Certificate:
-    from cryptography import x509
-
-    return x509.load_der_x509_certificate(certificate)
-
-
-def _names_match(certificate: x509.Certificate, name: str) -> bool:
-    """RFC 6125 as browsers keep it: subject alternative names only, a wildcard is one whole leftmost label."""
-    from cryptography import x509
-
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return False
-    address = _maybe_address(name)
-    if address is not None:
-        return any(ip.packed == address for ip in names.get_values_for_type(x509.IPAddress) if hasattr(ip, "packed"))
-    wanted = name.lower().rstrip(".")
-    offered = {offer.lower() for offer in names.get_values_for_type(x509.DNSName)}
-    return wanted in offered or ("." in wanted and "*." + wanted.partition(".")[2] in offered)
-
-
-def _maybe_address(text: str) -> bytes | None:
-    try:
-        return parse_address(text)
-    except BadPacket:
-        return None
-
-
 async def open_node(
     dialer: Dialer, node: RelayNode, trust: Trust, *, over_http: bool = False, proxy: str | None = None
 ) -> ByteStream:
@@ -258,7 +155,7 @@ async def _open_tcp(dialer: Dialer, node: RelayNode, port: int, proxy: str | Non
         return await dialer.open_tcp(target.hostname or "", target.port or 80)
     hosts: list[str] = []
     for text in (node.ipv4, node.ipv6):
-        address = _maybe_address(text)
+        address = maybe_address(text)
         if address is not None:
             hosts.append(format_address(address))
         elif not text and node.host_name not in hosts:

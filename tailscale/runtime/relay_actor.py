@@ -26,10 +26,10 @@ from tailscale.runtime.network import Network
 from tailscale.runtime.relay_link import RelayLink
 from ts_base.keys import NodePrivate
 from ts_control.wire import DERPMap
-from ts_derp.dial import Trust
 from ts_derp.frames import Run
 from ts_derp.machine import DerpMessage, PeerGone, ServerHealth
 from ts_derp.regions import HomeChooser, RelayMap, RelayNode, RelayRegion
+from ts_derp.trust import Trust
 
 RelayPath = tuple[int, bytes]
 RelayRuns = list[tuple[RelayPath, list[bytes]]]

@@ -16,11 +16,12 @@ from tailscale.runtime.bus import Message
 from tailscale.runtime.messages import HealthCleared, HealthRaised
 from tailscale.runtime.network import Network
 from ts_base.keys import NodePrivate
-from ts_derp.client import DerpClient, RelayLost
-from ts_derp.dial import RelayUnreachable, Trust
+from ts_derp.client import DerpClient
+from ts_derp.errors import RelayLost, RelayUnreachable
 from ts_derp.frames import Run
 from ts_derp.machine import DerpMachine, DerpMessage, Greeted, PongArrived, ServerRestarting
 from ts_derp.regions import RelayRegion
+from ts_derp.trust import Trust
 
 IDLE_LIMIT = 60.0  # a link that is not home lives this long without a write
 IDLE_CHECK = 15.0

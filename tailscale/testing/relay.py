@@ -28,8 +28,7 @@ from ts_base.keys import NodePrivate
 from ts_control.wire import DERPNode, DERPRegion
 from ts_dataplane.stun import decode_request_untrusted, encode_response
 from ts_derp.server import WRITE_TIMEOUT, ClientClosed, DerpServer
-
-PIN_PREFIX = "sha256-raw:"
+from ts_derp.trust import PIN_PREFIX
 
 
 class Certificate:

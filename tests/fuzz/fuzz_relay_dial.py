@@ -12,7 +12,8 @@ from typing import Any
 import h11
 
 from tailscale.testing.http_front import Request, _next_request
-from ts_derp.dial import RelayUnreachable, _connect_through_proxy, upgrade
+from ts_derp.dial import _connect_through_proxy, upgrade
+from ts_derp.errors import RelayUnreachable
 from ts_derp.regions import RelayNode
 
 NODE = RelayNode("900a", "relay.example")

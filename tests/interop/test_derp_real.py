@@ -22,11 +22,12 @@ from tests.interop.processes import PORTS, poll_until
 from tests.interop.rig import Json, Rig
 from ts_base.keys import NodePrivate
 from ts_derp.client import DerpClient
-from ts_derp.dial import RelayUnreachable, Trust
+from ts_derp.errors import RelayUnreachable
 from ts_derp.frames import GONE_DISCONNECTED, GONE_NOT_HERE, Run
 from ts_derp.machine import DerpMachine, DerpMessage, Greeted, PeerGone, PongArrived
 from ts_derp.regions import RelayMap, RelayNode, RelayRegion
 from ts_derp.server import DISCO_MAGIC
+from ts_derp.trust import Trust
 
 MIB = 1 << 20
 

@@ -27,10 +27,11 @@ from ts_base.keys import NodePrivate
 from ts_control.netmap import _EMPTY
 from ts_control.wire import DERPHomeParams, DERPMap, DERPNode, DERPRegion
 from ts_derp.client import DerpClient
-from ts_derp.dial import RelayUnreachable, Trust
+from ts_derp.errors import RelayUnreachable
 from ts_derp.machine import DerpMachine, PeerGone
 from ts_derp.regions import RelayNode, RelayRegion
 from ts_derp.server import DISCO_MAGIC
+from ts_derp.trust import Trust
 
 
 def wire_map(*regions: int, **changes: Any) -> DERPMap:

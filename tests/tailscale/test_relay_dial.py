@@ -17,9 +17,11 @@ from trio.testing import MockClock, memory_stream_pair
 from tailscale.testing.relay import Certificate
 from ts_base.keys import NodePrivate
 from ts_derp.client import DerpClient
-from ts_derp.dial import RelayUnreachable, Trust, proxy_for
+from ts_derp.dial import proxy_for
+from ts_derp.errors import RelayUnreachable
 from ts_derp.machine import DerpMachine
 from ts_derp.regions import RelayNode, RelayRegion
+from ts_derp.trust import Trust
 
 LATER = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC).timestamp()
 
