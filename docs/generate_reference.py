@@ -25,7 +25,7 @@ SECTIONS = [
     ("State",             "tailscale/state_file.py",            ["Store", "MemoryStore", "FileStore", "State"]),
     ("",                  "tailscale/state_file.py",            ["encode_state", "decode_state_untrusted"]),
     ("tailscale.http",    "tailscale/http/server.py",           ["serve"]),
-    ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport"]),
+    ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport", "PoolOptions"]),
     ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),
     ("",                  "tailscale/http/limits.py",           ["Limits"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),

@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tailscale.aio import Device
 
 
@@ -74,12 +72,7 @@ class AsyncioTailnetBackend:
         self._library = library
 
     async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, **of_kernel_sockets: Any
     ) -> AsyncioNetworkStream:
         async with _mapped(timeout, self._library.ConnectTimeout, self._library.ConnectError):
             is_tailnet, destination = await self._device.way_to(host)

@@ -18,8 +18,6 @@ from tailscale.http.routing import dial
 from tailscale.sockets import TcpStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tailscale.device import Device
 
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
@@ -102,21 +100,10 @@ class TailnetBackend:
         self._library = library
 
     async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, **of_kernel_sockets: Any
     ) -> TailnetNetworkStream:
         with _mapped(timeout, self._library.ConnectTimeout, self._library.ConnectError):
             return TailnetNetworkStream(await dial(self._device, host, port), self._library)
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> TailnetNetworkStream:
-        with _mapped(timeout, self._library.ConnectTimeout, self._library.ConnectError):
-            return TailnetNetworkStream(await trio.open_unix_socket(path), self._library)
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tailscale.sync import Device
 
 
@@ -85,12 +83,7 @@ class SyncTailnetBackend:
         self._library = library
 
     def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, **of_kernel_sockets: Any
     ) -> SocketNetworkStream:
         with _mapped(self._library.ConnectTimeout, self._library.ConnectError):
             return SocketNetworkStream(self._device.connect_anywhere(host, port, timeout=timeout), self._library)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import httpx
 
@@ -19,7 +19,7 @@ from tailscale.http.backend import TailnetBackend
 from tailscale.http.sync_backend import SyncTailnetBackend
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from typing import Unpack
 
     from tailscale.aio import Device as AioDevice
     from tailscale.device import Device
@@ -102,6 +102,21 @@ def _library_of(request: object) -> _Library:
     return _library(type(request).__module__.partition(".")[0])
 
 
+class PoolOptions(TypedDict, total=False):
+    """What both transports take, with the meaning it has in httpx's own."""
+
+    verify: ssl.SSLContext | bool
+    """True unless given: certificates are checked as httpx does."""
+    http1: bool
+    """True unless given."""
+    http2: bool
+    """False unless given."""
+    limits: httpx.Limits
+    """100 connections, 20 of them kept alive, unless given."""
+    retries: int
+    """0 unless given: how often a failed dial is tried again."""
+
+
 class _Pools:
     """The pools of one transport: usually one."""
 
@@ -110,11 +125,12 @@ class _Pools:
         backend: Any,
         pool: str,
         device: object,
-        verify: ssl.SSLContext | bool,
-        http1: bool,
-        http2: bool,
-        limits: httpx.Limits,
-        retries: int,
+        *,
+        verify: ssl.SSLContext | bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = DEFAULT_LIMITS,
+        retries: int = 0,
     ) -> None:
         self._make_backend = backend
         self._pool_class = pool
@@ -160,18 +176,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     node is set. Proxy settings of the environment do not apply.
     """
 
-    def __init__(
-        self,
-        device: Device | AioDevice,
-        *,
-        verify: ssl.SSLContext | bool = True,
-        http1: bool = True,
-        http2: bool = False,
-        limits: httpx.Limits = DEFAULT_LIMITS,
-        retries: int = 0,
-    ) -> None:
+    def __init__(self, device: Device | AioDevice, **options: Unpack[PoolOptions]) -> None:
         backend = _asyncio_backend() if hasattr(device, "open_connection") else TailnetBackend
-        self._pools = _Pools(backend, "AsyncConnectionPool", device, verify, http1, http2, limits, retries)
+        self._pools = _Pools(backend, "AsyncConnectionPool", device, **options)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         library = _library_of(request)
@@ -183,32 +190,12 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         for pool in self._pools.take_all():
             await pool.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        await self.aclose()
-
 
 class Transport(httpx.BaseTransport):
     """The same for `httpx.Client` in plain threads, over a `tailscale.sync.Device`."""
 
-    def __init__(
-        self,
-        device: SyncDevice,
-        *,
-        verify: ssl.SSLContext | bool = True,
-        http1: bool = True,
-        http2: bool = False,
-        limits: httpx.Limits = DEFAULT_LIMITS,
-        retries: int = 0,
-    ) -> None:
-        self._pools = _Pools(SyncTailnetBackend, "ConnectionPool", device, verify, http1, http2, limits, retries)
+    def __init__(self, device: SyncDevice, **options: Unpack[PoolOptions]) -> None:
+        self._pools = _Pools(SyncTailnetBackend, "ConnectionPool", device, **options)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         library = _library_of(request)
@@ -219,14 +206,3 @@ class Transport(httpx.BaseTransport):
     def close(self) -> None:
         for pool in self._pools.take_all():
             pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        self.close()
