@@ -14,13 +14,16 @@ from ts_netstack.wire import DO_NOT_FRAGMENT, HOP_LIMIT, IP4, IP4_HEADER, IP6, I
 
 # acknowledgement, data offset, flags, window
 _MIDDLE = Struct(">IBBH").pack
+# the same behind the sequence number; checksum and an urgent pointer of zero
+_FRONT = Struct(">IIBBH").pack
+_TAIL = Struct(">Hxx").pack
 _PORTS = Struct(">HH").pack
 
 
 class SegmentWriter:
     """Turns payloads into IP packets from `local` to `remote`."""
 
-    __slots__ = ("_destination", "_full", "_full_size", "_ports", "_pseudo", "_source")
+    __slots__ = ("_destination", "_full", "_full_size", "_last_head", "_ports", "_pseudo", "_source")
 
     def __init__(self, local: Address, remote: Address) -> None:
         self._source, self._destination = local[0], remote[0]
@@ -28,16 +31,22 @@ class SegmentWriter:
         self._pseudo = ones_complement_sum(self._source + self._destination + self._ports) + TCP
         self._full: Struct | None = None
         self._full_size = (0, 0)
+        self._last_head = (0, b"")  # by length: what a connection sends is mostly of one or two sizes
 
     def _head(self, length: int) -> bytes:
         """The IP header and the ports, for a TCP segment of `length` bytes."""
+        known, head = self._last_head
+        if length == known:
+            return head
         source, destination = self._source, self._destination
         if len(source) == 16:
-            return IP6.pack(0x60000000, length, TCP, HOP_LIMIT, source, destination) + self._ports
-        total = IP4_HEADER + length
-        fields = (0x45, 0, total, 0, DO_NOT_FRAGMENT, HOP_LIMIT, TCP)
-        blank = IP4.pack(*fields, 0, source, destination)
-        return IP4.pack(*fields, checksum(blank), source, destination) + self._ports
+            head = IP6.pack(0x60000000, length, TCP, HOP_LIMIT, source, destination) + self._ports
+        else:
+            fields = (0x45, 0, IP4_HEADER + length, 0, DO_NOT_FRAGMENT, HOP_LIMIT, TCP)
+            blank = IP4.pack(*fields, 0, source, destination)
+            head = IP4.pack(*fields, checksum(blank), source, destination) + self._ports
+        self._last_head = length, head
+        return head
 
     def burst(self, seq: int, payloads: list[bytes], ack: int, flags: int, window: int, options: bytes) -> list[bytes]:
         """Back-to-back segments of equal size starting at `seq`."""
@@ -69,17 +78,6 @@ class SegmentWriter:
     def single(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"", payload: bytes = b"") -> bytes:
         header = TCP_HEADER + len(options)
         length = header + len(payload)
-        at = seq & MASK32
-        middle = _MIDDLE(ack & MASK32, header << 2, flags, window)
-        start = self._pseudo + length + at + ones_complement_sum(middle + options)
-        return b"".join(
-            (
-                self._head(length),
-                at.to_bytes(4, "big"),
-                middle,
-                checksum(payload, start).to_bytes(2, "big"),
-                b"\0\0",
-                options,
-                payload,
-            )
-        )
+        front = _FRONT(seq & MASK32, ack & MASK32, header << 2, flags, window)
+        text = options + payload
+        return b"".join((self._head(length), front, _TAIL(checksum(front + text, self._pseudo + length)), text))

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ts_netstack.ledger import Ledger
-from ts_netstack.tcp_buffers import SMALL_PIECE
+from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
 from ts_netstack.tcp_outbound import Outbound
 from ts_netstack.wire import (
@@ -330,7 +330,7 @@ class TcpConnection:
             unpack, payload_at, before, fragment_mask = _PREDICT4, 52, 0, 0x3FFF
         else:
             unpack, payload_at, before, fragment_mask = _PREDICT6, 72, 40, 0
-        append = received.chunks.append
+        chunks = received.chunks
         expected = first = received.next & MASK32
         una, flying = self._outbound.una & MASK32, self._outbound.nxt - self._outbound.una
         stamp_recent = self._inbound.stamp_recent
@@ -338,7 +338,7 @@ class TcpConnection:
         ack, window = una, -1
         segments = 0
         try:
-            for packet in islice(run, index, None):
+            for packet in islice(run, index, None) if index else run:
                 length, fragment, seq, bits, option, pair = unpack(packet)
                 if seq != expected or option != _PREDICTED_OPTION or fragment & fragment_mask:
                     break
@@ -356,9 +356,12 @@ class TcpConnection:
                 end = length + before
                 size = end - payload_at
                 if size > 0:
-                    if size < SMALL_PIECE or end > len(packet):
+                    if end > len(packet):
                         break
-                    append(packet[payload_at:end])
+                    if size < SMALL_PIECE and chunks and len(chunks[-1]) < MERGED_PIECE:
+                        chunks[-1] += packet[payload_at:end]
+                    else:
+                        chunks.append(packet[payload_at:end])
                     expected = expected + size & MASK32
                     segments += 1
                 elif size < 0:
@@ -369,18 +372,24 @@ class TcpConnection:
         except struct.error:  # too short to hold what prediction reads: the careful path says why
             pass
         if first_stamps >= 0:
-            size = expected - first & MASK32
-            seq = received.next
-            received.next += size
-            received.unread += size
-            self._inbound.take_stamp(first_stamps >> 32, seq, now)
-            if window >= 0:
-                full_ack = self._outbound.una + (ack - una & MASK32)
-                self._acknowledged(full_ack, window, seq, (), stamps & MASK32, bool(size), now)
-            if size:
-                self._inbound.took_data(segments, self._outbound.round_trip.smoothed, now)
-                self._ledger.changed[self] = None
+            moved = ack - una & MASK32 if window >= 0 else -1
+            self._take_predicted(segments, expected - first & MASK32, moved, window, (first_stamps, stamps), now)
         return index
+
+    def _take_predicted(
+        self, segments: int, size: int, moved: int, window: int, stamps: tuple[int, int], now: float
+    ) -> None:
+        """What a predicted run means, once for all of it: text, acknowledgement (`moved` bytes; none below 0), stamps."""
+        inbound, outbound = self._inbound, self._outbound
+        seq = inbound.buffer.next
+        inbound.buffer.next += size
+        inbound.buffer.unread += size
+        inbound.take_stamp(stamps[0] >> 32, seq, now)
+        if moved >= 0:
+            self._acknowledged(outbound.una + moved, window, seq, (), stamps[1] & MASK32, bool(size), now)
+        if size:
+            inbound.took_data(segments, outbound.round_trip.smoothed, now)
+            self._ledger.changed[self] = None
 
     def _receive_segment(self, packet: Packet, segment: Segment, now: float) -> None:
         if self.state == SYN_SENT:

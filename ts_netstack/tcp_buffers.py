@@ -52,21 +52,28 @@ class SendBuffer:
 
     def release(self, until: int) -> None:
         """Everything before `until` was acknowledged."""
-        self.start = max(self.start, min(until, self.end))
         starts, blocks = self._starts, self._blocks
+        if until >= self.end:
+            self.start = self.end
+            starts.clear()
+            blocks.clear()
+            self._tail.clear()
+            return
+        self.start = max(self.start, until)
         done = 0
         while done < len(blocks) and starts[done] + len(blocks[done]) <= until:
             done += 1
         if done:
             del starts[:done], blocks[:done]
-        if until >= self.end:
-            self._tail.clear()
 
     def pieces(self, start: int, end: int, size: int) -> list[bytes]:
         """[start, end) cut into pieces of `size`; only the last may be shorter."""
         if self._tail and end > self.end - len(self._tail):
             self._settle()
         starts, blocks = self._starts, self._blocks
+        if starts and end - start <= size and starts[-1] <= start:
+            at = start - starts[-1]
+            return [blocks[-1][at : at + end - start]]
         index = bisect_right(starts, start) - 1
         pieces: list[bytes] = []
         while start < end:

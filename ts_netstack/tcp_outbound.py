@@ -179,26 +179,40 @@ class Outbound:
             if not recovery.selective and not carries and not changed_window and recovery.flight.spans:
                 recovery.on_duplicate_ack(self.nxt)
             return False
+        was_recovering = recovery.mode == RECOVERY
+        plain = None if blocks else recovery.on_plain_ack(ack, now)
+        if plain is not None:
+            delivered, rtt = plain
+            self.round_trip.sample(rtt, now)
+        else:
+            delivered, rtt = self._learn(ack, blocks, echo, now)
+        if ack > una:
+            self.una = ack
+            self.buffer.release(ack)
+            self.retries = self.round_trip.backoff = 0
+            if recovery.flight.spans:
+                self.rto_deadline = now + self.round_trip.timeout
+                self._arm_probe(now)
+            else:
+                self.rto_deadline = self.probe_deadline = math.inf
+        if delivered and self._limited and not was_recovering and recovery.mode != RECOVERY:
+            recovery.congestion.on_acknowledged(delivered, ack, self.nxt, rtt, self.round_trip.smoothed, now)
+        return ack > una
+
+    def _learn(self, ack: int, blocks: tuple[tuple[int, int], ...], echo: int | None, now: float) -> tuple[int, float]:
+        """What an acknowledgement says of the flight: bytes delivered, and a round trip or 0."""
+        una, recovery = self.una, self.recovery
         dsack = None
         if blocks:
             blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
             dsack, blocks = self._judge_blocks(ack, blocks)
         echo_ms = None if echo is None else self._echo_ms(echo, now)
-        was_recovering = recovery.mode == RECOVERY
         delivered, rtt = recovery.on_ack(ack, self.nxt, blocks, dsack, echo_ms, now)
         if rtt > 0:
             self.round_trip.sample(rtt, now)
         elif echo_ms is not None and ack > una and recovery.mode == OPEN:
             self.round_trip.sample(max(now - echo_ms / 1000, 0.001), now)
-        if ack > una:
-            self.una = ack
-            self.buffer.release(ack)
-            self.retries = self.round_trip.backoff = 0
-            self.rto_deadline = now + self.round_trip.timeout if recovery.flight.spans else math.inf
-            self._arm_probe(now)
-        if delivered and self._limited and not was_recovering and recovery.mode != RECOVERY:
-            recovery.congestion.on_acknowledged(delivered, ack, self.nxt, rtt, self.round_trip.smoothed, now)
-        return ack > una
+        return delivered, rtt
 
     def _judge_blocks(
         self, ack: int, blocks: tuple[tuple[int, int], ...]
@@ -358,7 +372,8 @@ class Outbound:
         usable = self.una + self.window - nxt
         quota = recovery.quota()
         size = min(available, usable, quota, left)
-        if size < available or size % mss:
+        is_chatty = not self.nodelay or len(recovery.flight.spans) >= SMALL_RECORDS_LIMIT
+        if size < available or (is_chatty and size % mss):
             size = self._avoid_silliness(size, available, usable, quota, left, now)
         end = nxt + max(size, 0)
         fin = self.fin_queued and end == sent.end and nxt <= sent.end and (size > 0 or usable > 0 or self.window == 0)
@@ -378,8 +393,8 @@ class Outbound:
         mss = self.mss
         whole = size // mss * mss
         if size == available:
-            may_be_small = self.nodelay or not self.recovery.flight.spans or self.fin_queued
-            if may_be_small and len(self.recovery.flight.spans) < SMALL_RECORDS_LIMIT:
+            spans = self.recovery.flight.spans
+            if (self.nodelay or not spans or self.fin_queued) and len(spans) < SMALL_RECORDS_LIMIT:
                 return size
         elif size == usable and not whole and size > 0 and (2 * size >= self.largest_window or self.persist_count):
             return size

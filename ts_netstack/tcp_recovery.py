@@ -135,6 +135,25 @@ class LossRecovery:
             self.reorder_deadline = math.inf
         return delivered, rtt
 
+    def on_plain_ack(self, una: int, now: float) -> tuple[int, float] | None:
+        """`on_ack` for the usual end of a small exchange: no trouble, one piece in flight, all of it acknowledged."""
+        flight = self.flight
+        if self.mode != OPEN or self._probe_end >= 0 or len(flight.spans) != 1:
+            return None
+        span = flight.spans[0]
+        if span.end != una or span.resent or span.fate != IN_FLIGHT:
+            return None
+        flight.spans.clear()
+        self._duplicates = 0
+        if span.end <= self._forward:
+            self._reordered = True
+        else:
+            self._forward = span.end
+        age = now - span.sent_at
+        if span.sent_at >= self._rack_at:
+            self._rack_at, self._rack_end, self._rack_rtt = span.sent_at, span.end, age
+        return span.end - span.start, max(age, TOLERANCE)
+
     def _learn(self, news: list[Span], una: int, nxt: int, echo: int | None, now: float) -> float:
         """Feed RACK with what arrived; returns the round trip of the newest piece that was sent only once."""
         best, forward = -1.0, self._forward

@@ -32,7 +32,7 @@ class ReplayWindow:
         if is_new_and_near and len(set(counters)) == count:
             self._advance(highest, sum([1 << (highest - counter) for counter in counters]))
             return []
-        return [position for position, counter in enumerate(counters) if not self._accept(counter)]
+        return [position for position, counter in enumerate(counters) if not self.accept(counter)]
 
     def _advance(self, newest: int, bits: int) -> None:
         """Slide up to `newest`; `bits` are the counters newly seen, none of which is older than the old newest."""
@@ -41,7 +41,8 @@ class ReplayWindow:
         self._seen = (self._seen << shift | bits) & _MASK if shift < REPLAY_WINDOW else bits & _MASK
         self._newest = newest
 
-    def _accept(self, counter: int) -> bool:
+    def accept(self, counter: int) -> bool:
+        """Mark one counter; False when it is too old, too high or was seen."""
         if counter >= REJECT_AFTER_MESSAGES:
             return False
         if counter > self._newest:
