@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from ts_base.box import NONCE_LENGTH, Box
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate, NodePublic
-from ts_derp.frames import KEY_LENGTH, MAGIC, MAX_CLIENT_INFO_LENGTH, MAX_SERVER_KEY_LENGTH, PROTOCOL_VERSION
+from ts_derp.frames import (
+    KEY_LENGTH,
+    MAGIC,
+    MAX_CLIENT_INFO_LENGTH,
+    MAX_PACKET_LENGTH,
+    MAX_SERVER_KEY_LENGTH,
+    PACKET_OVERHEAD,
+    PROTOCOL_VERSION,
+)
 
 MAGIC_AND_KEY = len(MAGIC) + KEY_LENGTH
-MIN_BURST = (64 << 10) + KEY_LENGTH  # a bucket smaller than the largest frame would never let it through
+MIN_BURST = MAX_PACKET_LENGTH + PACKET_OVERHEAD  # a bucket smaller than the largest frame would never let it through
 
 
 @dataclass(frozen=True, slots=True)

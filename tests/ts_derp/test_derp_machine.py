@@ -228,6 +228,12 @@ def test_the_servers_rate_limit_is_kept() -> None:
     assert m.drops == {machine.RATE_LIMITED: 75}
 
 
+def test_the_smallest_bucket_lets_the_largest_packet_through() -> None:
+    m = greeted_machine(RateLimit(1000, 1))
+    m.send([(PEER, [bytes(frames.MAX_PACKET_LENGTH)])], 0.0)
+    assert not m.drops
+
+
 @pytest.mark.parametrize(
     "text",
     [
