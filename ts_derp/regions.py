@@ -36,7 +36,6 @@ class RelayNode:
     derp_port: int = 0  # 0 = 443
     insecure_for_tests: bool = False
     stun_test_ip: str = ""
-    can_port_80: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,14 +139,9 @@ class DerpServer:
         return self._private.public
 
     @property
-    def upgrade_headers(self) -> list[tuple[str, str]]:
-        """Of the 101 answer to `GET /derp` with `Upgrade: DERP` (or `websocket`, which is not offered here)."""
-        return [
-            ("Upgrade", "DERP"),
-            ("Connection", "Upgrade"),
-            ("Derp-Version", str(frames.PROTOCOL_VERSION)),
-            ("Derp-Public-Key", self.public.raw.hex()),
-        ]
+    def upgrade_headers(self) -> tuple[tuple[str, str], ...]:
+        """Of the 101 answer to `GET /derp` with `Upgrade: DERP`, beside those of every upgrade."""
+        return ("Derp-Version", str(frames.PROTOCOL_VERSION)), ("Derp-Public-Key", self.public.raw.hex())
 
     @property
     def connected_keys(self) -> frozenset[bytes]:
@@ -172,11 +167,6 @@ class DerpServer:
         if client.outbox:
             self.drops[CONNECTION_GONE] += len(client.outbox)
         self._ready.discard(connection)
-
-    def close_key(self, key: bytes, reason: str) -> None:
-        """Disconnect every connection of a node, for instance because it may not be here any more."""
-        for client in list(self._by_key.get(key, ())):
-            self._close(client, reason)
 
     def _close(self, client: _Client, reason: str) -> None:
         if not client.closed:

@@ -261,7 +261,6 @@ def translate_map(wire: DERPMap) -> RelayMap:
                         derp_port=node.derp_port,
                         insecure_for_tests=node.insecure_for_tests,
                         stun_test_ip=node.stun_test_ip,
-                        can_port_80=node.can_port80,
                     )
                     for node in region.nodes
                 ),

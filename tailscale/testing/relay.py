@@ -121,12 +121,8 @@ class RelayService:
         if request.path == "/derp":
             if request.headers.get("upgrade", "").lower() != "derp":
                 return Answer(426, b"DERP requires connection upgrade")
-            extra = tuple(
-                (name, value)
-                for name, value in self.server.upgrade_headers
-                if name.lower() not in {"upgrade", "connection"}
-            )
-            return Upgrade("DERP", self._carry, extra, silent=request.headers.get("derp-fast-start") == "1")
+            silent = request.headers.get("derp-fast-start") == "1"
+            return Upgrade("DERP", self._carry, self.server.upgrade_headers, silent=silent)
         if request.path in {"/derp/probe", "/derp/latency-check", "/generate_204"}:
             return Answer(200 if request.path != "/generate_204" else 204)
         return Answer(404, b"not found")

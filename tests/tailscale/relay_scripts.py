@@ -58,7 +58,8 @@ class MemoryRelay:
             self.requests.append(request)
             if self.stalled:
                 await trio.sleep_forever()
-            headers = "".join(f"{name}: {value}\r\n" for name, value in self.server.upgrade_headers).encode()
+            upgrade = [("Upgrade", "DERP"), ("Connection", "Upgrade"), *self.server.upgrade_headers]
+            headers = "".join(f"{name}: {value}\r\n" for name, value in upgrade).encode()
             head = b"HTTP/1.1 " + self.status + b"\r\n" + headers + b"\r\n"
             if not self.status.startswith(b"101"):
                 await stream.send_all(head)

@@ -392,9 +392,7 @@ def test_the_wire_map_is_translated_whole() -> None:
                 region_id=7,
                 region_code="x",
                 no_measure_no_home=True,
-                nodes=(
-                    DERPNode(name="7a", host_name="h", cert_name="c", ipv4="1.2.3.4", derp_port=9, can_port80=True),
-                ),
+                nodes=(DERPNode(name="7a", host_name="h", cert_name="c", ipv4="1.2.3.4", derp_port=9),),
             ),
             8: None,
         },
@@ -406,6 +404,6 @@ def test_the_wire_map_is_translated_whole() -> None:
             7,
             "x",
             no_measure_no_home=True,
-            nodes=(RelayNode("7a", "h", cert_name="c", ipv4="1.2.3.4", derp_port=9, can_port_80=True),),
+            nodes=(RelayNode("7a", "h", cert_name="c", ipv4="1.2.3.4", derp_port=9),),
         )
     }

@@ -124,16 +124,6 @@ def test_the_admission_hook_decides() -> None:
     assert room.server.connected_keys == {A.public.raw}
 
 
-def test_a_node_can_be_thrown_out() -> None:
-    room = Room()
-    a = room.join(A)
-    room.server.take_messages()
-    room.server.close_key(A.public.raw, "expired")
-    assert room.server.take_messages() == [ClientClosed(a, "expired")]
-    room.server.receive(a, encode_frame(frames.PING, bytes(8)), 0.0)
-    assert room.server.connected_keys == frozenset()
-
-
 def test_a_client_that_does_not_introduce_itself_is_closed() -> None:
     s = DerpServer(SERVER, entropy=Entropy())
     number = s.connect(0.0)
@@ -177,6 +167,9 @@ def test_what_a_client_may_not_say_closes_it(frame: bytes) -> None:
     [closed] = room.server.take_messages()
     assert isinstance(closed, ClientClosed)
     assert closed.connection == a
+    assert room.server.connected_keys == {B.public.raw}
+    room.server.receive(a, encode_frame(frames.PING, bytes(8)), 0.0)
+    assert room.server.transmit(a, 0.0) == b""
     room.send(b, A, DISCO)
     assert room.gone(b) == [PeerGone(A.public.raw, frames.GONE_NOT_HERE)]
 
