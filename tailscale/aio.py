@@ -228,11 +228,10 @@ class Device:
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._thread.device.udp(port, host=host)), self._thread)
 
-    async def way_to(self, host: str) -> tuple[bool, str]:
-        """Whether `host` is reached over the tailnet, and under which name or address."""
-        return await self._await(lambda: bridges.way_to(self._thread, host))
-
     # Names and identities
+
+    async def way_to(self, host: str) -> tuple[bool, str]:
+        return await self._await(lambda: self._thread.device.way_to(host))
 
     async def resolve(self, name: str) -> str:
         return await self._await(lambda: self._thread.device.resolve(name))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from tailscale.errors import TailscaleError
-from tailscale.http.routing import choose_way
 from tailscale.pump import LOOPBACK, Pump, TailnetListener, TailnetSocket, connect_back, loopback_pair, reset
 
 if TYPE_CHECKING:
@@ -35,11 +34,6 @@ async def connect(
         raise
     thread.pump(Pump(stream, ours))
     return TailnetSocket(theirs, stream.local_address, stream.remote_address)
-
-
-async def way_to(thread: LoopThread, host: str) -> tuple[bool, str]:
-    """Whether `host` is reached over the tailnet, and under which name or address."""
-    return await choose_way(thread.device, host)
 
 
 async def listen(thread: LoopThread, port: int, host: str | None, backlog: int) -> TailnetListener:

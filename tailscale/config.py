@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+log = logging.getLogger("tailscale")
 DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
 DEFAULT_LOGIN_TIMEOUT = 300.0
 DEFAULT_READY_TIMEOUT = 60.0
@@ -55,8 +57,12 @@ def control_url_from_environment() -> str:
     return os.environ.get("TS_CONTROL_URL") or DEFAULT_CONTROL_URL
 
 
-def flag_from_environment(name: str) -> bool:
-    return os.environ.get(name, "").lower() in {"1", "t", "true"}
+def rig_flag_from_environment(name: str) -> bool:
+    """Whether one of upstream's switches for test rigs is on; never silently."""
+    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
+    if is_set:
+        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
+    return is_set
 
 
 def default_hostname() -> str:

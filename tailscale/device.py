@@ -6,7 +6,6 @@ this one. Refuses to know protocols.
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
-from tailscale import diagnostics, dialing
+from tailscale import diagnostics, dialing, ways
 from tailscale.config import (
     DEFAULT_CLOSE_TIMEOUT,
     DEFAULT_LOGIN_TIMEOUT,
@@ -27,7 +26,7 @@ from tailscale.config import (
     clean_hostname,
     control_url_from_environment,
     default_hostname,
-    flag_from_environment,
+    rig_flag_from_environment,
 )
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.nodes import Node, Peers
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from tailscale.state_file import Store
     from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
 
-log = logging.getLogger("tailscale")
 DEFAULT_BACKLOG = 128
 
 
@@ -112,15 +110,9 @@ class Device:
             ready_timeout=ready_timeout,
             udp_port=udp_port,
             tls=tls,
-            relay_over_http=flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
-            never_direct=flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
+            relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
+            never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
         )
-        for name, is_set in (
-            ("TS_DEBUG_USE_DERP_HTTP", self._config.relay_over_http),
-            ("TS_DEBUG_NEVER_DIRECT_UDP", self._config.never_direct),
-        ):
-            if is_set:
-                log.warning("%s is set: this is for test rigs, not for real tailnets", name)
         self._store = open_store(state)
         self._network: Network = _network or HostNetwork()
         self._runtime: Runtime | None = None
@@ -216,6 +208,18 @@ class Device:
         host, port = dialing.host_and_port(host, port)
         return await dialing.tcp_connect(self._ready().home, host, port, timeout=timeout, local_port=local_port)
 
+    async def connect_anywhere(
+        self, host: str, port: int, *, timeout: float | None = None
+    ) -> trio.abc.HalfCloseableStream:
+        """`tcp_connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way.
+
+        ```python
+        async with await device.connect_anywhere("db", 5432) as stream:
+            await stream.send_all(b"hello")
+        ```
+        """
+        return await ways.connect_anywhere(self._ready().home, host, port, timeout=timeout)
+
     async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
         """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port.
 
@@ -242,6 +246,15 @@ class Device:
         return await dialing.udp(self._ready().home, port, host)
 
     # Names and identities
+
+    async def way_to(self, host: str) -> tuple[bool, str]:
+        """Whether `connect_anywhere` goes over the tailnet, and to which name or address.
+
+        ```python
+        is_tailnet, destination = await device.way_to("db")
+        ```
+        """
+        return await ways.way_to(self._ready().home, host)
 
     async def resolve(self, name: str) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.
@@ -359,7 +372,7 @@ class Device:
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
-        runtime.set_preferences(replace(runtime.preferences, **changes))
+        runtime.set_preferences(replace(runtime.home.preferences, **changes))
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.

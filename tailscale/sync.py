@@ -127,7 +127,7 @@ class Device:
 
     def connect_anywhere(self, host: str, port: int, *, timeout: float | None = None) -> socket.socket:
         """`connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
-        is_tailnet, destination = self._await(lambda: bridges.way_to(self._thread, host))
+        is_tailnet, destination = self.way_to(host)
         if is_tailnet:
             return self.connect(destination, port, timeout=timeout)
         return socket.create_connection((destination, port), timeout)
@@ -152,6 +152,9 @@ class Device:
         return UdpSocket(self._await(lambda: self._thread.device.udp(port, host=host)), self._thread)
 
     # Names and identities
+
+    def way_to(self, host: str) -> tuple[bool, str]:
+        return self._await(lambda: self._thread.device.way_to(host))
 
     def resolve(self, name: str) -> str:
         return self._await(lambda: self._thread.device.resolve(name))

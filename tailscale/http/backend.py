@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tailscale.http.routing import dial
 from tailscale.sockets import TcpStream
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ class TailnetBackend:
         self, host: str, port: int, timeout: float | None = None, **of_kernel_sockets: Any
     ) -> TailnetNetworkStream:
         with _mapped(timeout, self._library.ConnectTimeout, self._library.ConnectError):
-            return TailnetNetworkStream(await dial(self._device, host, port), self._library)
+            return TailnetNetworkStream(await self._device.connect_anywhere(host, port), self._library)
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)

@@ -18,14 +18,20 @@ import msgspec
 import trio
 
 from tailscale import dialing
-from tailscale.config import Config
+from tailscale.config import Config, Preferences
 from tailscale.errors import DeviceNotReady
 from tailscale.names import literal_address
 from tailscale.nodes import Node, node_from_wire
 from tailscale.resolvers import NameResolver
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.messages import ControlStateChanged, EndpointsChanged, NetInfoChanged, TablesChanged
+from tailscale.runtime.messages import (
+    ControlStateChanged,
+    EndpointsChanged,
+    NetInfoChanged,
+    PreferencesChanged,
+    TablesChanged,
+)
 from tailscale.runtime.network import Network
 from tailscale.sockets import UdpSocket
 from ts_base.ip import format_address
@@ -73,8 +79,8 @@ class Home:
         self.config = config
         self.bus = bus
         self.stack = stack
+        self.network = network
         self.resolver = NameResolver(self)
-        self._network = network
         self._endpoint = endpoint
         self._dataplane = dataplane
         self._pings: dict[object, _Waiter] = {}
@@ -86,10 +92,10 @@ class Home:
         return trio.current_time()
 
     def wall_clock(self) -> float:
-        return self._network.wall_clock()
+        return self.network.wall_clock()
 
     def random_id(self) -> int:
-        return int(RANDOM_ID(self._network.entropy(2))[0])
+        return int(RANDOM_ID(self.network.entropy(2))[0])
 
     def kick(self) -> None:
         self._dataplane.kick()
@@ -101,6 +107,11 @@ class Home:
         """The one that packets go by."""
         message = self.bus.latest(TablesChanged)
         return message.netmap if message is not None else None
+
+    @property
+    def preferences(self) -> Preferences:
+        message = self.bus.latest(PreferencesChanged)
+        return message.preferences if message is not None else self.config.preferences
 
     @property
     def state(self) -> str:
@@ -276,7 +287,7 @@ class Home:
             if kind == "disco":
                 token = ("disco", self._dataplane.finder.ping(peer, waiter.asked_at, size))
             else:
-                secret = self._network.entropy(8)
+                secret = self.network.entropy(8)
                 token = ("tsmp", secret)
                 self._dataplane.engine.ping(peer, secret)
             self._pings[token] = waiter
@@ -342,7 +353,7 @@ class Home:
                 await tailnet.connect((format_address(address), port))
                 await tailnet.send(question)
                 return await tailnet.receive()
-        udp = await self._network.open_udp(0)
+        udp = await self.network.open_udp(0)
         try:
             path = format_address(address), port
             is_v6 = len(address) == 16
@@ -361,4 +372,4 @@ class Home:
         host = format_address(address)
         if self.routes_to(address):
             return await dialing.tcp_connect(self, host, port)
-        return await self._network.open_tcp(host, port)
+        return await self.network.open_tcp(host, port)

@@ -67,7 +67,6 @@ class Runtime:
         self.config = config
         self.network = network
         self.store = store
-        self.preferences = config.preferences
         self.bus = Bus()
         self.health = Health()
         self._held = ExitStack()
@@ -135,7 +134,7 @@ class Runtime:
 
     async def _start_actors(self, nursery: trio.Nursery) -> None:
         bus, dataplane = self.bus, self.dataplane
-        bus.publish(PreferencesChanged(self.preferences))
+        bus.publish(PreferencesChanged(self.config.preferences))
         await nursery.start(run_watch, bus, self.watching)
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
@@ -305,7 +304,6 @@ class Runtime:
     # What the Device asks
 
     def set_preferences(self, preferences: Preferences) -> None:
-        self.preferences = preferences
         self.bus.publish(PreferencesChanged(preferences))
 
     async def login(self) -> None:

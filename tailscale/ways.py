@@ -1,4 +1,4 @@
-"""Which way a request goes: over the tailnet for what the tailnet knows or routes, else over the host's own network.
+"""Which way a connection goes: over the tailnet for what the tailnet knows or routes, else over the host's own network.
 
 With an exit node everything but this very machine goes through the tailnet. A name in the tailnet's own domain is never
 shown to the host's resolver.
@@ -7,44 +7,47 @@ shown to the host's resolver.
 from __future__ import annotations
 
 import ipaddress
+import math
 from typing import TYPE_CHECKING
 
-from tailscale.errors import NameNotFound
+import trio
+
+from tailscale import dialing
+from tailscale.errors import ConnectionTimedOut, NameNotFound
 from tailscale.names import clean_name, literal_address
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
-    import trio
-
-    from tailscale.device import Device
     from tailscale.runtime.home import Home
 
 
-async def dial(device: Device, host: str, port: int) -> trio.abc.HalfCloseableStream:
+async def connect_anywhere(
+    home: Home, host: str, port: int, *, timeout: float | None = None
+) -> trio.abc.HalfCloseableStream:
     """An open stream to `host`, whichever way it goes."""
-    is_tailnet, destination = await choose_way(device, host)
+    is_tailnet, destination = await way_to(home, host)
     if is_tailnet:
-        return await device.tcp_connect(destination, port)
-    runtime = device._ready()
+        return await dialing.tcp_connect(home, destination, port, timeout=timeout)
     try:
-        return await runtime.network.open_tcp(destination, port)
+        with trio.move_on_after(math.inf if timeout is None else timeout):
+            return await home.network.open_tcp(destination, port)
+        raise ConnectionTimedOut(f"{host} port {port} did not answer within {timeout:g} s over this machine's network")
     except OSError as error:
-        close = [] if literal_address(host) or "." in host else runtime.home.resolver.names.close_to(host)
+        close = [] if literal_address(host) or "." in host else home.resolver.names.close_to(host)
         if close:
             raise NameNotFound(host, close, detail="nor could this machine's network reach it") from error
         raise
 
 
-async def choose_way(device: Device, host: str) -> tuple[bool, str]:
+async def way_to(home: Home, host: str) -> tuple[bool, str]:
     """Whether to go over the tailnet, and to what: `host` itself, or the address its own resolver gives for it."""
-    runtime = device._ready()
     if _is_this_machine(host):
         return False, host
-    if runtime.preferences.exit_node is not None or _is_of_tailnet(runtime.home, host):
+    if home.preferences.exit_node is not None or _is_of_tailnet(home, host):
         return True, host
-    if _is_split(runtime.home, host):
-        addresses = await runtime.home.resolver.address_bytes(host)
-        routed = [a for a in addresses if runtime.home.routes_to(a)]
+    if _is_split(home, host):
+        addresses = await home.resolver.address_bytes(host)
+        routed = [a for a in addresses if home.routes_to(a)]
         return bool(routed), format_address((routed or addresses)[0])
     return False, host
 
