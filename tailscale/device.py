@@ -30,6 +30,7 @@ from tailscale.config import (
 )
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.nodes import Node, Peers
+from tailscale.runtime.bus import Bus
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.supervisor import Runtime
 from tailscale.sockets import TcpListener, TcpStream, UdpSocket
@@ -92,6 +93,7 @@ class Device:
         udp_port: int = 0,
         tls: ssl.SSLContext | None = None,
         _network: Network | None = None,
+        _bus: Bus | None = None,
     ) -> None:
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
@@ -115,6 +117,7 @@ class Device:
         )
         self._store = open_store(state)
         self._network: Network = _network or HostNetwork()
+        self._bus = _bus or Bus()  # lent by whoever wants to hear how the joining goes
         self._runtime: Runtime | None = None
         self._closed = False
 
@@ -123,7 +126,7 @@ class Device:
     async def __aenter__(self) -> Self:
         if self._closed or self._runtime is not None:
             raise DeviceClosed("a Device can be entered once: make a new one")
-        self._runtime = Runtime(self._config, self._network, self._store)
+        self._runtime = Runtime(self._config, self._network, self._store, self._bus)
         try:
             await self._runtime.start()
         except BaseException:
@@ -389,5 +392,5 @@ class Device:
         await self._ready().logout()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "new" if self._runtime is None else self._runtime.home.state
+        state = "closed" if self._closed else "new" if self._runtime is None else self._runtime.state
         return f"<Device {self._config.preferences.hostname!r} {state}>"

@@ -1,7 +1,7 @@
 """Joining the tailnet for one command: from options to a Device, with something to look at while it takes.
 
-Owns where the state is kept and what a login asks of the person; the phases come from the device's own bus, because its
-public events begin when it is ready, and here the way there is the interesting part.
+Owns where the state is kept and what a login asks of the person. The phases come from a bus that the device is lent:
+its public events begin when it is ready, and here the way there is the interesting part.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tailscale.cli.arguments import default_state
 from tailscale.cli.screen import Screen, in_time
 from tailscale.config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.device import Device
+from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import ControlStateChanged, NetInfoChanged, NetMapChanged, RelaysChanged
 from tailscale.state_file import FileStore
 
@@ -70,7 +71,7 @@ def _hostname_note(options: argparse.Namespace) -> Path | None:
 async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[Device]:
     """A device, usable inside. Leaves the tailnet properly however the block ends."""
     patient = options.command == "login" or sys.stdin.isatty()
-    name = hostname(options)
+    name, bus = hostname(options), Bus()
     device = Device(
         name,
         auth_key=options.auth_key,
@@ -80,10 +81,11 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         on_login_url=lambda url: _ask_to_open(url, screen, patient),
         login_timeout=LOGIN_PATIENCE if patient else options.timeout,
         ready_timeout=options.timeout,
+        _bus=bus,
     )
     progress = Progress(name, screen)
     async with trio.open_nursery() as nursery:
-        following = await nursery.start(progress.follow, device)
+        following = await nursery.start(progress.follow, bus)
         async with device:
             following.cancel()
             screen.hide()
@@ -117,22 +119,19 @@ class Progress:
         return f"joining as {self._name}: {reached or 'starting'}"
 
     async def follow(
-        self, device: Device, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+        self, bus: Bus, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.CancelScope() as scope:
+        with trio.CancelScope() as scope, bus.subscribe(*PHASES, name="progress") as inbox:
             task_status.started(scope)
-            while device._runtime is None:
-                await trio.lowlevel.checkpoint()
-            with device._runtime.bus.subscribe(*PHASES, name="progress") as inbox:
-                while True:
-                    message = None
-                    with trio.move_on_after(REDRAW):
-                        message = await inbox.receive()
-                    if scope.cancel_called:
-                        return  # the line belongs to the command by now
-                    self._note(message)
-                    waited = in_time(trio.current_time() - self._began)
-                    self._screen.show(f"{self.line()} ... {waited}")
+            while True:
+                message = None
+                with trio.move_on_after(REDRAW):
+                    message = await inbox.receive()
+                if scope.cancel_called:
+                    return  # the line belongs to the command by now
+                self._note(message)
+                waited = in_time(trio.current_time() - self._began)
+                self._screen.show(f"{self.line()} ... {waited}")
 
     def _note(self, message: object) -> None:
         match message:

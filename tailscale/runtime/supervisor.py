@@ -63,11 +63,11 @@ FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 class Runtime:
     """Everything one Device runs on."""
 
-    def __init__(self, config: Config, network: Network, store: Store) -> None:
+    def __init__(self, config: Config, network: Network, store: Store, bus: Bus) -> None:
         self.config = config
         self.network = network
         self.store = store
-        self.bus = Bus()
+        self.bus = bus
         self.health = Health()
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
@@ -302,6 +302,10 @@ class Runtime:
         await self.control.leave()
 
     # What the Device asks
+
+    @property
+    def state(self) -> str:
+        return self.home.state if self.is_built else "starting"
 
     def set_preferences(self, preferences: Preferences) -> None:
         self.bus.publish(PreferencesChanged(preferences))

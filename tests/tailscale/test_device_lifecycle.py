@@ -289,6 +289,22 @@ def test_a_device_that_is_never_entered_holds_nothing() -> None:
     gc.collect()
 
 
+async def test_a_device_has_a_repr_while_it_is_being_built(
+    autojump_clock: MockClock, tailnet: Tailnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, seen = host_of(tailnet, "a"), []
+
+    async def open_udp(port: int) -> None:
+        seen.append(repr(device))
+        raise OSError("no sockets here")
+
+    monkeypatch.setattr(host, "open_udp", open_udp)
+    device = device_on(tailnet, "a")
+    async with device:
+        assert "running" in repr(device)
+    assert seen == ["<Device 'a' starting>"]
+
+
 async def test_machine_that_waits_for_approval_is_not_ready_before_it(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
