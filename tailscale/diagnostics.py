@@ -36,7 +36,7 @@ async def ping(home: Home, host: str, kind: str, size: int, timeout: float) -> P
         raise ValueError(f"ping kind {kind!r} is not one of {', '.join(PING_KINDS)}")
     with trio.move_on_after(timeout):
         address = home.reachable(await home.resolver.address_bytes(host), host)[0]
-        latency, path = await home.ping(address, kind, size)
+        latency, path = await home.replies.ping(address, kind, size)
         return PingResult(latency, path, kind, home.identify(address))
     raise ConnectionTimedOut(f"{host} did not answer a {kind} ping within {timeout:g} s")
 

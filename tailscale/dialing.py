@@ -1,4 +1,4 @@
-"""Making connections: from a host and a port to an open stream, or to the error that says what stands in the way."""
+"""Making connections: from a host and a port to an open stream, or to an error. Its words are in `obstacles.py`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.errors import (
-    ConnectionRefused,
-    ConnectionTimedOut,
-    NoRoute,
-    PeerKeyExpired,
-    PeerOffline,
-    TailscaleError,
-)
-from tailscale.nodes import Node
+from tailscale import obstacles
+from tailscale.errors import ConnectionRefused, NoRoute, TailscaleError
 from tailscale.sockets import TcpListener, TcpStream, UdpSocket, describe_problem
-from ts_base.ip import format_address
 from ts_netstack.tcp import ConnectionProblem
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from tailscale.runtime.home import Home
 
 DIAL_TIMEOUT = 30.0
@@ -104,11 +94,11 @@ async def _dial(home: Home, address: bytes, host: str, port: int, local_port: in
     connection = home.stack.connect((address, port), home.now(), local_port=local_port)
     stream = TcpStream(connection, home)
     try:
-        with home.rejections(connection) as rejection:
+        with home.replies.rejections(connection) as rejection:
             home.kick()
             await stream.wait_connected()
             if rejection:
-                raise ConnectionRefused(_refused_sentence(host, port, rejection[0]))
+                raise obstacles.refusal(host, port, rejection[0])
     except BaseException:
         stream.abort()
         raise
@@ -120,64 +110,16 @@ async def _dial(home: Home, address: bytes, host: str, port: int, local_port: in
         case ConnectionProblem.UNREACHABLE:
             raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
         case ConnectionProblem.REFUSED | ConnectionProblem.RESET:
-            raise ConnectionRefused(_refused_sentence(host, port, ""))
+            raise obstacles.refusal(host, port)
         case problem:
             raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
 
 
-def _refused_sentence(host: str, port: int, policy: str) -> str:
-    where = f"{host} port {port}"
-    if policy:
-        return f"{where} refused the connection: {policy}"
-    return f"{where} refused the connection: the machine is there, but nothing listens on that port"
-
-
-def _name_and_address(host: str, address: bytes) -> str:
-    text = format_address(address)
-    return host if host == text else f"{host} ({text})"
-
-
-def check_peer(node: Node | None, host: str, address: bytes) -> None:
-    """What the netmap alone already says against a dial."""
-    if node is None:
-        raise NoRoute(
-            f"no peer owns or routes {_name_and_address(host, address)}: "
-            "is it in this tailnet, does the policy let us see it, and are its routes approved?"
-        )
-    if node.expired:
-        since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
-        raise PeerKeyExpired(
-            f"the key of {node.hostname} expired{since}: log in on that machine again, or extend its key"
-        )
-
-
 def _silence(home: Home, host: str, port: int, timeout: float | None) -> TailscaleError:
-    """Nobody answered: say the likeliest reason."""
     after = f" within {timeout:g} s" if timeout is not None else ""
     node = home.find_node(host)
-    if node is None:
-        return ConnectionTimedOut(f"{host} port {port} did not answer{after}")
-    if node.online is False:
-        seen = f" (last seen {_ago(home, node.last_seen)})" if node.last_seen else ""
-        return PeerOffline(f"{node.hostname} is offline{seen} and did not answer{after}: start it, or its tailscale")
-    if not home.has_session(node.id):
-        return ConnectionTimedOut(
-            f"{node.hostname} did not answer{after}: no encrypted session could be made with it, over any path. "
-            "Is its tailscale running?"
-        )
-    return ConnectionTimedOut(
-        f"{node.hostname} port {port} did not answer{after}, though the machine itself does: "
-        "the tailnet policy or its own firewall may drop the connection"
-    )
-
-
-def _ago(home: Home, moment: datetime) -> str:
-    seconds = home.wall_clock() - moment.timestamp()
-    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {word}{'s' if count > 1 else ''} ago"
-    return "a moment ago"
+    has_session = node is not None and home.has_session(node.id)
+    return obstacles.silence(host, port, after, node, has_session=has_session, now=home.wall_clock())
 
 
 async def listen(home: Home, port: int, host: str | None, backlog: int) -> TcpListener:
@@ -196,6 +138,3 @@ async def udp(home: Home, port: int, host: str | None) -> UdpSocket:
 def _check_port(port: int) -> None:
     if not isinstance(port, int) or not 0 <= port < 65536:
         raise OSError(errno.EINVAL, f"port {port!r} is not between 0 and 65535")
-
-
-__all__ = ["check_peer", "host_and_port", "listen", "tcp_connect", "udp"]

@@ -1,23 +1,19 @@
 """What sockets, names, dialling and diagnosis ask of the device they live in: peers, routes, paths, traffic.
 
-Answers from the current netmap and tables, never from copies of its own. Owns the pings and dials that wait for an
-answer from the packet path.
+Answers from the current netmap and tables, never from copies of its own. Refuses to know how a connection is made.
 """
 
 from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from struct import Struct
 from typing import Any
 
 import msgspec
 import trio
 
-from tailscale import dialing
+from tailscale import obstacles
 from tailscale.config import Config, Preferences
 from tailscale.errors import DeviceNotReady
 from tailscale.names import literal_address
@@ -33,19 +29,12 @@ from tailscale.runtime.messages import (
     TablesChanged,
 )
 from tailscale.runtime.network import Network
-from tailscale.sockets import UdpSocket
+from tailscale.runtime.replies import Replies
 from ts_base.ip import format_address
 from ts_control import wire
 from ts_control.netmap import NetMap
-from ts_dataplane.paths import PingLost, PongArrived
-from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
-from ts_netstack.icmp import Ping
 from ts_netstack.stack import Stack
-from ts_netstack.tcp import TcpConnection
 from ts_tunnel.endpoint import Endpoint
-
-RANDOM_ID = Struct(">H").unpack
-PING_RETRY = 1.0  # a lost probe is asked again this soon, as long as the caller waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +46,11 @@ class Traffic:
     handshake_age: float | None = None
 
 
-class _Waiter:
-    """One ping in flight."""
-
-    def __init__(self, asked_at: float) -> None:
-        self.asked_at = asked_at
-        self.answered = trio.Event()
-        self.latency: float | None = None
-        self.path: tuple[Any, ...] | None = None
-
-    def wake(self) -> None:
-        self.answered.set()
-
-
 class Home:
-    """One per device; everything here is a question or a small table of who waits for what."""
+    """One per device; everything here is a question."""
+
+    resolver: NameResolver
+    """Given by the supervisor: it dials its servers, and dialling needs all of this."""
 
     def __init__(
         self, config: Config, network: Network, bus: Bus, stack: Stack, endpoint: Endpoint, dataplane: Dataplane
@@ -80,22 +59,17 @@ class Home:
         self.bus = bus
         self.stack = stack
         self.network = network
-        self.resolver = NameResolver(self)
+        self.replies = Replies(self, dataplane)
         self._endpoint = endpoint
         self._dataplane = dataplane
-        self._pings: dict[object, _Waiter] = {}
-        self._dials: dict[tuple[object, object], tuple[TcpConnection, list[str]]] = {}
 
-    # Time and chance
+    # Time
 
     def now(self) -> float:
         return trio.current_time()
 
     def wall_clock(self) -> float:
         return self.network.wall_clock()
-
-    def random_id(self) -> int:
-        return int(RANDOM_ID(self.network.entropy(2))[0])
 
     def kick(self) -> None:
         self._dataplane.kick()
@@ -170,8 +144,7 @@ class Home:
         own = self._dataplane.engine.tables.own
         usable = [a for a in addresses if a in own or self.routes_to(a)]
         if not usable:
-            dialing.check_peer(self.identify(addresses[0]), host, addresses[0])
-            dialing.check_peer(None, host, addresses[0])
+            raise obstacles.no_way_to(self.identify(addresses[0]), host, addresses[0])
         return usable
 
     def own_address(self, host: str | None) -> bytes | None:
@@ -262,114 +235,3 @@ class Home:
         for socket in self.stack.sockets():
             if socket.owner is not None:
                 socket.owner.shut()
-
-    # What waits for the packet path
-
-    @contextmanager
-    def rejections(self, connection: TcpConnection) -> Iterator[list[str]]:
-        """While a dial is open, a peer's refusal lands here in words, and ends it."""
-        words: list[str] = []
-        key = (connection.local, connection.remote)
-        self._dials[key] = connection, words
-        try:
-            yield words
-        finally:
-            self._dials.pop(key, None)
-
-    async def ping(self, address: bytes, kind: str, size: int) -> tuple[float, str]:
-        """Ask until answered; the caller sets the deadline."""
-        peer = self._dataplane.engine.tables.peer_for(address)
-        if kind == "icmp" or peer is None:
-            return await self._ping_icmp(address, size)
-        while True:
-            waiter = _Waiter(self.now())
-            token: object
-            if kind == "disco":
-                token = ("disco", self._dataplane.finder.ping(peer, waiter.asked_at, size))
-            else:
-                secret = self.network.entropy(8)
-                token = ("tsmp", secret)
-                self._dataplane.engine.ping(peer, secret)
-            self._pings[token] = waiter
-            try:
-                self.kick()
-                with trio.move_on_after(PING_RETRY):
-                    await waiter.answered.wait()
-            finally:
-                del self._pings[token]
-            if waiter.latency is not None:
-                path = self.path_text(waiter.path) if waiter.path else self.describe_peer_path(peer)
-                return waiter.latency, path
-            await trio.sleep_until(waiter.asked_at + PING_RETRY)  # lost at once where no probe can be sent
-
-    async def _ping_icmp(self, address: bytes, size: int) -> tuple[float, str]:
-        while True:
-            waiter = _Waiter(self.now())
-            ping: Ping = self.stack.ping(address, self.now(), size)
-            ping.owner = waiter
-            try:
-                self.kick()
-                with trio.move_on_after(PING_RETRY):
-                    await waiter.answered.wait()
-            finally:
-                ping.owner = None
-            if ping.round_trip is not None:
-                return ping.round_trip, self.describe_path(address)
-
-    def hear(self, message: Any) -> None:
-        """A rare fact from the packet path."""
-        if isinstance(message, PongArrived):
-            self._answer(("disco", message.token), message.latency, message.path)
-        elif isinstance(message, PingLost):
-            self._answer(("disco", message.token), None, None)
-        elif isinstance(message, TsmpPong):
-            waiter = self._pings.get(("tsmp", message.token))
-            if waiter is not None:
-                self._answer(("tsmp", message.token), self.now() - waiter.asked_at, None)
-        elif isinstance(message, TsmpReject):
-            self._hear_rejection(message)
-
-    def _hear_rejection(self, message: TsmpReject) -> None:
-        dial = self._dials.get((message.local, message.remote))
-        if dial is None or message.maybe_broken:
-            return
-        connection, words = dial
-        words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
-        connection.abort(self.now())
-        connection.owner.wake()
-
-    def _answer(self, token: object, latency: float | None, path: tuple[Any, ...] | None) -> None:
-        waiter = self._pings.get(token)
-        if waiter is not None:
-            waiter.latency, waiter.path = latency, path
-            waiter.answered.set()
-
-    # How a resolver is reached
-
-    async def exchange_datagram(self, address: bytes, port: int, question: bytes) -> bytes:
-        """One question, one answer: over the tailnet where it has a route, else over the host's network."""
-        if self.routes_to(address):
-            async with UdpSocket(self.stack.bind_udp(0, None), self) as tailnet:
-                await tailnet.connect((format_address(address), port))
-                await tailnet.send(question)
-                return await tailnet.receive()
-        udp = await self.network.open_udp(0)
-        try:
-            path = format_address(address), port
-            is_v6 = len(address) == 16
-            if is_v6 and not udp.has_ipv6:
-                raise OSError(errno.EAFNOSUPPORT, "this machine has no IPv6")
-            udp.send_many([(path, [question])])
-            read = udp.readers()[is_v6]
-            while True:
-                for source, datagrams in await read():
-                    if source == path:
-                        return datagrams[0]
-        finally:
-            udp.close()
-
-    async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream:
-        host = format_address(address)
-        if self.routes_to(address):
-            return await dialing.tcp_connect(self, host, port)
-        return await self.network.open_tcp(host, port)

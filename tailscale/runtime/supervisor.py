@@ -16,6 +16,7 @@ import trio
 from tailscale.config import Config, Preferences
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.events import EventStream
+from tailscale.resolvers import NameResolver
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.dataplane import Dataplane
@@ -39,6 +40,7 @@ from tailscale.runtime.path_actor import announce, run_paths
 from tailscale.runtime.peer_pings import ping_for_control
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.resolver_access import ResolverAccess
 from tailscale.runtime.underlay import Underlay
 from tailscale.runtime.watch import Watch, run_watch
 from tailscale.state_file import State
@@ -118,6 +120,7 @@ class Runtime:
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
         self.underlay.send_relayed = self.relays.send
         self.home = Home(config, network, self.bus, self.stack, self.endpoint, self.dataplane)
+        self.home.resolver = NameResolver(ResolverAccess(self.home))
         self.watching = Watch(self.health, self.home)
         self.dataplane.on_message = self._hear
         self.control = Control(config, network, self.store, state, disco.public)
@@ -178,7 +181,7 @@ class Runtime:
                 self.endpoint.on_path_found(message.peer, trio.current_time())
                 self.dataplane.kick()
         announce(self.bus, message)
-        self.home.hear(message)
+        self.home.replies.hear(message)
 
     # Readiness
 

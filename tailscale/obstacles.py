@@ -1,0 +1,68 @@
+"""What stands in the way of a connection, in the words of its error. Facts in, errors out: nothing is asked here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tailscale.errors import (
+    ConnectionRefused,
+    ConnectionTimedOut,
+    NoRoute,
+    PeerKeyExpired,
+    PeerOffline,
+    TailscaleError,
+)
+from ts_base.ip import format_address
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tailscale.nodes import Node
+
+
+def no_way_to(node: Node | None, host: str, address: bytes) -> TailscaleError:
+    """Nothing can be sent to `address`, which is `node`'s if anybody's."""
+    if node is not None and node.expired:
+        since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
+        return PeerKeyExpired(
+            f"the key of {node.hostname} expired{since}: log in on that machine again, or extend its key"
+        )
+    text = format_address(address)
+    where = host if host == text else f"{host} ({text})"
+    return NoRoute(
+        f"no peer owns or routes {where}: "
+        "is it in this tailnet, does the policy let us see it, and are its routes approved?"
+    )
+
+
+def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
+    """The other side said no; `policy` is what it said of its reasons."""
+    why = policy or "the machine is there, but nothing listens on that port"
+    return ConnectionRefused(f"{host} port {port} refused the connection: {why}")
+
+
+def silence(host: str, port: int, after: str, node: Node | None, *, has_session: bool, now: float) -> TailscaleError:
+    """Nobody answered: say the likeliest reason. `now` is the wall clock's."""
+    if node is None:
+        return ConnectionTimedOut(f"{host} port {port} did not answer{after}")
+    if node.online is False:
+        seen = f" (last seen {_ago(now, node.last_seen)})" if node.last_seen else ""
+        return PeerOffline(f"{node.hostname} is offline{seen} and did not answer{after}: start it, or its tailscale")
+    if not has_session:
+        return ConnectionTimedOut(
+            f"{node.hostname} did not answer{after}: no encrypted session could be made with it, over any path. "
+            "Is its tailscale running?"
+        )
+    return ConnectionTimedOut(
+        f"{node.hostname} port {port} did not answer{after}, though the machine itself does: "
+        "the tailnet policy or its own firewall may drop the connection"
+    )
+
+
+def _ago(now: float, moment: datetime) -> str:
+    seconds = now - moment.timestamp()
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {word}{'s' if count > 1 else ''} ago"
+    return "a moment ago"
