@@ -8,6 +8,7 @@ Rules: control/controlclient/auto.go and direct.go. Times are monotonic seconds;
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -34,6 +35,8 @@ FOLLOWUP_TIMEOUT = 600.0  # the server answers when somebody has opened the page
 REFUSAL_PAUSE = 30.0  # after words that will hardly change by themselves; doubled each time
 LONGEST_REFUSAL_PAUSE = 600.0
 LOGOUT_EXPIRY = from_unix_time(123.0)  # upstream's own choice of a moment in the past
+# tka/sig.go, DecodeWrappedAuthkey: base64 without padding; the private key is 64 bytes.
+LOCK_CREDENTIAL = re.compile(r"--TL[A-Za-z0-9+/]+-[A-Za-z0-9+/]{86}\Z")
 
 
 class Phase(Enum):
@@ -330,5 +333,9 @@ class ControlMachine:
 
 
 def _without_lock_signature(auth_key: str) -> str:
-    """An auth key may carry a tailnet-lock credential behind it, which is not for the server's eyes."""
-    return auth_key.partition("--TL")[0]
+    """An auth key may carry a tailnet-lock credential behind it, which is not for the server's eyes.
+
+    A key of random letters may hold "--TL" too; behind a real one stand a signature and an Ed25519 private key.
+    """
+    match = LOCK_CREDENTIAL.search(auth_key)
+    return auth_key[: match.start()] if match else auth_key
