@@ -14,7 +14,6 @@ from noise.exceptions import NoiseValueError
 
 from ts_base.errors import BadPacket
 
-DH_LENGTH = 32
 TAG_LENGTH = 16
 
 

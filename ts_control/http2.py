@@ -70,9 +70,8 @@ class StreamFailed:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnding:
-    """The other side takes no new streams; those up to `last_stream` still finish."""
+    """The other side takes no new streams."""
 
-    last_stream: int
     reason: str
 
 
@@ -100,7 +99,6 @@ class Http2Connection:
         self._waiting: dict[int, deque[memoryview]] = {}  # bodies the other side has no window for yet
         self._finished: set[int] = set()  # of those, the ones that end with what is waiting
         self._open: set[int] = set()
-        self.is_ending = False
 
     def request(self, method: str, authority: str, path: str, headers: Sequence[tuple[str, str]], body: bytes) -> int:
         """Start a stream; BadPacket when the other side allows no more."""
@@ -150,17 +148,6 @@ class Http2Connection:
         if window:
             self._h2.acknowledge_received_data(window, stream)
 
-    def ping(self, opaque: bytes = bytes(8)) -> None:
-        self._h2.ping(opaque)
-
-    def close(self) -> None:
-        """Say goodbye; `transmit` has the bytes."""
-        self.is_ending = True
-        try:
-            self._h2.close_connection()
-        except h2.exceptions.H2Error:
-            return  # already closed by the other side
-
     def transmit(self) -> bytes:
         data: bytes = self._h2.data_to_send()
         return data
@@ -199,9 +186,8 @@ class Http2Connection:
                 if stream in self._open:
                     self._forget(stream)
                     events.append(StreamFailed(stream, f"reset by the other side ({_code_name(code)})"))
-            case h2.events.ConnectionTerminated(last_stream_id=last, error_code=code):
-                self.is_ending = True
-                events.append(ConnectionEnding(last or 0, _code_name(code)))
+            case h2.events.ConnectionTerminated(error_code=code):
+                events.append(ConnectionEnding(_code_name(code)))
             case h2.events.WindowUpdated(stream_id=stream):
                 for waiting in [stream] if stream else list(self._waiting):
                     self._pump(waiting)

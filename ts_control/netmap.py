@@ -132,13 +132,6 @@ class NetMap:
         own = math.inf if self.self_node.expired else _expiry(self.self_node)
         return min(own, self._expiry_bound) - self.clock_offset
 
-    def has_capability(self, name: str) -> bool:
-        """Whether control granted us the node attribute `name`."""
-        return name in self.self_node.cap_map
-
-    def user_of(self, node: Node) -> UserProfile | None:
-        return self.user_profiles.get(node.sharer or node.user)
-
 
 _EMPTY = NetMap(
     self_node=Node(),

@@ -34,8 +34,6 @@ NO_LOCK_KEY = "nlpub:" + 64 * "0"
 
 CapMap = dict[str, "list[Any] | None"]
 
-ENDPOINT_LOCAL, ENDPOINT_STUN, ENDPOINT_PORT_MAPPED, ENDPOINT_STUN_LOCAL_PORT, ENDPOINT_EXPLICIT = 1, 2, 3, 4, 5
-
 
 class Service(GoStruct, frozen=True):
     proto: str = ""  # "peerapi4", "peerapi6", "peerapi-dns-proxy", "tcp", "udp"
@@ -492,14 +490,3 @@ def legacy_home_region_untrusted(text: str) -> int:
     if address != "127.3.3.40" or not region.isascii() or not region.isdigit() or len(region) > 5:
         return 0
     return int(region)
-
-
-def tag_is_valid(tag: str) -> bool:
-    """`tag:` and a letter, then letters, digits and dashes."""
-    name = tag.removeprefix("tag:")
-    return (
-        tag.startswith("tag:")
-        and name.isascii()
-        and name[:1].isalpha()
-        and all(letter.isalnum() or letter == "-" for letter in name)
-    )

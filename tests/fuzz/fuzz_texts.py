@@ -11,8 +11,9 @@ from tailscale.resolvers import address_of_arpa, arpa_name, server_address
 from ts_base import ip, keys
 from ts_base.errors import BadPacket
 from ts_control.directory import clean_label, parse_routes_untrusted
+from ts_control.policy import is_valid_tag
 from ts_control.retry import RETRY_AFTER_LIMIT, pause_from_retry_after
-from ts_control.wire import legacy_home_region_untrusted, tag_is_valid
+from ts_control.wire import legacy_home_region_untrusted
 from ts_dataplane.candidates import Candidates, format_endpoint, is_worth_trying, parse_endpoint_untrusted
 from ts_dataplane.filter import prefixes_untrusted
 from ts_dataplane.upnp import error_code
@@ -53,7 +54,7 @@ def fuzz_one(data: bytes) -> None:
     assert address is None or address_of_arpa(arpa_name(address)) == address
     literal_address(text)
     clean_name(text)
-    tag_is_valid(text)
+    is_valid_tag(text)
     error_code(data)
 
 

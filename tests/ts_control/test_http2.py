@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from h2.errors import ErrorCodes
+from hyperframe.frame import GoAwayFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,9 +106,8 @@ def test_an_abandoned_stream_does_not_eat_the_connections_window() -> None:
 
 def test_a_goodbye_is_heard() -> None:
     p = Pair()
-    p.server.close()
-    (event,) = p.exchange()[0]
-    assert isinstance(event, ConnectionEnding)
+    goodbye = GoAwayFrame(stream_id=0, error_code=ErrorCodes.ENHANCE_YOUR_CALM)
+    assert p.client.receive_untrusted(goodbye.serialize()) == [ConnectionEnding("ENHANCE_YOUR_CALM")]
     with pytest.raises(BadPacket):
         p.client.request("GET", "host", "/", [], b"")
 

@@ -34,7 +34,6 @@ BASE = {
     "hosts": {"lan": "10.0.0.0/24", "printer": "10.0.0.9"},
     "tagOwners": {"tag:server": ["group:ops"], "tag:router": ["group:ops"]},
 }
-NETS = ["100.64.0.0/10", "10.0.0.0/24", "fd7a:115c:a1e0::/48"]  # what * means as a source: the tailnet and its routes
 
 
 def ports(rule: dict[str, Any]) -> list[str]:
