@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "ts_tunnel": {"ts_base"},
     "ts_base": set(),
 }
-SHELLS = {"ts_control/client.py", "ts_derp/client.py", "ts_derp/dial.py"}
+SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",
     "urllib.request", "logging",

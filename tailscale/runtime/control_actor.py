@@ -40,7 +40,8 @@ from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
-from ts_control.client import ControlClient, ControlConnection, MapStream
+from ts_control.client import ControlClient
+from ts_control.connection import ControlConnection, MapStream
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.netmap import NetMap
 from ts_control.retry import Backoff

@@ -14,7 +14,8 @@ import trio
 
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
-from ts_control.client import BROKEN, ControlClient, ControlConnection
+from ts_control.client import ControlClient
+from ts_control.connection import BROKEN, ControlConnection
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.wire import PingRequest, PingResponse, encode_json
 

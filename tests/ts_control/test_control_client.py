@@ -11,7 +11,8 @@ from backports import zstd
 
 from ts_base.errors import BadPacket, TailscaleError
 from ts_base.keys import DiscoPrivate, MachinePrivate, NodePrivate
-from ts_control.client import CONNECT_TIMEOUT, STALL_TIMEOUT, WATCHDOG, ControlClient, ControlConnection
+from ts_control.client import CONNECT_TIMEOUT, ControlClient
+from ts_control.connection import STALL_TIMEOUT, WATCHDOG, ControlConnection
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.framing import encode_frame
 from ts_control.handshake import encode_refusal
