@@ -19,7 +19,7 @@ from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.policy import Policy
 from ts_control.server_login import Logins, Parked, PendingLogin
-from ts_control.server_maps import MapStream, MapWriter
+from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_roster import Roster
 from ts_control.wire import (
     DERPMap,
@@ -108,7 +108,7 @@ class ControlServer:
         self._take_over(now)
         return answer
 
-    def request_map(self, machine: MachinePublic, request: MapRequest, now: float, owner: object) -> MapStream | bytes:
+    def request_map(self, machine: MachinePublic, request: MapRequest, now: float, owner: object) -> ServedMap | bytes:
         """A stream that already holds its first message, or the whole body of a one-shot answer.
 
         DirectoryError when the node key is not this machine's: the client has to register again.
@@ -128,7 +128,7 @@ class ControlServer:
         """Whom the policy lets this device know of, itself left out."""
         return self._maps.view(self.directory.find(device_id)) - {device_id}
 
-    def close_map(self, stream: MapStream, now: float) -> None:
+    def close_map(self, stream: ServedMap, now: float) -> None:
         self._roster.close_stream(stream, now)
 
     def abandon(self, owner: object, now: float) -> None:

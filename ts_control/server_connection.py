@@ -16,7 +16,7 @@ from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, Http2Event
 from ts_control.record import RecordReader, RecordWriter, encode_early_payload
 from ts_control.server import MINIMUM_VERSION, ControlServer
 from ts_control.server_login import Parked
-from ts_control.server_maps import MapStream
+from ts_control.server_maps import ServedMap
 from ts_control.wire import (
     EarlyNoise,
     MapRequest,
@@ -34,7 +34,7 @@ FULL_BACKLOG = 1 << 20  # with this much unsent, further map messages wait in th
 _JSON = (("content-type", "application/json"),)
 
 
-class ControlConnection:
+class ServedConnection:
     """`receive`, then `transmit`; `transmit` again whenever the server's `take_ready` names this connection."""
 
     def __init__(self, server: ControlServer, initiation: bytes, *, entropy: Callable[[int], bytes]) -> None:
@@ -44,7 +44,7 @@ class ControlConnection:
         self._writer: RecordWriter | None = None
         self._http = Http2Connection(client=False)
         self._requests: dict[int, tuple[RequestArrived, bytearray]] = {}
-        self._maps: dict[int, MapStream] = {}
+        self._maps: dict[int, ServedMap] = {}
         self._parked: dict[int, Parked] = {}
         self.machine = MachinePublic.zero()
         self.version = 0
@@ -105,7 +105,7 @@ class ControlConnection:
         self._server.drops[reason] += 1
         self.closed = True
 
-    def _feed(self, number: int, stream_map: MapStream, now: float) -> None:
+    def _feed(self, number: int, stream_map: ServedMap, now: float) -> None:
         if not self._http.is_open(number):
             del self._maps[number]
             self._server.close_map(stream_map, now)
@@ -185,7 +185,7 @@ class ControlConnection:
             self._refuse(stream, 404, str(problem))
             return
         self._http.respond(stream, 200, _JSON)
-        if isinstance(answer, MapStream):
+        if isinstance(answer, ServedMap):
             self._maps[stream] = answer
         else:
             self._http.send_body(stream, answer, end=True)

@@ -43,7 +43,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(eq=False, slots=True)
-class MapStream:
+class ServedMap:
     """One long poll. `take()` what is to be sent; when `closed`, end the response."""
 
     device: int
@@ -178,7 +178,7 @@ class MapWriter:
 
     # Messages
 
-    def full(self, device: Enrolled, stream: MapStream | None, wall: float) -> bytes:
+    def full(self, device: Enrolled, stream: ServedMap | None, wall: float) -> bytes:
         """Everything: the first message of a stream, or the answer to a one-shot request."""
         view = self.view(device)
         filter_text = _encode(self.policy.filter_for(device.id))
@@ -202,11 +202,11 @@ class MapWriter:
             }
         )
 
-    def deltas(self, streams: Iterable[MapStream], changes: Changes) -> list[tuple[MapStream, bytes]]:
+    def deltas(self, streams: Iterable[ServedMap], changes: Changes) -> list[tuple[ServedMap, bytes]]:
         """What each stream must hear of `changes`; the same bytes object for all that must hear the same."""
         whole = {i for i, names in changes.devices.items() if not names <= PATCHABLE}
         known: dict[tuple[Any, ...], bytes] = {}
-        out: list[tuple[MapStream, bytes]] = []
+        out: list[tuple[ServedMap, bytes]] = []
         for stream in streams:
             device = self._directory.devices[stream.device]
             before, stream.view = stream.view, self.view(device)
@@ -227,11 +227,11 @@ class MapWriter:
                 out.append((stream, message))
         return out
 
-    def _new_attributes(self, device: Enrolled, stream: MapStream) -> bool:
+    def _new_attributes(self, device: Enrolled, stream: ServedMap) -> bool:
         before, stream.attributes = stream.attributes, self.policy.attributes(device.id)
         return stream.attributes != before
 
-    def _new_filter(self, device: Enrolled, stream: MapStream) -> bytes | None:
+    def _new_filter(self, device: Enrolled, stream: ServedMap) -> bytes | None:
         version = self.policy.filter_version(device.id)
         if version == stream.filter_version:
             return None

@@ -17,7 +17,7 @@ from ts_control.directory import MAX_ENDPOINTS, Directory, DirectoryError, Enrol
 from ts_control.framing import encode_frame
 from ts_control.policy import Policy, approves
 from ts_control.policy_index import PolicyIndex
-from ts_control.server_maps import ONLINE, WHOLE, Changes, MapStream, MapWriter
+from ts_control.server_maps import ONLINE, WHOLE, Changes, MapWriter, ServedMap
 from ts_control.wire import MapRequest
 
 KEEP_ALIVE_INTERVAL = 50.0
@@ -45,8 +45,8 @@ class Roster:
         self.changes = Changes()
         self.drops: Counter[str] = Counter()
         self._wall_clock = wall_clock
-        self._streams: dict[MapStream, None] = {}
-        self._streams_of: dict[int, list[MapStream]] = {}
+        self._streams: dict[ServedMap, None] = {}
+        self._streams_of: dict[int, list[ServedMap]] = {}
         self._published_at = -BATCH_DELAY
         self._timers: Timers[tuple[str, Hashable]] = Timers()
         self._ready: dict[object, None] = {}
@@ -64,7 +64,7 @@ class Roster:
 
     # Streams
 
-    def open_stream(self, device: Enrolled, compress: bool, owner: object, now: float) -> MapStream:
+    def open_stream(self, device: Enrolled, compress: bool, owner: object, now: float) -> ServedMap:
         """A stream that holds the full map; the others hear that the device is online."""
         if len(self._streams) >= MAX_STREAMS:
             self.drops["too many map streams"] += 1
@@ -75,16 +75,16 @@ class Roster:
             device.online = True
             self.note(device, {ONLINE}, now)
         self.settle(now)
-        stream = MapStream(device.id, compress, owner)
+        stream = ServedMap(device.id, compress, owner)
         self._streams[stream] = None
         self._streams_of.setdefault(device.id, []).append(stream)
         self._put(stream, self.one_map(device, compress, stream), now)
         return stream
 
-    def one_map(self, device: Enrolled, compress: bool, stream: MapStream | None = None) -> bytes:
+    def one_map(self, device: Enrolled, compress: bool, stream: ServedMap | None = None) -> bytes:
         return encode_frame(self.maps.full(device, stream, self._wall_clock()), compressed=compress)
 
-    def close_stream(self, stream: MapStream, now: float) -> None:
+    def close_stream(self, stream: ServedMap, now: float) -> None:
         """The client, or the connection under it, is gone."""
         if stream.closed:
             return
@@ -110,7 +110,7 @@ class Roster:
         for stream in list(self._streams_of.get(device_id, ())):
             self._put(stream, encode_frame(message, compressed=stream.compress), now)
 
-    def _put(self, stream: MapStream, framed: bytes, now: float) -> None:
+    def _put(self, stream: ServedMap, framed: bytes, now: float) -> None:
         self._ready[stream.owner] = None
         if stream.put(framed):
             self._timers.set((_KEEP_ALIVE, stream), now + KEEP_ALIVE_INTERVAL)
@@ -125,7 +125,7 @@ class Roster:
 
     def handle_timer(self, now: float) -> None:
         for kind, who in self._timers.pop_due(now):
-            if kind == _KEEP_ALIVE and isinstance(who, MapStream):
+            if kind == _KEEP_ALIVE and isinstance(who, ServedMap):
                 self._put(who, encode_frame(self.maps.keep_alive(), compressed=who.compress), now)
             elif isinstance(who, int) and who in self.directory.devices:
                 self._device_timer(kind, self.directory.devices[who], now)

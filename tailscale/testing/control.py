@@ -16,7 +16,7 @@ import trio
 from tailscale.testing.http_front import READ_SIZE, Answer, Request, Upgrade, serve_http
 from ts_base.errors import TailscaleError
 from ts_control.server import ControlServer
-from ts_control.server_connection import ControlConnection
+from ts_control.server_connection import ServedConnection
 
 PROTOCOL = "tailscale-control-protocol"
 HANDSHAKE_HEADER = "x-tailscale-handshake"
@@ -28,7 +28,7 @@ class ControlService:
     def __init__(self, server: ControlServer, *, entropy: Callable[[int], bytes]) -> None:
         self.server = server
         self._entropy = entropy
-        self._wake: dict[ControlConnection, trio.Event] = {}
+        self._wake: dict[ServedConnection, trio.Event] = {}
         self._timer_moved = trio.Event()
 
     @property
@@ -38,7 +38,7 @@ class ControlService:
     def poke(self) -> None:
         """Let every connection with something to say say it, and look at the clock again."""
         for owner in self.server.take_ready():
-            if isinstance(owner, ControlConnection) and owner in self._wake:
+            if isinstance(owner, ServedConnection) and owner in self._wake:
                 self._wake[owner].set()
         self._timer_moved.set()
 
@@ -82,7 +82,7 @@ class ControlService:
             initiation = b""
         if not initiation:
             return Answer(400, b"missing Tailscale handshake header")
-        connection = ControlConnection(self.server, initiation, entropy=self._entropy)
+        connection = ServedConnection(self.server, initiation, entropy=self._entropy)
 
         async def take_over(stream: trio.abc.Stream, first: bytes) -> None:
             await self._speak(stream, connection, first)
@@ -107,7 +107,7 @@ class ControlService:
         page = f"<h1>Let {name} into the tailnet?</h1><form method=post><button>Yes</button></form>"
         return Answer(200, page.encode(), "text/html; charset=utf-8")
 
-    async def _speak(self, stream: trio.abc.Stream, connection: ControlConnection, first: bytes) -> None:
+    async def _speak(self, stream: trio.abc.Stream, connection: ServedConnection, first: bytes) -> None:
         self._wake[connection] = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
@@ -129,7 +129,7 @@ class ControlService:
             connection.close(trio.current_time())
             self.poke()
 
-    async def _write(self, stream: trio.abc.Stream, connection: ControlConnection) -> None:
+    async def _write(self, stream: trio.abc.Stream, connection: ServedConnection) -> None:
         while True:
             data = connection.transmit(trio.current_time())
             if data:

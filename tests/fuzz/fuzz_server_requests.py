@@ -13,7 +13,7 @@ from ts_control.directory import DirectoryError
 from ts_control.framing import FrameReader
 from ts_control.netmap import NetMap
 from ts_control.server import ControlServer
-from ts_control.server_maps import MapStream
+from ts_control.server_maps import ServedMap
 from ts_control.wire import (
     Hostinfo,
     MapRequest,
@@ -44,7 +44,7 @@ AUTH_KEY = _server()[1]
 def fuzz_one(data: bytes) -> None:
     server, auth_key = _server()
     assert auth_key == AUTH_KEY
-    streams: list[tuple[MapStream, FrameReader]] = []
+    streams: list[tuple[ServedMap, FrameReader]] = []
     now = 1.0
     for number, line in enumerate(data.split(b"\n")[:MOST_LINES]):
         _register(server, MACHINES[number & 1], line, now)
@@ -74,14 +74,14 @@ def _ask(
     machine: MachinePublic,
     line: bytes,
     now: float,
-    streams: list[tuple[MapStream, FrameReader]],
+    streams: list[tuple[ServedMap, FrameReader]],
 ) -> None:
     try:
         request = decode_json_untrusted(MapRequest, line)
         answer = server.request_map(machine, request, now, server)
     except (BadPacket, DirectoryError):
         return
-    if isinstance(answer, MapStream):
+    if isinstance(answer, ServedMap):
         streams.append((answer, FrameReader(compressed=request.compress == "zstd")))
 
 

@@ -12,7 +12,7 @@ from ts_control.framing import FrameReader
 from ts_control.netmap import NetMap
 from ts_control.server import ControlServer
 from ts_control.server_login import Parked
-from ts_control.server_maps import MapStream
+from ts_control.server_maps import ServedMap
 from ts_control.wire import (
     Hostinfo,
     MapRequest,
@@ -68,7 +68,7 @@ class Member:
         self.hostinfo = Hostinfo(hostname=hostname, os="linux", **hostinfo)
         self.netmap = NetMap.empty()
         self.heard: list[MapResponse] = []
-        self.streaming: MapStream | None = None
+        self.streaming: ServedMap | None = None
 
     @property
     def id(self) -> int:
@@ -89,14 +89,14 @@ class Member:
         )
         return self.world.server.register(self.machine, request, self.world.now, self)
 
-    def request(self, **fields: Any) -> MapStream | bytes:
+    def request(self, **fields: Any) -> ServedMap | bytes:
         fields = {"hostinfo": self.hostinfo, "disco_key": self.disco, **fields}
         request = MapRequest(version=VERSION, node_key=self.key, **fields)
         return self.world.server.request_map(self.machine, request, self.world.now, self)
 
     def stream(self, *, compress: str = "") -> None:
         answer = self.request(stream=True, compress=compress)
-        assert isinstance(answer, MapStream)
+        assert isinstance(answer, ServedMap)
         self.streaming = answer
         self._reader = FrameReader(compressed=bool(compress))
         self.netmap = NetMap.empty()

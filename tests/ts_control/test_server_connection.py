@@ -16,7 +16,7 @@ from ts_control.handshake import HandshakeRefused, Initiator
 from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, ResponseArrived
 from ts_control.record import ClientTransport
 from ts_control.server import ControlServer
-from ts_control.server_connection import MAX_BODY, ControlConnection
+from ts_control.server_connection import MAX_BODY, ServedConnection
 from ts_control.wire import (
     MapRequest,
     RegisterAuth,
@@ -40,7 +40,7 @@ class Client:
         self.node = NodePrivate.generate(draw(32)).public
         self.disco = DiscoPrivate.generate(draw(32)).public
         initiator = Initiator(MachinePrivate.generate(draw(32)), server.key, version, entropy=draw)
-        self.connection = ControlConnection(server, initiator.initiation, entropy=seeded(seed + 1))
+        self.connection = ServedConnection(server, initiator.initiation, entropy=seeded(seed + 1))
         self.transport = ClientTransport(initiator)
         self.http = Http2Connection(client=True)
         self.piece = piece
@@ -179,7 +179,7 @@ def test_old_client_is_told_so_before_anything_else() -> None:
 def test_request_for_another_server_key_is_dropped_and_counted() -> None:
     server, other = make_server(), ControlServer(entropy=seeded(9), wall_clock=lambda: NOW)
     initiator = Initiator(MachinePrivate.generate(seeded(2)(32)), other.key, 131, entropy=seeded(3))
-    connection = ControlConnection(server, initiator.initiation, entropy=seeded(4))
+    connection = ServedConnection(server, initiator.initiation, entropy=seeded(4))
     assert connection.closed
     assert connection.transmit(0.0) == b""
     assert server.drops["bad handshake"] == 1
@@ -189,7 +189,7 @@ def test_request_for_another_server_key_is_dropped_and_counted() -> None:
 @given(st.binary(max_size=200))
 def test_any_initiation_is_dropped_without_an_exception(initiation: bytes) -> None:
     server = make_server()
-    connection = ControlConnection(server, initiation, entropy=seeded(4))
+    connection = ServedConnection(server, initiation, entropy=seeded(4))
     connection.receive(b"more", 0.0)
     connection.transmit(0.0)
     assert connection.closed
