@@ -37,7 +37,7 @@ SECTIONS = [
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
 ]  # fmt: skip
-HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running"}
+HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace"}
 MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",

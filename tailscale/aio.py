@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tailscale import bridges
 from tailscale.bridges import Exposure, Forward
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
-from tailscale.loop_thread import DeviceOptions, Job, LoopThread
+from tailscale.faces import DeviceFace, DeviceOptions, Face, UdpFace, as_work
+from tailscale.loop_thread import Job, LoopThread
 from tailscale.pump import TailnetListener, TailnetSocket
+from tailscale.sockets import UdpSocket as TrioUdpSocket
 
 if TYPE_CHECKING:
     import os
@@ -32,21 +35,33 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event, EventStream
-    from tailscale.nodes import Node, Peers
-    from tailscale.sockets import Address
-    from tailscale.sockets import UdpSocket as TrioUdpSocket
-    from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from tailscale.events import Event
 
+P = ParamSpec("P")
 T = TypeVar("T")
+X = TypeVar("X")
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 DEFAULT_STREAM_LIMIT = 1 << 20  # asyncio's 64 KiB would pause a fast peer all the time
 
 
-class Device:
+def _awaited(
+    verb: Callable[Concatenate[X, P], Awaitable[T]],
+) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:
+    """The same verb for this face: done in the device's own loop, awaited in this one."""
+
+    @functools.wraps(verb)
+    async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await _finished(face._thread.submit(lambda: verb(face._inside(), *args, **kwargs)))
+
+    return call
+
+
+class Device(DeviceFace):
     """A node of the tailnet, for asyncio. Takes what `tailscale.Device` takes; callables run in this event loop.
 
-    Belongs to the event loop it was entered in. A Device is used once.
+    Belongs to the event loop it was entered in. A Device is used once. What is not told here does what it does in
+    `tailscale.Device`: `resolve`, `whois`, `ping`, `status` (awaited here), `set`, `login`, `logout`, `netcheck`,
+    `peers` and so on.
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
@@ -105,34 +120,6 @@ class Device:
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return await _finished(self._thread.submit(work, discard))
-
-    # Who we are and who is there
-
-    @property
-    def node(self) -> Node:
-        """Ourselves, as the tailnet sees us right now."""
-        return self._thread.device.node  # a netmap never changes, so it can be read from any thread
-
-    @property
-    def name(self) -> str:
-        return self.node.name
-
-    @property
-    def hostname(self) -> str:
-        return self.node.hostname
-
-    @property
-    def ipv4(self) -> str | None:
-        return self.node.ipv4
-
-    @property
-    def ipv6(self) -> str | None:
-        return self.node.ipv6
-
-    @property
-    def peers(self) -> Peers:
-        """Every other node we are allowed to see, right now."""
-        return self._thread.device.peers
 
     # Connections
 
@@ -226,51 +213,24 @@ class Device:
 
     async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
-        return UdpSocket(await self._await(lambda: self._thread.device.udp(port, host=host)), self._thread)
+        return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host)), self._thread)
 
     # Names and identities
 
-    async def way_to(self, host: str) -> tuple[bool, str]:
-        return await self._await(lambda: self._thread.device.way_to(host))
-
-    async def resolve(self, name: str) -> str:
-        return await self._await(lambda: self._thread.device.resolve(name))
-
-    async def resolve_all(self, name: str, type: str = "A") -> list[str]:
-        return await self._await(lambda: self._thread.device.resolve_all(name, type))
-
-    async def whois(self, address: str | tuple[str, int]) -> Identity:
-        """Who is behind `ip` or `ip:port`, for example behind `get_extra_info("peername")`."""
-        return await self._await(lambda: self._thread.device.whois(address))
+    way_to = _awaited(TrioDevice.way_to)
+    resolve = _awaited(TrioDevice.resolve)
+    resolve_all = _awaited(TrioDevice.resolve_all)
+    whois = _awaited(TrioDevice.whois)
 
     # Diagnosis
 
-    async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
-        return await self._await(lambda: self._thread.device.ping(host, kind, size, timeout=timeout))
-
-    async def status(self) -> Status:
-        """Everything the device knows about itself, as plain values."""
-
-        async def answer() -> Status:
-            return self._thread.device.status()
-
-        return await self._await(answer)
-
-    @property
-    def health(self) -> tuple[HealthWarning, ...]:
-        """What is wrong right now; empty when all is well."""
-        return self._thread.device.health
-
-    async def netcheck(self) -> NetcheckReport:
-        return await self._await(lambda: self._thread.device.netcheck())
+    ping = _awaited(TrioDevice.ping)
+    netcheck = _awaited(TrioDevice.netcheck)
+    status = _awaited(as_work(TrioDevice.status))
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, as it happens; ends when the device is closed."""
-
-        async def subscribe() -> EventStream:
-            return self._thread.device.events()
-
-        stream = await self._await(subscribe)
+        stream = await self._await(as_work(self._inside().events))
         while True:
             try:
                 yield await self._await(stream.__anext__)
@@ -279,65 +239,19 @@ class Device:
 
     # Changing our mind
 
-    async def set(
-        self,
-        *,
-        hostname: str | None = None,
-        tags: Sequence[str] | None = None,
-        accept_routes: bool | None = None,
-        exit_node: str | None = "",
-        advertise_routes: Sequence[str] | None = None,
-        shields_up: bool | None = None,
-    ) -> None:
-        """Change preferences while running; what is not named stays. `exit_node=None` stops using one."""
-        await self._await(
-            lambda: self._thread.device.set(
-                hostname=hostname,
-                tags=tags,
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_routes=advertise_routes,
-                shields_up=shields_up,
-            )
-        )
-
-    async def login(self) -> None:
-        await self._await(lambda: self._thread.device.login())
-
-    async def logout(self) -> None:
-        await self._await(lambda: self._thread.device.logout())
-
-    def __repr__(self) -> str:
-        return f"<tailscale.aio.Device {'closed' if self._thread.ended.done() else 'open'}>"
+    set = _awaited(TrioDevice.set)
+    login = _awaited(TrioDevice.login)
+    logout = _awaited(TrioDevice.logout)
 
 
-class UdpSocket:
-    """Whole datagrams to and from the tailnet."""
+class UdpSocket(UdpFace):
+    """`tailscale.UdpSocket` for asyncio: the same verbs, awaited in this event loop."""
 
-    def __init__(self, udp: TrioUdpSocket, thread: LoopThread) -> None:
-        self._udp = udp
-        self._thread = thread
-
-    async def connect(self, address: Address) -> None:
-        """Fix the other end: `send` goes there and `receive` hears only from there."""
-        await _finished(self._thread.submit(lambda: self._udp.connect(address)))
-
-    async def send_to(self, data: bytes, address: Address) -> None:
-        await _finished(self._thread.submit(lambda: self._udp.send_to(data, address)))
-
-    async def send(self, data: bytes) -> None:
-        await _finished(self._thread.submit(lambda: self._udp.send(data)))
-
-    async def receive_from(self) -> tuple[bytes, Address]:
-        """The next datagram and who sent it."""
-        return await _finished(self._thread.submit(lambda: self._udp.receive_from()))
-
-    async def receive(self) -> bytes:
-        return (await self.receive_from())[0]
-
-    @property
-    def local_address(self) -> Address:
-        return self._udp.local_address
+    connect = _awaited(TrioUdpSocket.connect)
+    send_to = _awaited(TrioUdpSocket.send_to)
+    send = _awaited(TrioUdpSocket.send)
+    receive_from = _awaited(TrioUdpSocket.receive_from)
+    receive = _awaited(TrioUdpSocket.receive)
 
     async def close(self) -> None:
         with contextlib.suppress(DeviceClosed):

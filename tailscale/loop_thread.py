@@ -8,44 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
 from tailscale.errors import DeviceClosed, DeviceNotReady
 
 if TYPE_CHECKING:
-    import os
-    import ssl
-
-    from tailscale.config import AuthKey
     from tailscale.device import Device
     from tailscale.pump import Pump
-    from tailscale.state_file import Store
 
 T = TypeVar("T")
 GOODBYE = 1.0  # what the program wrote last gets this long to leave
-
-
-class DeviceOptions(TypedDict, total=False):
-    """The keyword arguments of `tailscale.Device`."""
-
-    auth_key: AuthKey
-    control_url: str | None
-    state: str | os.PathLike[str] | Store | None
-    ephemeral: bool | None
-    tags: Sequence[str]
-    accept_routes: bool
-    exit_node: str | None
-    advertise_routes: Sequence[str]
-    shields_up: bool
-    on_login_url: Callable[[str], Any] | None
-    login_timeout: float
-    ready_timeout: float
-    udp_port: int
-    tls: ssl.SSLContext | None
 
 
 class Job(Generic[T]):

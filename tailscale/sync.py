@@ -14,17 +14,19 @@ from __future__ import annotations
 import atexit
 import socket
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from tailscale import bridges
 from tailscale.bridges import Exposure, Forward
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
-from tailscale.loop_thread import DeviceOptions, LoopThread
+from tailscale.faces import DeviceFace, DeviceOptions, Face, UdpFace, as_work
+from tailscale.loop_thread import LoopThread
 from tailscale.pump import TailnetListener, TailnetSocket
+from tailscale.sockets import UdpSocket as TrioUdpSocket
 
 if TYPE_CHECKING:
     import os
@@ -32,19 +34,31 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
-    from tailscale.nodes import Node, Peers
     from tailscale.sockets import Address
-    from tailscale.sockets import UdpSocket as TrioUdpSocket
-    from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
 
+P = ParamSpec("P")
 T = TypeVar("T")
+X = TypeVar("X")
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
-class Device:
+def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Concatenate[Face[X], P], T]:
+    """The same verb for this face: done in the loop, and waited for."""
+
+    @wraps(verb)
+    def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs)).wait()
+
+    call.__doc__ = (verb.__doc__ or "").partition("```")[0].rstrip()  # the example behind it awaits
+    return call
+
+
+class Device(DeviceFace):
     """A node of the tailnet, for programs without an event loop. Takes what `tailscale.Device` takes.
 
     Use it in a `with` block, or call `open()` and `close()`. A Device is used once; it may be shared by threads.
+    What is not told here does what it does in `tailscale.Device`: `resolve`, `whois`, `ping`, `status`, `set`, `login`,
+    `logout`, `netcheck`, `peers` and so on.
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
@@ -87,34 +101,6 @@ class Device:
     def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return self._thread.submit(work, discard).wait()
 
-    # Who we are and who is there
-
-    @property
-    def node(self) -> Node:
-        """Ourselves, as the tailnet sees us right now."""
-        return self._thread.device.node  # a netmap never changes, so it can be read from any thread
-
-    @property
-    def name(self) -> str:
-        return self.node.name
-
-    @property
-    def hostname(self) -> str:
-        return self.node.hostname
-
-    @property
-    def ipv4(self) -> str | None:
-        return self.node.ipv4
-
-    @property
-    def ipv6(self) -> str | None:
-        return self.node.ipv6
-
-    @property
-    def peers(self) -> Peers:
-        """Every other node we are allowed to see, right now."""
-        return self._thread.device.peers
-
     # Connections
 
     def connect(
@@ -133,7 +119,10 @@ class Device:
         return socket.create_connection((destination, port), timeout)
 
     def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TailnetListener:
-        """A listening socket: `accept()` returns `(socket, (address, port))`, iterating gives one after the other."""
+        """A listening socket: `accept()` returns `(socket, (address, port))`, iterating gives one after the other.
+
+        `whois(address)` says who that is.
+        """
         return self._await(lambda: bridges.listen(self._thread, port, host, backlog), TailnetListener.close)
 
     def forward(
@@ -149,52 +138,24 @@ class Device:
 
     def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
-        return UdpSocket(self._await(lambda: self._thread.device.udp(port, host=host)), self._thread)
+        return UdpSocket(self._await(lambda: self._inside().udp(port, host=host)), self._thread)
 
     # Names and identities
 
-    def way_to(self, host: str) -> tuple[bool, str]:
-        return self._await(lambda: self._thread.device.way_to(host))
-
-    def resolve(self, name: str) -> str:
-        return self._await(lambda: self._thread.device.resolve(name))
-
-    def resolve_all(self, name: str, type: str = "A") -> list[str]:
-        return self._await(lambda: self._thread.device.resolve_all(name, type))
-
-    def whois(self, address: str | tuple[str, int]) -> Identity:
-        """Who is behind `ip` or `ip:port`, for example behind what `accept` returned."""
-        return self._await(lambda: self._thread.device.whois(address))
+    way_to = _blocking(TrioDevice.way_to)
+    resolve = _blocking(TrioDevice.resolve)
+    resolve_all = _blocking(TrioDevice.resolve_all)
+    whois = _blocking(TrioDevice.whois)
 
     # Diagnosis
 
-    def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
-        return self._await(lambda: self._thread.device.ping(host, kind, size, timeout=timeout))
-
-    def status(self) -> Status:
-        """Everything the device knows about itself, as plain values."""
-
-        async def answer() -> Status:
-            return self._thread.device.status()
-
-        return self._await(answer)
-
-    @property
-    def health(self) -> tuple[HealthWarning, ...]:
-        """What is wrong right now; empty when all is well."""
-        return self._thread.device.health
-
-    def netcheck(self) -> NetcheckReport:
-        return self._await(lambda: self._thread.device.netcheck())
+    ping = _blocking(TrioDevice.ping)
+    netcheck = _blocking(TrioDevice.netcheck)
+    status = _blocking(as_work(TrioDevice.status))
 
     def events(self) -> Iterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-
-        async def subscribe() -> EventStream:
-            return self._thread.device.events()
-
-        stream = self._await(subscribe)
-        return self._events_of(stream)
+        return self._events_of(self._await(as_work(self._inside().events)))
 
     def _events_of(self, stream: EventStream) -> Iterator[Event]:
         while True:
@@ -205,54 +166,17 @@ class Device:
 
     # Changing our mind
 
-    def set(
-        self,
-        *,
-        hostname: str | None = None,
-        tags: Sequence[str] | None = None,
-        accept_routes: bool | None = None,
-        exit_node: str | None = "",
-        advertise_routes: Sequence[str] | None = None,
-        shields_up: bool | None = None,
-    ) -> None:
-        """Change preferences while running; what is not named stays. `exit_node=None` stops using one."""
-        self._await(
-            lambda: self._thread.device.set(
-                hostname=hostname,
-                tags=tags,
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_routes=advertise_routes,
-                shields_up=shields_up,
-            )
-        )
-
-    def login(self) -> None:
-        self._await(lambda: self._thread.device.login())
-
-    def logout(self) -> None:
-        self._await(lambda: self._thread.device.logout())
-
-    def __repr__(self) -> str:
-        return f"<tailscale.sync.Device {'closed' if self._thread.ended.done() else 'open'}>"
+    set = _blocking(TrioDevice.set)
+    login = _blocking(TrioDevice.login)
+    logout = _blocking(TrioDevice.logout)
 
 
-class UdpSocket:
-    """Whole datagrams to and from the tailnet."""
+class UdpSocket(UdpFace):
+    """`tailscale.UdpSocket` for plain threads: the same verbs, blocking."""
 
-    def __init__(self, udp: TrioUdpSocket, thread: LoopThread) -> None:
-        self._udp = udp
-        self._thread = thread
-
-    def connect(self, address: Address) -> None:
-        """Fix the other end: `send` goes there and `receive` hears only from there."""
-        self._thread.submit(lambda: self._udp.connect(address)).wait()
-
-    def send_to(self, data: bytes, address: Address) -> None:
-        self._thread.submit(lambda: self._udp.send_to(data, address)).wait()
-
-    def send(self, data: bytes) -> None:
-        self._thread.submit(lambda: self._udp.send(data)).wait()
+    connect = _blocking(TrioUdpSocket.connect)
+    send_to = _blocking(TrioUdpSocket.send_to)
+    send = _blocking(TrioUdpSocket.send)
 
     def receive_from(self, timeout: float | None = None) -> tuple[bytes, Address]:
         """The next datagram and who sent it; TimeoutError after `timeout` seconds."""
@@ -265,10 +189,6 @@ class UdpSocket:
 
     def receive(self, timeout: float | None = None) -> bytes:
         return self.receive_from(timeout)[0]
-
-    @property
-    def local_address(self) -> Address:
-        return self._udp.local_address
 
     def close(self) -> None:
         if not self._thread.ended.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import tailscale
-from tailscale import _ownership
+from tailscale import _ownership, aio, sync
+from tailscale.faces import DeviceOptions
 
 HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
+OTHER_WORDS = {"tcp_connect", "connect_anywhere", "listen"}  # each face has what its world calls these
 
 
 def test_every_public_name_is_importable() -> None:
@@ -68,3 +71,18 @@ def test_a_rival_distribution_is_named(rival: str, tmp_path: Path) -> None:
 def test_both_versions_agree() -> None:
     text = (Path(tailscale.__file__).parent.parent / "pyproject.toml").read_text()
     assert f'version = "{tailscale.__version__}"' in text
+
+
+@pytest.mark.parametrize("face", [aio.Device, sync.Device])
+def test_every_face_has_the_members_of_the_device(face: type) -> None:
+    for name, member in vars(tailscale.Device).items():
+        if not name.startswith("_") and name not in OTHER_WORDS:
+            assert inspect.getdoc(getattr(face, name)), f"{face.__module__}.Device.{name}"
+            if inspect.iscoroutinefunction(member):
+                assert inspect.iscoroutinefunction(getattr(face, name)) is (face is aio.Device)
+                assert inspect.signature(getattr(face, name)) == inspect.signature(member)
+
+
+def test_every_face_takes_what_the_device_takes() -> None:
+    taken = [name for name in inspect.signature(tailscale.Device).parameters if not name.startswith("_")]
+    assert taken == ["hostname", *DeviceOptions.__annotations__]

@@ -1,0 +1,129 @@
+"""What the asyncio and the threaded face share: their options, and everything that needs no waiting.
+
+How to wait is each face's own. A verb that a face merely passes on is not written again there: it is the trio Device's,
+wrapped, with the signature and the words it has there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar
+
+from tailscale.device import Device
+from tailscale.sockets import UdpSocket
+
+if TYPE_CHECKING:
+    import os
+    import ssl
+
+    from tailscale.config import AuthKey
+    from tailscale.loop_thread import LoopThread
+    from tailscale.nodes import Node, Peers
+    from tailscale.sockets import Address
+    from tailscale.state_file import Store
+    from tailscale.status import HealthWarning
+
+P = ParamSpec("P")
+T = TypeVar("T")
+X = TypeVar("X")
+
+
+class DeviceOptions(TypedDict, total=False):
+    """The keyword arguments of `tailscale.Device`."""
+
+    auth_key: AuthKey
+    control_url: str | None
+    state: str | os.PathLike[str] | Store | None
+    ephemeral: bool | None
+    tags: Sequence[str]
+    accept_routes: bool
+    exit_node: str | None
+    advertise_routes: Sequence[str]
+    shields_up: bool
+    on_login_url: Callable[[str], Any] | None
+    login_timeout: float
+    ready_timeout: float
+    udp_port: int
+    tls: ssl.SSLContext | None
+
+
+class Face(Generic[X]):
+    """Stands outside the loop for an `X` inside it."""
+
+    _thread: LoopThread
+
+    def _inside(self) -> X:
+        """What it stands for. Touch it only inside the loop, but for what never changes."""
+        raise NotImplementedError
+
+
+class DeviceFace(Face[Device]):
+    """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
+
+    def _inside(self) -> Device:
+        return self._thread.device
+
+    @property
+    def node(self) -> Node:
+        """Ourselves, as the tailnet sees us right now."""
+        return self._inside().node
+
+    @property
+    def name(self) -> str:
+        """Our full MagicDNS name."""
+        return self.node.name
+
+    @property
+    def hostname(self) -> str:
+        """Our short name: what peers connect to."""
+        return self.node.hostname
+
+    @property
+    def ipv4(self) -> str | None:
+        """Our IPv4 address in the tailnet; None in a tailnet without."""
+        return self.node.ipv4
+
+    @property
+    def ipv6(self) -> str | None:
+        """Our IPv6 address in the tailnet; None in a tailnet without."""
+        return self.node.ipv6
+
+    @property
+    def peers(self) -> Peers:
+        """Every other node we are allowed to see, right now."""
+        return self._inside().peers
+
+    @property
+    def health(self) -> tuple[HealthWarning, ...]:
+        """What is wrong right now; empty when all is well."""
+        return self._inside().health
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {'closed' if self._thread.ended.done() else 'open'}>"
+
+
+class UdpFace(Face[UdpSocket]):
+    """Whole datagrams to and from the tailnet."""
+
+    def __init__(self, udp: UdpSocket, thread: LoopThread) -> None:
+        self._udp = udp
+        self._thread = thread
+
+    def _inside(self) -> UdpSocket:
+        return self._udp
+
+    @property
+    def local_address(self) -> Address:
+        """Our `(ip, port)`; the ip is "" when it is all of our addresses."""
+        return self._udp.local_address
+
+
+def as_work(function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+    """A plain function as something the loop can be given to do."""
+
+    @functools.wraps(function)
+    async def work(*args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    return work
