@@ -60,15 +60,19 @@ async def running(command: list[str], environment: dict[str, str]) -> AsyncItera
         await process.wait()
 
 
+def without(name: str) -> list[pytest.MarkDecorator]:
+    """A mark, because what an async test says when it skips itself is lost."""
+    library = missing_library((EXAMPLES / name).read_text())
+    return [pytest.mark.skip(reason=f"{library} is not installed")] if library else []
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "host", "port", "said", "answer"), SERVERS, ids=[" ".join([r[0], *r[1]]) for r in SERVERS]
+    ("name", "arguments", "host", "port", "said", "answer"),
+    [pytest.param(*row, id=" ".join([row[0], *row[1]]), marks=without(row[0])) for row in SERVERS],
 )
 async def test_server_example(
     name: str, arguments: list[str], host: str, port: int, said: bytes, answer: bytes, visitor: dict[str, str]
 ) -> None:
-    library = missing_library((EXAMPLES / name).read_text())
-    if library:
-        pytest.skip(f"{library} is not installed")
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
     with trio.fail_after(PATIENCE):
         async with running(command, visitor), tailscale.Device("caller") as caller:
