@@ -6,8 +6,6 @@ import signal
 
 from hypothesis import settings
 
-from hypothesis import settings
-
 # A shell that starts the suite in the background makes it, and every program it starts, deaf to Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -16,7 +14,3 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("same")
-
-# An example that a busy machine made slow is no finding; a test as a whole is bounded by its timeout.
-settings.register_profile("suite", deadline=None)
-settings.load_profile("suite")
