@@ -18,16 +18,8 @@ import trio
 from tailscale.testing.control import ControlService
 from ts_base.keys import DiscoPrivate, MachinePrivate, NodePrivate
 from ts_control.server import ControlServer
-from ts_control.wire import (
-    DERPMap,
-    DERPNode,
-    DERPRegion,
-    Hostinfo,
-    MapRequest,
-    NetInfo,
-    RegisterAuth,
-    RegisterRequest,
-)
+from ts_control.wire import DERPMap, DERPNode, DERPRegion, Hostinfo, MapRequest, NetInfo
+from ts_control.wire_register import RegisterAuth, RegisterRequest
 
 VERSION = 131
 

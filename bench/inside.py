@@ -21,8 +21,10 @@ from bench import engine, kernel, netstack, pipeline, tables, tunnel
 from bench.results import AS_INSTALLED, Row
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
+from ts_control.gojson import encode_json
+from ts_control.map_reader import decode_map_response_steps
 from ts_control.netmap import NetMap
-from ts_control.wire import Hostinfo, MapResponse, NetInfo, Node, PeerChange, decode_map_response_steps, encode_json
+from ts_control.wire import Hostinfo, MapResponse, NetInfo, Node, PeerChange
 from ts_dataplane.filter import Rule
 from ts_netstack.checksums import burst_sums, burst_sums_by_folding
 

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 from bench import inside, netstack, tables
+from ts_control.gojson import encode_json
+from ts_control.map_reader import decode_map_response_steps
 from ts_control.netmap import NetMap
-from ts_control.wire import MapResponse, PeerChange, decode_map_response_steps, encode_json
+from ts_control.wire import MapResponse, PeerChange
 from ts_dataplane.filter import Rule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,11 +18,13 @@ from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.connection import BROKEN, READ_SIZE, ControlConnection, reason_of
 from ts_control.errors import ControlLost, NotControl
+from ts_control.gojson import decode_json_untrusted
 from ts_control.handshake import Initiator
 from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, upgrade_headers
 from ts_control.location import Location, Proxy, base_path, maybe_proxy, parse_url, upgrade_locations
 from ts_control.record import ClientTransport
-from ts_control.wire import CAPABILITY_VERSION, ServerKeys, decode_json_untrusted
+from ts_control.wire import CAPABILITY_VERSION
+from ts_control.wire_register import ServerKeys
 
 CONNECT_TIMEOUT = 9.0  # key, upgrade and handshake together; with the longest pause it keeps a reconnect under 30 s
 DIAL_TIMEOUT = 5.0

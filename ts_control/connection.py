@@ -18,6 +18,7 @@ import trio
 from ts_base.errors import BadPacket
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.framing import FrameReader
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.http2 import (
     BodyArrived,
     BodyEnded,
@@ -28,16 +29,10 @@ from ts_control.http2 import (
     ResponseArrived,
     StreamFailed,
 )
+from ts_control.map_reader import decode_map_response_steps
 from ts_control.record import ClientTransport
-from ts_control.wire import (
-    MapRequest,
-    MapResponse,
-    RegisterRequest,
-    RegisterResponse,
-    decode_json_untrusted,
-    decode_map_response_steps,
-    encode_json,
-)
+from ts_control.wire import MapRequest, MapResponse
+from ts_control.wire_register import RegisterRequest, RegisterResponse
 
 REQUEST_TIMEOUT = 30.0
 WATCHDOG = 120.0  # a map stream this long without one whole message is dead

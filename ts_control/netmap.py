@@ -17,6 +17,7 @@ from msgspec.structs import replace as change
 
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
+from ts_control.gojson import from_unix_time, unix_time
 from ts_control.wire import (
     CapMap,
     ClientVersion,
@@ -30,9 +31,7 @@ from ts_control.wire import (
     PeerChange,
     TKAInfo,
     UserProfile,
-    from_unix_time,
     legacy_home_region_untrusted,
-    unix_time,
 )
 
 CLOCK_TOLERANCE = 60.0  # smaller differences between our clock and control's are ignored

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ts_base.errors import BadPacket
 from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.handshake import HEADER_LENGTH, RECORD, REFUSAL, RESPONSE_LENGTH, Initiator
-from ts_control.wire import EarlyNoise
+from ts_control.wire_register import EarlyNoise
 
 #  0      1                 3
 #  +------+-----------------+---------------------------+

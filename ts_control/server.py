@@ -17,22 +17,13 @@ import msgspec
 from ts_base.ip import parse_prefix
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
+from ts_control.gojson import encode_json
 from ts_control.policy import Policy
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_roster import Roster
-from ts_control.wire import (
-    DERPMap,
-    DNSConfig,
-    DNSRecord,
-    MapRequest,
-    PingRequest,
-    RegisterRequest,
-    RegisterResponse,
-    Resolver,
-    ServerKeys,
-    encode_json,
-)
+from ts_control.wire import DERPMap, DNSConfig, DNSRecord, MapRequest, PingRequest, Resolver
+from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
 
 MINIMUM_VERSION = 111  # older clients do not know a peer's HomeDERP
 MAX_PINGS = 1024

@@ -11,20 +11,15 @@ from collections.abc import Callable
 from ts_base.errors import BadPacket
 from ts_base.keys import ChallengePublic, MachinePublic, clamp, public_of
 from ts_control.directory import DirectoryError
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.handshake import HandshakeRefused, accept_untrusted, encode_refusal
 from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, Http2Event, RequestArrived, StreamFailed
 from ts_control.record import RecordReader, RecordWriter, encode_early_payload
 from ts_control.server import MINIMUM_VERSION, ControlServer
 from ts_control.server_login import Parked
 from ts_control.server_maps import ServedMap
-from ts_control.wire import (
-    EarlyNoise,
-    MapRequest,
-    RegisterRequest,
-    RegisterResponse,
-    decode_json_untrusted,
-    encode_json,
-)
+from ts_control.wire import MapRequest
+from ts_control.wire_register import EarlyNoise, RegisterRequest, RegisterResponse
 
 MAX_BODY = 1 << 20
 MAX_OPEN_REQUESTS = 64

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from ts_base.keys import MachinePublic
 from ts_control.directory import TAGGED_DEVICES, AuthKeyRecord, Directory, DirectoryError, Enrolled
+from ts_control.gojson import unix_time
 from ts_control.policy import Policy, is_valid_tag
-from ts_control.wire import Login, RegisterRequest, RegisterResponse, User, unix_time
+from ts_control.wire_register import Login, RegisterRequest, RegisterResponse, User
 
 LOGIN_LIFETIME = 15 * 60.0
 MAX_LOGINS = 1024

@@ -15,17 +15,9 @@ import msgspec
 
 from ts_base.ip import format_address, format_prefix
 from ts_control.directory import TAGGED_DEVICES, Directory, Enrolled
+from ts_control.gojson import encode_json, from_unix_time
 from ts_control.policy_index import PolicyIndex
-from ts_control.wire import (
-    DERPMap,
-    DNSConfig,
-    Node,
-    PeerChange,
-    PingRequest,
-    UserProfile,
-    encode_json,
-    from_unix_time,
-)
+from ts_control.wire import DERPMap, DNSConfig, Node, PeerChange, PingRequest, UserProfile
 
 MAX_QUEUED_BYTES = 64 << 20  # a stream that reads slower than this is closed, and its client starts afresh
 

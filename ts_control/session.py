@@ -17,18 +17,10 @@ from msgspec.structs import replace as change
 
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.errors import AuthKeyRefused, RegistrationRefused, RequestRefused
+from ts_control.gojson import from_unix_time
 from ts_control.retry import Backoff, pause_from_retry_after
-from ts_control.wire import (
-    CAPABILITY_VERSION,
-    NO_LOCK_KEY,
-    NO_NODE_KEY,
-    Hostinfo,
-    Node,
-    RegisterAuth,
-    RegisterRequest,
-    RegisterResponse,
-    from_unix_time,
-)
+from ts_control.wire import CAPABILITY_VERSION, NO_NODE_KEY, Hostinfo, Node
+from ts_control.wire_register import NO_LOCK_KEY, RegisterAuth, RegisterRequest, RegisterResponse
 
 REGISTER_TIMEOUT = 30.0
 FOLLOWUP_TIMEOUT = 600.0  # the server answers when somebody has opened the page

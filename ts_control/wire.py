@@ -1,36 +1,26 @@
-"""Every JSON message of the coordination protocol, both directions, under Go's names in snake_case.
+"""What control and a device say of the tailnet, in Go's names as snake_case: requests for the map, and the map.
 
-Owns: the shapes of tailcfg (register, map, Node, DERP map, DNS, packet filter, ping, c2n) and their decoders.
-Refuses to know: what a delta means (`netmap.py`), framing and compression (`framing.py`), Noise and HTTP.
+Owns: the shapes of tailcfg (Hostinfo, Node, DERP map, DNS, packet filter, ping, map). Registering is in
+`wire_register.py`. Refuses to know: what a delta means (`netmap.py`), framing and compression (`framing.py`).
 A default of None means upstream tells null from empty there; everywhere else null is the empty value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from msgspec import field
 
-from ts_base.keys import ChallengePublic, DiscoPublic, MachinePublic, NodePublic
-from ts_control.gojson import ZERO_TIME as ZERO_TIME
-from ts_control.gojson import GoStruct
-from ts_control.gojson import decode_json_untrusted as decode_json_untrusted
-from ts_control.gojson import encode_json as encode_json
-from ts_control.gojson import from_unix_time as from_unix_time
-from ts_control.gojson import unix_time as unix_time
+from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
+from ts_control.gojson import ZERO_TIME, GoStruct
 
 CAPABILITY_VERSION = 131
 """What we claim; also the Noise protocol version and the `v=` of the key request."""
 
-PEERS_PER_STEP = 200  # nodes decoded between two checkpoints: some 4 ms
-
 NO_NODE_KEY = NodePublic.zero()
 NO_DISCO_KEY = DiscoPublic.zero()
 NO_MACHINE_KEY = MachinePublic.zero()
-NO_LOCK_KEY = "nlpub:" + 64 * "0"
 
 CapMap = dict[str, "list[Any] | None"]
 
@@ -264,21 +254,6 @@ class UserProfile(GoStruct, frozen=True):
     groups: tuple[str, ...] = ()
 
 
-class User(GoStruct, frozen=True):
-    id: int = 0
-    display_name: str = ""
-    profile_pic_url: str = ""
-    created: datetime = ZERO_TIME
-
-
-class Login(GoStruct, frozen=True):
-    id: int = 0
-    provider: str = ""
-    login_name: str = ""
-    display_name: str = ""
-    profile_pic_url: str = ""
-
-
 class DisplayMessageAction(GoStruct, frozen=True):
     url: str = ""
     label: str = ""
@@ -392,96 +367,6 @@ class MapResponse(GoStruct, frozen=True):
     debug: Debug | None = None
     control_dial_plan: ControlDialPlan | None = None
     client_version: ClientVersion | None = None
-
-
-class _UnreadPeers(MapResponse, frozen=True):
-    """The same message with its long lists left as text, so that they can be read a slice at a time."""
-
-    peers: tuple[msgspec.Raw, ...] = ()  # type: ignore[assignment]
-    peers_changed: tuple[msgspec.Raw, ...] = ()  # type: ignore[assignment]
-
-
-def decode_map_response_steps(data: bytes) -> Generator[None, None, MapResponse]:
-    """Read a map message of any size, yielding often enough that nobody else waits; the result is the return value."""
-    unread = decode_json_untrusted(_UnreadPeers, data)
-    if not unread.peers and not unread.peers_changed:
-        return _with_peers(unread, (), ())
-    peers = yield from _decode_nodes(unread.peers)
-    peers_changed = yield from _decode_nodes(unread.peers_changed)
-    return _with_peers(unread, peers, peers_changed)
-
-
-def decode_map_response_untrusted(data: bytes) -> MapResponse:
-    """Read a map message in one go."""
-    return decode_json_untrusted(MapResponse, data)
-
-
-def _decode_nodes(texts: tuple[msgspec.Raw, ...]) -> Generator[None, None, tuple[Node, ...]]:
-    nodes: list[Node] = []
-    for start in range(0, len(texts), PEERS_PER_STEP):
-        yield
-        piece = texts[start : start + PEERS_PER_STEP]
-        nodes += [decode_json_untrusted(Node, text) for text in piece if bytes(text) != b"null"]
-    return tuple(nodes)
-
-
-def _with_peers(unread: _UnreadPeers, peers: tuple[Node, ...], peers_changed: tuple[Node, ...]) -> MapResponse:
-    fields = {name: getattr(unread, name) for name in MapResponse.__struct_fields__}
-    fields["peers"], fields["peers_changed"] = peers, peers_changed
-    return MapResponse(**fields)
-
-
-class RegisterAuth(GoStruct, frozen=True):
-    auth_key: str = ""
-
-    def __repr__(self) -> str:
-        return "RegisterAuth([redacted])"
-
-
-class RegisterRequest(GoStruct, frozen=True):
-    version: int = 0
-    node_key: NodePublic = NO_NODE_KEY
-    old_node_key: NodePublic = NO_NODE_KEY
-    nl_key: str = ""
-    auth: RegisterAuth | None = None
-    expiry: datetime = ZERO_TIME
-    followup: str = ""
-    hostinfo: Hostinfo | None = None
-    ephemeral: bool = False
-    timestamp: datetime | None = None
-    tailnet: str = ""
-
-    def __repr__(self) -> str:
-        return f"RegisterRequest(node_key={self.node_key!r}, auth={self.auth!r}, followup={bool(self.followup)})"
-
-
-class RegisterResponse(GoStruct, frozen=True):
-    user: User = User()
-    login: Login = Login()
-    node_key_expired: bool = False
-    machine_authorized: bool = False
-    auth_url: str = ""
-    node_key_signature: str = ""
-    error: str = ""
-
-    def __repr__(self) -> str:
-        return (
-            f"RegisterResponse(error={self.error!r}, node_key_expired={self.node_key_expired}, "
-            f"machine_authorized={self.machine_authorized}, needs_login={bool(self.auth_url)})"
-        )
-
-
-class ServerKeys(GoStruct, frozen=True):
-    """The answer to `GET /key`."""
-
-    legacy_public_key: MachinePublic = field(default=NO_MACHINE_KEY, name="legacyPublicKey")
-    public_key: MachinePublic = field(default=NO_MACHINE_KEY, name="publicKey")
-
-
-class EarlyNoise(GoStruct, frozen=True):
-    """What the server may say before HTTP/2 begins."""
-
-    node_key_challenge: ChallengePublic = field(default=ChallengePublic.zero(), name="nodeKeyChallenge")
 
 
 def legacy_home_region_untrusted(text: str) -> int:

@@ -17,7 +17,8 @@ from ts_control.c2n import answer_c2n_untrusted
 from ts_control.client import ControlClient
 from ts_control.connection import BROKEN, ControlConnection
 from ts_control.errors import ControlLost, RequestRefused
-from ts_control.wire import PingRequest, PingResponse, encode_json
+from ts_control.gojson import encode_json
+from ts_control.wire import PingRequest, PingResponse
 
 log = logging.getLogger("tailscale.control")
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from ts_base.errors import BadPacket
+from ts_control.gojson import decode_json_untrusted, encode_json
+from ts_control.map_reader import decode_map_response_steps
 from ts_control.netmap import NetMap
-from ts_control.wire import (
-    MapResponse,
-    Node,
-    PeerChange,
-    decode_map_response_steps,
-    decode_map_response_untrusted,
-    encode_json,
-)
+from ts_control.wire import MapResponse, Node, PeerChange
 
 START = NetMap.empty().apply(MapResponse(node=Node(id=1), peers=(Node(id=2), Node(id=3))), 1e9)
 
@@ -28,7 +23,7 @@ def _in_steps(data: bytes) -> MapResponse:
 
 def fuzz_one(data: bytes) -> None:
     try:
-        response = decode_map_response_untrusted(data)
+        response = decode_json_untrusted(MapResponse, data)
     except BadPacket:
         return
     nodes = {

@@ -8,7 +8,7 @@ from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate
 from ts_control.handshake import Initiator, accept_untrusted, encode_refusal
 from ts_control.record import ClientTransport, RecordReader, RecordWriter, encode_early_payload
-from ts_control.wire import EarlyNoise
+from ts_control.wire_register import EarlyNoise
 
 CLIENT = MachinePrivate.generate(random.Random(1).randbytes(32))
 SERVER = MachinePrivate.generate(random.Random(2).randbytes(32))

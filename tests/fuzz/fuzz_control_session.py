@@ -11,7 +11,8 @@ import random
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.errors import RequestRefused
 from ts_control.session import ControlMachine, Identity, IdentityChanged, Phase, Poll, Register, Wait
-from ts_control.wire import Hostinfo, Node, RegisterResponse
+from ts_control.wire import Hostinfo, Node
+from ts_control.wire_register import RegisterResponse
 
 WALL = 1.9e9
 MACHINE, NODE = MachinePrivate.generate(bytes(range(32))), NodePrivate.generate(bytes(range(1, 33)))

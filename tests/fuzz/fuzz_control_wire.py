@@ -9,19 +9,10 @@ from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.framing import decompress_untrusted, encode_frame
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.http1 import Http1Client, check_upgrade_untrusted
-from ts_control.wire import (
-    EarlyNoise,
-    Hostinfo,
-    MapRequest,
-    NetInfo,
-    RegisterAuth,
-    RegisterRequest,
-    RegisterResponse,
-    ServerKeys,
-    decode_json_untrusted,
-    encode_json,
-)
+from ts_control.wire import Hostinfo, MapRequest, NetInfo
+from ts_control.wire_register import EarlyNoise, RegisterAuth, RegisterRequest, RegisterResponse, ServerKeys
 
 KINDS = (EarlyNoise, MapRequest, RegisterRequest, RegisterResponse, ServerKeys)
 LIMIT = 1 << 16

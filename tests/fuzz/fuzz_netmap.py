@@ -16,8 +16,9 @@ from tailscale.runtime.path_actor import PeerTranslator
 from tailscale.runtime.relay_actor import translate_map
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap
-from ts_control.wire import DNSConfig, MapResponse, Node, PeerChange, decode_map_response_untrusted, encode_json
+from ts_control.wire import DNSConfig, MapResponse, Node, PeerChange
 from ts_dataplane.peer_paths import PeerPaths
 from ts_dataplane.tables import Tables
 
@@ -42,7 +43,7 @@ def fuzz_one(data: bytes) -> None:
     told: dict[int, PeerPaths] = {}
     for line in data.split(b"\n")[:MOST_LINES]:
         try:
-            netmap = netmap.apply(decode_map_response_untrusted(line), WALL)
+            netmap = netmap.apply(decode_json_untrusted(MapResponse, line), WALL)
         except BadPacket:
             continue
         tables = _compiled(following.steps(netmap, WANTED))

@@ -11,19 +11,12 @@ from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, MachinePublic, NodePublic
 from ts_control.directory import DirectoryError
 from ts_control.framing import FrameReader
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap
 from ts_control.server import ControlServer
 from ts_control.server_maps import ServedMap
-from ts_control.wire import (
-    Hostinfo,
-    MapRequest,
-    NetInfo,
-    RegisterAuth,
-    RegisterRequest,
-    decode_json_untrusted,
-    decode_map_response_untrusted,
-    encode_json,
-)
+from ts_control.wire import Hostinfo, MapRequest, MapResponse, NetInfo
+from ts_control.wire_register import RegisterAuth, RegisterRequest
 
 WALL = 1.9e9
 MACHINES = [MachinePrivate.generate(bytes([n]) * 32).public for n in (1, 2)]
@@ -57,7 +50,7 @@ def fuzz_one(data: bytes) -> None:
         for chunk in stream.take():
             reader.receive(chunk)
             while (text := reader.next_frame_untrusted()) is not None:
-                netmap = netmap.apply(decode_map_response_untrusted(text), WALL)
+                netmap = netmap.apply(decode_json_untrusted(MapResponse, text), WALL)
         server.close_map(stream, now)
     server.abandon(server, now)
 

@@ -25,8 +25,9 @@ from tests.interop.ours import far_end, joined, tailnet
 from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
 from ts_control.client import ControlClient
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap
-from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest, MapResponse, decode_json_untrusted, encode_json
+from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest, MapResponse
 
 pytestmark = pytest.mark.peers("tsp")
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
-from ts_control.wire import Hostinfo, MapResponse, Node, from_unix_time
+from ts_control.gojson import from_unix_time
+from ts_control.wire import Hostinfo, MapResponse, Node
 
 NOW = 1_800_000_000.0
 

@@ -13,10 +13,12 @@ import trio.testing
 from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate
 from ts_control.framing import encode_frame
+from ts_control.gojson import encode_json
 from ts_control.handshake import accept_untrusted
 from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, RequestArrived
 from ts_control.record import RecordReader, RecordWriter, encode_early_payload
-from ts_control.wire import EarlyNoise, MapResponse, RegisterResponse, ServerKeys, encode_json
+from ts_control.wire import MapResponse
+from ts_control.wire_register import EarlyNoise, RegisterResponse, ServerKeys
 
 from control_scripts import NOW, first_map  # isort: skip
 

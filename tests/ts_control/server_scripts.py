@@ -9,21 +9,13 @@ from control_scripts import NOW, seeded
 
 from ts_base.keys import DiscoPrivate, MachinePrivate, NodePrivate
 from ts_control.framing import FrameReader
+from ts_control.gojson import decode_json_untrusted, from_unix_time
 from ts_control.netmap import NetMap
 from ts_control.server import ControlServer
 from ts_control.server_login import Parked
 from ts_control.server_maps import ServedMap
-from ts_control.wire import (
-    Hostinfo,
-    MapRequest,
-    MapResponse,
-    NetInfo,
-    RegisterAuth,
-    RegisterRequest,
-    RegisterResponse,
-    decode_map_response_untrusted,
-    from_unix_time,
-)
+from ts_control.wire import Hostinfo, MapRequest, MapResponse, NetInfo
+from ts_control.wire_register import RegisterAuth, RegisterRequest, RegisterResponse
 
 VERSION = 131
 
@@ -116,7 +108,7 @@ class Member:
         for chunk in self.streaming.take():
             self._reader.receive(chunk)
             while (text := self._reader.next_frame_untrusted()) is not None:
-                message = decode_map_response_untrusted(text)
+                message = decode_json_untrusted(MapResponse, text)
                 self.netmap = self.netmap.apply(message, NOW + self.world.now)
                 new.append(message)
         self.heard += new
@@ -138,7 +130,7 @@ class Member:
         reader.receive(text)
         message = reader.next_frame_untrusted()
         assert message is not None
-        return NetMap.empty().apply(decode_map_response_untrusted(message), NOW + self.world.now)
+        return NetMap.empty().apply(decode_json_untrusted(MapResponse, message), NOW + self.world.now)
 
 
 def past(seconds: float = 100.0) -> Any:

@@ -25,17 +25,9 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.network import Network
 from tailscale.state_file import MemoryStore, State
 from ts_base.keys import DiscoPrivate
-from ts_control.wire import (
-    Debug,
-    MapRequest,
-    MapResponse,
-    PingRequest,
-    RegisterRequest,
-    RegisterResponse,
-    decode_json_untrusted,
-    encode_json,
-    from_unix_time,
-)
+from ts_control.gojson import decode_json_untrusted, encode_json, from_unix_time
+from ts_control.wire import Debug, MapRequest, MapResponse, PingRequest
+from ts_control.wire_register import RegisterRequest, RegisterResponse
 
 from control_scripts import NOW, make_node, seeded  # isort: skip
 from fake_control import FakeControl, Stream, frame  # isort: skip

@@ -15,8 +15,10 @@ from ts_control.client import CONNECT_TIMEOUT, ControlClient
 from ts_control.connection import STALL_TIMEOUT, WATCHDOG, ControlConnection
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.framing import encode_frame
+from ts_control.gojson import encode_json
 from ts_control.handshake import encode_refusal
-from ts_control.wire import MapRequest, RegisterAuth, RegisterRequest, ServerKeys, encode_json
+from ts_control.wire import MapRequest
+from ts_control.wire_register import RegisterAuth, RegisterRequest, ServerKeys
 
 from control_scripts import first_map, seeded  # isort: skip
 from fake_control import FakeControl, Stream, frame  # isort: skip

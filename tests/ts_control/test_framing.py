@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ts_base.errors import BadPacket
 from ts_control.framing import MAX_FRAME, FrameReader, decompress_untrusted, encode_frame
+from ts_control.gojson import decode_json_untrusted
 from ts_control.netmap import NetMap
-from ts_control.wire import MapResponse, decode_map_response_untrusted
+from ts_control.wire import MapResponse
 
 RESPONSES = json.loads((Path(__file__).parents[1] / "vectors" / "mapresponse.json").read_text())["responses"]
 
@@ -31,7 +32,7 @@ def test_upstreams_frames_are_read_and_mean_what_they_say() -> None:
     for response in RESPONSES:
         (text,) = read(reader, bytes.fromhex(response["framed"]))
         assert json.loads(text) == response["json"]
-        netmap = netmap.apply(decode_map_response_untrusted(text), 1_767_323_045.0)
+        netmap = netmap.apply(decode_json_untrusted(MapResponse, text), 1_767_323_045.0)
     assert netmap.domain == "rig.test"
 
 
@@ -90,4 +91,4 @@ def test_incompressible_text_survives() -> None:
 
 
 def test_a_keep_alive_is_a_message() -> None:
-    assert decode_map_response_untrusted(b'{"KeepAlive":true}') == MapResponse(keep_alive=True)
+    assert decode_json_untrusted(MapResponse, b'{"KeepAlive":true}') == MapResponse(keep_alive=True)

@@ -11,18 +11,10 @@ import trio
 import trio.testing
 
 from ts_control.client import ControlClient
+from ts_control.gojson import encode_json
+from ts_control.map_reader import decode_map_response_steps
 from ts_control.netmap import NetMap, peers_changed
-from ts_control.wire import (
-    Hostinfo,
-    MapRequest,
-    MapResponse,
-    NetInfo,
-    Node,
-    PeerChange,
-    Service,
-    decode_map_response_steps,
-    encode_json,
-)
+from ts_control.wire import Hostinfo, MapRequest, MapResponse, NetInfo, Node, PeerChange, Service
 
 from control_scripts import NOW, make_node, seeded  # isort: skip
 from fake_control import FakeControl, frame  # isort: skip

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic, NodePublic
+from ts_control.gojson import from_unix_time
 from ts_control.netmap import EXPIRED_KEY_PREFIX, NetMap, normalise, peers_changed
 from ts_control.wire import (
     DERPHomeParams,
@@ -21,7 +22,6 @@ from ts_control.wire import (
     Node,
     PeerChange,
     UserProfile,
-    from_unix_time,
 )
 
 from control_scripts import NOW, first_map, make_node  # isort: skip

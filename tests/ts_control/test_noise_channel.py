@@ -19,7 +19,7 @@ from ts_control.handshake import (
     encode_refusal,
 )
 from ts_control.record import MAX_RECORD, ClientTransport, RecordReader, RecordWriter, encode_early_payload
-from ts_control.wire import EarlyNoise
+from ts_control.wire_register import EarlyNoise
 
 from control_scripts import seeded  # isort: skip
 

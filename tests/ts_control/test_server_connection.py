@@ -12,20 +12,14 @@ from hypothesis import strategies as st
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPrivate, MachinePrivate, NodePrivate
 from ts_control.framing import FrameReader
+from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.handshake import HandshakeRefused, Initiator
 from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, ResponseArrived
 from ts_control.record import ClientTransport
 from ts_control.server import ControlServer
 from ts_control.server_connection import MAX_BODY, ServedConnection
-from ts_control.wire import (
-    MapRequest,
-    RegisterAuth,
-    RegisterRequest,
-    RegisterResponse,
-    decode_json_untrusted,
-    decode_map_response_untrusted,
-    encode_json,
-)
+from ts_control.wire import MapRequest, MapResponse
+from ts_control.wire_register import RegisterAuth, RegisterRequest, RegisterResponse
 
 
 def make_server() -> ControlServer:
@@ -105,7 +99,7 @@ def test_client_registers_and_streams_at_any_split(piece: int) -> None:
     reader.receive(client.bodies[stream])
     text = reader.next_frame_untrusted()
     assert text is not None
-    first = decode_map_response_untrusted(text)
+    first = decode_json_untrusted(MapResponse, text)
     assert first.node is not None
     assert first.node.key == client.node
     assert stream not in client.ended

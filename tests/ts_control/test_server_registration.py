@@ -7,8 +7,9 @@ from control_scripts import NOW
 from server_scripts import Member, World, past
 
 from ts_control.directory import DirectoryError
+from ts_control.gojson import from_unix_time
 from ts_control.server_login import MAX_LOGINS, Parked
-from ts_control.wire import RegisterResponse, from_unix_time
+from ts_control.wire_register import RegisterResponse
 
 
 def refusal(answer: RegisterResponse | Parked) -> str:

@@ -22,7 +22,8 @@ from ts_control.session import (
     Register,
     Wait,
 )
-from ts_control.wire import Hostinfo, RegisterResponse
+from ts_control.wire import Hostinfo
+from ts_control.wire_register import RegisterResponse
 
 from control_scripts import NOW, make_node, seeded  # isort: skip
 

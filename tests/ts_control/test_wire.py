@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import msgspec
@@ -9,30 +10,20 @@ from hypothesis import strategies as st
 
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
-from ts_control import wire
-from ts_control.gojson import GoStruct, go_name
-from ts_control.wire import (
-    ZERO_TIME,
-    MapResponse,
-    Node,
-    RegisterAuth,
-    RegisterRequest,
-    RegisterResponse,
-    decode_json_untrusted,
-    decode_map_response_steps,
-    decode_map_response_untrusted,
-    encode_json,
-    unix_time,
-)
+from ts_control import map_reader, wire, wire_register
+from ts_control.gojson import ZERO_TIME, GoStruct, decode_json_untrusted, encode_json, go_name, unix_time
+from ts_control.map_reader import decode_map_response_steps
+from ts_control.wire import MapResponse, Node
+from ts_control.wire_register import RegisterAuth, RegisterRequest, RegisterResponse
 
 from control_scripts import first_map, make_node  # isort: skip
-import contextlib
 
-MESSAGES = [
-    kind
-    for kind in vars(wire).values()
+MESSAGES = {
+    kind: None
+    for module in (map_reader, wire, wire_register)
+    for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, GoStruct) and kind is not GoStruct
-]
+}
 
 
 def in_steps(data: bytes) -> MapResponse:
@@ -91,7 +82,7 @@ def test_zero_time_means_never() -> None:
 
 def test_a_map_read_in_steps_equals_the_map_read_at_once() -> None:
     data = encode_json(first_map(*range(2, 700), domain="rig.test"))
-    assert in_steps(data) == decode_map_response_untrusted(data)
+    assert in_steps(data) == decode_json_untrusted(MapResponse, data)
 
 
 def test_null_nodes_are_left_out() -> None:
@@ -122,12 +113,12 @@ def test_bad_map_messages_raise_only_bad_packet(text: bytes) -> None:
     with pytest.raises(BadPacket):
         in_steps(text)
     with pytest.raises(BadPacket):
-        decode_map_response_untrusted(text)
+        decode_json_untrusted(MapResponse, text)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_raise_only_bad_packet(data: bytes) -> None:
-    for kind in (RegisterResponse, wire.ServerKeys, wire.EarlyNoise, MapResponse):
+    for kind in (RegisterResponse, wire_register.ServerKeys, wire_register.EarlyNoise, MapResponse):
         with contextlib.suppress(BadPacket):
             decode_json_untrusted(kind, data)
 
