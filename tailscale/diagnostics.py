@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.errors import ConnectionTimedOut, NameNotFound
+from tailscale import obstacles
+from tailscale.errors import NameNotFound
 from tailscale.names import literal_address
 from tailscale.nodes import node_from_wire
 from tailscale.status import HealthWarning, Identity, PeerStatus, PingResult, Status
@@ -35,10 +36,10 @@ async def ping(home: Home, host: str, kind: str, size: int, timeout: float) -> P
     if kind not in PING_KINDS:
         raise ValueError(f"ping kind {kind!r} is not one of {', '.join(PING_KINDS)}")
     with trio.move_on_after(timeout):
-        address = home.reachable(await home.resolver.address_bytes(host), host)[0]
+        address = (await home.destinations(host))[0]
         latency, path = await home.replies.ping(address, kind, size)
         return PingResult(latency, path, kind, home.identify(address))
-    raise ConnectionTimedOut(f"{host} did not answer a {kind} ping within {timeout:g} s")
+    raise obstacles.ping_silence(host, kind, timeout, home.standing)
 
 
 def status(home: Home, health: tuple[HealthWarning, ...]) -> Status:

@@ -39,7 +39,7 @@ async def tcp_connect(
     timeout = DIAL_TIMEOUT if timeout is None else timeout
     deadline = trio.current_time() + timeout
     with trio.move_on_at(deadline):
-        addresses = home.reachable(await home.resolver.address_bytes(host), host)
+        addresses = await home.destinations(host)
         if local_port or len({home.peer_for(address) for address in addresses}) == 1:
             return await _dial_in_turn(home, addresses, host, port, local_port)
         return await _race(home, addresses, host, port)
@@ -119,7 +119,9 @@ def _silence(home: Home, host: str, port: int, timeout: float | None) -> Tailsca
     after = f" within {timeout:g} s" if timeout is not None else ""
     node = home.find_node(host)
     has_session = node is not None and home.has_session(node.id)
-    return obstacles.silence(host, port, after, node, has_session=has_session, now=home.wall_clock())
+    return obstacles.silence(
+        host, port, after, node, standing=home.standing, has_session=has_session, now=home.wall_clock()
+    )
 
 
 async def listen(home: Home, port: int, host: str | None, backlog: int) -> TcpListener:

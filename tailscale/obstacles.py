@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tailscale.errors import (
     ConnectionRefused,
     ConnectionTimedOut,
+    NameNotFound,
     NoRoute,
     PeerKeyExpired,
     PeerOffline,
@@ -20,7 +21,23 @@ if TYPE_CHECKING:
     from tailscale.nodes import Node
 
 
-def no_way_to(node: Node | None, host: str, address: bytes) -> TailscaleError:
+OUR_FAULT = {
+    "expired": "our own key has expired, so peers do not talk to us: await device.login(), or extend the key",
+    "logged_out": "this device is logged out: await device.login() to come back",
+    "needs_login": "this device waits for somebody to log it in: device.health says how",
+    "needs_approval": "this device waits for an administrator's approval, and nobody can see it before",
+}
+"""What in our own standing with control keeps peers silent, or hides them."""
+
+
+def unknown_name(problem: NameNotFound, standing: str) -> NameNotFound:
+    """The same, with what it may be due to."""
+    if standing not in OUR_FAULT:
+        return problem
+    return NameNotFound(problem.name, problem.suggestions, OUR_FAULT[standing], is_temporary=problem.is_temporary)
+
+
+def no_way_to(node: Node | None, host: str, address: bytes, standing: str) -> TailscaleError:
     """Nothing can be sent to `address`, which is `node`'s if anybody's."""
     if node is not None and node.expired:
         since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
@@ -29,10 +46,8 @@ def no_way_to(node: Node | None, host: str, address: bytes) -> TailscaleError:
         )
     text = format_address(address)
     where = host if host == text else f"{host} ({text})"
-    return NoRoute(
-        f"no peer owns or routes {where}: "
-        "is it in this tailnet, does the policy let us see it, and are its routes approved?"
-    )
+    why = OUR_FAULT.get(standing, "is it in this tailnet, does the policy let us see it, and are its routes approved?")
+    return NoRoute(f"no peer owns or routes {where}: {why}")
 
 
 def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
@@ -41,8 +56,12 @@ def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
     return ConnectionRefused(f"{host} port {port} refused the connection: {why}")
 
 
-def silence(host: str, port: int, after: str, node: Node | None, *, has_session: bool, now: float) -> TailscaleError:
+def silence(
+    host: str, port: int, after: str, node: Node | None, *, standing: str, has_session: bool, now: float
+) -> TailscaleError:
     """Nobody answered: say the likeliest reason. `now` is the wall clock's."""
+    if standing in OUR_FAULT:
+        return ConnectionTimedOut(f"{host} port {port} did not answer{after}: {OUR_FAULT[standing]}")
     if node is None:
         return ConnectionTimedOut(f"{host} port {port} did not answer{after}")
     if node.online is False:
@@ -57,6 +76,12 @@ def silence(host: str, port: int, after: str, node: Node | None, *, has_session:
         f"{node.hostname} port {port} did not answer{after}, though the machine itself does: "
         "the tailnet policy or its own firewall may drop the connection"
     )
+
+
+def ping_silence(host: str, kind: str, timeout: float, standing: str) -> TailscaleError:
+    """Nobody answered a ping."""
+    why = f": {OUR_FAULT[standing]}" if standing in OUR_FAULT else ""
+    return ConnectionTimedOut(f"{host} did not answer a {kind} ping within {timeout:g} s{why}")
 
 
 def _ago(now: float, moment: datetime) -> str:

@@ -15,7 +15,7 @@ import trio
 
 from tailscale import obstacles
 from tailscale.config import Config, Preferences
-from tailscale.errors import DeviceNotReady
+from tailscale.errors import DeviceNotReady, NameNotFound
 from tailscale.names import literal_address
 from tailscale.nodes import Node, node_from_wire
 from tailscale.resolvers import NameResolver
@@ -92,6 +92,13 @@ class Home:
         message = self.bus.latest(ControlStateChanged)
         return message.state if message is not None else "starting"
 
+    @property
+    def standing(self) -> str:
+        """The state, but an expired key stays one while control cannot be reached."""
+        netmap = self.netmap
+        is_expired = netmap is not None and netmap.self_node.expired
+        return "expired" if is_expired and self.state in ("offline", "connecting") else self.state
+
     def self_node(self) -> Node:
         netmap = self.netmap
         if netmap is None:
@@ -139,12 +146,17 @@ class Home:
     def routes_to(self, address: bytes) -> bool:
         return self.peer_for(address) is not None
 
-    def reachable(self, addresses: list[bytes], host: str) -> list[bytes]:
-        """Of a host's addresses those we may try, or the error that says why none."""
+    async def destinations(self, host: str) -> list[bytes]:
+        """The addresses of a host that we may try, or the error that says why none."""
+        literal = literal_address(host)
+        try:
+            addresses = [literal] if literal else await self.resolver.address_bytes(host)
+        except NameNotFound as problem:
+            raise obstacles.unknown_name(problem, self.standing) from None
         own = self._dataplane.engine.tables.own
         usable = [a for a in addresses if a in own or self.routes_to(a)]
         if not usable:
-            raise obstacles.no_way_to(self.identify(addresses[0]), host, addresses[0])
+            raise obstacles.no_way_to(self.identify(addresses[0]), host, addresses[0], self.standing)
         return usable
 
     def own_address(self, host: str | None) -> bytes | None:
@@ -158,9 +170,7 @@ class Home:
 
     async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
         """The first address of `host` that has a route, in the family of one of our own addresses if asked."""
-        literal = literal_address(host)
-        usable = self.reachable([literal] if literal else await self.resolver.address_bytes(host), host)
-        fitting = [a for a in usable if family_of is None or len(a) == len(family_of)]
+        fitting = [a for a in await self.destinations(host) if family_of is None or len(a) == len(family_of)]
         if not fitting:
             family = "IPv4" if family_of is not None and len(family_of) == 4 else "IPv6"
             raise OSError(

@@ -167,6 +167,52 @@ async def dial_expired_peer(s: Scene) -> None:
     await a.tcp_connect("b", 80)
 
 
+async def expire_ourselves(s: Scene) -> tuple[tailscale.Device, tailscale.Device]:
+    a, b = await s.pair()
+    s.net.expire(a)
+    await until(lambda: a.status().state == "expired" and not a.peers and b.peers["a"].expired)
+    return a, b
+
+
+async def dial_name_with_expired_key(s: Scene) -> None:
+    a, _ = await expire_ourselves(s)
+    await a.tcp_connect("b", 80)
+
+
+async def dial_address_with_expired_key(s: Scene) -> None:
+    a, b = await expire_ourselves(s)
+    await a.tcp_connect(str(b.ipv4), 80)
+
+
+async def run_out_while_control_is_away(s: Scene) -> tuple[tailscale.Device, tailscale.Device]:
+    """Peers stay in the netmap then, as they do with servers that show them to an expired node."""
+    a, b = await s.pair()
+    s.net.control.do(s.net.control.server.set_key_expiry, s.net.id_of(a), s.net._place.wall_clock() + 60)
+    await until(lambda: a.node.key_expiry and b.peers["a"].key_expiry)
+    await s.net.control.stop()
+    await trio.sleep(120)
+    assert a.node.expired
+    assert "b" in a.peers
+    return a, b
+
+
+async def dial_with_key_that_ran_out(s: Scene) -> None:
+    a, _ = await run_out_while_control_is_away(s)
+    await a.tcp_connect("b", 80, timeout=5)
+
+
+async def ping_with_key_that_ran_out(s: Scene) -> None:
+    a, _ = await run_out_while_control_is_away(s)
+    await a.ping("b", "tsmp")
+
+
+async def dial_after_logout(s: Scene) -> None:
+    a, b = await s.pair()
+    await a.logout()
+    await until(lambda: "a" not in b.peers)
+    await a.tcp_connect("b", 80, timeout=5)
+
+
 async def dial_unrouted_address(s: Scene) -> None:
     a, _ = await s.pair()
     await a.tcp_connect("192.0.2.9", 80)
@@ -276,6 +322,11 @@ TABLE: list[Row] = [
     (dial_offline_peer, t.PeerOffline, (OSError,), errno.EHOSTUNREACH, r"b is offline \(last seen 2 hours ago\).*start it"),
     (dial_silent_peer, t.ConnectionTimedOut, (TimeoutError,), errno.ETIMEDOUT, r"b did not answer within 5 s: no .*session.*running\?"),
     (dial_expired_peer, t.PeerKeyExpired, (OSError,), errno.EHOSTUNREACH, r"key of b expired.*log in on that machine"),
+    (dial_name_with_expired_key, t.NameNotFound, (OSError,), socket.EAI_NONAME, r"called 'b' \(our own key has expired.*device\.login"),
+    (dial_address_with_expired_key, t.NoRoute, (OSError,), errno.EHOSTUNREACH, r"routes 100\.64\.0\.2: our own key has expired.*device\.login"),
+    (dial_with_key_that_ran_out, t.ConnectionTimedOut, (TimeoutError,), errno.ETIMEDOUT, r"b port 80 did not answer within 5 s: our own key has expired.*device\.login"),
+    (ping_with_key_that_ran_out, t.ConnectionTimedOut, (TimeoutError,), errno.ETIMEDOUT, r"tsmp ping within 5 s: our own key has expired.*device\.login"),
+    (dial_after_logout, t.ConnectionTimedOut, (TimeoutError,), errno.ETIMEDOUT, r"b port 80 did not answer within 5 s: this device is logged out.*device\.login"),
     (dial_unrouted_address, t.NoRoute, (OSError,), errno.EHOSTUNREACH, r"no peer owns or routes 192\.0\.2\.9.*routes approved\?"),
     (dial_tailnet_address_of_nobody, t.NoRoute, (OSError,), errno.EHOSTUNREACH, r"no peer owns or routes 100\.64\.7\.7"),
     (dial_port_zero, OSError, (), errno.EINVAL, r"port 0 is not between 1 and 65535"),
