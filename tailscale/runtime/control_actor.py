@@ -1,8 +1,7 @@
 """The control actor: keeps this device registered, its netmap fresh, and control informed.
 
 Owns: the ControlMachine, the connection, the saved identity. Hears: PreferencesChanged, EndpointsChanged,
-NetInfoChanged, NetworkChanged. Says: NetMapChanged, ControlStateChanged, ControlInformed,
-NodeKeyChanged, health.
+NetInfoChanged, NetworkChanged. Says: NetMapChanged, ControlStateChanged, ControlInformed, NodeKeyChanged, health.
 Refuses to know: what a netmap is good for. The last netmap stays published whatever happens to control.
 """
 
@@ -12,19 +11,16 @@ import inspect
 import logging
 import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.config import Config
-from tailscale.errors import (
-    ControlProtocolError,
-    ControlUnreachable,
-    LoginRequired,
-    TailscaleError,
-)
+from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_pings import Pings
+from tailscale.runtime.control_updates import Updates
 from tailscale.runtime.control_voice import ControlVoice
 from tailscale.runtime.messages import (
     ControlStateChanged,
@@ -44,17 +40,7 @@ from ts_control.client import ControlClient
 from ts_control.connection import ControlConnection, MapStream
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.netmap import NetMap
-from ts_control.retry import Backoff
-from ts_control.session import (
-    ControlMachine,
-    Identity,
-    IdentityChanged,
-    PhaseChanged,
-    Poll,
-    Register,
-    Step,
-    Wait,
-)
+from ts_control.session import ControlMachine, Identity, IdentityChanged, PhaseChanged, Poll, Register, Step, Wait
 from ts_control.wire import MapRequest, MapResponse
 
 if TYPE_CHECKING:
@@ -99,8 +85,8 @@ class Control:
         self.pings = Pings(self.client)
         self._connection: ControlConnection | None = None
         self._conversation: trio.CancelScope | None = None
+        self._updates = Updates(self.report, partial(self._map_request, stream=False), network.entropy)
         self._wake = trio.Event()
-        self._dirty = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
 
@@ -216,7 +202,7 @@ class Control:
         machine.on_registered(response, trio.current_time())
 
     async def _poll(self, connection: ControlConnection) -> None:
-        """Hold the map stream. Returns when we have to register again; raises when it breaks."""
+        """Hold the map stream; a map stream has no good end, so this ends by raising what broke it."""
         problem: Exception | None = None
         async with trio.open_nursery() as nursery, connection.map_stream(self._map_request(stream=True)) as stream:
             try:
@@ -245,7 +231,7 @@ class Control:
             self._tell()
             if is_first:
                 is_first = False
-                nursery.start_soon(self._keep_informed, connection)
+                nursery.start_soon(self._updates.run, connection, self._bus)
 
     def _hear(self, response: MapResponse, connection: ControlConnection) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""
@@ -265,28 +251,6 @@ class Control:
 
     def _map_request(self, *, stream: bool) -> MapRequest:
         return self.report.map_request(self.machine.node_key.public, self.machine.hostinfo, stream=stream)
-
-    async def _keep_informed(self, connection: ControlConnection) -> None:
-        """A lite update at once and after every change; what changes meanwhile goes with the next one."""
-        backoff = Backoff(self.network.entropy)
-        told: object = None
-        while True:
-            self._dirty = trio.Event()
-            facts = self.report.worth_telling()
-            if facts == told:
-                await self._dirty.wait()
-                continue
-            whereabouts = self.report.whereabouts()
-            try:
-                await connection.update(self._map_request(stream=False))
-                told = facts
-                self._bus.publish(whereabouts)
-                backoff.succeeded()
-            except ControlLost:
-                return  # the map stream notices as well
-            except RequestRefused as problem:
-                log.info("the control server refused an update: %s", problem)
-                await trio.sleep_until(backoff.failed(trio.current_time()))
 
     async def listen(self) -> None:
         """Fold what others say into what control is told."""
@@ -309,7 +273,7 @@ class Control:
     def _refresh(self) -> None:
         self.machine.hostinfo = self.report.hostinfo()
         self.saved.change(home_region=self.report.home_region)
-        self._dirty.set()
+        self._updates.look_again()
 
     # Expiry by the clock
 
