@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from tailscale.runtime.peer_pings import KINDS
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.client import ControlClient
@@ -23,7 +24,6 @@ from ts_control.wire import PingRequest, PingResponse
 log = logging.getLogger("tailscale.control")
 
 MAX_ANSWERS_UNDER_WAY = 8
-PEER_PINGS = ("disco", "TSMP", "ICMP", "peerapi")
 
 PingPeer = Callable[[str, str], Awaitable[PingResponse]]
 
@@ -64,7 +64,7 @@ class Pings:
         elif request.types:
             async with trio.open_nursery() as nursery:
                 for kind in dict.fromkeys(request.types.split(",", 8)):
-                    if kind in PEER_PINGS:
+                    if kind in KINDS:
                         nursery.start_soon(self._report_ping, request, kind, connection)
         elif request.url_is_noise:
             await connection.request("HEAD", _path(request.url))

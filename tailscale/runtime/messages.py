@@ -11,8 +11,6 @@ from tailscale.runtime.bus import Event, Lossy, Retained
 from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap
 
-DirectPath = tuple[str, int]
-
 
 @dataclass(frozen=True, slots=True)
 class NetMapChanged(Retained):

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tailscale.runtime.home import Home
 
 PING_TIMEOUT = 10.0
-KINDS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
+SENT_AS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
 PEER_API = "peerapi"
+KINDS = (*SENT_AS, PEER_API)  # in control's own words
 WAYS = {"direct": "endpoint", "relay": "derp_region_code", "peer relay": "peer_relay"}
 READ_SIZE = 64 << 10
 
@@ -40,7 +41,7 @@ async def ping_for_control(home: Home, host: str, kind: str) -> PingResponse:
     try:
         if kind == PEER_API:
             return await _head_peer_api(home, host, address, answer)
-        result = await diagnostics.ping(home, host, KINDS[kind], 0, PING_TIMEOUT)
+        result = await diagnostics.ping(home, host, SENT_AS[kind], 0, PING_TIMEOUT)
     except TailscaleError as problem:
         return change(answer, err=str(problem))
     way, _, where = result.path.rpartition(" ")

@@ -13,6 +13,7 @@ import pytest
 import tailscale
 from tailscale import _ownership, aio, sync
 from tailscale.faces import DeviceOptions
+from tailscale.runtime import hostinfo
 
 HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
 OTHER_WORDS = {"tcp_connect", "connect_anywhere", "listen"}  # each face has what its world calls these
@@ -68,9 +69,10 @@ def test_a_rival_distribution_is_named(rival: str, tmp_path: Path) -> None:
         _ownership.check_import_name(str(tmp_path))
 
 
-def test_both_versions_agree() -> None:
+def test_every_version_agrees() -> None:
     text = (Path(tailscale.__file__).parent.parent / "pyproject.toml").read_text()
     assert f'version = "{tailscale.__version__}"' in text
+    assert hostinfo.IPN_VERSION.startswith(f"{tailscale.__version__}-")
 
 
 @pytest.mark.parametrize("face", [aio.Device, sync.Device])
