@@ -380,7 +380,8 @@ class Device:
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.
 
-        Uses the auth key if there is one, else a login page. Raises `LoginRequired` when nobody opens it in time.
+        Uses the auth key if there is one; without one, or when it is refused, a login page. Raises `LoginRequired` when
+        nobody opens that in time.
         """
         await self._ready().login()
 

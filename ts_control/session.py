@@ -123,6 +123,8 @@ class ControlMachine:
         self.asks_about_next_key = identity.next_node is not None  # left by a crash: a question, not a wish
         # Stored keys are enough for a device that control knows: the auth key stays unused, and its hashing unpaid.
         self._uses_auth_key = not identity.is_registered
+        self._was_asked_to_log_in = False  # by a person, then: what a key does not open, a page may
+        self.key_refusal = ""  # what control said of the key since then
         self._followup = ""
         self._refusals = 0
         self._announced: PhaseChanged | None = None
@@ -149,7 +151,8 @@ class ControlMachine:
     @property
     def wants_auth_key(self) -> bool:
         """Whether the next registration goes better with `auth_key` set."""
-        return self._uses_auth_key and not self._followup and not self.asks_about_next_key
+        is_pointless = self._followup or self.asks_about_next_key or self.key_refusal
+        return self._uses_auth_key and not is_pointless
 
     def register_request(self) -> RegisterRequest:
         """What to ask control now. The order of the keys' choice is upstream's."""
@@ -182,6 +185,7 @@ class ControlMachine:
     def login(self, now: float, auth_key: str | None = None) -> None:
         """Authenticate again, with a new node key; control keeps the node's id and addresses."""
         self.auth_key = auth_key or self.auth_key
+        self._was_asked_to_log_in, self.key_refusal = True, ""
         self._start_over_with_new_key()
         self._not_before = now
         self._enter(Phase.REGISTERING)
@@ -193,6 +197,7 @@ class ControlMachine:
         self._must_register = True
         self._uses_auth_key = True
         self.asks_about_next_key = False
+        self._was_asked_to_log_in, self.key_refusal = False, ""
         self._followup = ""
         self._enter(Phase.LOGGED_OUT)
 
@@ -262,6 +267,7 @@ class ControlMachine:
         self.asks_about_next_key = False
         self._was_regenerated = False
         self._uses_auth_key = False
+        self._was_asked_to_log_in, self.key_refusal = False, ""
         self._followup = ""
         self._must_register = False
         if not response.machine_authorized:
@@ -270,7 +276,12 @@ class ControlMachine:
     def _on_error(self, reason: str, now: float) -> None:
         used_auth_key = self.wants_auth_key and bool(self.auth_key)
         self._followup = ""
-        self._fail(AuthKeyRefused(reason) if used_auth_key else RegistrationRefused(reason), now)
+        if not used_auth_key:
+            self._fail(AuthKeyRefused(self.key_refusal) if self.key_refusal else RegistrationRefused(reason), now)
+        elif self._was_asked_to_log_in:
+            self.key_refusal = reason
+        else:
+            self._fail(AuthKeyRefused(reason), now)
 
     def _on_key_expired(self, now: float) -> None:
         if self._was_regenerated:
@@ -288,7 +299,8 @@ class ControlMachine:
             # The page was not used, or its time was up.
             self._not_before = self._backoff.failed(now)
         self._followup = url
-        self._enter(Phase.NEEDS_LOGIN, url=url)
+        detail = f"the auth key was refused: {self.key_refusal}" if self.key_refusal else ""
+        self._enter(Phase.NEEDS_LOGIN, detail, url=url)
 
     def _start_over_with_new_key(self) -> None:
         self._must_register = True

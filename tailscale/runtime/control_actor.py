@@ -110,7 +110,9 @@ class Control:
                     if message.state in {"running", "needs_approval"}:
                         return
         if url:
-            raise LoginRequired(url)
+            refusal = self.machine.key_refusal
+            why = f"the control server refused the auth key ({refusal}): open {url} to log this device in"
+            raise LoginRequired(url, why if refusal else None)
         raise ControlUnreachable(f"{self.config.control_url} did not let us in within {self.config.login_timeout:g} s")
 
     async def logout(self) -> None:
@@ -197,7 +199,8 @@ class Control:
         if not machine.identity.is_registered or machine.identity.next_node is not None:
             await self.saved.write()  # a node key that control knows and we forget is a node lost
         response = await connection.register(machine.register_request(), timeout=timeout)
-        if response.auth_url and not machine.wants_auth_key and not machine.asks_about_next_key:
+        is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
+        if response.auth_url and not is_settled:
             await self._fetch_auth_key()  # the stored keys were not enough
         machine.on_registered(response, trio.current_time())
 

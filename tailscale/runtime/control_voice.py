@@ -39,7 +39,7 @@ class ControlVoice:
     def say_phase(self, changed: PhaseChanged) -> None:
         self._bus.publish(ControlStateChanged(changed.phase.value, changed.detail, changed.url, _public(changed.error)))
         if changed.phase is Phase.NEEDS_LOGIN:
-            self._show_login_page(changed.url)
+            self._show_login_page(changed.url, changed.detail)
         elif changed.phase is Phase.FAILED:
             sentence = f"the control server refused this device: {changed.detail}"
             self.warnings.show("control-refused", sentence, "create a new auth key, or log in with device.login()")
@@ -73,9 +73,10 @@ class ControlVoice:
             self._last_page = url
             self.warnings.show("control-url", "the control server asks you to open a page", f"open {url}")
 
-    def _show_login_page(self, url: str) -> None:
+    def _show_login_page(self, url: str, why: str) -> None:
         where = url if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
-        self.warnings.show("login-needed", "this device waits for somebody to log it in", f"open {where}")
+        sentence = "this device waits for somebody to log it in" + (f": {why}" if why else "")
+        self.warnings.show("login-needed", sentence, f"open {where}")
         if self._on_login_url is None:
             log.info("to log this device in, open %s", url)
         else:

@@ -240,6 +240,38 @@ async def test_login_without_a_key_shows_the_page(autojump_clock: MockClock, tai
     await until(lambda: a.status().state == "running" and not a.health, RECOVERY)
 
 
+async def test_login_with_a_key_that_is_used_up_shows_the_page(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    urls: list[str] = []
+    a = await tailnet.device("a", auth_key=tailnet.auth_key(), on_login_url=urls.append)
+    before = (a.ipv4, a.node.stable_id)
+    tailnet.expire(a)
+    await until(lambda: a.status().state == "expired")
+
+    async def approve() -> None:
+        (url,) = await until(lambda: urls)
+        (waits,) = [warning for warning in a.health if warning.code == "login-needed"]
+        assert "the auth key was refused: " in waits.sentence
+        assert "used" in waits.sentence
+        tailnet.approve_login(url)
+        await trio.sleep_forever()
+
+    async with beside(approve):
+        await a.login()
+    await until(lambda: a.status().state == "running" and not a.health, RECOVERY)
+    assert (a.ipv4, a.node.stable_id) == before
+
+
+async def test_login_with_a_key_that_is_used_up_and_nobody_there_says_both(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    a = await tailnet.device("a", auth_key=tailnet.auth_key(), login_timeout=20)
+    await a.logout()
+    with pytest.raises(tailscale.LoginRequired, match=r"refused the auth key \(.*used.*\): open http") as caught:
+        await a.login()
+    tailnet.approve_login(caught.value.url)
+    await until(lambda: a.status().state == "running" and not a.health, RECOVERY)
+
+
 async def test_node_that_control_removed_comes_back_with_its_key(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     key = tailnet.auth_key(reusable=True)
     a, b = await tailnet.device("a", auth_key=key), await tailnet.device("b", auth_key=key)

@@ -256,6 +256,35 @@ def test_login_takes_a_new_key_and_keeps_the_old_one_named() -> None:
     assert request.node_key != before.public
 
 
+def test_a_key_refused_at_login_gives_way_to_the_page() -> None:
+    m = machine(registered=True)
+    m.on_registered(OK, 0.0)
+    m.login(5.0, "used")
+    m.on_registered(RegisterResponse(error="used already"), 5.0)
+    registers(m, 5.0)
+    assert m.register_request().auth is None
+    assert not m.wants_auth_key
+    m.on_registered(URL, 5.0)
+    assert (m.phase.value, m.register_request().followup) == ("needs_login", URL.auth_url)
+    m.on_registered(OK, 6.0)
+    assert m.identity.next_node is None
+    m.login(7.0, "fresh")
+    auth = m.register_request().auth
+    assert auth is not None
+    assert auth.auth_key == "fresh"
+
+
+def test_a_server_without_pages_refuses_the_key_after_all() -> None:
+    m = machine(registered=True)
+    m.on_registered(OK, 0.0)
+    m.login(5.0, "used")
+    m.on_registered(RegisterResponse(error="used already"), 5.0)
+    m.on_registered(RegisterResponse(error="no interactive logins here"), 5.0)
+    (failed,) = [x for x in m.take_messages() if getattr(x, "error", None)]
+    assert isinstance(failed.error, AuthKeyRefused)
+    assert failed.error.reason == "used already"
+
+
 def test_logout_names_a_moment_in_the_past_and_then_rests() -> None:
     m = machine(registered=True, auth_key="k")
     request = m.logout_request()
