@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ts_base.box import NONCE_LENGTH
+from ts_base.budget import Budget
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate, NodePublic
 from ts_base.timers import Timers
@@ -69,8 +70,7 @@ class _Client:
         "bucket",
         "closed",
         "control",
-        "gone_at",
-        "gone_credit",
+        "gone_notices",
         "heard",
         "id",
         "key",
@@ -80,7 +80,7 @@ class _Client:
         "reader",
     )
 
-    def __init__(self, number: int, now: float, drops: Counter[str]) -> None:
+    def __init__(self, number: int, drops: Counter[str]) -> None:
         self.id = number
         self.key = b""  # empty until admitted
         self.closed = False
@@ -91,8 +91,7 @@ class _Client:
         self.pong = b""
         self.outbox = Outbox(drops)
         self.heard: set[bytes] = set()  # whose packets it was given: it is told when they go
-        self.gone_credit = float(GONE_BURST)
-        self.gone_at = now
+        self.gone_notices = Budget(1 / GONE_INTERVAL, GONE_BURST)
 
     @property
     def is_ready(self) -> bool:
@@ -154,7 +153,7 @@ class DerpServer:
             self.drops[REFUSED_CONNECTION] += 1
             return None
         number, self._next_number = self._next_number, self._next_number + 1
-        client = self._clients[number] = _Client(number, now, self.drops)
+        client = self._clients[number] = _Client(number, self.drops)
         self._timers.set(("greeting", number), now + GREETING_TIMEOUT)
         self._notify(client, frames.encode_frame(frames.SERVER_KEY, encode_server_key(self.public)))
         return number
@@ -285,11 +284,7 @@ class DerpServer:
         self._ready.add(receiver.id)
 
     def _tell_not_here(self, sender: _Client, destination: bytes, now: float) -> None:
-        credit = min(GONE_BURST, sender.gone_credit + (now - sender.gone_at) / GONE_INTERVAL)
-        sender.gone_at = now
-        sender.gone_credit = credit
-        if credit >= 1:
-            sender.gone_credit = credit - 1
+        if sender.gone_notices.take(now):
             self._notify(sender, frames.encode_peer_gone(destination, frames.GONE_NOT_HERE))
 
     def _notify(self, client: _Client, frame: bytes) -> None:
