@@ -77,15 +77,37 @@ async def _feed(thread: LoopThread, listener: TcpListener, door: TailnetListener
         door.end()
 
 
-class Forward:
-    """A local port, or Unix socket, that leads to a port of the tailnet. Close it, or use it in a `with` block."""
+class _Bridge:
+    """A task that lets connections in."""
 
-    def __init__(self, thread: LoopThread, door: socket.socket, path: str | None) -> None:
+    _thread: LoopThread
+    _carrying: trio.CancelScope
+
+    def close(self) -> None:
+        """No new connections; those that are open go on."""
+        with contextlib.suppress(TailscaleError):  # the loop has ended: so has the task
+            self._thread.call_soon(self._carrying.cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Forward(_Bridge):
+    """A local port, or Unix socket, that leads to a port of the tailnet. Close it, or use it in a `with` block.
+
+    Closing it lets no new connections in; those that are open go on.
+    """
+
+    def __init__(self, thread: LoopThread, door: socket.socket, path: str | None, host: str, port: int) -> None:
         self._thread = thread
         self._path = path
-        self._carrying: trio.CancelScope | None = None
+        self._target = host, port
         self.address: tuple[str, int] | str = path if path is not None else door.getsockname()[:2]
         """`("127.0.0.1", port)`, or the path."""
+        self._carrying = thread.spawn(self._carry, door)
 
     @property
     def host(self) -> str:
@@ -95,16 +117,10 @@ class Forward:
     def port(self) -> int:
         return 0 if isinstance(self.address, str) else self.address[1]
 
-    def start(self, door: socket.socket, host: str, port: int) -> None:
-        self._carrying = self._thread.spawn(self._carry, door, host, port)
-
-    async def _carry(self, door: socket.socket, host: str, port: int) -> None:
-        async def carry_one(stream: trio.SocketStream) -> None:
-            await self._carry_one(stream.socket, host, port)
-
+    async def _carry(self, door: socket.socket) -> None:
         with self._file():
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(door))
-            await trio.serve_listeners(carry_one, [listener])
+            await trio.serve_listeners(self._carry_one, [listener])
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[None]:
@@ -115,10 +131,10 @@ class Forward:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path)
 
-    async def _carry_one(self, accepted: trio.socket.SocketType, host: str, port: int) -> None:
-        sock = _detached(accepted)
+    async def _carry_one(self, accepted: trio.SocketStream) -> None:
+        sock = _detached(accepted.socket)
         try:
-            stream = await self._thread.device.tcp_connect(host, port)
+            stream = await self._thread.device.tcp_connect(*self._target)
         except (OSError, TailscaleError) as error:
             log.info("a connection to %s could not be forwarded: %s", self.address, error)
             reset(sock)
@@ -127,18 +143,6 @@ class Forward:
             sock.close()
             raise
         self._thread.pump(Pump(stream, sock))
-
-    def close(self) -> None:
-        """No new connections; those that are open go on."""
-        if self._carrying is not None:
-            with contextlib.suppress(TailscaleError):  # the loop has ended: so has the forward
-                self._thread.call_soon(self._carrying.cancel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 async def forward(
@@ -156,9 +160,7 @@ async def forward(
             door.close()
             raise
     door.setblocking(False)
-    forwarding = Forward(thread, door, None if path is None else os.fspath(path))
-    forwarding.start(door, host, port)
-    return forwarding
+    return Forward(thread, door, None if path is None else os.fspath(path), host, port)
 
 
 def _bind_privately(door: socket.socket, path: str) -> None:
@@ -168,7 +170,7 @@ def _bind_privately(door: socket.socket, path: str) -> None:
     door.listen(FORWARD_BACKLOG)
 
 
-class Exposure:
+class Exposure(_Bridge):
     """A port of the tailnet that leads to a server of this machine. Close it, or use it in a `with` block."""
 
     def __init__(self, thread: LoopThread, listener: TcpListener, host: str, port: int) -> None:
@@ -193,17 +195,6 @@ class Exposure:
             return
         sock = _detached(server.socket)
         self._thread.pump(Pump(stream, sock))
-
-    def close(self) -> None:
-        """No new connections; those that are open go on."""
-        with contextlib.suppress(TailscaleError):  # the loop has ended: so has this
-            self._thread.call_soon(self._carrying.cancel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 async def expose(thread: LoopThread, port: int, host: str, local_port: int) -> Exposure:
