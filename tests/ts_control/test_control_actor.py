@@ -1,3 +1,5 @@
+"""The control actor against a scripted control server: joining, trouble, logins, pings and goodbyes on one clock."""
+
 from __future__ import annotations
 
 import logging

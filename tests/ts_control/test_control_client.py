@@ -1,3 +1,5 @@
+"""The way to a control server and the talk with it, over streams that stall, break and lie."""
+
 from __future__ import annotations
 
 import logging

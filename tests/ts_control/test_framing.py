@@ -1,3 +1,5 @@
+"""Map frames at any split, against what upstream wrote; lengths and bombs refused before they cost anything."""
+
 from __future__ import annotations
 
 import json

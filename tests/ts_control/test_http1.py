@@ -1,3 +1,5 @@
+"""HTTP/1.1 before the channel, and c2n inside it: one connection for key and upgrade, nonsense as BadPacket."""
+
 from __future__ import annotations
 
 import base64

@@ -1,3 +1,5 @@
+"""Two ends of HTTP/2 back to back: bodies, windows, resets and hostile bytes."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""Control URLs, the ports worth trying, and the proxy variables, as upstream and curl read them."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Folding map messages: every delta, keys that run out by the clock, and the same end as one full map."""
+
 from __future__ import annotations
 
 import math

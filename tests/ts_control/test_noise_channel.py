@@ -1,3 +1,5 @@
+"""The ts2021 handshake and records, byte for byte as Go makes them, at any split."""
+
 from __future__ import annotations
 
 import json

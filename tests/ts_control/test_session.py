@@ -1,3 +1,5 @@
+"""What the session asks control next and when: keys, pages, refusals, expiry, pauses."""
+
 from __future__ import annotations
 
 import math

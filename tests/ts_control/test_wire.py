@@ -1,3 +1,5 @@
+"""Every message through Go's JSON and back; null, absent and hostile text."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""The frame reader at any split, its limits, and batches as one piece."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""The client side of a relay connection: greeting, bounds, deadlines, and frames nobody should send."""
+
 from __future__ import annotations
 
 import math

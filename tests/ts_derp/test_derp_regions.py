@@ -1,3 +1,5 @@
+"""Which region is home: hysteresis, scores, and guesses where nothing could be measured."""
+
 from __future__ import annotations
 
 import math

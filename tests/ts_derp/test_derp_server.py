@@ -1,3 +1,5 @@
+"""The relay against our own client machines: admission, fairness, notices, and clients that misbehave."""
+
 from __future__ import annotations
 
 import math
