@@ -13,7 +13,7 @@ from typing import Any
 import h11
 import trio
 
-from tailscale.http.limits import AsgiApp, ClientDisconnected, Message, Scope
+from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Scope
 from tailscale.http.wire import Wire
 
 log = logging.getLogger("tailscale.http")

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from tailscale.errors import TailscaleError
-from tailscale.http.limits import AsgiApp, Message
+from tailscale.http.asgi import AsgiApp, Message
 
 log = logging.getLogger("tailscale.http")
 

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +25,3 @@ class Limits:
     """For the app's lifespan to end."""
     grace: float = 10.0
     """For requests still running when `shutdown` is set."""
-
-
-class ClientDisconnected(ConnectionResetError):
-    """The client went away while it was being answered: what an app's `send` raises then."""

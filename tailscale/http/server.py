@@ -14,10 +14,11 @@ from urllib.parse import unquote
 import h11
 import trio
 
+from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
 from tailscale.http.caller import describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
 from tailscale.http.lifespan import Lifespan
-from tailscale.http.limits import AsgiApp, ClientDisconnected, Limits, Scope
+from tailscale.http.limits import Limits
 from tailscale.http.wire import Wire
 from tailscale.sockets import TcpListener, TcpStream
 

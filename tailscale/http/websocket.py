@@ -27,7 +27,7 @@ from wsproto.events import (
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from tailscale.http.limits import AsgiApp, ClientDisconnected, Message, Scope
+from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Scope
 from tailscale.http.wire import Wire
 
 log = logging.getLogger("tailscale.http")

@@ -11,7 +11,8 @@ from typing import Any
 import h11
 import trio
 
-from tailscale.http.limits import ClientDisconnected, Limits
+from tailscale.http.asgi import ClientDisconnected
+from tailscale.http.limits import Limits
 
 LINGER = 1.0
 LINGER_BYTES = 4 << 20
