@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event
+    from tailscale.events import Event, EventStream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -228,9 +228,12 @@ class Device(DeviceFace):
     netcheck = _awaited(TrioDevice.netcheck)
     status = _awaited(as_work(TrioDevice.status))
 
-    async def events(self) -> AsyncIterator[Event]:
-        """What happens, as it happens; ends when the device is closed."""
-        stream = await self._await(as_work(self._inside().events))
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on, as it happens; ends when the device is closed."""
+        return self._events_of(self._thread.submit(as_work(self._inside().events)))
+
+    async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
+        stream = await _finished(subscribing)
         while True:
             try:
                 yield await self._await(stream.__anext__)

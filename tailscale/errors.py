@@ -92,34 +92,28 @@ class NameNotFound(TailscaleError, socket.gaierror):
         return str(self.args[1])
 
 
-class _Unreachable(TailscaleError, OSError):
-    def __init__(self, message: str) -> None:
-        OSError.__init__(self, errno.EHOSTUNREACH, message)
-
-    def __str__(self) -> str:
-        return str(self.args[1])
-
-
-class PeerOffline(_Unreachable):
-    """The control server says the peer is offline, and it did not answer."""
-
-
-class PeerKeyExpired(_Unreachable):
-    """The peer's node key has expired: nobody can talk to it until it logs in again."""
-
-
-class NoRoute(_Unreachable):
-    """No peer owns or routes this address."""
-
-
 class _Dial(TailscaleError, OSError):
-    code = errno.EIO
+    """Also what the same failure would be on a kernel socket."""
+
+    code = errno.EHOSTUNREACH
 
     def __init__(self, message: str) -> None:
         OSError.__init__(self, self.code, message)
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+class PeerOffline(_Dial):
+    """The control server says the peer is offline, and it did not answer."""
+
+
+class PeerKeyExpired(_Dial):
+    """The peer's node key has expired: nobody can talk to it until it logs in again."""
+
+
+class NoRoute(_Dial):
+    """No peer owns or routes this address."""
 
 
 class ConnectionRefused(_Dial, ConnectionRefusedError):

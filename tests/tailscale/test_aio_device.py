@@ -305,20 +305,16 @@ def test_events_arrive_and_end(net: ThreadedTailnet) -> None:
         device = Device("listener", **net.options)
         names: list[str] = []
         async with device:
-            subscribed = asyncio.Event()
+            events = device.events()  # from now on, whenever they are read
+            async with Device("late", **net.options) as late:
+                await meet(device, late)
 
             async def listen() -> None:
-                events = device.events()
-                first = asyncio.ensure_future(anext(events))
-                await asyncio.sleep(0.05)
-                subscribed.set()
-                names.append(type(await first).__name__)
                 async for event in events:
                     names.append(type(event).__name__)  # noqa: PERF401 - one by one is the point
 
             listening = asyncio.create_task(listen())
-            await subscribed.wait()
-            async with Device("late", **net.options):
+            async with asyncio.timeout(5):
                 while "PeerUp" not in names:  # noqa: ASYNC110 - likewise
                     await asyncio.sleep(0.01)
         await asyncio.wait_for(listening, 5)
