@@ -798,7 +798,7 @@ class TcpConnection:
         if not inbound.selective and inbound.buffer.islands:
             copies = max(inbound.segments_owed, 1)
         for blocks in inbound.sack_options(3 if inbound.stamps else 4):
-            out += [self._bare_ack(self._outbound.nxt, now, blocks)] * copies
+            out += [self._bare_ack(self._outbound.acceptable_seq(), now, blocks)] * copies
         inbound.all_said()
 
     def _emit_reset(self, out: list[bytes]) -> None:

@@ -139,6 +139,15 @@ class Outbound:
         """A report quotes this wire number: may it be about something on its way?"""
         return self.una <= unwrap(seq, self.una) < self.nxt
 
+    def acceptable_seq(self) -> int:
+        """Where a bare segment stands: SND.NXT, or the window's end when the peer took back what it had offered.
+
+        A strict peer ignores acknowledgements beyond its window, its own sender then waits for ever and never reads
+        what would open the window again. What scaling rounds off is nothing taken back. As Linux tcp_acceptable_seq.
+        """
+        edge = self.una + self.window
+        return self.nxt if self.nxt < edge + (1 << self.peer_shift) else edge
+
     def room(self) -> int:
         """Bytes a write may add: twice what the path takes in a round trip, within bounds."""
         limit = min(max(INITIAL_SEND, 2 * self.recovery.congestion.window), MAXIMUM_BUFFER)

@@ -52,6 +52,18 @@ def test_two_holes_are_repaired_and_nothing_else():
     assert repaired == {at(0), at(4)}
 
 
+def test_acknowledgements_stay_inside_a_window_that_shrank():
+    """gVisor, full and with its own segments lost, took back its window, and ignored what stood beyond it for ever."""
+    conn = sending()
+    conn.segment(1.1, ACK, seq=1, ack=at(3), window=0)
+    for _ in range(2):  # it sends again what it believes lost
+        conn.segment(1.15, ACK, seq=1, ack=at(3), window=0, data=b"lost?")
+    conn.expect(1.15, ACK, seq=at(3), ack=6)
+    conn.segment(1.16, ACK, seq=6, ack=at(3), window=65535, data=b"more")
+    answer = conn.flush()
+    assert conn.relative_seq(answer[0]) == at(3)
+
+
 def test_slight_reordering_is_waited_for():
     conn = sending()
     conn.segment(1.1, ACK, seq=1, ack=1, options=conn.sack_option((at(1), at(2))))
