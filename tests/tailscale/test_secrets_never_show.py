@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
-import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 import pytest
 import trio
+from secret_spy import Spy
 from tailnet_scripts import beside, echo_service, until
 from trio.testing import MockClock
 
@@ -18,64 +15,13 @@ import tailscale
 from tailscale.state_file import encode_state
 from tailscale.testing import Tailnet
 from tailscale.testing.network import VirtualHost
-from ts_base.keys import PrivateKey, clamp
-
-
-@dataclass
-class Spy:
-    """What must not be seen, and everything that was seen."""
-
-    secrets: set[bytes] = field(default_factory=set)
-    words: set[str] = field(default_factory=set)
-    seen: list[str] = field(default_factory=list)
-
-    def see(self, *things: object) -> None:
-        for thing in things:
-            self.seen += [repr(thing), str(thing)]
-            if hasattr(thing, "to_dict"):
-                self.seen.append(json.dumps(thing.to_dict()))
-
-    async def failing(self, deed: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await deed()
-        except Exception as error:
-            self.see(error)
-            self.seen.append("".join(traceback.format_exception(error)))
-        else:
-            pytest.fail("it worked")
-
-    def forbidden(self) -> dict[str, str]:
-        """Every form in which a secret might show, and what it is."""
-        forms = dict.fromkeys(self.words, "a word")
-        for raw in self.secrets:
-            for key in {raw, clamp(raw)}:
-                text = base64.b64encode(key).decode().rstrip("=")
-                forms |= {
-                    key.hex(): "hex",
-                    text: "base64",
-                    text.replace("+", "-").replace("/", "_"): "url-safe base64",
-                    repr(key)[2:-1]: "repr",
-                }
-        return forms
-
-    def check(self, log: str) -> None:
-        everything = "\n".join([*self.seen, log])
-        lowered = everything.lower()
-        for form, kind in self.forbidden().items():
-            assert form not in everything, f"{kind}: {form}"
-            assert kind != "hex" or form not in lowered
 
 
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Spy:
     """Learns every private key that is made, the handshakes' own included."""
     spy = Spy()
-    made = PrivateKey.__init__
-
-    def remember(self: PrivateKey, raw: bytes) -> None:
-        made(self, raw)
-        spy.secrets.add(bytes(raw))
-
+    spy.watch(monkeypatch)
     drawn = VirtualHost.entropy
 
     def draw(self: VirtualHost, length: int) -> bytes:
@@ -84,7 +30,6 @@ def spy(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Sp
             spy.secrets.add(drawn_bytes)
         return drawn_bytes
 
-    monkeypatch.setattr(PrivateKey, "__init__", remember)
     monkeypatch.setattr(VirtualHost, "entropy", draw)
     caplog.set_level(logging.DEBUG)
     return spy
