@@ -41,10 +41,14 @@ coverage: $(READY)
 	@$(BIN)/python -m coverage run -m pytest -m 'not slow and not interop and not root'
 	@$(BIN)/python tests/coverage_by_room.py
 
-interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go)
+interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go); ROUNDS=20
 	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
-	@$(BIN)/python -m pytest tests/interop
+ifdef ROUNDS
+	@$(BIN)/python -m tests.interop.rounds $(ROUNDS)
+else
+	@$(BIN)/python -m pytest tests/interop $$($(BIN)/python -c 'from tests.interop.rounds import parallel; print(*parallel())')
+endif
 
 natlab: $(READY) ## every pair of NATs in network namespaces, tsnet first, then ours (root; a quarter of an hour)
 	@bash tests/interop/install_servers.sh

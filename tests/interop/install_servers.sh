@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "$0")/../.."
 
-if [ -x .venv/bin/python ] && ! .venv/bin/python -c 'import aiohttp, asyncpg, httpx2, psycopg, redis, requests, uvicorn' 2>/dev/null; then
+if [ -x .venv/bin/python ] && ! .venv/bin/python -c 'import aiohttp, asyncpg, httpx2, psycopg, redis, requests, uvicorn, xdist' 2>/dev/null; then
   .venv/bin/python -m pip install -q --disable-pip-version-check --group interop ||
     echo "REAL CLIENTS NOT INSTALLED: pip could not install the interop group; tests/interop/test_real_clients.py will skip"
 fi
