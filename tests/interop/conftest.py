@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+import io
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.terminal import TerminalReporter
 
-import tailscale
 from tests.interop import build
-from tests.interop.rig import Derper, Headscale, Rig, TsnetPeer, rig
+from tests.interop.processes import KEEP
+from tests.interop.rig import Derper, Headscale, Rig, TsnetPeer
+from tests.tailscale.secret_spy import Spy
 
 LACKING: pytest.StashKey[set[str]] = pytest.StashKey()
-FAILED: pytest.StashKey[bool] = pytest.StashKey()
+LOGS: pytest.StashKey[Path] = pytest.StashKey()
 ESSENTIAL = ("headscale-0.29.2", "derper", "tsnetpeer")
 
 
@@ -28,8 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if here not in item.path.parents:
             continue
         item.add_marker("interop")
-        if item.path.name.startswith("test_scenarios") and not hasattr(tailscale, "Device"):
-            item.add_marker(pytest.mark.skip(reason="there is no tailscale.Device yet"))
         names = list(ESSENTIAL)
         for marker in item.iter_markers("peers"):
             names += marker.args
@@ -51,12 +56,16 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
 
 
 @pytest.fixture
-async def r(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    """A rig of this test's own; its logs are kept when the test fails."""
-    async with rig("t") as made:
-        yield made
-        if request.node.stash.get(FAILED, False):
-            made.keep_logs()
+def r(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """A rig of this test's own; its logs are kept when the test fails.
+
+    Not an async fixture: those end before it is known whether the test has failed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pyts-t-"))
+    request.node.stash[LOGS] = folder
+    yield Rig(folder)
+    if not (folder / KEEP).exists() and not os.environ.get("PYTAILSCALE_KEEP_LOGS"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,9 +73,34 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed:
-        item.stash[FAILED] = True
+    folder = item.stash.get(LOGS, None)
+    if report.failed and folder is not None and folder.exists():
+        (folder / KEEP).touch()
+        report.sections.append(("logs of all servers", f"kept: {folder}"))
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_secret_shows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every scenario runs at DEBUG, and what is logged holds no private key and no auth key."""
+    spy, log = Spy(), io.StringIO()
+    spy.watch(monkeypatch)
+    issue = Headscale.auth_key
+
+    async def remember(*arguments: Any, **options: Any) -> str:
+        key = await issue(*arguments, **options)
+        spy.words |= {key, key[-40:]}  # what stands before is its name
+        return key
+
+    monkeypatch.setattr(Headscale, "auth_key", remember)
+    root, handler = logging.getLogger(), logging.StreamHandler(log)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield
+    root.setLevel(level)
+    root.removeHandler(handler)
+    spy.check(log.getvalue())
 
 
 @pytest.fixture

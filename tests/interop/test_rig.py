@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -190,6 +195,31 @@ async def test_oracle_answers() -> None:
     assert not stun["ok"]
     assert packet["version"] == 0
     assert judged["accept"] == []
+
+
+FAILING = """
+async def test_it_fails(r):
+    (r.folder / "server.log").write_text("last words")
+    assert not r
+"""
+
+
+def test_logs_are_kept_when_a_test_fails_and_only_then(tmp_path: Path) -> None:
+    for program, fails in ((FAILING, True), (FAILING.replace("assert not r", ""), False)):
+        (tmp_path / "test_it.py").write_text(program)
+        command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "tests.interop.conftest"]
+        done = subprocess.run(
+            [*command, "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path / "test_it.py"],
+            cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode != 0) == fails, done.stdout
+        kept = [path.read_text() for path in tmp_path.glob("pyts-*/server.log")]
+        assert kept == (["last words"] if fails else [])
+        if fails:
+            (folder,) = tmp_path.glob("pyts-*")
+            assert f"kept: {folder}" in done.stdout
+            shutil.rmtree(folder)
 
 
 def test_ports_are_not_given_twice() -> None:
