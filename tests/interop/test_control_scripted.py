@@ -16,7 +16,7 @@ import pytest
 import trio
 
 import tailscale
-from tests.interop.ours import converse, joined
+from tests.interop.ours import converse, joined, make_device
 from tests.interop.processes import PORTS, poll_until
 from tests.interop.rig import Rig, TsnetPeer
 
@@ -148,9 +148,12 @@ async def test_a_jailed_peer_cannot_call_us_and_we_can_call_it(r: Rig) -> None:
 
             nursery.start_soon(serve)
             await scene.control.admin("jail", {"node": "ours", "peer": "db", "on": True})
-            await trio.sleep(1)
-            said = await scene.db.ask("dial", check=False, host=scene.us.ipv4, port=7, data=b"", read=-1, timeout=2)
-            assert not said["ok"]
+
+            async def bites() -> bool:
+                call = {"host": scene.us.ipv4, "port": 7, "data": b"", "read": -1}
+                return not (await scene.db.ask("dial", check=False, timeout=1, **call))["ok"]
+
+            await poll_until("the jail to bite", bites)
             assert await scene.echoes()
             nursery.cancel_scope.cancel()
 
@@ -163,22 +166,40 @@ async def test_we_reach_a_peer_under_its_masquerade(r: Rig) -> None:
         assert (await converse(await scene.us.tcp_connect(mask, 7, timeout=10), b"x")).head == b"x"
 
 
+async def test_a_peer_is_found_at_its_new_address_only(r: Rig) -> None:
+    async with scripted(r) as scene:
+        nodes, old, new = (await scene.control.admin("nodes"))["nodes"], scene.peer.ipv4 or "", "100.88.99.12"
+        (theirs,) = [node for node in nodes if (node.get("Hostinfo") or {}).get("Hostname") == "db"]
+        await scene.raw(PeersChanged=[theirs | {"Addresses": [f"{new}/32"], "AllowedIPs": [f"{new}/32"]}])
+        await scene.until("the new address", lambda: scene.peer.addresses == (new,))
+        assert await scene.us.resolve("db") == new
+        assert (await scene.us.whois(new)).node.hostname == "db"
+        with pytest.raises(tailscale.NoRoute):
+            await scene.us.tcp_connect(old, 7)
+
+
 async def test_a_machine_waits_for_its_approval(r: Rig) -> None:
     async with r.derper() as relay, r.testcontrol(regions=[relay.region], machine_auth=True) as control:
+        device = await make_device(control, auth_key="key", login_timeout=30)
+        approved = False
 
         async def approve() -> None:
-            async def known() -> bool:
-                return bool((await control.admin("nodes"))["nodes"])
+            nonlocal approved
 
-            await poll_until("the machine", known)
-            await trio.sleep(0.5)
+            async def waits() -> bool:
+                await trio.lowlevel.checkpoint()
+                with contextlib.suppress(tailscale.DeviceNotReady):
+                    return any(warning.code == "approval-needed" for warning in device.health)
+                return False
+
+            await poll_until("our user to be told", waits)
+            approved = True
             await control.admin("approve", {"node": "ours"})
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(approve)
-            began = trio.current_time()
-            async with joined(control, auth_key="key", login_timeout=30) as us:
-                assert trio.current_time() - began >= 0.5
+            async with device as us:
+                assert approved
                 assert us.status().state == "running"
 
 

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import tailscale
+from tailscale.runtime.messages import NetMapChanged
 from tests.interop.processes import Process
 from tests.interop.rig import Rig
 
@@ -97,20 +99,20 @@ async def test_ten_thousand_idle_peers(r: Rig) -> None:
         gc.callbacks.append(steps.watch_collector)
         base = resident()
         async with tailscale.Device("many", control_url=said["url"], auth_key=said["auth_key"]) as us:
-            await trio.sleep(1)
+            await trio.testing.wait_all_tasks_blocked(0.1)
             assert len(us.status().peers) == PEERS
             folded, steps.longest = dict(steps.longest), {}
             gc.collect()
             grown = resident() - base
             assert process.stdin is not None
             steps.spent = 0.0
-            for _ in range(MOVES):
-                seen = us._ready().home.netmap
-                await process.stdin.send_all(b"\n")
-                with trio.fail_after(10):
-                    while us._ready().home.netmap is seen:  # noqa: ASYNC110
-                        await trio.sleep(0.002)
-                    await trio.sleep(0.01)
+            with us._ready().bus.subscribe(NetMapChanged) as inbox:
+                await inbox.receive()  # the map of now
+                for _ in range(MOVES):
+                    await process.stdin.send_all(b"\n")
+                    with trio.fail_after(10):
+                        await inbox.receive()
+                    await trio.testing.wait_all_tasks_blocked()  # all who heard of it are done
             each = steps.spent / MOVES
         trio.lowlevel.remove_instrument(steps)
         gc.callbacks.remove(steps.watch_collector)

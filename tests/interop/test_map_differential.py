@@ -152,9 +152,15 @@ async def test_both_read_the_same_map(r: Rig, tmp_path: Path) -> None:
         await hs.tag("db", ["tag:db"])
         await hs.approve_routes("router", ["10.44.0.0/24"])
         async with joined(hs, state=store):
-            await trio.sleep(0.3)
-        ours = normal_map(await read_by_us(hs, store))
-        theirs = normal_map(await read_by_tsp(hs, store, tmp_path))
+            await hs.wait_node("ours")
+
+        async def at_rest() -> tuple[Json, Json] | None:
+            """Both readings, when nothing moved meanwhile."""
+            before = normal_map(await read_by_us(hs, store))
+            theirs = normal_map(await read_by_tsp(hs, store, tmp_path))
+            return (before, theirs) if before == normal_map(await read_by_us(hs, store)) else None
+
+        ours, theirs = await poll_until("the map to rest", at_rest)
         assert len(theirs["Peers"]) == 3
         assert list(differences(ours, theirs, "")) == []
 
@@ -176,11 +182,15 @@ async def test_what_deltas_made_is_what_a_full_map_says(r: Rig, tmp_path: Path) 
                     return set(names) == {"db", "shop", "router"} and bool(names["router"].routes)
 
                 await poll_until("every delta", settled)
-                await trio.sleep(0.3)
-                folded = us._ready().control.netmap  # type: ignore[union-attr]
-                assert folded is not None
-                text = json.dumps(await read_by_tsp(hs, store, tmp_path)).encode()
-                full = NetMap.empty().apply(decode_json_untrusted(MapResponse, text), 0.0)
+
+                async def at_rest() -> tuple[NetMap, NetMap] | None:
+                    """What we folded and what is told at once, when nothing moved meanwhile."""
+                    folded = us._ready().home.netmap
+                    text = json.dumps(await read_by_tsp(hs, store, tmp_path)).encode()
+                    full = NetMap.empty().apply(decode_json_untrusted(MapResponse, text), 0.0)
+                    return (folded, full) if us._ready().home.netmap is folded else None
+
+                folded, full = await poll_until("the map to rest", at_rest)
         assert normal_peers(folded) == normal_peers(full)
         assert folded.packet_filters == full.packet_filters
         assert folded.dns == full.dns

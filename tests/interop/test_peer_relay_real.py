@@ -71,7 +71,7 @@ async def test_bytes_travel_through_a_peer_and_by_derp_when_it_dies(r: Rig) -> N
         async with flowing(us, db.ip4) as flow:
             await flow.heard_again(10)
             took = trio.current_time() - began + await until_path(us, "peer relay", 60)
-            await trio.sleep(1)
+            await flow.carries()
             before = site.udp_bytes()
             echoed = await converse(await us.tcp_connect(db.ip4, 7), pattern(SIZE))
             assert echoed.sha256 == pattern_sha256(SIZE)
@@ -82,7 +82,7 @@ async def test_bytes_travel_through_a_peer_and_by_derp_when_it_dies(r: Rig) -> N
             server.process.kill()
             await flow.heard_again(30)
             await until_path(us, "relay", 30)
-            await trio.sleep(1)
+            await flow.carries()
             gap = flow.silence()
         print(f"peer relay after {took:.2f} s; it carried {carried[0] >> 10} KiB in and {carried[1] >> 10} KiB out; "
               f"it died: {gap:.2f} s of silence, then {path_of(us)}")  # fmt: skip

@@ -14,7 +14,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 
 from tailscale import aio, sync
+from tests.interop.processes import PORTS
 from tests.tailscale.thread_scripts import ThreadedTailnet, introduce, tailnet_thread
 
 pytestmark = pytest.mark.interop
@@ -53,29 +53,25 @@ def pair(net: ThreadedTailnet) -> Iterator[tuple[sync.Device, sync.Device]]:
         yield app, db
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"{process.args} did not open port {port}")
-
-
 @contextlib.contextmanager
-def running(command: list[str], port: int) -> Iterator[int]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(port, process)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
+def running(command: list[str], port: int, ready: str) -> Iterator[int]:
+    """A server, once it has said these words."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        try:
+            for line in process.stdout:
+                said.append(line)
+                if ready in line:
+                    break
+            else:
+                raise RuntimeError(f"{command} ended: {''.join(said)}")
+            drain = threading.Thread(target=process.stdout.read)  # or its pipe would fill
+            drain.start()
+            yield port
+        finally:
+            process.terminate()
+        drain.join()
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +87,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         home = Path("/tmp") / f"pytailscale-postgres-{os.getpid()}"
         home.mkdir()
         shutil.chown(home, "postgres")
-    port = free_port()
+    port = PORTS.take()
     try:
         make = [*become, f"{POSTGRES}/initdb", "-D", f"{home}/data", "-A", "trust", "-U", "app", "--no-sync"]
         subprocess.run(make, check=True, capture_output=True, cwd="/")
         options = ["-D", f"{home}/data", "-p", str(port), "-k", str(home), "-h", "127.0.0.1", "-F"]
-        with running([*become, f"{POSTGRES}/postgres", *options], port):
+        with running([*become, f"{POSTGRES}/postgres", *options], port, "ready to accept connections"):
             yield port
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -106,8 +102,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     if shutil.which("redis-server") is None:
         lacking("redis-server")
-    port, home = free_port(), tmp_path_factory.mktemp("redis")
-    with running(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)], port):
+    port, home = PORTS.take(), tmp_path_factory.mktemp("redis")
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)]
+    with running(command, port, "Ready to accept connections"):
         yield port
 
 
