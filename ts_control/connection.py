@@ -156,6 +156,7 @@ class ControlConnection:
             self._http2.cancel(number)
             self._writable.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def read(self) -> None:
         """Carry bytes in until the connection ends."""
         try:
@@ -173,6 +174,7 @@ class ControlConnection:
         except BROKEN as problem:
             self.fail(f"the connection to the control server broke: {reason_of(problem)}")
 
+    @trio.lowlevel.enable_ki_protection
     async def write(self) -> None:
         """Carry bytes out, in the order they were sealed: the only task that sends."""
         try:

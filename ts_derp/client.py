@@ -87,6 +87,7 @@ class DerpClient:
             await self._stream.aclose()
         raise RelayLost(self._machine.failure or "the relay hung up")
 
+    @trio.lowlevel.enable_ki_protection
     async def _read(
         self, deliver: Callable[[list[Run]], None], hear: Callable[[DerpMessage], None], over: trio.CancelScope
     ) -> None:
@@ -110,6 +111,7 @@ class DerpClient:
             machine.fail(f"the relay's connection broke: {error!r}")
         over.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self, over: trio.CancelScope) -> None:
         machine = self._machine
         try:
@@ -124,6 +126,7 @@ class DerpClient:
             machine.fail(f"the relay's connection broke: {error!r}")
             over.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _watch(self, over: trio.CancelScope) -> None:
         machine = self._machine
         while machine.failure is None:

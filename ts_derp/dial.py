@@ -170,6 +170,7 @@ async def _open_first(dialer: Dialer, hosts: list[str], port: int) -> trio.abc.H
     streams: list[trio.abc.HalfCloseableStream] = []
     errors: list[OSError] = []
 
+    @trio.lowlevel.enable_ki_protection
     async def attempt(host: str, failed: trio.Event) -> None:
         try:
             stream = await dialer.open_tcp(host, port)

@@ -255,6 +255,7 @@ class Control:
     def _map_request(self, *, stream: bool) -> MapRequest:
         return self.report.map_request(self.machine.node_key.public, self.machine.hostinfo, stream=stream)
 
+    @trio.lowlevel.enable_ki_protection
     async def listen(self) -> None:
         """Fold what others say into what control is told."""
         kinds = (PreferencesChanged, EndpointsChanged, NetInfoChanged, NetworkChanged)
@@ -280,6 +281,7 @@ class Control:
 
     # Expiry by the clock
 
+    @trio.lowlevel.enable_ki_protection
     async def watch_expiry(self) -> None:
         """Keys run out whether or not control can be reached."""
         while True:
@@ -336,6 +338,7 @@ class Control:
 
     # Small things
 
+    @trio.lowlevel.disable_ki_protection  # the user's code: it may be waiting for somebody at a keyboard
     async def _fetch_auth_key(self) -> None:
         """Ask the user's callable, which may make a fresh key for each time one is needed."""
         source = self.config.auth_key
@@ -358,10 +361,12 @@ class Control:
         self._bus, self._nursery = bus, nursery
         self._voice = ControlVoice(bus, nursery, self.config.on_login_url)
 
+    @trio.lowlevel.enable_ki_protection
     async def keep_saved(self) -> None:
         await self.saved.run(self._voice.warnings)
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_control(
     bus: Bus, control: Control, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:

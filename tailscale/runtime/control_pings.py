@@ -49,6 +49,7 @@ class Pings:
         self._under_way += 1
         nursery.start_soon(self._answer, request, connection)
 
+    @trio.lowlevel.enable_ki_protection
     async def _answer(self, request: PingRequest, connection: ControlConnection) -> None:
         try:
             await self._dispatch(request, connection)
@@ -71,6 +72,7 @@ class Pings:
         else:
             await self._client.answer_ping(request.url)
 
+    @trio.lowlevel.enable_ki_protection
     async def _report_ping(self, request: PingRequest, kind: str, connection: ControlConnection) -> None:
         if self.ping_peer is None:
             answer = PingResponse(type=kind, ip=request.ip, err="nothing to ping with")

@@ -36,6 +36,7 @@ class Updates:
         """Something about us may have changed."""
         self._changed.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, connection: ControlConnection, bus: Bus) -> None:
         """Runs as long as one connection does; what changes during an update goes with the next one."""
         backoff = Backoff(self._entropy)

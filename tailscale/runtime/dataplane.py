@@ -81,12 +81,14 @@ class Dataplane:
         """An app wrote something: flush soon. All writers since the last turn share one flush."""
         self._kicked.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def run_flusher(self) -> None:
         while True:
             await self._kicked.wait()
             self._kicked = trio.Event()
             self.flush(trio.current_time())
 
+    @trio.lowlevel.enable_ki_protection
     async def run_timers(self) -> None:
         engine, finder = self.engine, self.finder
         while True:
@@ -100,6 +102,7 @@ class Dataplane:
                 finder.handle_timer(now)
                 self.flush(now)
 
+    @trio.lowlevel.enable_ki_protection
     async def run_reader(self, read: Callable[[], Any]) -> None:
         """Carry one UDP socket's bursts for ever."""
         while True:

@@ -11,6 +11,7 @@ from tailscale.runtime.messages import NodeKeyChanged
 from ts_base.keys import NodePrivate
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_identity(
     bus: Bus,
     adopt: Callable[[NodePrivate], None],

@@ -38,6 +38,7 @@ class LinkWatch:
         return changed, slept if slept > SLEPT else 0.0
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_link(
     bus: Bus,
     network: Network,

@@ -30,6 +30,7 @@ NO_SUCH_PEER = -1  # an exit node that cannot be found must not mean "no exit no
 ADVERTS_SINCE = 144  # capability version that reads disco keys inside the tunnel
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_netmap(
     bus: Bus,
     dataplane: Dataplane,

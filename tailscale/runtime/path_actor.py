@@ -160,6 +160,7 @@ def direct_paths(endpoints: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     return paths
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_paths(
     bus: Bus,
     finder: PathFinder,

@@ -77,6 +77,7 @@ class PortMapping:
         self.machine.forget()
         self._attempt.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, network: Network, internal_port: int, on_change: Callable[[], None]) -> None:
         """Keep `internal_port` mapped on whatever the default gateway is."""
         if not isinstance(network, HostNetwork):

@@ -163,6 +163,7 @@ class Probes:
         """Where UDP is blocked: how long a relay takes to accept a connection. One round trip, like STUN."""
         found: dict[int, float] = {}
 
+        @trio.lowlevel.enable_ki_protection
         async def measure(region: int, node: RelayNode) -> None:
             host = node.ipv4 or node.host_name
             began = trio.current_time()
@@ -204,6 +205,7 @@ def literal(text: str) -> str | None:
     return format_address(address) if address is not None else None
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_probes(
     bus: Bus, probes: Probes, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
@@ -266,6 +268,7 @@ class _ProbeLoop:
         if report is not None:
             self._take(report, now)
 
+    @trio.lowlevel.enable_ki_protection
     async def _adopt_map(self, wire_map: DERPMap) -> None:
         """Names in the map may need DNS: beside the loop, so that a dead resolver delays nothing else."""
         await self.probes.set_map(wire_map)
@@ -310,6 +313,7 @@ class _ProbeLoop:
             self._is_measuring = True
             self.nursery.start_soon(self._measure_by_tcp)
 
+    @trio.lowlevel.enable_ki_protection
     async def _measure_by_tcp(self) -> None:
         try:
             await self.probes.measure_by_tcp()

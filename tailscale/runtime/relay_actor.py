@@ -210,6 +210,7 @@ class Relays:
         self.say(RelaysChanged(connected, self.home in connected))
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_relays(
     bus: Bus,
     relays: Relays,

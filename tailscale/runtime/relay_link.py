@@ -106,6 +106,7 @@ class RelayLink:
             "drops": dict(self.drops + self.machine.drops),
         }
 
+    @trio.lowlevel.enable_ki_protection
     async def keep(self) -> None:
         """Runs until closed or idle."""
         with self._scope:
@@ -182,6 +183,7 @@ class RelayLink:
         with trio.move_on_after(pause * (0.5 + 0.5 * fraction)):
             await self._try_now.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def _close_when_idle(self) -> None:
         while True:
             left = self._last_write + IDLE_LIMIT - trio.current_time()

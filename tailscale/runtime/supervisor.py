@@ -93,6 +93,7 @@ class Runtime:
             await self.stop(error, 1.0)
             raise
 
+    @trio.lowlevel.enable_ki_protection
     async def _shelter(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         """Where actors live: a cancellation around the Device ends its block at once, but them only after goodbye."""
         with trio.CancelScope(shield=True):

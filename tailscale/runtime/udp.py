@@ -183,6 +183,7 @@ class UdpSocket:
         self._backlog.append((data, options, path))
         self._has_backlog.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def run_writer(self) -> None:
         while True:
             await self._has_backlog.wait()
@@ -270,6 +271,7 @@ class HostUdp:
         self._unreachable.clear()
         return paths
 
+    @trio.lowlevel.enable_ki_protection
     async def run_writers(self) -> None:
         async with trio.open_nursery() as nursery:
             for s in self._sockets.values():

@@ -45,6 +45,7 @@ EXPIRY_NOTICE = timedelta(days=7)
 HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, HealthRaised, HealthCleared)
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Tell the user's event readers. Owns: the readers. Hears: nearly all facts. Says: nothing."""
     with bus.subscribe(*HEARD, name="watch") as inbox:
