@@ -52,6 +52,7 @@ Message = SessionEstablished | SessionLost
 
 
 PATH_PATIENCE = 0.25  # a handshake younger than this may still be answered on the path it took
+NEWS_PATIENCE = 0.25  # a peer may hear of our new key so much later than we do, or after a multiple of it
 
 
 class Endpoint:
@@ -61,6 +62,7 @@ class Endpoint:
         self, private: NodePrivate, *, entropy: Callable[[int], bytes], wall_clock: Callable[[], float]
     ) -> None:
         self._private = private
+        self._private_since = -math.inf
         self._entropy = entropy
         self._wall_clock = wall_clock
         self.drops: Counter[str] = Counter()
@@ -109,7 +111,7 @@ class Endpoint:
 
     def set_private(self, private: NodePrivate, now: float) -> None:
         """Become another node key: peers must handshake anew, and packets that waited for one need not wait longer."""
-        self._private = private
+        self._private, self._private_since = private, now
         self._door.use_public(private.public.raw)
         if private.public.raw in self._ids:
             self._forget(self._ids[private.public.raw])
@@ -412,6 +414,8 @@ class Endpoint:
         peer.jitter = int.from_bytes(self._entropy(2), "big") / 0xFFFF * REKEY_TIMEOUT_JITTER
         self._emit_handshake(peer, initiation.body, now)
         peer.on_initiation_sent(now)
+        # Who has not heard of our new key yet drops this without a word: ask again after as long as the key is old.
+        peer.retry_at = min(peer.retry_at, now + max(NEWS_PATIENCE, now - self._private_since))
 
     def _on_usable(self, peer: Peer, now: float) -> None:
         self._unflushed[peer.id] = peer

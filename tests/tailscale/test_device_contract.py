@@ -316,6 +316,19 @@ async def test_login_again_keeps_node_and_addresses_with_a_new_key(autojump_cloc
         assert await echoed(b, "a", 81) == b"hello"
 
 
+async def test_login_again_does_not_hold_up_what_is_open(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    """The first handshake under the new key reaches the peer before control's news of that key."""
+    key = tailnet.auth_key(reusable=True)
+    a, b = await tailnet.device("a", auth_key=key), await tailnet.device("b")
+    async with echo_service(b, 80), await a.tcp_connect("b", 80) as stream:
+        for _ in range(3):
+            await a.login()
+            await a.login()
+            await stream.send_all(b"x")
+            with trio.fail_after(1):
+                assert await stream.receive_some() == b"x"
+
+
 async def test_logout_leaves_and_login_comes_back(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     key = tailnet.auth_key(reusable=True)
     a, b = await tailnet.device("a", auth_key=key, ephemeral=False), await tailnet.device("b")

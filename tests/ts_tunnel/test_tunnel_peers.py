@@ -133,6 +133,23 @@ def test_own_key_change_does_not_strand_packets_that_waited():
     assert unpadded(p.b.received) == [b"waiting"]
 
 
+def test_peer_that_hears_of_our_new_key_late_is_asked_again_soon():
+    p = Pair().connect()
+    p.a.endpoint.set_private(private("another"), 0.0)
+    p.send_a(b"new")
+    asked = []
+    while p.now < 20.0:
+        assert p.drop_a_to_b() == ["initiation"]
+        asked.append(p.now)
+        p.tick(p.a.endpoint.next_timer())
+    assert asked[:7] == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
+    assert 13.0 <= asked[7] < 13.4  # as ever
+
+    p.b.endpoint.set_peers({A: private("another").public.raw}, p.now)
+    p.run_until(p.now + 6.0)
+    assert unpadded(p.b.received) == [b"new"]
+
+
 def test_own_key_change_to_a_peers_key_drops_that_peer():
     p = Pair().connect()
     p.a.endpoint.set_private(p.b.private, 1.0)
