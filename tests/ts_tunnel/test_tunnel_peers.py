@@ -146,7 +146,7 @@ def test_peer_that_hears_of_our_new_key_late_is_asked_again_soon():
     assert 13.0 <= asked[7] < 13.4  # as ever
 
     p.b.endpoint.set_peers({A: private("another").public.raw}, p.now)
-    p.run_until(p.now + 6.0)
+    p.settle()
     assert unpadded(p.b.received) == [b"new"]
 
 
