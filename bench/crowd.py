@@ -10,41 +10,17 @@ import argparse
 import json
 import os
 import random
-import time
 from typing import Any
 
 import trio
 
-from tailscale.testing.control import ControlService
+from tests.interop.embedded import embedded_control
 from ts_base.keys import DiscoPrivate, MachinePrivate, NodePrivate
 from ts_control.server import ControlServer
-from ts_control.wire import DERPMap, DERPNode, DERPRegion, Hostinfo, MapRequest, NetInfo
+from ts_control.wire import Hostinfo, MapRequest, NetInfo
 from ts_control.wire_register import RegisterAuth, RegisterRequest
 
 VERSION = 131
-
-
-def derp_map(region: dict[str, Any]) -> DERPMap:
-    node = region["nodes"][0]
-    listed = DERPNode(
-        name=node["name"],
-        region_id=node["regionid"],
-        host_name=node["hostname"],
-        cert_name=node["certname"],
-        ipv4=node["ipv4"],
-        ipv6=node["ipv6"],
-        derp_port=node["derpport"],
-        stun_port=node["stunport"],
-        stun_test_ip=node["stuntestip"],
-    )
-    number = region["regionid"]
-    return DERPMap(
-        regions={
-            number: DERPRegion(
-                region_id=number, region_code=region["regioncode"], region_name=region["regionname"], nodes=(listed,)
-            )
-        }
-    )
 
 
 class Crowd:
@@ -84,26 +60,18 @@ class Crowd:
 
 
 async def run(peers: int, region: dict[str, Any]) -> None:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-    server = ControlServer(entropy=os.urandom, wall_clock=time.time, url=url)
-    server.set_derp_map(derp_map(region), trio.current_time())
-    service = ControlService(server, entropy=os.urandom)
-    crowd = Crowd(server, region["regionid"])
-    crowd.enroll(peers)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(service.run_timers)
-        nursery.start_soon(trio.serve_listeners, service.serve_stream, listeners)
-        auth_key = server.create_auth_key(reusable=True)
-        print(json.dumps({"event": "up", "url": url, "auth_key": auth_key}), flush=True)
+    async with embedded_control(region) as control:
+        crowd = Crowd(control.server, region["regionid"])
+        crowd.enroll(peers)
+        auth_key = control.server.create_auth_key(reusable=True)
+        print(json.dumps({"event": "up", "url": control.url, "auth_key": auth_key}), flush=True)
         moved = 0
         async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
             async for chunk in stdin:
                 for _ in range(chunk.count(b"\n")):
                     crowd.move(moved % peers)
                     moved += 1
-                service.poke()
-        nursery.cancel_scope.cancel()
+                control.service.poke()
 
 
 def main() -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import random
-import sys
 import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
@@ -23,20 +21,15 @@ import trio
 
 import tailscale
 from bench.line import LineNetwork
+from tests.interop.line_protocol import Json, arguments, obey, say, say_up
 
 if TYPE_CHECKING:
     import cProfile
 
 Device = tailscale.Device  # all its imports happen here, before the clock starts
-Json = dict[str, Any]
 TICK = 0.001
 BLOCK = os.urandom(64 << 10)
 EIGHT_BLOCKS = BLOCK * 8
-
-
-def say(said: Json) -> None:
-    sys.stdout.write(json.dumps(said) + "\n")
-    sys.stdout.flush()
 
 
 # --- services -------------------------------------------------------------------------------------
@@ -239,29 +232,6 @@ class Node:
             self._profile = None
         return {}
 
-    async def obey(self, q: Json) -> None:
-        said: Json = {"id": q["id"]}
-        try:
-            with trio.fail_after(q.get("timeout") or 30):
-                said |= await self.answer(q)
-            said["ok"] = True
-        except (tailscale.TailscaleError, OSError, trio.TooSlowError, trio.BrokenResourceError, ValueError) as e:
-            said |= {"ok": False, "error": f"{type(e).__name__}: {e}"}
-        except BaseExceptionGroup as group:
-            said |= {"ok": False, "error": repr(group.exceptions)}
-        say(said)
-
-    async def hear(self) -> None:
-        waiting = b""
-        async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
-            async for chunk in stdin:
-                *lines, waiting = (waiting + chunk).split(b"\n")
-                for line in lines:
-                    q = json.loads(line)
-                    if q["cmd"] == "quit":
-                        return
-                    self._nursery.start_soon(self.obey, q)
-
 
 def line_network(text: str) -> LineNetwork:
     delay, mbit, queue, *loss = (float(part) for part in text.split(","))
@@ -287,14 +257,13 @@ async def run(options: argparse.Namespace) -> None:
     except tailscale.TailscaleError as e:
         say({"event": "failed", "error": f"{type(e).__name__}: {e}"})
         return
-    elapsed = (time.monotonic() - began) * 1000
+    elapsed = time.monotonic() - began
     try:
         async with trio.open_nursery() as nursery:
             node = Node(device, nursery)
             await node.serve()
-            addresses = {"ip4": device.ipv4 or "", "ip6": device.ipv6 or "", "hostname": device.hostname}
-            say({"event": "up", **addresses, "elapsed_ms": elapsed})
-            await node.hear()
+            say_up(device, elapsed)
+            await obey(node.answer)
             nursery.cancel_scope.cancel()
     finally:
         with contextlib.suppress(tailscale.TailscaleError):
@@ -302,16 +271,7 @@ async def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-control", required=True)
-    parser.add_argument("-authkey", default="")
-    parser.add_argument("-hostname", default="ours")
-    parser.add_argument("-dir")
-    parser.add_argument("-port", type=int, default=0)
-    parser.add_argument("-timeout", type=lambda text: float(text.rstrip("s")), default=60.0)
-    parser.add_argument("-ephemeral", action="store_true", default=None)
-    parser.add_argument("-tags", default="")
-    parser.add_argument("-verbose", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--line", default="")
     trio.run(run, parser.parse_args())
 

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
-import os
 import resource
 import sys
 import time
-from typing import Any
+from functools import partial
 
 import trio
 
 import tailscale
+from tests.interop.line_protocol import Json, arguments, obey, say, say_up
 from tests.interop.ours import converse, serve
 from tests.interop.pattern import pattern
-
-Json = dict[str, Any]
-
-
-def say(said: Json) -> None:
-    sys.stdout.write(json.dumps(said) + "\n")
-    sys.stdout.flush()
 
 
 async def answer(device: tailscale.Device, q: Json) -> Json:
@@ -106,60 +98,15 @@ async def run(options: argparse.Namespace) -> None:
     try:
         async with trio.open_nursery() as nursery:
             await serve(device, nursery)
-            say(
-                {
-                    "event": "up",
-                    "ip4": device.ipv4 or "",
-                    "ip6": device.ipv6 or "",
-                    "hostname": device.hostname,
-                    "elapsed_ms": (time.monotonic() - began) * 1000,
-                }
-            )
-            await _commands(device, nursery)
+            say_up(device, time.monotonic() - began)
+            await obey(partial(answer, device))
             nursery.cancel_scope.cancel()
     finally:
         await device.__aexit__(None, None, None)
 
 
-async def _commands(device: tailscale.Device, nursery: trio.Nursery) -> None:
-    waiting = b""
-    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
-        async for chunk in stdin:
-            *lines, waiting = (waiting + chunk).split(b"\n")
-            for line in lines:
-                q = json.loads(line)
-                if q["cmd"] == "quit":
-                    return
-                nursery.start_soon(_obey, device, q)
-
-
-async def _obey(device: tailscale.Device, q: Json) -> None:
-    said: Json = {"id": q["id"]}
-    began = trio.current_time()
-    try:
-        with trio.fail_after(q.get("timeout") or 30):
-            said |= await answer(device, q)
-        said["ok"] = True
-    except (tailscale.TailscaleError, OSError, trio.TooSlowError, trio.BrokenResourceError, ValueError) as e:
-        said |= {"ok": False, "error": f"{type(e).__name__}: {e}"}
-    except BaseExceptionGroup as group:
-        said |= {"ok": False, "error": repr(group.exceptions)}
-    said["elapsed_ms"] = (trio.current_time() - began) * 1000
-    say(said)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-control", required=True)
-    parser.add_argument("-authkey", default="")
-    parser.add_argument("-hostname", default="ours")
-    parser.add_argument("-dir")
-    parser.add_argument("-port", type=int, default=0)
-    parser.add_argument("-timeout", type=lambda text: float(text.rstrip("s")), default=60.0)
-    parser.add_argument("-ephemeral", action="store_true", default=None)
-    parser.add_argument("-tags", default="")
-    parser.add_argument("-verbose", action="store_true")
-    options = parser.parse_args()
+    options = arguments().parse_args()
     if options.verbose:
         import logging
 

@@ -2,82 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 import trio
 
 from tailscale.testing import Tailnet
-from tailscale.testing.control import ControlService
+from tests.interop.embedded import EmbeddedControl, embedded_control
 from tests.interop.pattern import pattern_sha256
 from tests.interop.processes import poll_until
 from tests.interop.rig import Derper, Rig, RigError
-from ts_control.server import ControlServer
-from ts_control.wire import DERPMap, DERPNode, DERPRegion
 
 MIB = 1 << 20
 
 
-def derp_map(relay: Derper) -> DERPMap:
-    node = relay.region["nodes"][0]
-    listed = DERPNode(
-        name=node["name"],
-        region_id=node["regionid"],
-        host_name=node["hostname"],
-        cert_name=node["certname"],
-        ipv4=node["ipv4"],
-        ipv6=node["ipv6"],
-        derp_port=node["derpport"],
-        stun_port=node["stunport"],
-        stun_test_ip=node["stuntestip"],
-    )
-    region = DERPRegion(region_id=relay.region_id, region_code="rig", region_name="Rig", nodes=(listed,))
-    return DERPMap(regions={relay.region_id: region})
-
-
-class Control:
-    """Our server on loopback, as the rig likes its control servers: with a `url`."""
-
-    def __init__(self, relay: Derper, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.server = ControlServer(entropy=os.urandom, wall_clock=time.time, url=self.url)
-        self.server.set_derp_map(derp_map(relay), 0.0)
-        self.service = ControlService(self.server, entropy=os.urandom)
-
-    def do(self, name: str, *arguments: Any, **named: Any) -> Any:
-        result = getattr(self.server, name)(*arguments, trio.current_time(), **named)
-        self.service.poke()
-        return result
-
-    def id_of(self, label: str) -> int:
-        device = self.server.directory.by_label(label)
-        assert device is not None
-        return device.id
-
-
-@asynccontextmanager
-async def embedded(relay: Derper) -> AsyncIterator[Control]:
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        control = Control(relay, listeners[0].socket.getsockname()[1])
-        nursery.start_soon(control.service.run_timers)
-        nursery.start_soon(trio.serve_listeners, control.service.serve_stream, listeners)
-        yield control
-        nursery.cancel_scope.cancel()
-
-
 @pytest.fixture
-async def control(relay: Derper) -> AsyncIterator[Control]:
-    async with embedded(relay) as made:
+async def control(relay: Derper) -> AsyncIterator[EmbeddedControl]:
+    async with embedded_control(relay.region) as made:
         yield made
 
 
 @pytest.mark.peers("tailscaled", "tailscale")
-async def test_tailscaled_and_tsnet_join_and_talk(r: Rig, control: Control) -> None:
+async def test_tailscaled_and_tsnet_join_and_talk(r: Rig, control: EmbeddedControl) -> None:
     key = control.server.create_auth_key(reusable=True)
     async with (
         r.tsnet(control.url, key, "db") as db,
@@ -97,7 +43,7 @@ async def test_tailscaled_and_tsnet_join_and_talk(r: Rig, control: Control) -> N
         assert peers == {"db", "worker"}
 
 
-async def test_changes_reach_tsnet_while_it_runs(r: Rig, control: Control) -> None:
+async def test_changes_reach_tsnet_while_it_runs(r: Rig, control: EmbeddedControl) -> None:
     key = control.server.create_auth_key(reusable=True)
     async with r.tsnet(control.url, key, "db") as db, r.tsnet(control.url, key, "worker") as worker:
         assert (await worker.dial(db.ip4, 7, data=b"x", end="half", read=-1))["received"] == 1
@@ -135,7 +81,7 @@ async def test_changes_reach_tsnet_while_it_runs(r: Rig, control: Control) -> No
 
 
 @pytest.mark.peers("tailscaled", "tailscale")
-async def test_tailscaled_logs_in_by_url_keeps_its_address_and_logs_out(r: Rig, control: Control) -> None:
+async def test_tailscaled_logs_in_by_url_keeps_its_address_and_logs_out(r: Rig, control: EmbeddedControl) -> None:
     async with r.tailscaled("daemon") as daemon, trio.open_nursery() as nursery:
         nursery.start_soon(daemon.cli, "up", f"--login-server={control.url}", "--hostname=daemon", "--accept-dns=false")
 
@@ -172,7 +118,7 @@ async def test_tailscaled_logs_in_by_url_keeps_its_address_and_logs_out(r: Rig, 
         assert device.expired
 
 
-async def test_tsnet_answers_our_pings(r: Rig, control: Control) -> None:
+async def test_tsnet_answers_our_pings(r: Rig, control: EmbeddedControl) -> None:
     key = control.server.create_auth_key(reusable=True, ephemeral=True)
     async with r.tsnet(control.url, key, "db") as db:
         ping = control.do("ping", control.id_of("db"))
