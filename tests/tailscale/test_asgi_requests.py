@@ -158,7 +158,6 @@ async def test_body_and_answer_flow_at_the_same_time(tailnet: Tailnet) -> None:
             assert (await read_all(stream)).count(b"x") == size
 
 
-@pytest.mark.slow
 async def test_fifty_megabytes_up_then_down(tailnet: Tailnet) -> None:
     chunk = bytes(256 << 10)
 
@@ -183,7 +182,7 @@ async def test_fifty_megabytes_up_then_down(tailnet: Tailnet) -> None:
         assert (answer.headers["x-received"], received) == (str(50 * MIB), 50 * MIB)
 
 
-async def test_slow_reader_holds_the_app_back(tailnet: Tailnet) -> None:
+async def test_slow_reader_holds_the_app_back(autojump_clock: trio.testing.MockClock, tailnet: Tailnet) -> None:
     sent = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -16,6 +16,7 @@ from statistics import median
 
 import pytest
 import trio
+from tailnet_scripts import until
 
 from tailscale import Device
 from tailscale.runtime.underlay import Runs
@@ -44,6 +45,8 @@ while True:
     for _ in range(50):
         sock.sendto(flood[sent % len(flood)], ("127.0.0.1", port))
         sent += 1
+    if sent == 50:
+        print("flooding", flush=True)
     time.sleep(max(0.0, began + sent / rate - time.monotonic()))
 """
 
@@ -68,22 +71,24 @@ def resident() -> int:
 
 
 def start_flooder(port: int, datagrams: list[bytes]) -> subprocess.Popen[bytes]:
-    flooder = subprocess.Popen([sys.executable, "-c", FLOODER, str(port), str(PER_SECOND)], stdin=subprocess.PIPE)
+    """A process that floods `port`, once it has begun to."""
+    command = [sys.executable, "-c", FLOODER, str(port), str(PER_SECOND)]
+    flooder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert flooder.stdin is not None
+    assert flooder.stdout is not None
     flooder.stdin.write(b"".join(len(datagram).to_bytes(2, "big") + datagram for datagram in datagrams))
     flooder.stdin.close()
+    assert flooder.stdout.readline() == b"flooding\n"
     return flooder
 
 
 @asynccontextmanager
 async def flooded(port: int, datagrams: list[bytes]) -> AsyncIterator[None]:
-    flooder = start_flooder(port, datagrams)
-    try:
-        await trio.sleep(0.2)
-        yield
-    finally:
-        flooder.kill()
-        flooder.wait()
+    with await trio.to_thread.run_sync(start_flooder, port, datagrams) as flooder:
+        try:
+            yield
+        finally:
+            flooder.kill()
 
 
 class Counted:
@@ -129,7 +134,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
         async with trio.open_nursery() as nursery:
             port = await nursery.start(flow.receive, target)
             nursery.start_soon(flow.send, good, target.ipv4, port)
-            await trio.sleep(0.5)
+            await until(lambda: flow.arrived > 1 << 20)
             datagrams = {
                 "unknown initiations": lambda: initiations(entropy, runtime.endpoint._private.public.raw),
                 "replayed initiation": lambda: heard[:1] * KINDS,

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from http_scripts import Site, read_all, site
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
+from tailnet_scripts import until
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -174,7 +176,9 @@ async def test_nonsense_closes_with_1002(tailnet: Tailnet) -> None:
         assert closed.code == 1002
 
 
-async def test_app_that_does_not_read_holds_the_client_back(tailnet: Tailnet) -> None:
+async def test_app_that_does_not_read_holds_the_client_back(
+    autojump_clock: trio.testing.MockClock, tailnet: Tailnet
+) -> None:
     release = trio.Event()
     received = 0
 
@@ -196,8 +200,7 @@ async def test_app_that_does_not_read_holds_the_client_back(tailnet: Tailnet) ->
                 sent += 10_000
         assert sent < 20_000_000
         release.set()
-        await trio.sleep(0.2)
-    assert received >= sent - 2_000_000
+        await until(lambda: received >= sent - 2_000_000)
 
 
 async def test_client_that_vanishes_is_1006_and_send_says_so(tailnet: Tailnet) -> None:
@@ -224,7 +227,7 @@ async def test_client_that_vanishes_is_1006_and_send_says_so(tailnet: Tailnet) -
     assert isinstance(seen[1], ConnectionResetError)
 
 
-async def test_shutdown_tells_both_sides(tailnet: Tailnet) -> None:
+async def test_shutdown_tells_both_sides(autojump_clock: trio.testing.MockClock, tailnet: Tailnet) -> None:
     codes: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
