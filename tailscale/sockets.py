@@ -84,9 +84,9 @@ class TcpStream(trio.abc.HalfCloseableStream):
     def wake(self) -> None:
         """The stack says something changed."""
         connection = self._connection
-        if connection.readable or connection.error is not None:
+        if self._readers and (connection.readable or connection.error is not None):
             self._readers.unpark_all()
-        if connection.writable or connection.error is not None:
+        if self._writers and (connection.writable or connection.error is not None):
             self._writers.unpark_all()
 
     async def wait_connected(self) -> None:

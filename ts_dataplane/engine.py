@@ -344,9 +344,16 @@ class Engine:
 
     def take_messages(self) -> list[Any]:
         """Sockets that changed, session messages of the endpoint, TsmpReject, TsmpPong, DiscoKeyAdvertised, NoRoute."""
-        taken = self._messages + self._endpoint.take_messages() + [NoRoute(address) for address in self._unrouted]
-        self._messages, self._unrouted = [], {}
-        return taken + self._stack.take_messages()
+        taken = self._endpoint.take_messages() + self._stack.take_messages()
+        if self._messages or self._unrouted:
+            taken = self._messages + [NoRoute(address) for address in self._unrouted] + taken
+            self._messages, self._unrouted = [], {}
+        return taken
+
+    @property
+    def has_asides(self) -> bool:
+        """Something for other rooms waits in take_disco, take_stun or take_heard."""
+        return bool(self._disco or self._stun or self._heard)
 
     def take_disco(self) -> list[tuple[bytes, Path]]:
         """Disco datagrams and the paths they came by."""
@@ -362,7 +369,9 @@ class Engine:
 
     def take_sent(self) -> set[PeerId]:
         """Peers that user data went to since last asked."""
-        taken, self._sent = self._sent, set()
+        taken = self._sent
+        if taken:
+            self._sent = set()
         return taken
 
     def take_heard(self) -> list[tuple[PeerId, Path]]:

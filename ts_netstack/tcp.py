@@ -379,7 +379,7 @@ class TcpConnection:
     def _take_predicted(
         self, segments: int, size: int, moved: int, window: int, stamps: tuple[int, int], now: float
     ) -> None:
-        """What a predicted run means, once for all of it: text, acknowledgement (`moved` bytes; none below 0), stamps."""
+        """What a predicted run means, once for all of it: text, `moved` bytes acknowledged (-1: no news), stamps."""
         inbound, outbound = self._inbound, self._outbound
         seq = inbound.buffer.next
         inbound.buffer.next += size

@@ -30,6 +30,7 @@ class Dataplane:
         self.underlay = underlay
         self._bus = bus
         self._kicked = trio.Event()
+        self._may_answer = False  # the last burst woke one socket: what that writes need not wait for others
         self._timer_moved = trio.Event()
         self._armed_for = math.inf
         self._after_flush = trio.lowlevel.ParkingLot()
@@ -40,46 +41,51 @@ class Dataplane:
         now = trio.current_time()
         engine = self.engine
         engine.receive(runs, now)
-        disco = engine.take_disco()
-        if disco:
-            self.finder.receive(disco, now)
-        heard = engine.take_heard()
-        if heard:
-            self.finder.on_data_heard(heard, now)
-        stun = engine.take_stun()
-        if stun:
-            self._bus.publish(StunArrived(stun))
-        self.flush(now)
+        if engine.has_asides:
+            if disco := engine.take_disco():
+                self.finder.receive(disco, now)
+            if heard := engine.take_heard():
+                self.finder.on_data_heard(heard, now)
+            if stun := engine.take_stun():
+                self._bus.publish(StunArrived(stun))
+        self._may_answer = self.flush(now) == 1
 
-    def flush(self, now: float) -> None:
-        """Send all that is ready and wake all that waits for it."""
+    def flush(self, now: float) -> int:
+        """Send all that is ready and wake all that waits for it; how many sockets were woken."""
         engine, finder = self.engine, self.finder
+        self._may_answer = False
         outbound = engine.transmit(now)
-        sent = engine.take_sent()
-        if sent:
+        if sent := engine.take_sent():
             finder.on_data_sent(sent, now)
         outbound += finder.transmit(now)
         if outbound:
             self.underlay.send(outbound)
+        woken = 0
         for message in engine.take_messages():
             owner = getattr(message, "owner", None)
             if owner is not None:
                 owner.wake()
+                woken += 1
             else:
                 self.on_message(message)
         for message in finder.take_messages():
             self.on_message(message)
         if min(engine.next_timer(), finder.next_timer()) < self._armed_for:
             self._timer_moved.set()
-        self._after_flush.unpark_all()
+        if self._after_flush:
+            self._after_flush.unpark_all()
+        return woken
 
     async def flushed(self) -> None:
         """Wait until something was carried through once more."""
         await self._after_flush.park()
 
     def kick(self) -> None:
-        """An app wrote something: flush soon. All writers since the last turn share one flush."""
-        self._kicked.set()
+        """An app wrote something. Who answers the last burst alone is sent at once; others of a turn share one flush."""
+        if self._may_answer:
+            self.flush(trio.current_time())
+        else:
+            self._kicked.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run_flusher(self) -> None:

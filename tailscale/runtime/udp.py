@@ -124,7 +124,11 @@ class UdpSocket:
                 if 0 < size < len(data):
                     runs.append((address[:2], [data[i : i + size] for i in range(0, len(data), size)]))
                     continue
-            runs.append((address[:2], [data]))
+            path = address[:2]
+            if runs and runs[-1][0] == path:
+                runs[-1][1].append(data)
+            else:
+                runs.append((path, [data]))
         return runs
 
     def send(self, path: DirectPath, datagrams: list[bytes]) -> None:
