@@ -129,15 +129,17 @@ class TcpStream(trio.abc.HalfCloseableStream):
         with self._sending:
             self._check_can_send()
             await trio.lowlevel.checkpoint_if_cancelled()
-            view = memoryview(data)
+            rest = data if type(data) is bytes else memoryview(data)
             waited = False
             while True:
                 self._check_can_send()
-                accepted = self._connection.write(view) if view else 0
+                accepted = self._connection.write(rest) if rest else 0
                 if accepted:
                     self._home.kick()
-                    view = view[accepted:]
-                if not view:
+                    if accepted == len(rest):
+                        break
+                    rest = memoryview(rest)[accepted:]
+                elif not rest:
                     break
                 if not accepted or not self._connection.writable:
                     await self._writers.park()

@@ -153,9 +153,9 @@ class PathFinder:
 
     # ---- activity
 
-    def on_data_sent(self, peers: Iterable[PeerId], now: float) -> None:
-        """User data went to these peers since the last flush."""
-        states = self._states
+    def on_data_sent(self, peers: Iterable[PeerId], now: float) -> bool:
+        """User data went to these peers since the last flush; True when that is news and something follows from it."""
+        states, woken = self._states, False
         for peer in peers:
             state = states.get(peer)
             if state is not None and state.is_awake:
@@ -164,6 +164,8 @@ class PathFinder:
                 state = self._pursuit.state(peer, now)
                 state.wake(now)
                 self._pursuit.attend(state, now)
+                woken = True
+        return woken
 
     def is_active(self, now: float) -> bool:
         """Is anybody being talked to, so that our addresses must stay fresh?"""

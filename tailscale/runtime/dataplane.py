@@ -41,25 +41,35 @@ class Dataplane:
         now = trio.current_time()
         engine = self.engine
         engine.receive(runs, now)
+        woken = self._carry(now)
         if engine.has_asides:
-            if disco := engine.take_disco():
-                self.finder.receive(disco, now)
-            if heard := engine.take_heard():
-                self.finder.on_data_heard(heard, now)
-            if stun := engine.take_stun():
-                self._bus.publish(StunArrived(stun))
-        self._may_answer = self.flush(now) == 1
+            self._hand_over(now)
+            self._pursue(now)
+        self._may_answer = woken == 1
 
-    def flush(self, now: float) -> int:
-        """Send all that is ready and wake all that waits for it; how many sockets were woken."""
-        engine, finder = self.engine, self.finder
+    def _hand_over(self, now: float) -> None:
+        """What a burst held for the finder and the prober."""
+        engine = self.engine
+        if disco := engine.take_disco():
+            self.finder.receive(disco, now)
+        if heard := engine.take_heard():
+            self.finder.on_data_heard(heard, now)
+        if stun := engine.take_stun():
+            self._bus.publish(StunArrived(stun))
+
+    def flush(self, now: float) -> None:
+        """Send all that is ready and wake all that waits for it."""
+        self._carry(now)
+        self._pursue(now)
+
+    def _carry(self, now: float) -> int:
+        """The packets' half of a flush; how many sockets were woken."""
+        engine = self.engine
         self._may_answer = False
-        outbound = engine.transmit(now)
-        if sent := engine.take_sent():
-            finder.on_data_sent(sent, now)
-        outbound += finder.transmit(now)
-        if outbound:
+        if outbound := engine.transmit(now):
             self.underlay.send(outbound)
+        if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now):
+            self._pursue(now)
         woken = 0
         for message in engine.take_messages():
             owner = getattr(message, "owner", None)
@@ -68,20 +78,28 @@ class Dataplane:
                 woken += 1
             else:
                 self.on_message(message)
-        for message in finder.take_messages():
-            self.on_message(message)
-        if min(engine.next_timer(), finder.next_timer()) < self._armed_for:
+        if engine.next_timer() < self._armed_for:
             self._timer_moved.set()
         if self._after_flush:
             self._after_flush.unpark_all()
         return woken
+
+    def _pursue(self, now: float) -> None:
+        """The paths' half: pings, answers and news of the finder."""
+        finder = self.finder
+        if probes := finder.transmit(now):
+            self.underlay.send(probes)
+        for message in finder.take_messages():
+            self.on_message(message)
+        if finder.next_timer() < self._armed_for:
+            self._timer_moved.set()
 
     async def flushed(self) -> None:
         """Wait until something was carried through once more."""
         await self._after_flush.park()
 
     def kick(self) -> None:
-        """An app wrote something. Who answers the last burst alone is sent at once; others of a turn share one flush."""
+        """An app wrote something. Who alone answers the last burst is sent at once; others of a turn share one flush."""
         if self._may_answer:
             self.flush(trio.current_time())
         else:

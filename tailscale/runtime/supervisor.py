@@ -41,7 +41,7 @@ from tailscale.runtime.peer_pings import ping_for_control
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.resolver_access import ResolverAccess
-from tailscale.runtime.underlay import Underlay
+from tailscale.runtime.underlay import Path, Underlay
 from tailscale.runtime.watch import Watch, run_watch
 from tailscale.state_file import State
 from ts_base.keys import DiscoPrivate, NodePrivate
@@ -116,7 +116,7 @@ class Runtime:
             disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
         )
         engine.paths = finder.paths
-        self.underlay.on_unreachable = lambda path: finder.on_send_failed(path, trio.current_time())
+        self.underlay.on_unreachable = self._on_unreachable
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
         self.underlay.send_relayed = self.relays.send
@@ -163,6 +163,10 @@ class Runtime:
         self.endpoint.set_private(key, now)
         self.dataplane.flush(now)
 
+    def _on_unreachable(self, path: Path) -> None:
+        self.dataplane.finder.on_send_failed(path, trio.current_time())
+        self.dataplane.kick()
+
     def _wake(self, now: float) -> None:
         """We slept: peers have forgotten sessions that still look young here."""
         netmap = self.home.netmap
@@ -174,6 +178,7 @@ class Runtime:
         """Rare facts from the packet path."""
         if isinstance(message, DiscoKeyAdvertised):
             self.dataplane.finder.on_disco_key_advertised(message.peer, message.key, trio.current_time())
+            self.dataplane.kick()
         elif isinstance(message, PathChanged):
             known = self.dataplane.engine.tables.peers.get(message.peer)
             for address in known.addresses if known is not None else ():
