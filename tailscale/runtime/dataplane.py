@@ -99,7 +99,7 @@ class Dataplane:
         await self._after_flush.park()
 
     def kick(self) -> None:
-        """An app wrote something. Who alone answers the last burst is sent at once; others of a turn share one flush."""
+        """An app wrote something. Who alone answers a burst is sent at once; others of a turn share one flush."""
         if self._may_answer:
             self.flush(trio.current_time())
         else:
