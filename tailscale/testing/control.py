@@ -14,6 +14,7 @@ from collections.abc import Callable
 import trio
 
 from tailscale.testing.http_front import READ_SIZE, Answer, Request, Upgrade, serve_http
+from tailscale.testing.timekeeper import Timekeeper
 from ts_base.errors import TailscaleError
 from ts_control.server import ControlServer
 from ts_control.server_connection import ServedConnection
@@ -29,7 +30,7 @@ class ControlService:
         self.server = server
         self._entropy = entropy
         self._wake: dict[ServedConnection, trio.Event] = {}
-        self._timer_moved = trio.Event()
+        self._timekeeper = Timekeeper(self.server, self.poke)
 
     @property
     def connections(self) -> int:
@@ -40,18 +41,11 @@ class ControlService:
         for owner in self.server.take_ready():
             if isinstance(owner, ServedConnection) and owner in self._wake:
                 self._wake[owner].set()
-        self._timer_moved.set()
+        self._timekeeper.look_again()
 
     async def run_timers(self) -> None:
         """Runs until cancelled."""
-        while True:
-            self._timer_moved = trio.Event()
-            with trio.move_on_at(self.server.next_timer()):
-                await self._timer_moved.wait()
-            if self.server.next_timer() <= trio.current_time():
-                self.server.handle_timer(trio.current_time())
-                self.poke()
-                await trio.lowlevel.checkpoint()
+        await self._timekeeper.run()
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """One client, from the first byte to the last."""

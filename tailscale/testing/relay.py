@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from tailscale.runtime.network import DirectRuns, UdpUnderlay
 from tailscale.testing.http_front import READ_SIZE, Answer, Request, Upgrade, serve_http
+from tailscale.testing.timekeeper import Timekeeper
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate
 from ts_control.wire import DERPNode, DERPRegion
@@ -91,7 +92,7 @@ class RelayService:
         self.server = DerpServer(private, entropy=entropy, admit=admit)
         self._wake: dict[int, trio.Event] = {}
         self._scopes: dict[int, trio.CancelScope] = {}
-        self._timer_moved = trio.Event()
+        self._timekeeper = Timekeeper(self.server, self._poke)
 
     def _poke(self) -> None:
         for connection in self.server.take_ready():
@@ -100,18 +101,11 @@ class RelayService:
         for message in self.server.take_messages():
             if isinstance(message, ClientClosed) and message.connection in self._scopes:
                 self._scopes[message.connection].cancel()
-        self._timer_moved.set()
+        self._timekeeper.look_again()
 
     async def run_timers(self) -> None:
         """Runs until cancelled."""
-        while True:
-            self._timer_moved = trio.Event()
-            with trio.move_on_at(self.server.next_timer()):
-                await self._timer_moved.wait()
-            if self.server.next_timer() <= trio.current_time():
-                self.server.handle_timer(trio.current_time())
-                self._poke()
-                await trio.lowlevel.checkpoint()
+        await self._timekeeper.run()
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """One client, TLS already off."""
