@@ -1,7 +1,7 @@
 """The disco wire format: the sealed envelope and its nine messages.
 
 Owns layouts and the bounded cache of boxes. Refuses to know peers, paths and time: who may say what, and over
-which path, is `paths.py`'s business. Lenient as upstream: bytes after the known payload are ignored, an unknown
+which path, is `disco_inbox.py`'s business. Lenient as upstream: bytes after the known payload are ignored, an unknown
 type is dropped. Facts: Tailscale's disco package; all integers big-endian.
 """
 

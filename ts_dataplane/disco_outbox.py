@@ -1,6 +1,6 @@
 """Disco messages on their way out: sealed, sorted by path, bounded; and the pings among them that wait for a pong.
 
-Owns nonces, transactions and the waiting datagrams. Decides nothing: who is told what is `paths.py`.
+Owns nonces, transactions and the waiting datagrams. Decides nothing: its callers say who is told what.
 """
 
 from __future__ import annotations

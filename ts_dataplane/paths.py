@@ -1,51 +1,28 @@
 """PathFinder: which way datagrams to each peer go, now.
 
-The face of the rooms around it: takes facts, activity and disco datagrams, and answers what is asked. What follows from
-them for a peer in use is decided in `pursuit.py`. Refuses to know sockets, sessions and netmaps. Rules are magicsock's,
-bettered where that is safe: a ping or a CallMeMaybe that finds us without a trusted path is answered by pings at once.
+The face of the rooms around it: takes facts, activity and disco datagrams, and answers what is asked. What peers say is
+heard in `disco_inbox.py`; what follows for a peer in use is decided in `pursuit.py`. Refuses to know sockets, sessions
+and netmaps.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from ts_base.budget import Budget
-from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPrivate, NodePublic
 from ts_dataplane import disco
-from ts_dataplane.disco import AllocateResponse, Bind, CallMeMaybe, CallMeMaybeVia, Direct, Ping, Pong
-from ts_dataplane.disco_budget import DiscoBudget
+from ts_dataplane.disco import Direct
+from ts_dataplane.disco_inbox import DiscoInbox, is_relayed
 from ts_dataplane.disco_outbox import DiscoOutbox
-from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged, PathReport, PingLost, PongArrived
-from ts_dataplane.path_scoring import PathQuality
-from ts_dataplane.peer_paths import CANDIDATE_SPACING, PING_BACK_SPACING, TRUST_TIME, Path, PeerPaths, PeerState
-from ts_dataplane.ping_ledger import Outstanding
+from ts_dataplane.path_messages import FinderMessage, NeedStun, PathReport, PingLost
+from ts_dataplane.peer_paths import Path, PeerPaths
 from ts_dataplane.pursuit import Pursuit
 
 PeerId = int
-
-CALLS_RATE, CALLS_BURST = 1.0, 4.0  # CallMeMaybes of one peer that we act on
-MAX_SEEN_PINGS = 1024
-RELAY_HOST = "127.3.3.40"  # stands for "through a relay" where a pong needs an address; the port is the region
-
-__all__ = [
-    "FinderMessage",
-    "NeedStun",
-    "PathChanged",
-    "PathFinder",
-    "PathReport",
-    "PeerPaths",
-    "PingLost",
-    "PongArrived",
-]
-
-
-def is_relayed(path: Path) -> bool:
-    return type(path[0]) is int
 
 
 class PathFinder:
@@ -55,14 +32,13 @@ class PathFinder:
         self, disco_key: DiscoPrivate, node: NodePublic, *, entropy: Callable[[int], bytes], never_direct: bool = False
     ) -> None:
         self.drops: Counter[str] = Counter()
-        self._boxes = disco.Boxes(disco_key, entropy)
-        self._outbox = DiscoOutbox(self._boxes, node.raw, entropy, self.drops)
+        boxes = disco.Boxes(disco_key, entropy)
+        self._outbox = DiscoOutbox(boxes, node.raw, entropy, self.drops)
         self._pursuit = Pursuit(self._outbox, disco_key.public.raw, self.drops, never_direct=never_direct)
         self.paths = self._pursuit.paths
         self._roster = self._pursuit.roster
         self._states = self._pursuit.states
-        self._budget = DiscoBudget()
-        self._seen_pings: OrderedDict[bytes, Path] = OrderedDict()
+        self._inbox = DiscoInbox(boxes, self._outbox, self._pursuit, self.drops)
         self._tokens = itertools.count(1)
         self._advertised: dict[PeerId, tuple[bytes | None, bytes]] = {}  # control's disco key then, and the peer's word
 
@@ -178,7 +154,7 @@ class PathFinder:
             if facts is None:
                 continue
             if is_relayed(path):
-                self._hear_relay(peer, path[0], now)
+                self._pursuit.hear_relay(peer, path[0], now)
             elif facts.wireguard_only:
                 self._pursuit.adopt(self._pursuit.state(peer, now), path, now)
 
@@ -213,10 +189,6 @@ class PathFinder:
             self._roster.lose(peer, region)
             self._pursuit.republish(peer, now)
 
-    def _hear_relay(self, peer: PeerId, region: int, now: float) -> None:
-        if self._roster.hear(peer, region):
-            self._pursuit.republish(peer, now)
-
     # ---- what people ask
 
     def ping(self, peer: PeerId, now: float, size: int = 0) -> int:
@@ -248,158 +220,12 @@ class PathFinder:
         known = tuple((endpoint, candidate.latency) for endpoint, candidate in state.candidates.items())
         return PathReport(best, latency, state.is_trusted(now), relay, known)
 
-    # ---- disco datagrams
+    # ---- the contract
 
     def receive(self, batch: Iterable[tuple[bytes, Path]], now: float) -> None:
-        for datagram, path in batch:
-            try:
-                self._receive(datagram, path, now)
-            except BadPacket:
-                self.drops["bad disco"] += 1
+        """Disco datagrams, and the paths they came by."""
+        self._inbox.receive(batch, now)
         self._pursuit.carry_out(now)
-
-    def _receive(self, datagram: bytes, path: Path, now: float) -> None:
-        key = disco.sender_untrusted(datagram)
-        peers = self._roster.by_disco.get(key)
-        if peers is None and not (len(path) == 3 and self._pursuit.relays.knows(key)):
-            self.drops["unknown disco key"] += 1
-            return
-        if self._pursuit.never_direct and len(path) == 2 and not is_relayed(path):
-            self.drops["never direct"] += 1
-            return
-        if not self._budget.allows((key, self._lane(peers, path)), now):
-            self.drops["disco flood"] += 1
-            return
-        message = self._boxes.open_untrusted(datagram)
-        if peers is None:
-            if isinstance(message, Bind):
-                self._pursuit.relays.on_challenge(key, (path[0], path[1], path[2]), message, now)
-        elif isinstance(message, Ping):
-            self._on_ping(key, message, path, now)
-        elif isinstance(message, Pong):
-            self._on_pong(key, message, path, now)
-        else:
-            self._on_relayed_word(key, message, path, now)
-
-    def _lane(self, peers: tuple[PeerId, ...] | None, path: Path) -> str:
-        """Which budget a datagram is charged to: nobody can use up that of the relay, or of the path in use."""
-        if is_relayed(path):
-            return "relay"
-        state = self._states.get(peers[0]) if peers else None
-        return "best" if state is not None and state.best is not None and state.best.path == path else "any"
-
-    def _on_ping(self, key: bytes, ping: Ping, path: Path, now: float) -> None:
-        seen = self._seen_pings.get(ping.transaction)
-        if seen is not None:
-            self.drops["repeated ping" if seen == path else "replayed ping"] += 1
-            return
-        self._seen_pings[ping.transaction] = path
-        if len(self._seen_pings) > MAX_SEEN_PINGS:
-            self._seen_pings.popitem(last=False)
-        over_relay = is_relayed(path)
-        peer = self._roster.who(key, path[1] if over_relay else ping.node_key)
-        if peer is None or (over_relay and self._roster[peer].node_key != path[1]):
-            self.drops["ping of nobody"] += 1
-            return
-        source = (RELAY_HOST, path[0] & 0xFFFF) if over_relay else (path[0], path[1])
-        self._outbox.send(key, path, Pong(ping.transaction, source))
-        state = self._pursuit.state(peer, now)
-        state.heard_at = now
-        if over_relay:
-            self._hear_relay(peer, path[0], now)
-        elif len(path) == 2:
-            self._ping_back(state, source, now)
-        else:
-            self._pursuit.relays.on_ping(peer, (path[0], path[1], path[2]))
-        self._pursuit.settle(state, now)
-
-    def _ping_back(self, state: PeerState, source: Direct, now: float) -> None:
-        """The peer's router lets us through now: do not wait for the next round (upstream does, for five seconds)."""
-        candidate = state.candidates.hear(source, now)
-        if source not in state.candidates:
-            self.drops["candidate"] += 1
-        elif now - candidate.ponged_at < TRUST_TIME:
-            return
-        elif state.is_direct(now):
-            if state.has_moved_to(source):
-                self._pursuit.ask_best(state, now)
-            if candidate.is_due(now, CANDIDATE_SPACING):
-                self._pursuit.ping(state, source, now)
-        elif now - candidate.pinged_back_at >= PING_BACK_SPACING and now >= candidate.blocked_until:
-            candidate.pinged_back_at = now
-            self._pursuit.ping(state, source, now)
-
-    def _on_pong(self, key: bytes, pong: Pong, path: Path, now: float) -> None:
-        ping = self._outbox.ledger.answered(pong.transaction, key)
-        if ping is None:
-            self.drops["pong to no ping"] += 1
-            return
-        latency = max(0.0, now - ping.sent_at)
-        if ping.token:
-            self._pursuit.messages.append(PongArrived(ping.peer, ping.token, ping.path, latency))
-        state = self._states.get(ping.peer)
-        if state is None or is_relayed(path) or is_relayed(ping.path):
-            return
-        if len(ping.path) == 3:
-            self._credit_peer_relay(state, ping, latency, now)
-            return
-        # Credit goes to the address that was pinged: behind a hairpin or on a multi-homed host the pong may come
-        # from another one.
-        candidate = state.candidates.get((ping.path[0], ping.path[1]))
-        if candidate is None or now < candidate.blocked_until:
-            self.drops["pong of no candidate"] += 1
-            return
-        candidate.ponged_at, candidate.latency = now, latency
-        candidate.has_answered, candidate.unanswered = True, 0
-        self._pursuit.credit(state, PathQuality((ping.path[0], ping.path[1]), latency, ping.mtu), now)
-
-    def _credit_peer_relay(self, state: PeerState, ping: Outstanding, latency: float, now: float) -> None:
-        path = (ping.path[0], ping.path[1], ping.path[2])
-        server = self._pursuit.relays.on_pong(path)
-        is_best = state.best is not None and state.best.path == path
-        if server is None and not is_best:
-            self.drops["pong of no candidate"] += 1
-            return
-        # A relay forwards from the last address it bound us at: another way to the same one replaces the old.
-        same_server = server is not None and state.relay_server == server
-        if server is not None:
-            state.relay_server = server
-        self._pursuit.credit(state, PathQuality(path, latency, ping.mtu), now, same_server=same_server)
-
-    def _on_relayed_word(self, key: bytes, message: disco.Message, path: Path, now: float) -> None:
-        """What counts only over a relay, which vouches for the node key, and only from that node's own disco key."""
-        peer = self._roster.by_node.get(path[1]) if is_relayed(path) else None
-        if peer is None or self._roster[peer].disco_key != key:
-            self.drops["call from the wrong place"] += 1
-            return
-        state = self._pursuit.state(peer, now)
-        state.heard_at = now
-        if state.call_tokens is None:
-            state.call_tokens = Budget(CALLS_RATE, CALLS_BURST)
-        if not state.call_tokens.take(now):
-            self.drops["call flood"] += 1
-            return
-        self._hear_relay(peer, path[0], now)
-        match message:
-            case CallMeMaybe():
-                self._on_call(state, message, now)
-            case CallMeMaybeVia(endpoint):
-                self._pursuit.relays.on_offer(peer, key, endpoint, now)
-            case AllocateResponse():
-                self._pursuit.relays.on_allocated(peer, message, now)
-            case _:
-                self.drops["unexpected disco message"] += 1
-        self._pursuit.settle(state, now)
-
-    def _on_call(self, state: PeerState, call: CallMeMaybe, now: float) -> None:
-        pursuit = self._pursuit
-        self.drops["call endpoint"] += state.candidates.set_called(call.endpoints, loopback=pursuit.loopback)
-        pursuit.ping_out_of_turn(state, now)
-        # Our own call tells the peer that our pings are out, so that its next ones find the way open.
-        if not state.is_direct(now) and now - state.called_at >= CANDIDATE_SPACING:
-            pursuit.call(state, now)
-
-    # ---- the contract
 
     def transmit(self, now: float) -> list[tuple[Path, list[bytes]]]:
         return self._outbox.transmit()

@@ -1,8 +1,8 @@
 """Keeping the path to every peer in use good: when to ping, whom to call, what the shared table says.
 
 Owns the peers' states and timers, the table of paths, and our own addresses as told to peers. What arrives is read in
-`paths.py`. A path in doubt is always mirrored to the relay, and a new best path must show that it carries full-size
-datagrams before the relay's copy stops.
+`disco_inbox.py`. A path in doubt is always mirrored to the relay, and a new best path must show that it carries
+full-size datagrams before the relay's copy stops.
 """
 
 from __future__ import annotations
@@ -301,6 +301,11 @@ class Pursuit:
                 self.attend(state, now)
 
     # ---- the table
+
+    def hear_relay(self, peer: PeerId, region: int, now: float) -> None:
+        """The peer was heard through the relay of this region."""
+        if self.roster.hear(peer, region):
+            self.republish(peer, now)
 
     def settle(self, state: PeerState, now: float) -> None:
         self._publish(state.peer, self._choose(state, now))

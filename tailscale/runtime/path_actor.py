@@ -28,7 +28,8 @@ from ts_base.ip import Prefix, parse_prefix, prefix_contains
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import Node
 from ts_dataplane.candidates import parse_endpoint_untrusted
-from ts_dataplane.paths import FinderMessage, NeedStun, PathChanged, PathFinder
+from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged
+from ts_dataplane.paths import PathFinder
 from ts_dataplane.peer_paths import PeerPaths
 from ts_derp.machine import PeerGone
 

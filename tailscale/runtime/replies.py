@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ts_dataplane.paths import PingLost, PongArrived
+from ts_dataplane.path_messages import PingLost, PongArrived
 from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
 
 if TYPE_CHECKING:

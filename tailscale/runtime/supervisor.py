@@ -46,7 +46,8 @@ from tailscale.runtime.watch import Watch, run_watch
 from tailscale.state_file import State
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
-from ts_dataplane.paths import PathChanged, PathFinder
+from ts_dataplane.path_messages import PathChanged
+from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint

@@ -7,7 +7,8 @@ from random import Random
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane import disco
 from ts_dataplane.candidates import MAX_CALLED, MAX_HEARD, MAX_LISTED
-from ts_dataplane.paths import PathFinder, PeerPaths
+from ts_dataplane.paths import PathFinder
+from ts_dataplane.peer_paths import PeerPaths
 
 OURS, THEIRS, SERVER = (DiscoPrivate.generate(bytes([n]) * 32) for n in (3, 5, 7))
 NODE = NodePrivate.generate(bytes([9]) * 32).public

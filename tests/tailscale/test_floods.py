@@ -23,7 +23,7 @@ from tailscale.runtime.underlay import Runs
 from tailscale.testing import Tailnet
 from ts_dataplane import disco, stun
 from ts_dataplane.disco_budget import MAX_BUCKETS
-from ts_dataplane.paths import MAX_SEEN_PINGS
+from ts_dataplane.disco_inbox import MAX_SEEN_PINGS
 from ts_tunnel.cookie import append_macs, mac1_key_of
 from ts_tunnel.wire import INITIATION, INITIATION_LENGTH, MACS_LENGTH, kind_of
 
@@ -153,8 +153,8 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
                 grown = resident() - before
             nursery.cancel_scope.cancel()
         finder = runtime.dataplane.finder
-        assert len(finder._seen_pings) <= MAX_SEEN_PINGS
-        assert len(finder._budget._senders) <= MAX_BUCKETS
+        assert len(finder._inbox._seen_pings) <= MAX_SEEN_PINGS
+        assert len(finder._inbox._budget._senders) <= MAX_BUCKETS
         assert runtime.endpoint.statistics().active_peers <= 1
         ratio = median(busy) / median(calm)
         dropped = {reason: count for reason, count in target._ready().home.drops().items() if count > 100}

@@ -28,7 +28,8 @@ from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
 from ts_control.netmap import NetMap
 from ts_control.wire import CapGrant, DERPMap, DERPNode, DERPRegion, FilterRule, Node
 from ts_dataplane import disco, stun
-from ts_dataplane.paths import NeedStun, PathChanged, PathFinder
+from ts_dataplane.path_messages import NeedStun, PathChanged
+from ts_dataplane.paths import PathFinder
 
 OUTSIDE = ("203.0.113.5", 41641)
 

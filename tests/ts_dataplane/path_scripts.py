@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane import disco, geneve
-from ts_dataplane.paths import NeedStun, PathChanged, PathFinder, PeerPaths
+from ts_dataplane.path_messages import NeedStun, PathChanged
+from ts_dataplane.paths import PathFinder
+from ts_dataplane.peer_paths import PeerPaths
 
 REGION = 900
 DIRECT_DELAY = 0.04

@@ -11,7 +11,9 @@ from path_scripts import DATA, REGION, RELAY_DELAY, Router, World, changes
 from ts_base.keys import DiscoPrivate
 from ts_dataplane import disco
 from ts_dataplane.candidates import MAX_CALLED, MAX_HEARD, MAX_LISTED
-from ts_dataplane.paths import NeedStun, PathFinder, PeerPaths, PingLost, PongArrived
+from ts_dataplane.path_messages import NeedStun, PingLost, PongArrived
+from ts_dataplane.paths import PathFinder
+from ts_dataplane.peer_paths import PeerPaths
 
 
 def lan(count=2, **options):
