@@ -18,7 +18,6 @@ from tailscale.runtime.underlay import Path, Runs, Underlay
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
 
-BURSTS_PER_TURN = 8  # bursts sent before other tasks get a turn
 
 
 class Dataplane:
