@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ts_dataplane.engine import Engine
 
-# With WireGuard's and the relay's headers around it, one TLS record.
-RELAYED_MTU = 16_304
+# With WireGuard's and the relay's headers around it, two TLS records.
+RELAYED_MTU = 32_688
 
 
 class Widths:

@@ -31,6 +31,8 @@ def _folds(size: int) -> list[tuple[int, int]]:
     return steps
 
 
+SLICE = 2048
+_SLICE_FOLDS = _folds(SLICE)
 _FOLDS_BY_SIZE: dict[int, list[tuple[int, int]]] = {}
 _FOLDS_LIMIT = 2048
 
@@ -43,9 +45,10 @@ def payload_sum(payload: bytes) -> int:
     return number % 0xFFFF
 
 
-def _folded(payload: bytes, folds: list[tuple[int, int]]) -> int:
-    number = from_bytes(payload, "big")
-    for shift, mask in folds:
+def _sum_of_slices(payload: bytes) -> int:
+    """Large payloads: adding slices of a size that folds well costs half of folding the whole."""
+    number = sum([from_bytes(payload[at : at + SLICE], "big") for at in range(0, len(payload), SLICE)])
+    for shift, mask in _SLICE_FOLDS:
         number = (number >> shift) + (number & mask)
     return number % 0xFFFF
 
@@ -61,7 +64,7 @@ def burst_sums_by_folding(payloads: list[bytes]) -> list[int]:
     if size & 1:
         return [payload_sum(payload) for payload in payloads]
     if len(folds) != 3:
-        return [_folded(payload, folds) for payload in payloads]
+        return [_sum_of_slices(payload) for payload in payloads]
     # Full segments of a 1280-byte tunnel take three folds; unrolled: bench/netstack.py shows 2.3 us against 3.1 us.
     (a, mask_a), (b, mask_b), (c, mask_c) = folds
     sums = []
