@@ -29,6 +29,7 @@ OVERRIDE = 0.2  # silly-window override (RFC 9293 section 3.8.6.2.1)
 SMALL_RECORDS_LIMIT = 1024  # spans in flight beyond which only full segments leave
 LARGE_SHARE = 4  # a large segment is at most this part of the window: fewer would not keep relay and peer busy
 LARGE_TIME = 0.001  # ... and what leaves in this time: on a slow line nobody waits long behind one
+LARGE_REST = 5.0  # none for so long after a timeout with large ones in flight: perhaps the way does not carry them
 
 BLACK_HOLE_SIZES = (1024, 536)
 BLACK_HOLE_TIMEOUTS = 2
@@ -50,6 +51,7 @@ class Outbound:
 
     __slots__ = (
         "_hold_until",
+        "_large_again",
         "_ledger",
         "_limited",
         "_stamp_offset",
@@ -86,7 +88,9 @@ class Outbound:
         "writer",
     )
 
-    def __init__(self, ledger: Ledger, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int) -> None:
+    def __init__(
+        self, ledger: Ledger, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
+    ) -> None:
         self._ledger = ledger
         self.iss = iss
         self.una = self.nxt = iss
@@ -97,6 +101,7 @@ class Outbound:
         self.path_mss, self.offered_large = sizes  # what every path carries, options included; what we take by relay
         self.peer_mss, self.peer_large = DEFAULT_MSS[len(local[0]) == 16], 0
         self.path_large = 0  # what the path of this moment carries; told before each emit that may use it
+        self._large_again = -math.inf
         self.mss = self.cut = sizes.mss
         self.stamped = True
         self._stamp_offset = stamp_offset
@@ -118,7 +123,7 @@ class Outbound:
         """What the peer's SYN offered."""
         if sizes.mss:
             self.peer_mss = max(sizes.mss, MINIMUM_MSS)
-        self.peer_large = sizes.large
+        self.peer_large = sizes.large if self.offered_large else 0
         self.peer_shift = shift or 0
         self.stamped = stamped
         self.fit_segment_size()
@@ -130,10 +135,11 @@ class Outbound:
         self.mss = self.cut = max(size, MINIMUM_MSS - TIMESTAMP_LENGTH) & ~1
         self.recovery.set_segment_size(self.mss)
 
-    def _fit_cut(self) -> int:
+    def _fit_cut(self, now: float) -> int:
         """The segments of the next burst: powers of two times `mss`, so that templates are few, up to all there is."""
         most = (min(self.path_large, self.peer_large) - TIMESTAMP_LENGTH) // self.mss
-        if most < 2 or self._hold_until < math.inf or not self.round_trip.smoothed:
+        is_doubted = now < self._large_again or self._hold_until < math.inf
+        if most < 2 or is_doubted or not self.round_trip.smoothed:
             return self.mss
         congestion = self.recovery.congestion
         worth = min(congestion.window / LARGE_SHARE, pacing_rate(congestion, self.round_trip.smoothed) * LARGE_TIME)
@@ -151,10 +157,11 @@ class Outbound:
             self.recovery.flight.mark_all_lost()
 
     def widen_segment_size(self, mss: int) -> None:
-        """The path changed or a limit has expired: try `mss` again."""
-        if mss > self.path_mss:
-            self.path_mss = mss
-            self.fit_segment_size()
+        """The path changed or a limit has expired: try `mss` again. What the old path was suspected of is forgotten."""
+        self.path_mss = max(self.path_mss, mss)
+        self._suspected_at = self._large_again = -math.inf
+        self._hold_until = math.inf
+        self.fit_segment_size()
 
     def is_in_flight(self, seq: int) -> bool:
         """A report quotes this wire number: may it be about something on its way?"""
@@ -292,6 +299,8 @@ class Outbound:
     def on_retransmission_timeout(self, now: float) -> None:
         """RFC 6298 section 5.4 to 5.6; who counts too many retries is the connection."""
         if self.recovery.flight.spans:
+            if self.cut > self.mss:
+                self._large_again = now + LARGE_REST
             if self.retries % BLACK_HOLE_TIMEOUTS == 0:
                 self._suspect_black_hole(now)
             self.recovery.on_timeout(self.nxt)
@@ -347,7 +356,7 @@ class Outbound:
             self._hold_until = math.inf
             self.fit_segment_size()
         self._before_sending(now)
-        self.cut = self._fit_cut() if self.path_large else self.mss
+        self.cut = self._fit_cut(now) if self.path_large else self.mss
         allowance = self.pacer.allowance(recovery.congestion, self.round_trip.smoothed, now)
         head = Head(inbound.expected, inbound.advertise(self.mss), self.options(inbound.stamp_recent, now))
         left = allowance

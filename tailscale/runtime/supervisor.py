@@ -47,8 +47,8 @@ from tailscale.state_file import State
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathChanged, PathFinder
-from ts_dataplane.widths import Widths
 from ts_dataplane.tsmp import DiscoKeyAdvertised
+from ts_dataplane.widths import Widths
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
