@@ -174,7 +174,14 @@ class TcpConnection:
 
     @property
     def writable(self) -> bool:
-        return self.state in (ESTABLISHED, CLOSE_WAIT) and not self._outbound.fin_queued and self._outbound.room() > 0
+        """Room for a write; after one was cut short, once there is enough of it to be told of."""
+        outbound = self._outbound
+        return (
+            self.state in (ESTABLISHED, CLOSE_WAIT)
+            and not outbound.fin_queued
+            and not outbound.wanted_room
+            and outbound.room() > 0
+        )
 
     @property
     def is_established(self) -> bool:
