@@ -232,7 +232,8 @@ class TcpConnection:
             raise ValueError("write after the end of the stream was sent")
         if self.state not in (ESTABLISHED, CLOSE_WAIT):
             return 0
-        room = self._outbound.room()
+        # Room for a byte is not worth waking for: who was refused once is heard again when half is free.
+        room = 0 if self._outbound.wanted_room else self._outbound.room()
         if room <= 0:
             self._outbound.wanted_room = True
             return 0

@@ -345,6 +345,7 @@ def test_a_write_that_was_cut_short_makes_writable_mean_that_somebody_is_told(co
         if connection.writable:
             break
         assert connection not in conn.stack.take_messages()
+        assert connection.write(b"x") == 0
     assert not was_writable
     assert connection in conn.stack.take_messages()
     assert connection.unsent * 2 <= taken
