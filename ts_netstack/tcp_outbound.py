@@ -392,6 +392,7 @@ class Outbound:
             quota = recovery.quota()
             size = span.end - span.start
             if quota < min(size, mss):
+                self._limited = True
                 break
             if left < min(size, mss):
                 self.pacer.wait_for(left + mss, self.recovery.congestion, self.round_trip.smoothed, now)
