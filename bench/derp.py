@@ -147,7 +147,8 @@ async def through(
         cpu = (time.process_time() - spent) / max(received, 1) * 1e6
         nursery.cancel_scope.cancel()
     rate = received * size * 8 / took / 1e6
-    return f"{size:6} bytes, window {window:4}: {rate:5.0f} Mbit/s, loss {100 * (1 - received / sent):5.2f} %, {cpu:5.1f} us CPU/packet"
+    lost = 100 * (1 - received / sent)
+    return f"{size:6} bytes, window {window:4}: {rate:5.0f} Mbit/s, loss {lost:5.2f} %, {cpu:5.1f} us CPU/packet"
 
 
 def free_port() -> int:
