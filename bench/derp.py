@@ -103,13 +103,15 @@ class Loopback:
         return time.time()
 
 
-async def through(region: RelayRegion, *, over_http: bool, window: int, seconds: float = 3.0) -> str:
+async def through(
+    region: RelayRegion, *, over_http: bool, window: int, size: int = PACKET, seconds: float = 3.0
+) -> str:
     """One sender with `window` packets in flight, acknowledged by the receiver once per arriving run."""
     machines = [DerpMachine(NodePrivate.generate(os.urandom(32)), entropy=os.urandom) for _ in range(2)]
     clients = [await DerpClient.dial(Loopback(), region, m, Trust(), over_http=over_http) for m in machines]
     keys = [m._private.public.raw for m in machines]
     sent = received = 0
-    packet = os.urandom(PACKET - 8)
+    packet = os.urandom(size - 8)
     news = trio.Event()
     seen = 0  # number of the last packet heard, which tells how many are no longer in flight
 
@@ -144,8 +146,9 @@ async def through(region: RelayRegion, *, over_http: bool, window: int, seconds:
                 seen = sent  # everything in flight is gone
         cpu = (time.process_time() - spent) / max(received, 1) * 1e6
         nursery.cancel_scope.cancel()
-    rate = received * PACKET * 8 / took / 1e6
-    return f"window {window:4}: {rate:5.0f} Mbit/s, loss {100 * (1 - received / sent):5.2f} %, {cpu:5.1f} us CPU/packet"
+    rate = received * size * 8 / took / 1e6
+    lost = 100 * (1 - received / sent)
+    return f"{size:6} bytes, window {window:4}: {rate:5.0f} Mbit/s, loss {lost:5.2f} %, {cpu:5.1f} us CPU/packet"
 
 
 def free_port() -> int:
@@ -215,6 +218,8 @@ async def main(binary: str | None) -> None:
                 print(f"derper, {kind}")
                 for window in (16, 32, 64, 128, 256, 512):
                     print("  " + await through(region, over_http=not tls, window=window))
+                for size in (4 << 10, 8 << 10, 16 << 10, 32 << 10, 60 << 10):
+                    print("  " + await through(region, over_http=not tls, window=16, size=size))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ts_derp.frames import PACKET_OVERHEAD, Run
 QUEUE_LIMIT = 1 << 20
 PACKET_WEIGHT = 100  # what a waiting packet costs beside its bytes
 DISCO_LIMIT = 32  # packets
-QUANTUM = 32  # packets of one sender before it is another one's turn
+QUANTUM, QUANTUM_BYTES = 32, 64 << 10  # of one sender before it is another one's turn
 BURST_LIMIT = 256 << 10
 
 QUEUE_FULL = "queue of the receiver full"
@@ -84,14 +84,19 @@ class Outbox:
     def _take_turn(self, runs: list[Run]) -> int:
         source, queue = next(iter(self._queues.items()))
         del self._queues[source]
-        if len(queue) <= QUANTUM:
+        if len(queue) <= QUANTUM and self._weights[source] <= QUANTUM_BYTES:
             packets = list(queue)
             weight = self._weights.pop(source)
         else:
-            packets = [queue.popleft() for _ in range(QUANTUM)]
-            weight = sum(map(len, packets)) + PACKET_WEIGHT * QUANTUM
+            packets, weight = [], 0
+            while queue and len(packets) < QUANTUM and weight < QUANTUM_BYTES:
+                packets.append(queue.popleft())
+                weight += len(packets[-1]) + PACKET_WEIGHT
             self._weights[source] -= weight
-            self._queues[source] = queue
+            if queue:
+                self._queues[source] = queue
+            else:
+                del self._weights[source]
         self._weight -= weight
         runs.append((source, packets))
         return weight - (PACKET_WEIGHT - PACKET_OVERHEAD) * len(packets)

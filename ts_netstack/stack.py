@@ -10,7 +10,7 @@ import errno
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ts_base.budget import Budget
 from ts_base.ip import ICMP, ICMP6, TCP, UDP
@@ -31,6 +31,7 @@ from ts_netstack.wire import (
     UDP_HEADER,
     Address,
     Packet,
+    Sizes,
     Unroutable,
     ip_packet,
     is_martian_source,
@@ -51,6 +52,16 @@ PATH_MTU_LIFETIME = 600.0
 PING_TIMEOUT = 10.0
 
 _TIME_WAIT, _FRAGMENTS, _PATH_MTU = "time-wait", "fragments", "path-mtu"
+
+
+class Routes(Protocol):
+    """What the stack asks of whoever knows the ways; answers are IP packet sizes, 0 where the MTU is all there is."""
+
+    def offered_to(self, destination: bytes) -> int:
+        """What we may say we take, by a way that carries it."""
+
+    def carried_to(self, destination: bytes) -> int:
+        """What the way of this moment carries."""
 
 
 class Stack:
@@ -77,6 +88,7 @@ class Stack:
         self._errors = Budget(icmp.ERRORS_PER_SECOND, icmp.ERROR_BURST)
         self._path_mtu: dict[bytes, tuple[int, float]] = {}
         self._looped: list[bytes] = []
+        self.routes: Routes | None = None
         self._addresses: frozenset[bytes] = frozenset()
         self._source: dict[int, bytes] = {}  # by address length
 
@@ -127,7 +139,7 @@ class Stack:
         _check_port(remote[1], lowest=1)
         _check_port(local_port)
         local = (self._source_for(remote[0]), local_port)
-        return self._tcp.connect(local, remote, self._segment_size(remote[0]), now)
+        return self._tcp.connect(local, remote, self._sizes_for(remote[0]), now)
 
     def listen(self, port: int, host: bytes | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListen:
         self._sweep_closed()
@@ -289,7 +301,7 @@ class Stack:
         if connection is not None:
             connection.receive_run([canonical], now)
         elif len(self._replies) < REPLIES_LIMIT:
-            self._tcp.receive_unclaimed(key, packet, canonical, self._segment_size(packet.source), now)
+            self._tcp.receive_unclaimed(key, packet, canonical, self._sizes_for(packet.source), now)
         else:
             self.drops["replies_limit"] += 1
 
@@ -371,6 +383,17 @@ class Stack:
     def _segment_size(self, destination: bytes) -> int:
         return self._mtu_to(destination) - self._overhead(destination)
 
+    def _sizes_for(self, destination: bytes) -> Sizes:
+        """What a SYN to `destination` says."""
+        large = 0 if self.routes is None else self.routes.offered_to(destination)
+        return Sizes(self._segment_size(destination), large and large - self._overhead(destination))
+
+    def _large_segment_size(self, destination: bytes) -> int:
+        if self.routes is None or destination in self._path_mtu:
+            return 0
+        carried = self.routes.carried_to(destination)
+        return carried and carried - self._overhead(destination)
+
     def _connections_to(self, destination: bytes) -> list[TcpConnection]:
         return [one for one in self._tcp.flows.values() if one.remote[0] == destination]
 
@@ -450,6 +473,8 @@ class Stack:
         ledger, timers = self._ledger, self._timers
         dirty, ledger.dirty = ledger.dirty, {}
         for connection in dirty:
+            if connection.has_bulk:
+                connection.set_large(self._large_segment_size(connection.remote[0]))
             packets = connection.emit(now)
             if packets:
                 destination = connection.remote[0]

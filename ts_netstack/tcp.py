@@ -28,6 +28,7 @@ from ts_netstack.wire import (
     Address,
     Packet,
     Segment,
+    Sizes,
     Unroutable,
     is_transport_checksum_right,
     parse_packet_untrusted,
@@ -80,6 +81,7 @@ class Handshake(NamedTuple):
     stamp: int | None  # the peer's latest TSval, None without timestamps
     round_trip: float
     resent: bool
+    large: int = 0  # see wire.LARGE_PREFIX
 
 
 class TcpConnection:
@@ -109,7 +111,7 @@ class TcpConnection:
     )
 
     def __init__(
-        self, ledger: Ledger, key: bytes, local: Address, remote: Address, mss: int, iss: int, stamp_offset: int
+        self, ledger: Ledger, key: bytes, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
     ) -> None:
         self._ledger = ledger
         self.key = key
@@ -117,7 +119,7 @@ class TcpConnection:
         self.owner: Any = None
         self.state = CLOSED
         self.error: ConnectionProblem | None = None
-        self._outbound = Outbound(ledger, local, remote, mss, iss, stamp_offset)
+        self._outbound = Outbound(ledger, local, remote, sizes, iss, stamp_offset)
         self._inbound = Inbound(ledger)
         self._handshake_due = False
         self._reset_seq: int | None = None
@@ -145,7 +147,7 @@ class TcpConnection:
         outbound.una = outbound.nxt = outbound.iss + 1
         self._inbound.start(agreed.irs)
         self._heard_at = now
-        self._agree(agreed.peer_mss, agreed.peer_shift, agreed.selective, agreed.stamp, now)
+        self._agree(Sizes(agreed.peer_mss or 0, agreed.large), agreed.peer_shift, agreed.selective, agreed.stamp, now)
         if agreed.resent:
             outbound.round_trip.syn_was_lost()
         elif agreed.round_trip > 0:
@@ -155,9 +157,9 @@ class TcpConnection:
         self.state = ESTABLISHED
         self._ledger.changed[self] = None
 
-    def _agree(self, mss: int | None, shift: int | None, selective: bool, stamp: int | None, now: float) -> None:
+    def _agree(self, sizes: Sizes, shift: int | None, selective: bool, stamp: int | None, now: float) -> None:
         self._inbound.agree(selective, shift is not None, stamp, now)
-        self._outbound.agree(mss, shift, selective, stamp is not None)
+        self._outbound.agree(sizes, shift, selective, stamp is not None)
 
     # -- what the owner sees ---------------------------------------------------------------------------------------
 
@@ -172,7 +174,14 @@ class TcpConnection:
 
     @property
     def writable(self) -> bool:
-        return self.state in (ESTABLISHED, CLOSE_WAIT) and not self._outbound.fin_queued and self._outbound.room() > 0
+        """Room for a write; after one was cut short, once there is enough of it to be told of."""
+        outbound = self._outbound
+        return (
+            self.state in (ESTABLISHED, CLOSE_WAIT)
+            and not outbound.fin_queued
+            and not outbound.wanted_room
+            and outbound.room() > 0
+        )
 
     @property
     def is_established(self) -> bool:
@@ -183,6 +192,11 @@ class TcpConnection:
     def mss(self) -> int:
         """Payload bytes of a full segment we send."""
         return self._outbound.mss
+
+    @property
+    def has_bulk(self) -> bool:
+        """More than a segment waits or flies, and the peer takes large ones: how large is worth asking."""
+        return self._outbound.peer_large > 0 and len(self._outbound.buffer) > self._outbound.mss
 
     @property
     def round_trip(self) -> float:
@@ -218,7 +232,8 @@ class TcpConnection:
             raise ValueError("write after the end of the stream was sent")
         if self.state not in (ESTABLISHED, CLOSE_WAIT):
             return 0
-        room = self._outbound.room()
+        # Room for a byte is not worth waking for: who was refused once is heard again when half is free.
+        room = 0 if self._outbound.wanted_room else self._outbound.room()
         if room <= 0:
             self._outbound.wanted_room = True
             return 0
@@ -388,7 +403,7 @@ class TcpConnection:
         if moved >= 0:
             self._acknowledged(outbound.una + moved, window, seq, (), stamps[1] & MASK32, bool(size), now)
         if size:
-            inbound.took_data(segments, outbound.round_trip.smoothed, now)
+            inbound.took_data(segments, size, outbound.round_trip.smoothed, now)
             self._ledger.changed[self] = None
 
     def _receive_segment(self, packet: Packet, segment: Segment, now: float) -> None:
@@ -441,7 +456,8 @@ class TcpConnection:
         options, outbound = segment.options, self._outbound
         self._inbound.start(segment.seq)
         stamp = options.stamps[0] if options.stamps else None
-        self._agree(options.mss, options.scale, options.sack_permitted, stamp, now)
+        sizes = Sizes(options.mss or 0, options.large)
+        self._agree(sizes, options.scale, options.sack_permitted, stamp, now)
         outbound.window = outbound.largest_window = segment.window  # never scaled in a SYN
         outbound.wl1, outbound.wl2 = segment.seq, segment.ack
         outbound.retries = outbound.round_trip.backoff = 0
@@ -695,6 +711,10 @@ class TcpConnection:
         self._outbound.limit_segment_size(mss)
         self._ledger.dirty[self] = None
 
+    def set_large(self, mss: int) -> None:
+        """The way to the peer is relays only and carries segments of `mss`; 0 where any of it is not."""
+        self._outbound.path_large = mss
+
     def widen_segment_size(self, mss: int) -> None:
         """The path changed or a limit has expired: try `mss` again."""
         self._outbound.widen_segment_size(mss)
@@ -816,7 +836,7 @@ class TcpConnection:
             flags, ack, echo = SYN | ACK, inbound.buffer.next, inbound.stamp_recent
         stamp = outbound.stamp(now) if inbound.stamps else None
         shift = WINDOW_SHIFT if inbound.scaling else None
-        options = syn_options(outbound.path_mss, shift, inbound.selective, stamp, echo)
+        options = syn_options(Sizes(outbound.path_mss, outbound.offered_large), shift, inbound.selective, stamp, echo)
         out.append(outbound.writer.single(outbound.iss, ack, flags, 65535, options))
         outbound.sent_at = now
         outbound.rto_deadline = now + outbound.round_trip.timeout

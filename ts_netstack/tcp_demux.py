@@ -35,6 +35,7 @@ from ts_netstack.wire import (
     Address,
     Packet,
     Segment,
+    Sizes,
     parse_segment_untrusted,
     reset_for,
     tcp_packet,
@@ -146,19 +147,19 @@ class TcpSockets:
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    def connect(self, local: Address, remote: Address, mss: int, now: float) -> TcpConnection:
+    def connect(self, local: Address, remote: Address, sizes: Sizes, now: float) -> TcpConnection:
         port = local[1] or self.pick_port(local[0], remote)
         key = remote[0] + local[0] + remote[1].to_bytes(2, "big") + port.to_bytes(2, "big")
         if key in self.flows or key in self.half_open:
             raise OSError(errno.EADDRINUSE, f"port {port} is already connected to this destination")
         self.time_wait.pop(key, None)
-        connection = self._new(key, (local[0], port), remote, mss, self._initial_sequence(key, now))
+        connection = self._new(key, (local[0], port), remote, sizes, self._initial_sequence(key, now))
         connection.open(now)
         return connection
 
-    def _new(self, key: bytes, local: Address, remote: Address, mss: int, iss: int) -> TcpConnection:
+    def _new(self, key: bytes, local: Address, remote: Address, sizes: Sizes, iss: int) -> TcpConnection:
         offset = self._stamp_offset(local[0], remote[0])
-        connection = TcpConnection(self._ledger, key, local, remote, mss, iss, offset)
+        connection = TcpConnection(self._ledger, key, local, remote, sizes, iss, offset)
         self.flows[key] = connection
         return connection
 
@@ -184,7 +185,7 @@ class TcpSockets:
 
     # -- segments --------------------------------------------------------------------------------------------------
 
-    def receive_unclaimed(self, key: bytes, packet: Packet, data: bytes, mss: int, now: float) -> None:
+    def receive_unclaimed(self, key: bytes, packet: Packet, data: bytes, sizes: Sizes, now: float) -> None:
         """A segment for no established connection; `data` is the packet it came in, canonical."""
         segment = parse_segment_untrusted(packet.payload)
         drops = self._ledger.drops
@@ -198,16 +199,16 @@ class TcpSockets:
             return
         record = self.half_open.get(key)
         if record is not None:
-            self._receive_half_open(record, segment, data, mss, now)
+            self._receive_half_open(record, segment, data, sizes, now)
             return
         flags = segment.flags
         listener = self.listeners.get((local[1], local[0])) or self.listeners.get((local[1], None))
         if listener is not None and flags & (SYN | ACK | RST | FIN) == SYN:
-            self._receive_syn(key, listener, segment, local, remote, mss, now)
+            self._receive_syn(key, listener, segment, local, remote, sizes, now)
         elif (
             listener is not None
             and flags & (SYN | ACK | RST) == ACK
-            and self._maybe_open_cookie(key, listener, segment, data, local, remote, mss, now)
+            and self._maybe_open_cookie(key, listener, segment, data, local, remote, sizes, now)
         ):
             return
         else:
@@ -217,7 +218,14 @@ class TcpSockets:
                 self._replies.append((packet.source, reply))
 
     def _receive_syn(
-        self, key: bytes, listener: TcpListen, segment: Segment, local: Address, remote: Address, mss: int, now: float
+        self,
+        key: bytes,
+        listener: TcpListen,
+        segment: Segment,
+        local: Address,
+        remote: Address,
+        sizes: Sizes,
+        now: float,
     ) -> None:
         if segment.payload:
             self._ledger.drops["tcp_data_in_syn"] += 1  # not acknowledged, so it comes again
@@ -228,16 +236,17 @@ class TcpSockets:
             self._ledger.drops["tcp_syn_cookie"] += 1
             self._flooded_at = now
             iss = self._cookies.make(key, segment, now)
-            _, reply = answer_syn(segment, local, remote, iss, mss, self._cookies.stamp(segment, stamp))
+            sizes = Sizes(sizes.mss)  # a cookie cannot remember more
+            _, reply = answer_syn(segment, local, remote, iss, sizes, self._cookies.stamp(segment, stamp))
             self._replies.append((remote[0], reply))
             return
-        agreed, reply = answer_syn(segment, local, remote, self._initial_sequence(key, now), mss, stamp)
+        agreed, reply = answer_syn(segment, local, remote, self._initial_sequence(key, now), sizes, stamp)
         record = self.half_open[key] = HalfOpen(key, listener, local, remote, agreed, reply, now)
         self._half_open_by_host[remote[0]] += 1
         self._timers.set(record, record.deadline)
         self._replies.append((remote[0], reply))
 
-    def _receive_half_open(self, record: HalfOpen, segment: Segment, data: bytes, mss: int, now: float) -> None:
+    def _receive_half_open(self, record: HalfOpen, segment: Segment, data: bytes, sizes: Sizes, now: float) -> None:
         agreed, flags = record.agreed, segment.flags
         drops = self._ledger.drops
         in_window = segment.seq - agreed.irs - 1 & MASK32 < 65535
@@ -252,7 +261,7 @@ class TcpSockets:
                 drops["tcp_syn_changed"] += 1
                 self._drop_half_open(record)
                 if not flags & ACK:
-                    self._receive_syn(record.key, record.listener, segment, record.local, record.remote, mss, now)
+                    self._receive_syn(record.key, record.listener, segment, record.local, record.remote, sizes, now)
             else:
                 self._replies.append((record.remote[0], record.reply))
         elif not flags & ACK or not in_window:
@@ -268,7 +277,7 @@ class TcpSockets:
             self._drop_half_open(record)
             sample = now - record.sent_at
             agreed = agreed._replace(round_trip=sample, resent=record.tries > 0)
-            connection = self._new(record.key, record.local, record.remote, mss, agreed.iss)
+            connection = self._new(record.key, record.local, record.remote, sizes, agreed.iss)
             connection.adopt(agreed, segment.window, now)
             record.listener.offer(connection)
             connection.receive_run([data], now)
@@ -281,7 +290,7 @@ class TcpSockets:
         data: bytes,
         local: Address,
         remote: Address,
-        mss: int,
+        sizes: Sizes,
         now: float,
     ) -> bool:
         if now - self._flooded_at > COOKIE_MEMORY:
@@ -293,7 +302,7 @@ class TcpSockets:
         if listener.is_full:
             self._ledger.drops["tcp_accept_queue_full"] += 1
             return True
-        connection = self._new(key, local, remote, mss, agreed.iss)
+        connection = self._new(key, local, remote, sizes, agreed.iss)
         connection.adopt(agreed, segment.window, now)
         listener.offer(connection)
         connection.receive_run([data], now)

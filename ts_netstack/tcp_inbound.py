@@ -21,6 +21,7 @@ INITIAL_RECEIVE = 256 << 10
 DELAYED_ACK = 0.04
 QUICK_ACKS = 16
 REPORTS_LIMIT = 64  # out-of-order arrivals remembered between two ACKs
+FULL_SEGMENT = 1200  # a larger segment counts as as many (RFC 5681 section 4.2: an ACK for every second one)
 OVERTAKEN_STAMPS = 1000  # ticks by which the stamp of a reordered bare ACK may be behind
 STAMP_IDLE = 24 * 86400.0  # RFC 7323 section 5.5
 
@@ -126,7 +127,7 @@ class Inbound:
         if seq == expected:
             filled = bool(received.islands)
             received.accept(payload)
-            self.took_data(1, smoothed, now)
+            self.took_data(1, len(payload), smoothed, now)
             if filled:
                 self.ack_now = True
             return
@@ -140,8 +141,9 @@ class Inbound:
         elif len(self.sack_first) < REPORTS_LIMIT:
             self.sack_first.append(seq)
 
-    def took_data(self, segments: int, smoothed: float, now: float) -> None:
-        """`segments` more are in order: decide when to acknowledge, and whether the window should grow."""
+    def took_data(self, segments: int, size: int, smoothed: float, now: float) -> None:
+        """`size` bytes more are in order: decide when to acknowledge, and whether the window should grow."""
+        segments = max(segments, size // FULL_SEGMENT)
         self.segments_owed += segments
         if self.quick_acks > 0:
             self.quick_acks -= segments

@@ -14,7 +14,7 @@ from ts_netstack.ledger import Ledger
 from ts_netstack.tcp import Handshake, TcpConnection
 from ts_netstack.tcp_inbound import WINDOW_SHIFT
 from ts_netstack.tcp_timing import INITIAL_TIMEOUT
-from ts_netstack.wire import ACK, MASK32, SYN, Address, Segment, syn_options, tcp_packet
+from ts_netstack.wire import ACK, MASK32, SYN, Address, Segment, Sizes, syn_options, tcp_packet
 
 DEFAULT_BACKLOG = 1024  # accepted connections nobody has asked for yet
 HALF_OPEN_LIMIT = 1024
@@ -88,16 +88,19 @@ class HalfOpen:
 
 
 def answer_syn(
-    segment: Segment, local: Address, remote: Address, iss: int, mss: int, stamp: int
+    segment: Segment, local: Address, remote: Address, iss: int, sizes: Sizes, stamp: int
 ) -> tuple[Handshake, bytes]:
     """What a SYN offered met with what we offer, and the SYN-ACK that says so."""
     options = segment.options
     stamps = options.stamps
+    if not options.large:
+        sizes = Sizes(sizes.mss)
     agreed = Handshake(
-        iss, segment.seq, options.mss, options.scale, options.sack_permitted, stamps[0] if stamps else None, 0.0, False
+        *(iss, segment.seq, options.mss, options.scale, options.sack_permitted),
+        *(stamps[0] if stamps else None, 0.0, False, options.large),
     )
     shift = None if options.scale is None else WINDOW_SHIFT
-    text = syn_options(mss, shift, options.sack_permitted, stamp if stamps else None, stamps[0] if stamps else 0)
+    text = syn_options(sizes, shift, options.sack_permitted, stamp if stamps else None, stamps[0] if stamps else 0)
     return agreed, tcp_packet(local, remote, iss, segment.seq + 1, SYN | ACK, 65535, text)
 
 

@@ -2,6 +2,9 @@
 
 Owns what was written and not yet acknowledged, segment size with its black-hole suspicion, and every timer of the
 sender. Knows no states; what a segment says of the other direction is handed in. RFC 9293, 6298, 8985, 4821.
+
+Windows and loss are counted in segments of `mss`. A large segment is several of them in one packet, as segmentation
+offload makes them: it says how the burst is cut and nothing else.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from ts_netstack.ledger import Ledger
 from ts_netstack.segments import SegmentWriter
 from ts_netstack.tcp_buffers import SendBuffer
 from ts_netstack.tcp_inbound import MAXIMUM_BUFFER, Inbound
-from ts_netstack.tcp_pacing import Pacer
+from ts_netstack.tcp_pacing import Pacer, pacing_rate
 from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery
 from ts_netstack.tcp_timing import RoundTrip
-from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_LENGTH, TIMESTAMP_PREFIX, Address, unwrap
+from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_LENGTH, TIMESTAMP_PREFIX, Address, Sizes, unwrap
 
 INITIAL_SEND = 256 << 10
 DEFAULT_MSS = (536, 1220)  # when the peer names none: IPv4, IPv6
@@ -24,6 +27,9 @@ MINIMUM_MSS = 48
 MAXIMUM_PERSIST = 60.0
 OVERRIDE = 0.2  # silly-window override (RFC 9293 section 3.8.6.2.1)
 SMALL_RECORDS_LIMIT = 1024  # spans in flight beyond which only full segments leave
+LARGE_SHARE = 4  # a large segment is at most this part of the window: fewer would not keep relay and peer busy
+LARGE_TIME = 0.001  # ... and what leaves in this time: on a slow line nobody waits long behind one
+LARGE_REST = 5.0  # none for so long after a timeout with large ones in flight: perhaps the way does not carry them
 
 BLACK_HOLE_SIZES = (1024, 536)
 BLACK_HOLE_TIMEOUTS = 2
@@ -45,19 +51,24 @@ class Outbound:
 
     __slots__ = (
         "_hold_until",
+        "_large_again",
         "_ledger",
         "_limited",
         "_stamp_offset",
         "_suspected_at",
         "buffer",
+        "cut",
         "fin_queued",
         "iss",
         "largest_window",
         "mss",
         "nodelay",
         "nxt",
+        "offered_large",
         "pacer",
+        "path_large",
         "path_mss",
+        "peer_large",
         "peer_mss",
         "peer_shift",
         "persist_count",
@@ -77,7 +88,9 @@ class Outbound:
         "writer",
     )
 
-    def __init__(self, ledger: Ledger, local: Address, remote: Address, mss: int, iss: int, stamp_offset: int) -> None:
+    def __init__(
+        self, ledger: Ledger, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
+    ) -> None:
         self._ledger = ledger
         self.iss = iss
         self.una = self.nxt = iss
@@ -85,13 +98,15 @@ class Outbound:
         self.window = self.largest_window = 0
         self.wl1 = self.wl2 = 0  # SND.WL1 and SND.WL2
         self.peer_shift = 0
-        self.path_mss = mss  # what the path carries, options included
-        self.peer_mss = DEFAULT_MSS[len(local[0]) == 16]
-        self.mss = mss
+        self.path_mss, self.offered_large = sizes  # what every path carries, options included; what we take by relay
+        self.peer_mss, self.peer_large = DEFAULT_MSS[len(local[0]) == 16], 0
+        self.path_large = 0  # what the path of this moment carries; told before each emit that may use it
+        self._large_again = -math.inf
+        self.mss = self.cut = sizes.mss
         self.stamped = True
         self._stamp_offset = stamp_offset
         self.round_trip = RoundTrip()
-        self.recovery = LossRecovery(mss, self.round_trip, True)
+        self.recovery = LossRecovery(self.mss, self.round_trip, True)
         self.writer = SegmentWriter(local, remote)
         self.pacer = Pacer()
         self.fin_queued = False
@@ -104,10 +119,11 @@ class Outbound:
         self._suspected_at, self._hold_until = -math.inf, math.inf  # of a black hole
         self.rto_deadline = self.probe_deadline = self.persist_deadline = math.inf
 
-    def agree(self, mss: int | None, shift: int | None, selective: bool, stamped: bool) -> None:
+    def agree(self, sizes: Sizes, shift: int | None, selective: bool, stamped: bool) -> None:
         """What the peer's SYN offered."""
-        if mss is not None:
-            self.peer_mss = max(mss, MINIMUM_MSS)
+        if sizes.mss:
+            self.peer_mss = max(sizes.mss, MINIMUM_MSS)
+        self.peer_large = sizes.large if self.offered_large else 0
         self.peer_shift = shift or 0
         self.stamped = stamped
         self.fit_segment_size()
@@ -116,8 +132,19 @@ class Outbound:
     def fit_segment_size(self) -> None:
         size = min(self.peer_mss, self.path_mss) - (TIMESTAMP_LENGTH if self.stamped else 0)
         # An even size keeps every payload of a burst aligned for the checksum.
-        self.mss = max(size, MINIMUM_MSS - TIMESTAMP_LENGTH) & ~1
+        self.mss = self.cut = max(size, MINIMUM_MSS - TIMESTAMP_LENGTH) & ~1
         self.recovery.set_segment_size(self.mss)
+
+    def _fit_cut(self, now: float) -> int:
+        """The segments of the next burst: powers of two times `mss`, so that templates are few, up to all there is."""
+        most = (min(self.path_large, self.peer_large) - TIMESTAMP_LENGTH) // self.mss
+        is_doubted = now < self._large_again or self._hold_until < math.inf
+        if most < 2 or is_doubted or not self.round_trip.smoothed:
+            return self.mss
+        congestion = self.recovery.congestion
+        worth = min(congestion.window / LARGE_SHARE, pacing_rate(congestion, self.round_trip.smoothed) * LARGE_TIME)
+        count = int(worth) // self.mss
+        return self.mss * (most if count >= most else 1 << max(count, 1).bit_length() - 1)
 
     def limit_segment_size(self, mss: int) -> None:
         """Cut smaller from now on, and send again what was too large; nobody was congested."""
@@ -130,10 +157,11 @@ class Outbound:
             self.recovery.flight.mark_all_lost()
 
     def widen_segment_size(self, mss: int) -> None:
-        """The path changed or a limit has expired: try `mss` again."""
-        if mss > self.path_mss:
-            self.path_mss = mss
-            self.fit_segment_size()
+        """The path changed or a limit has expired: try `mss` again. What the old path was suspected of is forgotten."""
+        self.path_mss = max(self.path_mss, mss)
+        self._suspected_at = self._large_again = -math.inf
+        self._hold_until = math.inf
+        self.fit_segment_size()
 
     def is_in_flight(self, seq: int) -> bool:
         """A report quotes this wire number: may it be about something on its way?"""
@@ -271,6 +299,8 @@ class Outbound:
     def on_retransmission_timeout(self, now: float) -> None:
         """RFC 6298 section 5.4 to 5.6; who counts too many retries is the connection."""
         if self.recovery.flight.spans:
+            if self.cut > self.mss:
+                self._large_again = now + LARGE_REST
             if self.retries % BLACK_HOLE_TIMEOUTS == 0:
                 self._suspect_black_hole(now)
             self.recovery.on_timeout(self.nxt)
@@ -282,7 +312,7 @@ class Outbound:
                 again = now - self._suspected_at < BLACK_HOLE_MEMORY
                 self._suspected_at = now
                 self._hold_until = now + (BLACK_HOLE_HOLD if again else BLACK_HOLE_FIRST_HOLD)
-                self.mss = size
+                self.mss = self.cut = size
                 self.recovery.set_segment_size(size)
                 return
 
@@ -326,6 +356,7 @@ class Outbound:
             self._hold_until = math.inf
             self.fit_segment_size()
         self._before_sending(now)
+        self.cut = self._fit_cut(now) if self.path_large else self.mss
         allowance = self.pacer.allowance(recovery.congestion, self.round_trip.smoothed, now)
         head = Head(inbound.expected, inbound.advertise(self.mss), self.options(inbound.stamp_recent, now))
         left = allowance
@@ -361,6 +392,7 @@ class Outbound:
             quota = recovery.quota()
             size = span.end - span.start
             if quota < min(size, mss):
+                self._limited = True
                 break
             if left < min(size, mss):
                 self.pacer.wait_for(left + mss, self.recovery.congestion, self.round_trip.smoothed, now)
@@ -400,7 +432,8 @@ class Outbound:
     def _avoid_silliness(self, size: int, available: int, usable: int, quota: int, left: int, now: float) -> int:
         """RFC 9293 section 3.8.6.2.1: whole segments, or everything there is, or half of the largest window."""
         mss = self.mss
-        whole = size // mss * mss
+        unit = self.cut if size >= self.cut else mss
+        whole = size // unit * unit
         if size == available:
             spans = self.recovery.flight.spans
             if (self.nodelay or not spans or self.fin_queued) and len(spans) < SMALL_RECORDS_LIMIT:
@@ -431,7 +464,7 @@ class Outbound:
         sent, writer = self.buffer, self.writer
         ack, window, options = head
         data_end = min(end, sent.end)
-        pieces = sent.pieces(start, data_end, self.mss) if data_end > start else [b""]
+        pieces = sent.pieces(start, data_end, self.cut) if data_end > start else [b""]
         flags = ACK
         if data_end == sent.end:
             flags |= PSH if data_end > start else 0

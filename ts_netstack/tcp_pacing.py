@@ -32,7 +32,7 @@ class Pacer:
         if smoothed < UNPACED_ROUND_TRIP:
             self._tokens, self._filled_at = float(CEILING), now
             return CEILING
-        rate = _rate(congestion, smoothed)
+        rate = pacing_rate(congestion, smoothed)
         burst = min(max(rate * QUANTUM, FLOOR), CEILING)
         self._tokens = min(self._tokens + rate * (now - self._filled_at), burst)
         self._filled_at = now
@@ -47,9 +47,10 @@ class Pacer:
             self.deadline = now
             return
         missing = min(float(wanted), FLOOR / 2) - self._tokens
-        self.deadline = now + max(missing / _rate(congestion, smoothed), SHORTEST_WAIT)
+        self.deadline = now + max(missing / pacing_rate(congestion, smoothed), SHORTEST_WAIT)
 
 
-def _rate(congestion: Congestion, smoothed: float) -> float:
+def pacing_rate(congestion: Congestion, smoothed: float) -> float:
+    """Bytes a second."""
     gain = STARTING_GAIN if congestion.window < congestion.threshold else STEADY_GAIN
     return max(gain * congestion.window / smoothed, 1.0)

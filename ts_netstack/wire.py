@@ -27,6 +27,10 @@ TIMESTAMP_PREFIX = b"\x01\x01\x08\x0a"
 TIMESTAMP_LENGTH = 12
 STAMPS = Struct(">II").pack
 
+# What we take beside the MSS where only a relay lies between: kind 253, length 8, our identifier (RFC 6994), a size.
+# Everybody else skips it, and is told the MSS of every path.
+LARGE_PREFIX = b"\xfd\x08tsLS"
+
 # version/IHL, TOS, total length, id, flags/offset, TTL, protocol, checksum, source, destination
 IP4 = Struct(">BBHHHBBH4s4s")
 # version/class/flow, payload length, next header, hop limit, source, destination
@@ -164,6 +168,7 @@ class Options(NamedTuple):
     sack_permitted: bool
     stamps: tuple[int, int] | None
     blocks: tuple[tuple[int, int], ...]
+    large: int = 0  # what LARGE_PREFIX offered
 
 
 NO_OPTIONS = Options(None, None, False, None, ())
@@ -174,7 +179,7 @@ _HALF = Struct(">H").unpack_from
 def parse_options_untrusted(data: bytes) -> Options:
     """TCP options. Whatever is malformed ends the parse there, as RFC 9293 MUST-7 asks; nothing is raised."""
     mss = scale = stamps = None
-    sack_permitted = False
+    sack_permitted, large = False, 0
     blocks: list[tuple[int, int]] = []
     at, end = 0, len(data)
     while at < end:
@@ -197,8 +202,10 @@ def parse_options_untrusted(data: bytes) -> Options:
             scale = min(data[at + 2], 14)  # RFC 7323 section 2.3
         elif kind == 4 and length == 2:
             sack_permitted = True
+        elif kind == 253 and length == 8 and data.startswith(LARGE_PREFIX, at):
+            large = _HALF(data, at + 6)[0]
         at += length
-    return Options(mss, scale, sack_permitted, stamps, tuple(blocks))
+    return Options(mss, scale, sack_permitted, stamps, tuple(blocks), large)
 
 
 class Segment(NamedTuple):
@@ -297,13 +304,22 @@ def is_martian_source(address: bytes) -> bool:
     return address[0] == 0xFF or address[:12] in (bytes(12), bytes(10) + b"\xff\xff")
 
 
-def syn_options(mss: int, shift: int | None, selective: bool, stamp: int | None, echo: int) -> bytes:
+class Sizes(NamedTuple):
+    """The segments we take: from everybody, and through a relay from those who know LARGE_PREFIX (0: the same)."""
+
+    mss: int
+    large: int = 0
+
+
+def syn_options(sizes: Sizes, shift: int | None, selective: bool, stamp: int | None, echo: int) -> bytes:
     """The options of a SYN or SYN-ACK."""
-    options = b"\x02\x04" + mss.to_bytes(2, "big")
+    options = b"\x02\x04" + sizes.mss.to_bytes(2, "big")
     if stamp is not None:
         options += (b"\x04\x02" if selective else b"\x01\x01") + b"\x08\x0a" + STAMPS(stamp, echo)
     elif selective:
         options += b"\x01\x01\x04\x02"
     if shift is not None:
         options += b"\x01\x03\x03" + bytes([shift])
+    if sizes.large:
+        options += LARGE_PREFIX + sizes.large.to_bytes(2, "big")
     return options

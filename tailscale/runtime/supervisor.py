@@ -49,6 +49,7 @@ from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import PathChanged
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised
+from ts_dataplane.widths import Widths
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
@@ -117,6 +118,7 @@ class Runtime:
             disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
         )
         engine.paths = finder.paths
+        self.stack.routes = Widths(engine)
         self.underlay.on_unreachable = self._on_unreachable
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)

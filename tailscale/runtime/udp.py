@@ -22,6 +22,7 @@ SEGMENT_SIZE = Struct("=H")
 GRO_SIZE = Struct("=i").unpack_from
 MAX_SEGMENTS = 64
 MAX_GSO_BYTES = 65_000
+MAX_GSO_SEGMENT = 1452  # larger ones exceed the device's MTU: the kernel fragments them one by one, or refuses all
 MAX_DATAGRAM = 65_535
 READS_PER_BURST = 16
 BACKLOG_LIMIT = 256  # kept writes; beyond it the network is the bottleneck and TCP must hear of it as loss
@@ -139,7 +140,8 @@ class UdpSocket:
         start, total = 0, len(datagrams)
         while start < total:
             size = len(datagrams[start])
-            limit = min(total, start + max(1, min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1))))
+            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1)) if size <= MAX_GSO_SEGMENT else 1
+            limit = min(total, start + many)
             end = start + 1
             while end < limit and len(datagrams[end]) == size:
                 end += 1

@@ -21,6 +21,7 @@ from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
 UDP_QUEUE_LIMIT = 4096  # datagrams one port holds unread
+LARGEST_DATAGRAM = 1472  # Ethernet's; routers here do not fragment
 
 
 @dataclass(eq=False)
@@ -218,6 +219,9 @@ class VirtualNetwork:
         if link.udp_blocked:
             self.drops["blocked"] += len(datagrams)
             return
+        if max(map(len, datagrams), default=0) > LARGEST_DATAGRAM:
+            self.drops["too large"] += sum(len(datagram) > LARGEST_DATAGRAM for datagram in datagrams)
+            datagrams = [datagram for datagram in datagrams if len(datagram) <= LARGEST_DATAGRAM]
         if link.loss:
             kept = [datagram for datagram in datagrams if self._random.random() >= link.loss]
             self.drops["lost"] += len(datagrams) - len(kept)

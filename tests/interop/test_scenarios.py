@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import tailscale
-from tests.interop.ours import PATHS, SERVICES, FarTsnet, converse, far_end, joined, tailnet
+from tests.interop.ours import PATHS, SERVICES, Far, FarTsnet, converse, far_end, joined, tailnet
 from tests.interop.pattern import pattern, pattern_sha256
 from tests.interop.processes import poll_until
 from tests.interop.rig import Rig, TsnetPeer
@@ -34,6 +34,7 @@ PEERS_AND_PATHS = [
 TCP_SIZES = [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 3 * MIB]
 UDP_SIZES = [0, 1, 512, 1200, 1232]
 TOO_BIG = 65_508
+FULL_SEALED = 1312  # the largest datagram of anybody but two of ours at a relay
 
 BINARIES = {
     "tailscaled": ("tailscaled", "tailscale"),
@@ -72,12 +73,12 @@ async def test_tcp_both_directions(r: Rig, kind: str, path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["direct", "derper tls"])
-async def test_64_mib_both_directions(r: Rig, path: str) -> None:
+@pytest.mark.parametrize(("kind", "path"), [("tsnet", "direct"), ("tsnet", "derper tls"), ("ours", "derper tls")])
+async def test_64_mib_both_directions(r: Rig, kind: str, path: str) -> None:
     size = 64 * MIB
     async with (
         tailnet(r, path) as hs,
-        far_end(r, hs, "tsnet", path=path) as far,
+        far_end(r, hs, kind, path=path) as far,
         joined(hs, path=path, services=True) as us,
     ):
         hashed = await converse(await us.tcp_connect(far.ip4, far.port("hash")), pattern(size))
@@ -85,6 +86,17 @@ async def test_64_mib_both_directions(r: Rig, path: str) -> None:
         made = await converse(await us.tcp_connect(far.ip4, far.port("generate")), b"%d\n" % size, read=size)
         assert made.sha256 == pattern_sha256(size)
         assert (await far.dial(us.ipv4 or "", SERVICES["hash"], size)).head.startswith(b"%d " % size)
+        largest = await mean_of_full_datagrams(us, far)
+        assert largest > 4 * FULL_SEALED if kind == "ours" else largest <= FULL_SEALED
+
+
+async def mean_of_full_datagrams(us: tailscale.Device, far: Far) -> float:
+    """Of eight MiB more: how large what we send is."""
+    traffic = us._ready().endpoint.peer_statistics
+    before = traffic(us.status().peers[0].node.id)
+    await converse(await us.tcp_connect(far.ip4, far.port("hash")), pattern(8 * MIB))
+    after = traffic(us.status().peers[0].node.id)
+    return (after.bytes_out - before.bytes_out) / (after.packets_out - before.packets_out)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -200,6 +212,21 @@ async def test_slow_reader_holds_the_sender_back_and_loses_nothing(r: Rig) -> No
                     assert await quick.receive_some(1) == b"x"
             await quick.aclose()
             assert h.hexdigest() == pattern_sha256(size)
+
+
+@pytest.mark.parametrize("kind", ["tsnet", "ours"])
+async def test_a_bulk_flow_moves_from_relay_to_direct_whole(r: Rig, kind: str) -> None:
+    """What the relay still carries and what UDP already does make one stream; ours sent large segments before."""
+    size = 48 * MIB
+    async with tailnet(r) as hs, far_end(r, hs, kind) as far, joined(hs) as us:
+        async with await us.tcp_connect(far.ip4, far.port("hash")) as stream:
+            await stream.send_all(pattern(size))
+            await stream.send_eof()
+            said = b""
+            async for chunk in stream:
+                said += chunk
+            assert stream.path.startswith("direct")
+        assert said == f"{size} {pattern_sha256(size)}\n".encode()
 
 
 async def test_direct_upgrade_inside_a_flow(r: Rig) -> None:

@@ -41,6 +41,21 @@ async def test_ipv6_and_ipv4_share_a_port_and_keep_apart() -> None:
     b.close()
 
 
+async def test_what_a_device_cannot_carry_whole_is_not_offered_for_segmentation() -> None:
+    """Cut for a relay, sealed when the path was direct: one such run must not end segmentation for everybody."""
+    a, b = HostUdp(0), HostUdp(0)
+    if not a.offloads["segmentation"] or not b.offloads["coalescing"]:
+        pytest.skip("this kernel neither segments nor coalesces")
+    a.send_many([(("127.0.0.1", b.local_port), [b"l" * 20_000] * 3 + [b"s" * 1300] * 3)])
+    runs: list[list[int]] = []
+    with trio.fail_after(5):
+        while sum(map(len, runs)) < 6:
+            runs += [[len(datagram) for datagram in run] for _, run in await b.readers()[0]()]
+    assert runs == [[20_000], [20_000], [20_000], [1300] * 3]
+    a.close()
+    b.close()
+
+
 async def test_refused_segmentation_falls_back_to_single_sends() -> None:
     a, b = HostUdp(0), HostUdp(0)
     target: UdpSocket = a._sockets[False]

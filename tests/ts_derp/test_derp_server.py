@@ -239,6 +239,19 @@ def test_outbox_keeps_each_senders_order(runs: list[tuple[bytes, list[bytes]]]) 
     assert (box._weight, box._weights, box._queues) == (0, {}, {})
 
 
+def test_large_packets_take_turns_by_bytes() -> None:
+    box = Outbox(Counter())
+    box.add(b"bulk", [bytes(32_000)] * 20)
+    box.add(b"chat", [bytes(100)] * 3)
+    out = box.take()
+    assert [(who, len(packets)) for who, packets in out[:3]] == [(b"bulk", 3), (b"chat", 3), (b"bulk", 3)]
+    assert sum(len(packet) for _, packets in out for packet in packets) < outbox.BURST_LIMIT + outbox.QUANTUM_BYTES * 2
+    while more := box.take():
+        out += more
+    assert sum(len(packets) for who, packets in out if who == b"bulk") == 20
+    assert (box._weight, box._weights, box._queues) == (0, {}, {})
+
+
 def test_an_outbox_nobody_empties_stays_bounded() -> None:
     drops: Counter[str] = Counter()
     box = Outbox(drops)

@@ -21,7 +21,10 @@ A6, B6 = bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x01", bytes.fromhex("fd7a
 
 @dataclass
 class Path:
-    """One direction. Probabilities per packet; `delay` in seconds; `rate` in bits per second; `queue` in bytes."""
+    """One direction. Probabilities per packet; `delay` in seconds; `rate` in bits per second; `queue` in bytes.
+
+    `mtu`: larger packets vanish without a word. `largest`: that was sent since somebody last set it to 0.
+    """
 
     delay: float = 0.0
     loss: float = 0.0
@@ -33,6 +36,8 @@ class Path:
     free_at: float = 0.0
     dropped: int = 0
     up: bool = True
+    mtu: int = 65_535
+    largest: int = 0
 
 
 class Net:
@@ -56,6 +61,10 @@ class Net:
         for _, packets in stack.transmit(self.now):
             for packet in packets:
                 self.carried += 1
+                path.largest = max(path.largest, len(packet))
+                if len(packet) > path.mtu:
+                    path.dropped += 1
+                    continue
                 if not path.up or dice.random() < path.loss:
                     continue
                 start = max(self.now, path.free_at)

@@ -328,3 +328,24 @@ def test_options_of_the_fast_path_survive_odd_stamps(conn):
     conn.segment(0.1, ACK, seq=1, ack=1, data=b"n" * 500, options=b"\x01" * 12)
     conn.segment(0.1, ACK, seq=501, ack=1, data=b"m" * 500, options=stamps(5000, 0) + b"\x01" * 4)
     assert conn.connection.read(2000) == b"n" * 500 + b"m" * 500
+
+
+def test_a_write_that_was_cut_short_makes_writable_mean_that_somebody_is_told(conn):
+    """Room for a byte is no news: who waits for room and who asks for it must hear the same."""
+    connection = conn.connection
+    taken = connection.write(bytes(1 << 20))
+    assert taken < 1 << 20
+    seq = 1
+    for _ in range(200):
+        for segment in conn.flush():
+            seq = max(seq, conn.relative_seq(segment) + len(segment.payload))
+        conn.stack.take_messages()
+        was_writable = connection.writable
+        conn.segment(conn.now + 0.01, ACK, seq=1, ack=seq)
+        if connection.writable:
+            break
+        assert connection not in conn.stack.take_messages()
+        assert connection.write(b"x") == 0
+    assert not was_writable
+    assert connection in conn.stack.take_messages()
+    assert connection.unsent * 2 <= taken

@@ -204,3 +204,15 @@ def test_sack_that_is_taken_back_does_not_stall():
             if conn.relative_seq(segment) == conn.connection._outbound.una - conn.connection._outbound.iss:
                 conn.segment(conn.now, ACK, seq=1, ack=conn.relative_seq(segment) + len(segment.payload))
     assert conn.connection.unsent == 0
+
+
+def test_after_a_timeout_the_window_grows_though_what_was_lost_had_not_filled_it():
+    """Repair is slow start too: else all that an outage swallowed comes again one segment at a time."""
+    conn = sending(4)
+    conn.advance(1.7)
+    conn.flush()
+    congestion = conn.connection._outbound.recovery.congestion
+    assert congestion.window == MSS
+    conn.segment(1.8, ACK, seq=1, ack=at(1))
+    assert congestion.window == 2 * MSS
+    assert [conn.relative_seq(segment) for segment in conn.flush()] == [at(1), at(2)]
