@@ -19,7 +19,6 @@ from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
 
 
-
 class Dataplane:
     """Inbound: `deliver`. Outbound: `kick`. Both end in `flush`."""
 
