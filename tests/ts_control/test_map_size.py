@@ -51,6 +51,7 @@ def response() -> MapResponse:
     return MapResponse(node=rich_node(1), peers=tuple(rich_node(number) for number in range(2, PEERS + 2)))
 
 
+@pytest.mark.slow  # a measurement: alone, or the collector's pauses over a whole suite's objects are in it
 def test_ten_thousand_peers_are_read_in_short_steps(response: MapResponse) -> None:
     data = encode_json(response)
     began = last = time.process_time()
@@ -97,6 +98,7 @@ def test_ten_thousand_peers_take_few_kilobytes_each(response: MapResponse) -> No
     assert each < 6000
 
 
+@pytest.mark.slow
 async def test_the_event_loop_goes_on_while_a_big_map_arrives(response: MapResponse) -> None:
     longest = 0.0
 
