@@ -355,7 +355,13 @@ class TcpConnection:
         try:
             for packet in islice(run, index, None) if index else run:
                 length, fragment, seq, bits, option, pair = unpack(packet)
+                end = length + before
+                size = end - payload_at
                 if seq != expected or option != _PREDICTED_OPTION or fragment & fragment_mask:
+                    break
+                if size < 0 or (size and end > len(packet)):
+                    break
+                if pair != stamps and (pair >> 32) - stamp_recent & MASK32 >= 0x80000000:
                     break
                 if bits != control:
                     candidate = bits >> 32
@@ -364,23 +370,14 @@ class TcpConnection:
                     if candidate - ack & MASK32 < 0x80000000:
                         ack, window = candidate, bits & 0xFFFF
                     control = bits
-                if pair != stamps:
-                    if (pair >> 32) - stamp_recent & MASK32 >= 0x80000000:
-                        break
-                    stamps = pair
-                end = length + before
-                size = end - payload_at
-                if size > 0:
-                    if end > len(packet):
-                        break
+                stamps = pair
+                if size:
                     if size < SMALL_PIECE and chunks and len(chunks[-1]) < MERGED_PIECE:
                         chunks[-1] += packet[payload_at:end]
                     else:
                         chunks.append(packet[payload_at:end])
                     expected = expected + size & MASK32
                     segments += 1
-                elif size < 0:
-                    break
                 if first_stamps < 0:
                     first_stamps = pair
                 index += 1

@@ -180,6 +180,17 @@ def test_old_timestamps_are_dropped_and_acknowledged(conn):
     assert conn.connection.read(10) == b"new"
 
 
+def test_old_timestamps_within_a_burst_acknowledge_nothing(conn):
+    conn.connection.write(b"x" * 1000)
+    conn.flush()
+    conn.advance(20.0)
+    run = [conn.packet(ACK, 1, 1, b"new"), conn.packet(ACK, 4, 1001, b"old", stamp=10)]
+    conn.stack.receive(run, 20.0)
+    assert conn.drops["tcp_paws"] == 1
+    assert conn.connection.unsent == 1000
+    assert conn.connection.read(10) == b"new"
+
+
 def test_timestamps_idle_for_weeks_are_believed_again(conn):
     conn.segment(20.0, ACK, seq=1, ack=1, data=b"new")
     conn.advance(20.0 + 25 * 86400)
