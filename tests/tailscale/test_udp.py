@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -44,14 +45,24 @@ async def test_ipv6_and_ipv4_share_a_port_and_keep_apart() -> None:
 async def test_what_a_device_cannot_carry_whole_is_not_offered_for_segmentation() -> None:
     """Cut for a relay, sealed when the path was direct: one such run must not end segmentation for everybody."""
     a, b = HostUdp(0), HostUdp(0)
-    if not a.offloads["segmentation"] or not b.offloads["coalescing"]:
-        pytest.skip("this kernel neither segments nor coalesces")
-    a.send_many([(("127.0.0.1", b.local_port), [b"l" * 20_000] * 3 + [b"s" * 1300] * 3)])
-    runs: list[list[int]] = []
-    with trio.fail_after(5):
-        while sum(map(len, runs)) < 6:
-            runs += [[len(datagram) for datagram in run] for _, run in await b.readers()[0]()]
-    assert runs == [[20_000], [20_000], [20_000], [1300] * 3]
+    target: UdpSocket = a._sockets[False]
+    real = target._sock
+
+    class Ethernet:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def sendmsg(self, buffers: list[bytes], options: list[tuple[int, int, bytes]], *rest: Any) -> int:
+            if int.from_bytes(options[0][2], sys.byteorder) > 1472:
+                raise OSError(errno.EINVAL, "segments larger than the device's MTU")
+            return real.sendmsg(buffers, options, *rest)
+
+    target._sock = Ethernet()  # type: ignore[assignment]
+    sent = [b"l" * 20_000] * 3 + [b"s" * 1300] * 3
+    a.send_many([(("127.0.0.1", b.local_port), sent)])
+    assert await receive_all(b, len(sent)) == sent
+    assert a.counters["segmentation offload refused"] == 0
+    target._sock = real
     a.close()
     b.close()
 
