@@ -1,8 +1,8 @@
 """WireGuard for one node: ciphertext runs by path in, plaintext runs by peer out, and back (WireGuard paper).
 
-Owns the peer set and everything sent. What is due when is `peer.py`'s business, sealing `session.py`'s, strangers are
-`door.py`'s. Refuses to know IP, routes and which path is best: roaming means that a run tells the path it came by.
-Nothing of a peer changes before a tag has verified. What strangers send is dropped and counted in `drops`.
+Owns the verbs, every peer's timer, and the way of a run through its session. How sessions come about is
+`handshakes.py`'s, sealing `session.py`'s, what is due when `peer.py`'s, who is a peer `roster.py`'s. Refuses to know
+IP, routes and which path is best: roaming means that a run tells the path it came by. What is dropped is counted.
 """
 
 from __future__ import annotations
@@ -12,109 +12,61 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
-from ts_base.errors import BadPacket
-from ts_base.keys import KEY_LENGTH, NodePrivate, clamp
+from ts_base.keys import NodePrivate
 from ts_base.timers import Timers
 from ts_tunnel import drops as because
-from ts_tunnel.cookie import append_macs, open_cookie_untrusted
-from ts_tunnel.door import Door
-from ts_tunnel.handshake import HeardInitiation, Initiation, read_initiation_untrusted
-from ts_tunnel.indices import Indices
+from ts_tunnel.handshakes import Handshakes
 from ts_tunnel.messages import (
     EXPIRED,
     KEY_CHANGED,
-    NO_ANSWER,
     EndpointStatistics,
+    Message,
     Path,
     PeerId,
     PeerStatistics,
-    SessionEstablished,
     SessionLost,
 )
-from ts_tunnel.params import MESSAGES_LIMIT, REKEY_TIMEOUT_JITTER
+from ts_tunnel.outbox import Outbox
 from ts_tunnel.peer import Peer
+from ts_tunnel.roster import Roster
 from ts_tunnel.session import Session
-from ts_tunnel.wire import (
-    COOKIE_REPLY,
-    INITIATION,
-    RESPONSE,
-    TRANSPORT,
-    TRANSPORT_OVERHEAD,
-    decode_cookie_reply_untrusted,
-    decode_initiation_untrusted,
-    decode_response_untrusted,
-    kind_of,
-    mac1_of,
-    prefix_of,
-)
-
-Message = SessionEstablished | SessionLost
-
+from ts_tunnel.wire import TRANSPORT_OVERHEAD, prefix_of
 
 PATH_PATIENCE = 0.25  # a handshake younger than this may still be answered on the path it took
-NEWS_PATIENCE = 0.25  # a peer may hear of our new key so much later than we do, or after a multiple of it
 
 
 class Endpoint:
-    """The tunnel's five verbs. Peers are known by `PeerId`; one that was never talked to costs two dict entries."""
+    """The tunnel's five verbs. Peers are known by `PeerId`."""
 
     def __init__(
         self, private: NodePrivate, *, entropy: Callable[[int], bytes], wall_clock: Callable[[], float]
     ) -> None:
-        self._private = private
-        self._private_since = -math.inf
-        self._entropy = entropy
-        self._wall_clock = wall_clock
         self.drops: Counter[str] = Counter()
-
-        self._keys: dict[PeerId, bytes] = {}
-        self._ids: dict[bytes, PeerId] = {}
-        self._passed_over: dict[PeerId, bytes] = {}  # their key is another peer's, or our own
-        self._peers: dict[PeerId, Peer] = {}  # those talked to
-        self._indices = Indices(entropy)
-        self._door = Door(private.public.raw, entropy, self.drops)
+        self._roster = Roster()
+        self._peers = self._roster.active
+        self._outbox = Outbox(self.drops)  # emptied by `transmit`, which the shell calls in the same turn
+        self._handshakes = Handshakes(
+            private, self._roster, self._outbox, self.drops, entropy=entropy, wall_clock=wall_clock
+        )
+        self._indices = self._handshakes.indices
         self._timers: Timers[PeerId] = Timers()
-
-        self._out: dict[PeerId, list[bytes]] = {}  # emptied by `transmit`, which the shell calls in the same turn
-        self._unflushed: dict[PeerId, Peer] = {}  # their session is new and has carried nothing yet
-        self._messages: list[Message] = []
 
     # The peer set and our own key.
 
     def set_peers(self, peers: Mapping[PeerId, bytes], now: float) -> None:
         """Replace the peer set. A peer whose key changed starts anew; our own key among them is passed over."""
-        gone = [peer_id for peer_id in (*self._keys, *self._passed_over) if peer_id not in peers]
-        self.change_peers(peers, gone, now)
+        self.change_peers(peers, self._roster.missing_from(peers), now)
 
     def change_peers(self, changed: Mapping[PeerId, bytes], removed: Iterable[PeerId], now: float) -> None:
         """As `set_peers`, told only what is new or different and what is gone: costs no more than that."""
-        keys, ids = self._keys, self._ids
-        for peer_id in removed:
-            self._passed_over.pop(peer_id, None)
-            if peer_id in keys:
-                self._forget(peer_id)
-        for peer_id, public in changed.items():
-            if len(public) != KEY_LENGTH:
-                raise ValueError(f"a node key has {KEY_LENGTH} bytes")
-            if keys.get(peer_id, public) != public:
-                self._forget(peer_id)
-        waiting = {**self._passed_over, **changed} if self._passed_over else changed
-        self._passed_over = {}
-        for peer_id, public in waiting.items():
-            if peer_id in keys:
-                continue
-            if public in ids or public == self._private.public.raw:
-                self._passed_over[peer_id] = public
-            else:
-                keys[peer_id] = public
-                ids[public] = peer_id
+        for peer in self._roster.change(changed, removed, own=self._handshakes.private.public.raw):
+            self._let_go(peer)
 
     def set_private(self, private: NodePrivate, now: float) -> None:
         """Become another node key: peers must handshake anew, and packets that waited for one need not wait longer."""
-        self._private, self._private_since = private, now
-        self._door.use_public(private.public.raw)
-        if private.public.raw in self._ids:
-            self._forget(self._ids[private.public.raw])
+        self._handshakes.use_private(private, now)
+        for peer in self._roster.drop_key(private.public.raw):
+            self._let_go(peer)
         for peer in self._peers.values():
             was_pending = peer.pending is not None and peer.retry_at < math.inf
             self._indices.clear_pending(peer)
@@ -124,10 +76,10 @@ class Endpoint:
                     session.stop_sealing()
             if peer.expire_at < math.inf:
                 peer.expire_at = math.inf
-                self._tell(SessionLost(peer.id, KEY_CHANGED))
+                self._outbox.tell(SessionLost(peer.id, KEY_CHANGED))
             peer.allow_initiation()
             if was_pending or peer.staged:
-                self._start_handshake(peer, now)
+                self._handshakes.start(peer, now)
             self._rearm(peer)
 
     def expect_restart(self, peer_id: PeerId) -> None:
@@ -157,24 +109,12 @@ class Endpoint:
         if peer is not None:
             peer.distrust_sessions()
 
-    def _forget(self, peer_id: PeerId) -> None:
-        del self._ids[self._keys.pop(peer_id)]
-        peer = self._peers.pop(peer_id, None)
-        if peer is None:
-            return
-        self._indices.clear_pending(peer)
+    def _let_go(self, peer: Peer) -> None:
         if peer.expire_at < math.inf:
-            self._tell(SessionLost(peer_id, KEY_CHANGED))
-        self._indices.remove(peer.drop_sessions())
-        self._timers.clear(peer_id)
-        self._out.pop(peer_id, None)
-        self._unflushed.pop(peer_id, None)
-
-    def _peer(self, peer_id: PeerId) -> Peer | None:
-        peer = self._peers.get(peer_id)
-        if peer is None and peer_id in self._keys:
-            peer = self._peers[peer_id] = Peer(peer_id, self._keys[peer_id])
-        return peer
+            self._outbox.tell(SessionLost(peer.id, KEY_CHANGED))
+        self._handshakes.forget(peer)
+        self._timers.clear(peer.id)
+        self._outbox.discard(peer.id)
 
     # Inbound.
 
@@ -193,7 +133,7 @@ class Endpoint:
                         opened.append((session.peer.id, path, plaintexts))
                 else:
                     for datagram in group:
-                        peer = self._receive_handshake(path, datagram, now)
+                        peer = self._handshakes.receive(path, datagram, now)
                         if peer is not None:
                             self._rearm(peer)
                             opened.append((peer.id, path, []))
@@ -215,99 +155,28 @@ class Endpoint:
         peer.packets_in += len(plaintexts)
         peer.bytes_in += sum(map(len, plaintexts)) + TRANSPORT_OVERHEAD * len(plaintexts)
         if session is peer.next:
-            self._indices.remove(peer.on_next_confirmed(now))
-            self._on_usable(peer, now)
+            self._handshakes.on_next_confirmed(peer, now)
         peer.on_anything_received()
         if not all(plaintexts):  # keepalives: they end here, and are never answered
             plaintexts = [plaintext for plaintext in plaintexts if plaintext]
         if plaintexts:
             peer.on_data_received(now)
             if peer.needs_rekey_on_receive(now):
-                self._start_handshake(peer, now)
+                self._handshakes.start(peer, now)
         self._rearm(peer)
         return plaintexts
-
-    def _receive_handshake(self, path: Path, datagram: bytes, now: float) -> Peer | None:
-        """The peer that proved itself by `datagram`, if one did."""
-        kind = kind_of(datagram)
-        try:
-            if kind == INITIATION:
-                return self._receive_initiation(path, datagram, now)
-            if kind == RESPONSE:
-                return self._receive_response(datagram, now)
-            if kind == COOKIE_REPLY:
-                self._receive_cookie(datagram, now)
-                return None
-        except BadPacket:
-            self.drops[because.FORGED] += 1
-            return None
-        self.drops[because.NO_SESSION if kind == TRANSPORT else because.NOT_WIREGUARD] += 1
-        return None
-
-    def _receive_initiation(self, path: Path, datagram: bytes, now: float) -> Peer | None:
-        sender, _ = decode_initiation_untrusted(datagram)
-        if not self._door.admits_initiation(path, datagram, sender, now):
-            return None
-        heard = read_initiation_untrusted(self._private.raw, datagram)
-        peer_id = self._ids.get(heard.remote)
-        peer = None if peer_id is None else self._peer(peer_id)
-        if peer is None:
-            self.drops[because.UNKNOWN_KEY] += 1
-        elif not peer.is_timestamp_new(heard.timestamp):
-            # Usual: the same initiation came by a direct path and by the relay. The first one counts.
-            self.drops[because.STALE_INITIATION] += 1
-        elif not peer.is_initiation_spaced(now):
-            self.drops[because.HURRIED_INITIATION] += 1
-        else:
-            self._respond(peer, heard, now)
-            return peer
-        return None
-
-    def _respond(self, peer: Peer, heard: HeardInitiation, now: float) -> None:
-        index = self._indices.allocate()
-        body, keys = heard.respond(ephemeral=clamp(self._entropy(32)), index=index)
-        peer.on_initiation_heard(heard.timestamp, now)
-        session = Session(peer, index, heard.remote_index, keys, is_initiator=False, now=now)
-        self._indices.add(session)
-        self._indices.remove(peer.on_responded_session(session, now))
-        self._emit_handshake(peer, body, now)
-        peer.on_response_sent(now)
-
-    def _receive_response(self, datagram: bytes, now: float) -> Peer | None:
-        sender, receiver, message = decode_response_untrusted(datagram)
-        peer = self._indices.pending.get(receiver)
-        if peer is None or peer.pending is None:
-            self.drops[because.NO_SESSION] += 1
-            return None
-        if not self._door.admits_response(datagram, now):
-            return None
-        keys = peer.pending.read_response_untrusted(message)
-        self._indices.clear_pending(peer)
-        session = Session(peer, receiver, sender, keys, is_initiator=True, now=now)
-        self._indices.add(session)
-        self._indices.remove(peer.on_initiated_session(session, now))
-        self._on_usable(peer, now)
-        return peer
-
-    def _receive_cookie(self, datagram: bytes, now: float) -> None:
-        receiver, nonce, sealed_cookie = decode_cookie_reply_untrusted(datagram)
-        peer = self._indices.peer_of(receiver)
-        if peer is None or not peer.last_mac1:
-            self.drops[because.NO_SESSION] += 1
-            return
-        peer.keep_cookie(open_cookie_untrusted(peer.public, peer.last_mac1, nonce, sealed_cookie), now)
 
     # Outbound.
 
     def send(self, runs: Sequence[tuple[PeerId, Sequence[bytes]]], now: float) -> None:
         """Seal, or keep until there is a session to seal with."""
         for peer_id, packets in runs:
-            peer = self._peers.get(peer_id) or self._peer(peer_id)
+            peer = self._peers.get(peer_id) or self._roster.peer(peer_id)
             if peer is None:
                 self.drops[because.UNKNOWN_PEER] += len(packets)
                 continue
             if peer.restart_expected and peer.may_initiate(now):
-                self._start_handshake(peer, now)
+                self._handshakes.start(peer, now)
             if peer.staged:
                 packets = [*peer.take_staged(), *packets]
             if packets:
@@ -326,16 +195,16 @@ class Endpoint:
 
     def transmit(self, now: float) -> list[tuple[PeerId, list[bytes]]]:
         """Every datagram that is ready, by peer, handshakes among them."""
-        if self._unflushed:
-            unflushed, self._unflushed = self._unflushed, {}
-            for peer in unflushed.values():
+        if self._handshakes.unflushed:
+            for peer in self._handshakes.take_unflushed():
                 self._flush(peer, now)
-        out, self._out = self._out, {}
+        outbox = self._outbox
+        out, outbox.datagrams = outbox.datagrams, {}
         return list(out.items())
 
     def take_replies(self) -> list[tuple[Path, list[bytes]]]:
         """Cookie replies, each to the path that asked: whoever that is, it is not known as a peer yet."""
-        return self._door.take_replies()
+        return self._handshakes.door.take_replies()
 
     def _flush(self, peer: Peer, now: float) -> None:
         """A new session: what waited for it goes out, and an initiator sends something in any case (section 6.4)."""
@@ -356,79 +225,21 @@ class Endpoint:
         overflow = peer.stage(packets)
         if overflow:
             self.drops[because.STAGED_TOO_MANY] += overflow
-        self._start_handshake(peer, now)
+        self._handshakes.start(peer, now)
 
     def _seal(self, peer: Peer, session: Session, packets: Sequence[bytes], now: float) -> None:
-        self._emit(peer, session.seal_batch(packets))
+        self._outbox.add(peer, session.seal_batch(packets))
         peer.on_data_sent(now)
         if session.needs_rekey_on_send(now):
-            self._start_handshake(peer, now)
+            self._handshakes.start(peer, now)
 
     def _send_keepalive(self, peer: Peer, now: float) -> None:
         session = peer.usable_session(now)
         if session is not None:
-            self._emit(peer, session.seal_batch([b""]))
+            self._outbox.add(peer, session.seal_batch([b""]))
             peer.on_keepalive_sent()
             if session.needs_rekey_on_send(now):
-                self._start_handshake(peer, now)
-
-    def _emit(self, peer: Peer, datagrams: list[bytes]) -> None:
-        peer.packets_out += len(datagrams)
-        peer.bytes_out += sum(map(len, datagrams))
-        waiting = self._out.get(peer.id)
-        if waiting is None:
-            self._out[peer.id] = datagrams
-        else:
-            waiting += datagrams
-
-    def _emit_handshake(self, peer: Peer, body: bytes, now: float) -> None:
-        datagram = append_macs(body, peer.mac1_key, peer.cookie(now))
-        peer.last_mac1 = mac1_of(datagram)
-        self._out.setdefault(peer.id, []).append(datagram)
-
-    # Handshakes and sessions.
-
-    def _start_handshake(self, peer: Peer, now: float) -> None:
-        """There is a fresh reason for a new session; if a handshake message just went out, its retry will do."""
-        peer.begin_attempt(now)
-        if peer.may_initiate(now):
-            self._initiate(peer, now)
-        elif peer.retry_at == math.inf:
-            peer.schedule_retry()
-
-    def _initiate(self, peer: Peer, now: float) -> None:
-        index = self._indices.allocate()
-        try:
-            initiation = Initiation(
-                self._private.raw,
-                peer.public,
-                ephemeral=clamp(self._entropy(32)),
-                timestamp=peer.next_timestamp(self._wall_clock()),
-                index=index,
-            )
-        except BadPacket:
-            self.drops[because.UNUSABLE_KEY] += 1
-            self._give_up(peer)
-            return
-        self._indices.set_pending(peer, initiation)
-        peer.jitter = int.from_bytes(self._entropy(2), "big") / 0xFFFF * REKEY_TIMEOUT_JITTER
-        self._emit_handshake(peer, initiation.body, now)
-        peer.on_initiation_sent(now)
-        # Who has not heard of our new key yet drops this without a word: ask again after as long as the key is old.
-        peer.retry_at = min(peer.retry_at, now + max(NEWS_PATIENCE, now - self._private_since))
-
-    def _on_usable(self, peer: Peer, now: float) -> None:
-        self._unflushed[peer.id] = peer
-        self._tell(SessionEstablished(peer.id, now))
-
-    def _give_up(self, peer: Peer) -> None:
-        """Nobody answers: what waited is lost, and the next user packet is a new beginning."""
-        self._indices.clear_pending(peer)
-        if peer.staged:
-            self.drops[because.STAGED_TOO_LONG] += len(peer.take_staged())
-        peer.retry_at = peer.keepalive_at = peer.asking_since = math.inf
-        if peer.expire_at == math.inf:
-            self._tell(SessionLost(peer.id, NO_ANSWER))
+                self._handshakes.start(peer, now)
 
     # Time.
 
@@ -444,20 +255,16 @@ class Endpoint:
     def _handle_deadlines(self, peer: Peer, now: float) -> None:
         if peer.expire_at <= now:
             peer.expire_at = math.inf
-            self._tell(SessionLost(peer.id, EXPIRED))
+            self._outbox.tell(SessionLost(peer.id, EXPIRED))
         if peer.erase_at <= now:
             if peer.retry_at == math.inf:
                 self._indices.clear_pending(peer)
             self._indices.remove(peer.drop_sessions())
         if peer.retry_at <= now:
-            peer.retry_at = math.inf
-            if peer.has_given_up(now):
-                self._give_up(peer)
-            else:
-                self._initiate(peer, now)
+            self._handshakes.retry(peer, now)
         if peer.no_answer_at <= now:
             peer.no_answer_at = math.inf
-            self._start_handshake(peer, now)
+            self._handshakes.start(peer, now)
         if peer.keepalive_at <= now:
             self._send_keepalive(peer, now)
             peer.on_keepalive_expired(now)
@@ -472,18 +279,12 @@ class Endpoint:
     # What is told.
 
     def take_messages(self) -> list[Message]:
-        messages, self._messages = self._messages, []
+        messages, self._outbox.messages = self._outbox.messages, []
         return messages
-
-    def _tell(self, message: Message) -> None:
-        if len(self._messages) >= MESSAGES_LIMIT:
-            self.drops[because.MESSAGES_FULL] += 1
-        else:
-            self._messages.append(message)
 
     def statistics(self) -> EndpointStatistics:
         return EndpointStatistics(
-            peers=len(self._keys),
+            peers=len(self._roster),
             active_peers=len(self._peers),
             sessions=len(self._indices.sessions),
             pending_handshakes=len(self._indices.pending),
@@ -505,6 +306,5 @@ class Endpoint:
         )
 
     def __repr__(self) -> str:
-        return (
-            f"Endpoint({self._private.public.short}, peers={len(self._keys)}, sessions={len(self._indices.sessions)})"
-        )
+        public = self._handshakes.private.public
+        return f"Endpoint({public.short}, peers={len(self._roster)}, sessions={len(self._indices.sessions)})"

@@ -1,7 +1,7 @@
 """The two halves of a WireGuard handshake: Noise IKpsk2 with a zero pre-shared key (paper, sections 5.4.2 to 5.4.5).
 
 Owns what goes into the Noise messages, TAI64N timestamps included. Refuses to know macs, cookies, load, and whether a
-peer is welcome: that is the endpoint's decision, taken between `read_initiation_untrusted` and `respond`.
+peer is welcome: `handshakes.py` decides that, between `read_initiation_untrusted` and `respond`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ class SessionLost:
     reason: str
 
 
+Message = SessionEstablished | SessionLost
+
 EXPIRED = "expired"  # three minutes without a new session: normal for a peer nobody talks to
 NO_ANSWER = "no answer"  # ninety seconds of initiations brought no response
 KEY_CHANGED = "key changed"  # our own key, or the peer's

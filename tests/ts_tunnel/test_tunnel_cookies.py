@@ -124,7 +124,9 @@ def test_cookie_in_answer_to_a_response_is_kept_too():
     p.send_a(b"x")
     p.carry_a_to_b()
     [response] = p.b.wire
-    reply = p.a.endpoint._door._cookies.reply(response, int.from_bytes(response[4:8], "little"), b"source", 0.0)
+    reply = p.a.endpoint._handshakes.door._cookies.reply(
+        response, int.from_bytes(response[4:8], "little"), b"source", 0.0
+    )
     p.b.take(PATH_A, [reply], 0.0)
     assert p.b.endpoint.drops == {}
     assert p.b.endpoint._peers[A].cookie(1.0) is not None
@@ -175,7 +177,7 @@ def test_asymmetric_work_per_second_is_bounded_even_with_cookies_from_everywhere
         replies = p.b.endpoint.take_replies()
         if not replies:
             break
-        cookie = keyed_mac(p.b.endpoint._door._cookies._secret, source_of(path))
+        cookie = keyed_mac(p.b.endpoint._handshakes.door._cookies._secret, source_of(path))
         p.b.take(path, [append_macs(body, key, cookie)], 0.5)
         tried += 1
     assert tried > HANDSHAKES_PER_SECOND
@@ -210,7 +212,7 @@ def test_flood_of_initiations_does_not_keep_our_own_handshake_from_completing():
     p.carry_b_to_a()
     put_under_load(p.b, 0.0)
     for _ in range(HANDSHAKES_PER_SECOND * 2):
-        p.b.endpoint._door._is_within(p.b.endpoint._door._initiations, 0.0)
+        p.b.endpoint._handshakes.door._is_within(p.b.endpoint._handshakes.door._initiations, 0.0)
     p.settle()
     assert unpadded(p.a.received) == [b"x"]
 

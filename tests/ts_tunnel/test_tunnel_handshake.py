@@ -279,7 +279,9 @@ def test_trace_replays_byte_for_byte():
 
 def test_no_secret_shows_in_a_repr():
     p = Pair().connect()
-    shown = repr(vars(p.a.endpoint)) + repr([*p.a.endpoint._indices.sessions.values(), *p.a.endpoint._peers.values()])
+    endpoint = p.a.endpoint
+    shown = repr(vars(endpoint)) + repr(endpoint._handshakes.private)
+    shown += repr([*endpoint._indices.sessions.values(), *endpoint._peers.values()])
     assert p.a.private.raw.hex() not in shown
     assert repr(p.a.private.raw) not in shown
     assert private(("x", 1)).raw.hex() not in shown

@@ -260,7 +260,7 @@ def test_ten_thousand_idle_peers_are_cheap_and_silent():
         endpoint.set_peers(keys, 0.0)
         known = tracemalloc.get_traced_memory()[0]
         for peer_id in keys:
-            endpoint._peer(peer_id)
+            endpoint._roster.peer(peer_id)
         touched = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
