@@ -304,3 +304,29 @@ class RelayServer(Host):
 
 def changes(host: Host, peer: Host) -> list:
     return [m.path for _, m in host.messages if isinstance(m, PathChanged) and m.peer == peer.number]
+
+
+def lan(count=2, **options) -> tuple:
+    """A world and hosts on one network without routers, met."""
+    world = World(**options)
+    hosts = [world.host((f"192.0.2.{n}", 41641)) for n in range(1, count + 1)]
+    world.meet()
+    return world, *hosts
+
+
+def settled(**options) -> tuple:
+    """A world and two hosts that send to each other directly."""
+    world, a, b = lan(**options)
+    assert world.time_to_direct(a, b) < 1.0
+    world.talk(a, b, 1.0)
+    return world, a, b
+
+
+def seal(host: Host, peer: Host, message) -> bytes:
+    return disco.Boxes(host.disco, host.world.rng.randbytes).seal(peer.disco.public.raw, message)
+
+
+def udp_pings(host: Host, since: float = 0.0) -> list:
+    return [
+        (t, path) for t, path, datagram in host.sent if datagram != DATA and isinstance(path[0], str) and t >= since
+    ]
