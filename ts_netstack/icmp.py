@@ -6,6 +6,8 @@ Builds and reads messages, and holds a Ping. Refuses to know sockets: what an er
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -151,6 +153,18 @@ class Pings:
         self._ledger = ledger
         self.outstanding: dict[int, Ping] = {}
 
+    def begin(self, destination: bytes, size: int, now: float, timeout: float, entropy: Callable[[int], bytes]) -> Ping:
+        """A ping with an identifier nobody can guess; OSError when too many wait for an answer."""
+        if not 0 <= size <= 65000:
+            raise ValueError(f"a ping of {size} bytes is none")
+        if len(self.outstanding) >= self.LIMIT:
+            raise OSError(errno.ENOBUFS, "too many pings are on their way")
+        identifier = int.from_bytes(entropy(4), "big")
+        while identifier in self.outstanding:
+            identifier = identifier + 1 & 0xFFFFFFFF
+        ping = self.outstanding[identifier] = Ping(destination, identifier, size, now, timeout)
+        return ping
+
     def answered(self, source: bytes, identifier: int, now: float) -> None:
         ping = self.outstanding.get(identifier)
         if ping is None or ping.destination != source:
@@ -163,6 +177,11 @@ class Pings:
         ping = self.outstanding.get(identifier)
         if ping is not None and ping.destination == remote:
             ping.error = error
+            self.finish(ping)
+
+    def timed_out(self, ping: Ping) -> None:
+        if not ping.is_done:
+            ping.error = "timed out"
             self.finish(ping)
 
     def finish(self, ping: Ping) -> None:

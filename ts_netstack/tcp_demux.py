@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 
 from ts_base.budget import Budget
 from ts_base.timers import Timers
+from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger
+from ts_netstack.outbox import Replies
 from ts_netstack.tcp import TIME_WAIT, ConnectionProblem, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
@@ -36,6 +38,7 @@ from ts_netstack.wire import (
     Packet,
     Segment,
     Sizes,
+    Unroutable,
     parse_segment_untrusted,
     reset_for,
     tcp_packet,
@@ -47,8 +50,6 @@ TIME_WAIT_SECONDS = 60.0
 TIME_WAIT_LIMIT = 65536
 COOKIE_MEMORY = 128.0  # seconds after the last overflow that cookies are still honoured
 RESETS_PER_SECOND = 1000.0
-
-Replies = deque[tuple[bytes, bytes]]  # (destination, packet)
 
 
 class TimeWait:
@@ -216,6 +217,18 @@ class TcpSockets:
             reply = reset_for(packet, segment)
             if reply is not None and self._resets.take(now):
                 self._replies.append((packet.source, reply))
+
+    def receive_report(self, report: Report, mss: int) -> None:
+        """An ICMP error about a segment that may be on its way, whose path takes at most `mss`; else Unroutable."""
+        quoted = report.quoted
+        connection = self.flows.get(report.remote + report.local + quoted[2:4] + quoted[:2])
+        if connection is None:
+            raise Unroutable("icmp_no_connection")
+        seq = int.from_bytes(quoted[4:8], "big")
+        if report.kind == UNREACHABLE:
+            connection.on_unreachable(seq)
+        elif not connection.on_packet_too_big(mss, seq):
+            raise Unroutable("icmp_wild_sequence")
 
     def _receive_syn(
         self,

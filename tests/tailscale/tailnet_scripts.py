@@ -71,7 +71,7 @@ def held_by(device: Device) -> dict[str, int]:
     return {
         "connections": stack.connections,
         "listeners": len(stack._tcp.listeners),
-        "udp ports": len(stack._udp),
+        "udp ports": len(stack._udp.ports),
         "pings": len(home.replies._pings),
         "dials": len(home.replies._dials),
         "event readers": len(runtime.watching._streams),

@@ -251,4 +251,4 @@ def test_a_packet_too_big_from_the_path_ends_large_segments_there():
     net.to_b.largest = 0
     net.transfer(client, server, noise(2_000_000))
     assert net.to_b.largest <= 1200
-    assert net.a._large_segment_size(A) == LARGE - 40
+    assert net.a._paths.large_segment_size(A) == LARGE - 40
