@@ -44,7 +44,7 @@ async def our_node(
 @contextlib.asynccontextmanager
 async def talker(r: Rig, name: str, module: str, *arguments: str) -> AsyncIterator[tuple[TsnetPeer, Json]]:
     """A bench program of ours that says one line when it is ready."""
-    room = r._room(name)
+    room = r.room(name)
     process = Process(
         name,
         [sys.executable, "-m", module, *arguments],
@@ -53,7 +53,7 @@ async def talker(r: Rig, name: str, module: str, *arguments: str) -> AsyncIterat
         pipes=True,
     )
     peer = TsnetPeer(name, process)
-    trio.lowlevel.spawn_system_task(peer._read)
+    trio.lowlevel.spawn_system_task(peer.listen)
     try:
         yield peer, await peer.event("up", 60)
     finally:

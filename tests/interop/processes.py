@@ -19,11 +19,12 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import trio
 
 T = TypeVar("T")
+Json = dict[str, Any]
 
 PORT_RANGE = range(20000, 32000)  # below the kernel's ephemeral range, so no outgoing socket takes one
 LOG_TAIL_LINES = 40
@@ -98,6 +99,12 @@ def _is_free(port: int) -> bool:
 
 
 PORTS = Ports()
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands before `:port`."""
+    return f"[{host}]" if ":" in host else host
+
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
