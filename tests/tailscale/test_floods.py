@@ -136,7 +136,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
             nursery.start_soon(flow.send, good, target.ipv4, port)
             await until(lambda: flow.arrived > 1 << 20)
             datagrams = {
-                "unknown initiations": lambda: initiations(entropy, runtime.endpoint._private.public.raw),
+                "unknown initiations": lambda: initiations(entropy, runtime.endpoint._handshakes.private.public.raw),
                 "replayed initiation": lambda: heard[:1] * KINDS,
                 "garbage": lambda: [entropy(1 + n % 1400) for n in range(KINDS)],
                 "unknown discos": lambda: disco_pings(entropy, None),
