@@ -16,7 +16,8 @@ TARGET = ROOT / "docs" / "reference.md"
 SECTIONS = [
     # title               file(s)                               names; None: every public one of the file
     ("Device",            "tailscale/device.py",                ["Device"]),
-    ("Streams and sockets", "tailscale/sockets.py",             ["TcpStream", "TcpListener", "UdpSocket"]),
+    ("Streams and sockets", "tailscale/tcp_sockets.py",         ["TcpStream", "TcpListener"]),
+    ("",                  "tailscale/udp_sockets.py",           ["UdpSocket"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Events",            "tailscale/events.py",                None),

@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from tailscale.events import StateChanged as StateChanged
     from tailscale.nodes import Node as Node
     from tailscale.nodes import Peers as Peers
-    from tailscale.sockets import TcpListener as TcpListener
-    from tailscale.sockets import TcpStream as TcpStream
-    from tailscale.sockets import UdpSocket as UdpSocket
     from tailscale.state_file import FileStore as FileStore
     from tailscale.state_file import MemoryStore as MemoryStore
     from tailscale.state_file import Store as Store
@@ -59,6 +56,9 @@ if TYPE_CHECKING:
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
+    from tailscale.tcp_sockets import TcpListener as TcpListener
+    from tailscale.tcp_sockets import TcpStream as TcpStream
+    from tailscale.udp_sockets import UdpSocket as UdpSocket
 
 check_import_name()
 
@@ -76,9 +76,10 @@ _HOMES = {
         *("PeerDown", "PeerUp", "StateChanged"),
     ),
     "nodes": ("Node", "Peers"),
-    "sockets": ("TcpListener", "TcpStream", "UdpSocket"),
     "state_file": ("FileStore", "MemoryStore", "Store"),
     "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),
+    "tcp_sockets": ("TcpListener", "TcpStream"),
+    "udp_sockets": ("UdpSocket",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -27,7 +27,7 @@ from tailscale.errors import DeviceClosed
 from tailscale.faces import DeviceFace, DeviceOptions, Face, UdpFace, as_work
 from tailscale.loop_thread import Job, LoopThread
 from tailscale.pump import TailnetListener, TailnetSocket
-from tailscale.sockets import UdpSocket as TrioUdpSocket
+from tailscale.udp_sockets import UdpSocket as TrioUdpSocket
 
 if TYPE_CHECKING:
     import os

@@ -16,7 +16,7 @@ from tailscale.pump import LOOPBACK, Pump, TailnetListener, TailnetSocket, conne
 
 if TYPE_CHECKING:
     from tailscale.loop_thread import LoopThread
-    from tailscale.sockets import TcpListener, TcpStream
+    from tailscale.tcp_sockets import TcpListener, TcpStream
 
 log = logging.getLogger("tailscale")
 FORWARD_BACKLOG = 128

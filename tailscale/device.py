@@ -33,8 +33,9 @@ from tailscale.nodes import Node, Peers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.supervisor import Runtime
-from tailscale.sockets import TcpListener, TcpStream, UdpSocket
 from tailscale.state_file import open_store
+from tailscale.tcp_sockets import TcpListener, TcpStream
+from tailscale.udp_sockets import UdpSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,8 @@ import trio
 
 from tailscale import obstacles
 from tailscale.errors import ConnectionRefused, NoRoute, TailscaleError
-from tailscale.sockets import TcpListener, TcpStream, UdpSocket, describe_problem
+from tailscale.tcp_sockets import TcpListener, TcpStream, describe_problem
+from tailscale.udp_sockets import UdpSocket
 from ts_netstack.tcp import ConnectionProblem
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
-from tailscale.sockets import UdpSocket
+from tailscale.udp_sockets import UdpSocket
 
 if TYPE_CHECKING:
     import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tailscale.config import AuthKey
     from tailscale.loop_thread import LoopThread
     from tailscale.nodes import Node, Peers
-    from tailscale.sockets import Address
+    from tailscale.socket_home import Address
     from tailscale.state_file import Store
     from tailscale.status import HealthWarning
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 if TYPE_CHECKING:
-    from tailscale.sockets import Address, TcpStream
+    from tailscale.socket_home import Address
+    from tailscale.tcp_sockets import TcpStream
 
 CHUNK = 256 << 10
 LOOPBACK = "127.0.0.1"

@@ -26,7 +26,7 @@ from tailscale.errors import DeviceClosed
 from tailscale.faces import DeviceFace, DeviceOptions, Face, UdpFace, as_work
 from tailscale.loop_thread import LoopThread
 from tailscale.pump import TailnetListener, TailnetSocket
-from tailscale.sockets import UdpSocket as TrioUdpSocket
+from tailscale.udp_sockets import UdpSocket as TrioUdpSocket
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
-    from tailscale.sockets import Address
+    from tailscale.socket_home import Address
 
 P = ParamSpec("P")
 T = TypeVar("T")

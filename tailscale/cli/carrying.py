@@ -13,7 +13,7 @@ from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
 
 if TYPE_CHECKING:
-    from tailscale.sockets import TcpListener, TcpStream
+    from tailscale.tcp_sockets import TcpListener, TcpStream
 
 CONNECTIONS_LIMIT = 256  # served at once; more wait in the listener's backlog
 

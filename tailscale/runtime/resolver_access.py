@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale import dialing
-from tailscale.sockets import UdpSocket
+from tailscale.udp_sockets import UdpSocket
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:

@@ -25,7 +25,10 @@ import trio
 import tailscale
 
 ROOT = Path(__file__).parents[2]
-PUBLIC = ("device", "sockets", "nodes", "status", "events", "errors", "state_file", "aio", "sync", "http", "testing")
+PUBLIC = (
+    *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
+    *("aio", "sync", "http", "testing"),
+)
 UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PLACEHOLDER_URL, PLACEHOLDER_KEY = "https://headscale.example.com", re.compile(r"tskey-auth-[\w-]+")

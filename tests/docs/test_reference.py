@@ -12,7 +12,10 @@ from snippets import ROOT
 import tailscale
 
 # Whose every member says what it does; the other faces have the same members, or those of a base class.
-TOLD_IN_FULL = ("device", "sockets", "nodes", "status", "events", "errors", "state_file", "testing/tailnet")
+TOLD_IN_FULL = (
+    *("device", "tcp_sockets", "udp_sockets", "nodes", "status"),
+    *("events", "errors", "state_file", "testing/tailnet"),
+)
 
 
 def generator() -> ModuleType:

@@ -1,4 +1,4 @@
-"""What a user holds: trio streams, listeners and UDP sockets over the userspace stack.
+"""What a user holds of TCP: trio streams and listeners over the userspace stack.
 
 Each is a thin face over one socket of the stack. All waiting happens here; all protocol happens there. Every call is a
 checkpoint, survives cancellation at it, and never holds a packet across one.
@@ -6,41 +6,20 @@ checkpoint, survives cancellation at it, and never holds a packet across one.
 
 from __future__ import annotations
 
-import errno
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.errors import ConnectionRefused, ConnectionReset
-from ts_base.ip import format_address
+from tailscale.errors import ConnectionReset
+from tailscale.socket_home import readable_address
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
+    from tailscale.socket_home import Address, Bytes, SocketHome
     from ts_netstack.tcp import TcpConnection
     from ts_netstack.tcp_listen import TcpListen
-    from ts_netstack.udp import UdpPort
-
-    Bytes = bytes | bytearray | memoryview
 
 RECEIVE_CHUNK = 256 << 10
-MAX_DATAGRAM = 65_507
-Address = tuple[str, int]
-
-
-class SocketHome(Protocol):
-    """What a socket needs of the device it lives in."""
-
-    def kick(self) -> None:
-        """Something was written: send it soon."""
-
-    def now(self) -> float: ...
-    def identify(self, address: bytes) -> Node | None: ...
-    def describe_path(self, address: bytes) -> str: ...
-    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes: ...
-
-
-def _text(address: tuple[bytes, int]) -> Address:
-    return format_address(address[0]), address[1]
 
 
 class _Turn:
@@ -222,12 +201,12 @@ class TcpStream(trio.abc.HalfCloseableStream):
     @property
     def local_address(self) -> Address:
         """Our `(ip, port)`."""
-        return _text(self._connection.local)
+        return readable_address(self._connection.local)
 
     @property
     def remote_address(self) -> Address:
         """The other side's `(ip, port)`."""
-        return _text(self._connection.remote)
+        return readable_address(self._connection.remote)
 
     @property
     def peer(self) -> Node | None:
@@ -317,114 +296,3 @@ class TcpListener(trio.abc.Listener[TcpStream]):
 
     def __repr__(self) -> str:
         return f"<TcpListener on port {self.port}{' closed' if self._closed else ''}>"
-
-
-class UdpSocket(trio.abc.AsyncResource):
-    """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
-
-    ```python
-    async with await device.udp() as socket:
-        await socket.connect(("db", 7))
-        await socket.send(b"hello")
-        print(await socket.receive())
-    ```
-    """
-
-    def __init__(self, port: UdpPort, home: SocketHome) -> None:
-        self._port = port
-        self._home = home
-        self._closed = False
-        self._connected: tuple[bytes, int] | None = None
-        self._readers = trio.lowlevel.ParkingLot()
-        port.owner = self
-
-    def wake(self) -> None:
-        self._readers.unpark_all()
-
-    async def connect(self, address: Address) -> None:
-        """Fix the other end: `send` goes there and `receive` hears only from there."""
-        self._check_open()
-        self._connected = await self._destination(address)
-        self._port.connect(self._connected)
-
-    async def send_to(self, data: Bytes, address: Address) -> None:
-        """Send one datagram to a name or address."""
-        self._check_open()
-        await trio.lowlevel.checkpoint()
-        self._send(data, await self._destination(address))
-
-    async def send(self, data: Bytes) -> None:
-        """Send one datagram to where `connect` said."""
-        self._check_open()
-        if self._connected is None:
-            raise OSError(
-                errno.ENOTCONN, "this UDP socket is not connected: use send_to(data, (host, port)) or connect() first"
-            )
-        await trio.lowlevel.checkpoint()
-        self._raise_pending()
-        self._send(data, self._connected)
-
-    async def _destination(self, address: Address) -> tuple[bytes, int]:
-        """Where a datagram for `address` goes, or the error a kernel would raise."""
-        host, port = address
-        if not 0 < port < 65536:
-            raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
-        return await self._home.resolve_address(host, self._port.host), port
-
-    def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
-        self._check_open()
-        if len(data) > MAX_DATAGRAM:
-            raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAX_DATAGRAM} bytes, not {len(data)}")
-        self._port.send(bytes(data), destination, self._home.now())
-        self._home.kick()
-
-    async def receive_from(self) -> tuple[bytes, Address]:
-        """The next datagram and who sent it."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            self._check_open()
-            item = self._port.receive()
-            if item is not None:
-                return item[0], _text(item[1])
-            self._raise_pending()
-            await self._readers.park()
-
-    async def receive(self) -> bytes:
-        """The next datagram."""
-        return (await self.receive_from())[0]
-
-    def _raise_pending(self) -> None:
-        problem, self._port.error = self._port.error, None
-        if problem is not None and self._connected is not None:
-            host, port = _text(self._connected)
-            raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this UDP socket was closed")
-
-    async def aclose(self) -> None:
-        """Give the port back."""
-        self.shut()
-        await trio.lowlevel.checkpoint()
-
-    def shut(self) -> None:
-        """Close without being able to wait."""
-        if not self._closed:
-            self._closed = True
-            self._port.close()
-            self._readers.unpark_all()
-
-    @property
-    def local_address(self) -> Address:
-        """Our `(ip, port)`; the ip is "" when it is all of our addresses."""
-        host = self._port.host
-        return (format_address(host) if host else "", self._port.port)
-
-    @property
-    def dropped(self) -> int:
-        """Datagrams that arrived while nobody read."""
-        return self._port.drops
-
-    def __repr__(self) -> str:
-        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._closed else ''}>"

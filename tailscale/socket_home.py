@@ -1,0 +1,32 @@
+"""What every socket of a device has in common: the home it lives in, and how it speaks of addresses.
+
+Owns no state. Sockets know their device only as a `SocketHome`, so that they also stand on a bare stack.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ts_base.ip import format_address
+
+if TYPE_CHECKING:
+    from tailscale.nodes import Node
+
+Address = tuple[str, int]
+Bytes = bytes | bytearray | memoryview
+
+
+class SocketHome(Protocol):
+    """What a socket needs of the device it lives in."""
+
+    def kick(self) -> None:
+        """Something was written: send it soon."""
+
+    def now(self) -> float: ...
+    def identify(self, address: bytes) -> Node | None: ...
+    def describe_path(self, address: bytes) -> str: ...
+    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes: ...
+
+
+def readable_address(address: tuple[bytes, int]) -> Address:
+    return format_address(address[0]), address[1]

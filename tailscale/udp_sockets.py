@@ -1,0 +1,133 @@
+"""What a user holds of UDP: a trio socket over a port of the userspace stack.
+
+A thin face: all waiting happens here; all protocol happens there. Every call is a checkpoint, survives cancellation at
+it, and never holds a datagram across one.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import trio
+
+from tailscale.errors import ConnectionRefused
+from tailscale.socket_home import readable_address
+from ts_base.ip import format_address
+
+if TYPE_CHECKING:
+    from tailscale.socket_home import Address, Bytes, SocketHome
+    from ts_netstack.udp import UdpPort
+
+MAX_DATAGRAM = 65_507
+
+
+class UdpSocket(trio.abc.AsyncResource):
+    """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
+
+    ```python
+    async with await device.udp() as socket:
+        await socket.connect(("db", 7))
+        await socket.send(b"hello")
+        print(await socket.receive())
+    ```
+    """
+
+    def __init__(self, port: UdpPort, home: SocketHome) -> None:
+        self._port = port
+        self._home = home
+        self._closed = False
+        self._connected: tuple[bytes, int] | None = None
+        self._readers = trio.lowlevel.ParkingLot()
+        port.owner = self
+
+    def wake(self) -> None:
+        self._readers.unpark_all()
+
+    async def connect(self, address: Address) -> None:
+        """Fix the other end: `send` goes there and `receive` hears only from there."""
+        self._check_open()
+        self._connected = await self._destination(address)
+        self._port.connect(self._connected)
+
+    async def send_to(self, data: Bytes, address: Address) -> None:
+        """Send one datagram to a name or address."""
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        self._send(data, await self._destination(address))
+
+    async def send(self, data: Bytes) -> None:
+        """Send one datagram to where `connect` said."""
+        self._check_open()
+        if self._connected is None:
+            raise OSError(
+                errno.ENOTCONN, "this UDP socket is not connected: use send_to(data, (host, port)) or connect() first"
+            )
+        await trio.lowlevel.checkpoint()
+        self._raise_pending()
+        self._send(data, self._connected)
+
+    async def _destination(self, address: Address) -> tuple[bytes, int]:
+        """Where a datagram for `address` goes, or the error a kernel would raise."""
+        host, port = address
+        if not 0 < port < 65536:
+            raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
+        return await self._home.resolve_address(host, self._port.host), port
+
+    def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
+        self._check_open()
+        if len(data) > MAX_DATAGRAM:
+            raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAX_DATAGRAM} bytes, not {len(data)}")
+        self._port.send(bytes(data), destination, self._home.now())
+        self._home.kick()
+
+    async def receive_from(self) -> tuple[bytes, Address]:
+        """The next datagram and who sent it."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            self._check_open()
+            item = self._port.receive()
+            if item is not None:
+                return item[0], readable_address(item[1])
+            self._raise_pending()
+            await self._readers.park()
+
+    async def receive(self) -> bytes:
+        """The next datagram."""
+        return (await self.receive_from())[0]
+
+    def _raise_pending(self) -> None:
+        problem, self._port.error = self._port.error, None
+        if problem is not None and self._connected is not None:
+            host, port = readable_address(self._connected)
+            raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this UDP socket was closed")
+
+    async def aclose(self) -> None:
+        """Give the port back."""
+        self.shut()
+        await trio.lowlevel.checkpoint()
+
+    def shut(self) -> None:
+        """Close without being able to wait."""
+        if not self._closed:
+            self._closed = True
+            self._port.close()
+            self._readers.unpark_all()
+
+    @property
+    def local_address(self) -> Address:
+        """Our `(ip, port)`; the ip is "" when it is all of our addresses."""
+        host = self._port.host
+        return (format_address(host) if host else "", self._port.port)
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that arrived while nobody read."""
+        return self._port.drops
+
+    def __repr__(self) -> str:
+        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._closed else ''}>"
