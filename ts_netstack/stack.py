@@ -176,7 +176,8 @@ class Stack:
             self._sweep_closed()
         flows = self._tcp.flows
         runs: dict[bytes, list[bytes]] = {}
-        last, run = b"", []
+        last: bytes | None = None
+        run: list[bytes] = []
         for packet in packets:
             try:
                 first = packet[0]

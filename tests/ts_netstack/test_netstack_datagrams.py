@@ -281,6 +281,7 @@ SYN4 = tcp_packet((A, 1), (B, 2), 5, 0, SYN, 100)
 BAD = [
     (b"", "runt"),
     (b"\x45" * 3, "runt"),
+    (SYN4[:12], "runt"),  # cut where the addresses would begin
     (b"\x55" + bytes(40), "ip_version"),
     (b"\x00" * 40, "ip_version"),
     (b"\x60" + bytes(30), "runt"),
