@@ -16,6 +16,7 @@ from tests.interop.ours import PATHS, SERVICES, Far, FarTsnet, converse, far_end
 from tests.interop.pattern import pattern, pattern_sha256
 from tests.interop.processes import poll_until
 from tests.interop.rig import Rig, TsnetPeer
+from ts_netstack.tcp_inbound import INITIAL_RECEIVE, MAXIMUM_BUFFER
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -33,8 +34,10 @@ PEERS_AND_PATHS = [
 ]  # fmt: skip
 TCP_SIZES = [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 3 * MIB]
 UDP_SIZES = [0, 1, 512, 1200, 1232]
+IN_FRAGMENTS = [1233, 4000, 16_000]  # more than a packet of the tailnet holds
 TOO_BIG = 65_508
 FULL_SEALED = 1312  # the largest datagram of anybody but two of ours at a relay
+SIP, SIPS = 8 * KIB, 32  # how a slow reader reads
 
 BINARIES = {
     "tailscaled": ("tailscaled", "tailscale"),
@@ -45,6 +48,19 @@ BINARIES = {
 pairs = pytest.mark.parametrize(
     ("kind", "path"),
     [pytest.param(k, p, marks=pytest.mark.peers(*BINARIES[k]), id=f"{k}, {p}") for k, p in PEERS_AND_PATHS],
+)
+
+SLOW_READERS = [
+    # peer         path
+    ("tsnet",      "direct"),
+    ("tsnet",      "derper tls"),
+    ("tailscaled", "direct"),
+    ("ours",       "direct"),
+    ("ours",       "derper tls"),
+]  # fmt: skip
+slow_pairs = pytest.mark.parametrize(
+    ("kind", "path"),
+    [pytest.param(k, p, marks=pytest.mark.peers(*BINARIES[k]), id=f"{k}, {p}") for k, p in SLOW_READERS],
 )
 
 
@@ -114,10 +130,15 @@ async def test_udp_sizes_both_directions(r: Rig, path: str) -> None:
                         await socket.send_to(pattern(size), (host, 7))
                         data, source = await socket.receive_from()
                     assert (data, source[:2]) == (pattern(size), (host, 7)), f"{size} bytes of UDP to {host}"
-        with pytest.raises((OSError, ValueError)):
-            async with await us.udp() as socket:
+        async with await us.udp() as socket:
+            for size in IN_FRAGMENTS:
+                await socket.send_to(pattern(size), (far.ip4, 7))
+                with trio.fail_after(10):
+                    data, _ = await socket.receive_from()
+                assert data == pattern(size), f"{size} bytes of UDP in fragments"
+            with pytest.raises(OSError, match="at most 65507"):
                 await socket.send_to(bytes(TOO_BIG), (far.ip4, 7))
-        for size in UDP_SIZES:
+        for size in UDP_SIZES + IN_FRAGMENTS:
             said = await far.peer.ask("udp", host=us.ipv4, port=7, bytes=size, count=3)
             assert said["same"] == 3, f"{size} bytes of UDP, they call"
 
@@ -196,22 +217,103 @@ async def test_200_parallel_connections(r: Rig, path: str) -> None:
     assert done == 200
 
 
-async def test_slow_reader_holds_the_sender_back_and_loses_nothing(r: Rig) -> None:
+async def until_all_room_is_taken(stream: tailscale.TcpStream) -> None:
+    """The window we offer is full: whoever sends to us has to wait until we read."""
+    connection = stream._connection
+
+    async def full() -> bool:
+        return connection.unread > INITIAL_RECEIVE - SIP // 2
+
+    await poll_until("the sender to fill our window", full)
+    assert connection.unread < 2 * INITIAL_RECEIVE, "more is kept for a slow reader than it was offered"
+
+
+async def until_we_are_held_back(stream: tailscale.TcpStream) -> None:
+    """The peer offers no window any more, and what we had under way has arrived."""
+    connection, outbound = stream._connection, stream._connection._outbound
+
+    async def shut() -> bool:
+        return not connection.writable and outbound.nxt == outbound.una and outbound.window < 2 * connection.mss
+
+    await poll_until("the peer's window to close", shut)
+    assert connection.unsent <= MAXIMUM_BUFFER, "a slow reader makes the sender hoard"
+
+
+async def others_are_served(us: tailscale.Device, far: Far) -> None:
+    """A stream beside the held one, each way."""
+    data = pattern(20_000)
+    with trio.fail_after(5):
+        assert (await converse(await us.tcp_connect(far.ip4, far.port("echo")), data)).sha256 == pattern_sha256(20_000)
+        assert (await far.dial(us.ipv4 or "", SERVICES["echo"], 20_000)).sha256 == pattern_sha256(20_000)
+
+
+async def sip(stream: tailscale.TcpStream, far: Far, us: tailscale.Device) -> bytes:
+    """A few KiB at a time, each only when the sender has filled the window again."""
+    got = b""
+    for number in range(SIPS):
+        await until_all_room_is_taken(stream)
+        if number % (SIPS // 2) == 0:
+            await others_are_served(us, far)
+        got += await stream.receive_some(SIP)
+    return got
+
+
+@slow_pairs
+async def test_a_slow_reader_here_holds_the_peer_back_and_loses_nothing(r: Rig, kind: str, path: str) -> None:
     size = 16 * MIB
-    async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs) as us:
-        async with await us.tcp_connect(far.ip4, far.port("generate")) as stream:
-            await stream.send_all(b"%d\n" % size)
-            h, count = hashlib.sha256(), 0
-            quick = await us.tcp_connect(far.ip4, far.port("echo"))
-            while count < size:
-                chunk = await stream.receive_some(min(64 * KIB, size - count))
-                h.update(chunk)
-                count += len(chunk)
-                if count < 256 * KIB:  # others are not held back meanwhile
-                    await quick.send_all(b"x")
-                    assert await quick.receive_some(1) == b"x"
-            await quick.aclose()
-            assert h.hexdigest() == pattern_sha256(size)
+    async with (
+        tailnet(r, path) as hs,
+        far_end(r, hs, kind, path=path) as far,
+        joined(hs, path=path, services=True) as us,
+        await us.tcp_connect(far.ip4, far.port("generate")) as stream,
+    ):
+        await stream.send_all(b"%d\n" % size)
+        got = await sip(stream, far, us)
+        await until_all_room_is_taken(stream)
+        assert us.status().peers[0].bytes_received < 4 * MIB, "the peer sent what it was given no window for"
+        rest = await read_to_end(stream, size - len(got))
+        assert hashlib.sha256(got + rest).hexdigest() == pattern_sha256(size)
+
+
+@slow_pairs
+async def test_a_slow_reader_there_holds_us_back_and_loses_nothing(r: Rig, kind: str, path: str) -> None:
+    """Its echo reads no faster than we take the answers: where we stop reading, it stops."""
+    sent, size = 0, 48 * MIB
+    data = pattern(size)
+
+    async def send(stream: tailscale.TcpStream) -> None:
+        nonlocal sent
+        while sent < size:
+            await stream.send_all(data[sent : sent + 64 * KIB])
+            sent += 64 * KIB
+        await stream.send_eof()
+
+    async with (
+        tailnet(r, path) as hs,
+        far_end(r, hs, kind, path=path) as far,
+        joined(hs, path=path, services=True) as us,
+        await us.tcp_connect(far.ip4, far.port("echo")) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(send, stream)
+        await until_all_room_is_taken(stream)
+        await until_we_are_held_back(stream)
+        held_at = sent
+        await others_are_served(us, far)
+        assert sent == held_at, "the reader stands still and the sender goes on"
+        got = await sip(stream, far, us)
+        await until_we_are_held_back(stream)
+        assert sent < size
+        rest = await read_to_end(stream, size - len(got))
+        assert hashlib.sha256(got + rest).hexdigest() == pattern_sha256(size)
+
+
+async def read_to_end(stream: tailscale.TcpStream, count: int) -> bytes:
+    rest = bytearray()
+    with trio.fail_after(60):
+        while len(rest) < count:
+            rest += await stream.receive_some(min(16 * KIB, count - len(rest)))
+    return bytes(rest)
 
 
 @pytest.mark.parametrize("kind", ["tsnet", "ours"])

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import tailscale
-from tests.interop.ours import SERVICES, FarTsnet, converse, far_end, joined, make_device, tailnet
+from tests.interop.ours import SERVICES, FarTailscaled, FarTsnet, converse, far_end, joined, make_device, tailnet
 from tests.interop.pattern import pattern
 from tests.interop.processes import poll_until
 from tests.interop.rig import HEADSCALE, Rig
@@ -243,6 +243,20 @@ async def test_peer_rotates_its_keys(r: Rig) -> None:
         await far.peer.ask("debug", kind="rotate-disco-key")
         assert (await converse(await us.tcp_connect("db", 7), b"y")).head == b"y"
         await poll_until("direct again", truth(lambda: us.status().peers[0].path.startswith("direct")))
+
+
+@pytest.mark.peers("tailscaled", "tailscale")
+async def test_peer_takes_a_new_node_key(r: Rig) -> None:
+    """Logged in again while it runs: the same node at the same address, under a key nobody has met."""
+    async with tailnet(r) as hs, far_end(r, hs, "tailscaled") as far, joined(hs, services=True) as us:
+        assert isinstance(far, FarTailscaled)
+        assert (await converse(await us.tcp_connect("db", far.port("echo")), b"x")).head == b"x"
+        address, before = far.ip4, (await hs.node("db"))["nodeKey"]
+        await far.daemon.up(hs.url, await hs.auth_key(), "--force-reauth")
+        assert (await hs.node("db"))["nodeKey"] != before
+        assert (far.daemon.ip4, us.peers["db"].ipv4) == (address, address)
+        assert (await converse(await us.tcp_connect("db", far.port("echo"), timeout=20), b"y")).head == b"y"
+        assert (await far.dial(us.ipv4 or "", SERVICES["echo"], data=b"z")).head == b"z"
 
 
 async def test_peer_restarts_with_its_state(r: Rig) -> None:
