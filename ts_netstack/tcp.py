@@ -191,12 +191,12 @@ class TcpConnection:
     @property
     def mss(self) -> int:
         """Payload bytes of a full segment we send."""
-        return self._outbound.mss
+        return self._outbound.sizes.mss
 
     @property
     def has_bulk(self) -> bool:
         """More than a segment waits or flies, and the peer takes large ones: how large is worth asking."""
-        return self._outbound.peer_large > 0 and len(self._outbound.buffer) > self._outbound.mss
+        return self._outbound.sizes.peer_large > 0 and len(self._outbound.buffer) > self._outbound.sizes.mss
 
     @property
     def round_trip(self) -> float:
@@ -221,7 +221,7 @@ class TcpConnection:
         """Up to `limit` bytes; b"" when there are none, which is the end of the stream only if `at_eof`."""
         if not self._inbound.buffer.unread:
             return b""
-        data, reopened = self._inbound.read(limit, self._outbound.mss)
+        data, reopened = self._inbound.read(limit, self._outbound.sizes.mss)
         if reopened:
             self._ledger.dirty[self] = None
         return data
@@ -710,7 +710,7 @@ class TcpConnection:
 
     def set_large(self, mss: int) -> None:
         """The way to the peer is relays only and carries segments of `mss`; 0 where any of it is not."""
-        self._outbound.path_large = mss
+        self._outbound.sizes.path_large = mss
 
     def widen_segment_size(self, mss: int) -> None:
         """The path changed or a limit has expired: try `mss` again."""
@@ -806,7 +806,7 @@ class TcpConnection:
     def _bare_ack(self, seq: int, now: float, blocks: bytes = b"") -> bytes:
         inbound, outbound = self._inbound, self._outbound
         options = outbound.options(inbound.stamp_recent, now) + blocks
-        return outbound.writer.single(seq, inbound.expected, ACK, inbound.advertise(outbound.mss), options)
+        return outbound.writer.single(seq, inbound.expected, ACK, inbound.advertise(outbound.sizes.mss), options)
 
     def _emit_acks(self, out: list[bytes], now: float) -> None:
         """One ACK for a burst; more where a burst made more holes than one ACK can name."""
@@ -833,7 +833,7 @@ class TcpConnection:
             flags, ack, echo = SYN | ACK, inbound.buffer.next, inbound.stamp_recent
         stamp = outbound.stamp(now) if inbound.stamps else None
         shift = WINDOW_SHIFT if inbound.scaling else None
-        options = syn_options(Sizes(outbound.path_mss, outbound.offered_large), shift, inbound.selective, stamp, echo)
+        options = syn_options(outbound.sizes.offered, shift, inbound.selective, stamp, echo)
         out.append(outbound.writer.single(outbound.iss, ack, flags, 65535, options))
         outbound.sent_at = now
         outbound.rto_deadline = now + outbound.round_trip.timeout

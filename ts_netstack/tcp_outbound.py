@@ -1,10 +1,7 @@
 """The sending half of a connection: SND.UNA to SND.NXT, the peer's window, retransmission, probes and bursts.
 
-Owns what was written and not yet acknowledged, segment size with its black-hole suspicion, and every timer of the
-sender. Knows no states; what a segment says of the other direction is handed in. RFC 9293, 6298, 8985, 4821.
-
-Windows and loss are counted in segments of `mss`. A large segment is several of them in one packet, as segmentation
-offload makes them: it says how the burst is cut and nothing else.
+Owns what was written and not yet acknowledged, and every timer of the sender. Knows no states; what a segment says of
+the other direction is handed in, and how large segments are is in segment_sizes. RFC 9293, 6298, 8985.
 """
 
 from __future__ import annotations
@@ -13,29 +10,20 @@ import math
 from typing import NamedTuple
 
 from ts_netstack.ledger import Ledger
+from ts_netstack.segment_sizes import SegmentSizes
 from ts_netstack.segments import SegmentWriter
 from ts_netstack.tcp_buffers import SendBuffer
 from ts_netstack.tcp_inbound import MAXIMUM_BUFFER, Inbound
-from ts_netstack.tcp_pacing import Pacer, pacing_rate
-from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery
+from ts_netstack.tcp_pacing import Pacer
+from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery, judge_blocks
 from ts_netstack.tcp_timing import RoundTrip
-from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_LENGTH, TIMESTAMP_PREFIX, Address, Sizes, unwrap
+from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_PREFIX, Address, Sizes, unwrap
 
 INITIAL_SEND = 256 << 10
-DEFAULT_MSS = (536, 1220)  # when the peer names none: IPv4, IPv6
-MINIMUM_MSS = 48
 MAXIMUM_PERSIST = 60.0
 OVERRIDE = 0.2  # silly-window override (RFC 9293 section 3.8.6.2.1)
 SMALL_RECORDS_LIMIT = 1024  # spans in flight beyond which only full segments leave
-LARGE_SHARE = 4  # a large segment is at most this part of the window: fewer would not keep relay and peer busy
-LARGE_TIME = 0.001  # ... and what leaves in this time: on a slow line nobody waits long behind one
-LARGE_REST = 5.0  # none for so long after a timeout with large ones in flight: perhaps the way does not carry them
-
-BLACK_HOLE_SIZES = (1024, 536)
 BLACK_HOLE_TIMEOUTS = 2
-BLACK_HOLE_FIRST_HOLD = 1.0
-BLACK_HOLE_HOLD = 600.0
-BLACK_HOLE_MEMORY = 60.0  # a second suspicion this soon is believed
 
 
 class Head(NamedTuple):
@@ -50,26 +38,16 @@ class Outbound:
     """Numbers are unwrapped; deadlines are infinity when nothing waits."""
 
     __slots__ = (
-        "_hold_until",
-        "_large_again",
         "_ledger",
         "_limited",
         "_stamp_offset",
-        "_suspected_at",
         "buffer",
-        "cut",
         "fin_queued",
         "iss",
         "largest_window",
-        "mss",
         "nodelay",
         "nxt",
-        "offered_large",
         "pacer",
-        "path_large",
-        "path_mss",
-        "peer_large",
-        "peer_mss",
         "peer_shift",
         "persist_count",
         "persist_deadline",
@@ -79,6 +57,7 @@ class Outbound:
         "round_trip",
         "rto_deadline",
         "sent_at",
+        "sizes",
         "stamped",
         "una",
         "wanted_room",
@@ -92,21 +71,16 @@ class Outbound:
         self, ledger: Ledger, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
     ) -> None:
         self._ledger = ledger
-        self.iss = iss
-        self.una = self.nxt = iss
+        self.iss = self.una = self.nxt = iss
         self.buffer = SendBuffer(iss + 1)
         self.window = self.largest_window = 0
         self.wl1 = self.wl2 = 0  # SND.WL1 and SND.WL2
         self.peer_shift = 0
-        self.path_mss, self.offered_large = sizes  # what every path carries, options included; what we take by relay
-        self.peer_mss, self.peer_large = DEFAULT_MSS[len(local[0]) == 16], 0
-        self.path_large = 0  # what the path of this moment carries; told before each emit that may use it
-        self._large_again = -math.inf
-        self.mss = self.cut = sizes.mss
+        self.sizes = SegmentSizes(sizes, len(local[0]) == 16)
         self.stamped = True
         self._stamp_offset = stamp_offset
         self.round_trip = RoundTrip()
-        self.recovery = LossRecovery(self.mss, self.round_trip, True)
+        self.recovery = LossRecovery(self.sizes.mss, self.round_trip, True)
         self.writer = SegmentWriter(local, remote)
         self.pacer = Pacer()
         self.fin_queued = False
@@ -116,52 +90,27 @@ class Outbound:
         self.persist_count = 0
         self.sent_at = -1.0
         self._limited = False  # the congestion window is what holds us back
-        self._suspected_at, self._hold_until = -math.inf, math.inf  # of a black hole
         self.rto_deadline = self.probe_deadline = self.persist_deadline = math.inf
 
     def agree(self, sizes: Sizes, shift: int | None, selective: bool, stamped: bool) -> None:
         """What the peer's SYN offered."""
-        if sizes.mss:
-            self.peer_mss = max(sizes.mss, MINIMUM_MSS)
-        self.peer_large = sizes.large if self.offered_large else 0
         self.peer_shift = shift or 0
         self.stamped = stamped
-        self.fit_segment_size()
-        self.recovery = LossRecovery(self.mss, self.round_trip, selective)
-
-    def fit_segment_size(self) -> None:
-        size = min(self.peer_mss, self.path_mss) - (TIMESTAMP_LENGTH if self.stamped else 0)
-        # An even size keeps every payload of a burst aligned for the checksum.
-        self.mss = self.cut = max(size, MINIMUM_MSS - TIMESTAMP_LENGTH) & ~1
-        self.recovery.set_segment_size(self.mss)
-
-    def _fit_cut(self, now: float) -> int:
-        """The segments of the next burst: powers of two times `mss`, so that templates are few, up to all there is."""
-        most = (min(self.path_large, self.peer_large) - TIMESTAMP_LENGTH) // self.mss
-        is_doubted = now < self._large_again or self._hold_until < math.inf
-        if most < 2 or is_doubted or not self.round_trip.smoothed:
-            return self.mss
-        congestion = self.recovery.congestion
-        worth = min(congestion.window / LARGE_SHARE, pacing_rate(congestion, self.round_trip.smoothed) * LARGE_TIME)
-        count = int(worth) // self.mss
-        return self.mss * (most if count >= most else 1 << max(count, 1).bit_length() - 1)
+        self.sizes.agree(sizes, stamped)
+        self.recovery = LossRecovery(self.sizes.mss, self.round_trip, selective)
 
     def limit_segment_size(self, mss: int) -> None:
         """Cut smaller from now on, and send again what was too large; nobody was congested."""
-        if mss >= self.path_mss:
-            return
-        before = self.mss
-        self.path_mss = mss
-        self.fit_segment_size()
-        if self.recovery.flight.spans and self.mss < before:
+        before = self.sizes.mss
+        self.sizes.limit(mss)
+        self.recovery.set_segment_size(self.sizes.mss)
+        if self.recovery.flight.spans and self.sizes.mss < before:
             self.recovery.flight.mark_all_lost()
 
     def widen_segment_size(self, mss: int) -> None:
-        """The path changed or a limit has expired: try `mss` again. What the old path was suspected of is forgotten."""
-        self.path_mss = max(self.path_mss, mss)
-        self._suspected_at = self._large_again = -math.inf
-        self._hold_until = math.inf
-        self.fit_segment_size()
+        """The path changed or a limit has expired: try `mss` again."""
+        self.sizes.widen(mss)
+        self.recovery.set_segment_size(self.sizes.mss)
 
     def is_in_flight(self, seq: int) -> bool:
         """A report quotes this wire number: may it be about something on its way?"""
@@ -242,7 +191,11 @@ class Outbound:
         dsack = None
         if blocks:
             blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
-            dsack, blocks = self._judge_blocks(ack, blocks)
+            dsack, blocks, are_wild = judge_blocks(blocks, ack, self.nxt)
+            if are_wild:
+                self._ledger.drops["tcp_wild_sack"] += 1
+            if dsack and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
+                dsack = None
         echo_ms = None if echo is None else self._echo_ms(echo, now)
         delivered, rtt = recovery.on_ack(ack, self.nxt, blocks, dsack, echo_ms, now)
         if rtt > 0:
@@ -250,24 +203,6 @@ class Outbound:
         elif echo_ms is not None and ack > una and recovery.mode == OPEN:
             self.round_trip.sample(max(now - echo_ms / 1000, 0.001), now)
         return delivered, rtt
-
-    def _judge_blocks(
-        self, ack: int, blocks: tuple[tuple[int, int], ...]
-    ) -> tuple[tuple[int, int] | None, tuple[tuple[int, int], ...]]:
-        """Tell a report of a duplicate (RFC 2883) from news; blocks that cannot be are ignored."""
-        first = blocks[0]
-        dsack = None
-        if first[0] < first[1] and (
-            first[1] <= ack or (len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1])
-        ):
-            dsack = first
-            blocks = blocks[1:]
-        if dsack is not None and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
-            dsack = None
-        good = tuple(block for block in blocks if ack < block[0] < block[1] <= self.nxt)
-        if len(good) != len(blocks):
-            self._ledger.drops["tcp_wild_sack"] += 1
-        return dsack, good
 
     def _echo_ms(self, echo: int, now: float) -> int | None:
         """TSecr as milliseconds of our own clock; None when it cannot be ours."""
@@ -299,22 +234,11 @@ class Outbound:
     def on_retransmission_timeout(self, now: float) -> None:
         """RFC 6298 section 5.4 to 5.6; who counts too many retries is the connection."""
         if self.recovery.flight.spans:
-            if self.cut > self.mss:
-                self._large_again = now + LARGE_REST
+            self.sizes.rest_large(now)
             if self.retries % BLACK_HOLE_TIMEOUTS == 0:
-                self._suspect_black_hole(now)
+                self.sizes.suspect_black_hole(now)
+                self.recovery.set_segment_size(self.sizes.mss)
             self.recovery.on_timeout(self.nxt)
-
-    def _suspect_black_hole(self, now: float) -> None:
-        """RFC 4821 section 7.7: full segments vanish without a word, so try smaller ones; a plain outage heals soon."""
-        for size in BLACK_HOLE_SIZES:
-            if self.mss > size:
-                again = now - self._suspected_at < BLACK_HOLE_MEMORY
-                self._suspected_at = now
-                self._hold_until = now + (BLACK_HOLE_HOLD if again else BLACK_HOLE_FIRST_HOLD)
-                self.mss = self.cut = size
-                self.recovery.set_segment_size(size)
-                return
 
     def probe_tail(self, now: float) -> None:
         """RFC 8985 section 7.3: new data if there is any, else the last segment again."""
@@ -322,23 +246,20 @@ class Outbound:
         flight = self.recovery.flight
         if not flight.spans or not self.recovery.may_probe:
             return
-        pending = self.buffer.end - self.nxt
-        if pending > 0 and self.una + self.window >= self.nxt + min(pending, self.mss):
-            end = self.nxt + min(pending, self.mss)
-            self.recovery.on_probe_sent(end, False)
-            self.recovery.congestion.window = max(self.recovery.congestion.window, flight.pipe + min(pending, self.mss))
+        mss = self.sizes.mss
+        size = min(self.buffer.end - self.nxt, mss)
+        if size > 0 and self.una + self.window >= self.nxt + size:
+            self.recovery.on_probe_sent(self.nxt + size, False)
+            self.recovery.congestion.window = max(self.recovery.congestion.window, flight.pipe + size)
             return
         last = flight.spans[-1]
-        flight.mark_lost_between(max(last.start, last.end - self.mss), last.end)
+        flight.mark_lost_between(max(last.start, last.end - mss), last.end)
         self.recovery.on_probe_sent(last.end, True)
 
     def _arm_probe(self, now: float) -> None:
         recovery = self.recovery
-        if recovery.flight.spans and recovery.may_probe:
-            deadline = now + recovery.probe_timeout()
-            self.probe_deadline = deadline if deadline < self.rto_deadline else math.inf
-        else:
-            self.probe_deadline = math.inf
+        deadline = now + recovery.probe_timeout() if recovery.flight.spans and recovery.may_probe else math.inf
+        self.probe_deadline = deadline if deadline < self.rto_deadline else math.inf
 
     def stamp(self, now: float) -> int:
         return int(now * 1000) + self._stamp_offset & MASK32
@@ -348,17 +269,18 @@ class Outbound:
 
     def emit(self, out: list[bytes], inbound: Inbound, now: float) -> bool:
         """Append what may leave now; True when anything did, and the acknowledgement with it."""
-        sent, recovery = self.buffer, self.recovery
+        sent, recovery, sizes = self.buffer, self.recovery, self.sizes
         unsent = sent.end - self.nxt
         if unsent <= 0 and not recovery.flight.lost and not (self.fin_queued and self.nxt == sent.end):
             return False
-        if self._hold_until <= now and recovery.mode == OPEN:
-            self._hold_until = math.inf
-            self.fit_segment_size()
+        if sizes.hold_until <= now and recovery.mode == OPEN:
+            sizes.end_hold()
+            recovery.set_segment_size(sizes.mss)
         self._before_sending(now)
-        self.cut = self._fit_cut(now) if self.path_large else self.mss
-        allowance = self.pacer.allowance(recovery.congestion, self.round_trip.smoothed, now)
-        head = Head(inbound.expected, inbound.advertise(self.mss), self.options(inbound.stamp_recent, now))
+        congestion, smoothed = recovery.congestion, self.round_trip.smoothed
+        sizes.cut = sizes.large_cut(congestion, smoothed, now) if sizes.path_large else sizes.mss
+        allowance = self.pacer.allowance(congestion, smoothed, now)
+        head = Head(inbound.expected, inbound.advertise(sizes.mss), self.options(inbound.stamp_recent, now))
         left = allowance
         if recovery.flight.lost:
             left = self._emit_lost(out, left, head, now)
@@ -386,8 +308,7 @@ class Outbound:
 
     def _emit_lost(self, out: list[bytes], left: int, head: Head, now: float) -> int:
         """Repair first; returns the pacing allowance that remains."""
-        recovery = self.recovery
-        mss = self.mss
+        recovery, mss = self.recovery, self.sizes.mss
         while (span := recovery.flight.first_lost()) is not None:
             quota = recovery.quota()
             size = span.end - span.start
@@ -407,7 +328,7 @@ class Outbound:
         return left
 
     def _emit_new(self, out: list[bytes], left: int, head: Head, now: float) -> int:
-        recovery, sent, mss = self.recovery, self.buffer, self.mss
+        recovery, sent, mss = self.recovery, self.buffer, self.sizes.mss
         nxt = self.nxt
         available = max(sent.end - nxt, 0)
         usable = self.una + self.window - nxt
@@ -431,8 +352,8 @@ class Outbound:
 
     def _avoid_silliness(self, size: int, available: int, usable: int, quota: int, left: int, now: float) -> int:
         """RFC 9293 section 3.8.6.2.1: whole segments, or everything there is, or half of the largest window."""
-        mss = self.mss
-        unit = self.cut if size >= self.cut else mss
+        mss, cut = self.sizes.mss, self.sizes.cut
+        unit = cut if size >= cut else mss
         whole = size // unit * unit
         if size == available:
             spans = self.recovery.flight.spans
@@ -449,7 +370,7 @@ class Outbound:
     def _maybe_persist(self, out: list[bytes], available: int, usable: int, head: Head, now: float) -> None:
         """The peer's window is what stops us and nothing in flight will tell when it opens: ask, ever more rarely."""
         waiting = available or (self.fin_queued and self.nxt == self.buffer.end)
-        if not waiting or self.recovery.flight.spans or usable >= min(available, self.mss):
+        if not waiting or self.recovery.flight.spans or usable >= min(available, self.sizes.mss):
             return
         if self.persist_deadline < math.inf:
             return
@@ -464,7 +385,7 @@ class Outbound:
         sent, writer = self.buffer, self.writer
         ack, window, options = head
         data_end = min(end, sent.end)
-        pieces = sent.pieces(start, data_end, self.cut) if data_end > start else [b""]
+        pieces = sent.pieces(start, data_end, self.sizes.cut) if data_end > start else [b""]
         flags = ACK
         if data_end == sent.end:
             flags |= PSH if data_end > start else 0

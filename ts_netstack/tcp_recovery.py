@@ -342,3 +342,14 @@ class LossRecovery:
     def set_segment_size(self, mss: int) -> None:
         self.mss = mss
         self.congestion.set_segment_size(mss)
+
+
+def judge_blocks(blocks: tuple[Block, ...], ack: int, nxt: int) -> tuple[Block | None, tuple[Block, ...], bool]:
+    """The report of a duplicate (RFC 2883), the news, and whether there were impossible blocks, which are left out."""
+    first, dsack = blocks[0], None
+    if first[0] < first[1] and (
+        first[1] <= ack or (len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1])
+    ):
+        dsack, blocks = first, blocks[1:]
+    good = tuple(block for block in blocks if ack < block[0] < block[1] <= nxt)
+    return dsack, good, len(good) != len(blocks)
