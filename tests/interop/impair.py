@@ -4,8 +4,7 @@
 
 Everything that comes to the first address is sent on to the second, and answers travel back the same way.
 Each stranger gets a socket of his own on the far side, as behind a NAT. Faults are drawn from a seeded
-stream, so a run can be repeated. A peer is put behind it with
-TS_DEBUG_OMIT_LOCAL_ADDRS=1 TS_DEBUG_PRETENDPOINT=127.0.0.1:40001 and a relay without STUN.
+stream, so a run can be repeated. A peer is put behind it with `hidden_behind` and a relay without STUN.
 """
 
 from __future__ import annotations
@@ -160,6 +159,11 @@ async def impaired(
         await nursery.start(path.run, listen)
         yield path
         nursery.cancel_scope.cancel()
+
+
+def hidden_behind(path: Impairer) -> dict[str, str]:
+    """The environment of a Go peer that names the path's address as its only one."""
+    return {"TS_DEBUG_OMIT_LOCAL_ADDRS": "1", "TS_DEBUG_PRETENDPOINT": "{}:{}".format(*path.address)}
 
 
 def _address(text: str) -> Address:

@@ -1,14 +1,20 @@
-"""The impairer does what it says, and two tsnet peers still talk through it."""
+"""The impairer does what it says; tsnet talks through it with tsnet, and our Device with tsnet."""
 
 from __future__ import annotations
 
 import pytest
 import trio
 
-from tests.interop.impair import Faults, Impairer, impaired
+from tests.interop import natlab
+from tests.interop.impair import Faults, hidden_behind, impaired
+from tests.interop.natlab import NODE_PORT, inside
+from tests.interop.natlab.kinds import chain
+from tests.interop.natlab.namespaces import nft
 from tests.interop.pattern import pattern_sha256
 from tests.interop.processes import PORTS, poll_until
 from tests.interop.rig import Rig
+
+WHY_NOT = natlab.why_not()
 
 
 async def _send(faults: Faults, count: int) -> tuple[list[bytes], float]:
@@ -69,8 +75,8 @@ async def test_tsnet_through_a_bad_path(r: Rig) -> None:
         impaired(("127.0.0.1", ports[1]), faults) as to_worker,
         r.derper(stun=False) as relay,
         r.headscale(regions=[relay.region]) as hs,
-        r.tsnet(hs, await hs.auth_key(), "db", port=ports[0], env=_hidden_behind(to_db)) as db,
-        r.tsnet(hs, await hs.auth_key(), "worker", port=ports[1], env=_hidden_behind(to_worker)) as worker,
+        r.tsnet(hs, await hs.auth_key(), "db", port=ports[0], env=hidden_behind(to_db)) as db,
+        r.tsnet(hs, await hs.auth_key(), "worker", port=ports[1], env=hidden_behind(to_worker)) as worker,
     ):
         await worker.wait_direct(db.ip4)
         echoed = await worker.dial(db.ip4, 7, bytes=1 << 20, end="half", read=-1)
@@ -78,5 +84,31 @@ async def test_tsnet_through_a_bad_path(r: Rig) -> None:
         assert to_db.counts.lost + to_worker.counts.lost > 0
 
 
-def _hidden_behind(path: Impairer) -> dict[str, str]:
-    return {"TS_DEBUG_OMIT_LOCAL_ADDRS": "1", "TS_DEBUG_PRETENDPOINT": "{}:{}".format(*path.address)}
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
+async def test_a_path_with_every_fault_delivers_every_byte(r: Rig) -> None:
+    """The peer is heard from behind the impairer only, which stands beside it: nothing goes past it."""
+    faults = Faults(delay_ms=5, jitter_ms=5, loss=0.005, reorder=0.01, duplicate=0.01, corrupt=0.005)
+    size = 4 << 20
+    async with natlab.lab(r) as (made, hs):
+        a, b = made.site("easy"), made.site("none")
+        nft(b.client, chain("inet hidden", "filter", "output", -2, f"oifname eth0 udp sport {NODE_PORT} drop"))
+        key = await hs.auth_key(ephemeral=False)
+        with inside(b.client):
+            async with (
+                impaired((b.address, NODE_PORT), faults, (b.address, 0)) as path,
+                r.tsnet(hs, key, "db", namespace=b.client, port=NODE_PORT, env=hidden_behind(path)) as db,
+                r.ours(hs, key, "ours", namespace=a.client, port=NODE_PORT) as us,
+            ):
+                await us.wait_direct(db.ip4)
+                before = b.udp_bytes()
+                echoed = await us.dial(db.ip4, 7, bytes=size, end="half", read=-1, timeout=60)
+                assert echoed["sha256"] == pattern_sha256(size)
+                answered = await db.dial(us.ip4, 7, bytes=size, end="half", read=-1, timeout=60)
+                assert answered["sha256"] == pattern_sha256(size)
+                moved = [now - then for now, then in zip(b.udp_bytes(), before, strict=True)]
+    counts = path.counts
+    print(f"every fault: {counts}")
+    assert min(moved) >= 2 * size
+    assert min(counts.lost, counts.reordered, counts.duplicated, counts.corrupted) > 0

@@ -294,6 +294,12 @@ async def test_names_and_live_records(r: Rig) -> None:
 
         await poll_until("the new record", resolves)
         assert (await converse(await us.tcp_connect("extra.rig.test", 7), b"x")).head == b"x"
+        hs.set_extra_records([])
+
+        async def is_unknown() -> bool:
+            return not await resolves()
+
+        await poll_until("the record's end", is_unknown)
 
 
 # --- faults ---------------------------------------------------------------------------------------
