@@ -26,7 +26,7 @@ demo: $(READY)  ## a working tailnet on this machine: control server, relay, two
 	@$(BIN)/pytailscale demo
 
 test: $(READY)  ## the test suite without Go peers and without the slow tests (under 90 s)
-	@$(BIN)/python -m pytest -m 'not slow and not interop and not root'
+	@$(BIN)/python -m pytest -m 'not slow and not interop and not root' -n 2 --dist worksteal
 
 check: lint types ## formatting, lints, types and the tests with branch coverage per room (under two minutes)
 	@$(MAKE) --no-print-directory coverage
@@ -38,7 +38,7 @@ types: $(READY)
 	@$(BIN)/mypy
 
 coverage: $(READY)
-	@$(BIN)/python -m coverage run -m pytest -m 'not slow and not interop and not root'
+	@$(BIN)/python -m pytest -m 'not slow and not interop and not root' -n 2 --dist worksteal --cov --cov-report=
 	@$(BIN)/python tests/coverage_by_room.py
 
 interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go); ROUNDS=20

@@ -144,7 +144,9 @@ def together(kinds: tuple[str, ...], seconds: float) -> Ask:
 
 async def stream(where: Place, rounds: int, seconds: float) -> AsyncIterator[Row]:
     """One TCP stream up, with the CPU of both ends beside it, and down."""
-    aims = {"direct": (1.0, 0.4), "derper TLS": (5.0, 3.0)}.get(where.path, (None, None))
+    # Through a relay the aim is ours at both ends: with one of tsnet's, the relay's queue of small packets decides.
+    mixed = {"direct": (1.0, 0.4)}.get(where.path, (None, None))
+    both_ours = {"direct": (1.0, 0.4), "derper TLS": (5.0, 3.0)}.get(where.path, (None, None))
     cpu: Measured = {"tsnet sending": [], "ours sending": [], "tsnet receiving": [], "ours receiving": []}
 
     async def up(caller: TsnetPeer, callee: TsnetPeer) -> float:
@@ -157,11 +159,13 @@ async def stream(where: Place, rounds: int, seconds: float) -> AsyncIterator[Row
         return float(said["mbit_s"])
 
     samples = await in_turn(where, rounds, up)
-    yield row(f"{where.path}: stream up", "Mbit/s", samples, aim=aims[0], floor=aims[1])
-    yield row(f"{where.path}: the same, ours both", "Mbit/s", samples, "ours to ours", aim=aims[0], floor=aims[1])
+    yield row(f"{where.path}: stream up", "Mbit/s", samples, aim=mixed[0], floor=mixed[1])
+    yield row(
+        f"{where.path}: the same, ours both", "Mbit/s", samples, "ours to ours", aim=both_ours[0], floor=both_ours[1]
+    )
     yield row(
         f"{where.path}: stream down", "Mbit/s", await in_turn(where, rounds, bench("down", "mbit_s", seconds)),
-        aim=aims[0], floor=aims[1],
+        aim=mixed[0], floor=mixed[1],
     )  # fmt: skip
     for what in ("sending", "receiving"):
         sides = {side: cpu[side] for side in (f"tsnet {what}", f"ours {what}")}

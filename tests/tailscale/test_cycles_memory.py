@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from coverage import Coverage
 from tailnet_scripts import collect, echo_service, echoed
 from trio.testing import MockClock
 
 from tailscale.testing import Tailnet
 
-pytestmark = pytest.mark.skipif("coverage" in sys.modules, reason="coverage's own memory would be measured")
+pytestmark = pytest.mark.skipif(Coverage.current() is not None, reason="coverage's own memory would be measured")
 
 FEW, MANY = 30, 500
 WARM_UP = 10
