@@ -91,6 +91,7 @@ async def _race(home: Home, addresses: list[bytes], host: str, port: int) -> Tcp
     raise failures[0]
 
 
+@trio.lowlevel.enable_ki_protection
 async def _dial(home: Home, address: bytes, host: str, port: int, local_port: int) -> TcpStream:
     connection = home.stack.connect((address, port), home.now(), local_port=local_port)
     stream = TcpStream(connection, home)

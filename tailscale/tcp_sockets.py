@@ -74,6 +74,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
         while not self._connection.writable and self._connection.error is None:
             await self._writers.park()
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """At least one byte, or b"" when the other side has finished sending."""
         if max_bytes is None:
@@ -103,6 +104,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
                 return data
             raise trio.ClosedResourceError("this stream was closed")
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: Bytes) -> None:
         """Hand all of `data` to the connection, waiting while its buffer is full."""
         with self._sending:
@@ -137,6 +139,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
                 await self._writers.park()
             self._check_can_send()
 
+    @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
         with self._sending:
@@ -155,6 +158,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
         self.shut()
         await trio.lowlevel.checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     def shut(self) -> None:
         """Close without being able to wait."""
         if not self._closed:
@@ -164,6 +168,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
             self._readers.unpark_all()
             self._writers.unpark_all()
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
         self._closed = True
@@ -263,6 +268,7 @@ class TcpListener(trio.abc.Listener[TcpStream]):
     def wake(self) -> None:
         self._acceptors.unpark_all()
 
+    @trio.lowlevel.enable_ki_protection
     async def accept(self) -> TcpStream:
         """The next connection."""
         await trio.lowlevel.checkpoint()
@@ -280,6 +286,7 @@ class TcpListener(trio.abc.Listener[TcpStream]):
         self.shut()
         await trio.lowlevel.checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     def shut(self) -> None:
         """Close without being able to wait."""
         if not self._closed:

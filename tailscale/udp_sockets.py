@@ -74,6 +74,7 @@ class UdpSocket(trio.abc.AsyncResource):
             raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
         return await self._home.resolve_address(host, self._port.host), port
 
+    @trio.lowlevel.enable_ki_protection
     def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
         self._check_open()
         if len(data) > MAX_DATAGRAM:
@@ -81,6 +82,7 @@ class UdpSocket(trio.abc.AsyncResource):
         self._port.send(bytes(data), destination, self._home.now())
         self._home.kick()
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_from(self) -> tuple[bytes, Address]:
         """The next datagram and who sent it."""
         await trio.lowlevel.checkpoint()
@@ -111,6 +113,7 @@ class UdpSocket(trio.abc.AsyncResource):
         self.shut()
         await trio.lowlevel.checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     def shut(self) -> None:
         """Close without being able to wait."""
         if not self._closed:

@@ -55,6 +55,7 @@ class Dataplane:
         if stun := engine.take_stun():
             self._bus.publish(StunArrived(stun))
 
+    @trio.lowlevel.enable_ki_protection
     def flush(self, now: float) -> None:
         """Send all that is ready and wake all that waits for it."""
         self._carry(now)

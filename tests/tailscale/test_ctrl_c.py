@@ -17,6 +17,9 @@ from trio.testing import MockClock
 from tailscale.testing import Tailnet
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
+from ts_netstack.stack import Stack
+from ts_netstack.tcp import TcpConnection
+from ts_netstack.tcp_buffers import SendBuffer
 
 OURS = ("/tailscale/", "/ts_")
 
@@ -63,6 +66,43 @@ def test_ctrl_c_in_the_middle_of_a_step_still_says_goodbye(step: Any) -> None:
             left_behind.extend(node.label for node in net.control.server.directory)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert left_behind == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Stack.connect, SendBuffer.append, Engine.transmit, TcpConnection.read, TcpConnection.close],
+    ids=lambda f: f.__qualname__,
+)
+def test_ctrl_c_while_our_own_task_is_inside_the_stack_waits_for_the_next_checkpoint(step: Any) -> None:
+    """The program's own calls take a Device's steps too: what is sent at once, what is read and written."""
+    left_behind: list[str] = []
+    pressed = trio.Event()
+
+    async def main() -> None:
+        ours = trio.lowlevel.current_task()
+
+        def press(frame: FrameType) -> None:
+            if frame.f_code is step.__code__ and trio.lowlevel.current_task() is ours:
+                sys.setprofile(None)
+                pressed.set()
+                assert trio.lowlevel.currently_ki_protected()
+                signal.raise_signal(signal.SIGINT)
+
+        async with Tailnet() as net:
+            with pytest.raises(KeyboardInterrupt):
+                async with net.device("a") as a, net.device("b") as b, echo_service(b, 80):
+                    await a.ping("b")
+                    with watching_calls(press):
+                        for _ in range(3):
+                            async with await a.tcp_connect("b", 80) as stream:
+                                for _ in range(3):  # who answers a burst alone is sent from here
+                                    await stream.send_all(b"x")
+                                    await stream.receive_some()
+            left_behind.extend(node.label for node in net.control.server.directory)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert pressed.is_set()
     assert left_behind == []
 
 

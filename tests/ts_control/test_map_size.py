@@ -1,9 +1,8 @@
-"""Ten thousand peers: what reading, folding and changing one costs, in CPU time; `-s` shows the figures."""
+"""Ten thousand peers: read in short steps, folded with little memory, changed one by one; bench/inside.py has times."""
 
 from __future__ import annotations
 
 import gc
-import time
 import tracemalloc
 
 import pytest
@@ -12,7 +11,7 @@ import trio.testing
 
 from ts_control.client import ControlClient
 from ts_control.gojson import encode_json
-from ts_control.map_reader import decode_map_response_steps
+from ts_control.map_reader import PEERS_PER_STEP, decode_map_response_steps
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import Hostinfo, MapRequest, MapResponse, NetInfo, Node, PeerChange, Service
 
@@ -51,11 +50,10 @@ def response() -> MapResponse:
     return MapResponse(node=rich_node(1), peers=tuple(rich_node(number) for number in range(2, PEERS + 2)))
 
 
-@pytest.mark.slow  # a measurement: alone, or the collector's pauses over a whole suite's objects are in it
+@pytest.mark.slow
 def test_ten_thousand_peers_are_read_in_short_steps(response: MapResponse) -> None:
     data = encode_json(response)
-    began = last = time.process_time()
-    longest = 0.0
+    pauses = 0
     steps = decode_map_response_steps(data)
     while True:
         try:
@@ -63,19 +61,12 @@ def test_ten_thousand_peers_are_read_in_short_steps(response: MapResponse) -> No
         except StopIteration as done:
             read: MapResponse = done.value
             break
-        now = time.process_time()
-        longest, last = max(longest, now - last), now
+        pauses += 1
+    assert pauses >= PEERS / PEERS_PER_STEP
     netmap = NetMap.empty().apply(read, NOW)
-    whole = time.process_time() - began
-    deltas = []
-    for number in range(2, 52):
-        start = time.process_time()
-        after = netmap.apply(MapResponse(peers_changed_patch=(PeerChange(node_id=number, online=True),)), NOW)
-        deltas.append(time.process_time() - start)
-    delta = sorted(deltas)[25]
+    after = netmap.apply(MapResponse(peers_changed_patch=(PeerChange(node_id=51, online=True),)), NOW)
     assert peers_changed(netmap, after) == ([51], [])
-    print(f"\nread and fold {whole:.3f} s, longest step {longest * 1e3:.1f} ms, one delta {delta * 1e3:.3f} ms")
-    assert (whole < 2.0, longest < 0.25, delta < 0.005) == (True, True, True)
+    assert sum(after.peers[number] is netmap.peers[number] for number in netmap.peers) == PEERS - 1
 
 
 @pytest.mark.slow
@@ -100,14 +91,13 @@ def test_ten_thousand_peers_take_few_kilobytes_each(response: MapResponse) -> No
 
 @pytest.mark.slow
 async def test_the_event_loop_goes_on_while_a_big_map_arrives(response: MapResponse) -> None:
-    longest = 0.0
+    turns = 0
 
     async def watch() -> None:
-        nonlocal longest
+        nonlocal turns
         while True:
-            start = time.process_time()
             await trio.lowlevel.checkpoint()
-            longest = max(longest, time.process_time() - start)
+            turns += 1
 
     async with trio.open_nursery() as nursery:
         control = FakeControl(nursery)
@@ -117,9 +107,6 @@ async def test_the_event_loop_goes_on_while_a_big_map_arrives(response: MapRespo
         async with client.connect() as connection, connection.map_stream(request) as stream:
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(watch)
-            began = time.process_time()
             assert len((await stream.receive()).peers) == PEERS
-            took = time.process_time() - began
+            assert turns >= PEERS / PEERS_PER_STEP
         nursery.cancel_scope.cancel()
-    print(f"\nreceived and read in {took:.3f} s, longest stall {longest * 1e3:.1f} ms")
-    assert longest < 0.25
