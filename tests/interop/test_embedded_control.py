@@ -110,7 +110,8 @@ async def test_tailscaled_logs_in_by_url_keeps_its_address_and_logs_out(r: Rig, 
             return (await daemon.status())["BackendState"] == "NeedsLogin"
 
         await poll_until("the daemon to notice", needs_login, 20)
-        key = control.server.create_auth_key("alice@example.com")
+        # Reusable: a hurried daemon interrupts its own first registration and asks again under yet another node key.
+        key = control.server.create_auth_key("alice@example.com", reusable=True)
         await daemon.up(control.url, key, "--force-reauth")
         assert (device.id, device.addresses) == (1, first_addresses)
         assert device.key != first_key
