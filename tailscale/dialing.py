@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale import obstacles
-from tailscale.errors import ConnectionRefused, NoRoute, TailscaleError
+from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
 from tailscale.tcp_sockets import TcpListener, TcpStream, describe_problem
 from tailscale.udp_sockets import UdpSocket
 from ts_netstack.tcp import ConnectionProblem
@@ -111,8 +111,10 @@ async def _dial(home: Home, address: bytes, host: str, port: int, local_port: in
             raise _silence(home, host, port, None)
         case ConnectionProblem.UNREACHABLE:
             raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
-        case ConnectionProblem.REFUSED | ConnectionProblem.RESET:
+        case ConnectionProblem.REFUSED:
             raise obstacles.refusal(host, port)
+        case ConnectionProblem.RESET:
+            raise ConnectionReset(f"{host} port {port} accepted the connection and reset it at once")
         case problem:
             raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
 

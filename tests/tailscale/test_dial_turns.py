@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import trio
+from tailscale_stack_pair import StackHome
 from trio.testing import MockClock
 
 import tailscale
+from tailscale.dialing import _dial
+from tailscale.errors import ConnectionReset
 from tailscale.testing import Tailnet
 
 
@@ -43,3 +50,28 @@ async def test_a_port_closed_on_both_is_refused(autojump_clock: MockClock) -> No
         a, _ = await net.device("a"), await net.device("b")
         with pytest.raises(tailscale.ConnectionRefused, match="port 81"):
             await a.tcp_connect("b", 81)
+
+
+async def test_a_connection_reset_before_the_dialler_looks_was_not_refused() -> None:
+    theirs = StackHome("100.64.0.2", 2)
+    listens = theirs.stack.listen(80)
+
+    class Dialler(StackHome):
+        """Everything happens within one kick: accepted, and reset."""
+
+        replies = SimpleNamespace(rejections=lambda connection: nullcontext([]))
+
+        def kick(self) -> None:
+            for sender, receiver in ((self, theirs), (theirs, self), (self, theirs)):
+                for _, packets in sender.stack.transmit(0.0):
+                    receiver.stack.receive(packets, 0.0)
+            if (accepted := listens.accept()) is not None:
+                accepted.abort(0.0)
+                for _, packets in theirs.stack.transmit(0.0):
+                    self.stack.receive(packets, 0.0)
+            for socket in self.stack.take_messages():
+                socket.owner.wake()
+
+    ours: Any = Dialler("100.64.0.1", 1)
+    with pytest.raises(ConnectionReset, match="right port 80 accepted the connection and reset it at once"):
+        await _dial(ours, theirs.address, "right", 80, 0)
