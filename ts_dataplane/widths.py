@@ -7,6 +7,7 @@ relays (docs/performance.md). Owns which destinations are told so and which ways
 from __future__ import annotations
 
 from ts_dataplane.engine import Engine
+from ts_dataplane.tables import PeerId
 
 # With WireGuard's and the relay's headers around it, two TLS records.
 RELAYED_MTU = 32_688
@@ -19,16 +20,17 @@ class Widths:
         self._engine = engine
 
     def offered_to(self, destination: bytes) -> int:
-        """Only to a peer's own addresses: who answers there has no network of its own behind it."""
-        tables = self._engine.tables
-        peer = tables.peer_for(destination)
-        known = None if peer is None else tables.peers.get(peer)
-        return RELAYED_MTU if known is not None and destination in known.addresses else 0
+        return 0 if self._peer_at(destination) is None else RELAYED_MTU
 
     def carried_to(self, destination: bytes) -> int:
         """While a path is tried out beside the relay, the same packets travel both: the smaller counts."""
-        if not self.offered_to(destination):
-            return 0
-        peer = self._engine.tables.peer_for(destination)
-        paths = self._engine.paths.get(peer, ()) if peer is not None else ()
+        peer = self._peer_at(destination)
+        paths = () if peer is None else self._engine.paths.get(peer, ())
         return RELAYED_MTU if paths and all(type(path[0]) is int for path in paths) else 0
+
+    def _peer_at(self, destination: bytes) -> PeerId | None:
+        """Only at a peer's own addresses: who answers there has no network of its own behind it."""
+        tables = self._engine.tables
+        peer = tables.peer_for(destination)
+        known = None if peer is None else tables.peers.get(peer)
+        return peer if known is not None and destination in known.addresses else None

@@ -334,8 +334,8 @@ class Outbound:
         usable = self.una + self.window - nxt
         quota = recovery.quota()
         size = min(available, usable, quota, left)
-        is_chatty = not self.nodelay or len(recovery.flight.spans) >= SMALL_RECORDS_LIMIT
-        if size < available or (is_chatty and size % mss):
+        may_be_small = self.nodelay and len(recovery.flight.spans) < SMALL_RECORDS_LIMIT
+        if size < available or (size % mss and not may_be_small):
             size = self._avoid_silliness(size, available, usable, quota, left, now)
         end = nxt + max(size, 0)
         fin = self.fin_queued and end == sent.end and nxt <= sent.end and (size > 0 or usable > 0 or self.window == 0)

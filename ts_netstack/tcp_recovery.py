@@ -150,7 +150,7 @@ class LossRecovery:
         else:
             self._forward = span.end
         age = now - span.sent_at
-        if span.sent_at >= self._rack_at:
+        if (span.sent_at, span.end) > (self._rack_at, self._rack_end):
             self._rack_at, self._rack_end, self._rack_rtt = span.sent_at, span.end, age
         return span.end - span.start, max(age, TOLERANCE)
 
