@@ -11,8 +11,8 @@ import os
 
 import trio
 
-from tailscale.testing.places import LoopbackPlace
 from tailscale.testing.servers import Relay
+from tailscale.testing.worlds import LoopbackPlace
 
 
 async def run(region: int) -> None:

@@ -16,8 +16,8 @@ TARGET = ROOT / "docs" / "reference.md"
 SECTIONS = [
     # title               file(s)                               names; None: every public one of the file
     ("Device",            "tailscale/device.py",                ["Device"]),
-    ("Streams and sockets", "tailscale/tcp_sockets.py",         ["TcpStream", "TcpListener"]),
-    ("",                  "tailscale/udp_sockets.py",           ["UdpSocket"]),
+    ("Streams and sockets", "tailscale/sockets/tcp.py",         ["TcpStream", "TcpListener"]),
+    ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Events",            "tailscale/events.py",                None),
@@ -32,8 +32,8 @@ SECTIONS = [
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),
-    ("",                  "tailscale/bridges.py",               ["Forward"]),
-    ("",                  "tailscale/pump.py",                  ["TailnetListener", "TailnetSocket"]),
+    ("",                  "tailscale/threads/bridges.py",               ["Forward"]),
+    ("",                  "tailscale/threads/pump.py",                  ["TailnetListener", "TailnetSocket"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from tailscale.events import StateChanged as StateChanged
     from tailscale.nodes import Node as Node
     from tailscale.nodes import Peers as Peers
+    from tailscale.sockets.tcp import TcpListener as TcpListener
+    from tailscale.sockets.tcp import TcpStream as TcpStream
+    from tailscale.sockets.udp import UdpSocket as UdpSocket
     from tailscale.state_file import FileStore as FileStore
     from tailscale.state_file import MemoryStore as MemoryStore
     from tailscale.state_file import Store as Store
@@ -56,9 +59,6 @@ if TYPE_CHECKING:
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
-    from tailscale.tcp_sockets import TcpListener as TcpListener
-    from tailscale.tcp_sockets import TcpStream as TcpStream
-    from tailscale.udp_sockets import UdpSocket as UdpSocket
 
 check_import_name()
 
@@ -78,8 +78,8 @@ _HOMES = {
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "Store"),
     "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),
-    "tcp_sockets": ("TcpListener", "TcpStream"),
-    "udp_sockets": ("UdpSocket",),
+    "sockets.tcp": ("TcpListener", "TcpStream"),
+    "sockets.udp": ("UdpSocket",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -19,15 +19,15 @@ import ssl as ssl_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-from tailscale import bridges
-from tailscale.bridges import Exposure, Forward
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
-from tailscale.faces import DeviceFace, DeviceOptions, Face, UdpFace, as_work
-from tailscale.loop_thread import Job, LoopThread
-from tailscale.pump import TailnetListener, TailnetSocket
-from tailscale.udp_sockets import UdpSocket as TrioUdpSocket
+from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
+from tailscale.threads import bridges
+from tailscale.threads.bridges import Exposure, Forward
+from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work
+from tailscale.threads.loop_thread import Job, LoopThread
+from tailscale.threads.pump import TailnetListener, TailnetSocket
 
 if TYPE_CHECKING:
     import os

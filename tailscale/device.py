@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
-from tailscale import diagnostics, dialing, ways
-from tailscale.config import (
+from tailscale import _diagnostics as diagnostics
+from tailscale._assembly import Runtime
+from tailscale._config import (
     DEFAULT_CLOSE_TIMEOUT,
     DEFAULT_LOGIN_TIMEOUT,
     DEFAULT_READY_TIMEOUT,
@@ -28,14 +29,14 @@ from tailscale.config import (
     default_hostname,
     rig_flag_from_environment,
 )
+from tailscale.dial import choose, dialing
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.nodes import Node, Peers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.network import HostNetwork, Network
-from tailscale.runtime.supervisor import Runtime
+from tailscale.sockets.tcp import TcpListener, TcpStream
+from tailscale.sockets.udp import UdpSocket
 from tailscale.state_file import open_store
-from tailscale.tcp_sockets import TcpListener, TcpStream
-from tailscale.udp_sockets import UdpSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,7 +223,7 @@ class Device:
             await stream.send_all(b"hello")
         ```
         """
-        return await ways.connect_anywhere(self._ready().home, host, port, timeout=timeout)
+        return await choose.connect_anywhere(self._ready().home, host, port, timeout=timeout)
 
     async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
         """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port.
@@ -258,7 +259,7 @@ class Device:
         is_tailnet, destination = await device.way_to("db")
         ```
         """
-        return await ways.way_to(self._ready().home, host)
+        return await choose.way_to(self._ready().home, host)
 
     async def resolve(self, name: str) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.

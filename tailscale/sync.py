@@ -18,15 +18,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
-from tailscale import bridges
-from tailscale.bridges import Exposure, Forward
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
-from tailscale.faces import DeviceFace, DeviceOptions, Face, UdpFace, as_work
-from tailscale.loop_thread import LoopThread
-from tailscale.pump import TailnetListener, TailnetSocket
-from tailscale.udp_sockets import UdpSocket as TrioUdpSocket
+from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
+from tailscale.threads import bridges
+from tailscale.threads.bridges import Exposure, Forward
+from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work
+from tailscale.threads.loop_thread import LoopThread
+from tailscale.threads.pump import TailnetListener, TailnetSocket
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
-    from tailscale.socket_home import Address
+    from tailscale.sockets.home import Address
 
 P = ParamSpec("P")
 T = TypeVar("T")

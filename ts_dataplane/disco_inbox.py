@@ -1,8 +1,8 @@
 """Disco messages as they come in: whose they are, whether they are fresh and fair, and what each one tells the pursuit.
 
-Owns the budget of each sender and the transactions already seen. Which path follows is decided in `pursuit.py`. Rules
-are magicsock's, bettered where that is safe: a ping or a CallMeMaybe that finds us without a trusted path is answered
-by pings at once.
+Owns the budget of each sender and the transactions already seen. Which path follows is decided in `path_keeping.py`.
+Rules are magicsock's, bettered where that is safe: a ping or a CallMeMaybe that finds us without a trusted path is
+answered by pings at once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ts_dataplane import disco
 from ts_dataplane.disco import AllocateResponse, Bind, CallMeMaybe, CallMeMaybeVia, Direct, Ping, Pong
 from ts_dataplane.disco_budget import DiscoBudget
 from ts_dataplane.disco_outbox import DiscoOutbox
+from ts_dataplane.path_keeping import Pursuit
 from ts_dataplane.path_messages import PongArrived
 from ts_dataplane.path_scoring import PathQuality
 from ts_dataplane.peer_paths import CANDIDATE_SPACING, PING_BACK_SPACING, TRUST_TIME, Path, PeerState
 from ts_dataplane.ping_ledger import Outstanding
-from ts_dataplane.pursuit import Pursuit
 
 PeerId = int
 

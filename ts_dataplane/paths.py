@@ -1,8 +1,8 @@
 """PathFinder: which way datagrams to each peer go, now.
 
 The face of the rooms around it: takes facts, activity and disco datagrams, and answers what is asked. What peers say is
-heard in `disco_inbox.py`; what follows for a peer in use is decided in `pursuit.py`. Refuses to know sockets, sessions
-and netmaps.
+heard in `disco_inbox.py`; what follows for a peer in use is decided in `path_keeping.py`. Refuses to know sockets,
+sessions and netmaps.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ts_dataplane import disco
 from ts_dataplane.disco import Direct
 from ts_dataplane.disco_inbox import DiscoInbox, is_relayed
 from ts_dataplane.disco_outbox import DiscoOutbox
+from ts_dataplane.path_keeping import Pursuit
 from ts_dataplane.path_messages import FinderMessage, NeedStun, PathReport, PingLost
 from ts_dataplane.peer_paths import Path, PeerPaths
-from ts_dataplane.pursuit import Pursuit
 
 PeerId = int
 

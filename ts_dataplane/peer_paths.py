@@ -1,6 +1,6 @@
 """What is known of the ways to one peer: control's facts, and the state kept while the peer is in use.
 
-Owns the best path, its trust, and when the next thing is due. Sends nothing and knows no disco: `pursuit.py` asks
+Owns the best path, its trust, and when the next thing is due. Sends nothing and knows no disco: `path_keeping.py` asks
 what is due and does it. Times and rules are magicsock's, named by cause; idle peers have no state at all.
 """
 
@@ -192,7 +192,7 @@ class PeerState:
         return max(self.sent_at, self.heard_at) + RETIRE_TIME
 
     def next_timer(self, now: float) -> float:
-        """When `pursuit.py` has to look at this peer again."""
+        """When `path_keeping.py` has to look at this peer again."""
         lapse = self.trusted_until if now < self.trusted_until else math.inf
         doubt = self.doubt_at()
         return min(

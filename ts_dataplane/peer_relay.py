@@ -1,8 +1,8 @@
 """Peer relays: peers that carry datagrams between two others, inside Geneve, faster than a DERP relay would.
 
 Owns the dialogue that earns a path through one: allocate a place over DERP, tell the other side, bind by a three-way
-handshake, ping through. Sends nothing itself: `transmit` hands out orders that `pursuit.py` carries out. Knows no trust
-and no scores. Rules are magicsock's relayManager.
+handshake, ping through. Sends nothing itself: `transmit` hands out orders that `path_keeping.py` carries out. Knows no
+trust and no scores. Rules are magicsock's relayManager.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pings that wait for their pong.
 
 Owns transaction ids and the five seconds after which a ping is forgotten; what an answer or a silence means is
-decided in `pursuit.py`. All pings live equally long, so the oldest is always the next to expire.
+decided in `path_keeping.py`. All pings live equally long, so the oldest is always the next to expire.
 """
 
 from __future__ import annotations

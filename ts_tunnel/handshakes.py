@@ -15,8 +15,8 @@ from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate, clamp
 from ts_tunnel import drops as because
 from ts_tunnel.cookie import append_macs, open_cookie_untrusted
-from ts_tunnel.door import Door
 from ts_tunnel.handshake import HeardInitiation, Initiation, read_initiation_untrusted
+from ts_tunnel.handshake_guard import Door
 from ts_tunnel.indices import Indices
 from ts_tunnel.messages import NO_ANSWER, Path, PeerId, SessionEstablished, SessionLost
 from ts_tunnel.outbox import Outbox

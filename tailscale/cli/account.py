@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tailscale.cli.exits import OK
+from tailscale.cli.exit_codes import OK
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined, state_path
 from tailscale.state_file import FileStore

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailscale.cli.exits import EXIT_TABLE
-from tailscale.config import default_hostname
-from tailscale.diagnostics import PING_KINDS
+from tailscale._config import default_hostname
+from tailscale._diagnostics import PING_KINDS
+from tailscale.cli.exit_codes import EXIT_TABLE
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {

@@ -15,7 +15,7 @@ import trio
 from tailscale import __version__
 from tailscale.cli.demo_page import fetch_page, page
 from tailscale.cli.demo_show import Show
-from tailscale.cli.exits import FAILED, OK
+from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.peers_table import show_peers
 from tailscale.cli.screen import Screen, in_bytes, in_time
 from tailscale.errors import ConnectionRefused, ConnectionTimedOut

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import trio
 
-from tailscale.cli.exits import explain, sole_cause
+from tailscale.cli.exit_codes import explain, sole_cause
 from tailscale.cli.screen import Screen, in_time
 
 TITLE_WIDTH = 62

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from tailscale.cli import doctor_local, doctor_tailnet
-from tailscale.cli.exits import FAILED, OK
+from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.findings import BAD, GOOD, SKIP, WARN, Check, Finding, bad
 from tailscale.cli.screen import Screen, visible
 

@@ -18,7 +18,7 @@ import trio
 
 import tailscale
 from tailscale.cli.findings import BAD, SKIP, Finding, good, warn
-from tailscale.cli.reading import EXTRAS, STANDS_ON
+from tailscale.cli.queries import EXTRAS, STANDS_ON
 from tailscale.cli.session import control_url, state_path
 from tailscale.state_file import FileStore
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale._config import auth_key_from_environment
 from tailscale.cli.findings import BAD, SKIP, Finding, bad, good, warn
 from tailscale.cli.screen import Screen, in_time
 from tailscale.cli.session import control_url, joined, state_path
-from tailscale.config import auth_key_from_environment
 from tailscale.errors import ConnectionTimedOut, TailscaleError
 from tailscale.runtime.network import HostNetwork
 from tailscale.state_file import FileStore

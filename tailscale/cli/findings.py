@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tailscale.cli.exits import explain
+from tailscale.cli.exit_codes import explain
 
 GOOD, WARN, BAD, SKIP = "ok", "warn", "bad", "skip"
 

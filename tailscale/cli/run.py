@@ -17,20 +17,20 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from tailscale.cli.exits import FAILED, OK, explain, sole_cause
+from tailscale.cli.exit_codes import FAILED, OK, explain, sole_cause
 from tailscale.cli.screen import Screen
 
 Command = Callable[[argparse.Namespace, Screen], Awaitable[int]]
 HOMES = {
     "demo": "demo",
-    "status": "reading",
-    "ping": "reading",
-    "whois": "reading",
-    "ip": "reading",
-    "netcheck": "reading",
-    "version": "reading",
-    "nc": "carrying",
-    "listen": "carrying",
+    "status": "queries",
+    "ping": "queries",
+    "whois": "queries",
+    "ip": "queries",
+    "netcheck": "queries",
+    "version": "queries",
+    "nc": "streams",
+    "listen": "streams",
     "doctor": "doctor",
     "login": "account",
     "logout": "account",

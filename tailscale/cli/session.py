@@ -15,9 +15,9 @@ from pathlib import Path
 
 import trio
 
+from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.cli.arguments import default_state
 from tailscale.cli.screen import Screen, in_time
-from tailscale.config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.device import Device
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import ControlStateChanged, NetInfoChanged, NetMapChanged, RelaysChanged

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tailscale.tcp_sockets import TcpStream
+from tailscale.sockets.tcp import TcpStream
 
 if TYPE_CHECKING:
     from tailscale.device import Device

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tailscale.device import Device
-    from tailscale.socket_home import Address
+    from tailscale.sockets.home import Address
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -20,7 +20,7 @@ from tailscale.http.exchange import HttpExchange
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
 from tailscale.http.wire import Wire
-from tailscale.tcp_sockets import TcpListener, TcpStream
+from tailscale.sockets.tcp import TcpListener, TcpStream
 
 if TYPE_CHECKING:
     from tailscale.device import Device

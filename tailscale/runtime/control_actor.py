@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.config import Config
+from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.bus import Bus
+from tailscale.runtime.control_announcements import ControlVoice
 from tailscale.runtime.control_pings import Pings
 from tailscale.runtime.control_updates import Updates
-from tailscale.runtime.control_voice import ControlVoice
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,

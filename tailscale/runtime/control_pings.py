@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from tailscale.runtime.peer_pings import KINDS
+from tailscale.dial.control_pings import KINDS
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.client import ControlClient

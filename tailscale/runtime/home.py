@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 import trio
 
-from tailscale import obstacles
-from tailscale.config import Config, Preferences
+from tailscale._config import Config, Preferences
+from tailscale.dial import failures
+from tailscale.dns.names import literal_address
+from tailscale.dns.resolvers import NameResolver
 from tailscale.errors import DeviceNotReady, NameNotFound
-from tailscale.names import literal_address
 from tailscale.nodes import Node, node_from_wire
-from tailscale.resolvers import NameResolver
+from tailscale.runtime.awaited_answers import Replies
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.messages import (
@@ -29,7 +30,6 @@ from tailscale.runtime.messages import (
     TablesChanged,
 )
 from tailscale.runtime.network import Network
-from tailscale.runtime.replies import Replies
 from ts_base.ip import format_address
 from ts_control import wire
 from ts_control.netmap import NetMap
@@ -50,7 +50,7 @@ class Home:
     """One per device; everything here is a question."""
 
     resolver: NameResolver
-    """Given by the supervisor: it dials its servers, and dialling needs all of this."""
+    """Given by the assembly: it dials its servers, and dialling needs all of this."""
 
     def __init__(
         self, config: Config, network: Network, bus: Bus, stack: Stack, endpoint: Endpoint, dataplane: Dataplane
@@ -152,11 +152,11 @@ class Home:
         try:
             addresses = [literal] if literal else await self.resolver.address_bytes(host)
         except NameNotFound as problem:
-            raise obstacles.unknown_name(problem, self.standing) from None
+            raise failures.unknown_name(problem, self.standing) from None
         own = self._dataplane.engine.tables.own
         usable = [a for a in addresses if a in own or self.routes_to(a)]
         if not usable:
-            raise obstacles.no_way_to(self.identify(addresses[0]), host, addresses[0], self.standing)
+            raise failures.no_way_to(self.identify(addresses[0]), host, addresses[0], self.standing)
         return usable
 
     def own_address(self, host: str | None) -> bytes | None:

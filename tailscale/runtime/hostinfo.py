@@ -9,7 +9,7 @@ import platform
 import sys
 from functools import cache
 
-from tailscale.config import Preferences
+from tailscale._config import Preferences
 from tailscale.runtime.messages import NetInfoChanged
 from ts_control.wire import Hostinfo, NetInfo, Service
 

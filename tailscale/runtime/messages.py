@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tailscale.config import Preferences
+from tailscale._config import Preferences
 from tailscale.runtime.bus import Event, Lossy, Retained
 from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap

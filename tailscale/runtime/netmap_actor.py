@@ -12,8 +12,8 @@ from functools import lru_cache
 import msgspec
 import trio
 
-from tailscale.config import Preferences
-from tailscale.names import clean_name
+from tailscale._config import Preferences
+from tailscale.dns.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChanged, PreferencesChanged, TablesChanged

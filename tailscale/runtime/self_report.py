@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tailscale.config import Preferences
+from tailscale._config import Preferences
 from tailscale.runtime.hostinfo import build_hostinfo
 from tailscale.runtime.messages import ControlInformed, EndpointsChanged, NetInfoChanged, PreferencesChanged
 from ts_base.keys import DiscoPublic, NodePublic

@@ -12,9 +12,9 @@ from typing import Any
 import trio
 
 from tailscale.testing.control import ControlService
-from tailscale.testing.places import Place, VirtualPlace
 from tailscale.testing.relay import Certificate, RelayService, answer_stun, region
 from tailscale.testing.served_tls import ServedTls
+from tailscale.testing.worlds import Place, VirtualPlace
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.server import ControlServer
 from ts_control.wire import DERPMap

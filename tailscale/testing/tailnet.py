@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
-from tailscale.testing.places import LoopbackPlace, Place, VirtualPlace
 from tailscale.testing.servers import Control, Relay
+from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
 from ts_base.ip import parse_address
 from ts_base.keys import NodePublic
 from ts_control.policy import Policy

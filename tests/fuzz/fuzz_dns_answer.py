@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpkt import dns as wire
 
-from tailscale.dns_messages import MAX_RECORDS, MAX_TTL, TYPES, decode_answer_untrusted, encode_query
+from tailscale.dns.messages import MAX_RECORDS, MAX_TTL, TYPES, decode_answer_untrusted, encode_query
 from ts_base.errors import BadPacket
 
 NAME, IDENTIFIER = "host.example", 0x1234

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from tailscale.config import Preferences
-from tailscale.names import TailnetNames
+from tailscale._config import Preferences
+from tailscale.dns.names import TailnetNames
 from tailscale.nodes import Peers
 from tailscale.runtime.netmap_actor import TablesCompiler
 from tailscale.runtime.path_actor import PeerTranslator

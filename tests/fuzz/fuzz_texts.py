@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from tailscale.names import clean_name, literal_address
-from tailscale.resolvers import address_of_arpa, arpa_name, server_address
+from tailscale.dns.names import clean_name, literal_address
+from tailscale.dns.resolvers import address_of_arpa, arpa_name, server_address
 from ts_base import ip, keys
 from ts_base.errors import BadPacket
 from ts_control.directory import clean_label, parse_routes_untrusted

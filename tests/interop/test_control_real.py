@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from tailscale.config import Config, Preferences
+from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import Control, run_control

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tailscale.tcp_sockets import TcpListener, TcpStream
-from tailscale.udp_sockets import UdpSocket
+from tailscale.sockets.tcp import TcpListener, TcpStream
+from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import parse_address
 from ts_netstack.stack import Stack
 

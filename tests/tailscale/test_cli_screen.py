@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tailscale.cli.exits import EXIT_TABLE, explain
+from tailscale.cli.exit_codes import EXIT_TABLE, explain
 from tailscale.cli.screen import Screen, fitting, in_bytes, in_time
 from tailscale.errors import LoginRequired, NameNotFound, StateLocked
 

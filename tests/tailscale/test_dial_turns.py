@@ -12,7 +12,7 @@ from tailscale_stack_pair import StackHome
 from trio.testing import MockClock
 
 import tailscale
-from tailscale.dialing import _dial
+from tailscale.dial.dialing import _dial
 from tailscale.errors import ConnectionReset
 from tailscale.testing import Tailnet
 

@@ -12,8 +12,8 @@ import pytest
 
 import tailscale
 from tailscale import _ownership, aio, sync
-from tailscale.faces import DeviceOptions
 from tailscale.runtime import hostinfo
+from tailscale.threads.face import DeviceOptions
 
 HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
 OTHER_WORDS = {"tcp_connect", "connect_anywhere", "listen"}  # each face has what its world calls these

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tailscale.config import Config, Preferences
+from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
 from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, Control, run_control

@@ -8,8 +8,8 @@ from tunnel_scripts import KIND_NAMES, PATH_A, PATH_B, A, Pair, Side, kinds, str
 from ts_base.keys import clamp
 from ts_tunnel import drops as because
 from ts_tunnel.cookie import append_macs, keyed_mac, mac1_key_of
-from ts_tunnel.door import origin_of, source_of
 from ts_tunnel.handshake import Initiation, encode_timestamp
+from ts_tunnel.handshake_guard import origin_of, source_of
 from ts_tunnel.load import LoadGauge, SourceBudgets
 from ts_tunnel.params import (
     CALM_INITIATIONS_PER_SECOND,

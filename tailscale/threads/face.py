@@ -11,18 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
-from tailscale.udp_sockets import UdpSocket
+from tailscale.sockets.udp import UdpSocket
 
 if TYPE_CHECKING:
     import os
     import ssl
 
-    from tailscale.config import AuthKey
-    from tailscale.loop_thread import LoopThread
+    from tailscale._config import AuthKey
     from tailscale.nodes import Node, Peers
-    from tailscale.socket_home import Address
+    from tailscale.sockets.home import Address
     from tailscale.state_file import Store
     from tailscale.status import HealthWarning
+    from tailscale.threads.loop_thread import LoopThread
 
 P = ParamSpec("P")
 T = TypeVar("T")

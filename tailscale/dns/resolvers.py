@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
-from tailscale.dns_messages import (
+from tailscale.dns.messages import (
     MAX_NAME,
     NAME_ERROR,
     NO_ERROR,
@@ -21,8 +21,8 @@ from tailscale.dns_messages import (
     decode_answer_untrusted,
     encode_query,
 )
+from tailscale.dns.names import TailnetNames, address_texts, clean_name, literal_address
 from tailscale.errors import NameNotFound
-from tailscale.names import TailnetNames, address_texts, clean_name, literal_address
 from ts_base.errors import BadPacket
 from ts_base.ip import is_tailscale_address, parse_address
 

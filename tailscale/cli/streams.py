@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.cli.exits import OK
+from tailscale.cli.exit_codes import OK
 from tailscale.cli.pipes import StandardInput, StandardOutput, splice
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
 
 if TYPE_CHECKING:
-    from tailscale.tcp_sockets import TcpListener, TcpStream
+    from tailscale.sockets.tcp import TcpListener, TcpStream
 
 CONNECTIONS_LIMIT = 256  # served at once; more wait in the listener's backlog
 

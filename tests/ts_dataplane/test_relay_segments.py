@@ -6,8 +6,8 @@ import pytest
 
 from ts_base.ip import parse_address
 from ts_dataplane.engine import Engine
+from ts_dataplane.relay_segments import RELAYED_MTU, Widths
 from ts_dataplane.tables import PeerRoutes, compile_tables
-from ts_dataplane.widths import RELAYED_MTU, Widths
 from ts_derp.frames import MAX_PACKET_LENGTH, PACKET_OVERHEAD
 
 PEER, PEER6, ROUTED, SERVICE = "100.64.0.2", "fd7a:115c:a1e0::2", "10.1.2.3", "100.100.1.1"

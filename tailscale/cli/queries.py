@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale import __version__
-from tailscale.cli.exits import FAILED, OK, UNREACHABLE
+from tailscale.cli.exit_codes import FAILED, OK, UNREACHABLE
 from tailscale.cli.peers_table import presence, show_peers
 from tailscale.cli.screen import Screen, in_time, text_of
 from tailscale.cli.session import joined
+from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionTimedOut, NameNotFound
-from tailscale.names import literal_address
 
 if TYPE_CHECKING:
     from tailscale.device import Device

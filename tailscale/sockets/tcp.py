@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionReset
-from tailscale.socket_home import readable_address
+from tailscale.sockets.home import readable_address
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
-    from tailscale.socket_home import Address, Bytes, SocketHome
+    from tailscale.sockets.home import Address, Bytes, SocketHome
     from ts_netstack.tcp import TcpConnection
     from ts_netstack.tcp_listen import TcpListen
 

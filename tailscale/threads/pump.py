@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 if TYPE_CHECKING:
-    from tailscale.socket_home import Address
-    from tailscale.tcp_sockets import TcpStream
+    from tailscale.sockets.home import Address
+    from tailscale.sockets.tcp import TcpStream
 
 CHUNK = 256 << 10
 LOOPBACK = "127.0.0.1"

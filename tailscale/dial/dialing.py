@@ -1,4 +1,4 @@
-"""Making connections: from a host and a port to an open stream, or to an error. Its words are in `obstacles.py`."""
+"""Making connections: from a host and a port to an open stream, or to an error. Its words are in `failures.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale import obstacles
+from tailscale.dial import failures
 from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
-from tailscale.tcp_sockets import TcpListener, TcpStream, describe_problem
-from tailscale.udp_sockets import UdpSocket
+from tailscale.sockets.tcp import TcpListener, TcpStream, describe_problem
+from tailscale.sockets.udp import UdpSocket
 from ts_netstack.tcp import ConnectionProblem
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ async def _dial(home: Home, address: bytes, host: str, port: int, local_port: in
             home.kick()
             await stream.wait_connected()
             if rejection:
-                raise obstacles.refusal(host, port, rejection[0])
+                raise failures.refusal(host, port, rejection[0])
     except BaseException:
         stream.abort()
         raise
@@ -112,7 +112,7 @@ async def _dial(home: Home, address: bytes, host: str, port: int, local_port: in
         case ConnectionProblem.UNREACHABLE:
             raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
         case ConnectionProblem.REFUSED:
-            raise obstacles.refusal(host, port)
+            raise failures.refusal(host, port)
         case ConnectionProblem.RESET:
             raise ConnectionReset(f"{host} port {port} accepted the connection and reset it at once")
         case problem:
@@ -123,7 +123,7 @@ def _silence(home: Home, host: str, port: int, timeout: float | None) -> Tailsca
     after = f" within {timeout:g} s" if timeout is not None else ""
     node = home.find_node(host)
     has_session = node is not None and home.has_session(node.id)
-    return obstacles.silence(
+    return failures.silence(
         host, port, after, node, standing=home.standing, has_session=has_session, now=home.wall_clock()
     )
 

@@ -18,7 +18,7 @@ from tailscale.errors import DeviceClosed, DeviceNotReady
 
 if TYPE_CHECKING:
     from tailscale.device import Device
-    from tailscale.pump import Pump
+    from tailscale.threads.pump import Pump
 
 T = TypeVar("T")
 GOODBYE = 1.0  # what the program wrote last gets this long to leave

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionRefused
-from tailscale.socket_home import readable_address
+from tailscale.sockets.home import readable_address
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
-    from tailscale.socket_home import Address, Bytes, SocketHome
+    from tailscale.sockets.home import Address, Bytes, SocketHome
     from ts_netstack.udp import UdpPort
 
 MAX_DATAGRAM = 65_507

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale import dialing
-from tailscale.udp_sockets import UdpSocket
+from tailscale.dial import dialing
+from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tailscale.config import Config, Preferences
+from tailscale._config import Config, Preferences
+from tailscale.dial.control_pings import ping_for_control
+from tailscale.dial.resolver_access import ResolverAccess
+from tailscale.dns.resolvers import NameResolver
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.events import EventStream
-from tailscale.resolvers import NameResolver
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.dataplane import Dataplane
+from tailscale.runtime.event_feed import Watch, run_watch
 from tailscale.runtime.health import Health
 from tailscale.runtime.home import Home
 from tailscale.runtime.identity_actor import run_identity
@@ -37,19 +40,16 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
 from tailscale.runtime.path_actor import announce, run_paths
-from tailscale.runtime.peer_pings import ping_for_control
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
-from tailscale.runtime.resolver_access import ResolverAccess
 from tailscale.runtime.underlay import Path, Underlay
-from tailscale.runtime.watch import Watch, run_watch
 from tailscale.state_file import State
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import PathChanged
 from ts_dataplane.paths import PathFinder
+from ts_dataplane.relay_segments import Widths
 from ts_dataplane.tsmp import DiscoKeyAdvertised
-from ts_dataplane.widths import Widths
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 

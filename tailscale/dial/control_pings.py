@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec.structs import replace as change
 
-from tailscale import diagnostics, dialing
+from tailscale import _diagnostics as diagnostics
+from tailscale.dial import dialing
 from tailscale.errors import NoRoute, TailscaleError
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, parse_address

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale import dialing
+from tailscale.dial import dialing
+from tailscale.dns.names import clean_name, literal_address
 from tailscale.errors import ConnectionTimedOut, NameNotFound
-from tailscale.names import clean_name, literal_address
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:

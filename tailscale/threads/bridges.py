@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from tailscale.errors import TailscaleError
-from tailscale.pump import LOOPBACK, Pump, TailnetListener, TailnetSocket, connect_back, loopback_pair, reset
+from tailscale.threads.pump import LOOPBACK, Pump, TailnetListener, TailnetSocket, connect_back, loopback_pair, reset
 
 if TYPE_CHECKING:
-    from tailscale.loop_thread import LoopThread
-    from tailscale.tcp_sockets import TcpListener, TcpStream
+    from tailscale.sockets.tcp import TcpListener, TcpStream
+    from tailscale.threads.loop_thread import LoopThread
 
 log = logging.getLogger("tailscale")
 FORWARD_BACKLOG = 128

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale import obstacles
+from tailscale.dial import failures
+from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
-from tailscale.names import literal_address
 from tailscale.nodes import node_from_wire
 from tailscale.status import HealthWarning, Identity, PeerStatus, PingResult, Status
 from ts_base.ip import format_address
@@ -39,7 +39,7 @@ async def ping(home: Home, host: str, kind: str, size: int, timeout: float) -> P
         address = (await home.destinations(host))[0]
         latency, path = await home.replies.ping(address, kind, size)
         return PingResult(latency, path, kind, home.identify(address))
-    raise obstacles.ping_silence(host, kind, timeout, home.standing)
+    raise failures.ping_silence(host, kind, timeout, home.standing)
 
 
 def status(home: Home, health: tuple[HealthWarning, ...]) -> Status:

@@ -1,0 +1,1 @@
+"""Names: the tailnet's own first, then its resolvers, over the tailnet. Private."""
