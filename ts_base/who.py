@@ -1,0 +1,57 @@
+"""Who: peers, the paths to them, and runs. The nouns that every room of the packet path shares.
+
+Owns their shapes, and the only code that asks a path what it looks like. Refuses to know which path is good.
+Paths are plain tuples: they are keys of dictionaries, and are compared once per run on the packet path.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+PeerId = int  # the control server's node id; 0 is nobody
+
+# An address through one of several uplinks carries it as a zone (RFC 4007): ("192.0.2.7%wwan0", 41641). Without a zone
+# the system chooses, so that a host with one uplink pays nothing for the others.
+Direct = tuple[str, int]  # host and port
+PeerRelayed = tuple[str, int, int]  # host, port and Geneve VNI of the peer that relays
+Relayed = tuple[int, bytes]  # DERP region and the peer's node key
+Path = Direct | PeerRelayed | Relayed
+
+PathRun = tuple[Path, list[bytes]]
+PeerRun = tuple[PeerId, list[bytes]]
+
+# Of the overlay. Outbound packets name their next hop: where they go, and by which peer if not by the one that routes
+# it (0). Inbound ones name the peer they came from, and whether what we send to their source goes to that peer anyway:
+# if not, it speaks as one of several chosen exits, and only in the flows that were opened through it.
+Hop = tuple[bytes, PeerId]
+Origin = tuple[PeerId, bool]
+
+
+def is_relayed(path: Path) -> TypeGuard[Relayed]:
+    """By a DERP server."""
+    return type(path[0]) is int
+
+
+def is_direct(path: Path) -> TypeGuard[Direct]:
+    """Straight to the peer."""
+    return len(path) == 2 and type(path[0]) is str
+
+
+def is_peer_relayed(path: Path) -> TypeGuard[PeerRelayed]:
+    """By another peer that relays."""
+    return len(path) == 3
+
+
+def endpoint_of(path: Direct | PeerRelayed) -> Direct:
+    """The UDP address that datagrams for this path are sent to."""
+    return path[0], path[1]
+
+
+def host_of(path: Direct | PeerRelayed) -> str:
+    """The address without its zone, for whoever reads what it means."""
+    return path[0].partition("%")[0]
+
+
+def uplink_of(path: Direct | PeerRelayed) -> str:
+    """The uplink that the path is bound to; empty where the system chooses."""
+    return path[0].partition("%")[2]
