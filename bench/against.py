@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -37,6 +38,11 @@ class Failed(Exception):
     """A checkout could not be had or measured."""
 
 
+def is_no_chance(on_one_side: int, of: int) -> bool:
+    """The sign test: would a fair coin fall this way as often in one of twenty tries at most? Five rounds are the least."""
+    return sum(math.comb(of, k) for k in range(on_one_side, of + 1)) / 2**of <= 0.05
+
+
 @dataclass
 class Compared:
     """Samples of one row, paired by round."""
@@ -62,11 +68,11 @@ class Compared:
         return max(self.then) / (max(self.now) or 1.0)
 
     def verdict(self, bar: float = BAR) -> str:
-        """Median and best must agree, or more rounds are needed."""
-        both = (self.ratio(), self.ratio_of_best())
-        if min(both) > 1 + bar:
+        """Median and best must agree, and the rounds point one way, or more rounds are needed."""
+        both, ratios = (self.ratio(), self.ratio_of_best()), self.ratios()
+        if min(both) > 1 + bar and is_no_chance(sum(ratio > 1 for ratio in ratios), len(ratios)):
             return "SLOWER"
-        if max(both) < 1 / (1 + bar):
+        if max(both) < 1 / (1 + bar) and is_no_chance(sum(ratio < 1 for ratio in ratios), len(ratios)):
             return "faster"
         if all(1 / (1 + bar) <= each <= 1 + bar for each in both):
             return "same"

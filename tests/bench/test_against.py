@@ -21,8 +21,10 @@ def row(then: list[float], now: list[float], *, lower_is_better: bool = True) ->
     ("then", "now", "verdict"),
     [
         ([1.0, 1.1, 1.0], [1.01, 1.1, 1.0], "same"),
-        ([1.0, 1.0, 1.0], [1.1, 1.2, 1.05], "SLOWER"),
-        ([1.0, 1.0, 1.0], [0.9, 0.8, 0.9], "faster"),
+        ([1.0] * 5, [1.1, 1.2, 1.05, 1.1, 1.1], "SLOWER"),
+        ([1.0] * 5, [0.9, 0.8, 0.9, 0.9, 0.9], "faster"),
+        ([1.0] * 3, [1.1, 1.2, 1.05], "unclear"),  # three rounds are too few to say so
+        ([1.0, 1.0, 1.0, 1.1, 1.0], [1.1, 1.1, 1.1, 1.05, 1.1], "unclear"),  # and one of five points elsewhere
         ([1.0, 1.0, 1.0], [1.2, 1.0, 1.2], "unclear"),  # the median says slower, the undisturbed round does not
         ([1.0, 1.3, 1.3], [1.2, 1.3, 1.3], "unclear"),  # and the other way round
     ],
