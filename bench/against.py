@@ -39,7 +39,7 @@ class Failed(Exception):
 
 
 def is_no_chance(on_one_side: int, of: int) -> bool:
-    """The sign test: would a fair coin fall this way as often in one of twenty tries at most? Five rounds are the least."""
+    """The sign test: a fair coin falls this way in one of twenty tries at most. Below five rounds nothing passes."""
     return sum(math.comb(of, k) for k in range(on_one_side, of + 1)) / 2**of <= 0.05
 
 
