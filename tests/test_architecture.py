@@ -250,6 +250,19 @@ def test_nobody_inside_imports_the_shop_window() -> None:
                 assert not strangers, f"{name} takes {strangers} from the package's own front"
 
 
+@PARAMETERS
+def test_optional_libraries_come_through_one_door(name: str, tree: ast.Module) -> None:
+    if name == "ts_base/optional.py":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is not None:
+            caught = ast.unparse(node.type)
+            assert not any(kind in caught for kind in ("ImportError", "ModuleNotFound")), (
+                f"{name}: ask ts_base.optional"
+            )
+        assert not (isinstance(node, ast.Attribute) and node.attr == "find_spec"), f"{name}: ask ts_base.optional"
+
+
 # --- who reaches into whom ------------------------------------------------------------------------
 
 
