@@ -55,8 +55,8 @@ natlab: $(READY) ## every pair of NATs in network namespaces, tsnet first, then 
 	@$(BIN)/python tests/interop/build.py
 	@NATLAB=full $(BIN)/python -m pytest tests/interop/test_natlab.py
 
-bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet
-	@$(BIN)/python -m bench
+bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet; AGAINST=rev: against a revision
+	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST))
 
 fuzz: $(READY)  ## every parser and state machine against hostile bytes: BUDGET=100000 inputs, or GUIDED=10 minutes
 ifdef GUIDED

@@ -10,8 +10,7 @@ import math
 from collections.abc import Iterable
 
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, is_tailscale_address, parse_address
-from ts_dataplane.path_scoring import is_link_local, is_loopback
+from ts_base.ip import format_address, is_link_local, is_loopback, is_tailscale_address, parse_address
 
 Direct = tuple[str, int]
 

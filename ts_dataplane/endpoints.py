@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ts_base.errors import BadPacket
-from ts_base.ip import is_tailscale_address, parse_address
+from ts_base.ip import is_link_local, is_loopback, is_tailscale_address, parse_address
 from ts_dataplane.netcheck import Report
-from ts_dataplane.path_scoring import is_link_local, is_loopback
 
 Direct = tuple[str, int]
 

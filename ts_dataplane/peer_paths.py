@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ts_base.budget import Budget
+from ts_base.ip import TUNNEL_MTU
 from ts_dataplane.candidates import Candidate, Candidates
 from ts_dataplane.path_scoring import Direct, PathQuality, is_better
 
@@ -27,7 +28,6 @@ UPGRADE_INTERVAL = 60.0
 GOOD_ENOUGH_LATENCY = 0.005
 RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
 
-TUNNEL_MTU = 1280
 SIZE_PROBES = 4  # unanswered full-size pings on a path that answers small ones: a black hole
 SIZE_PROBE_SPACING = 1.0
 
