@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane import disco, geneve
-from ts_dataplane.path_messages import NeedStun, PathChanged
+from ts_dataplane.path_messages import BestPathChanged, NeedStun
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.peer_paths import PeerPaths
 
@@ -303,7 +303,7 @@ class RelayServer(Host):
 
 
 def changes(host: Host, peer: Host) -> list:
-    return [m.path for _, m in host.messages if isinstance(m, PathChanged) and m.peer == peer.number]
+    return [m.path for _, m in host.messages if isinstance(m, BestPathChanged) and m.peer == peer.number]
 
 
 def lan(count=2, **options) -> tuple:

@@ -108,7 +108,7 @@ def test_path_that_swallows_full_size_datagrams_is_not_used():
     assert len(a.paths_to(b)) == 2  # in doubt: the relay has a copy of everything
     world.talk(a, b, 10.0)
     assert a.paths_to(b) == ((REGION, b.key),)
-    assert a.finder.drops["black hole"] == 1
+    assert a.finder.drops["paths.black_hole"] == 1
     world.blocked = lambda host, path, datagram: False
     world.talk(a, b, 70.0)
     assert a.is_direct(b)
