@@ -50,7 +50,7 @@ from ts_dataplane.ping_ledger import Outstanding
 #
 #   IDLE, SEARCHING   no path: the relay alone. Searching pings all candidates, every 0.25 s first and every 5 s later.
 #   MIRRORED          found, but a path may swallow large datagrams: path and relay both get everything until a
-#                     full-size ping came back. Four of them unanswered: a black hole, and the path is blocked.
+#                     full-size ping came back. Six of them unanswered: a black hole, and the path is blocked.
 #   TRUSTED           the path alone. A heartbeat asks it every 3 s while the peer is in use.
 #   DOUBTED           a ping is unanswered for 1 s and two round trips, or no pong came for 6.5 s. Path and relay both
 #                     get everything, so a wrong suspicion costs bytes, not time. Lost when a ping times out then.

@@ -30,7 +30,7 @@ STANDBY_LIFE = 2 * STANDBY_INTERVAL + 0.5  # a standby that answered within this
 RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
 
 TUNNEL_MTU = 1280
-SIZE_PROBES = 4  # unanswered full-size pings on a path that answers small ones: a black hole
+SIZE_PROBES = 6  # unanswered full-size pings on a path that answers small ones: a black hole, not bad luck
 SIZE_PROBE_SPACING = 1.0
 
 
