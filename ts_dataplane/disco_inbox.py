@@ -32,7 +32,7 @@ RELAY_HOST = "127.3.3.40"  # stands for "through a relay" where a pong needs an 
 @dataclass(frozen=True, slots=True)
 class InboxStatistics:
     seen_pings: int  # remembered, to refuse repeated ones
-    senders: int  # with a budget of their own
+    budgets: int  # of senders heard lately, up to three each
 
 
 class DiscoInbox:

@@ -154,7 +154,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
             nursery.cancel_scope.cancel()
         inbox = runtime.dataplane.finder.statistics().inbox
         assert inbox.seen_pings <= MAX_SEEN_PINGS
-        assert inbox.senders <= MAX_BUCKETS
+        assert inbox.budgets <= MAX_BUCKETS
         assert runtime.endpoint.statistics().active_peers <= 1
         ratio = median(busy) / median(calm)
         dropped = {reason: count for reason, count in target._ready().home.drops().items() if count > 100}
