@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
 from ts_base.keys import NodePrivate
+from ts_base.who import PathRun
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule
 from ts_dataplane.tables import PeerRoutes, compile_tables
@@ -117,7 +118,7 @@ def measure(protocol: int, family: int, size: int, packets: int) -> dict[str, fl
             cipher.encrypt(nonce, padded, b"")
         return time.perf_counter() - start
 
-    waiting: list[list[tuple[Any, list[bytes]]]] = []
+    waiting: list[list[PathRun]] = []
 
     def outbound() -> float:
         spent = 0.0

@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.ip import is_link_local, is_loopback, is_private, parse_address
-
-Direct = tuple[str, int]
-PeerRelayed = tuple[str, int, int]
+from ts_base.who import Direct, PeerRelayed, host_of, is_direct
 
 LOOPBACK_POINTS, LINK_LOCAL_POINTS, PRIVATE_POINTS, IPV6_POINTS = 50, 30, 20, 10
 
@@ -54,11 +52,11 @@ def is_better(a: PathQuality | None, b: PathQuality | None) -> bool:
         return a is not None
     if a.path == b.path:
         return a.mtu > b.mtu
-    if len(a.path) != len(b.path):
-        return len(a.path) < len(b.path)  # a direct path beats one through a peer relay
+    if is_direct(a.path) != is_direct(b.path):
+        return is_direct(a.path)  # a direct path beats one through a peer relay
     a_speed, b_speed = speed_points(a.latency, b.latency)
-    a_points = a_speed + address_points(a.path[0])
-    b_points = b_speed + address_points(b.path[0])
+    a_points = a_speed + address_points(host_of(a.path))
+    b_points = b_speed + address_points(host_of(b.path))
     if a_points <= 1 and b_points == 0:
         return False
     return a_points > b_points

@@ -63,11 +63,13 @@ class Supervision:
             if recent:
                 self._steady_at[name] = began + STEADY
             try:
-                return await start(task_status=status)
+                await start(task_status=status)
             except Exception as error:
                 if _is_decision(error):
                     raise
                 failure = error
+            else:
+                return
             now = trio.current_time()
             self._tell(name, failure)
             self._steady_at[name] = math.inf

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Never
 
 import trio
 
-from ts_base.ip import MINIMUM_MTU
+from ts_base.ip import TUNNEL_MTU
 
 if TYPE_CHECKING:
     from ts_base.who import Hop, Origin
@@ -137,7 +137,7 @@ class TunOverlay:
                 self.drops["tun.not_ip"] += 1
 
     def _keep(self, destination: bytes, packet: bytes) -> None:
-        if len(packet) > MINIMUM_MTU:
+        if len(packet) > TUNNEL_MTU:
             self.drops["tun.too_big"] += 1  # the device's MTU says so; raised by hand, it would not fit the tunnel
             return
         self._packets_read += 1
