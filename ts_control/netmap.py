@@ -16,6 +16,7 @@ from typing import Any
 from msgspec.structs import replace as change
 
 from ts_base.errors import BadPacket
+from ts_base.hosts import check_host_untrusted
 from ts_base.keys import NodePublic
 from ts_control.gojson import from_unix_time, unix_time
 from ts_control.wire import (
@@ -23,6 +24,8 @@ from ts_control.wire import (
     ClientVersion,
     ControlDialPlan,
     DERPMap,
+    DERPNode,
+    DERPRegion,
     DisplayMessage,
     DNSConfig,
     FilterRule,
@@ -35,6 +38,7 @@ from ts_control.wire import (
 )
 
 CLOCK_TOLERANCE = 60.0  # smaller differences between our clock and control's are ignored
+LAST_PORT = 65535
 EXPIRED_KEY_PREFIX = bytes([109, 167, 116, 213, 215, 116])  # what upstream writes over an expired peer's key
 
 NamedFilters = Mapping[str, tuple[FilterRule, ...]]
@@ -339,4 +343,23 @@ def _merge_derp_map(old: DERPMap, new: DERPMap) -> DERPMap:
         home_params = change(home_params, region_score=old.home_params.region_score)
     if new.regions is None:
         return change(old, home_params=home_params)
-    return change(new, home_params=home_params, regions=dict(new.live_regions()))
+    regions = {number: _with_usable_nodes(region) for number, region in new.live_regions().items()}
+    return change(new, home_params=home_params, regions=regions)
+
+
+def _with_usable_nodes(region: DERPRegion) -> DERPRegion:
+    """Without the nodes that cannot be dialled: one careless line must not cost the relays beside it."""
+    usable = tuple(node for told in region.nodes if (node := _usable_node(told)) is not None)
+    return region if usable == region.nodes else change(region, nodes=usable)
+
+
+def _usable_node(node: DERPNode) -> DERPNode | None:
+    """The node with its host name in ASCII; None when its name or ports are none."""
+    has_ports = 0 <= node.derp_port <= LAST_PORT and -1 <= node.stun_port <= LAST_PORT
+    if not has_ports or not node.name.isascii() or not node.name.isprintable():  # the name is told to relays
+        return None
+    try:
+        host = check_host_untrusted(node.host_name)
+    except BadPacket:
+        return None
+    return node if host == node.host_name else change(node, host_name=host)

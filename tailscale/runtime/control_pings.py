@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import trio
 
@@ -19,6 +18,7 @@ from ts_control.client import ControlClient
 from ts_control.connection import BROKEN, ControlConnection
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.gojson import encode_json
+from ts_control.location import answer_target_untrusted
 from ts_control.wire import PingRequest, PingResponse
 
 log = logging.getLogger("tailscale.control")
@@ -85,5 +85,4 @@ class Pings:
 
 
 def _path(url: str) -> str:
-    parts = urlsplit(url)
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return answer_target_untrusted(url)[1]
