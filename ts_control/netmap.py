@@ -39,6 +39,7 @@ from ts_control.wire import (
 
 CLOCK_TOLERANCE = 60.0  # smaller differences between our clock and control's are ignored
 LAST_PORT = 65535
+COLLECTION_LIMIT = 200_000  # peers, rules or profiles of one tailnet
 EXPIRED_KEY_PREFIX = bytes([109, 167, 116, 213, 215, 116])  # what upstream writes over an expired peer's key
 
 NamedFilters = Mapping[str, tuple[FilterRule, ...]]
@@ -110,6 +111,7 @@ class NetMap:
         if response.node is not None:
             changes["self_node"] = _flag_expired_self(normalise(response.node), now + offset)
         _fold_rest(self, response, changes)
+        _check_size(changes)
         folded: NetMap = replace(self, **changes)
         return folded if folded._expiry_bound > now + offset else folded.expire(now)
 
@@ -310,6 +312,13 @@ def _fold_rest(old: NetMap, response: MapResponse, changes: dict[str, Any]) -> N
         "dial_plan": response.control_dial_plan,
     }
     changes.update((name, value) for name, value in whole.items() if value is not None)
+
+
+def _check_size(changes: dict[str, Any]) -> None:
+    """What many small messages add up to is bounded as one large message is."""
+    for name in ("peers", "user_profiles", "packet_filters", "display_messages", "named_filters"):
+        if len(changes.get(name, ())) > COLLECTION_LIMIT:
+            raise BadPacket(f"a map with more than {COLLECTION_LIMIT} {name}")
 
 
 def _merge_filters(
