@@ -72,7 +72,7 @@ class Runtime:
         self.network = network
         self.store = store
         self.bus = bus
-        self.health = Health()
+        self.health = Health(bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._manager: Any = None
@@ -125,7 +125,7 @@ class Runtime:
         self.underlay.send_relayed = self.relays.send
         self.home = Home(config, network, self.bus, self.stack, self.endpoint, self.dataplane)
         self.home.resolver = NameResolver(ResolverAccess(self.home))
-        self.watching = Watch(self.health, self.home)
+        self.watching = Watch(self.home)
         self.dataplane.on_message = self._hear
         self.control = Control(config, network, self.store, state, disco.public)
         self.control.pings.ping_peer = partial(ping_for_control, self.home)

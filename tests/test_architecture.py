@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tailscale.runtime import messages
+from tailscale.runtime.bus import Event, Message, Rate
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("tailscale", "ts_base", "ts_control", "ts_dataplane", "ts_derp", "ts_netstack", "ts_tunnel")
 MAY_IMPORT = {
@@ -110,3 +113,13 @@ def test_architecture_names_only_files_that_exist() -> None:
     for word in words:
         if word.endswith(".py") and "/" in word and not word.startswith("tests/*"):
             assert (ROOT / word).exists(), f"ARCHITECTURE.md names {word}, which does not exist"
+
+
+def test_every_bus_message_says_who_sets_its_rate() -> None:
+    kinds = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Message)]
+    published = [kind for kind in kinds if kind.__module__ == messages.__name__]
+    assert len(published) > 10
+    for kind in published:
+        assert "rate" in vars(kind), f"{kind.__name__} does not say who decides how often it is published"
+        if kind.rate is Rate.THEIRS:
+            assert not issubclass(kind, Event), f"{kind.__name__} is an Event at a rate of {Rate.THEIRS.value}"

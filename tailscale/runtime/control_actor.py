@@ -246,7 +246,7 @@ class Control:
     def _publish(self, netmap: NetMap) -> None:
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
-        self._voice.warnings.show_netmap(netmap)
+        self._voice.health.show_netmap(netmap)
         self.saved.change(stable_id=netmap.self_node.stable_id)
         self._netmap_arrived.set()
 
@@ -363,7 +363,7 @@ class Control:
 
     @trio.lowlevel.enable_ki_protection
     async def keep_saved(self) -> None:
-        await self.saved.run(self._voice.warnings)
+        await self.saved.run(self._voice.health)
 
 
 @trio.lowlevel.enable_ki_protection

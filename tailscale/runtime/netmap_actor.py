@@ -16,7 +16,8 @@ from tailscale._config import Preferences
 from tailscale.dns.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChanged, PreferencesChanged, TablesChanged
+from tailscale.runtime.health import Health
+from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, TablesChanged
 from tailscale.runtime.path_actor import PEERS_PER_STEP, batched
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
@@ -74,7 +75,7 @@ async def run_netmap(
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
-                bus.publish(_exit_node_health(preferences, exit_was_missing))
+                _show_exit_node(Health(bus), preferences, exit_was_missing)
 
 
 def restarted(before: Mapping[int, Node], after: Mapping[int, Node], changed: Iterable[int]) -> list[int]:
@@ -89,10 +90,11 @@ def restarted(before: Mapping[int, Node], after: Mapping[int, Node], changed: It
     ]
 
 
-def _exit_node_health(preferences: Preferences, missing: bool) -> HealthRaised | HealthCleared:
+def _show_exit_node(health: Health, preferences: Preferences, missing: bool) -> None:
     if not missing:
-        return HealthCleared("exit-node-missing")
-    return HealthRaised(
+        health.clear("exit-node-missing")
+        return
+    health.show(
         "exit-node-missing",
         f"the exit node {preferences.exit_node!r} is not there: traffic to the internet is held back, not leaked",
         "choose another with device.set(exit_node=...), or None for none; its routes must be approved",

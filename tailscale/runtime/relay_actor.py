@@ -13,9 +13,8 @@ from collections.abc import Callable
 import trio
 
 from tailscale.runtime.bus import Bus, Message
+from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     NetworkChanged,
@@ -64,6 +63,7 @@ class Relays:
         self._heard_at: dict[bytes, int] = {}
         self._nursery: trio.Nursery | None = None
         self._bus: Bus | None = None
+        self.health = Health(Bus())  # nobody's, until the actor runs
         self._deliver: Callable[[RelayRuns], object] = lambda runs: None
 
     # --- the packet path
@@ -126,6 +126,7 @@ class Relays:
     def attach(self, nursery: trio.Nursery, bus: Bus, deliver: Callable[[RelayRuns], object]) -> None:
         self._nursery = nursery
         self._bus = bus
+        self.health = Health(bus)
         self._deliver = deliver
 
     def set_map(self, relay_map: RelayMap) -> None:
@@ -197,9 +198,9 @@ class Relays:
     def _on_server_health(self, region: int, problem: str) -> None:
         code = f"relay-{region}-unwell"
         if problem:
-            self.say(HealthRaised(code, f"relay region {region} reports: {problem}"))
+            self.health.show(code, f"relay region {region} reports: {problem}")
         else:
-            self.say(HealthCleared(code))
+            self.health.clear(code)
 
     def say(self, message: Message) -> None:
         if self._bus is not None:
@@ -221,7 +222,7 @@ async def run_relays(
     """Keep home connected and the rest as needed.
 
     Owns: the links of `relays`. Hears: NetMapChanged, NetInfoChanged, NetworkChanged. Says: RelaysChanged,
-    HealthRaised, HealthCleared, RelayFrameArrived. Inbound runs go to `deliver`, never over the bus.
+    RelayFrameArrived, health. Inbound runs go to `deliver`, never over the bus.
     """
     with bus.subscribe(NetMapChanged, NetInfoChanged, NetworkChanged, name="relays") as inbox:
         async with trio.open_nursery() as nursery:

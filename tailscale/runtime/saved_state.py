@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale.errors import StateCorrupt
-from tailscale.runtime.warnings import Warnings
+from tailscale.runtime.health import Health
 from tailscale.state_file import MemoryStore
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class SavedState:
             except StateCorrupt as problem:
                 log.warning("%s", problem)
 
-    async def run(self, warnings: Warnings) -> None:
+    async def run(self, health: Health) -> None:
         """Write after every change; a full disk is a warning, and tried again."""
         while True:
             await self._changed.wait()
             try:
                 await self.write()
-                warnings.clear("state-not-saved")
+                health.clear("state-not-saved")
             except StateCorrupt as problem:
-                warnings.show("state-not-saved", str(problem), "make room, or make the file writable")
+                health.show("state-not-saved", str(problem), "make room, or make the file writable")
                 await trio.sleep(RETRY_PAUSE)

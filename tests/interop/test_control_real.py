@@ -16,11 +16,11 @@ from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     NodeKeyChanged,
     PreferencesChanged,
+    WarningsChanged,
 )
 from tailscale.runtime.network import HostNetwork
 from tailscale.state_file import MemoryStore, State
@@ -53,7 +53,7 @@ class Joined:
     async def until(self, holds: Callable[[], Any], timeout: float = 20.0) -> float:
         """Wait for messages until `holds()`; returns how long it took."""
         began = trio.current_time()
-        with trio.fail_after(timeout), self.bus.subscribe(NetMapChanged, ControlStateChanged, HealthRaised) as inbox:
+        with trio.fail_after(timeout), self.bus.subscribe(NetMapChanged, ControlStateChanged, WarningsChanged) as inbox:
             while not holds():
                 await inbox.receive()
         return trio.current_time() - began

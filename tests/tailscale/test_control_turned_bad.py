@@ -1,4 +1,4 @@
-"""A control server that turns bad: what it may say costs service at most, never the program it is said to."""
+"""A control server, or a relay, that turns bad: it costs service at most, never the program that uses it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tailscale import Device
 from tailscale.testing import Tailnet
+from ts_derp.machine import PeerGone, ServerHealth
 
 
 async def put(tailnet: Tailnet, device: Device, message: Mapping[str, Any]) -> None:
@@ -80,3 +81,29 @@ async def test_a_ping_request_without_a_usable_host_ends_no_device(autojump_cloc
     for url in ("http://a..b/", "http://\u200d/", "http://[::/", "http://x:70000/", "http://", "javascript:alert(1)"):
         await put(tailnet, victim, {"KeepAlive": True, "PingRequest": {"URL": url}})
     assert victim.status().state == "running"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"Health": [f"s{n}" for n in range(3000)]},
+        {"DisplayMessages": {f"s{n}": {"Title": "t", "Text": "x", "Severity": "high"} for n in range(3000)}},
+    ],
+    ids=["health", "messages"],
+)
+async def test_thousands_of_complaints_of_control_end_no_device(
+    autojump_clock: MockClock, tailnet: Tailnet, message: dict[str, Any]
+) -> None:
+    victim = await survives(tailnet, message)
+    assert 0 < len(victim.health) < 100
+
+
+async def test_a_relay_that_complains_without_end_ends_no_device(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    victim = await tailnet.device("victim")
+    relays = victim._ready().relays
+    for number in range(15_000):  # what fits one read of the relay's stream
+        relays.on_fact(900, ServerHealth(f"complaint {number}" if number % 2 else ""))
+        relays.on_fact(900, PeerGone(number.to_bytes(32, "big"), 1))
+    await trio.sleep(1)
+    assert victim.status().state == "running"
+    assert [warning.sentence for warning in victim.health] == ["relay region 900 reports: complaint 14999"]

@@ -15,11 +15,10 @@ from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
 from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, Control, run_control
+from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     PreferencesChanged,
@@ -64,13 +63,7 @@ class Scene:
         return latest
 
     def active(self) -> set[str]:
-        codes: set[str] = set()
-        for message in self.heard:
-            if isinstance(message, HealthRaised):
-                codes.add(message.code)
-            elif isinstance(message, HealthCleared):
-                codes.discard(message.code)
-        return codes
+        return {warning.code for warning in Health(self.bus).active}
 
     async def until(self, holds: Callable[[], bool], timeout: float = 600.0) -> None:
         with trio.fail_after(timeout):
