@@ -43,7 +43,7 @@ from tailscale.runtime.path_actor import announce, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.underlay import Path, Underlay
-from tailscale.state_file import State
+from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import PathChanged
@@ -54,7 +54,7 @@ from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from tailscale.state_file import Store
+    from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
 log = logging.getLogger("tailscale")
@@ -67,7 +67,7 @@ FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 class Runtime:
     """Everything one Device runs on."""
 
-    def __init__(self, config: Config, network: Network, store: Store, bus: Bus) -> None:
+    def __init__(self, config: Config, network: Network, store: NamedStore, bus: Bus) -> None:
         self.config = config
         self.network = network
         self.store = store
@@ -106,7 +106,7 @@ class Runtime:
     async def _build(self) -> None:
         config, network = self.config, self.network
         self._held.enter_context(self.store.lock())
-        state = self.store.load() or State.generate(network.entropy, config.control_url)
+        state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
         self._udp = await self._open_udp(config.udp_port or state.udp_port)
         self.underlay = Underlay(self._udp)

@@ -352,8 +352,13 @@ def _merge_derp_map(old: DERPMap, new: DERPMap) -> DERPMap:
         home_params = change(home_params, region_score=old.home_params.region_score)
     if new.regions is None:
         return change(old, home_params=home_params)
-    regions = {number: _with_usable_nodes(region) for number, region in new.live_regions().items()}
-    return change(new, home_params=home_params, regions=regions)
+    return change(usable_relays(new), home_params=home_params)
+
+
+def usable_relays(told: DERPMap) -> DERPMap:
+    """The regions that are there, with those of their nodes that can be dialled."""
+    regions = {number: _with_usable_nodes(region) for number, region in told.live_regions().items()}
+    return change(told, regions=regions)
 
 
 def _with_usable_nodes(region: DERPRegion) -> DERPRegion:

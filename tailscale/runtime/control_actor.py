@@ -30,6 +30,7 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     NodeKeyChanged,
     PreferencesChanged,
+    RelaysRemembered,
 )
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.saved_state import SavedState
@@ -39,18 +40,20 @@ from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import ControlConnection, MapStream
 from ts_control.errors import ControlLost, NotControl, RequestRefused
-from ts_control.netmap import NetMap
+from ts_control.gojson import decode_json_untrusted, encode_json
+from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import ControlMachine, Identity, IdentityChanged, PhaseChanged, Poll, Register, Step, Wait
-from ts_control.wire import MapRequest, MapResponse
+from ts_control.wire import DERPMap, MapRequest, MapResponse
 
 if TYPE_CHECKING:
-    from tailscale.state_file import State, Store
+    from tailscale.state_file import NamedStore, State
 
 log = logging.getLogger("tailscale.control")
 
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
+RELAYS = "relays"  # the entry that holds the last relay map
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -61,7 +64,7 @@ class Control:
     _nursery: trio.Nursery
     _voice: ControlVoice
 
-    def __init__(self, config: Config, network: Network, store: Store, state: State, disco: DiscoPublic) -> None:
+    def __init__(self, config: Config, network: Network, store: NamedStore, state: State, disco: DiscoPublic) -> None:
         self.config = config
         self.network = network
         self.netmap: NetMap | None = None
@@ -244,6 +247,8 @@ class Control:
             self._voice.say_page(response.pop_browser_url)
 
     def _publish(self, netmap: NetMap) -> None:
+        if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
+            self.saved.keep(RELAYS, encode_json(netmap.derp_map))
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
         self._voice.health.show_netmap(netmap)
@@ -278,6 +283,18 @@ class Control:
         self.machine.hostinfo = self.report.hostinfo()
         self.saved.change(home_region=self.report.home_region)
         self._updates.look_again()
+
+    def remember_relays(self) -> None:
+        """Say where home was, so that its relay is connected by the time control has answered."""
+        text = self.saved.read(RELAYS) if self.machine.identity.is_registered else None
+        if text is None or not self.saved.state.home_region:
+            return
+        try:
+            derp_map = decode_json_untrusted(DERPMap, text)
+        except BadPacket as problem:
+            log.info("the relays of the last run are not known any more: %s", problem)
+            return
+        self._bus.publish(RelaysRemembered(usable_relays(derp_map), self.saved.state.home_region))
 
     # Expiry by the clock
 
@@ -374,6 +391,7 @@ async def run_control(
     async with trio.open_nursery() as nursery:
         control.attach(bus, nursery)
         bus.publish(ControlStateChanged("connecting"))
+        control.remember_relays()
         nursery.start_soon(control.listen)
         nursery.start_soon(control.watch_expiry)
         nursery.start_soon(control.keep_saved)

@@ -11,6 +11,7 @@ from tailscale.runtime.bus import Event, Lossy, Rate, Retained
 from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap
+from ts_control.wire import DERPMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,16 @@ class NetMapChanged(Retained):
     rate: ClassVar[Rate] = Rate.THEIRS
 
     netmap: NetMap
+
+
+@dataclass(frozen=True, slots=True)
+class RelaysRemembered(Retained):
+    """The relay map and home region of the last run, until control has spoken. Said by control, heard by relays."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    derp_map: DERPMap
+    home_region: int
 
 
 @dataclass(frozen=True, slots=True)

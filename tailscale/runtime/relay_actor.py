@@ -20,6 +20,7 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     RelayFrameArrived,
     RelaysChanged,
+    RelaysRemembered,
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.relay_link import RelayLink
@@ -221,10 +222,11 @@ async def run_relays(
 ) -> None:
     """Keep home connected and the rest as needed.
 
-    Owns: the links of `relays`. Hears: NetMapChanged, NetInfoChanged, NetworkChanged. Says: RelaysChanged,
-    RelayFrameArrived, health. Inbound runs go to `deliver`, never over the bus.
+    Owns: the links of `relays`. Hears: RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged.
+    Says: RelaysChanged, RelayFrameArrived, health. Inbound runs go to `deliver`, never over the bus.
     """
-    with bus.subscribe(NetMapChanged, NetInfoChanged, NetworkChanged, name="relays") as inbox:
+    kinds = (RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged)
+    with bus.subscribe(*kinds, name="relays") as inbox:
         async with trio.open_nursery() as nursery:
             relays.attach(nursery, bus, deliver)
             task_status.started()
@@ -235,6 +237,9 @@ async def run_relays(
                     if message.netmap.derp_map is not wire_map:
                         wire_map = message.netmap.derp_map
                         relays.set_map(translate_map(wire_map))
+                elif isinstance(message, RelaysRemembered) and wire_map is None:
+                    relays.set_home(message.home_region)
+                    relays.set_map(translate_map(message.derp_map))
                 elif isinstance(message, NetInfoChanged):
                     relays.set_home(message.home_region)
                 elif isinstance(message, NetworkChanged):
