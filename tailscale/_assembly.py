@@ -127,8 +127,8 @@ class Runtime:
         self.home.resolver = NameResolver(ResolverAccess(self.home))
         self.watching = Watch(self.home)
         self.dataplane.on_message = self._hear
-        self.control = Control(config, network, self.store, state, disco.public)
-        self.control.pings.ping_peer = partial(ping_for_control, self.home)
+        ping_peer = partial(ping_for_control, self.home)
+        self.control = Control(config, network, self.store, state, disco.public, self.bus, ping_peer)
         self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
         self.is_built = True
 
@@ -157,7 +157,7 @@ class Runtime:
                 nursery.start_soon(dataplane.run_reader, read)
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
-        await nursery.start(run_control, bus, self.control)
+        await nursery.start(run_control, self.control)
 
     def _adopt_key(self, key: NodePrivate) -> None:
         now = trio.current_time()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import trio
 
 from tailscale.errors import AuthKeyRejected, ControlProtocolError, TailscaleError
 from tailscale.runtime.bus import Bus
+from tailscale.runtime.control_line import Jobs
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import ControlStateChanged
 from ts_control.errors import AuthKeyRefused, RegistrationRefused
@@ -25,13 +25,13 @@ TAGS_REMEDY = "Drop tags= (the key's own tags count), or use a key that carries 
 FAILURES_BEFORE_WARNING = 2  # a server that restarts quickly is no news
 
 
-class ControlVoice:
+class Announcements:
     """Publishes on the bus and calls the user's login callback."""
 
-    def __init__(self, bus: Bus, nursery: trio.Nursery, on_login_url: Callable[[str], Any] | None) -> None:
+    def __init__(self, bus: Bus, jobs: Jobs, on_login_url: Callable[[str], Any] | None) -> None:
         self.health = Health(bus)
         self._bus = bus
-        self._nursery = nursery
+        self._jobs = jobs
         self._on_login_url = on_login_url
         self._failures = 0
         self._last_page = ""
@@ -77,7 +77,7 @@ class ControlVoice:
         if self._on_login_url is None:
             log.info("to log this device in, open %s", url)
         else:
-            self._nursery.start_soon(_call, self._on_login_url, url)
+            self._jobs.start(partial(_call, self._on_login_url, url))
 
 
 async def _call(callback: Callable[[str], Any], url: str) -> None:

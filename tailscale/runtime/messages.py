@@ -11,7 +11,7 @@ from tailscale.runtime.bus import Event, Lossy, Rate, Retained
 from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap
-from ts_control.wire import DERPMap
+from ts_control.wire import DERPMap, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,35 @@ class ControlInformed(Retained):
 
     home_region: int
     endpoints: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What one part of the program offers."""
+
+    services: tuple[Service, ...] = ()
+    ssh_host_keys: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesOffered(Retained):
+    """Everything this device offers by itself, by who offers it. Said through `offers.offer`, heard by control and by
+    the packet path.
+    """
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    offers: Mapping[str, Offer]
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return tuple(service for offer in self.offers.values() for service in offer.services)
+
+    @property
+    def peerapi_port(self) -> int:
+        """Where peers find our own little HTTP server; 0 when there is none."""
+        return next((service.port for service in self.services if service.proto == "peerapi4"), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from tailscale.dns.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.health import Health
-from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, TablesChanged
+from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, ServicesOffered, TablesChanged
 from tailscale.runtime.path_actor import PEERS_PER_STEP, batched
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
@@ -40,14 +40,17 @@ async def run_netmap(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, preferences. Says: health."""
+    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, wishes, offers. Says: health."""
     compiler = TablesCompiler()
     exit_was_missing = False
     known = NetMap.empty()
-    with bus.subscribe(NetMapChanged, PreferencesChanged, name="netmap") as inbox:
+    with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
         task_status.started()
         while True:
-            await inbox.receive()
+            message = await inbox.receive()
+            if isinstance(message, ServicesOffered):
+                dataplane.engine.peerapi_port = message.peerapi_port  # told in the answers to peers' pings
+                continue
             heard, wanted = bus.latest(NetMapChanged), bus.latest(PreferencesChanged)
             if heard is None or wanted is None:
                 continue
