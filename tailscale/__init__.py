@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tailscale.sockets.udp import UdpSocket as UdpSocket
     from tailscale.state_file import FileStore as FileStore
     from tailscale.state_file import MemoryStore as MemoryStore
+    from tailscale.state_file import NamedStore as NamedStore
     from tailscale.state_file import Store as Store
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
@@ -77,7 +78,7 @@ _HOMES = {
         *("PeerDown", "PeerUp", "StateChanged"),
     ),
     "nodes": ("Node", "Peers"),
-    "state_file": ("FileStore", "MemoryStore", "Store"),
+    "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),

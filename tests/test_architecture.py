@@ -24,6 +24,9 @@ from source import (
     private_access_of_tests,
 )
 
+from tailscale.runtime import messages
+from tailscale.runtime.bus import Event, Message, Rate
+
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
     "ts_control": {"ts_base"},
@@ -34,7 +37,7 @@ MAY_IMPORT = {
     "ts_base": set(),
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
-VALUES = {"_config", "_ownership", "errors", "events", "nodes", "state_file", "status"}
+VALUES = {"_config", "_ownership", "_private_files", "errors", "events", "nodes", "state_file", "status"}
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
     "dns": VALUES,
@@ -383,3 +386,13 @@ def test_architecture_names_only_files_that_exist() -> None:
     for word in words:
         if word.endswith(".py") and "/" in word and not word.startswith("tests/*"):
             assert (ROOT / word).exists(), f"ARCHITECTURE.md names {word}, which does not exist"
+
+
+def test_every_bus_message_says_who_sets_its_rate() -> None:
+    kinds = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Message)]
+    published = [kind for kind in kinds if kind.__module__ == messages.__name__]
+    assert len(published) > 10
+    for kind in published:
+        assert "rate" in vars(kind), f"{kind.__name__} does not say who decides how often it is published"
+        if kind.rate is Rate.THEIRS:
+            assert not issubclass(kind, Event), f"{kind.__name__} is an Event at a rate of {Rate.THEIRS.value}"

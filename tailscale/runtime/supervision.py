@@ -17,7 +17,7 @@ import trio
 
 from tailscale.errors import DeviceFailed, TailscaleError
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import HealthCleared, HealthRaised
+from tailscale.runtime.health import Health
 
 log = logging.getLogger("tailscale")
 FAILURES_LIMIT, FAILURES_WITHIN = 8, 60.0  # so many of one actor in so many seconds are a loop
@@ -42,7 +42,7 @@ class Supervision:
     """One per Device."""
 
     def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+        self._health = Health(bus)
         self._failures: Counter[str] = Counter()
         self._steady_at: dict[str, float] = {}  # when each actor that failed has run for so long that it is forgiven
         self._has_failed = trio.Event()
@@ -90,17 +90,15 @@ class Supervision:
             now = trio.current_time()
             for name in [name for name, at in self._steady_at.items() if at <= now]:
                 del self._steady_at[name]
-                self._bus.publish(HealthCleared(f"failed-{name}"))
+                self._health.clear(f"failed-{name}")
 
     def _tell(self, name: str, failure: Exception) -> None:
         self._failures[name] += 1
         log.error("%s failed and is started again", name, exc_info=failure)
-        self._bus.publish(
-            HealthRaised(
-                f"failed-{name}",
-                f"a part of this device ({name}) failed with {type(failure).__name__} and was started again",
-                "this is a mistake of pytailscale: please report it with the traceback in the log",
-            )
+        self._health.show(
+            f"failed-{name}",
+            f"a part of this device ({name}) failed with {type(failure).__name__} and was started again",
+            "this is a mistake of pytailscale: please report it with the traceback in the log",
         )
 
 
