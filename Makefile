@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pytailscale needs Python 3.11 or newer: install one, or set PYTHON="; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --group dev -e '.[cli,asgi,testing]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group dev --group clients -e '.[cli,asgi,testing]'
 	@touch $@
 
 setup: $(READY) ## make the virtual environment (every target does this by itself)

@@ -7,11 +7,13 @@ from beside this file. Refuses to compare.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,34 +47,49 @@ def cpu_per_packet(said: str) -> float:
     return float(found[1])
 
 
+@contextlib.contextmanager
+def cpu_clock() -> Iterator[None]:
+    """The programs' clock becomes the CPU time of this process: what others do with the machine counts less."""
+    kept, time.perf_counter = time.perf_counter, time.process_time
+    try:
+        yield
+    finally:
+        time.perf_counter = kept
+
+
 def aead() -> Figures:
     from bench import inside
 
-    return of_rows(inside.aead(3))
+    with cpu_clock():
+        return of_rows(inside.aead(3))
 
 
 def engine() -> Figures:
     from bench import inside
 
-    return of_rows(inside.engines(3))
+    with cpu_clock():
+        return of_rows(inside.engines(3))
 
 
 def stack() -> Figures:
     from bench import inside
 
-    return of_rows(inside.stack(3))
+    with cpu_clock():
+        return of_rows(inside.stack(5))
 
 
 def lookups() -> Figures:
     from bench import inside
 
-    return of_rows(inside.lookups(3, 2_000))
+    with cpu_clock():
+        return of_rows(inside.lookups(3, 2_000))
 
 
 def handshake() -> Figures:
     from bench import tunnel
 
-    return {f"handshake: {name}": (figure, "us", True) for name, figure in tunnel.handshake_costs(100)}
+    with cpu_clock():
+        return {f"handshake: {name}": (figure, "us", True) for name, figure in tunnel.handshake_costs(100)}
 
 
 def derp() -> Figures:
