@@ -110,17 +110,16 @@ class ControlClient:
                 await trio.aclose_forcefully(stream)
 
     async def _address_outside(self, where: Location) -> str:
-        """Where to dial for control's sake: at control itself, or at a public address.
+        """Where to dial for control's sake: at the machine it is on, or at a public address.
 
         Anywhere else it would have us knock at doors that are open to this machine and not to control. A name is
         looked up once and its address dialled, so that it cannot turn into another in between.
         """
-        if (where.host, where.port) == (self._first.host, self._first.port):
+        if where.host == self._first.host:
             return where.host
         addresses = await _addresses_of(where.host)
         if any(is_local(address) for address in addresses):
-            control = await _addresses_of(self._first.host)
-            if where.port != self._first.port or not set(addresses) <= set(control):
+            if not set(addresses) <= set(await _addresses_of(self._first.host)):
                 raise BadPacket(f"a ping request for {where.host_and_port}, which is none of control's business")
         return addresses[0]
 

@@ -288,6 +288,7 @@ async def test_what_we_offer_is_told_to_peers(hs: Headscale) -> None:
     key = await hs.auth_key()
     async with running(hs, auth_key=key) as node, running(hs, auth_key=key, name="watcher") as watcher:
         await node.until_running()
+        await watcher.until_running()
         offer(node.bus, "peerapi", Offer(services=(Service(proto="peerapi4", port=41234),)))
         await watcher.until(
             lambda: any(

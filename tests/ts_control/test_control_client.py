@@ -284,7 +284,7 @@ async def test_no_secret_is_logged(autojump_clock: trio.testing.MockClock, caplo
     ],
 )
 async def test_a_ping_request_reaches_no_place_inside(target: str) -> None:
-    for url in ("http://8.8.8.8:8080", "http://192.168.7.7:8080", "http://127.0.0.1:9999"):
+    for url in ("http://8.8.8.8:8080", "http://192.168.7.7:8080"):
         async with served() as control:
             with pytest.raises(BadPacket):
                 await make_client(control, url).answer_ping(target)
@@ -294,6 +294,7 @@ async def test_a_ping_request_reaches_no_place_inside(target: str) -> None:
 async def test_a_ping_request_reaches_control_wherever_it_is_and_public_places() -> None:
     for url, target in (
         ("http://192.168.7.7:8080", "http://192.168.7.7:8080/x"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:9/x"),
         ("http://localhost:8080", "http://127.0.0.1:8080/x"),
         ("http://127.0.0.1:8080", "http://8.8.8.8/x"),
     ):
