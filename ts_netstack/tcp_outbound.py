@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ts_netstack import tcp_drops
 from ts_netstack.ledger import Ledger
 from ts_netstack.segment_sizes import SegmentSizes
 from ts_netstack.segments import SegmentWriter
 from ts_netstack.tcp_buffers import SendBuffer
-from ts_netstack.tcp_inbound import MAXIMUM_BUFFER, Inbound
+from ts_netstack.tcp_inbound import MAXIMUM_BUFFER
 from ts_netstack.tcp_pacing import Pacer
 from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery, judge_blocks
+from ts_netstack.tcp_states import Handshake
 from ts_netstack.tcp_timing import RoundTrip
 from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_PREFIX, Address, Sizes, unwrap
 
@@ -27,7 +29,7 @@ BLACK_HOLE_TIMEOUTS = 2
 
 
 class Head(NamedTuple):
-    """What every segment of a burst says beside its own sequence number."""
+    """What every segment of a burst says of the other direction, beside its own sequence number."""
 
     ack: int
     window: int
@@ -59,6 +61,7 @@ class Outbound:
         "sent_at",
         "sizes",
         "stamped",
+        "timeouts",
         "una",
         "wanted_room",
         "window",
@@ -86,18 +89,73 @@ class Outbound:
         self.fin_queued = False
         self.nodelay = True
         self.wanted_room = False  # a write found none; tell when there is some
-        self.retries = 0
+        self.retries = 0  # timeouts in a row
+        self.timeouts = 0  # timeouts ever
         self.persist_count = 0
         self.sent_at = -1.0
         self._limited = False  # the congestion window is what holds us back
         self.rto_deadline = self.probe_deadline = self.persist_deadline = math.inf
 
-    def agree(self, sizes: Sizes, shift: int | None, selective: bool, stamped: bool) -> None:
-        """What the peer's SYN offered."""
-        self.peer_shift = shift or 0
-        self.stamped = stamped
-        self.sizes.agree(sizes, stamped)
-        self.recovery = LossRecovery(self.sizes.mss, self.round_trip, selective)
+    # -- opening and ending ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Our SYN takes the first number."""
+        self.nxt = self.iss + 1
+
+    def adopt(self, agreed: Handshake, window: int, now: float) -> None:
+        """A listener did the handshake; `window` is that of the peer's ACK."""
+        self.start()
+        self.una = self.nxt
+        self.heard_syn(agreed, window << (agreed.peer_shift or 0))
+        if agreed.resent:
+            self.round_trip.syn_was_lost()
+        elif agreed.round_trip > 0:
+            self.round_trip.sample(agreed.round_trip, now)
+
+    def handshake_sent(self, now: float) -> None:
+        """Our SYN or SYN-ACK left."""
+        self.sent_at = now
+        self.rto_deadline = now + self.round_trip.timeout
+
+    def syn_acknowledged(self, now: float) -> None:
+        """Our SYN was answered by theirs; its round trip counts unless it had to be sent again (Karn)."""
+        self.una = self.nxt
+        if self.retries:
+            self.round_trip.syn_was_lost()
+        elif self.sent_at >= 0:
+            self.round_trip.sample(now - self.sent_at, now)
+
+    def heard_syn(self, agreed: Handshake, window: int) -> None:
+        """The peer's SYN, and the bytes it offers to take: a SYN's window is never scaled."""
+        self.peer_shift = agreed.peer_shift or 0
+        self.stamped = agreed.stamp is not None
+        self.sizes.agree(Sizes(agreed.peer_mss or 0, agreed.large), self.stamped)
+        self.recovery = LossRecovery(self.sizes.mss, self.round_trip, agreed.selective)
+        self.window = self.largest_window = window
+        self.wl1, self.wl2 = agreed.irs, self.nxt
+        self._forget_timeouts()
+        self.rto_deadline = math.inf
+
+    def syn_ack_acknowledged(self) -> None:
+        """A simultaneous open is complete. The window in that segment is news, whatever its numbers."""
+        self.una = self.nxt
+        self.rto_deadline = math.inf
+        self._forget_timeouts()
+        self.wl1 = self.wl2 = -1 << 62
+
+    def _forget_timeouts(self) -> None:
+        self.retries = self.round_trip.backoff = 0
+
+    def queue_fin(self) -> None:
+        """Nothing more will be written; the FIN leaves behind what was."""
+        self.fin_queued = True
+
+    def end(self) -> None:
+        """Nobody waits for an acknowledgement any more."""
+        self.stop()
+        self.buffer.release(self.buffer.end)
+
+    # -- how large -------------------------------------------------------------------------------------------------
 
     def limit_segment_size(self, mss: int) -> None:
         """Cut smaller from now on, and send again what was too large; nobody was congested."""
@@ -112,6 +170,19 @@ class Outbound:
         self.sizes.widen(mss)
         self.recovery.set_segment_size(self.sizes.mss)
 
+    def set_large(self, mss: int) -> None:
+        """What the path of this moment carries in one segment; 0 where it is no relay's."""
+        self.sizes.path_large = mss
+
+    def set_nodelay(self, on: bool) -> None:
+        """Off: Nagle."""
+        self.nodelay = on
+
+    @property
+    def is_flying(self) -> bool:
+        """Something waits for an acknowledgement."""
+        return bool(self.recovery.flight.spans)
+
     def is_in_flight(self, seq: int) -> bool:
         """A report quotes this wire number: may it be about something on its way?"""
         return self.una <= unwrap(seq, self.una) < self.nxt
@@ -125,6 +196,20 @@ class Outbound:
         edge = self.una + self.window
         return self.nxt if self.nxt < edge + (1 << self.peer_shift) else edge
 
+    # -- what is written -------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take what there is room for. Room for a byte is not worth waking for: see `has_room_again`."""
+        room = 0 if self.wanted_room else self.room()
+        if room <= 0:
+            self.wanted_room = True
+            return 0
+        if len(data) > room:
+            data = data[:room]
+            self.wanted_room = True
+        self.buffer.append(data if type(data) is bytes else bytes(data))
+        return len(data)
+
     def room(self) -> int:
         """Bytes a write may add: twice what the path takes in a round trip, within bounds."""
         limit = min(max(INITIAL_SEND, 2 * self.recovery.congestion.window), MAXIMUM_BUFFER)
@@ -136,6 +221,8 @@ class Outbound:
             self.wanted_room = False
             return True
         return False
+
+    # -- acknowledgements ------------------------------------------------------------------------------------------
 
     def acknowledged(
         self,
@@ -165,7 +252,7 @@ class Outbound:
             if not recovery.selective and not carries and not changed_window and recovery.flight.spans:
                 recovery.on_duplicate_ack(self.nxt)
             return False
-        was_recovering = recovery.mode == RECOVERY
+        was_recovering = recovery.mode is RECOVERY
         plain = None if blocks else recovery.on_plain_ack(ack, now)
         if plain is not None:
             delivered, rtt = plain
@@ -181,7 +268,7 @@ class Outbound:
                 self._arm_probe(now)
             else:
                 self.rto_deadline = self.probe_deadline = math.inf
-        if delivered and self._limited and not was_recovering and recovery.mode != RECOVERY:
+        if delivered and self._limited and not was_recovering and recovery.mode is not RECOVERY:
             recovery.congestion.on_acknowledged(delivered, ack, self.nxt, rtt, self.round_trip.smoothed, now)
         return ack > una
 
@@ -193,14 +280,14 @@ class Outbound:
             blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
             dsack, blocks, are_wild = judge_blocks(blocks, ack, self.nxt)
             if are_wild:
-                self._ledger.drops["tcp_wild_sack"] += 1
+                self._ledger.drops[tcp_drops.WILD_SACK] += 1
             if dsack and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
                 dsack = None
         echo_ms = None if echo is None else self._echo_ms(echo, now)
         delivered, rtt = recovery.on_ack(ack, self.nxt, blocks, dsack, echo_ms, now)
         if rtt > 0:
             self.round_trip.sample(rtt, now)
-        elif echo_ms is not None and ack > una and recovery.mode == OPEN:
+        elif echo_ms is not None and ack > una and recovery.mode is OPEN:
             self.round_trip.sample(max(now - echo_ms / 1000, 0.001), now)
         return delivered, rtt
 
@@ -209,6 +296,8 @@ class Outbound:
         current = int(now * 1000)
         stamp = unwrap(echo - self._stamp_offset, current)
         return stamp if stamp <= current and current - stamp < 600_000 else None
+
+    # -- timers ----------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float:
         """The earliest of our timers."""
@@ -225,11 +314,30 @@ class Outbound:
         self.rto_deadline = self.probe_deadline = self.persist_deadline = math.inf
         self.pacer.deadline = self.recovery.reorder_deadline = math.inf
 
-    def count_timeout(self) -> None:
-        """The retransmission timer expired, whatever it guarded."""
+    def on_timer(self, now: float) -> None:
+        """The timers that mean the same in every state."""
+        if self.pacer.deadline <= now:
+            self.pacer.deadline = math.inf
+        if self.recovery.reorder_deadline <= now:
+            self.recovery.on_reorder_timer(self.una, self.nxt, now)
+
+    def count_timeout(self) -> int:
+        """The retransmission timer expired, whatever it guarded; returns how often in a row."""
         self.rto_deadline = self.probe_deadline = math.inf
         self.retries += 1
+        self.timeouts += 1
         self.round_trip.backoff += 1
+        return self.retries
+
+    def count_probe(self) -> int:
+        """It is time to ask for the peer's window again; returns how often in a row."""
+        self.persist_deadline = math.inf
+        self.persist_count += 1
+        return self.persist_count
+
+    def forget_probes(self) -> None:
+        """The peer answers: it may keep its window closed for as long as it likes."""
+        self.persist_count = 0
 
     def on_retransmission_timeout(self, now: float) -> None:
         """RFC 6298 section 5.4 to 5.6; who counts too many retries is the connection."""
@@ -261,26 +369,31 @@ class Outbound:
         deadline = now + recovery.probe_timeout() if recovery.flight.spans and recovery.may_probe else math.inf
         self.probe_deadline = deadline if deadline < self.rto_deadline else math.inf
 
+    # -- emit ------------------------------------------------------------------------------------------------------
+
     def stamp(self, now: float) -> int:
         return int(now * 1000) + self._stamp_offset & MASK32
 
     def options(self, echo: int, now: float) -> bytes:
         return TIMESTAMP_PREFIX + STAMPS(self.stamp(now), echo) if self.stamped else b""
 
-    def emit(self, out: list[bytes], inbound: Inbound, now: float) -> bool:
-        """Append what may leave now; True when anything did, and the acknowledgement with it."""
+    def prepare(self, now: float) -> bool:
+        """Whether there is anything to send, window and pacing permitting; if so, `emit` is next."""
         sent, recovery, sizes = self.buffer, self.recovery, self.sizes
-        unsent = sent.end - self.nxt
-        if unsent <= 0 and not recovery.flight.lost and not (self.fin_queued and self.nxt == sent.end):
+        if sent.end <= self.nxt and not recovery.flight.lost and not (self.fin_queued and self.nxt == sent.end):
             return False
-        if sizes.hold_until <= now and recovery.mode == OPEN:
+        if sizes.hold_until <= now and recovery.mode is OPEN:
             sizes.end_hold()
             recovery.set_segment_size(sizes.mss)
         self._before_sending(now)
+        return True
+
+    def emit(self, out: list[bytes], head: Head, now: float) -> bool:
+        """Append what may leave now; True when anything did, and the acknowledgement with it."""
+        recovery, sizes = self.recovery, self.sizes
         congestion, smoothed = recovery.congestion, self.round_trip.smoothed
         sizes.cut = sizes.large_cut(congestion, smoothed, now) if sizes.path_large else sizes.mss
         allowance = self.pacer.allowance(congestion, smoothed, now)
-        head = Head(inbound.expected, inbound.advertise(sizes.mss), self.options(inbound.stamp_recent, now))
         left = allowance
         if recovery.flight.lost:
             left = self._emit_lost(out, left, head, now)
@@ -292,7 +405,7 @@ class Outbound:
         self.sent_at = now
         if self.rto_deadline == math.inf and recovery.flight.spans:
             self.rto_deadline = now + self.round_trip.timeout
-        if self.probe_deadline == math.inf or recovery.mode == OPEN:
+        if self.probe_deadline == math.inf or recovery.mode is OPEN:
             self._arm_probe(now)
         return True
 

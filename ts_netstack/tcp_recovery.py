@@ -7,6 +7,7 @@ are milliseconds of the same clock. Knows no segments: the connection sends what
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,16 @@ from ts_netstack.congestion import Congestion, Cubic
 from ts_netstack.tcp_flight import IN_FLIGHT, LOST, Flight, Span
 from ts_netstack.tcp_timing import RoundTrip
 
-OPEN, RECOVERY, TIMED_OUT = 0, 1, 2
+
+class Recovery(enum.Enum):
+    """In what trouble a connection is."""
+
+    OPEN = "open"
+    RECOVERY = "recovery"
+    TIMED_OUT = "timed out"
+
+
+OPEN, RECOVERY, TIMED_OUT = Recovery
 
 DUPLICATE_THRESHOLD = 3
 REORDER_PERSISTENCE = 16  # recoveries without a D-SACK before the reordering window shrinks again
@@ -54,6 +64,7 @@ class LossRecovery:
         "mode",
         "mss",
         "reorder_deadline",
+        "resent",
         "round_trip",
         "selective",
     )
@@ -64,7 +75,8 @@ class LossRecovery:
         self.round_trip = round_trip
         self.mss = mss
         self.selective = selective
-        self.mode = OPEN
+        self.mode: Recovery = OPEN
+        self.resent = 0  # bytes, for statistics
         self.reorder_deadline = math.inf
         self._point = -1  # RecoveryPoint: SND.NXT when trouble began
         self._duplicates = 0
@@ -84,7 +96,7 @@ class LossRecovery:
 
     def quota(self) -> int:
         """Bytes that may leave now, new or again."""
-        if self.mode == RECOVERY:
+        if self.mode is RECOVERY:
             return self._prr_quota
         return self.congestion.window - self.flight.pipe + self._duplicates * self.mss
 
@@ -96,11 +108,12 @@ class LossRecovery:
         self.flight.resend(start, end, now)
         self._count_out(end - start)
         self._undo_bytes += end - start
+        self.resent += end - start
         if self._undo_stamp < 0:
             self._undo_stamp = int(now * 1000)
 
     def _count_out(self, size: int) -> None:
-        if self.mode == RECOVERY:
+        if self.mode is RECOVERY:
             self._prr_out += size
             self._prr_quota -= size
 
@@ -128,7 +141,7 @@ class LossRecovery:
         lost_before = flight.lost
         if flight.spans and (flight.sacked or self._rack_at >= 0):
             self.detect(now)
-        if self.mode == RECOVERY and advanced and not self.selective and una < self._point:
+        if self.mode is RECOVERY and advanced and not self.selective and una < self._point:
             self._lose_head()
         self._settle_mode(una, nxt, delivered, flight.lost > lost_before)
         if sacked_before and not flight.spans:
@@ -138,7 +151,7 @@ class LossRecovery:
     def on_plain_ack(self, una: int, now: float) -> tuple[int, float] | None:
         """`on_ack` for the usual end of a small exchange: no trouble, one piece in flight, all of it acknowledged."""
         flight = self.flight
-        if self.mode != OPEN or self._probe_end >= 0 or len(flight.spans) != 1:
+        if self.mode is not OPEN or self._probe_end >= 0 or len(flight.spans) != 1:
             return None
         span = flight.spans[0]
         if span.end != una or span.resent or span.fate != IN_FLIGHT:
@@ -186,10 +199,10 @@ class LossRecovery:
     def on_duplicate_ack(self, nxt: int) -> None:
         """Only for peers without SACK: the third one in a row means the head is gone."""
         self._duplicates += 1
-        if self._duplicates == DUPLICATE_THRESHOLD and self.mode == OPEN and self.flight.spans:
+        if self._duplicates == DUPLICATE_THRESHOLD and self.mode is OPEN and self.flight.spans:
             self._lose_head()
             self._enter(nxt)
-        elif self.mode == RECOVERY:
+        elif self.mode is RECOVERY:
             self._prr(self.mss)
 
     def _lose_head(self) -> None:
@@ -199,7 +212,7 @@ class LossRecovery:
     # -- RACK ------------------------------------------------------------------------------------------------------
 
     def _reorder_window(self) -> float:
-        if not self._reordered and (self.mode != OPEN or self.flight.sacked >= DUPLICATE_THRESHOLD * self.mss):
+        if not self._reordered and (self.mode is not OPEN or self.flight.sacked >= DUPLICATE_THRESHOLD * self.mss):
             return 0.0
         if self.round_trip.minimum == math.inf:
             return 0.0
@@ -232,16 +245,16 @@ class LossRecovery:
     # -- episodes --------------------------------------------------------------------------------------------------
 
     def _settle_mode(self, una: int, nxt: int, delivered: int, fresh_loss: bool) -> None:
-        if self.mode != OPEN and una >= self._point:
-            if self.mode == RECOVERY:
+        if self.mode is not OPEN and una >= self._point:
+            if self.mode is RECOVERY:
                 self.congestion.window = int(min(self.congestion.window, self.congestion.threshold))
             self.mode = OPEN
             self._persist -= 1
             if self._persist <= 0:
                 self._reorder_steps = 1
-        if fresh_loss and self.mode == OPEN:
+        if fresh_loss and self.mode is OPEN:
             self._enter(nxt)
-        elif self.mode == RECOVERY and (delivered or fresh_loss):
+        elif self.mode is RECOVERY and (delivered or fresh_loss):
             self._prr(delivered)
 
     def _enter(self, nxt: int) -> None:
@@ -273,7 +286,7 @@ class LossRecovery:
     def on_timeout(self, nxt: int) -> None:
         """The retransmission timer expired with data in flight."""
         flight = self.flight
-        if self.mode != TIMED_OUT:
+        if self.mode is not TIMED_OUT:
             self._begin_episode(nxt)
             self.congestion.on_timeout()
             self.mode = TIMED_OUT
@@ -288,14 +301,14 @@ class LossRecovery:
 
     def _maybe_undo(self, acknowledged: list[Span], echo: int | None) -> None:
         """Was this episode a false alarm? An echo older than our first retransmission says the original arrived."""
-        if self._saved is None or self._confirmed or self.mode == OPEN:
+        if self._saved is None or self._confirmed or self.mode is OPEN:
             return
         if echo is not None and self._undo_stamp >= 0:
             if echo >= self._undo_stamp:
                 self._confirmed = True
             elif not any(span.resent for span in self.flight.spans):  # else one of those may have been needed
                 self._undo()
-        elif self.mode == TIMED_OUT:
+        elif self.mode is TIMED_OUT:
             # F-RTO: data we had given up for lost and not sent again was acknowledged.
             if any(span.fate == LOST and not span.resent for span in acknowledged):
                 self._undo()
@@ -323,7 +336,7 @@ class LossRecovery:
 
     @property
     def may_probe(self) -> bool:
-        return self.mode == OPEN and self._probe_end < 0 and self.selective and not self.flight.sacked
+        return self.mode is OPEN and self._probe_end < 0 and self.selective and not self.flight.sacked
 
     def on_probe_sent(self, end: int, resent: bool) -> None:
         self._probe_end, self._probe_resent = end, resent
@@ -335,7 +348,7 @@ class LossRecovery:
         if self._probe_resent and dsack is None:
             if una == self._probe_end:
                 return  # a report of the duplicate may still follow
-            if self.mode == OPEN:
+            if self.mode is OPEN:
                 self.congestion.on_loss()
         self._probe_end = -1
 
