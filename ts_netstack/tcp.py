@@ -1,9 +1,50 @@
 """One TCP connection: segment arrives, user calls, timers, emit, in the order of RFC 9293 section 3.10.
 
-Owns the state machine and the checks every segment must pass; its two halves, Inbound and Outbound, own the windows.
+Owns the state machine and the checks every segment must pass; its two halves, Inbound and Outbound, own the numbers.
 Sockets, ports and clocks are unknown to it. Receive works on runs of packets and emit writes bursts: bench/netstack.py
 shows what a segment costs. RFC 9293, 5961, 7323.
 """
+
+# How this file reads
+#
+#       the user calls       segments arrive       timers expire          the stack collects
+#             |                     |                    |                        ^
+#   .---------v---------------------v--------------------v------------------------|---------.
+#   | TcpConnection      state, the checks of section 3.10.7, endings, keep-alive | emit    |
+#   |                                                                                       |
+#   |   Inbound    RCV.NXT, window offered      Outbound   what leaves now                  |
+#   |     ReceiveBuffer                           SendSequence  SND.UNA .. SND.NXT, timers  |
+#   |                                               SendBuffer, RoundTrip, SegmentSizes     |
+#   |                                               LossRecovery: Flight, Congestion        |
+#   |                                               Pacer, SegmentWriter                    |
+#   '---------------------------------------------------------------------------------------'
+#
+# From top to bottom it is section 3.10 of RFC 9293: what the user may call (3.10.1 to 3.10.6), a segment that arrives
+# (3.10.7), endings, timers (3.10.8), and last what is sent. LISTEN and a passive open's SYN-RECEIVED are in
+# tcp_listen; a connection comes from there established. TIME-WAIT is entered here, and once its last ACK has left,
+# the stack keeps a record of a few numbers in its place (tcp_demux).
+#
+# Three laws hold it together.
+#
+# The state changes in `_enter` alone, along the steps of tcp_states. The halves know no states: each verb of theirs
+# means the same in all of them, and which are called when is decided here. In turn this file reads the numbers of its
+# halves and writes none; the one exception is header prediction, which puts payloads into the receive buffer before
+# the half counts them.
+#
+# Nothing is sent where it is decided. Whoever decides leaves a note (`owe_ack`, `_reset_seq`, `_handshake_due`,
+# `_keepalive_due`, bytes in a buffer, a piece marked lost) and puts the connection among the dirty ones of its
+# ledger. The stack then asks each dirty one once to `emit`. So a burst of sixty segments costs one ACK, and an ACK
+# that is owed travels with data if there is any.
+#
+# There are two ways in. A run of packets first meets header prediction, which takes data in order and plain ACKs at a
+# few operations each and does the rest once for the run. What it does not understand goes the careful way, section
+# 3.10.7 in its order, packet by packet. Prediction never decides what the careful way would decide otherwise: in
+# doubt it stops. It applies only where there is nothing to think about: text may come, SACK and timestamps were
+# agreed, no hole, no FIN, a reader.
+#
+# Sequence numbers are unwrapped: they begin at the initial one and grow for ever, so that they compare as numbers do.
+# They are cut to 32 bits where they are written, and a number read from a segment is the nearest to one we know
+# (`unwrap`).
 
 from __future__ import annotations
 

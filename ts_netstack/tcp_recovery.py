@@ -5,6 +5,93 @@ Owns the flight, RACK-TLP (RFC 8985), proportional rate reduction (RFC 6937), Ne
 are milliseconds of the same clock. Knows no segments: the connection sends what `flight.first_lost` names.
 """
 
+# Theory of operation
+#
+# A sender never sees a loss. It sees acknowledgements: SND.UNA that moves, SACK blocks of what arrived behind a hole
+# (RFC 2018), a block that reports a duplicate (D-SACK, RFC 2883), the echo of a timestamp (RFC 7323). From these and
+# from the clock it answers three questions: what was lost, how many bytes may leave now, and was it a loss at all.
+#
+# What is kept. `flight` is the scoreboard: ranges of bytes that left together, each with the moment it left, whether
+# it had left before, and its fate: in flight, held by the peer, or lost. RFC 6675's pipe is a subtraction on it: what
+# is out, less what is held, less what is lost. A range is a burst and not a segment, so that a window without losses
+# is a handful of objects. Of all that was delivered RACK keeps only the piece that left last: when it left
+# (`_rack_at`), where it ends (`_rack_end`), how long it took (`_rack_rtt`).
+#
+# What was lost. RACK (RFC 8985 section 6.2) argues by time: a piece is lost if something that left later has arrived,
+# and the piece has had that one's round trip and some patience on top. Patience is a quarter of the smallest round
+# trip, a quarter more for each round in which a D-SACK said that we were hasty, and never more than the smoothed
+# round trip. While no reordering was ever seen it ends as soon as the peer holds three segments' worth, or an episode
+# runs. Pieces whose time is not up yet set `reorder_deadline`. Pieces of one burst left at one time; the lower number
+# counts as the earlier. The arrival of something sent twice may be that of its first copy: it teaches nothing if the
+# echo is older than the second, or if it would have been faster than this path ever was.
+#
+# Behind the last piece nothing arrives, and RACK has nothing to argue with. About two round trips later a probe asks
+# (TLP, section 7): new data if there is any and the window allows, else the last segment again. What the peer then
+# says lets RACK judge the rest. If the probe was a repeat and there was no report of a duplicate, it repaired a loss
+# in silence, and the window pays for that (section 7.4).
+#
+# Without SACK (NewReno, RFC 6582) the third duplicate ACK in a row gives up the head, and every ACK short of the
+# recovery point the next one. Each duplicate stands for a segment that left the network, so another may enter.
+#
+# When all this is silent, the retransmission timer (RFC 6298; Outbound keeps it) gives up everything that is not
+# held. If the head is held, the peer has thrown away what it said it had (RFC 2018 section 8), and nothing counts as
+# held any more.
+#
+# How fast. Trouble comes in episodes. One begins with a loss and lasts until all that was out at that moment is
+# acknowledged (`_point`, RFC 6675's RecoveryPoint); however many pieces it finds lost, the window is cut once.
+#
+#                         a piece is lost, or the third duplicate ACK
+#      .------. ------------------------------------------------------> .----------.
+#      | OPEN |                                                         | RECOVERY |
+#      '------' <------------------------------------------------------ '----------'
+#       |    ^      SND.UNA reaches the point, or it was a false alarm       |
+#       |    |                                                               | the timer expires
+#       |    |      SND.UNA reaches the point, or it was a false alarm       v
+#       |    '------------------------------------------------------- .-----------.
+#       |                                                             | TIMED_OUT | --. the timer
+#       '-----------------------------------------------------------> '-----------' <-' expires again
+#                         the timer expires
+#
+# - OPEN: the congestion window less the pipe may leave.
+# - RECOVERY: proportional rate reduction (RFC 6937 with its slow-start reduction bound). While more is out than the
+#   new threshold, every delivered byte lets out its share, so that the pipe has come down to the threshold after one
+#   round trip; below the threshold, as much as was delivered and a segment more. The first repair is never held back.
+#   Whoever halves the window at once is silent for half a round trip and then sends a burst.
+# - TIMED_OUT: one segment, then slow start (RFC 5681 section 3.1). Losses found meanwhile are part of the same
+#   episode, and a timer that expires again goes back to one segment without another cut of the threshold.
+#
+# Repairs leave before anything new, the lowest number first (`flight.first_lost`). Segments that turned out too large
+# for the path are marked lost by Outbound without an episode: nobody was congested.
+#
+# Was it a loss at all? `_begin_episode` remembers the window. Three witnesses can clear the network, none of them
+# once a retransmission is known to have been needed (`_confirmed`):
+#
+# - Eifel (RFC 3522): an ACK that moves SND.UNA echoes a stamp older than our first retransmission, so the
+#   original arrived. Not believed while something sent again is still out: that may have been needed.
+# - D-SACK (RFC 3708): all that was sent again is reported as duplicate. This may come when the episode is over.
+#   Networks duplicate by themselves, too: only reports about what the episode covered count.
+# - F-RTO (RFC 5682), where there are no stamps, after a timeout: the first ACK that moves SND.UNA covers bytes given
+#   up and not sent again. It cannot be the answer to a retransmission.
+#
+# Then window and memory of the congestion control are what they were (RFC 4015), what was given up is in flight
+# again, and RACK counts the path among those that reorder.
+#
+# What is not done, and why:
+#
+# - A record for each segment, as kernels have it: making one costs more than sending the segment does. The price is
+#   that RACK knows one time of leaving for a whole burst.
+# - Giving up what has three SACKed segments behind it (RFC 6675's IsLost): it takes reordering for loss.
+# - RACK beyond the highest byte that has arrived. RFC 8985 gives up new data that left before a retransmission which
+#   was answered; we wait for something behind it, for the probe or for the timer. That can be late, and not wrong.
+# - F-RTO's second step, two new segments and their ACKs: nearly every peer has timestamps, and Eifel needs one ACK.
+# - A memory of more than one episode: a timer that expires in RECOVERY begins an episode of its own, and a false
+#   alarm then restores the window as RECOVERY had cut it.
+# - ECN: the marks are on the header outside the tunnel.
+#
+# `on_plain_ack` is the short way through `on_ack` for one piece, acknowledged whole, without trouble. A small
+# exchange is mostly that. It must leave behind what the long way would; tests/ts_netstack/test_tcp_recovery.py
+# compares the two.
+
 from __future__ import annotations
 
 import enum

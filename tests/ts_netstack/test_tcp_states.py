@@ -151,12 +151,13 @@ def test_the_names_are_the_rfcs():
 
 def written_by(tree: ast.Module) -> list[tuple[str, ast.Attribute]]:
     """Every attribute that is assigned to, with the function that does."""
-    found = []
-    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
-        for node in ast.walk(function):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                found.append((function.name, node))
-    return found
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [
+        (function.name, node)
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    ]
 
 
 def test_a_connection_writes_its_own_fields_only_and_its_state_in_one_place():
