@@ -1,4 +1,4 @@
-"""One TCP connection: segment arrives, user calls, timers, emit, in the order of RFC 9293 section 3.10.
+"""One TCP connection: the user calls, segments arrive, timers expire, all of it leaves: RFC 9293 section 3.10.
 
 Owns the state machine and the checks every segment must pass; its two halves, Inbound and Outbound, own the numbers.
 Sockets, ports and clocks are unknown to it. Receive works on runs of packets and emit writes bursts: bench/netstack.py
@@ -347,6 +347,8 @@ class TcpConnection:
 
     def set_keepalive(self, idle: float | None, interval: float = 75.0, count: int = 9) -> None:
         """Probe a silent peer after `idle` seconds; None, the default, never asks."""
+        if self.state in (CLOSED, TIME_WAIT):
+            return
         self._keepalive = None if idle is None else Keepalive(idle, interval, count)
         self._keepalive_probes = 0
         self._ledger.dirty[self] = None
@@ -513,38 +515,9 @@ class TcpConnection:
         expected = self._inbound.expected
         seq = unwrap(segment.seq, expected)
         if self.state == SYN_RECEIVED and segment.flags & (SYN | ACK) == SYN | ACK and seq == expected - 1:
-            # Simultaneous open (RFC 9293 figure 8): its SYN we know, its ACK is what we wait for.
+            # Simultaneous open (RFC 9293 figure 7): its SYN we know, its ACK is what we wait for.
             segment, seq = segment._replace(flags=segment.flags & ~SYN, seq=expected & MASK32), expected
-        flags = segment.flags
-        stamps = segment.options.stamps
-        if (
-            self._inbound.stamps
-            and stamps is not None
-            and not flags & RST
-            and self._inbound.is_stale(stamps[0], segment, now)
-        ):
-            drops[tcp_drops.PAWS] += 1
-            self._answer_strange(segment, now)
-            return
-        length = len(segment.payload) + bool(flags & FIN) + bool(flags & SYN)
-        if not self._inbound.is_acceptable(seq, length):
-            self._receive_unacceptable(seq, segment, now)
-            return
-        if self._inbound.stamps and stamps is not None:
-            self._inbound.take_stamp(stamps[0], seq, now)
-        if flags & RST:
-            if seq == expected:
-                self._reset_by_peer()
-            else:
-                drops[tcp_drops.RESET_IN_WINDOW] += 1
-                self._challenge(now)
-            return
-        if flags & SYN:
-            drops[tcp_drops.SYN_IN_WINDOW] += 1
-            self._challenge(now)
-            return
-        if not flags & ACK:
-            drops[tcp_drops.NO_ACK] += 1
+        if not self._passes(seq, segment, now):
             return
         ack = unwrap(segment.ack, self._outbound.una)
         if self.state == SYN_RECEIVED and not self._leave_syn_received(ack):
@@ -553,14 +526,47 @@ class TcpConnection:
             drops[tcp_drops.WILD_ACK] += 1
             self._challenge(now)
             return
-        echo = stamps[1] if stamps is not None and self._inbound.stamps else None
-        blocks = segment.options.blocks
-        moves = self._outbound.acknowledged(ack, segment.window, seq, blocks, echo, length > 0, now)
-        self._was_acknowledged(moves, now)
-        if flags & URG:
+        carries = bool(segment.payload) or bool(segment.flags & FIN)
+        self._receive_ack(ack, seq, segment, carries, now)
+        if segment.flags & URG:
             drops[tcp_drops.URGENT] += 1
-        if self.state != CLOSED and length:
+        if self.state != CLOSED and carries:
             self._receive_text(seq, segment, now)
+
+    def _passes(self, seq: int, segment: Segment, now: float) -> bool:
+        """Sections "first" to "fourth", and whether there is an ACK: what comes behind them is credible."""
+        inbound, flags, drops = self._inbound, segment.flags, self._ledger.drops
+        stamps = segment.options.stamps if inbound.stamps else None
+        if stamps is not None and not flags & RST and inbound.is_stale(stamps[0], segment, now):
+            drops[tcp_drops.PAWS] += 1
+            self._answer_strange(segment, now)
+            return False
+        if not inbound.is_acceptable(seq, len(segment.payload) + bool(flags & FIN) + bool(flags & SYN)):
+            self._receive_unacceptable(seq, segment, now)
+            return False
+        if stamps is not None:
+            inbound.take_stamp(stamps[0], seq, now)
+        if flags & RST:
+            if seq == inbound.expected:
+                self._reset_by_peer()
+            else:
+                drops[tcp_drops.RESET_IN_WINDOW] += 1
+                self._challenge(now)
+        elif flags & SYN:
+            drops[tcp_drops.SYN_IN_WINDOW] += 1
+            self._challenge(now)
+        elif not flags & ACK:
+            drops[tcp_drops.NO_ACK] += 1
+        else:
+            return True
+        return False
+
+    def _receive_ack(self, ack: int, seq: int, segment: Segment, carries: bool, now: float) -> None:
+        """A credible acknowledgement, in a segment that `carries` something of its own or does not."""
+        options = segment.options
+        echo = options.stamps[1] if options.stamps is not None and self._inbound.stamps else None
+        moves = self._outbound.acknowledged(ack, segment.window, seq, options.blocks, echo, carries, now)
+        self._was_acknowledged(moves, now)
 
     def _receive_unacceptable(self, seq: int, segment: Segment, now: float) -> None:
         flags, payload = segment.flags, segment.payload
@@ -578,12 +584,8 @@ class TcpConnection:
         if flags & ACK and not flags & SYN and self.state > SYN_RECEIVED:
             ack = unwrap(segment.ack, self._outbound.una)
             if self._outbound.una <= ack <= self._outbound.nxt:
-                stamps = segment.options.stamps
-                echo = stamps[1] if stamps is not None and self._inbound.stamps else None
                 # Not a window update unless it is the newest word (SND.WL1): `seq` says so.
-                blocks = segment.options.blocks
-                moves = self._outbound.acknowledged(ack, segment.window, seq, blocks, echo, True, now)
-                self._was_acknowledged(moves, now)
+                self._receive_ack(ack, seq, segment, True, now)
         self._answer_strange(segment, now)
 
     def _answer_strange(self, segment: Segment, now: float) -> None:

@@ -42,11 +42,12 @@ WRITABLE = (ESTABLISHED, CLOSE_WAIT)  # the user may add to it
 
 # RFC 9293 figure 5, without LISTEN. What the figure leaves out or we do otherwise:
 #
-# - Every state but CLOSED may go to CLOSED (its note 3): a reset, a timeout, an abort, an address that is ours no more.
+# - Every state but CLOSED may go to CLOSED: a reset, a timeout, an abort, an address that is ours no more (its note 3; a
+#   reset of ours leaves no TIME-WAIT behind).
 # - CLOSED to ESTABLISHED: a listener keeps LISTEN and SYN-RECEIVED in a record of its own (tcp_listen.HalfOpen, or a
 #   cookie that keeps nothing at all), and a connection is made once the handshake is complete.
-# - SYN-RECEIVED is therefore the simultaneous open alone. A FIN asked for in it leaves after its handshake, as section
-#   3.10.4 asks, so that FIN-WAIT-1 is entered when the peer's ACK arrives and not with the call.
+# - SYN-RECEIVED is therefore the simultaneous open alone. A FIN asked for in it waits until the handshake is complete
+#   (section 3.10.4 asks so where data waits), and FIN-WAIT-1 is entered then and not with the call.
 # - FIN-WAIT-1 to TIME-WAIT (its note 2) is two steps: the ACK of a segment is looked at before its FIN.
 # - TIME-WAIT has no way back to ESTABLISHED: the stack keeps a record of a few numbers (tcp_demux.TimeWait), and a new
 #   incarnation (RFC 6191) is a new connection.
