@@ -33,7 +33,7 @@ class Outbound(SendSequence):
     __slots__ = ()
 
     def prepare(self, now: float) -> bool:
-        """Whether there is anything to send, window and pacing permitting; if so, `emit` is next."""
+        """Get ready for `emit`; False when there is nothing to send, whatever window and pacing say."""
         sent, recovery, sizes = self.buffer, self.recovery, self.sizes
         if sent.end <= self.nxt and not recovery.flight.lost and not (self.fin_queued and self.nxt == sent.end):
             return False

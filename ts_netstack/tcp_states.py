@@ -42,8 +42,8 @@ WRITABLE = (ESTABLISHED, CLOSE_WAIT)  # the user may add to it
 
 # RFC 9293 figure 5, without LISTEN. What the figure leaves out or we do otherwise:
 #
-# - Every state but CLOSED may go to CLOSED: a reset, a timeout, an abort, an address that is ours no more (its note 3; a
-#   reset of ours leaves no TIME-WAIT behind).
+# - Every state but CLOSED may go to CLOSED: a reset, a timeout, an abort, an address that is ours no more (its note 3;
+#   a reset of ours leaves no TIME-WAIT behind).
 # - CLOSED to ESTABLISHED: a listener keeps LISTEN and SYN-RECEIVED in a record of its own (tcp_listen.HalfOpen, or a
 #   cookie that keeps nothing at all), and a connection is made once the handshake is complete.
 # - SYN-RECEIVED is therefore the simultaneous open alone. A FIN asked for in it waits until the handshake is complete

@@ -43,6 +43,22 @@ def test_a_hole_reported_by_sack_is_repaired_at_once():
     assert conn.statistics.congestion_window == int(10 * MSS * 0.7)
 
 
+def test_statistics_tell_of_a_repair():
+    conn = sending()
+    before = conn.statistics
+    assert (before.unsent, before.outstanding, before.in_flight, before.acknowledged) == (10 * MSS,) * 3 + (1,)
+    conn.segment(1.1, ACK, seq=1, ack=1, options=conn.sack_option((at(1), at(5))))
+    during = conn.statistics
+    assert during.recovery is Recovery.RECOVERY
+    assert (during.sacked, during.lost, during.resent, during.in_flight) == (4 * MSS, 0, MSS, 6 * MSS)
+    conn.segment(1.2, ACK, seq=1, ack=at(10))
+    after = conn.statistics
+    assert after.recovery is Recovery.OPEN
+    assert (after.unsent, after.outstanding, after.sacked, after.timeouts) == (0, 0, 0, 0)
+    assert after.slow_start_threshold == after.congestion_window < before.congestion_window
+    assert after.smallest_round_trip <= after.round_trip < after.retransmission_timeout
+
+
 def test_two_holes_are_repaired_and_nothing_else():
     conn = sending()
     options = conn.sack_option((at(5), at(9)), (at(1), at(4)))
