@@ -98,6 +98,8 @@ def open_store(where: str | os.PathLike[str] | Store | NamedStore | None) -> Nam
 
 def read_state(store: NamedStore) -> State | None:
     """The identity in a store, or None when there has never been one. Raises StateCorrupt."""
+    if isinstance(store, FileStore):
+        return store.load()  # whose sentences name the file
     text = store.read(DEVICE)
     try:
         return decode_state_untrusted(text) if text is not None else None

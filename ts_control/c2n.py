@@ -44,14 +44,14 @@ HANDLERS: Mapping[bytes, tuple[frozenset[bytes], Callable[[bytes], Answer]]] = {
 
 def answer_c2n_untrusted(payload_base64: str) -> bytes:
     """BadPacket when the payload is not one whole HTTP request."""
-    request, body = _read_untrusted(payload_base64)
+    request, body = _request_untrusted(payload_base64)
     methods, answer = HANDLERS.get(request.target.split(b"?", 1)[0], (frozenset(), None))
     if answer is None:
         return _serialise(*UNKNOWN_PATH)
     return _serialise(*(answer(body) if request.method in methods else WRONG_METHOD))
 
 
-def _read_untrusted(payload_base64: str) -> tuple[h11.Request, bytes]:
+def _request_untrusted(payload_base64: str) -> tuple[h11.Request, bytes]:
     if len(payload_base64) > REQUEST_LIMIT:
         raise BadPacket("c2n request too long")
     try:

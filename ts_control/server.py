@@ -131,7 +131,7 @@ class ControlServer:
         """Somebody called the URL of a PingRequest."""
         ping = self.pings.get(ping_id)
         if ping is None or ping.answer is not None:
-            self.drops["unasked ping answer"] += 1
+            self.drops["control.unasked_ping_answer"] += 1
             return False
         ping.answer, ping.answered = body, now
         return True

@@ -50,9 +50,9 @@ class ServedConnection:
                 raise HandshakeRefused(f"client version {accepted.version} is older than {MINIMUM_VERSION}")
         except HandshakeRefused as refusal:
             self._out += encode_refusal(str(refusal))
-            self._fail("handshake refused")
+            self._fail("control.handshake_refused")
         except BadPacket:
-            self._fail("bad handshake")
+            self._fail("control.bad_handshake")
         else:
             self.machine, self.version = accepted.machine, accepted.version
             self._reader, self._writer = RecordReader(accepted.keys.receive), RecordWriter(accepted.keys.send)
@@ -66,7 +66,7 @@ class ServedConnection:
         try:
             events = self._http.receive_untrusted(self._reader.receive_untrusted(data))
         except BadPacket:
-            self._fail("bad bytes from a client")
+            self._fail("control.bad_bytes")
             self.close(now)
             return
         for event in events:
@@ -116,7 +116,7 @@ class ServedConnection:
     def _handle(self, event: Http2Event, now: float) -> None:
         if isinstance(event, RequestArrived):
             if len(self._requests) >= MAX_OPEN_REQUESTS:
-                self._server.drops["too many requests at once"] += 1
+                self._server.drops["control.requests_full"] += 1
                 self._refuse(event.stream, 429, "too many requests at once")
             else:
                 self._requests[event.stream] = (event, bytearray())
@@ -127,7 +127,7 @@ class ServedConnection:
                 request[1].extend(event.data)
                 if len(request[1]) > MAX_BODY:
                     del self._requests[event.stream]
-                    self._server.drops["request body too long"] += 1
+                    self._server.drops["control.body_too_long"] += 1
                     self._refuse(event.stream, 413, "request body too long")
         elif isinstance(event, BodyEnded):
             request = self._requests.pop(event.stream, None)
@@ -155,7 +155,7 @@ class ServedConnection:
             else:
                 self._refuse(request.stream, 501, "not implemented by this control server")
         except BadPacket as problem:
-            self._server.drops["bad request"] += 1
+            self._server.drops["control.bad_request"] += 1
             self._refuse(request.stream, 400, str(problem))
 
     def _register(self, stream: int, body: bytes, now: float) -> None:

@@ -67,7 +67,7 @@ class Roster:
     def open_stream(self, device: Enrolled, compress: bool, owner: object, now: float) -> ServedMap:
         """A stream that holds the full map; the others hear that the device is online."""
         if len(self._streams) >= MAX_STREAMS:
-            self.drops["too many map streams"] += 1
+            self.drops["control.map_streams_full"] += 1
             raise DirectoryError("too many map streams")
         self._timers.clear((_OFFLINE, device.id))
         self._timers.clear((_EPHEMERAL, device.id))
@@ -115,7 +115,7 @@ class Roster:
         if stream.put(framed):
             self._timers.set((_KEEP_ALIVE, stream), now + KEEP_ALIVE_INTERVAL)
         else:
-            self.drops["map stream read too slowly"] += 1
+            self.drops["control.map_read_too_slowly"] += 1
             self.close_stream(stream, now)
 
     # Time

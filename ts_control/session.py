@@ -7,11 +7,48 @@ Rules: control/controlclient/auto.go and direct.go. Times are monotonic seconds;
 
 from __future__ import annotations
 
+# How it goes
+# -----------
+# A session is one device's standing with one control server. It outlives every connection: the shell dials, does one
+# step after another on the same connection, and dials again when that breaks. What to do is a value that the shell asks
+# for (`next_step`), how it went is told by a call named after it, and nothing else moves the machine.
+#
+#              next_step()               an auth URL
+#   CONNECTING -----------> REGISTERING --------------> NEEDS_LOGIN    registering again with `followup` is answered
+#                             |    ^  |                      |         when somebody has opened the page
+#                    accepted |    |  +---> FAILED           |
+#                             |    |   said no in words      |
+#                             |    | login(), from anywhere  |
+#                             v    |                         |
+#                NEEDS_APPROVAL or RUNNING <-----------------+
+#                  |   ^     ^ |
+#     lost, or an  |   |     | | a map calls our key expired, or not any more
+#     HTTP status  v   |     | v
+#                 OFFLINE   EXPIRED                      LOGGED_OUT: from anywhere, until login()
+#
+# Two questions are kept apart. `_must_register` says which request comes next: a registration, or the map. The phase
+# says what users are told. A device that runs and loses its connection is OFFLINE without having to register again;
+# one that control answers with 404 must register and is not told to anybody as offline, because control is there.
+# NEEDS_LOGIN and FAILED survive a lost connection: that somebody must act is the better news.
+#
+# Keys. The node key that control has accepted is `identity.node`. A new one (login, expiry) is first `next_node`, saved
+# before it is sent, and becomes `node` when control accepts it. A crash in between leaves a question only control can
+# answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`), without an auth
+# key, and any refusal means no. Without this a device whose answer was lost would be a new device.
+#
+# An auth key is used when control has never accepted us, or when it asks for a login that nobody was sent to. It is
+# refused once: after a person's login() its refusal is remembered (`key_refusal`) and the page is shown instead.
+#
+# Back-off. Three pauses, from the kindest to the longest, all ending in `_not_before`:
+#   lost or answered with an HTTP status: n squared times 10 ms, spread by half, at most 20 s (`retry.py`), or what
+#     Retry-After asks; a map that describes us starts it afresh, and `retry_now` (the network changed) ends it
+#   refused in words: 30 s doubled to 600 s, since words hardly change by themselves; no network change shortens it
+#   logged out: for ever
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 
 from msgspec.structs import replace as change
 
@@ -31,8 +68,8 @@ LOGOUT_EXPIRY = from_unix_time(123.0)  # upstream's own choice of a moment in th
 LOCK_CREDENTIAL = re.compile(r"--TL[A-Za-z0-9+/]+-[A-Za-z0-9+/]{86}\Z")
 
 
-class Phase(Enum):
-    """Where the session stands, under the names the bus uses."""
+class Phase(StrEnum):
+    """Where the session stands, under the names that users see in `status().state`."""
 
     CONNECTING = "connecting"
     REGISTERING = "registering"
@@ -87,6 +124,16 @@ class IdentityChanged:
     """Save this before anything else happens."""
 
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """Where the session stands, for whoever wants figures."""
+
+    phase: Phase
+    is_registered: bool
+    refusals: int  # in a row, in control's own words
+    next_attempt: float  # monotonic; in the past when nothing is waited for
 
 
 Step = Wait | Register | Poll
@@ -179,6 +226,9 @@ class ControlMachine:
     def logout_request(self) -> RegisterRequest:
         """Makes control forget an ephemeral node and expire any other."""
         return change(self.register_request(), node_key=self.identity.node.public, followup="", expiry=LOGOUT_EXPIRY)
+
+    def statistics(self) -> SessionStatistics:
+        return SessionStatistics(self.phase, self.identity.is_registered, self._refusals, self._not_before)
 
     # --- what the user wants ---
 

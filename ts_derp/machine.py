@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ts_base.box import NONCE_LENGTH
@@ -37,15 +37,15 @@ CONTROL_LIMIT = 64  # frames of ours other than packets waiting to go out
 MESSAGE_LIMIT = 1024  # a peer-gone storm must not fill the memory of a shell that is slow to ask
 HEALTH_TEXT_LIMIT = 1024
 
-SHORT_FRAME = "short frame"
-OVERSIZED = "packet over 64 KiB"
-QUEUE_FULL = "outbound queue full"
-RATE_LIMITED = "over the server's rate limit"
-UNKNOWN_FRAME = "unknown frame"
-UNEXPECTED_FRAME = "frame not meant for clients"
-TOO_MANY_PINGS = "pongs piling up"
-TOO_MANY_MESSAGES = "messages piling up"
-STRAY_PONG = "pong to no ping of ours"
+SHORT_FRAME = "derp.short_frame"
+OVERSIZED = "derp.oversized_packet"
+QUEUE_FULL = "derp.queue_full"
+RATE_LIMITED = "derp.rate_limited"
+UNKNOWN_FRAME = "derp.unknown_frame"
+UNEXPECTED_FRAME = "derp.unexpected_frame"
+TOO_MANY_PINGS = "derp.pings_full"
+TOO_MANY_MESSAGES = "derp.messages_full"
+STRAY_PONG = "derp.stray_pong"
 
 _KNOWN_KINDS = frozenset({*range(frames.SERVER_KEY, frames.FORWARD_PACKET + 1), frames.WATCH_CONNS, frames.CLOSE_PEER})
 
@@ -84,6 +84,15 @@ class ServerRestarting:
 @dataclass(frozen=True, slots=True)
 class PongArrived:
     round_trip: float
+
+
+@dataclass(frozen=True, slots=True)
+class DerpStatistics:
+    """One connection so far."""
+
+    greeted: bool
+    queued_bytes: int
+    drops: Mapping[str, int]
 
 
 DerpMessage = Greeted | PeerGone | ServerHealth | ServerRestarting | PongArrived
@@ -349,6 +358,9 @@ class DerpMachine:
     def _count(self, reason: str, number: int) -> None:
         if number:
             self.drops[reason] += number
+
+    def statistics(self) -> DerpStatistics:
+        return DerpStatistics(self.greeted, self.queued_bytes, dict(self.drops))
 
     @property
     def has_answers(self) -> bool:

@@ -17,8 +17,8 @@ DISCO_LIMIT = 32  # packets
 QUANTUM, QUANTUM_BYTES = 32, 64 << 10  # of one sender before it is another one's turn
 BURST_LIMIT = 256 << 10
 
-QUEUE_FULL = "queue of the receiver full"
-DISCO_QUEUE_FULL = "disco queue of the receiver full"
+QUEUE_FULL = "derp.receiver_queue_full"
+DISCO_QUEUE_FULL = "derp.receiver_disco_full"
 
 
 class Outbox:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ts_base.box import NONCE_LENGTH
@@ -38,12 +38,12 @@ GONE_INTERVAL, GONE_BURST = 1.0, 3
 PING_LIMIT = 1000
 DISCO_MAGIC = b"TS\xf0\x9f\x92\xac"
 
-UNKNOWN_DESTINATION = "unknown destination"
-CONTROL_FULL = "notices piling up"
-PINGS_TOO_FAST = "pings faster than pongs"
-UNKNOWN_FRAME = "unknown frame"
-REFUSED_CONNECTION = "too many connections"
-CONNECTION_GONE = "receiver disconnected"
+UNKNOWN_DESTINATION = "derp.unknown_destination"
+CONTROL_FULL = "derp.notices_full"
+PINGS_TOO_FAST = "derp.pings_too_fast"
+UNKNOWN_FRAME = "derp.unknown_frame"
+REFUSED_CONNECTION = "derp.too_many_connections"
+CONNECTION_GONE = "derp.receiver_gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,16 @@ class _Client:
     @property
     def is_ready(self) -> bool:
         return bool(self.control or self.pong or self.outbox)
+
+
+@dataclass(frozen=True, slots=True)
+class DerpServerStatistics:
+    """The relay right now, and what it has dropped so far."""
+
+    connections: int
+    clients: int
+    homes: int
+    drops: Mapping[str, int]
 
 
 class DerpServer:
@@ -344,10 +354,10 @@ class DerpServer:
         messages, self._messages = self._messages, []
         return messages
 
-    def statistics(self) -> dict[str, object]:
-        return {
-            "connections": len(self._clients),
-            "clients": len(self._by_key),
-            "homes": sum(client.preferred for client in self._clients.values()),
-            "drops": dict(self.drops),
-        }
+    def statistics(self) -> DerpServerStatistics:
+        return DerpServerStatistics(
+            connections=len(self._clients),
+            clients=len(self._by_key),
+            homes=sum(client.preferred for client in self._clients.values()),
+            drops=dict(self.drops),
+        )

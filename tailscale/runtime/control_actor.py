@@ -43,7 +43,17 @@ from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap, usable_relays
-from ts_control.session import ControlMachine, Identity, IdentityChanged, PhaseChanged, Poll, Register, Step, Wait
+from ts_control.session import (
+    ControlMachine,
+    Identity,
+    IdentityChanged,
+    Phase,
+    PhaseChanged,
+    Poll,
+    Register,
+    Step,
+    Wait,
+)
 from ts_control.wire import DERPMap, MapResponse
 
 if TYPE_CHECKING:
@@ -119,7 +129,7 @@ class Control:
                     url = message.url or url
                     if message.error is not None:
                         raise message.error
-                    if message.state in {"running", "needs_approval"}:
+                    if message.state in {Phase.RUNNING, Phase.NEEDS_APPROVAL}:
                         return
         if url:
             refusal = self.machine.key_refusal
@@ -362,7 +372,7 @@ class Control:
         self._announcements.say_failure(str(problem))
         if error is not None and self.netmap is None:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
-            self._bus.publish(ControlStateChanged("failed", str(problem), error=error))
+            self._bus.publish(ControlStateChanged(Phase.FAILED, str(problem), error=error))
 
     # Small things
 
@@ -392,7 +402,7 @@ class Control:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled. Everything control said last stays on the bus whatever happens here."""
         async with trio.open_nursery() as nursery:
-            self._bus.publish(ControlStateChanged("connecting"))
+            self._bus.publish(ControlStateChanged(Phase.CONNECTING))
             self.remember_relays()
             for task in (self._jobs.run, self.listen, self.watch_expiry, self.keep_saved):
                 nursery.start_soon(task)

@@ -107,9 +107,10 @@ class Watch:
 
     def _state_events(self, message: ControlStateChanged) -> list[Event]:
         events: list[Event] = []
-        if (message.state, message.detail) != self._state:
-            self._state = message.state, message.detail
-            events.append(StateChanged(message.state, message.detail))
+        state = message.state.value
+        if (state, message.detail) != self._state:
+            self._state = state, message.detail
+            events.append(StateChanged(state, message.detail))
         if message.url:
             events.append(LoginNeeded(message.url))
         return events

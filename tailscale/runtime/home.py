@@ -91,7 +91,7 @@ class Home:
     @property
     def state(self) -> str:
         message = self.bus.latest(ControlStateChanged)
-        return message.state if message is not None else "starting"
+        return message.state.value if message is not None else "starting"
 
     @property
     def standing(self) -> str:

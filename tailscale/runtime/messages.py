@@ -11,6 +11,7 @@ from tailscale.runtime.bus import Event, Lossy, Rate, Retained
 from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap
+from ts_control.session import Phase
 from ts_control.wire import DERPMap, Service
 
 
@@ -62,15 +63,11 @@ class PreferencesChanged(Retained):
 
 @dataclass(frozen=True, slots=True)
 class ControlStateChanged(Retained):
-    """Where the control session stands.
-
-    `state` is one of connecting, registering, needs_login, needs_approval, running, offline, expired, logged_out,
-    failed.
-    """
+    """Where the control session stands. Said by control, heard by whoever waits for it."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
 
-    state: str
+    state: Phase
     detail: str = ""
     url: str = field(default="", repr=False)  # whoever opens it owns the device
     error: BaseException | None = None

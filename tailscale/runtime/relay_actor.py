@@ -23,7 +23,7 @@ from tailscale.runtime.messages import (
     RelaysRemembered,
 )
 from tailscale.runtime.network import Network
-from tailscale.runtime.relay_link import RelayLink
+from tailscale.runtime.relay_link import RelayLink, RelayLinkStatistics
 from ts_base.keys import NodePrivate
 from ts_control.wire import DERPMap
 from ts_derp.frames import Run
@@ -37,8 +37,8 @@ RelayRuns = list[tuple[RelayPath, list[bytes]]]
 HEARD_LIMIT = 16_384  # peers whose last relay is remembered
 LINK_LIMIT = 128
 
-NO_SUCH_REGION = "no such relay region"
-TOO_MANY_LINKS = "too many relay regions in use"
+NO_SUCH_REGION = "relay.no_such_region"
+TOO_MANY_LINKS = "relay.too_many_links"
 
 
 class Relays:
@@ -119,7 +119,7 @@ class Relays:
         """What is accepted and not yet written."""
         return sum(link.machine.queued_bytes for link in self._links.values())
 
-    def statistics(self) -> dict[int, dict[str, object]]:
+    def statistics(self) -> dict[int, RelayLinkStatistics]:
         return {region: link.statistics() for region, link in self._links.items()}
 
     # --- the actor's side

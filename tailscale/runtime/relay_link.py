@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -31,6 +33,17 @@ HOME_GRACE = 5.0  # how long home may be gone before the user is told
 HOME_UNREACHABLE = "relay-home-unreachable"
 
 log = logging.getLogger("tailscale.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLinkStatistics:
+    """One region's link, over all its connections."""
+
+    connected: bool
+    is_home: bool
+    queued_bytes: int
+    round_trip: float | None
+    drops: Mapping[str, int]
 
 
 class LinkOwner(Protocol):
@@ -96,14 +109,14 @@ class RelayLink:
     def close(self) -> None:
         self._scope.cancel()
 
-    def statistics(self) -> dict[str, object]:
-        return {
-            "connected": self.connected,
-            "home": self._is_home,
-            "queued_bytes": self.machine.queued_bytes,
-            "round_trip": self._round_trip,
-            "drops": dict(self.drops + self.machine.drops),
-        }
+    def statistics(self) -> RelayLinkStatistics:
+        return RelayLinkStatistics(
+            connected=self.connected,
+            is_home=self._is_home,
+            queued_bytes=self.machine.queued_bytes,
+            round_trip=self._round_trip,
+            drops=dict(self.drops + self.machine.drops),
+        )
 
     @trio.lowlevel.enable_ki_protection
     async def keep(self) -> None:

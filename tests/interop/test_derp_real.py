@@ -215,7 +215,7 @@ async def test_two_tsnet_nodes_through_our_relay(r: Rig, tls: bool) -> None:
         ping = await worker.ping(db.ip4)
         assert not ping["Endpoint"]
         assert ping["DERPRegionID"] == 900
-        assert service.server.statistics()["homes"] == 2
+        assert service.server.statistics().homes == 2
 
 
 @pytest.mark.peers("tailscaled", "tailscale")
@@ -225,4 +225,4 @@ async def test_tailscaled_makes_our_relay_its_home(r: Rig) -> None:
         r.headscale(regions=[entry]) as hs,
         r.tailscaled("stock", control=hs, auth_key=await hs.auth_key()),
     ):
-        await until(lambda: service.server.statistics()["homes"] == 1, 20)
+        await until(lambda: service.server.statistics().homes == 1, 20)

@@ -126,7 +126,7 @@ async def test_two_devices_talk_through_one_relay(autojump_clock: MockClock) -> 
         a.relays.send([((1, b.key), [b"one", b"two"])])
         await b.until(lambda: len(b.packets()) == 2)
         assert b.inbound == [((1, a.key), [b"one", b"two"])]
-        assert rig.relays[1].server.statistics()["homes"] == 2
+        assert rig.relays[1].server.statistics().homes == 2
 
 
 async def test_a_peers_region_is_opened_on_demand_and_closed_when_idle(autojump_clock: MockClock) -> None:
@@ -176,7 +176,7 @@ async def test_with_no_measurement_some_region_is_dialled_at_once(autojump_clock
         assert await a.home_up() <= 0.1
         assert rig.network.dialled == [(began, "relay1", 3340)]
         await trio.sleep(0.1)
-        assert rig.relays[1].server.statistics()["homes"] == 1
+        assert rig.relays[1].server.statistics().homes == 1
 
 
 async def test_a_restarted_relay_is_found_again(autojump_clock: MockClock) -> None:
@@ -226,7 +226,7 @@ async def test_home_moves_and_is_told_to_both_relays(autojump_clock: MockClock) 
         await a.home_up()
         await a.until(lambda: a.relays.connected == (1, 2))
         await trio.sleep(0.1)
-        assert [rig.relays[n].server.statistics()["homes"] for n in (1, 2)] == [0, 1]
+        assert [rig.relays[n].server.statistics().homes for n in (1, 2)] == [0, 1]
         await trio.sleep(80)
         assert a.relays.connected == (2,)
 
@@ -274,7 +274,7 @@ async def test_after_a_network_change_a_live_connection_stays(autojump_clock: Mo
         a.bus.publish(NetworkChanged(rebound=False))
         await trio.sleep(10)
         assert rig.relays[1].dials == 1
-        assert a.relays.statistics()[1]["round_trip"] is not None
+        assert a.relays.statistics()[1].round_trip is not None
 
 
 async def test_a_silent_relay_is_left_after_two_minutes(autojump_clock: MockClock) -> None:

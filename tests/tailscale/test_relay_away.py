@@ -37,7 +37,7 @@ async def test_a_warm_start_has_its_relay_before_control_answers(autojump_clock:
     store = MemoryStore()
     async with tailnet.device("a", state=store, ephemeral=False):
         pass
-    await until(lambda: not tailnet.relay.server.server.statistics()["clients"])
+    await until(lambda: not tailnet.relay.server.server.statistics().clients)
     await tailnet.control.stop()
     async with trio.open_nursery() as nursery:
 
@@ -48,7 +48,7 @@ async def test_a_warm_start_has_its_relay_before_control_answers(autojump_clock:
 
         joined = trio.Event()
         nursery.start_soon(start)
-        await until(lambda: bool(tailnet.relay.server.server.statistics()["homes"]))
+        await until(lambda: bool(tailnet.relay.server.server.statistics().homes))
         assert not joined.is_set()
         await tailnet.control.start()
         await joined.wait()

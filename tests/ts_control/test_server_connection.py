@@ -176,7 +176,7 @@ def test_request_for_another_server_key_is_dropped_and_counted() -> None:
     connection = ServedConnection(server, initiator.initiation, entropy=seeded(4))
     assert connection.closed
     assert connection.transmit(0.0) == b""
-    assert server.drops["bad handshake"] == 1
+    assert server.drops["control.bad_handshake"] == 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -215,4 +215,4 @@ def test_flipped_byte_ends_the_connection_quietly(position: int, value: int) -> 
     client.connection.receive(bytes(data), 0.0)
     client.connection.receive(bytes(5000), 0.0)
     assert client.connection.closed
-    assert server.drops["bad bytes from a client"] == 1
+    assert server.drops["control.bad_bytes"] == 1

@@ -211,7 +211,7 @@ def test_stream_that_is_not_read_is_closed_and_counted(monkeypatch: pytest.Monke
     a = world.member("a", reusable=True)
     assert a.streaming is not None
     assert a.streaming.closed
-    assert world.server.drops["map stream read too slowly"] == 1
+    assert world.server.drops["control.map_read_too_slowly"] == 1
 
 
 POLICIES: list[Any] = [

@@ -305,7 +305,7 @@ def test_preferred_clients_are_counted() -> None:
     a = room.join(A)
     room.machines[a].prefer(True)
     room.settle()
-    assert room.server.statistics()["homes"] == 1
+    assert room.server.statistics().homes == 1
 
 
 @settings(max_examples=60)

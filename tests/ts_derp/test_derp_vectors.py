@@ -109,4 +109,4 @@ def test_server_understands_all_an_upstream_client_wrote(size: int) -> None:
     assert server.take_messages() == [ClientAdmitted(b, B), ClientAdmitted(a, A.public)]
     received = FrameReader(frames.RECV_PACKET).feed(server.transmit(b, 0.0))
     assert [packet for _, source, run in received for packet in run if source == A.public.raw]
-    assert server.statistics()["homes"] == 1
+    assert server.statistics().homes == 1
