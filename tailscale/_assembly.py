@@ -43,7 +43,7 @@ from tailscale.runtime.path_actor import announce, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.underlay import Underlay
-from tailscale.state_file import State
+from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import BestPathChanged
@@ -54,7 +54,7 @@ from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from tailscale.state_file import Store
+    from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
 log = logging.getLogger("tailscale")
@@ -67,12 +67,12 @@ FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 class Runtime:
     """Everything one Device runs on."""
 
-    def __init__(self, config: Config, network: Network, store: Store, bus: Bus) -> None:
+    def __init__(self, config: Config, network: Network, store: NamedStore, bus: Bus) -> None:
         self.config = config
         self.network = network
         self.store = store
         self.bus = bus
-        self.health = Health()
+        self.health = Health(bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._manager: Any = None
@@ -106,7 +106,7 @@ class Runtime:
     async def _build(self) -> None:
         config, network = self.config, self.network
         self._held.enter_context(self.store.lock())
-        state = self.store.load() or State.generate(network.entropy, config.control_url)
+        state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
         self._udp = await self._open_udp(config.udp_port or state.udp_port)
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
@@ -127,10 +127,10 @@ class Runtime:
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
         self.home = Home(config, network, self.bus, self.stack, self.endpoint, self.dataplane)
         self.home.resolver = NameResolver(ResolverAccess(self.home))
-        self.watching = Watch(self.health, self.home)
+        self.watching = Watch(self.home)
         self.dataplane.on_message = self._hear
-        self.control = Control(config, network, self.store, state, disco.public)
-        self.control.pings.ping_peer = partial(ping_for_control, self.home)
+        ping_peer = partial(ping_for_control, self.home)
+        self.control = Control(config, network, self.store, state, disco.public, self.bus, ping_peer)
         self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
         self.is_built = True
 
@@ -159,7 +159,7 @@ class Runtime:
                 nursery.start_soon(dataplane.run_reader, read)
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
-        await nursery.start(run_control, bus, self.control)
+        await nursery.start(run_control, self.control)
 
     def _adopt_key(self, key: NodePrivate) -> None:
         now = trio.current_time()

@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, is_tailscale_address, parse_address
+from ts_base.ip import format_address, is_link_local, is_loopback, is_tailscale_address, parse_address
 from ts_base.who import Direct, host_of, uplink_of
-from ts_dataplane.path_scoring import is_link_local, is_loopback
 
 MAX_LISTED = 32
 MAX_CALLED = 16

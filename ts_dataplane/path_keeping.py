@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ts_base.box import TAG_LENGTH
+from ts_base.ip import TUNNEL_MTU
 from ts_base.timers import Timers
 from ts_base.who import Direct, Path, PeerId, PeerRelayed, is_direct
 from ts_dataplane.candidates import MAX_CALLED, Candidate, Candidates, is_worth_trying
@@ -25,7 +26,6 @@ from ts_dataplane.peer_paths import (
     PING_BACK_SPACING,
     SIZE_PROBE_SPACING,
     SIZE_PROBES,
-    TUNNEL_MTU,
     PeerPaths,
     PeerState,
     Standing,

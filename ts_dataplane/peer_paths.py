@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ts_base.budget import Budget
+from ts_base.ip import TUNNEL_MTU
 from ts_base.who import Direct, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, uplink_of
 from ts_dataplane.candidates import Candidate, Candidates
 from ts_dataplane.path_scoring import PathQuality, is_better
@@ -29,7 +30,6 @@ STANDBY_INTERVAL = 3 * HEARTBEAT  # of pings on the best path of each uplink tha
 STANDBY_LIFE = 2 * STANDBY_INTERVAL + 0.5  # a standby that answered within this time is believed to work
 RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
 
-TUNNEL_MTU = 1280
 SIZE_PROBES = 6  # unanswered full-size pings on a path that answers small ones: a black hole, not bad luck
 SIZE_PROBE_SPACING = 1.0
 

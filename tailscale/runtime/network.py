@@ -70,7 +70,10 @@ class HostNetwork:
         self.uplinks = tuple(uplinks)
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
-        return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
+        try:
+            return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
+        except (UnicodeError, OverflowError) as problem:  # the resolver's and the kernel's words for nonsense
+            raise OSError(f"{host!a} port {port} is no place to dial: {problem}") from None
 
     async def open_udp(self, port: int) -> UdpUnderlay:
         return HostUdp(port, self.uplinks)
