@@ -56,8 +56,8 @@ from ts_dataplane.ping_ledger import Outstanding
 #                     get everything, so a wrong suspicion costs bytes, not time. Lost when a ping times out then.
 #
 # "Lost" leads from any of the last three back to SEARCHING: the host has no route, our network changed, or the tunnel
-# is silent. That last one is the only judgement which leaves a path that still answers pings: some middleboxes pass
-# disco and swallow WireGuard. Lost handshakes look the same, so it takes all three (`PathFinder.judge_silence`):
+# is silent. That last one leaves a path that still answers pings, large ones too: some middleboxes pass disco and
+# swallow WireGuard. Lost handshakes look the same, so it takes all three (`PathFinder.judge_silence`):
 #
 #   1. an initiation was repeated and nobody answered either,
 #   2. 15 s passed: since the first of them, since the path came into use, and since

@@ -8,7 +8,7 @@ import math
 import random
 
 import pytest
-from path_scripts import DATA, REGION, settled
+from path_scripts import REGION, settled
 
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane import disco
@@ -247,7 +247,3 @@ def test_a_block_is_halved_by_hearing_the_tunnel_and_forgotten_when_it_works():
     assert candidate.penalty > FIRST_PENALTY
     a.finder.judge_silence(b.number, PeerSilence(math.inf, 0, 7), world.now)
     assert candidate.penalty == FIRST_PENALTY
-
-
-def test_data_is_what_the_world_of_these_tests_calls_tunnel():
-    assert DATA[:4] == b"\4\0\0\0"
