@@ -178,8 +178,8 @@ def test_questions_and_their_typed_errors(pair: Pair) -> None:
         left.connect("right", 9, timeout=5)
     with pytest.raises(OSError, match="port 0"):
         left.connect("right", 0)
-    with pytest.raises(TimeoutError):
-        left.udp().receive_from(timeout=0.05)
+    with left.udp() as silent, pytest.raises(TimeoutError):
+        silent.receive_from(timeout=0.05)
 
 
 def test_datagrams(pair: Pair) -> None:
@@ -383,9 +383,9 @@ def test_failure_to_join_is_raised_and_leaves_nothing() -> None:
 def test_interrupt_gives_a_waiting_call_up(net: ThreadedTailnet) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    with sync.Device("patient", **net.options) as device:
+    with sync.Device("patient", **net.options) as device, device.udp() as port:
         listener = device.listen(80)
-        for wait in (listener.accept, lambda: device.udp().receive_from()):
+        for wait in (listener.accept, port.receive_from):
             timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
             timer.start()
             with pytest.raises(KeyboardInterrupt):
