@@ -18,6 +18,8 @@ SECTIONS = [
     ("Device",            "tailscale/device.py",                ["Device"]),
     ("Streams and sockets", "tailscale/sockets/tcp.py",         ["TcpStream", "TcpListener"]),
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
+    ("",                  "tailscale/carry.py",                 ["splice"]),
+    ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Events",            "tailscale/events.py",                None),
@@ -32,13 +34,13 @@ SECTIONS = [
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),
-    ("",                  "tailscale/threads/bridges.py",               ["Forward"]),
-    ("",                  "tailscale/threads/pump.py",                  ["TailnetListener", "TailnetSocket"]),
+    ("",                  "tailscale/threads/bridges.py",       ["Forward"]),
+    ("",                  "tailscale/threads/loopback.py",      ["TailnetListener", "TailnetSocket"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
 ]  # fmt: skip
-HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace"}
+HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
 MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",
