@@ -33,6 +33,7 @@ from tailscale._config import (
 )
 from tailscale.dial import choose, dialing
 from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, Peers
 from tailscale.runtime.bus import Bus
@@ -100,6 +101,7 @@ class Device:
         _network: Network | None = None,
         _bus: Bus | None = None,
     ) -> None:
+        guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tailscale.foreign_text import web_address
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import HealthCleared, HealthRaised
 from ts_control.netmap import NetMap
@@ -31,7 +32,10 @@ class Warnings:
         for name, message in netmap.display_messages.items():
             text = f"{message.title}: {message.text}" if message.title else message.text
             action = message.primary_action
-            current[f"{CONTROL_PREFIX}{name}"] = (text, f"{action.label}: {action.url}" if action else "")
+            current[f"{CONTROL_PREFIX}{name}"] = (
+                text,
+                f"{action.label}: {action.url}" if action and web_address(action.url) else "",
+            )
         for code in [code for code in self._active if code.startswith(CONTROL_PREFIX) and code not in current]:
             self.clear(code)
         for code, (text, remedy) in current.items():
