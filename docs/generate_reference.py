@@ -31,6 +31,7 @@ SECTIONS = [
     ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport", "PoolOptions"]),
     ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),
     ("",                  "tailscale/http/limits.py",           ["Limits"]),
+    ("",                  "tailscale/http/visits.py",           ["Visits", "ServerStatistics"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),
@@ -49,6 +50,7 @@ INTERNAL = {
     "put",
     "start_waiting",
     "join",
+    *("wait_for_room", "admit", "on_request", "on_silence", "leave"),
 }  # called by the device, not by its users
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,12 +108,10 @@ def test_only_pages_of_the_web_are_offered(url: str, is_offered: bool) -> None:
 
 
 async def test_a_warning_of_control_offers_no_other_address() -> None:
-    class Map:
-        health = ()
-        display_messages = {"x": DisplayMessage(title="t", primary_action=DisplayMessageAction("javascript:1", "Open"))}
-
+    action = DisplayMessageAction(url="javascript:1", label="Open")
+    netmap = SimpleNamespace(health=(), display_messages={"x": DisplayMessage(title="t", primary_action=action)})
     bus, heard = Bus(), []
     with bus.subscribe(HealthRaised, name="test") as inbox:
-        Warnings(bus).show_netmap(Map())  # type: ignore[arg-type]
+        Warnings(bus).show_netmap(netmap)  # type: ignore[arg-type]
         heard.append(await inbox.receive())
     assert [message.remedy for message in heard] == [""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.server
 import os
 import signal
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -406,3 +409,19 @@ def test_program_that_forgets_to_close_ends_cleanly(net: ThreadedTailnet) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "forgetful.tailnet.test\n", "")
     assert "forgetful" not in [d.label for d in net.do(lambda: list(net.net.control.server.directory))]
+
+
+def test_a_listener_and_a_datagram_socket_that_are_lost_give_their_ports_back(pair: Pair) -> None:
+    device = pair[1]
+    for make, name in ((device.listen, "TailnetListener"), (device.udp, "UdpSocket")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            make(7099)
+            gc.collect()
+        assert [name in str(one.message) for one in said if one.category is ResourceWarning] == [True]
+        for _ in range(100):
+            with suppress(OSError):
+                make(7099).close()
+                break
+        else:
+            pytest.fail(f"{name} kept its port")
