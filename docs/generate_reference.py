@@ -18,6 +18,8 @@ SECTIONS = [
     ("Device",            "tailscale/device.py",                ["Device"]),
     ("Streams and sockets", "tailscale/sockets/tcp.py",         ["TcpStream", "TcpListener"]),
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
+    ("",                  "tailscale/carry.py",                 ["splice"]),
+    ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Events",            "tailscale/events.py",                None),
@@ -30,16 +32,17 @@ SECTIONS = [
     ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport", "PoolOptions"]),
     ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),
     ("",                  "tailscale/http/limits.py",           ["Limits"]),
+    ("",                  "tailscale/http/visits.py",           ["Visits", "ServerStatistics"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),
-    ("",                  "tailscale/threads/bridges.py",               ["Forward"]),
-    ("",                  "tailscale/threads/pump.py",                  ["TailnetListener", "TailnetSocket"]),
+    ("",                  "tailscale/threads/bridges.py",       ["Forward"]),
+    ("",                  "tailscale/threads/loopback.py",      ["TailnetListener", "TailnetSocket"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
 ]  # fmt: skip
-HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace"}
+HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
 MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",
@@ -48,6 +51,7 @@ INTERNAL = {
     "put",
     "start_waiting",
     "join",
+    *("wait_for_room", "admit", "on_request", "on_silence", "leave"),
 }  # called by the device, not by its users
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

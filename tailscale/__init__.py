@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tailscale._ownership import check_import_name
 
 if TYPE_CHECKING:
+    from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import ConnectionRefused as ConnectionRefused
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from tailscale.events import PeerDown as PeerDown
     from tailscale.events import PeerUp as PeerUp
     from tailscale.events import StateChanged as StateChanged
+    from tailscale.local_ports import Exposure as Exposure
+    from tailscale.local_ports import Forward as Forward
+    from tailscale.local_ports import PortStatistics as PortStatistics
     from tailscale.nodes import Node as Node
     from tailscale.nodes import Peers as Peers
     from tailscale.sockets.tcp import TcpListener as TcpListener
@@ -67,6 +71,7 @@ check_import_name()
 __version__ = "0.1.0"
 
 _HOMES = {
+    "carry": ("splice",),
     "device": ("Device",),
     "errors": (
         *("AuthKeyRejected", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut", "ControlProtocolError"),
@@ -77,6 +82,7 @@ _HOMES = {
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "PathChanged", "PeerChanged"),
         *("PeerDown", "PeerUp", "StateChanged"),
     ),
+    "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),

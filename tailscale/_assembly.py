@@ -54,6 +54,8 @@ from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
@@ -316,6 +318,11 @@ class Runtime:
     @property
     def state(self) -> str:
         return self.home.state if self.is_built else "starting"
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """A task that ends by itself or with the device."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *arguments)
 
     def set_preferences(self, preferences: Preferences) -> None:
         self.bus.publish(PreferencesChanged(preferences))

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
+from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
 from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work
 from tailscale.threads.loop_thread import Job, LoopThread
-from tailscale.threads.pump import TailnetListener, TailnetSocket
+from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
 if TYPE_CHECKING:
     import os
@@ -200,16 +201,20 @@ class Device(DeviceFace):
         sock.setblocking(False)
         return sock
 
-    async def forward(
+    def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
-    ) -> Forward:
-        """Let libraries that dial by themselves reach `host`: over loopback, or a private Unix socket."""
-        return await self._await(lambda: bridges.forward(self._thread, host, port, local_port, path), Forward.close)
+    ) -> Opening[Forward]:
+        """Let libraries that dial by themselves reach `host`: over loopback, or a private Unix socket.
 
-    async def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Exposure:
-        """Let the tailnet reach a server of this machine under `port`."""
+        `async with device.forward("db", 5432) as way:`, or `await` it and close it later.
+        """
+        forwarding = self._await(lambda: bridges.forward(self._thread, host, port, local_port, path), Forward.close)
+        return Opening(forwarding)
+
+    def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Opening[Exposure]:
+        """Let the tailnet reach a server of this machine under `port`. To be used as `forward` is."""
         target = port if local_port is None else local_port
-        return await self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close)
+        return Opening(self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close))
 
     async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""

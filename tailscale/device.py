@@ -10,11 +10,13 @@ import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
 from tailscale import _diagnostics as diagnostics
+from tailscale import local_ports
 from tailscale._assembly import Runtime
 from tailscale._config import (
     DEFAULT_CLOSE_TIMEOUT,
@@ -31,6 +33,8 @@ from tailscale._config import (
 )
 from tailscale.dial import choose, dialing
 from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.foreign_text import guard_logs
+from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, Peers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.network import HostNetwork, Network
@@ -97,6 +101,7 @@ class Device:
         _network: Network | None = None,
         _bus: Bus | None = None,
     ) -> None:
+        guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(
@@ -249,6 +254,30 @@ class Device:
         ```
         """
         return await dialing.udp(self._ready().home, port, host)
+
+    def forward(
+        self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
+    ) -> Opening[Forward]:
+        """Let programs and libraries that dial by themselves reach `host`: over loopback, or a private Unix socket.
+
+        ```python
+        async with device.forward("db", 5432) as way:
+            stream = await trio.open_tcp_stream(way.host, way.port)
+        ```
+        """
+        dial = partial(self.tcp_connect, host, port)
+        return Opening(local_ports.open_forward(dial, local_port, path, self._ready().spawn))
+
+    def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Opening[Exposure]:
+        """Let the tailnet reach a server of this machine under `port`.
+
+        ```python
+        async with device.expose(8080, local_port=3000) as exposed:
+            print(f"http://{device.name}:{exposed.port}/")
+        ```
+        """
+        target = port if local_port is None else local_port
+        return Opening(local_ports.open_exposure(self.listen(port), host, target, self._ready().spawn))
 
     # Names and identities
 

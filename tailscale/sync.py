@@ -26,7 +26,7 @@ from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
 from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work
 from tailscale.threads.loop_thread import LoopThread
-from tailscale.threads.pump import TailnetListener, TailnetSocket
+from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
 if TYPE_CHECKING:
     import os

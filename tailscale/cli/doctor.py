@@ -11,7 +11,8 @@ import argparse
 from tailscale.cli import doctor_local, doctor_tailnet
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.findings import BAD, GOOD, SKIP, WARN, Check, Finding, bad
-from tailscale.cli.screen import Screen, visible
+from tailscale.cli.screen import Screen
+from tailscale.foreign_text import for_terminal
 
 MARKS = {
     GOOD: ("ok  ", "green"),
@@ -58,7 +59,7 @@ class Report:
             self._all.append((title, finding))
             if self._json:
                 continue
-            self._screen.say(MARKS[finding.verdict], f"  {title:<{TITLE_WIDTH}}  ", visible(finding.sentence))
+            self._screen.say(MARKS[finding.verdict], f"  {title:<{TITLE_WIDTH}}  ", for_terminal(finding.sentence))
             if finding.remedy:
                 self._screen.say(" " * (TITLE_WIDTH + 8), ("try: ", "cyan"), finding.remedy)
             title = ""

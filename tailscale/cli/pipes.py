@@ -41,16 +41,3 @@ class StandardOutput:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
-
-
-async def splice(left: trio.abc.HalfCloseableStream, right: trio.abc.HalfCloseableStream) -> None:
-    """Carry bytes both ways until both have ended; an end on one side is passed on, and the other way lives on."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_carry, left, right)
-        nursery.start_soon(_carry, right, left)
-
-
-async def _carry(source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream) -> None:
-    async for data in source:
-        await sink.send_all(data)
-    await sink.send_eof()

@@ -89,7 +89,7 @@ async def ping(options: argparse.Namespace, screen: Screen) -> int:
 def _say_ping(screen: Screen, options: argparse.Namespace, number: int, result: PingResult | None, why: str) -> None:
     if options.json:
         found: dict[str, Any] = {"sequence": number, "host": options.host}
-        screen.say(json.dumps(found | (result.to_dict() if result is not None else {"error": why})))
+        screen.json_line(found | (result.to_dict() if result is not None else {"error": why}))
     elif result is None:
         screen.say((f"{number:>3}  {why}", "yellow"))
     else:

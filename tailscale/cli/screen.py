@@ -6,13 +6,13 @@ network reaches a terminal with its control characters.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from tailscale.foreign_text import for_json, for_terminal
 from ts_base.optional import optional
 
 Cell = str | tuple[str, str]  # text, or text and a style
@@ -42,7 +42,13 @@ class Screen:
     def json(self, value: Any) -> None:
         self.hide()
         indent = 2 if self._styled_out else None
-        self.out.write(json.dumps(value, indent=indent, ensure_ascii=not self.speaks_unicode()) + "\n")
+        self.out.write(for_json(value, indent=indent, unicode=self.speaks_unicode()) + "\n")
+        self.out.flush()
+
+    def json_line(self, value: Any) -> None:
+        """One of many: each on a line of its own."""
+        self.hide()
+        self.out.write(for_json(value, unicode=self.speaks_unicode()) + "\n")
         self.out.flush()
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: str = "") -> None:
@@ -72,7 +78,7 @@ class Screen:
         """Replace the live line; nothing happens where stderr is not a terminal."""
         if not self.is_live:
             return
-        self._live = visible(text)[: shutil.get_terminal_size().columns - 1]
+        self._live = for_terminal(text)[: shutil.get_terminal_size().columns - 1]
         self.err.write(f"{ERASE_LINE}{paint((self._live, 'dim'), True)}")
         self.err.flush()
 
@@ -91,13 +97,8 @@ def wants_style(stream: TextIO) -> bool:
     return stream.isatty()
 
 
-def visible(text: str) -> str:
-    """Names come from other people: an escape sequence in one must not reach the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-
 def text_of(cell: Cell) -> str:
-    return visible(cell if isinstance(cell, str) else cell[0])
+    return for_terminal(cell if isinstance(cell, str) else cell[0])
 
 
 def paint(cell: Cell, styled: bool) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.carry import splice
 from tailscale.cli.exit_codes import OK
-from tailscale.cli.pipes import StandardInput, StandardOutput, splice
+from tailscale.cli.pipes import StandardInput, StandardOutput
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
 
@@ -82,8 +83,8 @@ class Doorman:
         try:
             async with stream:
                 await self._handle(stream)
-        except* (OSError, trio.BrokenResourceError) as problems:
-            self._screen.note((f"{caller}: {problems.exceptions[0]}", "yellow"))
+        except (OSError, trio.BrokenResourceError) as problem:
+            self._screen.note((f"{caller}: {problem}", "yellow"))
         else:
             self._screen.note((f"{caller} is done", "dim"))
         finally:
@@ -96,8 +97,7 @@ class Doorman:
             except OSError:
                 stream.abort()  # a caller should see a refusal, not an empty answer
                 raise
-            async with local:
-                await splice(stream, local)
+            await splice(stream, local)
             return
         async for data in stream:
             if self._options.echo:

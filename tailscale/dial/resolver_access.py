@@ -13,6 +13,9 @@ from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tailscale.dns.messages import Answer
     from tailscale.runtime.home import Home
     from ts_control.netmap import NetMap
 
@@ -38,13 +41,17 @@ class ResolverAccess:
     def routes_to(self, address: bytes) -> bool:
         return self._home.routes_to(address)
 
-    async def exchange_datagram(self, address: bytes, port: int, question: bytes) -> bytes:
-        """One question, one answer."""
+    async def exchange_datagram(
+        self, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
+    ) -> Answer:
+        """One question, and the first datagram from there that `read` takes for its answer."""
         if self.routes_to(address):
             async with UdpSocket(self._home.stack.bind_udp(0, None), self._home) as tailnet:
                 await tailnet.connect((format_address(address), port))
                 await tailnet.send(question)
-                return await tailnet.receive()
+                while (answer := read(await tailnet.receive())) is None:
+                    pass
+                return answer
         udp = await self._home.network.open_udp(0)
         try:
             path = format_address(address), port
@@ -52,11 +59,13 @@ class ResolverAccess:
             if is_v6 and not udp.has_ipv6:
                 raise OSError(errno.EAFNOSUPPORT, "this machine has no IPv6")
             udp.send_many([(path, [question])])
-            read = udp.readers()[is_v6]
+            receive = udp.readers()[is_v6]
             while True:
-                for source, datagrams in await read():
-                    if source == path:
-                        return datagrams[0]
+                for source, datagrams in await receive():
+                    for datagram in datagrams if source == path else ():
+                        answer = read(datagram)
+                        if answer is not None:
+                            return answer
         finally:
             udp.close()
 

@@ -18,6 +18,13 @@ MAX_TTL = 86_400
 MAX_RECORDS = 256
 
 
+ADDRESS_SIZES = {"A": 4, "AAAA": 16}
+
+
+class NotOurs(BadPacket):
+    """A message that answers something else: whoever waits for the answer goes on waiting (RFC 5452, 9.1)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one server said to one question."""
@@ -40,22 +47,26 @@ def encode_query(identifier: int, name: str, kind: str) -> bytes:
 
 
 def decode_answer_untrusted(data: bytes, identifier: int, name: str, kind: str) -> Answer:
-    """Read a reply to our question; BadPacket if it is not one."""
+    """Read a reply to our question; NotOurs if it answers another, BadPacket if it is no answer at all."""
     from dpkt import dns as wire
 
+    if data[:2] != identifier.to_bytes(2, "big"):  # the cheapest question first: strangers may send many
+        raise NotOurs("not the answer to our question")
     try:
         message = wire.DNS(data)
-        if message.id != identifier or message.qr != wire.DNS_R:
-            raise BadPacket("not the answer to our question")
+        if message.qr != wire.DNS_R:
+            raise NotOurs("not the answer to our question")
         asked = [(q.name.lower(), q.type) for q in message.qd]
         if asked != [(name.rstrip(".").lower(), TYPES[kind])]:
-            raise BadPacket("an answer to another question")
+            raise NotOurs("an answer to another question")
         records = message.an[:MAX_RECORDS]
         owners = {name.rstrip(".").lower()}
         for record in records:
             if record.type == wire.DNS_CNAME and record.name.lower() in owners:
                 owners.add(record.cname.lower())
         matching = [r for r in records if r.type == TYPES[kind] and r.name.lower() in owners]
+        if kind in ADDRESS_SIZES and any(len(r.rdata) != ADDRESS_SIZES[kind] for r in matching):
+            raise BadPacket(f"an {kind} record of another size")
         values = tuple(_text_of(r, kind) for r in matching)
         ttl = min([min(r.ttl, MAX_TTL) for r in matching] or [_negative_ttl(message)])
         return Answer(message.rcode, values, ttl, bool(message.tc))

@@ -18,6 +18,7 @@ from tailscale.dns.messages import (
     NO_ERROR,
     TYPES,
     Answer,
+    NotOurs,
     decode_answer_untrusted,
     encode_query,
 )
@@ -51,7 +52,9 @@ class ResolverHome(Protocol):
     def now(self) -> float: ...
     def random_id(self) -> int: ...
     def routes_to(self, address: bytes) -> bool: ...
-    async def exchange_datagram(self, address: bytes, port: int, question: bytes) -> bytes: ...
+    async def exchange_datagram(
+        self, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
+    ) -> Answer: ...
     async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream: ...
 
 
@@ -212,9 +215,15 @@ class NameResolver:
         if server.startswith("https://"):
             return decode_answer_untrusted(await ask_over_https(server, question), identifier, name, kind)
         address, port = server_address(server)
+
+        def read(reply: bytes) -> Answer | None:
+            try:
+                return decode_answer_untrusted(reply, identifier, name, kind)
+            except NotOurs:
+                return None
+
         with trio.fail_after(UDP_TIMEOUT):
-            reply = await self._home.exchange_datagram(address, port, question)
-        answer = decode_answer_untrusted(reply, identifier, name, kind)
+            answer = await self._home.exchange_datagram(address, port, question, read)
         if not answer.truncated:
             return answer
         with trio.fail_after(TCP_TIMEOUT):

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from tailscale.http.server import serve as serve
     from tailscale.http.transport import AsyncTransport as AsyncTransport
     from tailscale.http.transport import Transport as Transport
+    from tailscale.http.visits import Visits as Visits
 
-__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "RequestsAdapter", "Transport", "serve"]
+__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "RequestsAdapter", "Transport", "Visits", "serve"]
 
 _HOMES = {
     "AsyncTransport": "tailscale.http.transport",
@@ -24,6 +25,7 @@ _HOMES = {
     "Limits": "tailscale.http.limits",
     "RequestsAdapter": "tailscale.http.requests_adapter",
     "Transport": "tailscale.http.transport",
+    "Visits": "tailscale.http.visits",
     "serve": "tailscale.http.server",
 }
 

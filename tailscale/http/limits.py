@@ -11,6 +11,8 @@ class Limits:
 
     connections: int = 1000
     """Open at once; more wait in the listener's backlog."""
+    connections_per_peer: int = 250
+    """Of those; the one of a peer that has been silent longest makes room for its next."""
     head: int = 64 << 10
     """Request line and headers."""
     websocket_message: int = 16 << 20

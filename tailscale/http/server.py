@@ -14,11 +14,13 @@ from urllib.parse import unquote
 import h11
 import trio
 
+from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
-from tailscale.http.caller import describe_caller, trusted_headers
+from tailscale.http.caller import Headers, describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
+from tailscale.http.visits import Visit, Visits
 from tailscale.http.wire import Wire
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from ts_base.optional import optional
@@ -42,6 +44,7 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     limits: Limits | None = None,
     shutdown: trio.Event | None = None,
+    visits: Visits | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an ASGI app for the tailnet until cancelled, or until `shutdown` is set and open requests are done.
@@ -51,7 +54,7 @@ async def serve(
     ```
 
     `scope["client"]` is the caller's tailnet address, `scope["extensions"]["tailscale"]` who that is. Under
-    `nursery.start` the value is the server's URL.
+    `nursery.start` the value is the server's URL. `visits=tailscale.http.Visits()` counts who is connected.
     """
     limits = limits or Limits()
     shutdown = trio.Event() if shutdown is None else shutdown
@@ -60,7 +63,8 @@ async def serve(
         nursery.start_soon(life.run)
         try:
             if await life.start(limits.startup_timeout):
-                await _Server(app, device, listener, tls, limits, life.state).run(shutdown, task_status)
+                server = _Server(app, device, listener, tls, limits, life.state, visits or Visits())
+                await server.run(shutdown, task_status)
         finally:
             await life.stop(limits.shutdown_timeout)
     if life.failure is not None:
@@ -78,6 +82,7 @@ class _Server:
         tls: ssl.SSLContext | None,
         limits: Limits,
         state: dict[str, Any],
+        visits: Visits,
     ) -> None:
         self._app = app
         self._device = device
@@ -86,7 +91,7 @@ class _Server:
         self._limits = limits
         self._state = state
         self._is_stopping = False
-        self._room = trio.Semaphore(limits.connections)
+        self._visits = visits
         self._idle: set[trio.CancelScope] = set()
         self._websockets: set[WebSocketExchange] = set()
 
@@ -113,12 +118,20 @@ class _Server:
     async def _accept(self, connections: trio.Nursery, accepting: trio.CancelScope) -> None:
         try:
             while True:
-                await self._room.acquire()
-                connections.start_soon(self._serve_stream, await self._listener.accept())
+                await self._visits.wait_for_room(self._limits)
+                self._admit(await self._listener.accept(), connections)
         except trio.ClosedResourceError:
             accepting.cancel()  # the device is closing: nobody can call any more
 
-    async def _serve_stream(self, tcp: TcpStream) -> None:
+    def _admit(self, tcp: TcpStream, connections: trio.Nursery) -> None:
+        peer = tcp.peer
+        visit = self._visits.admit(peer.stable_id if peer else tcp.remote_address[0], tcp.shut, self._limits)
+        if visit is None:
+            tcp.abort()
+        else:
+            connections.start_soon(self._serve_stream, tcp, visit)
+
+    async def _serve_stream(self, tcp: TcpStream, visit: Visit) -> None:
         tcp.set_keepalive(KEEPALIVE)
         stream: trio.abc.Stream = tcp
         try:
@@ -126,7 +139,7 @@ class _Server:
                 stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
                 with trio.fail_after(self._limits.head_timeout):
                     await stream.do_handshake()
-            await self._serve_requests(Wire(stream, self._limits), tcp)
+            await self._serve_requests(Wire(stream, self._limits), tcp, visit)
         except trio.Cancelled:
             tcp.abort()  # so that nobody takes the half of an answer for the whole
             raise
@@ -135,12 +148,13 @@ class _Server:
         except Exception:
             log.exception("a connection failed")
         finally:
-            self._room.release()
+            self._visits.leave(visit)
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await stream.aclose()
 
-    async def _serve_requests(self, wire: Wire, tcp: TcpStream) -> None:
+    async def _serve_requests(self, wire: Wire, tcp: TcpStream, visit: Visit) -> None:
         while (request := await self._next_request(wire)) is not None:
+            self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
             if _wants_websocket(request):
                 await self._serve_websocket(wire, request, scope)
@@ -149,15 +163,17 @@ class _Server:
                 await wire.finish()
                 return
             wire.http.start_next_cycle()
+            self._visits.on_silence(visit)
 
     async def _next_request(self, wire: Wire) -> h11.Request | None:
         """The head of the next request; None when there is none to come."""
+        wire.begin_head()
         try:
             if not wire.has_input:
                 with trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout) as idle:
                     self._idle.add(idle)
                     try:
-                        wire.http.receive_data(await wire.read_some())
+                        wire.feed(await wire.read_some())
                     finally:
                         self._idle.discard(idle)
                 if idle.cancelled_caught or self._is_stopping:
@@ -166,9 +182,10 @@ class _Server:
                 event = await wire.next_event(self._limits.head_timeout)
             if not isinstance(event, h11.Request):
                 return None
-            if event.http_version in (b"1.0", b"1.1"):
+            refusal = _refusal(event, wire.take_head())
+            if refusal is None:
                 return event
-            await wire.refuse(505, "this server speaks HTTP/1.1")
+            await wire.refuse(*refusal, has_body=event.method != b"HEAD")
         except h11.RemoteProtocolError as error:
             await wire.refuse(error.error_status_hint, str(error))
         except (trio.TooSlowError, TimeoutError):
@@ -178,7 +195,8 @@ class _Server:
 
     async def _scope(self, request: h11.Request, tcp: TcpStream) -> Scope:
         caller = await describe_caller(self._device, tcp.remote_address)
-        path, _, query = _origin_form(request.target).partition(b"?")
+        target = framing.read_target(request.method, request.target)
+        assert target is not None, "a request without one was refused"
         is_websocket = _wants_websocket(request)
         extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
         if is_websocket:
@@ -189,11 +207,11 @@ class _Server:
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": request.http_version.decode(),
             "scheme": scheme,
-            "path": unquote(path.decode("latin-1")),
-            "raw_path": path,
-            "query_string": query,
+            "path": unquote(target.path.decode("latin-1")),
+            "raw_path": target.path,
+            "query_string": target.query,
             "root_path": "",
-            "headers": trusted_headers(((bytes(n), bytes(v)) for n, v in request.headers), caller),
+            "headers": trusted_headers(_headers(request, target), caller),
             "client": tcp.remote_address,
             "server": tcp.local_address,
             "state": self._state.copy(),
@@ -230,10 +248,24 @@ def _wants_websocket(request: h11.Request) -> bool:
     return request.method == b"GET" and b"upgrade" in map(bytes.strip, tokens) and upgrades == [b"websocket"]
 
 
-def _origin_form(target: bytes) -> bytes:
-    """A server must take `GET http://host/path` too (RFC 9112, 3.2.2)."""
-    scheme, separator, rest = target.partition(b"://")
-    if not separator or scheme.lower() not in (b"http", b"https"):
-        return target
-    slash = rest.find(b"/")
-    return rest[slash:] if slash >= 0 else b"/"
+def _refusal(request: h11.Request, head: bytes) -> tuple[int, str] | None:
+    """The answer to a request that no app may see."""
+    if request.http_version not in (b"1.0", b"1.1"):
+        return 505, "this server speaks HTTP/1.1"
+    if problem := framing.objection(head, request.http_version):
+        return 400, problem
+    if request.method == b"CONNECT":
+        return 501, "this server is no proxy"
+    if framing.read_target(request.method, request.target) is None:
+        return 400, "the request target is neither a path nor an http URL"
+    if request.http_version == b"1.1" and framing.expects_the_impossible(list(request.headers)):
+        return 417, "this server can only be expected to 100-continue"
+    return None
+
+
+def _headers(request: h11.Request, target: framing.Target) -> Headers:
+    """With the host that the request line names, if it names one: that one counts (RFC 9112, 3.2.2)."""
+    headers = [(bytes(name), bytes(value)) for name, value in request.headers]
+    if not target.authority:
+        return headers
+    return [(b"host", target.authority), *((name, value) for name, value in headers if name != b"host")]

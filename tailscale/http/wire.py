@@ -26,6 +26,8 @@ class Wire:
         self.limits = limits
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head)
         self._writing = trio.Lock()
+        self._head = bytearray()  # as it came, while a request head is awaited
+        self._is_head_awaited = False
 
     @property
     def has_input(self) -> bool:
@@ -41,13 +43,28 @@ class Wire:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as error:
             raise ClientDisconnected(f"the client went away: {error}") from error
 
+    def begin_head(self) -> None:
+        """What comes now is a request head: keep it as it comes."""
+        self._head = bytearray(self.http.trailing_data[0])
+        self._is_head_awaited = True
+
+    def take_head(self) -> bytes:
+        """The bytes of the request that was just read, without what followed it."""
+        head, self._head, self._is_head_awaited = self._head, bytearray(), False
+        return bytes(head[: len(head) - len(self.http.trailing_data[0])])
+
+    def feed(self, data: bytes) -> None:
+        if self._is_head_awaited:
+            self._head += data
+        self.http.receive_data(data)
+
     async def next_event(self, timeout: float) -> Any:
         """The next h11 event. Raises h11.RemoteProtocolError for what is not HTTP."""
         while True:
             event = self.http.next_event()
             if event is not h11.NEED_DATA:
                 return event
-            self.http.receive_data(await self.read_some(timeout))
+            self.feed(await self.read_some(timeout))
 
     async def write(self, data: bytes) -> None:
         """All of `data`, or ClientDisconnected."""

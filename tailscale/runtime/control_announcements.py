@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from tailscale.errors import AuthKeyRejected, ControlProtocolError, TailscaleError
+from tailscale.foreign_text import web_address
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_line import Jobs
 from tailscale.runtime.health import Health
@@ -66,12 +67,13 @@ class Announcements:
 
     def say_page(self, url: str) -> None:
         """Control wants the user to see a page; the same page once."""
-        if url != self._last_page and url.startswith(("https://", "http://")):  # no other kind is a page to open
+        if url != self._last_page and web_address(url):
             self._last_page = url
             self.health.show("control-url", "the control server asks you to open a page", f"open {url}")
 
     def _show_login_page(self, url: str, why: str) -> None:
-        where = url if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
+        shown = web_address(url) or "a page that is not of the web: ask whoever runs the control server"
+        where = shown if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
         sentence = "this device waits for somebody to log it in" + (f": {why}" if why else "")
         self.health.show("login-needed", sentence, f"open {where}")
         if self._on_login_url is None:

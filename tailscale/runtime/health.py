@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tailscale.foreign_text import web_address
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import WarningsChanged
 from tailscale.status import HealthWarning
@@ -49,7 +50,10 @@ class Health:
         for name, message in netmap.display_messages.items():
             text = f"{message.title}: {message.text}" if message.title else message.text
             action = message.primary_action
-            texts[CONTROL_PREFIX + readable(name)[:64]] = (text, f"{action.label}: {action.url}" if action else "")
+            texts[CONTROL_PREFIX + readable(name)[:64]] = (
+                text,
+                f"{action.label}: {action.url}" if action and web_address(action.url) else "",
+            )
         current = {
             code: HealthWarning(code, readable(text), readable(remedy))
             for code, (text, remedy) in list(texts.items())[:CONTROL_LIMIT]

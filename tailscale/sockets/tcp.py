@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionReset
+from tailscale.sockets.closing import Closable, Hold
 from tailscale.sockets.home import readable_address
+from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
@@ -38,8 +40,50 @@ class _Turn:
         self._taken = False
 
 
-class TcpStream(trio.abc.HalfCloseableStream):
+class _StreamHold(Hold):
+    """The stack's end of a stream: readers and writers wait for different things."""
+
+    __slots__ = ("connection", "writers")
+
+    def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
+        super().__init__(home)
+        self.connection = connection
+        self.writers = trio.lowlevel.ParkingLot()
+
+    def wake(self) -> None:
+        connection = self.connection
+        if self.waiters and (connection.readable or connection.error is not None):
+            self.waiters.unpark_all()
+        if self.writers and (connection.writable or connection.error is not None):
+            self.writers.unpark_all()
+
+    def unpark_all(self) -> None:
+        self.waiters.unpark_all()
+        self.writers.unpark_all()
+
+    @trio.lowlevel.enable_ki_protection
+    def abort(self) -> None:
+        self.is_closed = True
+        self.connection.abort(self.home.now())
+        self.home.kick()
+        self.unpark_all()
+
+    def _end(self) -> None:
+        self.connection.close(self.home.now())
+
+    def _drop(self) -> None:
+        if not self.is_closed:
+            self.abort()
+
+    def _is_over(self) -> bool:
+        return self.connection.state in (CLOSED, TIME_WAIT)
+
+
+class TcpStream(Closable, trio.abc.HalfCloseableStream):
     """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`.
+
+    Closing it delivers what was sent; unread data means a reset, as on a kernel socket. One that is lost without being
+    closed is reset, with a `ResourceWarning`.
 
     ```python
     async with await device.tcp_connect("db", 5432) as stream:
@@ -49,24 +93,17 @@ class TcpStream(trio.abc.HalfCloseableStream):
     ```
     """
 
+    _hold: _StreamHold
+
     def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
         self._connection = connection
         self._home = home
-        self._closed = False
         self._sent_eof = False
         self._receiving = _Turn("receiving from")
         self._sending = _Turn("sending to")
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-        connection.owner = self
-
-    def wake(self) -> None:
-        """The stack says something changed."""
-        connection = self._connection
-        if self._readers and (connection.readable or connection.error is not None):
-            self._readers.unpark_all()
-        if self._writers and (connection.writable or connection.error is not None):
-            self._writers.unpark_all()
+        self._hold = connection.owner = hold = _StreamHold(connection, home)
+        self._readers = hold.waiters
+        self._writers = hold.writers
 
     async def wait_connected(self) -> None:
         """Wait until the handshake has succeeded or failed; which, the connection knows."""
@@ -87,7 +124,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             connection = self._connection
             waited = False  # parking is a checkpoint: a second one would cost every round trip a turn of the loop
-            while not self._closed:
+            while not self._hold.is_closed:
                 if connection.unread:
                     data: bytes = connection.read(max_bytes)
                     if connection.is_due:
@@ -143,7 +180,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
         with self._sending:
-            if self._closed:
+            if self._hold.is_closed:
                 raise trio.ClosedResourceError("this stream was closed")
             await trio.lowlevel.checkpoint()
             if self._sent_eof:
@@ -153,32 +190,12 @@ class TcpStream(trio.abc.HalfCloseableStream):
             self._connection.send_eof(self._home.now())
             self._home.kick()
 
-    async def aclose(self) -> None:
-        """Close both ways: what was sent is still delivered; unread data means a reset, as on a kernel socket."""
-        self.shut()
-        await trio.lowlevel.checkpoint()
-
-    @trio.lowlevel.enable_ki_protection
-    def shut(self) -> None:
-        """Close without being able to wait."""
-        if not self._closed:
-            self._closed = True
-            self._connection.close(self._home.now())
-            self._home.kick()
-            self._readers.unpark_all()
-            self._writers.unpark_all()
-
-    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
-        self._closed = True
-        self._connection.abort(self._home.now())
-        self._home.kick()
-        self._readers.unpark_all()
-        self._writers.unpark_all()
+        self._hold.abort()
 
     def _check_can_send(self) -> None:
-        if self._closed or self._sent_eof:
+        if self._hold.is_closed or self._sent_eof:
             raise trio.ClosedResourceError("this stream was closed for sending")
         self._raise_if_broken()
 
@@ -201,7 +218,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
     @property
     def is_readable(self) -> bool:
         """Whether `receive_some` would return (or raise) at once; on an idle connection: the other side is done."""
-        return self._closed or bool(self._connection.readable)
+        return self._hold.is_closed or bool(self._connection.readable)
 
     @property
     def local_address(self) -> Address:
@@ -225,7 +242,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         host, port = self.remote_address
-        return f"<TcpStream to {host} port {port}{' closed' if self._closed else ''}>"
+        return f"<TcpStream to {host} port {port}{' closed' if self._hold.is_closed else ''}>"
 
 
 def describe_problem(problem: object) -> str:
@@ -240,8 +257,24 @@ def describe_problem(problem: object) -> str:
     }.get(name, name.replace("_", " "))
 
 
-class TcpListener(trio.abc.Listener[TcpStream]):
+class _ListenerHold(Hold):
+    """The stack's end of a listener."""
+
+    __slots__ = ("_listens",)
+
+    def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
+        super().__init__(home)
+        self._listens = listens
+
+    def _end(self) -> None:
+        for listen in self._listens:
+            listen.close()
+
+
+class TcpListener(Closable, trio.abc.Listener[TcpStream]):
     """Accepts connections from the tailnet; works with `trio.serve_listeners`.
+
+    Closing it refuses new connections; accepted ones go on.
 
     ```python
     async def handle(stream):
@@ -260,41 +293,22 @@ class TcpListener(trio.abc.Listener[TcpStream]):
     def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
         self._listens = listens
         self._home = home
-        self._closed = False
-        self._acceptors = trio.lowlevel.ParkingLot()
+        self._hold = _ListenerHold(listens, home)
         for listen in listens:
-            listen.owner = self
-
-    def wake(self) -> None:
-        self._acceptors.unpark_all()
+            listen.owner = self._hold
 
     @trio.lowlevel.enable_ki_protection
     async def accept(self) -> TcpStream:
         """The next connection."""
         await trio.lowlevel.checkpoint()
         while True:
-            if self._closed:
+            if self._hold.is_closed:
                 raise trio.ClosedResourceError("this listener was closed")
             for listen in self._listens:
                 connection = listen.accept()
                 if connection is not None:
                     return TcpStream(connection, self._home)
-            await self._acceptors.park()
-
-    async def aclose(self) -> None:
-        """Refuse new connections; accepted ones go on."""
-        self.shut()
-        await trio.lowlevel.checkpoint()
-
-    @trio.lowlevel.enable_ki_protection
-    def shut(self) -> None:
-        """Close without being able to wait."""
-        if not self._closed:
-            self._closed = True
-            for listen in self._listens:
-                listen.close()
-            self._home.kick()
-            self._acceptors.unpark_all()
+            await self._hold.waiters.park()
 
     @property
     def port(self) -> int:
@@ -302,4 +316,4 @@ class TcpListener(trio.abc.Listener[TcpStream]):
         return self._listens[0].port
 
     def __repr__(self) -> str:
-        return f"<TcpListener on port {self.port}{' closed' if self._closed else ''}>"
+        return f"<TcpListener on port {self.port}{' closed' if self._hold.is_closed else ''}>"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionRefused
+from tailscale.sockets.closing import Closable, Hold
 from tailscale.sockets.home import readable_address
 from ts_base.ip import MAXIMUM_DATAGRAM, format_address
 
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
     from ts_netstack.udp import UdpPort
 
 
-class UdpSocket(trio.abc.AsyncResource):
+class _PortHold(Hold):
+    """The stack's end of a socket."""
+
+    __slots__ = ("_port",)
+
+    def __init__(self, port: UdpPort, home: SocketHome) -> None:
+        super().__init__(home)
+        self._port = port
+
+    def _end(self) -> None:
+        self._port.close()
+
+
+class UdpSocket(Closable):
     """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
 
     ```python
@@ -34,13 +48,8 @@ class UdpSocket(trio.abc.AsyncResource):
     def __init__(self, port: UdpPort, home: SocketHome) -> None:
         self._port = port
         self._home = home
-        self._closed = False
         self._connected: tuple[bytes, int] | None = None
-        self._readers = trio.lowlevel.ParkingLot()
-        port.owner = self
-
-    def wake(self) -> None:
-        self._readers.unpark_all()
+        self._hold = port.owner = _PortHold(port, home)
 
     async def connect(self, address: Address) -> None:
         """Fix the other end: `send` goes there and `receive` hears only from there."""
@@ -90,7 +99,7 @@ class UdpSocket(trio.abc.AsyncResource):
             if item is not None:
                 return item[0], readable_address(item[1])
             self._raise_pending()
-            await self._readers.park()
+            await self._hold.waiters.park()
 
     async def receive(self) -> bytes:
         """The next datagram."""
@@ -103,21 +112,8 @@ class UdpSocket(trio.abc.AsyncResource):
             raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._hold.is_closed:
             raise trio.ClosedResourceError("this UDP socket was closed")
-
-    async def aclose(self) -> None:
-        """Give the port back."""
-        self.shut()
-        await trio.lowlevel.checkpoint()
-
-    @trio.lowlevel.enable_ki_protection
-    def shut(self) -> None:
-        """Close without being able to wait."""
-        if not self._closed:
-            self._closed = True
-            self._port.close()
-            self._readers.unpark_all()
 
     @property
     def local_address(self) -> Address:
@@ -131,4 +127,4 @@ class UdpSocket(trio.abc.AsyncResource):
         return self._port.drops
 
     def __repr__(self) -> str:
-        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._closed else ''}>"
+        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._hold.is_closed else ''}>"

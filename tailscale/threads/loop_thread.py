@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
+from tailscale.carry import LOST, Splice
 from tailscale.errors import DeviceClosed, DeviceNotReady
 
 if TYPE_CHECKING:
     from tailscale.device import Device
-    from tailscale.threads.pump import Pump
 
 T = TypeVar("T")
 GOODBYE = 1.0  # what the program wrote last gets this long to leave
@@ -82,8 +82,8 @@ class LoopThread:
         self._scope = trio.CancelScope()
         self._asked_to_stop = trio.Event()
         self._jobs: set[Job[Any]] = set()
-        self._pumps: set[Pump] = set()
-        self._pump_ended = trio.Event()
+        self._splices: set[Splice] = set()
+        self._splice_ended = trio.Event()
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
 
@@ -168,7 +168,7 @@ class LoopThread:
                 self.ready.set_result(None)
                 try:
                     await self._asked_to_stop.wait()
-                    await self._let_pumps_finish()
+                    await self._let_splices_finish()
                 finally:
                     self._nursery = None
                 nursery.cancel_scope.cancel()
@@ -198,22 +198,27 @@ class LoopThread:
         self._nursery.start_soon(run)
         return scope
 
-    def pump(self, pump: Pump) -> None:
-        """Run a pump as long as it has something to carry."""
-        self._pumps.add(pump)
-        self.spawn(self._run_pump, pump)
+    def join_streams(self, splice: Splice) -> None:
+        """Run a splice in the background, as long as it has something to carry."""
+        self.spawn(self._run_quietly, splice)
 
-    async def _run_pump(self, pump: Pump) -> None:
+    async def _run_quietly(self, splice: Splice) -> None:
+        with contextlib.suppress(*LOST):  # told to both sides
+            await self.run_splice(splice)
+
+    async def run_splice(self, splice: Splice) -> None:
+        """Run a splice that is given time to finish when the device closes."""
+        self._splices.add(splice)
         try:
-            await pump.run()
+            await splice.run()
         finally:
-            self._pumps.discard(pump)
-            self._pump_ended.set()
+            self._splices.discard(splice)
+            self._splice_ended.set()
 
-    async def _let_pumps_finish(self) -> None:
-        for pump in tuple(self._pumps):
-            pump.finish()
+    async def _let_splices_finish(self) -> None:
+        for splice in tuple(self._splices):
+            splice.finish()
         with trio.move_on_after(GOODBYE):
-            while self._pumps:
-                self._pump_ended = trio.Event()
-                await self._pump_ended.wait()
+            while self._splices:
+                self._splice_ended = trio.Event()
+                await self._splice_ended.wait()

@@ -114,9 +114,10 @@ async def _converse(stream: TcpStream) -> None:
 
 
 async def _echo_datagrams(socket: Any) -> None:
-    while True:
-        data, address = await socket.receive_from()
-        await socket.send_to(data, address)
+    async with socket:
+        while True:
+            data, address = await socket.receive_from()
+            await socket.send_to(data, address)
 
 
 async def _redis(stream: TcpStream) -> None:

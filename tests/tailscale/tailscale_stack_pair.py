@@ -40,6 +40,12 @@ class StackHome:
     async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
         return parse_address(host)
 
+    def close(self) -> None:
+        """As a device does that ends."""
+        for socket in self.stack.sockets():
+            if socket.owner is not None:
+                socket.owner.shut()
+
     async def run(self) -> None:
         """Carry packets to the other side and wake the sockets, as the packet loop does."""
         while True:
@@ -80,7 +86,11 @@ async def stack_pair() -> AsyncIterator[tuple[StackHome, StackHome]]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.run)
         nursery.start_soon(b.run)
-        yield a, b
+        try:
+            yield a, b
+        finally:
+            a.close()
+            b.close()
         nursery.cancel_scope.cancel()
 
 

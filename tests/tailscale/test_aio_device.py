@@ -129,7 +129,7 @@ def test_cancelled_call_ends_in_the_thread_too(net: ThreadedTailnet) -> None:
             dial.cancel()
         await asyncio.gather(*dials, return_exceptions=True)
         async with asyncio.timeout(5):
-            while left._thread._jobs or left._thread._pumps:  # noqa: ASYNC110 - the other thread ends them when it can
+            while left._thread._jobs or left._thread._splices:  # noqa: ASYNC110 - the other thread ends them when it can
                 await asyncio.sleep(0.005)
 
     run(net, test)
@@ -287,7 +287,7 @@ def test_protocols_and_forwards(net: ThreadedTailnet, tmp_path: Any) -> None:
             writer.write(b"def")
             assert await reader.readexactly(3) == b"DEF"
             writer.close()
-        with await left.forward("right", 80, path=tmp_path / "door") as way:
+        async with left.forward("right", 80, path=tmp_path / "door") as way:
             reader, writer = await asyncio.open_unix_connection(way.host)
             writer.write(b"ghi")
             assert await reader.readexactly(3) == b"GHI"

@@ -34,6 +34,7 @@ async def test_stream_passes_trios_conformance_suite(autojump_clock: MockClock, 
         return pair
 
     await trio.testing.check_half_closeable_stream(make, make_clogged)
+    await listener.aclose()
 
 
 async def test_half_close_and_reset_both_ways(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -52,6 +53,7 @@ async def test_half_close_and_reset_both_ways(autojump_clock: MockClock, tailnet
         with pytest.raises(tailscale.ConnectionReset):
             await left.receive_some()
         await left.aclose()
+    await listener.aclose()
 
 
 async def test_keepalive_notices_a_peer_that_is_gone(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -67,3 +69,4 @@ async def test_keepalive_notices_a_peer_that_is_gone(autojump_clock: MockClock, 
             tailnet.block(b, other)
         with pytest.raises(tailscale.ConnectionReset, match="stopped answering"), trio.fail_after(60):
             await stream.receive_some()
+    await listener.aclose()

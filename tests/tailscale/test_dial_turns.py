@@ -40,9 +40,9 @@ async def test_a_service_on_the_second_family_only_is_found(autojump_clock: Mock
     async with Tailnet() as net:
         a, b = await net.device("a"), await net.device("b")
         async with await b.listen(80, host=b.ipv6) as listener:
-            stream = await a.tcp_connect("b", 80)
-            assert stream.remote_address[0] == b.ipv6
-            assert (await listener.accept()).local_address[0] == b.ipv6
+            async with await a.tcp_connect("b", 80) as stream, await listener.accept() as accepted:
+                assert stream.remote_address[0] == b.ipv6
+                assert accepted.local_address[0] == b.ipv6
 
 
 async def test_a_port_closed_on_both_is_refused(autojump_clock: MockClock) -> None:

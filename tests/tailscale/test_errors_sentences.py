@@ -254,8 +254,8 @@ async def dial_impossible_name(s: Scene) -> None:
 
 async def listen_on_taken_port(s: Scene) -> None:
     a, _ = await s.pair()
-    await a.listen(80)
-    await a.listen(80)
+    async with await a.listen(80):
+        await a.listen(80)
 
 
 async def listen_on_bad_port(s: Scene) -> None:

@@ -103,9 +103,10 @@ class Counted:
                 await stream.send_all(bytes(1 << 16))
 
     async def receive(self, server: Device, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        listener = await server.listen(0)
-        task_status.started(listener.port)
-        async with await listener.accept() as stream:
+        async with await server.listen(0) as listener:
+            task_status.started(listener.port)
+            stream = await listener.accept()
+        async with stream:
             async for chunk in stream:
                 self.arrived += len(chunk)
 

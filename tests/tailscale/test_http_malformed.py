@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import trio
-from http_scripts import read_all, site
+import trio.testing
+from http_scripts import Site, read_all, site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from tailscale.http import Limits
 from tailscale.http.exchange import HttpExchange
 from tailscale.http.limits import Limits as ServerLimits
 from tailscale.http.server import _Server
+from tailscale.http.visits import Visits
 from tailscale.http.wire import Wire
 from tailscale.testing import Tailnet
 
@@ -164,7 +166,7 @@ def test_any_bytes_end_in_an_answer_or_silence(data: bytes) -> None:
     async def main() -> bytes:
         stream = _Recording(data)
         wire = Wire(stream, ServerLimits())
-        server = _Server(app, None, None, None, ServerLimits(), {})  # type: ignore[arg-type] # neither is asked here
+        server = _Server(app, None, None, None, ServerLimits(), {}, Visits())  # type: ignore[arg-type] # neither is asked here
         while (request := await server._next_request(wire)) is not None:
             scope = {"type": "http", "method": "GET", "path": "/"}
             if not await HttpExchange(wire, request, scope).run(app):
@@ -174,3 +176,131 @@ def test_any_bytes_end_in_an_answer_or_silence(data: bytes) -> None:
 
     answered = trio.run(main)
     assert not answered or answered.startswith(b"HTTP/1.1 ")
+
+
+HOST = b"host: x\r\n"
+LAX = [
+    # what is sent                                                                     the answer's status
+    (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n", 400),
+    (b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 4, 4\r\n\r\nabcd", 400),
+    (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 4\r\ncontent-length: 4\r\n\r\nabcd", 400),
+    (b"GET / HTTP/1.1\nhost: x\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\n" + HOST + b"x: a\ny: b\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\n" + HOST + b"\n", 400),
+    (b"GET / HTTP/1.1\r\n" + HOST + b"x: a\r\n b\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\n" + HOST + b"x: a\r\n\tb\r\n\r\n", 400),
+    (b"GET ftp://evil/adm HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    (b"GET etc HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    (b"GET * HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    (b"GET http:///x HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    (b"GET http://a@b/x HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    (b"GET /a#b HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    (b"CONNECT a:80 HTTP/1.1\r\n" + HOST + b"\r\nabc", 501),
+    (b"POST / HTTP/1.1\r\n" + HOST + b"expect: 200-maybe\r\ncontent-length: 3\r\n\r\nabc", 417),
+    (b"HEAD /a#b HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_bytes", "status"), LAX)
+async def test_what_two_readers_could_take_differently_is_refused_and_ends_the_connection(
+    tailnet: Tailnet, caplog: pytest.LogCaptureFixture, request_bytes: bytes, status: int
+) -> None:
+    async with site(tailnet, app) as s:
+        answer = await s.exchange(request_bytes + b"GET /second HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer.lower()
+    assert not caplog.records
+
+
+TARGETS = [
+    # method     target                        host                path      query
+    (b"GET",     b"/a?b=c",                    b"x",               b"/a",    b"b=c"),
+    (b"GET",     b"http://evil?x=/admin",      b"evil",            b"/",     b"x=/admin"),
+    (b"GET",     b"HTTPS://evil:1/a/b?c",      b"evil:1",          b"/a/b",  b"c"),
+    (b"GET",     b"http://evil",               b"evil",            b"/",     b""),
+    (b"OPTIONS", b"*",                         b"x",               b"*",     b""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "target", "host", "path", "query"), TARGETS)
+async def test_the_target_of_a_request_is_read_in_each_of_its_forms(
+    tailnet: Tailnet, method: bytes, target: bytes, host: bytes, path: bytes, query: bytes
+) -> None:
+    seen: list[Any] = []
+
+    async def tell(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((dict(scope["headers"])[b"host"], scope["raw_path"], scope["query_string"]))
+        await app(scope, receive, send)
+
+    async with site(tailnet, tell) as s:
+        await s.exchange(method + b" " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert seen == [(host, path, query)]
+
+
+async def test_a_pipelined_request_is_read_as_strictly_as_the_first(tailnet: Tailnet) -> None:
+    async with site(tailnet, app) as s:
+        good = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+        answer = await s.exchange(good + good + b"GET / HTTP/1.1\nhost: x\r\n\r\n" + good)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+
+
+async def test_a_peer_with_a_thousand_silent_connections_does_not_shut_others_out(
+    autojump_clock: trio.testing.MockClock, tailnet: Tailnet
+) -> None:
+    visits = Visits()
+    async with site(tailnet, app, visits=visits) as s:
+        crowd = [await s.connect() for _ in range(1001)]
+        other = await tailnet.device("other")
+        began = trio.current_time()
+        async with await other.tcp_connect("web", 80) as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+        assert trio.current_time() - began < 2
+        counted = visits.statistics()
+        assert (counted.connections, counted.hung_up) == (1002, 751)
+        assert counted.open <= 251
+        for stream in crowd:
+            stream.abort()
+
+
+async def test_a_peer_whose_connections_are_all_busy_is_refused_more_and_counted(tailnet: Tailnet) -> None:
+    go = trio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await go.wait()
+        await app(scope, receive, send)
+
+    visits = Visits()
+    async with site(tailnet, slow, visits=visits, limits=Limits(connections_per_peer=1)) as s:
+        async with await s.connect() as first:
+            await first.send_all(b"GET / HTTP/1.0\r\n\r\n")
+            while not visits.statistics().refused:
+                async with await s.connect() as second:
+                    with pytest.raises(trio.BrokenResourceError):
+                        await second.receive_some()
+            go.set()
+            assert (await read_all(first)).endswith(b"ok")
+        assert list(visits.statistics().refused) == [tailnet_id(s)]
+
+
+def tailnet_id(s: Site) -> str:
+    return s.server.peers[s.caller.hostname].stable_id
+
+
+async def test_a_full_server_hangs_up_on_who_has_been_silent_longest(
+    autojump_clock: trio.testing.MockClock, tailnet: Tailnet
+) -> None:
+    async with site(tailnet, app, limits=Limits(connections=2)) as s:
+        first, second = await s.connect(), await s.connect()
+        began = trio.current_time()
+        async with await s.connect() as third:
+            await third.send_all(b"GET / HTTP/1.0\r\n\r\n")
+            assert (await read_all(third)).endswith(b"ok")
+        assert 4 < trio.current_time() - began < 7
+        assert await first.receive_some() == b""
+        await first.aclose()
+        await second.aclose()

@@ -14,10 +14,15 @@ from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
 import tailscale
+from tailscale.dns.messages import decode_answer_untrusted
 from tailscale.testing import Tailnet
+from ts_base.errors import BadPacket
 
 NAME_ERROR, SERVER_FAILURE = 3, 2
 LONG = [f"10.1.{n >> 8}.{n & 255}" for n in range(200)]
+
+
+RIGHT, WRONG = bytes([9, 9, 9, 9]), bytes([6, 6, 6, 6])
 
 
 class DnsServer:
@@ -29,6 +34,7 @@ class DnsServer:
         self.asked: Counter[tuple[str, str, str]] = Counter()
         self.failing = False
         self.silent_udp = False
+        self.forgeries = 0  # answers with another's number, in front of each right one
 
     def answer(self, query: bytes, transport: str) -> bytes:
         message = dpkt.dns.DNS(query)
@@ -63,6 +69,9 @@ class DnsServer:
         async with await device.udp(53) as port:
             while True:
                 query, source = await port.receive_from()
+                for number in range(self.forgeries):
+                    forged = bytes(bit ^ (number % 255 + 1) for bit in query[:2]) + self.answer(query, "udp")[2:]
+                    await port.send_to(forged.replace(RIGHT, WRONG), source)
                 if not self.silent_udp:
                     await port.send_to(self.answer(query, "udp"), source)
 
@@ -293,3 +302,26 @@ async def test_international_names_are_asked_in_their_wire_form(autojump_clock: 
         server.records = {("xn--bcher-kva.example", "A"): ["192.0.2.7"]}
         await settle(a, tailnet, nameservers=[str(dns.ipv4)])
         assert await a.resolve("bücher.example") == "192.0.2.7"
+
+
+async def test_an_answer_with_another_number_is_waited_past(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, dns = await with_resolver(tailnet)
+    async with resolver_on(dns) as server:
+        server.records["www.example", "A"] = ["9.9.9.9"]
+        server.forgeries = 20
+        await settle(a, tailnet, nameservers=[str(dns.ipv4)])
+        assert await a.resolve_all("www.example") == ["9.9.9.9"]
+        assert server.asked.total() == 21, "asked once; each forgery was made from an answer of its own"
+        server.silent_udp = True
+        began = trio.current_time()
+        with pytest.raises(tailscale.NameNotFound):
+            await a.resolve_all("other.example")
+        assert trio.current_time() - began == pytest.approx(4, abs=0.2), "two attempts, each to its end"
+
+
+def test_an_address_record_of_another_size_is_no_answer() -> None:
+    record = dpkt.dns.DNS.RR(name="www.example", type=1, cls=1, ttl=60, rdata=bytes(16))
+    question = dpkt.dns.DNS.Q(name="www.example", type=1, cls=1)
+    reply = bytes(dpkt.dns.DNS(id=7, op=dpkt.dns.DNS_QR, qd=[question], an=[record]))
+    with pytest.raises(BadPacket):
+        decode_answer_untrusted(reply, 7, "www.example", "A")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -11,6 +14,7 @@ import trio.testing
 from tailscale_stack_pair import stack_pair, stream_maker
 
 import tailscale.errors as errors
+from tailscale.sockets.tcp import TcpStream
 
 
 async def test_stream_passes_trios_conformance_suite() -> None:
@@ -191,3 +195,56 @@ async def test_cancelling_anywhere_leaves_the_pair_usable(seed: int, autojump_cl
                     await stream.send_all(b"still here")
                     assert await stream.receive_some() == b"still here"
             nursery.cancel_scope.cancel()
+
+
+def forgotten(make: Callable[[], object]) -> list[str]:
+    """What Python says when what `make` returns is lost."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        make()
+        gc.collect()
+    return [str(one.message) for one in said if one.category is ResourceWarning]
+
+
+async def test_a_stream_that_is_lost_is_reset_with_a_warning(autojump_clock: trio.testing.MockClock) -> None:
+    async with stack_pair() as (a, b):
+        left, right = await stream_maker(a, b)()
+        held = [left]
+        del left
+        assert forgotten(held.clear) == ["unclosed <TcpStream to 100.64.0.2 port 80>"]
+        with pytest.raises(errors.ConnectionReset):
+            await right.receive_some()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(a.stack.sockets()), len(b.stack.sockets())) == (0, 0)
+        await right.aclose()
+
+
+async def test_a_stream_lost_in_another_thread_is_ended_by_its_own_loop(autojump_clock: trio.testing.MockClock) -> None:
+    async with stack_pair() as (a, b):
+        left, right = await stream_maker(a, b)()
+        held = [left]
+        del left
+        assert len(await trio.to_thread.run_sync(forgotten, held.clear)) == 1
+        with pytest.raises(errors.ConnectionReset):
+            await right.receive_some()
+        await right.aclose()
+
+
+async def test_a_closed_or_broken_stream_is_lost_without_a_word() -> None:
+    async with stack_pair() as (a, b):
+        for end in (TcpStream.shut, TcpStream.abort):
+            left, right = await stream_maker(a, b)()
+            end(left)
+            right.abort()
+            held = [left, right]
+            del left, right
+            assert forgotten(held.clear) == []
+
+
+async def test_listeners_and_datagram_sockets_that_are_lost_give_their_ports_back() -> None:
+    async with stack_pair() as (a, _):
+        for make, name in ((a.listen, "TcpListener"), (a.udp, "UdpSocket")):
+            held = [make(80)]
+            assert forgotten(held.clear) == [f"unclosed <{name} on port 80>"]
+            await trio.testing.wait_all_tasks_blocked()
+            make(80).shut()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.server
 import os
 import signal
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +181,8 @@ def test_questions_and_their_typed_errors(pair: Pair) -> None:
         left.connect("right", 9, timeout=5)
     with pytest.raises(OSError, match="port 0"):
         left.connect("right", 0)
-    with pytest.raises(TimeoutError):
-        left.udp().receive_from(timeout=0.05)
+    with left.udp() as silent, pytest.raises(TimeoutError):
+        silent.receive_from(timeout=0.05)
 
 
 def test_datagrams(pair: Pair) -> None:
@@ -383,9 +386,9 @@ def test_failure_to_join_is_raised_and_leaves_nothing() -> None:
 def test_interrupt_gives_a_waiting_call_up(net: ThreadedTailnet) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    with sync.Device("patient", **net.options) as device:
+    with sync.Device("patient", **net.options) as device, device.udp() as port:
         listener = device.listen(80)
-        for wait in (listener.accept, lambda: device.udp().receive_from()):
+        for wait in (listener.accept, port.receive_from):
             timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
             timer.start()
             with pytest.raises(KeyboardInterrupt):
@@ -406,3 +409,19 @@ def test_program_that_forgets_to_close_ends_cleanly(net: ThreadedTailnet) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "forgetful.tailnet.test\n", "")
     assert "forgetful" not in [d.label for d in net.do(lambda: list(net.net.control.server.directory))]
+
+
+def test_a_listener_and_a_datagram_socket_that_are_lost_give_their_ports_back(pair: Pair) -> None:
+    device = pair[1]
+    for make, name in ((device.listen, "TailnetListener"), (device.udp, "UdpSocket")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            make(7099)
+            gc.collect()
+        assert [name in str(one.message) for one in said if one.category is ResourceWarning] == [True]
+        for _ in range(100):
+            with suppress(OSError):
+                make(7099).close()
+                break
+        else:
+            pytest.fail(f"{name} kept its port")

@@ -1,7 +1,6 @@
-"""Real sockets for libraries that insist on one: each is an end of a loopback connection whose other end we pump.
+"""Real sockets for libraries that insist on one: each is an end of a loopback connection whose other end is ours.
 
-A pump carries bytes both ways between such an end and a stream of the tailnet: half-closes travel, a reset arrives as a
-reset. Bounded by the kernel's buffers on one side and the connection's on the other.
+Owns how such a pair of ends is made, and what addresses it shows. What passes between them is carried by `carry.py`.
 """
 
 from __future__ import annotations
@@ -10,21 +9,19 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
+
+from tailscale.local_ports import LOOPBACK
+from tailscale.sockets.local import raise_error_of
 
 if TYPE_CHECKING:
     from tailscale.sockets.home import Address
     from tailscale.sockets.tcp import TcpStream
 
-CHUNK = 256 << 10
-LOOPBACK = "127.0.0.1"
-ORPHAN_CHECK = 30  # seconds between questions whether a program that finished sending still exists
 PORT_ATTEMPTS = 8
 STRANGERS = 16  # local connections we tolerate while waiting for our own
-LINGER_ZERO = Struct("ii").pack(1, 0)  # close with a reset
 
 
 class TailnetSocket(socket.socket):
@@ -154,112 +151,10 @@ async def _connect_back(listener: TailnetListener, stream: TcpStream, *, reuse: 
             ours.connect(listener.door)
         except BlockingIOError:
             await trio.lowlevel.wait_writable(ours)
-            _raise_error_of(ours)
+            raise_error_of(ours)
     except BaseException:
         if source is not None:
             listener.expected.pop(source, None)
         ours.close()
         raise
     return ours
-
-
-def _raise_error_of(sock: socket.socket) -> None:
-    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, "the program's end of the connection is gone")
-
-
-def reset(sock: socket.socket) -> None:
-    """Close it so that the other end gets a ConnectionResetError, not the end of a stream."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
-    sock.close()
-
-
-class Pump:
-    """One connection's two directions."""
-
-    def __init__(self, stream: trio.abc.HalfCloseableStream, sock: socket.socket) -> None:
-        self._stream: Any = stream
-        self._socket = sock
-        self._waiting: trio.CancelScope | None = None
-        self._receiving = trio.CancelScope()
-        self._is_finishing = False
-        self._open_directions = 2
-
-    def finish(self) -> None:
-        """The device is closing: take what the program has already written, then end."""
-        self._is_finishing = True
-        self._receiving.cancel()
-        if self._waiting is not None:
-            self._waiting.cancel()
-
-    async def run(self) -> None:
-        """Until both sides have finished, or one broke. Then both are closed, or both reset."""
-        is_clean = False
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._carry_out, nursery.cancel_scope)
-                nursery.start_soon(self._carry_in, nursery.cancel_scope)
-            is_clean = self._open_directions == 0
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # told to both sides below
-        finally:
-            if not is_clean:
-                self._stream.abort()
-            if is_clean and not self._is_finishing:
-                self._socket.close()
-            else:
-                reset(self._socket)
-            with trio.CancelScope(shield=True):
-                await self._stream.aclose()
-
-    def _end_direction(self, both: trio.CancelScope) -> None:
-        self._open_directions -= 1
-        if not self._open_directions:
-            both.cancel()
-
-    async def _carry_out(self, both: trio.CancelScope) -> None:
-        """What the program writes goes to the peer."""
-        while data := await self._next_chunk():
-            await self._stream.send_all(data)
-        await self._stream.send_eof()
-        self._end_direction(both)
-        await self._until_program_is_gone()
-
-    async def _next_chunk(self) -> bytes:
-        while True:
-            try:
-                return self._socket.recv(CHUNK)
-            except BlockingIOError:
-                if self._is_finishing:
-                    return b""
-                with trio.CancelScope() as self._waiting:
-                    await trio.lowlevel.wait_readable(self._socket)
-
-    async def _until_program_is_gone(self) -> None:
-        """A program that closed its socket looks like one that only finished sending, until it is asked."""
-        is_tcp = self._socket.family == socket.AF_INET
-        if is_tcp:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
-                if hasattr(socket, name):
-                    self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), ORPHAN_CHECK)
-        while True:
-            await trio.sleep(ORPHAN_CHECK)
-            _raise_error_of(self._socket)
-            if not is_tcp:
-                self._socket.send(b"")  # EPIPE once the other end of a Unix socket is closed
-
-    async def _carry_in(self, both: trio.CancelScope) -> None:
-        """What the peer sends goes to the program."""
-        with self._receiving:
-            while data := await self._stream.receive_some(CHUNK):
-                view = memoryview(data)
-                while view:
-                    try:
-                        view = view[self._socket.send(view) :]
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_writable(self._socket)
-            self._socket.shutdown(socket.SHUT_WR)
-        self._end_direction(both)

@@ -1,0 +1,130 @@
+"""Two streams joined: the one piece that carries bytes between the tailnet and anything else.
+
+Owns both streams from the moment it is given them: an end on one side is passed on while the other way lives on, a
+reset arrives as a reset, and afterwards both are closed. Holds one piece of bytes per direction; all other buffering is
+the streams' own. Knows neither devices nor listeners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import trio
+
+from tailscale.sockets.local import CHUNK, LINGER_ZERO, LocalStream
+
+LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+CLOSE_PATIENCE = 1.0  # for streams that say goodbye when they are closed, as TLS does
+
+Stream = trio.abc.HalfCloseableStream
+
+
+@runtime_checkable
+class Abortable(Protocol):
+    """A stream that can be reset."""
+
+    def abort(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Carried:
+    """Bytes, counted while they pass. Several splices may share one."""
+
+    sent: int = 0
+    received: int = 0
+
+
+async def splice(a: Stream, b: Stream) -> None:
+    """Carry bytes both ways until both sides have finished sending, then close both.
+
+    When one side breaks, the other is reset and the error is raised. Cancelled, it resets both.
+
+    ```python
+    async with await device.listen(8080) as listener:
+        caller = await listener.accept()
+        await tailscale.splice(caller, await device.tcp_connect("db", 5432))
+    ```
+    """
+    await Splice(a, b).run()
+
+
+class Splice:
+    """`near` and `far`, joined. `finish` ends it before they do, with what `near` has written already."""
+
+    def __init__(self, near: Stream, far: Stream, carried: Carried | None = None) -> None:
+        self._near = near
+        self._far = far
+        self._carried = carried if carried is not None else Carried()
+        self._receiving = trio.CancelScope()
+        self._is_finishing = False
+        self._open_directions = 2
+        self._problem: BaseException | None = None
+
+    def finish(self) -> None:
+        """Take what is there of `near`, hear nothing more of `far`, then end."""
+        self._is_finishing = True
+        self._receiving.cancel()
+        if isinstance(self._near, LocalStream):
+            self._near.finish()
+
+    async def run(self) -> None:
+        """Until both sides have finished, or one broke. Then both are closed, or both reset."""
+        is_whole = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry_out, nursery.cancel_scope)
+                nursery.start_soon(self._carry_in, nursery.cancel_scope)
+            is_whole = self._problem is None
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_PATIENCE):
+                await (self._far.aclose() if is_whole else reset(self._far))
+                await (self._near.aclose() if is_whole and not self._is_finishing else reset(self._near))
+        if self._problem is not None:
+            raise self._problem
+
+    async def _carry_out(self, both: trio.CancelScope) -> None:
+        try:
+            while data := await self._near.receive_some(CHUNK):
+                await self._far.send_all(data)
+                self._carried.sent += len(data)
+            await self._far.send_eof()
+            self._end_direction(both)
+            if isinstance(self._near, LocalStream):
+                await self._near.wait_gone()
+        except LOST as problem:
+            self._break(problem, both)
+
+    async def _carry_in(self, both: trio.CancelScope) -> None:
+        try:
+            with self._receiving:
+                while data := await self._far.receive_some(CHUNK):
+                    await self._near.send_all(data)
+                    self._carried.received += len(data)
+                await self._near.send_eof()
+            self._end_direction(both)
+        except LOST as problem:
+            self._break(problem, both)
+
+    def _end_direction(self, both: trio.CancelScope) -> None:
+        self._open_directions -= 1
+        if not self._open_directions:
+            both.cancel()
+
+    def _break(self, problem: BaseException, both: trio.CancelScope) -> None:
+        """The first error is the cause; what the other way meets afterwards is its echo."""
+        if self._problem is None:
+            self._problem = problem
+        both.cancel()
+
+
+async def reset(stream: trio.abc.AsyncResource) -> None:
+    """Close so that the other end gets an error, not the end of a stream, whatever wraps the connection."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if isinstance(stream, Abortable):
+        stream.abort()
+        return
+    if isinstance(stream, trio.SocketStream):
+        stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, LINGER_ZERO)
+    await trio.aclose_forcefully(stream)
