@@ -99,7 +99,7 @@ PRIVATE_ACCESS_OF_TESTS = {
     "interop": 12,
     "tailscale": 97,
     "ts_base": 1,
-    "ts_control": 3,
+    "ts_control": 4,
     "ts_dataplane": 23,
     "ts_derp": 12,
     "ts_netstack": 63,
