@@ -100,7 +100,7 @@ PRIVATE_ACCESS_OF_TESTS = {
     "tailscale": 97,
     "ts_base": 1,
     "ts_control": 4,
-    "ts_dataplane": 23,
+    "ts_dataplane": 26,
     "ts_derp": 12,
     "ts_netstack": 63,
     "ts_tunnel": 18,
