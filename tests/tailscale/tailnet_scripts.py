@@ -92,6 +92,12 @@ def collect() -> None:
         gc.collect()
 
 
+def module_of(one: object) -> str:
+    """Where its type is from; a few types of libraries hide theirs behind a descriptor."""
+    module = type(one).__module__
+    return module if isinstance(module, str) else ""
+
+
 def attributes(one: Any) -> Iterator[tuple[str, Any]]:
     """The fields of an object, in a dict or in slots."""
     yield from getattr(one, "__dict__", {}).items()

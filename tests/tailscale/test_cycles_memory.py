@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 from source import ROOMS
-from tailnet_scripts import attributes, collect, echo_service, echoed
+from tailnet_scripts import attributes, collect, echo_service, echoed, module_of
 from trio.testing import MockClock
 
 from tailscale.testing import Tailnet
@@ -27,7 +27,7 @@ def held() -> Counter[str]:
     found: Counter[str] = Counter()
     for one in gc.get_objects():
         kind = type(one)
-        if kind.__module__.split(".")[0] in ROOMS:
+        if module_of(one).split(".")[0] in ROOMS:
             found[kind.__qualname__] += 1
             for name, value in attributes(one):
                 place = f"{kind.__qualname__}.{name}"

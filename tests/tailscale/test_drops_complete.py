@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from source import ROOMS
-from tailnet_scripts import attributes
+from tailnet_scripts import attributes, module_of
 from trio.testing import MockClock
 
 from tailscale import Device
@@ -49,9 +49,9 @@ def counters(root: Any) -> Iterator[tuple[str, Counter[str]]]:
             waiting.append(one.__self__)
         elif isinstance(one, types.FunctionType):
             waiting += [cell.cell_contents for cell in one.__closure__ or () if cell != types.CellType()]
-        elif type(one).__module__.startswith("tailscale.testing.network"):
+        elif module_of(one).startswith("tailscale.testing.network"):
             continue  # the internet, which drops for its own reasons
-        elif type(one).__module__.split(".")[0] in ROOMS:
+        elif module_of(one).split(".")[0] in ROOMS:
             for name, value in attributes(one):
                 if isinstance(value, Counter):
                     if "drop" in name or "counter" in name:
