@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tailscale.errors import ControlProtocolError as ControlProtocolError
     from tailscale.errors import ControlUnreachable as ControlUnreachable
     from tailscale.errors import DeviceClosed as DeviceClosed
+    from tailscale.errors import DeviceFailed as DeviceFailed
     from tailscale.errors import DeviceNotReady as DeviceNotReady
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
@@ -69,8 +70,8 @@ _HOMES = {
     "device": ("Device",),
     "errors": (
         *("AuthKeyRejected", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut", "ControlProtocolError"),
-        *("ControlUnreachable", "DeviceClosed", "DeviceNotReady", "LoginRequired", "NameNotFound", "NoRoute"),
-        *("PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *("ControlUnreachable", "DeviceClosed", "DeviceFailed", "DeviceNotReady", "LoginRequired", "NameNotFound"),
+        *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "PathChanged", "PeerChanged"),
