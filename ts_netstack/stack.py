@@ -20,9 +20,10 @@ from ts_netstack.fragments import Reassembly
 from ts_netstack.ledger import Ledger
 from ts_netstack.outbox import REPLIES_LIMIT, Outbox
 from ts_netstack.path_sizes import PathSizes, Routes, overhead
-from ts_netstack.tcp import FIN_WAIT_2, TcpConnection
+from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
+from ts_netstack.tcp_states import FIN_WAIT_2
 from ts_netstack.udp import UdpPort
 from ts_netstack.udp_demux import UdpSockets
 from ts_netstack.wire import (
@@ -247,7 +248,7 @@ class Stack:
         if len(packet.payload) < TCP_HEADER:
             raise Unroutable("tcp_truncated")
         if self._ledger.verify and not is_transport_checksum_right(packet):
-            raise Unroutable("tcp_checksum")
+            raise Unroutable("tcp.checksum")
         key = packet.source + packet.destination + packet.payload[:4]
         canonical = ip_packet(packet.source, packet.destination, TCP, packet.payload)
         connection = self._tcp.flows.get(key)

@@ -19,7 +19,7 @@ from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger
 from ts_netstack.outbox import Replies
 from ts_netstack.ports import free_port
-from ts_netstack.tcp import TIME_WAIT, ConnectionProblem, TcpConnection
+from ts_netstack.tcp import ConnectionProblem, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
     HALF_OPEN_LIMIT,
@@ -30,6 +30,7 @@ from ts_netstack.tcp_listen import (
     TcpListen,
     answer_syn,
 )
+from ts_netstack.tcp_states import TIME_WAIT
 from ts_netstack.wire import (
     MASK32,
     Address,
@@ -262,7 +263,7 @@ class TcpSockets:
             if segment.seq == agreed.irs + 1 & MASK32:
                 self._drop_half_open(record)
             else:
-                drops["tcp_blind_reset"] += 1
+                drops["tcp.blind_reset"] += 1
         elif flags & SYN:
             if flags & ACK or segment.seq != agreed.irs:
                 # Another incarnation of the same four-tuple: only the newest SYN can still complete.
@@ -275,7 +276,7 @@ class TcpSockets:
         elif not flags & ACK or not in_window:
             drops["tcp_handshake_wild"] += 1
         elif segment.ack != agreed.iss + 1 & MASK32:
-            drops["tcp_handshake_ack"] += 1
+            drops["tcp.handshake_ack"] += 1
             reply = tcp_packet(record.local, record.remote, segment.ack, 0, RST, 0)
             if self._resets.take(now):
                 self._replies.append((record.remote[0], reply))
