@@ -21,6 +21,7 @@ from tailscale.runtime.messages import (
     EndpointsChanged,
     NetInfoChanged,
     NetMapChanged,
+    NetworkChanged,
     Offer,
     PreferencesChanged,
 )
@@ -394,7 +395,7 @@ async def test_control_can_be_asked_at_any_time(autojump_clock: trio.testing.Moc
         assert await scene.actor.ask("POST", "/machine/set-dns", b"{}") == b""
         assert ("/machine/set-dns", b"{}") in scene.server.requests
         scene.server.refuses = True
-        scene.actor._interrupt()  # as when the network changed
+        scene.bus.publish(NetworkChanged(rebound=True))
         await scene.until_state("offline")
         answers: list[bytes] = []
 
