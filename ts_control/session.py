@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 
 from msgspec.structs import replace as change
 
@@ -31,9 +31,10 @@ LOGOUT_EXPIRY = from_unix_time(123.0)  # upstream's own choice of a moment in th
 LOCK_CREDENTIAL = re.compile(r"--TL[A-Za-z0-9+/]+-[A-Za-z0-9+/]{86}\Z")
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """Where the session stands, under the names the bus uses."""
 
+    STARTING = "starting"
     CONNECTING = "connecting"
     REGISTERING = "registering"
     NEEDS_LOGIN = "needs_login"

@@ -40,7 +40,17 @@ from ts_control.client import ControlClient
 from ts_control.connection import ControlConnection, MapStream
 from ts_control.errors import ControlLost, NotControl, RequestRefused
 from ts_control.netmap import NetMap
-from ts_control.session import ControlMachine, Identity, IdentityChanged, PhaseChanged, Poll, Register, Step, Wait
+from ts_control.session import (
+    ControlMachine,
+    Identity,
+    IdentityChanged,
+    Phase,
+    PhaseChanged,
+    Poll,
+    Register,
+    Step,
+    Wait,
+)
 from ts_control.wire import MapRequest, MapResponse
 
 if TYPE_CHECKING:
@@ -107,7 +117,7 @@ class Control:
                     url = message.url or url
                     if message.error is not None:
                         raise message.error
-                    if message.state in {"running", "needs_approval"}:
+                    if message.state in {Phase.RUNNING, Phase.NEEDS_APPROVAL}:
                         return
         if url:
             refusal = self.machine.key_refusal
@@ -334,7 +344,7 @@ class Control:
         self._voice.say_failure(str(problem))
         if error is not None and self.netmap is None:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
-            self._bus.publish(ControlStateChanged("failed", str(problem), error=error))
+            self._bus.publish(ControlStateChanged(Phase.FAILED, str(problem), error=error))
 
     # Small things
 
@@ -373,7 +383,7 @@ async def run_control(
     """Run until cancelled. Everything control said last stays on the bus whatever happens here."""
     async with trio.open_nursery() as nursery:
         control.attach(bus, nursery)
-        bus.publish(ControlStateChanged("connecting"))
+        bus.publish(ControlStateChanged(Phase.CONNECTING))
         nursery.start_soon(control.listen)
         nursery.start_soon(control.watch_expiry)
         nursery.start_soon(control.keep_saved)

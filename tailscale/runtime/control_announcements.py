@@ -37,7 +37,7 @@ class ControlVoice:
         self._last_page = ""
 
     def say_phase(self, changed: PhaseChanged) -> None:
-        self._bus.publish(ControlStateChanged(changed.phase.value, changed.detail, changed.url, _public(changed.error)))
+        self._bus.publish(ControlStateChanged(changed.phase, changed.detail, changed.url, _public(changed.error)))
         if changed.phase is Phase.NEEDS_LOGIN:
             self._show_login_page(changed.url, changed.detail)
         elif changed.phase is Phase.FAILED:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import trio
 
-from tailscale.dial.control_pings import KINDS
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.client import ControlClient
@@ -24,6 +23,9 @@ from ts_control.wire import PingRequest, PingResponse
 log = logging.getLogger("tailscale.control")
 
 MAX_ANSWERS_UNDER_WAY = 8
+SENT_AS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}  # control's words for the kinds of `Device.ping`
+PEER_API = "peerapi"
+KINDS = (*SENT_AS, PEER_API)
 
 PingPeer = Callable[[str, str], Awaitable[PingResponse]]
 

@@ -9,7 +9,9 @@ from typing import Any
 from tailscale._config import Preferences
 from tailscale.runtime.bus import Event, Lossy, Retained
 from ts_base.keys import NodePrivate
+from ts_base.who import Path, PeerId
 from ts_control.netmap import NetMap
+from ts_control.session import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,9 @@ class PreferencesChanged(Retained):
 
 @dataclass(frozen=True, slots=True)
 class ControlStateChanged(Retained):
-    """Where the control session stands.
+    """Where the control session stands."""
 
-    `state` is one of connecting, registering, needs_login, needs_approval, running, offline, expired, logged_out,
-    failed.
-    """
-
-    state: str
+    state: Phase
     detail: str = ""
     url: str = field(default="", repr=False)  # whoever opens it owns the device
     error: BaseException | None = None
@@ -122,8 +120,8 @@ class HealthCleared(Event):
 class PeerPathChanged(Event):
     """The best path to a peer changed; None when there is no direct path (relay, if any, is used)."""
 
-    peer: int
-    path: tuple[Any, ...] | None
+    peer: PeerId
+    path: Path | None
     latency: float
 
 

@@ -27,7 +27,7 @@ def device_on(net: Tailnet, name: str, **options: object) -> tailscale.Device:
     """A Device on the tailnet's network that the test itself enters."""
     options.setdefault("control_url", net.control.url)
     options.setdefault("auth_key", net.auth_key())
-    return tailscale.Device(name, _network=host_of(net, name), **options)  # type: ignore[arg-type]
+    return tailscale.Device.on(host_of(net, name), name, **options)  # type: ignore[arg-type]
 
 
 class Oops(Exception):
@@ -110,7 +110,6 @@ async def test_used_before_during_joining_and_after(autojump_clock: MockClock, t
         lambda: device.peers,
         lambda: device.health,
         device.status,
-        device.events,
     )
     for verb in verbs:
         with pytest.raises(tailscale.DeviceNotReady, match="async with"):
@@ -123,7 +122,7 @@ async def test_used_before_during_joining_and_after(autojump_clock: MockClock, t
                 stream_error.append("entered twice")
         assert not stream_error
         assert device.hostname == "a", "the first use goes on"
-    for verb in verbs:
+    for verb in (*verbs, device.events):
         with pytest.raises(tailscale.DeviceClosed, match="make a new one"):
             verb()
     for call in (

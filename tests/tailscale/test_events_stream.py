@@ -44,6 +44,21 @@ async def test_peers_come_change_and_go(autojump_clock: MockClock, tailnet: Tail
     assert of_kind(found, tailscale.PeerDown)[-1].node.hostname == "carol"
 
 
+async def test_joining_is_told_to_who_asked_before(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    await tailnet.device("b")
+    network = tailnet._place.network("a")
+    device = tailscale.Device.on(network, "a", control_url=tailnet.control.url, auth_key=tailnet.auth_key())
+    stream = device.events()
+    async with device:
+        pass
+    found = [event async for event in stream]
+    states = [e.state for e in of_kind(found, tailscale.StateChanged)]
+    assert states[-1] == "running"
+    assert [e.node.hostname for e in of_kind(found, tailscale.PeerUp)] == ["b"]
+    assert tailscale.RelayChanged("test", True) in found
+    assert tailscale.NetworkChecked(True) in found
+
+
 async def test_paths_states_and_health_are_told(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
     stream = a.events()
@@ -104,7 +119,7 @@ async def test_stream_that_is_forgotten_costs_nothing(autojump_clock: MockClock,
     for _ in range(10):
         await look()
     gc.collect()
-    assert len(a._ready().watching._streams) <= 1, "the last one may hang in trio's last exception"
+    assert len(a._ready().readers) <= 1, "the last one may hang in trio's last exception"
 
 
 async def test_reader_that_waits_hears_the_end(autojump_clock: MockClock, tailnet: Tailnet) -> None:
