@@ -29,6 +29,23 @@ ALLOWED_AMBIENT = {
     "ts_derp/trust.py": {"ssl"},  # contexts: what to believe, no streams
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh"}
+PURE = {
+    *("tailscale/nodes.py", "tailscale/status.py", "tailscale/dns/names.py", "tailscale/dial/failures.py"),
+    *("tailscale/runtime/translate_peers.py", "tailscale/runtime/translate_relays.py"),
+    "tailscale/runtime/translate_tables.py",
+}
+# Wings of the package, and which of the others each may import; modules in no wing are for everybody.
+BELOW: dict[str, set[str]] = {
+    "tailscale.runtime": set(),
+    "tailscale.sockets": set(),
+    "tailscale.dns": set(),
+    "tailscale.dial": {"tailscale.runtime", "tailscale.sockets", "tailscale.dns"},
+    "tailscale._diagnostics": {"tailscale.runtime", "tailscale.dns"},
+    "tailscale._assembly": {"tailscale.runtime", "tailscale.dial", "tailscale.dns"},
+    "tailscale.device": {
+        *("tailscale.runtime", "tailscale.sockets", "tailscale.dial", "tailscale._assembly", "tailscale._diagnostics"),
+    },
+}
 ONLY_IN = {
     "h2": {"ts_control/http2.py"},
     "noise": {"ts_control/handshake.py", "ts_tunnel/handshake.py", "ts_base/noise.py"},
@@ -110,3 +127,25 @@ def test_architecture_names_only_files_that_exist() -> None:
     for word in words:
         if word.endswith(".py") and "/" in word and not word.startswith("tests/*"):
             assert (ROOT / word).exists(), f"ARCHITECTURE.md names {word}, which does not exist"
+
+
+def wing_of(name: str) -> str:
+    """The first that fits of the names in BELOW: `tailscale.dial.choose` is of `tailscale.dial`."""
+    return next((wing for wing in BELOW if name == wing or name.startswith(f"{wing}.")), "")
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_no_import_of_a_wing_runs_up(name: str, tree: ast.Module) -> None:
+    module = name.removesuffix(".py").replace("/", ".")
+    wing = wing_of(module)
+    for imported in imports(tree) if wing else ():
+        found = wing_of(imported)
+        assert found in {"", wing} | BELOW[wing], f"{module} imports {imported}, and {wing} stands below {found}"
+
+
+def test_pure_files_of_the_package_know_no_loop() -> None:
+    for name, tree in MODULES:
+        if name in PURE:
+            banned = {imported for imported in imports(tree) if imported.split(".")[0] in AMBIENT}
+            assert not banned, f"{name} imports {banned}: it translates, and neither waits nor looks at the world"
+    assert set(PURE) <= {name for name, _ in MODULES}
