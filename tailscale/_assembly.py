@@ -47,8 +47,8 @@ from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.traffic import Traffic
-from tailscale.runtime.underlay import Path, Underlay
-from tailscale.state_file import State
+from tailscale.runtime.underlay import Underlay
+from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
 from ts_dataplane.engine import Engine
@@ -58,7 +58,7 @@ from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from tailscale.state_file import Store
+    from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
 log = logging.getLogger("tailscale")
@@ -72,13 +72,13 @@ FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 class Runtime:
     """Everything one Device runs on."""
 
-    def __init__(self, config: Config, network: Network, store: Store, readers: Readers) -> None:
+    def __init__(self, config: Config, network: Network, store: NamedStore, readers: Readers) -> None:
         self.config = config
         self.network = network
         self.store = store
         self.bus = Bus()
         self.readers = readers
-        self.health = Health()
+        self.health = Health(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._manager: Any = None
@@ -123,41 +123,44 @@ class Runtime:
     async def _build(self) -> None:
         config, network = self.config, self.network
         self._held.enter_context(self.store.lock())
-        state = self.store.load() or State.generate(network.entropy, config.control_url)
+        state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
         self._udp = await self._open_udp(config.udp_port or state.udp_port)
         private, bus = state.node_key, self.bus
         # The packet path, from the bottom up.
+        self.relays = Relays(network, private, bus, tls=config.tls, over_http=config.relay_over_http)
+        self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
-        never_direct = config.never_direct or self._udp is None
-        finder = PathFinder(disco, private.public, entropy=network.entropy, never_direct=never_direct)
+        finder = PathFinder(
+            disco,
+            private.public,
+            entropy=network.entropy,
+            never_direct=config.never_direct or self._udp is None,
+            uplinks=() if self._udp is None else self._udp.uplinks,
+        )
         engine = Engine(self.endpoint, self.stack)
         engine.disco_advert = disco.public.raw
         engine.paths = finder.paths
         self.stack.routes = Widths(engine)
-        self.relays = Relays(network, private, bus, tls=config.tls, over_http=config.relay_over_http)
-        self.underlay = Underlay(self._udp)
-        self.underlay.send_relayed = self.relays.send
-        self.underlay.on_unreachable = self._on_unreachable
-        answers = AwaitedAnswers()
-        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, answers, bus)
+        self.answers = AwaitedAnswers()
+        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
         # What is asked of it.
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint, self.stack)
-        self.watching = Watch(self.health, self.directory, self.reach, self.readers)
+        self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
-        ends = self.directory, self.reach, answers, self.stack, self.dataplane.kick
+        ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick
         self.dialer = Dialer(
             *ends,
             resolver=NameResolver(ResolverAccess(AddressDialer(*ends), network)),
-            pinger=Pinger(self.dataplane, self.stack, answers, self.reach, network.entropy),
+            pinger=Pinger(self.dataplane, self.stack, self.answers, self.reach, network.entropy),
         )
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw)
-        self.control = Control(config, network, self.store, state, disco.public)
-        self.control.pings.ping_peer = partial(ping_for_control, self.dialer)
+        ping_peer = partial(ping_for_control, self.dialer)
+        self.control = Control(config, network, self.store, state, disco.public, bus, ping_peer)
         self.is_built = True
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:
@@ -175,7 +178,7 @@ class Runtime:
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
         await nursery.start(
-            partial(run_paths, asking_since=self.endpoint.asking_since), bus, dataplane.finder, dataplane.flush
+            partial(run_paths, silence_of=self.endpoint.silence_of), bus, dataplane.finder, dataplane.flush
         )
         await nursery.start(run_probes, bus, self.probes)
         await nursery.start(self._follow_key)
@@ -186,7 +189,7 @@ class Runtime:
                 nursery.start_soon(dataplane.run_reader, read)
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
-        await nursery.start(run_control, bus, self.control)
+        await nursery.start(run_control, self.control)
 
     @trio.lowlevel.enable_ki_protection
     async def _follow_key(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -201,10 +204,6 @@ class Runtime:
                 self.dataplane.finder.set_node(message.key.public)
                 self.endpoint.set_private(message.key, now)
                 self.dataplane.flush(now)
-
-    def _on_unreachable(self, path: Path) -> None:
-        self.dataplane.finder.on_send_failed(path, trio.current_time())
-        self.dataplane.kick()
 
     def _wake(self, now: float) -> None:
         """We slept: peers have forgotten sessions that still look young here."""

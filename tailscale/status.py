@@ -21,6 +21,7 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
+PING_KINDS = ("disco", "tsmp", "icmp")
 PathKind = Literal["", "direct", "relay", "peer relay"]
 
 

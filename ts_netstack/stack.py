@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ts_base.budget import Budget
-from ts_base.ip import ICMP, ICMP6, TCP, UDP
+from ts_base.ip import ICMP, ICMP6, TCP, TUNNEL_MTU, UDP, is_martian_source
+from ts_base.ip_headers import ip_packet
 from ts_base.timers import Timers
 from ts_netstack import icmp
 from ts_netstack.fragments import Reassembly
@@ -30,8 +31,6 @@ from ts_netstack.wire import (
     Address,
     Packet,
     Unroutable,
-    ip_packet,
-    is_martian_source,
     is_transport_checksum_right,
     parse_packet_untrusted,
     udp_payload,
@@ -40,7 +39,6 @@ from ts_netstack.wire import (
 if TYPE_CHECKING:
     from ts_netstack.ledger import Socket
 
-DEFAULT_MTU = 1280
 LOOP_ROUNDS = 16  # round trips to ourselves within one transmit
 PING_TIMEOUT = 10.0
 
@@ -51,7 +49,7 @@ class Stack:
     """One host with its addresses. `verify_checksums` is for transports without an AEAD, such as a TUN device."""
 
     def __init__(
-        self, *, entropy: Callable[[int], bytes], mtu: int = DEFAULT_MTU, verify_checksums: bool = False
+        self, *, entropy: Callable[[int], bytes], mtu: int = TUNNEL_MTU, verify_checksums: bool = False
     ) -> None:
         if not 576 <= mtu <= 65535:
             raise ValueError(f"an MTU of {mtu} is none")

@@ -13,18 +13,14 @@ import struct
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN, URG
 from ts_netstack.ledger import Ledger
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
 from ts_netstack.tcp_outbound import Outbound
 from ts_netstack.wire import (
-    ACK,
-    FIN,
     MASK32,
-    RST,
-    SYN,
     TIMESTAMP_PREFIX,
-    URG,
     Address,
     Packet,
     Segment,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
-from tailscale.dial.pinging import KINDS as PING_KINDS
+from tailscale.status import PING_KINDS
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {

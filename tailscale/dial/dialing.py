@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.dial import failures, pinging
+from tailscale.dial import failures
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, NameNotFound, TailscaleError
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
-from tailscale.status import PingResult
+from tailscale.status import PING_KINDS, PingResult
 
 if TYPE_CHECKING:
     from tailscale.dial.pinging import Pinger
@@ -150,8 +150,8 @@ class Dialer(AddressDialer):
 
     async def ping(self, host: str, kind: str, size: int, timeout: float) -> PingResult:
         """One answered ping, and the way it travelled."""
-        if kind not in pinging.KINDS:
-            raise ValueError(f"ping kind {kind!r} is not one of {', '.join(pinging.KINDS)}")
+        if kind not in PING_KINDS:
+            raise ValueError(f"ping kind {kind!r} is not one of {', '.join(PING_KINDS)}")
         with trio.move_on_after(timeout):
             address = (await self.destinations(host))[0]
             latency, path = await self._pinger.ping(address, kind, size)

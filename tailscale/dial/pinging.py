@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ts_base.who import PeerId
     from ts_netstack.stack import Stack
 
-KINDS = ("disco", "tsmp", "icmp")
 RETRY = 1.0  # a lost probe is asked again this soon, as long as the caller waits
 TOKEN_LENGTH = 8
 

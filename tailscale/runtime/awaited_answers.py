@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ts_dataplane.path_messages import PingLost, PongArrived
+from ts_dataplane.path_messages import PingAnswered, PingLost
 from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ts_netstack.tcp import TcpConnection
 
 Token = tuple[str, int | bytes]  # the kind of ping, and what its pong repeats
-Answer = PongArrived | PingLost | TsmpPong | TsmpReject
+Answer = PingAnswered | PingLost | TsmpPong | TsmpReject
 
 
 class AwaitedPong:
@@ -72,7 +72,7 @@ class AwaitedAnswers:
     def hear(self, message: Answer) -> None:
         """A rare fact from the packet path."""
         match message:
-            case PongArrived():
+            case PingAnswered():
                 self._end(("disco", message.token), message.latency, message.path)
             case PingLost():
                 self._end(("disco", message.token), None, None)

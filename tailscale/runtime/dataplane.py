@@ -8,7 +8,7 @@ read once per burst.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -16,8 +16,9 @@ from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
+from ts_base.who import PathRun
 from ts_dataplane.engine import Engine
-from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged, PingLost, PongArrived
+from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
 from ts_netstack.stack import Stack
@@ -52,7 +53,7 @@ class Dataplane:
         self._armed_for = math.inf
         self._after_flush = trio.lowlevel.ParkingLot()
 
-    def deliver(self, runs: Runs) -> None:
+    def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""
         now = trio.current_time()
         engine = self.engine
@@ -84,7 +85,7 @@ class Dataplane:
         engine = self.engine
         self._may_answer = False
         if outbound := engine.transmit(now):
-            self.underlay.send(outbound)
+            self._send(outbound, now)
         if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now):
             self._pursue(now)
         woken = 0
@@ -105,7 +106,7 @@ class Dataplane:
         """The paths' half: pings, answers and news of the finder."""
         finder = self.finder
         if probes := finder.transmit(now):
-            self.underlay.send(probes)
+            self._send(probes, now)
         for message in finder.take_messages():
             self._hear(message, now)
         if finder.next_timer() < self._armed_for:
@@ -114,17 +115,17 @@ class Dataplane:
     def _hear(self, message: EngineMessage | FinderMessage, now: float) -> None:
         """A rare fact of one machine, for the others."""
         match message:
-            case PathChanged():
+            case BestPathChanged():
                 self._on_path_changed(message, now)
             case DiscoKeyAdvertised():
                 self.finder.on_disco_key_advertised(message.peer, message.key, now)
                 self.kick()
-            case PongArrived() | PingLost() | TsmpPong() | TsmpReject():
+            case PingAnswered() | PingLost() | TsmpPong() | TsmpReject():
                 self._answers.hear(message)
             case NeedStun():
                 self._bus.publish(ProbeRequested(message.reason))
 
-    def _on_path_changed(self, changed: PathChanged, now: float) -> None:
+    def _on_path_changed(self, changed: BestPathChanged, now: float) -> None:
         known = self.engine.tables.peers.get(changed.peer)
         for address in known.addresses if known is not None else ():
             self._stack.path_changed(address)
@@ -132,6 +133,11 @@ class Dataplane:
             self._endpoint.on_path_found(changed.peer, now)
             self.kick()
         self._bus.publish(PeerPathChanged(changed.peer, changed.path, changed.latency))
+
+    def _send(self, runs: Runs, now: float) -> None:
+        for path in self.underlay.send(runs):
+            self.finder.on_send_failed(path, now)
+            self.kick()
 
     async def flushed(self) -> None:
         """Wait until something was carried through once more."""
@@ -166,7 +172,7 @@ class Dataplane:
                 self.flush(now)
 
     @trio.lowlevel.enable_ki_protection
-    async def run_reader(self, read: Callable[[], Awaitable[Runs]]) -> None:
+    async def run_reader(self, read: Callable[[], Awaitable[Sequence[PathRun]]]) -> None:
         """Carry one UDP socket's bursts for ever."""
         while True:
             self.deliver(await read())

@@ -7,6 +7,7 @@ so telling what changed costs what changed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -29,16 +30,15 @@ from tailscale.events import (
 )
 from tailscale.nodes import node_from_wire
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
     ControlStateChanged,
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     PeerPathChanged,
     RelaysChanged,
     TablesChanged,
+    WarningsChanged,
 )
+from tailscale.status import HealthWarning
 from ts_control.netmap import NetMap
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale")
 EXPIRY_NOTICE = timedelta(days=7)
-HEARD = (
-    *(TablesChanged, ControlStateChanged, PeerPathChanged, RelaysChanged, NetInfoChanged),
-    *(HealthRaised, HealthCleared),
-)
+HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, RelaysChanged, NetInfoChanged, WarningsChanged)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -89,11 +86,11 @@ class Readers:
 class Watch:
     """What the readers are told."""
 
-    def __init__(self, health: Health, directory: Directory, reach: Reach, readers: Readers) -> None:
-        self._health = health
+    def __init__(self, directory: Directory, reach: Reach, readers: Readers) -> None:
         self._directory = directory
         self._reach = reach
         self._readers = readers
+        self._warnings: Mapping[str, HealthWarning] = {}
         self._netmap: NetMap | None = None
         self._state = ("", "")
         self._relay = ("", False)
@@ -114,12 +111,17 @@ class Watch:
             return self._path_events(message)
         if isinstance(message, RelaysChanged | NetInfoChanged):
             return self._network_events(message)
-        if isinstance(message, HealthRaised | HealthCleared) and self._health.fold(message):
-            active = isinstance(message, HealthRaised)
-            if isinstance(message, HealthRaised):
-                log.warning("%s (%s)", message.sentence, message.remedy or message.code)
-            return [HealthChanged(message.code, active)]
+        if isinstance(message, WarningsChanged):
+            return self._health_events(message.warnings)
         return []
+
+    def _health_events(self, after: Mapping[str, HealthWarning]) -> list[Event]:
+        before, self._warnings = self._warnings, after
+        changed = [warning for code, warning in after.items() if before.get(code) != warning]
+        for warning in changed:
+            log.warning("%s (%s)", warning.sentence, warning.remedy or warning.code)
+        over = [HealthChanged(code, active=False) for code in before if code not in after]
+        return [*over, *(HealthChanged(warning.code, active=True) for warning in changed)]
 
     def _netmap_events(self, before: NetMap | None, after: NetMap) -> list[Event]:
         events = events_between(before, after) if self._readers else []

@@ -22,12 +22,13 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, PeerTranslator, batched
 from ts_base.errors import BadPacket
+from ts_base.who import PeerId
 from ts_dataplane.candidates import parse_endpoint_untrusted
 from ts_dataplane.paths import PathFinder
 from ts_derp.machine import PeerGone
+from ts_tunnel.messages import PeerSilence
 
 WATCH_INTERVAL = 5.0
-SILENCE = 4.0  # a handshake unanswered for so long on a path whose pongs take a round trip
 RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
 
 
@@ -52,14 +53,14 @@ async def run_paths(
     finder: PathFinder,
     flush: Callable[[float], None],
     *,
-    asking_since: Callable[[int], float] | None = None,
+    silence_of: Callable[[PeerId], PeerSilence] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep the finder's facts current.
 
     Owns: the translation, the re-STUN clock. Hears: NetMapChanged, EndpointsChanged, EndpointsConfirmed,
     NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by
-    `flush`; `asking_since` tells since when a peer owes the tunnel a handshake.
+    `flush`; `silence_of` tells what a peer owes the tunnel.
     """
     kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
     translator = PeerTranslator()
@@ -81,7 +82,7 @@ async def run_paths(
                             await trio.lowlevel.checkpoint()
                     if netmap.peers:
                         restun_at = min(restun_at, now + RESTUN_LEAST)
-                        watch_at = min(watch_at, now + WATCH_INTERVAL) if asking_since is not None else math.inf
+                        watch_at = min(watch_at, now + WATCH_INTERVAL) if silence_of is not None else math.inf
                 case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):
                     finder.set_endpoints(direct_paths(endpoints), now)
                     restun_at = now + restun_delay()
@@ -94,9 +95,8 @@ async def run_paths(
                 restun_at = now + restun_delay()
                 if finder.is_active(now):
                     bus.publish(ProbeRequested("periodic"))
-            if asking_since is not None and now >= watch_at:
+            if silence_of is not None and now >= watch_at:
                 watch_at = now + WATCH_INTERVAL
                 for peer in finder.trusted_peers(now):
-                    if now - asking_since(peer) >= SILENCE:
-                        finder.on_silence(peer, now)
+                    finder.judge_silence(peer, silence_of(peer), now)
             flush(now)

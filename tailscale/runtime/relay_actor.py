@@ -12,14 +12,14 @@ from collections import Counter, deque
 import trio
 
 from tailscale.runtime.bus import Bus, Message
+from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     NetworkChanged,
     RelayFrameArrived,
     RelaysChanged,
+    RelaysRemembered,
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.relay_link import Deliver, RelayLink, RelayRuns
@@ -60,6 +60,7 @@ class Relays:
         self._map = RelayMap()
         self._links: dict[int, RelayLink] = {}
         self._heard_at: dict[bytes, int] = {}
+        self.health = Health(bus)
         self._unstarted: deque[RelayLink] = deque()
         self._opened = trio.Event()
         self._bus = bus
@@ -202,9 +203,9 @@ class Relays:
     def _on_server_health(self, region: int, problem: str) -> None:
         code = f"relay-{region}-unwell"
         if problem:
-            self.say(HealthRaised(code, f"relay region {region} reports: {problem}"))
+            self.health.show(code, f"relay region {region} reports: {problem}")
         else:
-            self.say(HealthCleared(code))
+            self.health.clear(code)
 
     def say(self, message: Message) -> None:
         self._bus.publish(message)
@@ -224,10 +225,11 @@ async def run_relays(
 ) -> None:
     """Keep home connected and the rest as needed.
 
-    Owns: the links of `relays`. Hears: NetMapChanged, NetInfoChanged, NetworkChanged. Says: RelaysChanged,
-    HealthRaised, HealthCleared, RelayFrameArrived. Inbound runs go to `deliver`, never over the bus.
+    Owns: the links of `relays`. Hears: RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged.
+    Says: RelaysChanged, RelayFrameArrived, health. Inbound runs go to `deliver`, never over the bus.
     """
-    with bus.subscribe(NetMapChanged, NetInfoChanged, NetworkChanged, name="relays") as inbox:
+    kinds = (RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged)
+    with bus.subscribe(*kinds, name="relays") as inbox:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relays.run_links, deliver)
             task_status.started()
@@ -238,6 +240,9 @@ async def run_relays(
                     if message.netmap.derp_map is not wire_map:
                         wire_map = message.netmap.derp_map
                         relays.set_map(translate_map(wire_map))
+                elif isinstance(message, RelaysRemembered) and wire_map is None:
+                    relays.set_home(message.home_region)
+                    relays.set_map(translate_map(message.derp_map))
                 elif isinstance(message, NetInfoChanged):
                     relays.set_home(message.home_region)
                 elif isinstance(message, NetworkChanged):

@@ -91,6 +91,19 @@ async def test_return_and_break_leave_cleanly(autojump_clock: MockClock, tailnet
     assert not list(tailnet.control.server.directory)
 
 
+async def test_joining_is_told_to_who_asked_before(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    await tailnet.device("b")
+    device = device_on(tailnet, "a")
+    stream = device.events()
+    async with device:
+        pass
+    found = [event async for event in stream]
+    assert [e.state for e in found if isinstance(e, tailscale.StateChanged)][-1] == "running"
+    assert [e.node.hostname for e in found if isinstance(e, tailscale.PeerUp)] == ["b"]
+    assert tailscale.RelayChanged("test", True) in found
+    assert tailscale.NetworkChecked(True) in found
+
+
 async def test_used_before_during_joining_and_after(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     while_joining: list[BaseException] = []
 

@@ -25,6 +25,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
+from tailscale.runtime.relay_actor import Relays
 from tailscale.runtime.translate_peers import PeerTranslator, RelayServers
 from tailscale.runtime.underlay import Underlay
 from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
@@ -32,10 +33,11 @@ from ts_control.netmap import NetMap
 from ts_control.wire import CapGrant, DERPMap, DERPNode, DERPRegion, FilterRule, Node
 from ts_dataplane import disco, stun
 from ts_dataplane.engine import Engine
-from ts_dataplane.path_messages import NeedStun, PathChanged
+from ts_dataplane.path_messages import BestPathChanged, NeedStun
 from ts_dataplane.paths import PathFinder
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
+from ts_tunnel.messages import PeerSilence
 
 OUTSIDE = ("203.0.113.5", 41641)
 
@@ -106,7 +108,7 @@ async def rig(autojump_clock, nursery):
     bus = Bus()
     udp = FakeUdp(bus, nursery)
     network = FakeNetwork()
-    probes = Probes(network, Underlay(udp), bus)
+    probes = Probes(network, Underlay(udp, Relays(network, NodePrivate.generate(bytes(32)), bus)), bus)
     await nursery.start(run_probes, bus, probes)
     return bus, udp, probes
 
@@ -203,7 +205,8 @@ async def test_network_change_forgets_and_checks_again(rig, autojump_clock):
 
 async def test_no_udp_at_all_still_finds_a_home(autojump_clock, nursery):
     bus = Bus()
-    probes = Probes(FakeNetwork(), Underlay(None), bus)
+    relays = Relays(FakeNetwork(), NodePrivate.generate(bytes(32)), bus)
+    probes = Probes(FakeNetwork(), Underlay(None, relays), bus)
     await nursery.start(run_probes, bus, probes)
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(3, 4))))
     await trio.sleep(1.0)
@@ -253,7 +256,7 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
                 finder.receive([(pong, place)], now)
 
     began = trio.current_time()
-    await nursery.start(partial(run_paths, bus, finder, flush, asking_since=lambda peer: began + 15))
+    await nursery.start(partial(run_paths, bus, finder, flush, silence_of=lambda peer: PeerSilence(began + 15, 3, 0)))
     node = Node(
         id=5, key=NodePublic(key), disco_key=DiscoPublic(theirs.public.raw), endpoints=("192.0.2.7:1",), home_derp=9
     )
@@ -266,8 +269,8 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
         flush(now)
         seen.append(finder.paths.get(5))
         await trio.sleep(1)
-    assert seen[18] == (place,)
-    assert seen[26] == ((9, key),)
+    assert seen[28] == (place,)
+    assert seen[36] == ((9, key),)
 
 
 def test_relay_servers_are_those_with_the_capability_towards_us():
@@ -298,15 +301,21 @@ def test_relay_servers_are_those_with_the_capability_towards_us():
     assert translator.follow(netmap(peers={1: peers[1]}, packet_filters=rules, self_node=us)) == ([], [2, 3, 4])
 
 
+class Telling(PathFinder):
+    """One that has two things to say."""
+
+    def take_messages(self):
+        return [BestPathChanged(5, ("192.0.2.7", 1), 0.01), NeedStun("stale")]
+
+
 def test_what_the_finder_says_is_heard_on_the_bus():
     bus, rng = Bus(), random.Random(1)
     disco_key, node_key = DiscoPrivate.generate(rng.randbytes(32)), NodePrivate.generate(rng.randbytes(32))
     endpoint, stack = Endpoint(node_key, entropy=rng.randbytes, wall_clock=lambda: 0.0), Stack(entropy=rng.randbytes)
-    finder = PathFinder(disco_key, node_key.public, entropy=rng.randbytes)
-    engine, underlay = Engine(endpoint, stack), Underlay(None)
+    finder = Telling(disco_key, node_key.public, entropy=rng.randbytes)
+    engine, underlay = Engine(endpoint, stack), Underlay(None, Relays(FakeNetwork(), node_key, bus))
     dataplane = Dataplane(engine, finder, endpoint, stack, underlay, AwaitedAnswers(), bus)
     with bus.subscribe(PeerPathChanged, ProbeRequested) as inbox:
-        dataplane._hear(PathChanged(5, ("192.0.2.7", 1), 0.01), 1.0)
-        dataplane._hear(NeedStun("stale"), 1.0)
+        dataplane.flush(1.0)
         assert inbox.take() == PeerPathChanged(5, ("192.0.2.7", 1), 0.01)
         assert inbox.take() == ProbeRequested("stale")
