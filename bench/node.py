@@ -21,6 +21,7 @@ import trio
 
 import tailscale
 from bench.line import LineNetwork
+from tailscale.runtime.network import HostNetwork
 from tests.interop.line_protocol import Json, arguments, obey, say, say_up
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Node:
                 return await udp(self._device, q)
             case "ping":
                 pong = await self._device.ping(q["host"])
-                endpoint = pong.path.removeprefix("direct ") if pong.path.startswith("direct") else ""
+                endpoint = pong.path.where if pong.path.kind == "direct" else ""
                 return {"pings": [{"IP": q["host"], "LatencySeconds": pong.latency, "Endpoint": endpoint}]}
         raise ValueError(f"unknown command {q['cmd']!r}")
 
@@ -242,15 +243,15 @@ def line_network(text: str) -> LineNetwork:
 
 async def run(options: argparse.Namespace) -> None:
     began = time.monotonic()
-    network = line_network(options.line) if options.line else None
-    device = Device(
+    network = line_network(options.line) if options.line else HostNetwork()
+    device = Device.on(
+        network,
         options.hostname,
         control_url=options.control,
         auth_key=options.authkey,
         ephemeral=options.ephemeral,
         udp_port=options.port,
         ready_timeout=options.timeout,
-        _network=network,
     )
     try:
         await device.__aenter__()

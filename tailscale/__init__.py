@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from tailscale.events import KeyExpiring as KeyExpiring
     from tailscale.events import Lagged as Lagged
     from tailscale.events import LoginNeeded as LoginNeeded
+    from tailscale.events import NetworkChecked as NetworkChecked
     from tailscale.events import PathChanged as PathChanged
     from tailscale.events import PeerChanged as PeerChanged
     from tailscale.events import PeerDown as PeerDown
     from tailscale.events import PeerUp as PeerUp
+    from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
     from tailscale.status import NetcheckReport as NetcheckReport
+    from tailscale.status import PathInfo as PathInfo
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
@@ -79,13 +82,13 @@ _HOMES = {
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (
-        *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "PathChanged", "PeerChanged"),
-        *("PeerDown", "PeerUp", "StateChanged"),
+        *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
+        *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
-    "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),
+    "status": ("HealthWarning", "Identity", "NetcheckReport", "PathInfo", "PeerStatus", "PingResult", "Status"),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
 }

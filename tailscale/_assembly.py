@@ -1,7 +1,7 @@
 """The composition root: builds every machine, starts every actor, and knows in which order to stop them.
 
-The one file that names them all. Owns the nursery, readiness and shutdown; what sockets and names ask is answered by
-`home.py`.
+The one file that names them all: each is made from those above it, and nothing is filled in later. Owns the nursery,
+readiness and shutdown.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale._config import Config, Preferences
+from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.control_pings import ping_for_control
+from tailscale.dial.dialing import Dialer
+from tailscale.dial.pinging import Pinger
 from tailscale.dial.resolver_access import ResolverAccess
 from tailscale.dns.resolvers import NameResolver
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
-from tailscale.events import EventStream
+from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.event_feed import Watch, run_watch
+from tailscale.runtime.directory import Directory
+from tailscale.runtime.event_feed import Readers, Watch, run_watch
 from tailscale.runtime.health import Health
-from tailscale.runtime.home import Home
-from tailscale.runtime.identity_actor import run_identity
 from tailscale.runtime.link_actor import run_link
 from tailscale.runtime.messages import (
     ControlInformed,
@@ -33,23 +35,25 @@ from tailscale.runtime.messages import (
     EndpointsChanged,
     NetInfoChanged,
     NetMapChanged,
+    NodeKeyChanged,
     PreferencesChanged,
     RelaysChanged,
     TablesChanged,
 )
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
-from tailscale.runtime.path_actor import announce, run_paths
+from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
+from tailscale.runtime.reach import Reach
 from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.traffic import Traffic
 from tailscale.runtime.underlay import Underlay
 from tailscale.state_file import State, read_state
-from ts_base.keys import DiscoPrivate, NodePrivate
+from ts_base.keys import DiscoPrivate
+from ts_control.session import Phase
 from ts_dataplane.engine import Engine
-from ts_dataplane.path_messages import BestPathChanged
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.relay_segments import Widths
-from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
@@ -63,18 +67,20 @@ log = logging.getLogger("tailscale")
 FINDABLE_PATIENCE = 0.5  # readiness waits this long for control to have heard where we are
 ECHO_PATIENCE = 0.1  # and this much for its showing us so
 ECHO_LEAD = 0.01  # the same news on its way to peers: one that dials before it came waits 5 s for its next handshake
+NOT_JOINED = (Phase.CONNECTING, Phase.REGISTERING, Phase.OFFLINE)
 FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 
 
 class Runtime:
     """Everything one Device runs on."""
 
-    def __init__(self, config: Config, network: Network, store: NamedStore, bus: Bus) -> None:
+    def __init__(self, config: Config, network: Network, store: NamedStore, readers: Readers) -> None:
         self.config = config
         self.network = network
         self.store = store
-        self.bus = bus
-        self.health = Health(bus)
+        self.bus = Bus()
+        self.readers = readers
+        self.health = Health(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._manager: Any = None
@@ -89,21 +95,32 @@ class Runtime:
         self._manager = trio.open_nursery()
         self._guard = await self._manager.__aenter__()
         try:
-            self._nursery = await self._guard.start(self._shelter)
+            await self._take_shelter(self._guard)
             await self._build()
-            await self._start_actors(self._nursery)
+            await self._start_actors()
             await self._until_ready()
         except BaseException as error:
             await self.stop(error, 1.0)
             raise
 
-    @trio.lowlevel.enable_ki_protection
-    async def _shelter(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
-        """Where actors live: a cancellation around the Device ends its block at once, but them only after goodbye."""
+    async def _take_shelter(self, guard: trio.Nursery) -> None:
+        """Open the nursery where actors live, even for a Device entered in a scope that is cancelled already.
+
+        `Nursery.start` cannot: cancelled, it waits for the end of a task that nobody can end.
+        """
+        opened = trio.Event()
+        guard.start_soon(self._shelter, opened)
         with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.sleep_forever)
-                task_status.started(nursery)
+            await opened.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _shelter(self, opened: trio.Event) -> None:
+        """A cancellation around the Device ends its block at once, but its actors only after goodbye."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(trio.sleep_forever)
+                opened.set()
 
     async def _build(self) -> None:
         config, network = self.config, self.network
@@ -111,29 +128,41 @@ class Runtime:
         state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
         self._udp = await self._open_udp(config.udp_port or state.udp_port)
-        self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
+        private, bus = state.node_key, self.bus
+        # The packet path, from the bottom up.
+        self.relays = Relays(network, private, bus, tls=config.tls, over_http=config.relay_over_http)
         self.underlay = Underlay(self._udp, self.relays)
-        self.endpoint = Endpoint(state.node_key, entropy=network.entropy, wall_clock=network.wall_clock)
+        self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
-        engine = Engine(self.endpoint, self.stack)
-        engine.disco_advert = disco.public.raw
         finder = PathFinder(
             disco,
-            state.node_key.public,
+            private.public,
             entropy=network.entropy,
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
         )
+        engine = Engine(self.endpoint, self.stack)
+        engine.disco_advert = disco.public.raw
         engine.paths = finder.paths
         self.stack.routes = Widths(engine)
-        self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
-        self.home = Home(config, network, self.bus, self.stack, self.endpoint, self.dataplane)
-        self.home.resolver = NameResolver(ResolverAccess(self.home))
-        self.watching = Watch(self.home)
-        self.dataplane.on_message = self._hear
-        ping_peer = partial(ping_for_control, self.home)
-        self.control = Control(config, network, self.store, state, disco.public, self.bus, ping_peer)
-        self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
+        self.answers = AwaitedAnswers()
+        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
+        # What is asked of it.
+        self.directory = Directory(config, bus, engine, network.wall_clock)
+        self.reach = Reach(self.directory, self.dataplane, self.endpoint)
+        self.traffic = Traffic(self.dataplane, self.endpoint, self.stack)
+        self.watching = Watch(self.directory, self.reach, self.readers)
+        # Dialling, by address and then by name: names are resolved over the tailnet too.
+        ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick
+        self.dialer = Dialer(
+            *ends,
+            resolver=NameResolver(ResolverAccess(AddressDialer(*ends), network)),
+            pinger=Pinger(self.dataplane, self.stack, self.answers, self.reach, network.entropy),
+        )
+        # The world around.
+        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw)
+        ping_peer = partial(ping_for_control, self.dialer)
+        self.control = Control(config, network, self.store, state, disco.public, bus, ping_peer)
         self.is_built = True
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:
@@ -143,8 +172,9 @@ class Runtime:
             log.warning("no UDP socket can be opened (%s): everything goes through relays", error)
             return None
 
-    async def _start_actors(self, nursery: trio.Nursery) -> None:
-        bus, dataplane = self.bus, self.dataplane
+    async def _start_actors(self) -> None:
+        bus, dataplane, nursery = self.bus, self.dataplane, self._nursery
+        assert nursery is not None
         bus.publish(PreferencesChanged(self.config.preferences))
         await nursery.start(run_watch, bus, self.watching)
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
@@ -153,7 +183,7 @@ class Runtime:
             partial(run_paths, silence_of=self.endpoint.silence_of), bus, dataplane.finder, dataplane.flush
         )
         await nursery.start(run_probes, bus, self.probes)
-        await nursery.start(run_identity, bus, self._adopt_key)
+        await nursery.start(self._follow_key)
         await nursery.start(run_link, bus, self.network, self._udp, self._wake)
         if self._udp is not None:
             nursery.start_soon(self._udp.run_writers)
@@ -163,34 +193,26 @@ class Runtime:
         nursery.start_soon(dataplane.run_timers)
         await nursery.start(run_control, self.control)
 
-    def _adopt_key(self, key: NodePrivate) -> None:
-        now = trio.current_time()
-        self.relays.set_private(key)
-        self.dataplane.finder.set_node(key.public)
-        self.endpoint.set_private(key, now)
-        self.dataplane.flush(now)
+    @trio.lowlevel.enable_ki_protection
+    async def _follow_key(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hand a new node key of ours to everything that speaks under it. Hears: NodeKeyChanged. Says: nothing."""
+        with self.bus.subscribe(NodeKeyChanged, name="identity") as inbox:
+            task_status.started()
+            while True:
+                message = await inbox.receive()
+                assert isinstance(message, NodeKeyChanged)
+                now = trio.current_time()
+                self.relays.set_private(message.key)
+                self.dataplane.finder.set_node(message.key.public)
+                self.endpoint.set_private(message.key, now)
+                self.dataplane.flush(now)
 
     def _wake(self, now: float) -> None:
         """We slept: peers have forgotten sessions that still look young here."""
-        netmap = self.home.netmap
+        netmap = self.directory.netmap
         for peer in netmap.peers if netmap is not None else ():
             self.endpoint.expect_restart(peer)
         self.dataplane.flush(now)
-
-    def _hear(self, message: Any) -> None:
-        """Rare facts from the packet path."""
-        if isinstance(message, DiscoKeyAdvertised):
-            self.dataplane.finder.on_disco_key_advertised(message.peer, message.key, trio.current_time())
-            self.dataplane.kick()
-        elif isinstance(message, BestPathChanged):
-            known = self.dataplane.engine.tables.peers.get(message.peer)
-            for address in known.addresses if known is not None else ():
-                self.stack.path_changed(address)
-            if message.path is not None:
-                self.endpoint.on_path_found(message.peer, trio.current_time())
-                self.dataplane.kick()
-        announce(self.bus, message)
-        self.home.replies.hear(message)
 
     # Readiness
 
@@ -204,7 +226,7 @@ class Runtime:
                 state = self.bus.latest(ControlStateChanged)
                 if state is not None and state.error is not None:
                     raise state.error
-                waits_for_login = state is not None and state.state in ("needs_login", "needs_approval")
+                waits_for_login = state is not None and state.state in (Phase.NEEDS_LOGIN, Phase.NEEDS_APPROVAL)
                 with trio.move_on_at(login_deadline if waits_for_login else deadline) as waiting:
                     await inbox.receive()
                 if waiting.cancelled_caught:
@@ -246,7 +268,7 @@ class Runtime:
         if self.bus.latest(NetMapChanged) is None or not self.dataplane.engine.tables.own:
             return False
         state = self.bus.latest(ControlStateChanged)
-        if state is not None and state.state == "needs_approval":
+        if state is not None and state.state is Phase.NEEDS_APPROVAL:
             return False
         relays, found = self.bus.latest(RelaysChanged), self.bus.latest(NetInfoChanged)
         return bool((relays and relays.home_connected) or (found and found.working_udp))
@@ -255,13 +277,13 @@ class Runtime:
         config = self.config
         if state is not None and state.url:
             return LoginRequired(state.url)
-        if state is not None and state.state == "needs_approval":
+        if state is not None and state.state is Phase.NEEDS_APPROVAL:
             return LoginRequired(
                 config.control_url,
                 "this device waits for an administrator to approve it: do so on "
                 f"{config.control_url}; login_timeout= sets the patience",
             )
-        if state is None or state.state in ("connecting", "registering", "offline"):
+        if state is None or state.state in NOT_JOINED:
             why = f": {state.detail}" if state is not None and state.detail else ""
             return ControlUnreachable(
                 f"the control server {config.control_url} did not let us in within {config.ready_timeout:g} s{why}. "
@@ -295,15 +317,21 @@ class Runtime:
 
     def _let_go(self) -> None:
         if self.is_built:
-            self.watching.close()
-            self.home.close()
+            self._shut_sockets()
+        self.readers.close()
         if self._udp is not None:
             self._udp.close()
         self._held.close()
 
+    def _shut_sockets(self) -> None:
+        """Let whoever waits on a socket hear that the device ends."""
+        for socket in self.stack.sockets():
+            if socket.owner is not None:
+                socket.owner.shut()
+
     async def _say_goodbye(self) -> None:
         """FIN or RST for every connection, then give ephemeral keys back."""
-        self.home.close()
+        self._shut_sockets()
         self.stack.close_all(trio.current_time())  # those that nobody has accepted yet
         self.dataplane.kick()
         with trio.move_on_after(FLUSH_TIMEOUT):
@@ -317,7 +345,7 @@ class Runtime:
 
     @property
     def state(self) -> str:
-        return self.home.state if self.is_built else "starting"
+        return self.directory.state.value if self.is_built else Phase.STARTING.value
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """A task that ends by itself or with the device."""
@@ -334,10 +362,7 @@ class Runtime:
         await self.control.logout()
 
     async def netcheck(self) -> NetcheckReport:
-        return await self.probes.report(self.home.region_code)
-
-    def watch(self) -> EventStream:
-        return self.watching.open_stream()
+        return await self.probes.report(self.directory.region_code)
 
 
 def _exception_triple(error: BaseException | None) -> tuple[Any, Any, Any]:

@@ -31,12 +31,13 @@ from tailscale._config import (
     default_hostname,
     rig_flag_from_environment,
 )
-from tailscale.dial import choose, dialing
+from tailscale.dial import choose
+from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, Peers
-from tailscale.runtime.bus import Bus
+from tailscale.runtime.event_feed import Readers
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
 
 DEFAULT_BACKLOG = 128
+CLOSED = "this Device has been closed: make a new one"
 
 
 class Device:
@@ -98,8 +100,6 @@ class Device:
         ready_timeout: float = DEFAULT_READY_TIMEOUT,
         udp_port: int = 0,
         tls: ssl.SSLContext | None = None,
-        _network: Network | None = None,
-        _bus: Bus | None = None,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -123,17 +123,27 @@ class Device:
             never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
         )
         self._store = open_store(state)
-        self._network: Network = _network or HostNetwork()
-        self._bus = _bus or Bus()  # lent by whoever wants to hear how the joining goes
+        self._network: Network = HostNetwork()
+        self._readers = Readers()
         self._runtime: Runtime | None = None
         self._closed = False
+
+    @classmethod
+    def on(cls, network: Network, hostname: str | None = None, **options: Any) -> Self:
+        """A Device in another world than this machine's network, as `tailscale.testing` makes them.
+
+        `network` gives it TCP, UDP, clocks and chance; the other arguments are the constructor's.
+        """
+        device = cls(hostname, **options)
+        device._network = network
+        return device
 
     # Lifecycle
 
     async def __aenter__(self) -> Self:
         if self._closed or self._runtime is not None:
             raise DeviceClosed("a Device can be entered once: make a new one")
-        self._runtime = Runtime(self._config, self._network, self._store, self._bus)
+        self._runtime = Runtime(self._config, self._network, self._store, self._readers)
         try:
             await self._runtime.start()
         except BaseException:
@@ -150,7 +160,7 @@ class Device:
 
     def _ready(self) -> Runtime:
         if self._closed:
-            raise DeviceClosed("this Device has been closed: make a new one")
+            raise DeviceClosed(CLOSED)
         if self._runtime is None or not self._runtime.is_built:
             raise DeviceNotReady("this Device has not been entered: use it inside `async with`")
         return self._runtime
@@ -165,7 +175,7 @@ class Device:
         print(device.node.name, device.node.tags)
         ```
         """
-        return self._ready().home.self_node()
+        return self._ready().directory.self_node()
 
     @property
     def name(self) -> str:
@@ -197,7 +207,7 @@ class Device:
         db = device.peers["db"]
         ```
         """
-        return Peers(self._ready().home.netmap)
+        return Peers(self._ready().directory.netmap)
 
     # Connections
 
@@ -215,8 +225,8 @@ class Device:
             answer = await stream.receive_some()
         ```
         """
-        host, port = dialing.host_and_port(host, port)
-        return await dialing.tcp_connect(self._ready().home, host, port, timeout=timeout, local_port=local_port)
+        host, port = host_and_port(host, port)
+        return await self._ready().dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port)
 
     async def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None
@@ -228,7 +238,8 @@ class Device:
             await stream.send_all(b"hello")
         ```
         """
-        return await choose.connect_anywhere(self._ready().home, host, port, timeout=timeout)
+        runtime = self._ready()
+        return await choose.connect_anywhere(runtime.dialer, runtime.network, host, port, timeout=timeout)
 
     async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
         """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port.
@@ -242,7 +253,7 @@ class Device:
         nursery.start_soon(trio.serve_listeners, handle, [listener])
         ```
         """
-        return await dialing.listen(self._ready().home, port, host, backlog)
+        return await self._ready().dialer.listen(port, host, backlog)
 
     async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
         """A UDP socket on the tailnet.
@@ -253,7 +264,7 @@ class Device:
             data, (ip, port) = await socket.receive_from()
         ```
         """
-        return await dialing.udp(self._ready().home, port, host)
+        return await self._ready().dialer.udp(port, host)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
@@ -288,7 +299,7 @@ class Device:
         is_tailnet, destination = await device.way_to("db")
         ```
         """
-        return await choose.way_to(self._ready().home, host)
+        return await choose.way_to(self._ready().dialer, host)
 
     async def resolve(self, name: str) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.
@@ -299,7 +310,7 @@ class Device:
         print(await device.resolve("db"))
         ```
         """
-        return (await self._ready().home.resolver.addresses(name))[0]
+        return (await self._ready().dialer.resolver.addresses(name))[0]
 
     async def resolve_all(self, name: str, type: str = "A") -> list[str]:
         """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text.
@@ -308,7 +319,7 @@ class Device:
         print(await device.resolve_all("db", "AAAA"))
         ```
         """
-        return await self._ready().home.resolver.records(name, type)
+        return await self._ready().dialer.resolver.records(name, type)
 
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
@@ -319,7 +330,7 @@ class Device:
         ```
         """
         await trio.lowlevel.checkpoint()
-        return diagnostics.whois(self._ready().home, address)
+        return diagnostics.whois(self._ready().directory, address)
 
     # Diagnosis
 
@@ -333,7 +344,7 @@ class Device:
         print(f"{pong.latency * 1000:.1f} ms by {pong.path}")
         ```
         """
-        return await diagnostics.ping(self._ready().home, host, kind, size, timeout)
+        return await self._ready().dialer.ping(host, kind, size, timeout)
 
     def status(self) -> Status:
         """Everything the device knows about itself, as plain values.
@@ -346,7 +357,7 @@ class Device:
         ```
         """
         runtime = self._ready()
-        return diagnostics.status(runtime.home, runtime.health.active)
+        return diagnostics.status(runtime.directory, runtime.reach, runtime.traffic, runtime.health.active)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:
@@ -372,9 +383,12 @@ class Device:
     def events(self) -> EventStream:
         """What happens from now on, as it happens: `async for event in device.events()`.
 
-        A slow reader gets a `Lagged` event instead of a silent loss; the loop ends when the device is closed.
+        Asked for before the device is entered, it also tells how the joining goes. A slow reader gets a `Lagged` event
+        instead of a silent loss; the loop ends when the device is closed.
         """
-        return self._ready().watch()
+        if self._closed:
+            raise DeviceClosed(CLOSED)
+        return self._readers.open_stream()
 
     # Changing our mind
 
@@ -406,7 +420,7 @@ class Device:
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
-        runtime.set_preferences(replace(runtime.home.preferences, **changes))
+        runtime.set_preferences(replace(runtime.directory.preferences, **changes))
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.

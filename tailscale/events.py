@@ -11,6 +11,7 @@ import trio
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
+    from tailscale.status import PathInfo
 
 QUEUE_LIMIT = 256
 
@@ -62,8 +63,23 @@ class PathChanged(Event):
     """Packets to a peer travel another way now."""
 
     node: Node
-    path: str
+    path: PathInfo
     latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class RelayChanged(Event):
+    """Our home relay became another one, or its connection came or went."""
+
+    relay: str
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChecked(Event):
+    """A look at the network around us found whether UDP works, and so whether direct paths can be hoped for."""
+
+    udp: bool
 
 
 @dataclass(frozen=True, slots=True)

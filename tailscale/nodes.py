@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,27 @@ def node_from_wire(wire_node: wire.Node, netmap: NetMap) -> Node:
     )
 
 
+def clean_name(name: str) -> str:
+    """A DNS name as names are compared."""
+    return name.strip().rstrip(".").lower()
+
+
+def named(wanted: str, nodes: Iterable[wire.Node]) -> wire.Node | None:
+    """The node that a person means by a full name, else by a short one, an address or a stable id."""
+    name, found = clean_name(wanted), None
+    for node in nodes:
+        full = clean_name(node.name)
+        if name == full:
+            return node
+        if found is None and (
+            name == full.partition(".")[0]
+            or wanted == node.stable_id
+            or any(name == address.partition("/")[0] for address in node.addresses)
+        ):
+            found = node
+    return found
+
+
 def _time(moment: datetime | None) -> datetime | None:
     return None if moment is None or moment.year <= 1 else moment
 
@@ -126,15 +147,12 @@ class Peers(Mapping[str, Node]):
 
     def __getitem__(self, key: str) -> Node:
         nodes = self._by_name()
-        if key in nodes:  # a name as control spells it, whatever its case
+        if key in nodes:
             return nodes[key]
-        wanted = key.rstrip(".").lower()
-        if wanted in nodes:
-            return nodes[wanted]
-        for node in nodes.values():
-            if wanted == node.hostname or key == node.stable_id or wanted in node.addresses:
-                return node
-        raise KeyError(key)
+        node = named(key, self._netmap.peers.values()) if self._netmap is not None and key else None
+        if node is None or self._netmap is None:
+            raise KeyError(key)
+        return node_from_wire(node, self._netmap)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name())

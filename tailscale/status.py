@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
 from tailscale.nodes import Node
 
@@ -21,12 +21,40 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
+PING_KINDS = ("disco", "tsmp", "icmp")
+PathKind = Literal["", "direct", "relay", "peer relay"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PathInfo(str):
+    """How packets travel to a peer: a sentence for people, with its parts as fields for programs.
+
+    ```python
+    path = (await device.ping("db")).path
+    print(path, "-", path.kind, path.where)
+    ```
+    """
+
+    kind: PathKind = ""
+    """"" when nothing is known, and the text is empty then."""
+    where: str = ""
+    """The peer's (or the relaying peer's) address and port, or the relay's code."""
+    uplink: str = ""
+    """The interface that the path is bound to; "" where the system chooses."""
+
+    def __new__(cls, kind: PathKind = "", where: str = "", uplink: str = "") -> Self:
+        return super().__new__(cls, f"{kind} {where}".strip() + (f" via {uplink}" if uplink else ""))
+
+    def __getnewargs__(self) -> tuple[PathKind, str, str]:  # type: ignore[override]
+        return self.kind, self.where, self.uplink
+
+
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
     """How traffic to one peer is doing."""
 
     node: Node
-    path: str
+    path: PathInfo
     """`direct 192.0.2.7:41641`, `relay fra`, or "" when nothing is known."""
     latency: float | None
     """Seconds on the direct path."""
@@ -38,7 +66,7 @@ class PeerStatus:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return self.node.to_dict() | {
-            "path": self.path,
+            "path": str(self.path),
             "latency": self.latency,
             "bytes_received": self.bytes_received,
             "bytes_sent": self.bytes_sent,
@@ -92,7 +120,8 @@ class PingResult:
 
     latency: float
     """Seconds, there and back."""
-    path: str
+    path: PathInfo
+    """The way it travelled."""
     kind: str
     node: Node | None
 
@@ -100,7 +129,7 @@ class PingResult:
         """Plain values for JSON."""
         return {
             "latency": self.latency,
-            "path": self.path,
+            "path": str(self.path),
             "kind": self.kind,
             "node": self.node.hostname if self.node else None,
         }

@@ -71,6 +71,7 @@ LOCK_CREDENTIAL = re.compile(r"--TL[A-Za-z0-9+/]+-[A-Za-z0-9+/]{86}\Z")
 class Phase(StrEnum):
     """Where the session stands, under the names that users see in `status().state`."""
 
+    STARTING = "starting"
     CONNECTING = "connecting"
     REGISTERING = "registering"
     NEEDS_LOGIN = "needs_login"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tailscale._config import default_hostname
-from tailscale._diagnostics import PING_KINDS
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.status import PING_KINDS
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {

@@ -69,7 +69,7 @@ async def ping(options: argparse.Namespace, screen: Screen) -> int:
                 _say_ping(screen, options, number, None, str(error))
                 continue
             latencies.append(result.latency)
-            is_direct = result.path.startswith("direct")
+            is_direct = result.path.kind == "direct"
             _say_ping(screen, options, number, result, "")
             if options.until_direct and is_direct:
                 break
@@ -94,7 +94,7 @@ def _say_ping(screen: Screen, options: argparse.Namespace, number: int, result: 
         screen.say((f"{number:>3}  {why}", "yellow"))
     else:
         name = result.node.hostname if result.node is not None else options.host
-        style = "green" if result.path.startswith("direct") else "yellow"
+        style = "green" if result.path.kind == "direct" else "yellow"
         screen.say(f"{number:>3}  {name} answered in {in_time(result.latency)} by ", (result.path, style))
 
 

@@ -1,7 +1,7 @@
 """Joining the tailnet for one command: from options to a Device, with something to look at while it takes.
 
-Owns where the state is kept and what a login asks of the person. The phases come from a bus that the device is lent:
-its public events begin when it is ready, and here the way there is the interesting part.
+Owns where the state is kept and what a login asks of the person. The phases come from the device's events, which may
+be read before it is entered.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.cli.arguments import default_state
 from tailscale.cli.screen import Screen, in_time
 from tailscale.device import Device
-from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import ControlStateChanged, NetInfoChanged, NetMapChanged, RelaysChanged
+from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
 from tailscale.state_file import FileStore
 
 LOGIN_PATIENCE = 300.0
 REDRAW = 0.25
-PHASES = (ControlStateChanged, NetMapChanged, RelaysChanged, NetInfoChanged)
 
 
 def state_path(options: argparse.Namespace) -> Path | None:
@@ -71,7 +69,7 @@ def _hostname_note(options: argparse.Namespace) -> Path | None:
 async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[Device]:
     """A device, usable inside. Leaves the tailnet properly however the block ends."""
     patient = options.command == "login" or sys.stdin.isatty()
-    name, bus = hostname(options), Bus()
+    name = hostname(options)
     device = Device(
         name,
         auth_key=options.auth_key,
@@ -81,11 +79,10 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         on_login_url=lambda url: _ask_to_open(url, screen, patient),
         login_timeout=LOGIN_PATIENCE if patient else options.timeout,
         ready_timeout=options.timeout,
-        _bus=bus,
     )
-    progress = Progress(name, screen)
+    progress = Progress(name, screen, device)
     async with trio.open_nursery() as nursery:
-        following = await nursery.start(progress.follow, bus)
+        following = await nursery.start(progress.follow)
         async with device:
             following.cancel()
             screen.hide()
@@ -109,8 +106,9 @@ def _ask_to_open(url: str, screen: Screen, patient: bool) -> None:
 class Progress:
     """One live line: which phase was reached when."""
 
-    def __init__(self, name: str, screen: Screen) -> None:
-        self._name, self._screen = name, screen
+    def __init__(self, name: str, screen: Screen, device: Device) -> None:
+        self._name, self._screen, self._device = name, screen, device
+        self._events = device.events()
         self._began = trio.current_time()
         self._phases: dict[str, float] = {}
 
@@ -118,30 +116,28 @@ class Progress:
         reached = ", ".join(f"{phase} {at * 1000:.0f} ms" for phase, at in self._phases.items())
         return f"joining as {self._name}: {reached or 'starting'}"
 
-    async def follow(
-        self, bus: Bus, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with trio.CancelScope() as scope, bus.subscribe(*PHASES, name="progress") as inbox:
+    async def follow(self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as scope:
             task_status.started(scope)
             while True:
-                message = None
+                event = None
                 with trio.move_on_after(REDRAW):
-                    message = await inbox.receive()
+                    event = await anext(self._events, None)
                 if scope.cancel_called:
                     return  # the line belongs to the command by now
-                self._note(message)
+                self._note(event)
                 waited = in_time(trio.current_time() - self._began)
                 self._screen.show(f"{self.line()} ... {waited}")
 
-    def _note(self, message: object) -> None:
-        match message:
-            case ControlStateChanged(state=state):
+    def _note(self, event: Event | None) -> None:
+        match event:
+            case StateChanged(state=state):
                 phase = state.replace("_", " ")
-            case NetMapChanged(netmap=netmap):
-                phase = f"{len(netmap.peers)} peers"
-            case RelaysChanged(home_connected=True):
+            case PeerUp():
+                phase = f"{len(self._device.peers)} peers"
+            case RelayChanged(connected=True):
                 phase = "relay connected"
-            case NetInfoChanged(working_udp=True):
+            case NetworkChecked(udp=True):
                 phase = "UDP works"
             case _:
                 return

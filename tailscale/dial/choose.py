@@ -12,42 +12,43 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.dial import dialing
-from tailscale.dns.names import clean_name, literal_address
+from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionTimedOut, NameNotFound
+from tailscale.nodes import clean_name
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
-    from tailscale.runtime.home import Home
+    from tailscale.dial.dialing import Dialer
+    from tailscale.runtime.network import Network
 
 
 async def connect_anywhere(
-    home: Home, host: str, port: int, *, timeout: float | None = None
+    dialer: Dialer, network: Network, host: str, port: int, *, timeout: float | None = None
 ) -> trio.abc.HalfCloseableStream:
     """An open stream to `host`, whichever way it goes."""
-    is_tailnet, destination = await way_to(home, host)
+    is_tailnet, destination = await way_to(dialer, host)
     if is_tailnet:
-        return await dialing.tcp_connect(home, destination, port, timeout=timeout)
+        return await dialer.tcp_connect(destination, port, timeout=timeout)
     try:
         with trio.move_on_after(math.inf if timeout is None else timeout):
-            return await home.network.open_tcp(destination, port)
+            return await network.open_tcp(destination, port)
         raise ConnectionTimedOut(f"{host} port {port} did not answer within {timeout:g} s over this machine's network")
     except OSError as error:
-        close = [] if literal_address(host) or "." in host else home.resolver.names.close_to(host)
+        close = [] if literal_address(host) or "." in host else dialer.resolver.names.close_to(host)
         if close:
             raise NameNotFound(host, close, detail="nor could this machine's network reach it") from error
         raise
 
 
-async def way_to(home: Home, host: str) -> tuple[bool, str]:
+async def way_to(dialer: Dialer, host: str) -> tuple[bool, str]:
     """Whether to go over the tailnet, and to what: `host` itself, or the address its own resolver gives for it."""
     if _is_this_machine(host):
         return False, host
-    if home.preferences.exit_node is not None or _is_of_tailnet(home, host):
+    if dialer.directory.preferences.exit_node is not None or _is_of_tailnet(dialer, host):
         return True, host
-    if _is_split(home, host):
-        addresses = await home.resolver.address_bytes(host)
-        routed = [a for a in addresses if home.routes_to(a)]
+    if _is_split(dialer, host):
+        addresses = await dialer.resolver.address_bytes(host)
+        routed = [a for a in addresses if dialer.reach.routes_to(a)]
         return bool(routed), format_address((routed or addresses)[0])
     return False, host
 
@@ -59,18 +60,19 @@ def _is_this_machine(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost")
 
 
-def _is_of_tailnet(home: Home, host: str) -> bool:
+def _is_of_tailnet(dialer: Dialer, host: str) -> bool:
     literal = literal_address(host)
     if literal is not None:
-        return home.routes_to(literal) or home.identify(literal) is not None
-    names = home.resolver.names
+        return dialer.reach.routes_to(literal) or dialer.identify(literal) is not None
+    names = dialer.resolver.names
     return names.full_name(host) is not None or ("." in clean_name(host) and names.owns(host))
 
 
-def _is_split(home: Home, host: str) -> bool:
+def _is_split(dialer: Dialer, host: str) -> bool:
     """Whether the tailnet's own resolvers answer for this name."""
-    if literal_address(host) is not None or home.netmap is None:
+    netmap = dialer.directory.netmap
+    if literal_address(host) is not None or netmap is None:
         return False
     name = clean_name(host)
-    suffixes = (clean_name(suffix) for suffix, servers in home.netmap.dns.routes.items() if servers)
+    suffixes = (clean_name(suffix) for suffix, servers in netmap.dns.routes.items() if servers)
     return any(name == s or name.endswith(f".{s}") for s in suffixes)

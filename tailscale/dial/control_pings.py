@@ -1,6 +1,7 @@
 """Pings of peers on control's behalf: each kind sent through the Device, what came of it in control's own words.
 
-Owns: the translation between `home`'s answers and PingResponse. Refuses to know: who asked, and where the answer goes.
+Owns: the translation between the dialer's answers and PingResponse. Refuses to know: who asked, and where the
+answer goes.
 """
 
 from __future__ import annotations
@@ -10,54 +11,50 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec.structs import replace as change
 
-from tailscale import _diagnostics as diagnostics
-from tailscale.dial import dialing
 from tailscale.errors import NoRoute, TailscaleError
+from tailscale.runtime.control_pings import PEER_API, SENT_AS
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, parse_address
 from ts_control.http1 import Http1Client
 from ts_control.wire import PingResponse
 
 if TYPE_CHECKING:
-    from tailscale.runtime.home import Home
+    from tailscale.dial.dialing import Dialer
 
 PING_TIMEOUT = 10.0
-SENT_AS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
-PEER_API = "peerapi"
-KINDS = (*SENT_AS, PEER_API)  # in control's own words
 WAYS = {"direct": "endpoint", "relay": "derp_region_code", "peer relay": "peer_relay"}
 READ_SIZE = 64 << 10
 
 
-async def ping_for_control(home: Home, host: str, kind: str) -> PingResponse:
+async def ping_for_control(dialer: Dialer, host: str, kind: str) -> PingResponse:
     """What came of it; a failure is an answer too."""
     try:
         address = parse_address(host)
     except BadPacket:
         return PingResponse(type=kind, ip=host, err="not an IP address")
-    node = home.identify(address)
-    if node is not None and home.netmap is not None and node.id == home.netmap.self_node.id:
+    node = dialer.identify(address)
+    if dialer.directory.is_ours(address):
         return PingResponse(type=kind, ip=host, is_local_ip=True, err=f"{host} is local Tailscale IP")
     answer = PingResponse(type=kind, ip=host, node_ip=format_address(address), node_name=node.name if node else "")
     try:
         if kind == PEER_API:
-            return await _head_peer_api(home, host, address, answer)
-        result = await diagnostics.ping(home, host, SENT_AS[kind], 0, PING_TIMEOUT)
+            return await _head_peer_api(dialer, host, address, answer)
+        result = await dialer.ping(host, SENT_AS[kind], 0, PING_TIMEOUT)
     except TailscaleError as problem:
         return change(answer, err=str(problem))
-    way, _, where = result.path.rpartition(" ")
-    found = {WAYS[way]: where} if way in WAYS else {}
+    path = result.path
+    found = {WAYS[path.kind]: path.where} if path.kind else {}
     return change(answer, latency_seconds=result.latency, **found)
 
 
-async def _head_peer_api(home: Home, host: str, address: bytes, answer: PingResponse) -> PingResponse:
+async def _head_peer_api(dialer: Dialer, host: str, address: bytes, answer: PingResponse) -> PingResponse:
     """HEAD on the peer's own little HTTP server, which answers whom the policy lets through."""
-    port = _peer_api_port(home, address)
+    port = _peer_api_port(dialer, address)
     if not port:
         raise NoRoute(f"{host} offers no peer API")
     began = trio.current_time()
     http = Http1Client()
-    async with await dialing.tcp_connect(home, host, port, timeout=PING_TIMEOUT, local_port=0) as stream:
+    async with await dialer.tcp_connect(host, port, timeout=PING_TIMEOUT) as stream:
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         await stream.send_all(http.request("HEAD", "/", [("Host", target), ("Connection", "close")]))
         with trio.move_on_after(PING_TIMEOUT):
@@ -70,9 +67,9 @@ async def _head_peer_api(home: Home, host: str, address: bytes, answer: PingResp
     raise NoRoute(f"the peer API of {host} did not answer within {PING_TIMEOUT:.0f} s")
 
 
-def _peer_api_port(home: Home, address: bytes) -> int:
-    netmap = home.netmap
-    number = home.peer_for(address)
+def _peer_api_port(dialer: Dialer, address: bytes) -> int:
+    netmap = dialer.directory.netmap
+    number = dialer.reach.peer_for(address)
     peer = netmap.peers.get(number) if netmap is not None and number is not None else None
     if peer is None:
         return 0

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.dial import failures
-from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
-from tailscale.sockets.tcp import TcpListener, TcpStream, describe_problem
+from tailscale.dial.by_address import AddressDialer
+from tailscale.dns.names import literal_address
+from tailscale.errors import ConnectionRefused, NameNotFound, TailscaleError
+from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
-from ts_netstack.tcp import ConnectionProblem
+from tailscale.status import PING_KINDS, PingResult
 
 if TYPE_CHECKING:
-    from tailscale.runtime.home import Home
+    from tailscale.dial.pinging import Pinger
+    from tailscale.dns.resolvers import NameResolver
+    from tailscale.runtime.awaited_answers import AwaitedAnswers
+    from tailscale.runtime.directory import Directory
+    from tailscale.runtime.reach import Reach
+    from ts_netstack.stack import Stack
 
 DIAL_TIMEOUT = 30.0
 STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
@@ -33,112 +41,122 @@ def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, i
     return host, port
 
 
-async def tcp_connect(
-    home: Home, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
-) -> TcpStream:
-    """Try the addresses of `host`: those of one peer in turn, those of several as a race."""
-    timeout = DIAL_TIMEOUT if timeout is None else timeout
-    deadline = trio.current_time() + timeout
-    with trio.move_on_at(deadline):
-        addresses = await home.destinations(host)
-        if local_port or len({home.peer_for(address) for address in addresses}) == 1:
-            return await _dial_in_turn(home, addresses, host, port, local_port)
-        return await _race(home, addresses, host, port)
-    raise _silence(home, host, port, timeout)
+class Dialer(AddressDialer):
+    """Opens sockets towards names, listens, pings. One per device."""
 
+    def __init__(
+        self,
+        directory: Directory,
+        reach: Reach,
+        answers: AwaitedAnswers,
+        stack: Stack,
+        kick: Callable[[], None],
+        *,
+        resolver: NameResolver,
+        pinger: Pinger,
+    ) -> None:
+        super().__init__(directory, reach, answers, stack, kick)
+        self.resolver = resolver
+        self._pinger = pinger
 
-async def _dial_in_turn(home: Home, addresses: list[bytes], host: str, port: int, local_port: int) -> TcpStream:
-    """One peer's addresses share every path: the second is worth trying only where the first was refused."""
-    failures: list[TailscaleError] = []
-    for address in addresses:
+    async def destinations(self, host: str) -> list[bytes]:
+        """The addresses of a host that we may try, or the error that says why none."""
+        literal = literal_address(host)
         try:
-            return await _dial(home, address, host, port, local_port)
-        except ConnectionRefused as failure:
-            failures.append(failure)
-    raise failures[0]
+            addresses = [literal] if literal else await self.resolver.address_bytes(host)
+        except NameNotFound as problem:
+            raise failures.unknown_name(problem, self.directory.standing) from None
+        return self.usable(addresses, host)
 
+    # Streams
 
-async def _race(home: Home, addresses: list[bytes], host: str, port: int) -> TcpStream:
-    winner: list[TcpStream] = []
-    failures: list[TailscaleError] = []
-    failed_one = [trio.Event() for _ in addresses]
+    async def tcp_connect(
+        self, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
+    ) -> TcpStream:
+        """Try the addresses of `host`: those of one peer in turn, those of several as a race."""
+        timeout = DIAL_TIMEOUT if timeout is None else timeout
+        addresses: list[bytes] = []
+        with trio.move_on_after(timeout):
+            addresses = await self.destinations(host)
+            if local_port or len({self.reach.peer_for(address) for address in addresses}) == 1:
+                return await self._dial_in_turn(addresses, host, port, local_port)
+            return await self._race(addresses, host, port)
+        raise self.silence(addresses[0] if addresses else literal_address(host), host, port, timeout)
 
-    async def attempt(index: int, address: bytes, nursery: trio.Nursery) -> None:
+    async def _dial_in_turn(self, addresses: list[bytes], host: str, port: int, local_port: int) -> TcpStream:
+        """One peer's addresses share every path: the second is worth trying only where the first was refused."""
+        failures: list[TailscaleError] = []
+        for address in addresses:
+            try:
+                return await self.connect(address, host, port, local_port=local_port)
+            except ConnectionRefused as failure:
+                failures.append(failure)
+        raise failures[0]
+
+    async def _race(self, addresses: list[bytes], host: str, port: int) -> TcpStream:
+        winner: list[TcpStream] = []
+        failures: list[TailscaleError] = []
+        failed_one = [trio.Event() for _ in addresses]
+
+        async def attempt(index: int, address: bytes, nursery: trio.Nursery) -> None:
+            try:
+                stream = await self.connect(address, host, port)
+            except TailscaleError as error:
+                failures.append(error)
+                failed_one[index].set()
+                return
+            if winner:
+                stream.abort()
+                return
+            winner.append(stream)
+            nursery.cancel_scope.cancel()
+
         try:
-            stream = await _dial(home, address, host, port, 0)
-        except TailscaleError as error:
-            failures.append(error)
-            failed_one[index].set()
-            return
+            async with trio.open_nursery() as nursery:
+                for index, address in enumerate(addresses):
+                    nursery.start_soon(attempt, index, address, nursery)
+                    with trio.move_on_after(STAGGER):
+                        await failed_one[index].wait()
+        except BaseException:
+            for stream in winner:  # cancelled in the very moment of success
+                stream.abort()
+            raise
         if winner:
-            stream.abort()
-            return
-        winner.append(stream)
-        nursery.cancel_scope.cancel()
+            return winner[0]
+        raise failures[0]
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for index, address in enumerate(addresses):
-                nursery.start_soon(attempt, index, address, nursery)
-                with trio.move_on_after(STAGGER):
-                    await failed_one[index].wait()
-    except BaseException:
-        for stream in winner:  # cancelled in the very moment of success
-            stream.abort()
-        raise
-    if winner:
-        return winner[0]
-    raise failures[0]
+    async def listen(self, port: int, host: str | None, backlog: int) -> TcpListener:
+        """A listener on one of our addresses, or on all."""
+        await trio.lowlevel.checkpoint()
+        _check_port(port)
+        return TcpListener([self._stack.listen(port, self._own_address(host), backlog)], self)
 
+    async def udp(self, port: int, host: str | None) -> UdpSocket:
+        """A UDP socket on one of our addresses, or on all."""
+        await trio.lowlevel.checkpoint()
+        _check_port(port)
+        return self.bind_udp(port, self._own_address(host))
 
-@trio.lowlevel.enable_ki_protection
-async def _dial(home: Home, address: bytes, host: str, port: int, local_port: int) -> TcpStream:
-    connection = home.stack.connect((address, port), home.now(), local_port=local_port)
-    stream = TcpStream(connection, home)
-    try:
-        with home.replies.rejections(connection) as rejection:
-            home.kick()
-            await stream.wait_connected()
-            if rejection:
-                raise failures.refusal(host, port, rejection[0])
-    except BaseException:
-        stream.abort()
-        raise
-    match connection.error:
-        case None:
-            return stream
-        case ConnectionProblem.TIMED_OUT:
-            raise _silence(home, host, port, None)
-        case ConnectionProblem.UNREACHABLE:
-            raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
-        case ConnectionProblem.REFUSED:
-            raise failures.refusal(host, port)
-        case ConnectionProblem.RESET:
-            raise ConnectionReset(f"{host} port {port} accepted the connection and reset it at once")
-        case problem:
-            raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
+    def _own_address(self, host: str | None) -> bytes | None:
+        """One of our addresses in raw form; None for all of them."""
+        if host is None or host in ("", "0.0.0.0", "::"):
+            return None
+        address = literal_address(host)
+        if address is None or not self.directory.is_ours(address):
+            raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of this device: leave host out for all")
+        return address
 
+    # Pings
 
-def _silence(home: Home, host: str, port: int, timeout: float | None) -> TailscaleError:
-    after = f" within {timeout:g} s" if timeout is not None else ""
-    node = home.find_node(host)
-    has_session = node is not None and home.has_session(node.id)
-    return failures.silence(
-        host, port, after, node, standing=home.standing, has_session=has_session, now=home.wall_clock()
-    )
-
-
-async def listen(home: Home, port: int, host: str | None, backlog: int) -> TcpListener:
-    await trio.lowlevel.checkpoint()
-    _check_port(port)
-    address = home.own_address(host)
-    return TcpListener([home.stack.listen(port, address, backlog)], home)
-
-
-async def udp(home: Home, port: int, host: str | None) -> UdpSocket:
-    await trio.lowlevel.checkpoint()
-    _check_port(port)
-    return UdpSocket(home.stack.bind_udp(port, home.own_address(host)), home)
+    async def ping(self, host: str, kind: str, size: int, timeout: float) -> PingResult:
+        """One answered ping, and the way it travelled."""
+        if kind not in PING_KINDS:
+            raise ValueError(f"ping kind {kind!r} is not one of {', '.join(PING_KINDS)}")
+        with trio.move_on_after(timeout):
+            address = (await self.destinations(host))[0]
+            latency, path = await self._pinger.ping(address, kind, size)
+            return PingResult(latency, path, kind, self.identify(address))
+        raise failures.ping_silence(host, kind, timeout, self.directory.standing)
 
 
 def _check_port(port: int) -> None:

@@ -14,6 +14,7 @@ from tailscale.errors import (
     TailscaleError,
 )
 from ts_base.ip import format_address
+from ts_control.session import Phase
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,22 +23,22 @@ if TYPE_CHECKING:
 
 
 OUR_FAULT = {
-    "expired": "our own key has expired, so peers do not talk to us: await device.login(), or extend the key",
-    "logged_out": "this device is logged out: await device.login() to come back",
-    "needs_login": "this device waits for somebody to log it in: device.health says how",
-    "needs_approval": "this device waits for an administrator's approval, and nobody can see it before",
+    Phase.EXPIRED: "our own key has expired, so peers do not talk to us: await device.login(), or extend the key",
+    Phase.LOGGED_OUT: "this device is logged out: await device.login() to come back",
+    Phase.NEEDS_LOGIN: "this device waits for somebody to log it in: device.health says how",
+    Phase.NEEDS_APPROVAL: "this device waits for an administrator's approval, and nobody can see it before",
 }
 """What in our own standing with control keeps peers silent, or hides them."""
 
 
-def unknown_name(problem: NameNotFound, standing: str) -> NameNotFound:
+def unknown_name(problem: NameNotFound, standing: Phase) -> NameNotFound:
     """The same, with what it may be due to."""
     if standing not in OUR_FAULT:
         return problem
     return NameNotFound(problem.name, problem.suggestions, OUR_FAULT[standing], is_temporary=problem.is_temporary)
 
 
-def no_way_to(node: Node | None, host: str, address: bytes, standing: str) -> TailscaleError:
+def no_way_to(node: Node | None, host: str, address: bytes, standing: Phase) -> TailscaleError:
     """Nothing can be sent to `address`, which is `node`'s if anybody's."""
     if node is not None and node.expired:
         since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
@@ -57,7 +58,7 @@ def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
 
 
 def silence(
-    host: str, port: int, after: str, node: Node | None, *, standing: str, has_session: bool, now: float
+    host: str, port: int, after: str, node: Node | None, *, standing: Phase, has_session: bool, now: float
 ) -> TailscaleError:
     """Nobody answered: say the likeliest reason. `now` is the wall clock's."""
     if standing in OUR_FAULT:
@@ -78,7 +79,7 @@ def silence(
     )
 
 
-def ping_silence(host: str, kind: str, timeout: float, standing: str) -> TailscaleError:
+def ping_silence(host: str, kind: str, timeout: float, standing: Phase) -> TailscaleError:
     """Nobody answered a ping."""
     why = f": {OUR_FAULT[standing]}" if standing in OUR_FAULT else ""
     return ConnectionTimedOut(f"{host} did not answer a {kind} ping within {timeout:g} s{why}")

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.dial import dialing
-from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tailscale.dial.by_address import AddressDialer
     from tailscale.dns.messages import Answer
-    from tailscale.runtime.home import Home
+    from tailscale.runtime.network import Network
     from ts_control.netmap import NetMap
 
 RANDOM_ID = Struct(">H").unpack
@@ -25,34 +24,35 @@ RANDOM_ID = Struct(">H").unpack
 class ResolverAccess:
     """What `resolvers.ResolverHome` asks for."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, dialer: AddressDialer, network: Network) -> None:
+        self._dialer = dialer
+        self._network = network
 
     @property
     def netmap(self) -> NetMap | None:
-        return self._home.netmap
+        return self._dialer.directory.netmap
 
     def now(self) -> float:
-        return self._home.now()
+        return self._dialer.now()
 
     def random_id(self) -> int:
-        return int(RANDOM_ID(self._home.network.entropy(2))[0])
+        return int(RANDOM_ID(self._network.entropy(2))[0])
 
     def routes_to(self, address: bytes) -> bool:
-        return self._home.routes_to(address)
+        return self._dialer.reach.routes_to(address)
 
     async def exchange_datagram(
         self, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
     ) -> Answer:
         """One question, and the first datagram from there that `read` takes for its answer."""
         if self.routes_to(address):
-            async with UdpSocket(self._home.stack.bind_udp(0, None), self._home) as tailnet:
+            async with self._dialer.bind_udp(0) as tailnet:
                 await tailnet.connect((format_address(address), port))
                 await tailnet.send(question)
                 while (answer := read(await tailnet.receive())) is None:
                     pass
                 return answer
-        udp = await self._home.network.open_udp(0)
+        udp = await self._network.open_udp(0)
         try:
             path = format_address(address), port
             is_v6 = len(address) == 16
@@ -72,5 +72,5 @@ class ResolverAccess:
     async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream:
         host = format_address(address)
         if self.routes_to(address):
-            return await dialing.tcp_connect(self._home, host, port)
-        return await self._home.network.open_tcp(host, port)
+            return await self._dialer.connect(address, host, port)
+        return await self._network.open_tcp(host, port)

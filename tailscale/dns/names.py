@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from tailscale.nodes import clean_name
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, maybe_address, parse_address, parse_prefix
 from ts_control.netmap import NetMap
@@ -97,10 +98,6 @@ class TailnetNames:
         wanted = clean_name(name).split(".")[0]
         shorts = {full.split(".")[0]: full for full in self._addresses}
         return difflib.get_close_matches(wanted, shorts, n=3, cutoff=0.6)
-
-
-def clean_name(name: str) -> str:
-    return name.strip().rstrip(".").lower()
 
 
 def literal_address(host: str) -> bytes | None:

@@ -22,8 +22,9 @@ from tailscale.dns.messages import (
     decode_answer_untrusted,
     encode_query,
 )
-from tailscale.dns.names import TailnetNames, address_texts, clean_name, literal_address
+from tailscale.dns.names import TailnetNames, address_texts, literal_address
 from tailscale.errors import NameNotFound
+from tailscale.nodes import clean_name
 from ts_base.errors import BadPacket
 from ts_base.ip import is_tailscale_address, parse_address
 

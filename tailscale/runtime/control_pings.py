@@ -13,7 +13,6 @@ from functools import partial
 
 import trio
 
-from tailscale.dial.control_pings import KINDS
 from tailscale.runtime.control_line import ControlLine, Jobs
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
@@ -27,6 +26,9 @@ from ts_control.wire import PingRequest, PingResponse
 log = logging.getLogger("tailscale.control")
 
 MAX_ANSWERS_UNDER_WAY = 8
+SENT_AS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}  # control's words for the kinds of `Device.ping`
+PEER_API = "peerapi"
+KINDS = (*SENT_AS, PEER_API)
 PINGS_FULL = "control.pings_full"
 
 PingPeer = Callable[[str, str], Awaitable[PingResponse]]

@@ -1,40 +1,59 @@
 """The loop that carries packets: whoever reads a burst takes it through the engine, then everything ready is sent.
 
-Owns the order of calls and the two tasks around the engine (flush on demand, timers). There is no queue and no lock:
-nothing here awaits between a burst's arrival and its last consequence. `now` is read once per burst.
+Owns the order of calls, the two tasks around the engine (flush on demand, timers), and who hears of a machine's rare
+facts. There is no queue and no lock: nothing here awaits between a burst's arrival and its last consequence. `now` is
+read once per burst.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import StunArrived
+from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
+from ts_base.who import PathRun
 from ts_dataplane.engine import Engine
+from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
+from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
+from ts_netstack.stack import Stack
+from ts_tunnel.endpoint import Endpoint
+
+EngineMessage = DiscoKeyAdvertised | TsmpPong | TsmpReject
 
 
 class Dataplane:
     """Inbound: `deliver`. Outbound: `kick`. Both end in `flush`."""
 
-    def __init__(self, engine: Engine, finder: PathFinder, underlay: Underlay, bus: Bus) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        finder: PathFinder,
+        endpoint: Endpoint,
+        stack: Stack,
+        underlay: Underlay,
+        answers: AwaitedAnswers,
+        bus: Bus,
+    ) -> None:
         self.engine = engine
         self.finder = finder
         self.underlay = underlay
+        self._endpoint = endpoint
+        self._stack = stack
+        self._answers = answers
         self._bus = bus
         self._kicked = trio.Event()
         self._may_answer = False  # the last burst woke one socket: what that writes need not wait for others
         self._timer_moved = trio.Event()
         self._armed_for = math.inf
         self._after_flush = trio.lowlevel.ParkingLot()
-        self.on_message: Callable[[Any], None] = lambda message: None
 
-    def deliver(self, runs: Runs) -> None:
+    def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""
         now = trio.current_time()
         engine = self.engine
@@ -76,7 +95,7 @@ class Dataplane:
                 owner.wake()
                 woken += 1
             else:
-                self.on_message(message)
+                self._hear(message, now)
         if engine.next_timer() < self._armed_for:
             self._timer_moved.set()
         if self._after_flush:
@@ -89,9 +108,31 @@ class Dataplane:
         if probes := finder.transmit(now):
             self._send(probes, now)
         for message in finder.take_messages():
-            self.on_message(message)
+            self._hear(message, now)
         if finder.next_timer() < self._armed_for:
             self._timer_moved.set()
+
+    def _hear(self, message: EngineMessage | FinderMessage, now: float) -> None:
+        """A rare fact of one machine, for the others."""
+        match message:
+            case BestPathChanged():
+                self._on_path_changed(message, now)
+            case DiscoKeyAdvertised():
+                self.finder.on_disco_key_advertised(message.peer, message.key, now)
+                self.kick()
+            case PingAnswered() | PingLost() | TsmpPong() | TsmpReject():
+                self._answers.hear(message)
+            case NeedStun():
+                self._bus.publish(ProbeRequested(message.reason))
+
+    def _on_path_changed(self, changed: BestPathChanged, now: float) -> None:
+        known = self.engine.tables.peers.get(changed.peer)
+        for address in known.addresses if known is not None else ():
+            self._stack.path_changed(address)
+        if changed.path is not None:
+            self._endpoint.on_path_found(changed.peer, now)
+            self.kick()
+        self._bus.publish(PeerPathChanged(changed.peer, changed.path, changed.latency))
 
     def _send(self, runs: Runs, now: float) -> None:
         for path in self.underlay.send(runs):
@@ -131,7 +172,7 @@ class Dataplane:
                 self.flush(now)
 
     @trio.lowlevel.enable_ki_protection
-    async def run_reader(self, read: Callable[[], Any]) -> None:
+    async def run_reader(self, read: Callable[[], Awaitable[Sequence[PathRun]]]) -> None:
         """Carry one UDP socket's bursts for ever."""
         while True:
             self.deliver(await read())

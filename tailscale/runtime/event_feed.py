@@ -20,24 +20,34 @@ from tailscale.events import (
     HealthChanged,
     KeyExpiring,
     LoginNeeded,
+    NetworkChecked,
     PathChanged,
     PeerChanged,
     PeerDown,
     PeerUp,
+    RelayChanged,
     StateChanged,
 )
 from tailscale.nodes import node_from_wire
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.messages import ControlStateChanged, PeerPathChanged, TablesChanged, WarningsChanged
+from tailscale.runtime.messages import (
+    ControlStateChanged,
+    NetInfoChanged,
+    PeerPathChanged,
+    RelaysChanged,
+    TablesChanged,
+    WarningsChanged,
+)
 from tailscale.status import HealthWarning
 from ts_control.netmap import NetMap
 
 if TYPE_CHECKING:
-    from tailscale.runtime.home import Home
+    from tailscale.runtime.directory import Directory
+    from tailscale.runtime.reach import Reach
 
 log = logging.getLogger("tailscale")
 EXPIRY_NOTICE = timedelta(days=7)
-HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, WarningsChanged)
+HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, RelaysChanged, NetInfoChanged, WarningsChanged)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -49,16 +59,14 @@ async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None
             watch.hear(await inbox.receive())
 
 
-class Watch:
-    """Everybody who reads `device.events()`."""
+class Readers:
+    """Everybody who reads `device.events()`. There before the Device is entered: joining is worth watching."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._warnings: Mapping[str, HealthWarning] = {}
+    def __init__(self) -> None:
         self._streams: WeakSet[EventStream] = WeakSet()  # a reader that is forgotten costs nothing more
-        self._netmap: NetMap | None = None
-        self._state = ("", "")
-        self._announced_expiry: datetime | None = None
+
+    def __len__(self) -> int:
+        return len(self._streams)
 
     def open_stream(self) -> EventStream:
         """One more reader, which hears everything from now on."""
@@ -70,10 +78,28 @@ class Watch:
         for stream in list(self._streams):
             stream.close()
 
+    def put(self, event: Event) -> None:
+        for stream in list(self._streams):
+            stream.put(event)
+
+
+class Watch:
+    """What the readers are told."""
+
+    def __init__(self, directory: Directory, reach: Reach, readers: Readers) -> None:
+        self._directory = directory
+        self._reach = reach
+        self._readers = readers
+        self._warnings: Mapping[str, HealthWarning] = {}
+        self._netmap: NetMap | None = None
+        self._state = ("", "")
+        self._relay = ("", False)
+        self._udp: bool | None = None
+        self._announced_expiry: datetime | None = None
+
     def hear(self, message: Message) -> None:
         for event in self._events_of(message):
-            for stream in list(self._streams):
-                stream.put(event)
+            self._readers.put(event)
 
     def _events_of(self, message: Message) -> list[Event]:
         if isinstance(message, TablesChanged):
@@ -83,6 +109,8 @@ class Watch:
             return self._state_events(message)
         if isinstance(message, PeerPathChanged):
             return self._path_events(message)
+        if isinstance(message, RelaysChanged | NetInfoChanged):
+            return self._network_events(message)
         if isinstance(message, WarningsChanged):
             return self._health_events(message.warnings)
         return []
@@ -96,10 +124,10 @@ class Watch:
         return [*over, *(HealthChanged(warning.code, active=True) for warning in changed)]
 
     def _netmap_events(self, before: NetMap | None, after: NetMap) -> list[Event]:
-        events = events_between(before, after) if self._streams else []
+        events = events_between(before, after) if self._readers else []
         expiry = after.self_node.key_expiry
         if expiry.year > 1 and expiry != self._announced_expiry:
-            soon = datetime.fromtimestamp(self._home.wall_clock(), UTC) + EXPIRY_NOTICE
+            soon = datetime.fromtimestamp(self._directory.wall_clock(), UTC) + EXPIRY_NOTICE
             if expiry <= soon:
                 self._announced_expiry = expiry
                 events.append(KeyExpiring(expiry))
@@ -107,12 +135,23 @@ class Watch:
 
     def _state_events(self, message: ControlStateChanged) -> list[Event]:
         events: list[Event] = []
-        state = message.state.value
-        if (state, message.detail) != self._state:
-            self._state = state, message.detail
-            events.append(StateChanged(state, message.detail))
+        if (message.state, message.detail) != self._state:
+            self._state = message.state, message.detail
+            events.append(StateChanged(message.state.value, message.detail))
         if message.url:
             events.append(LoginNeeded(message.url))
+        return events
+
+    def _network_events(self, message: RelaysChanged | NetInfoChanged) -> list[Event]:
+        events: list[Event] = []
+        if isinstance(message, RelaysChanged):
+            relay = self._directory.home_relay(), message.home_connected
+            if relay != self._relay:
+                self._relay = relay
+                events.append(RelayChanged(*relay))
+        elif message.working_udp is not None and message.working_udp is not self._udp:
+            self._udp = message.working_udp
+            events.append(NetworkChecked(self._udp))
         return events
 
     def _path_events(self, message: PeerPathChanged) -> list[Event]:
@@ -120,7 +159,7 @@ class Watch:
         peer = netmap.peers.get(message.peer) if netmap is not None else None
         if peer is None or netmap is None:
             return []
-        path = self._home.path_text(message.path) or self._home.describe_peer_path(message.peer)
+        path = self._reach.describe(message.path) or self._reach.path_of(message.peer)
         return [PathChanged(node_from_wire(peer, netmap), path, message.latency)]
 
 

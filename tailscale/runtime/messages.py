@@ -10,6 +10,7 @@ from tailscale._config import Preferences
 from tailscale.runtime.bus import Event, Lossy, Rate, Retained
 from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
+from ts_base.who import Path, PeerId
 from ts_control.netmap import NetMap
 from ts_control.session import Phase
 from ts_control.wire import DERPMap, Service
@@ -180,8 +181,8 @@ class PeerPathChanged(Lossy):
     rate: ClassVar[Rate] = Rate.THEIRS
     limit: ClassVar[int] = 1024  # every peer of a large tailnet may move at once
 
-    peer: int
-    path: tuple[Any, ...] | None
+    peer: PeerId
+    path: Path | None
     latency: float
 
 

@@ -1,34 +1,24 @@
-"""From netmap to tables: translates what control said into the plain tuples the packet path decides by.
+"""Keeps tables, sessions and addresses as the newest netmap says.
 
-The only place where control's wire types meet the filter and the routes. Compiles off the path, in steps with
-checkpoints, and lands by assignment. A delta of a few peers costs those few peers.
+Compiles off the packet path, in steps with checkpoints, and lands by assignment. What the netmap means to packets is
+said in `translate_tables.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
-from functools import lru_cache
-
-import msgspec
 import trio
 
 from tailscale._config import Preferences
-from tailscale.dns.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, ServicesOffered, TablesChanged
-from tailscale.runtime.path_actor import PEERS_PER_STEP, batched
+from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
+from tailscale.runtime.translate_tables import TablesCompiler
 from ts_control.netmap import NetMap, peers_changed
-from ts_control.wire import CapMap, FilterRule, Node
-from ts_dataplane.filter import Grant, Rule
-from ts_dataplane.tables import PeerRoutes, Tables, compile_tables_steps
+from ts_dataplane.tables import Tables
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
-
-DELTA_LIMIT = 500  # more changed peers than this are compiled afresh, in steps
-NO_SUCH_PEER = -1  # an exit node that cannot be found must not mean "no exit node": packets stay here
-ADVERTS_SINCE = 144  # capability version that reads disco keys inside the tunnel
 
 
 @trio.lowlevel.enable_ki_protection
@@ -81,18 +71,6 @@ async def run_netmap(
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
 
 
-def restarted(before: Mapping[int, Node], after: Mapping[int, Node], changed: Iterable[int]) -> list[int]:
-    """Peers with the old node key and a new disco key: those live as long as a process, so theirs is another one."""
-    return [
-        number
-        for number in changed
-        if (old := before.get(number)) is not None
-        and old.key == after[number].key
-        and not old.disco_key.is_zero
-        and old.disco_key != after[number].disco_key
-    ]
-
-
 def _show_exit_node(health: Health, preferences: Preferences, missing: bool) -> None:
     if not missing:
         health.clear("exit-node-missing")
@@ -102,105 +80,3 @@ def _show_exit_node(health: Health, preferences: Preferences, missing: bool) -> 
         f"the exit node {preferences.exit_node!r} is not there: traffic to the internet is held back, not leaked",
         "choose another with device.set(exit_node=...), or None for none; its routes must be approved",
     )
-
-
-class TablesCompiler:
-    """Turns netmaps into Tables, and remembers the last pair so that a delta costs what changed."""
-
-    def __init__(self) -> None:
-        self._last: tuple[NetMap, Preferences, Tables] | None = None
-
-    def steps(self, netmap: NetMap, preferences: Preferences) -> Generator[None, None, Tables]:
-        """The next snapshot as the return value; pauses where a checkpoint belongs."""
-        delta = self._delta(netmap, preferences)
-        if delta is not None and self._last is not None:
-            tables = self._last[2].with_peers(*delta) if any(delta) else self._last[2]
-        else:
-            tables = yield from compile_tables_steps(
-                own=netmap.self_node.addresses,
-                peers=(peer_routes(p) for p in netmap.peers.values()),
-                rules=tuple(map(filter_rule, netmap.packet_filters)),
-                local=served_routes(netmap.self_node),
-                accept_routes=preferences.accept_routes,
-                exit_node=find_exit_node(netmap, preferences.exit_node),
-                shields_up=preferences.shields_up,
-            )
-        self._last = netmap, preferences, tables
-        return tables
-
-    def _delta(self, netmap: NetMap, preferences: Preferences) -> tuple[list[PeerRoutes], list[int]] | None:
-        """The peers that changed, if nothing else did and they are few."""
-        if self._last is None:
-            return None
-        before, wanted, _ = self._last
-        is_same = (
-            wanted == preferences
-            and netmap.packet_filters == before.packet_filters
-            and netmap.self_node.addresses == before.self_node.addresses
-            and served_routes(netmap.self_node) == served_routes(before.self_node)
-            and find_exit_node(netmap, preferences.exit_node) == find_exit_node(before, preferences.exit_node)
-        )
-        if not is_same:
-            return None
-        changed, removed = peers_changed(before, netmap)
-        if len(changed) > DELTA_LIMIT:
-            return None
-        return [peer_routes(netmap.peers[peer]) for peer in changed], removed
-
-
-def peer_routes(node: Node) -> PeerRoutes:
-    """One peer, as far as packets are concerned."""
-    return PeerRoutes(
-        peer=node.id,
-        addresses=node.addresses,
-        allowed=node.allowed_ips,
-        capabilities=_capability_set(tuple(node.cap_map)),
-        expired=node.expired,
-        reachable=bool(node.home_derp or node.is_wireguard_only or not node.disco_key.is_zero),
-        jailed=node.is_jailed,
-        masquerade4=node.self_node_v4_masq_addr_for_this_peer,
-        masquerade6=node.self_node_v6_masq_addr_for_this_peer,
-        takes_adverts=node.cap >= ADVERTS_SINCE,
-        unsigned=node.unsigned_peer_api_only,
-    )
-
-
-@lru_cache(maxsize=256)
-def _capability_set(names: tuple[str, ...]) -> frozenset[str]:
-    """Thousands of peers hold the same few capabilities: one set for all of them."""
-    return frozenset(names)
-
-
-def filter_rule(rule: FilterRule) -> Rule:
-    return Rule(
-        sources=rule.src_ips,
-        destinations=tuple((d.ip, d.ports.first, d.ports.last) for d in rule.dst_ports),
-        protocols=rule.ip_proto,
-        grants=tuple(Grant(g.dsts, _capability_texts(g.cap_map, g.caps)) for g in rule.cap_grant),
-    )
-
-
-def _capability_texts(cap_map: CapMap, bare: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    texts: dict[str, tuple[str, ...]] = dict.fromkeys(bare, ())
-    for name, values in cap_map.items():
-        texts[name] = tuple(msgspec.json.encode(value).decode() for value in values or ())
-    return texts
-
-
-def served_routes(node: Node) -> tuple[str, ...]:
-    """The subnets control lets us serve: what it allows beyond our own addresses."""
-    own = set(node.addresses)
-    return tuple(prefix for prefix in node.allowed_ips or () if prefix not in own)
-
-
-def find_exit_node(netmap: NetMap, wanted: str | None) -> int | None:
-    """The peer a user names by short name, full name, address or stable id."""
-    if not wanted:
-        return None
-    name = clean_name(wanted)
-    for peer in netmap.peers.values():
-        full = clean_name(peer.name)
-        own = {address.partition("/")[0] for address in peer.addresses}
-        if name in (full, full.partition(".")[0]) or wanted in own or wanted == peer.stable_id:
-            return peer.id
-    return NO_SUCH_PEER

@@ -25,7 +25,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.portmap_actor import PortMapping
-from tailscale.runtime.relay_actor import translate_map
+from tailscale.runtime.translate_relays import translate_map
 from tailscale.runtime.underlay import Underlay
 from tailscale.status import NetcheckReport
 from ts_base.ip import format_address, maybe_address
@@ -48,7 +48,7 @@ class Probes:
     `seed` picks the home where nothing can be measured: give what the relays dial by meanwhile, our node key.
     """
 
-    def __init__(self, network: Network, underlay: Underlay, *, seed: bytes = b"") -> None:
+    def __init__(self, network: Network, underlay: Underlay, bus: Bus, *, seed: bytes = b"") -> None:
         self.network = network
         self.underlay = underlay
         self.check = Netcheck(network.entropy)
@@ -60,13 +60,13 @@ class Probes:
         self.tcp_latencies: Mapping[int, float] = {}
         self._targets: list[RegionTargets] = []
         self._published: tuple[object, ...] = ()
-        self._bus: Bus | None = None
+        self._bus = bus
         self._reported = trio.Event()
         self.last_endpoints: tuple[tuple[str, int], ...] = ()
 
     async def report(self, region_code: Callable[[int], str]) -> NetcheckReport:
         """Check now, in full, and say what was found."""
-        if self._bus is not None and (self.underlay.udp is not None or self.map.regions):
+        if self.underlay.udp is not None or self.map.regions:
             with trio.move_on_after(REPORT_TIMEOUT):
                 reported = self._reported
                 self._bus.publish(ProbeRequested("asked for", full=True))
@@ -84,9 +84,6 @@ class Probes:
         )
 
     # ---- the actor's side
-
-    def attach(self, bus: Bus) -> None:
-        self._bus = bus
 
     async def set_map(self, wire_map: DERPMap) -> None:
         self.map = translate_map(wire_map)
@@ -118,7 +115,7 @@ class Probes:
 
     def publish_endpoints(self, now: float) -> None:
         udp = self.underlay.udp
-        if self._bus is None or udp is None:
+        if udp is None:
             return
         found = self.endpoints.gather(
             now,
@@ -137,7 +134,7 @@ class Probes:
     def publish_net_info(self) -> None:
         last = self.check.last or Report()
         facts = (self.home_region, last.working_udp, last.working_ipv6, last.mapping_varies, self.mapper.service)
-        if self._bus is None or not self.home_region or (facts == self._published and not last.is_full):
+        if not self.home_region or (facts == self._published and not last.is_full):
             return
         self._published = facts
         wire = last.wire_latencies() or {f"{region}-v4": at for region, at in self.tcp_latencies.items()}
@@ -217,7 +214,6 @@ async def run_probes(
     kinds = (NetMapChanged, NetworkChanged, ProbeRequested, StunArrived, RelaysChanged)
     with bus.subscribe(*kinds, name="probes") as inbox:
         async with trio.open_nursery() as nursery:
-            probes.attach(bus)
             task_status.started()
             loop = _ProbeLoop(bus, probes, nursery)
             while True:

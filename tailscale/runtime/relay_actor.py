@@ -7,8 +7,7 @@ a datagram and which region should be home: that is told by NetInfoChanged. Poli
 from __future__ import annotations
 
 import ssl
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
 
 import trio
 
@@ -23,16 +22,14 @@ from tailscale.runtime.messages import (
     RelaysRemembered,
 )
 from tailscale.runtime.network import Network
-from tailscale.runtime.relay_link import RelayLink, RelayLinkStatistics
+from tailscale.runtime.relay_link import Deliver, RelayLink, RelayLinkStatistics, RelayRuns
+from tailscale.runtime.translate_relays import translate_map
 from ts_base.keys import NodePrivate
 from ts_control.wire import DERPMap
 from ts_derp.frames import Run
 from ts_derp.machine import DerpMessage, PeerGone, ServerHealth
-from ts_derp.regions import HomeChooser, RelayMap, RelayNode, RelayRegion
+from ts_derp.regions import HomeChooser, RelayMap
 from ts_derp.trust import Trust
-
-RelayPath = tuple[int, bytes]
-RelayRuns = list[tuple[RelayPath, list[bytes]]]
 
 HEARD_LIMIT = 16_384  # peers whose last relay is remembered
 LINK_LIMIT = 128
@@ -48,6 +45,7 @@ class Relays:
         self,
         network: Network,
         private: NodePrivate,
+        bus: Bus,
         *,
         tls: ssl.SSLContext | None = None,
         over_http: bool = False,
@@ -62,10 +60,10 @@ class Relays:
         self._map = RelayMap()
         self._links: dict[int, RelayLink] = {}
         self._heard_at: dict[bytes, int] = {}
-        self._nursery: trio.Nursery | None = None
-        self._bus: Bus | None = None
-        self.health = Health(Bus())  # nobody's, until the actor runs
-        self._deliver: Callable[[RelayRuns], object] = lambda runs: None
+        self.health = Health(bus)
+        self._unstarted: deque[RelayLink] = deque()
+        self._opened = trio.Event()
+        self._bus = bus
 
     # --- the packet path
 
@@ -90,7 +88,8 @@ class Relays:
             return heard
         return link or self._open(region)
 
-    def deliver_from(self, region: int, inbound: list[Run]) -> None:
+    def heard_from(self, region: int, inbound: list[Run]) -> RelayRuns:
+        """The same runs under whole paths; where each peer was heard is remembered."""
         heard_at = self._heard_at
         for key, _ in inbound:
             if heard_at.get(key) != region:
@@ -98,7 +97,7 @@ class Relays:
                 heard_at[key] = region
                 if len(heard_at) > HEARD_LIMIT:
                     del heard_at[next(iter(heard_at))]
-        self._deliver([((region, key), packets) for key, packets in inbound])
+        return [((region, key), packets) for key, packets in inbound]
 
     # --- what the Device tells
 
@@ -124,11 +123,15 @@ class Relays:
 
     # --- the actor's side
 
-    def attach(self, nursery: trio.Nursery, bus: Bus, deliver: Callable[[RelayRuns], object]) -> None:
-        self._nursery = nursery
-        self._bus = bus
-        self.health = Health(bus)
-        self._deliver = deliver
+    @trio.lowlevel.enable_ki_protection
+    async def run_links(self, deliver: Deliver) -> None:
+        """Keep every link that is opened, for as long as it lives."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                while self._unstarted:
+                    nursery.start_soon(self._unstarted.popleft().keep, deliver)
+                await self._opened.wait()
+                self._opened = trio.Event()
 
     def set_map(self, relay_map: RelayMap) -> None:
         self._map = relay_map
@@ -166,7 +169,7 @@ class Relays:
         region = self._map.regions.get(number)
         if number in self._links:
             return self._links[number]
-        if region is None or self._nursery is None:
+        if region is None:
             if number:
                 self.drops[NO_SUCH_REGION] += 1
             return None
@@ -174,7 +177,8 @@ class Relays:
             self.drops[TOO_MANY_LINKS] += 1
             return None
         link = self._links[number] = RelayLink(self, region, is_home=number == self.home)
-        self._nursery.start_soon(link.keep)
+        self._unstarted.append(link)
+        self._opened.set()
         return link
 
     def _close(self, link: RelayLink) -> None:
@@ -204,8 +208,7 @@ class Relays:
             self.health.clear(code)
 
     def say(self, message: Message) -> None:
-        if self._bus is not None:
-            self._bus.publish(message)
+        self._bus.publish(message)
 
     def say_changed(self) -> None:
         connected = self.connected
@@ -216,7 +219,7 @@ class Relays:
 async def run_relays(
     bus: Bus,
     relays: Relays,
-    deliver: Callable[[RelayRuns], object],
+    deliver: Deliver,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -228,7 +231,7 @@ async def run_relays(
     kinds = (RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged)
     with bus.subscribe(*kinds, name="relays") as inbox:
         async with trio.open_nursery() as nursery:
-            relays.attach(nursery, bus, deliver)
+            nursery.start_soon(relays.run_links, deliver)
             task_status.started()
             wire_map: DERPMap | None = None
             while True:
@@ -244,35 +247,3 @@ async def run_relays(
                     relays.set_home(message.home_region)
                 elif isinstance(message, NetworkChanged):
                     relays.check_links()
-
-
-def translate_map(wire: DERPMap) -> RelayMap:
-    """Control's DERP map in the relay room's own words."""
-    scores = wire.home_params.region_score if wire.home_params is not None else None
-    return RelayMap(
-        regions={
-            number: RelayRegion(
-                id=number,
-                code=region.region_code,
-                name=region.region_name,
-                no_measure_no_home=region.no_measure_no_home,
-                nodes=tuple(
-                    RelayNode(
-                        name=node.name,
-                        host_name=node.host_name,
-                        cert_name=node.cert_name,
-                        ipv4=node.ipv4,
-                        ipv6=node.ipv6,
-                        stun_port=node.stun_port,
-                        stun_only=node.stun_only,
-                        derp_port=node.derp_port,
-                        insecure_for_tests=node.insecure_for_tests,
-                        stun_test_ip=node.stun_test_ip,
-                    )
-                    for node in region.nodes
-                ),
-            )
-            for number, region in wire.live_regions().items()
-        },
-        scores=dict(scores or {}),
-    )

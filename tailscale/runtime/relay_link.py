@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import trio
 from tailscale.runtime.health import Health
 from tailscale.runtime.network import Network
 from ts_base.keys import NodePrivate
+from ts_base.who import Relayed
 from ts_derp.client import DerpClient
 from ts_derp.errors import RelayLost, RelayUnreachable
 from ts_derp.frames import Run
@@ -46,6 +47,10 @@ class RelayLinkStatistics:
     drops: Mapping[str, int]
 
 
+RelayRuns = list[tuple[Relayed, list[bytes]]]
+Deliver = Callable[[RelayRuns], object]
+
+
 class LinkOwner(Protocol):
     """What a link asks of the Relays it belongs to."""
 
@@ -55,7 +60,7 @@ class LinkOwner(Protocol):
     over_http: bool
     health: Health
 
-    def deliver_from(self, region: int, inbound: list[Run]) -> None: ...
+    def heard_from(self, region: int, inbound: list[Run]) -> RelayRuns: ...
     def on_fact(self, region: int, fact: DerpMessage) -> None: ...
     def forget(self, link: RelayLink) -> None: ...
     def say_changed(self) -> None: ...
@@ -119,31 +124,32 @@ class RelayLink:
         )
 
     @trio.lowlevel.enable_ki_protection
-    async def keep(self) -> None:
-        """Runs until closed or idle."""
+    async def keep(self, deliver: Deliver) -> None:
+        """Runs until closed or idle. What arrives goes to `deliver`."""
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._close_when_idle)
                 while True:
-                    self._on_down(await self._connect_once())
+                    self._on_down(await self._connect_once(deliver))
                     await self._pause()
         self.connected = False
         self._owner.forget(self)
 
-    async def _connect_once(self) -> RelayUnreachable | RelayLost:
-        owner = self._owner
+    async def _connect_once(self, deliver: Deliver) -> RelayUnreachable | RelayLost:
+        owner, region = self._owner, self.region
+
+        def take(inbound: list[Run]) -> None:
+            deliver(owner.heard_from(region.id, inbound))
+
         try:
             self._client = await DerpClient.dial(
-                owner.network, self.region, self.machine, owner.trust, over_http=owner.over_http
+                owner.network, region, self.machine, owner.trust, over_http=owner.over_http
             )
-            await self._client.run(self._deliver, self._on_fact)
+            await self._client.run(take, self._on_fact)
         except (RelayUnreachable, RelayLost) as error:
             return error
         finally:
             self._client = None
-
-    def _deliver(self, inbound: list[Run]) -> None:
-        self._owner.deliver_from(self.region.id, inbound)
 
     def _on_fact(self, fact: DerpMessage) -> None:
         if isinstance(fact, Greeted):

@@ -11,6 +11,7 @@ from ts_base.ip import format_address
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
+    from tailscale.status import PathInfo
 
 Address = tuple[str, int]
 Bytes = bytes | bytearray | memoryview
@@ -24,7 +25,7 @@ class SocketHome(Protocol):
 
     def now(self) -> float: ...
     def identify(self, address: bytes) -> Node | None: ...
-    def describe_path(self, address: bytes) -> str: ...
+    def describe_path(self, address: bytes) -> PathInfo: ...
     async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes: ...
 
 

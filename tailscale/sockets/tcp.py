@@ -18,6 +18,7 @@ from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 if TYPE_CHECKING:
     from tailscale.nodes import Node
     from tailscale.sockets.home import Address, Bytes, SocketHome
+    from tailscale.status import PathInfo
     from ts_netstack.tcp import TcpConnection
     from ts_netstack.tcp_listen import TcpListen
 
@@ -236,7 +237,7 @@ class TcpStream(Closable, trio.abc.HalfCloseableStream):
         return self._home.identify(self._connection.remote[0])
 
     @property
-    def path(self) -> str:
+    def path(self) -> PathInfo:
         """How bytes travel right now: `direct 192.0.2.7:41641` or `relay fra`."""
         return self._home.describe_path(self._connection.remote[0])
 

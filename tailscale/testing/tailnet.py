@@ -15,7 +15,6 @@ import trio
 
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
-from ts_base.ip import parse_address
 from ts_base.keys import NodePublic
 from ts_control.policy import Policy
 from ts_control.server import DEFAULT_USER
@@ -131,7 +130,7 @@ class Tailnet:
         options.setdefault("auth_key", None)
         if options["auth_key"] is None:
             options["auth_key"] = self.auth_key()
-        device = Device(hostname, _network=self._place.network(host), **options)
+        device = Device.on(self._place.network(host), hostname, **options)
         self._hosts[device] = host
         leaving, left = trio.Event(), trio.Event()
 
@@ -159,9 +158,10 @@ class Tailnet:
         """Wait until the devices that may know of each other do, so that tests need not."""
         server = self.control.server
         visible = server.visible_to(self.id_of(device))
-        others = [other for other in self._hosts if other is not device and self._is_known(other, visible)]
-        while not all(_knows(device, other) and _knows(other, device) for other in others):  # noqa: ASYNC110 - many facts
-            await trio.sleep(0.002)
+        for other in self._hosts:
+            if other is not device and self._is_known(other, visible):
+                while not (_knows(device, other) and _knows(other, device)):  # noqa: ASYNC110 - two facts
+                    await trio.sleep(0.002)
 
     def _is_known(self, device: Device, visible: frozenset[int]) -> bool:
         try:
@@ -258,9 +258,7 @@ class Tailnet:
 
 def _knows(device: Device, other: Device) -> bool:
     """Whether `device` has both a route and a path to `other`: without a path its first packet is lost."""
-    runtime = device._ready()
-    has_routes = all(runtime.home.routes_to(parse_address(text)) for text in (other.ipv4, other.ipv6) if text)
-    return has_routes and bool(runtime.dataplane.engine.paths.get(other.node.id))
+    return any(peer.node.id == other.node.id and peer.path for peer in device.status().peers)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Generator
 from tailscale._config import Preferences
 from tailscale.dns.names import TailnetNames
 from tailscale.nodes import Peers
-from tailscale.runtime.netmap_actor import TablesCompiler
-from tailscale.runtime.path_actor import PeerTranslator
-from tailscale.runtime.relay_actor import translate_map
+from tailscale.runtime.translate_peers import PeerTranslator
+from tailscale.runtime.translate_relays import translate_map
+from tailscale.runtime.translate_tables import TablesCompiler
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
 from ts_control.gojson import decode_json_untrusted, encode_json

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from tailscale.dns.names import clean_name, literal_address
+from tailscale.dns.names import literal_address
 from tailscale.dns.resolvers import address_of_arpa, arpa_name, server_address
+from tailscale.nodes import clean_name
 from ts_base import ip, keys
 from ts_base.errors import BadPacket
 from ts_base.hosts import check_host_untrusted

@@ -50,7 +50,7 @@ async def answer(device: tailscale.Device, q: Json) -> Json:
             return {"answered": answered, "same": same}
         case "ping":
             pong = await device.ping(host, q.get("kind", "disco").lower(), q.get("size", 0))
-            endpoint = pong.path.removeprefix("direct ") if pong.path.startswith("direct") else ""
+            endpoint = pong.path.where if pong.path.kind == "direct" else ""
             return {"pings": [{"IP": host, "LatencySeconds": pong.latency, "Endpoint": endpoint}]}
         case "status":
             return {"status": _status(device)}
@@ -66,13 +66,13 @@ async def answer(device: tailscale.Device, q: Json) -> Json:
 def _status(device: tailscale.Device) -> Json:
     peers = {}
     for peer in device.status().peers:
-        direct = peer.path.startswith("direct")
+        direct = peer.path.kind == "direct"
         peers[peer.node.stable_id] = {
             "HostName": peer.node.hostname,
             "TailscaleIPs": list(peer.node.addresses),
             "Online": peer.node.online,
-            "CurAddr": peer.path.removeprefix("direct ") if direct else "",
-            "Relay": "" if direct else peer.path.removeprefix("relay "),
+            "CurAddr": peer.path.where if direct else "",
+            "Relay": "" if direct else peer.path.where,
             "RxBytes": peer.bytes_received,
             "TxBytes": peer.bytes_sent,
         }

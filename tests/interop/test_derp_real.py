@@ -15,7 +15,8 @@ import trio
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import RelaysChanged
 from tailscale.runtime.network import HostNetwork
-from tailscale.runtime.relay_actor import RelayRuns, Relays, run_relays
+from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.relay_link import RelayRuns
 from tailscale.testing.relay import Certificate, RelayService
 from tests.interop.pattern import pattern_sha256
 from tests.interop.processes import PORTS, poll_until
@@ -131,7 +132,7 @@ async def test_derper_over_plain_http(r: Rig) -> None:
 async def test_a_killed_and_restarted_derper_is_found_again(r: Rig) -> None:
     async with r.derper(stun=False) as relay, trio.open_nursery() as nursery:
         bus, inbound = Bus(), RelayRuns()
-        relays = Relays(HostNetwork(), NodePrivate.generate(os.urandom(32)))
+        relays = Relays(HostNetwork(), NodePrivate.generate(os.urandom(32)), bus)
         await nursery.start(run_relays, bus, relays, inbound.extend)
         relays.set_map(RelayMap({900: region_of(relay.region)}))
         relays.set_home(900)

@@ -66,15 +66,15 @@ async def until(fact: Callable[[], Any], patience: float = 10.0) -> Any:
 def held_by(device: Device) -> dict[str, int]:
     """Everything of a running device that grows with use and must shrink again."""
     runtime = device._ready()
-    home, stack = runtime.home, runtime.stack
+    answers, stack = runtime.answers, runtime.stack
     stack._sweep_closed()
     return {
         "connections": stack.connections,
         "listeners": len(stack._tcp.listeners),
         "udp ports": len(stack._udp.ports),
-        "pings": len(home.replies._pings),
-        "dials": len(home.replies._dials),
-        "event readers": len(runtime.watching._streams),
+        "pings": len(answers._pings),
+        "dials": len(answers._dials),
+        "event readers": len(runtime.readers),
         "bus readers": len(runtime.bus._inboxes),
         "tasks": count_tasks(runtime._nursery),
     }

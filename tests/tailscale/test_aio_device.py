@@ -371,3 +371,23 @@ def test_cancelled_and_failed_starts_leave_nothing(net: ThreadedTailnet) -> None
 
     asyncio.run(main())
     assert our_threads() == before
+
+
+def test_cancelled_at_every_turn_of_joining_a_device_leaves_no_thread() -> None:
+    before = our_threads()
+
+    async def main() -> None:
+        for turns in range(12):
+            device = Device("gone", control_url="http://127.0.0.1:9", auth_key="x")
+            joining = asyncio.create_task(device.__aenter__())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            joining.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await joining
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0), Device("gone", control_url="http://127.0.0.1:9", auth_key="x"):
+                raise AssertionError("it was entered")
+
+    asyncio.run(main())
+    assert our_threads() == before

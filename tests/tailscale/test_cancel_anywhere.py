@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import count
+from pathlib import Path
 
 import pytest
 import trio
@@ -177,7 +179,7 @@ async def join_and_cancel(net: Tailnet, times: int, seed: int) -> None:
     host = net._place.network("a")
     cut = 0
     for _ in range(times):
-        device = tailscale.Device("a", _network=host, control_url=net.control.url, auth_key=net.auth_key())
+        device = tailscale.Device.on(host, "a", control_url=net.control.url, auth_key=net.auth_key())
 
         async def live(device: tailscale.Device = device) -> None:
             async with device:
@@ -200,3 +202,48 @@ async def test_cancelled_anywhere_while_joining_nothing_stays(autojump_clock: Mo
 @pytest.mark.slow
 async def test_cancelled_often_while_joining_nothing_stays(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     await join_and_cancel(tailnet, 300, seed=2)
+
+
+async def test_cancelled_at_every_step_of_joining_and_leaving_nothing_stays(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    """One step further each time, from before the first to after the last."""
+    host, key = tailnet._place.network("a"), tailnet.auth_key(reusable=True)
+    before = trio.lowlevel.current_statistics().tasks_living
+    for steps in count():
+        device = tailscale.Device.on(host, "a", control_url=tailnet.control.url, auth_key=key)
+
+        async def live(device: tailscale.Device = device) -> None:
+            async with device:
+                await trio.lowlevel.checkpoint()
+
+        with trio.fail_after(60):
+            was_cut = await cancelled_after(steps, live) if steps else await cancelled_already(live)
+        assert not host.udp  # type: ignore[attr-defined]
+        assert repr(device) in ("<Device 'a' new>", "<Device 'a' closed>")
+        if steps and not was_cut:
+            break
+    assert steps > 20
+    await trio.sleep(120)  # the server's side of what was cut
+    assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+async def cancelled_already(deed: Callable[[], Awaitable[object]]) -> bool:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await deed()
+    return scope.cancelled_caught
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+async def test_entered_after_the_deadline_a_device_lets_go_at_once(
+    autojump_clock: MockClock, tmp_path: Path, seconds: float
+) -> None:
+    began = trio.current_time()
+    with trio.CancelScope(deadline=began + seconds) as scope:
+        async with tailscale.Device("a", control_url="http://127.0.0.1:9", auth_key="x", state=tmp_path):
+            raise AssertionError("it was entered")
+    assert scope.cancelled_caught
+    assert trio.current_time() == began
+    with tailscale.FileStore(tmp_path).lock():  # it was given back
+        pass

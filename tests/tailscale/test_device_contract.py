@@ -186,7 +186,7 @@ async def test_whois_knows_node_user_and_grants(autojump_clock: MockClock, tailn
     key = tailnet.auth_key("dev@example.com")
     a, b = await tailnet.device("a", auth_key=key), await tailnet.device("b")
     tailnet.policy(GRANTS)
-    await until(lambda: b._ready().home.capabilities_of(bytes([100, 64, 0, 1])))
+    await until(lambda: b._ready().directory.capabilities_of(bytes([100, 64, 0, 1])))
     for address in (a.ipv4, f"{a.ipv4}:1234", a.ipv6, f"[{a.ipv6}]:1234", (a.ipv4, 1234)):
         found = await b.whois(address)  # type: ignore[arg-type]
         assert found.node.hostname == "a"
@@ -272,15 +272,15 @@ async def test_every_preference_changes_while_running(autojump_clock: MockClock,
     await until(lambda: tailnet.control.server.directory.find(tailnet.id_of(b)).advertised)
     tailnet.approve_routes(b, "10.9.0.0/24", "0.0.0.0/0", "::/0")
     await until(lambda: "10.9.0.0/24" in a.peers["bob-s-laptop"].routes)
-    home = a._ready().home
-    await until(lambda: home.routes_to(bytes([10, 9, 0, 1])))
+    reach = a._ready().reach
+    await until(lambda: reach.routes_to(bytes([10, 9, 0, 1])))
     await a.set(accept_routes=False)
-    await until(lambda: not home.routes_to(bytes([10, 9, 0, 1])))
-    assert not home.routes_to(bytes([8, 8, 8, 8]))
+    await until(lambda: not reach.routes_to(bytes([10, 9, 0, 1])))
+    assert not reach.routes_to(bytes([8, 8, 8, 8]))
     await a.set(exit_node="bob-s-laptop")
-    await until(lambda: home.routes_to(bytes([8, 8, 8, 8])))
+    await until(lambda: reach.routes_to(bytes([8, 8, 8, 8])))
     await a.set(exit_node=None, accept_routes=True)
-    await until(lambda: home.routes_to(bytes([10, 9, 0, 1])) and not home.routes_to(bytes([8, 8, 8, 8])))
+    await until(lambda: reach.routes_to(bytes([10, 9, 0, 1])) and not reach.routes_to(bytes([8, 8, 8, 8])))
     async with echo_service(b, 80):
         assert await echoed(a, "bob-s-laptop", 80) == b"hello"
         await b.set(shields_up=True)

@@ -27,7 +27,7 @@ def device_on(net: Tailnet, name: str, **options: object) -> tailscale.Device:
     """A Device on the tailnet's network that the test itself enters."""
     options.setdefault("control_url", net.control.url)
     options.setdefault("auth_key", net.auth_key())
-    return tailscale.Device(name, _network=host_of(net, name), **options)  # type: ignore[arg-type]
+    return tailscale.Device.on(host_of(net, name), name, **options)  # type: ignore[arg-type]
 
 
 class Oops(Exception):
@@ -91,6 +91,19 @@ async def test_return_and_break_leave_cleanly(autojump_clock: MockClock, tailnet
     assert not list(tailnet.control.server.directory)
 
 
+async def test_joining_is_told_to_who_asked_before(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    await tailnet.device("b")
+    device = device_on(tailnet, "a")
+    stream = device.events()
+    async with device:
+        pass
+    found = [event async for event in stream]
+    assert [e.state for e in found if isinstance(e, tailscale.StateChanged)][-1] == "running"
+    assert [e.node.hostname for e in found if isinstance(e, tailscale.PeerUp)] == ["b"]
+    assert tailscale.RelayChanged("test", True) in found
+    assert tailscale.NetworkChecked(True) in found
+
+
 async def test_used_before_during_joining_and_after(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     while_joining: list[BaseException] = []
 
@@ -110,7 +123,6 @@ async def test_used_before_during_joining_and_after(autojump_clock: MockClock, t
         lambda: device.peers,
         lambda: device.health,
         device.status,
-        device.events,
     )
     for verb in verbs:
         with pytest.raises(tailscale.DeviceNotReady, match="async with"):
@@ -123,7 +135,7 @@ async def test_used_before_during_joining_and_after(autojump_clock: MockClock, t
                 stream_error.append("entered twice")
         assert not stream_error
         assert device.hostname == "a", "the first use goes on"
-    for verb in verbs:
+    for verb in (*verbs, device.events):
         with pytest.raises(tailscale.DeviceClosed, match="make a new one"):
             verb()
     for call in (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +10,9 @@ from tailscale_stack_pair import StackHome
 from trio.testing import MockClock
 
 import tailscale
-from tailscale.dial.dialing import _dial
+from tailscale.dial.by_address import AddressDialer
 from tailscale.errors import ConnectionReset
+from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.testing import Tailnet
 
 
@@ -53,25 +52,22 @@ async def test_a_port_closed_on_both_is_refused(autojump_clock: MockClock) -> No
 
 
 async def test_a_connection_reset_before_the_dialler_looks_was_not_refused() -> None:
-    theirs = StackHome("100.64.0.2", 2)
+    ours, theirs = StackHome("100.64.0.1", 1), StackHome("100.64.0.2", 2)
     listens = theirs.stack.listen(80)
 
-    class Dialler(StackHome):
-        """Everything happens within one kick: accepted, and reset."""
+    def kick() -> None:
+        """Everything happens at once: accepted, and reset."""
+        for sender, receiver in ((ours, theirs), (theirs, ours), (ours, theirs)):
+            for _, packets in sender.stack.transmit(0.0):
+                receiver.stack.receive(packets, 0.0)
+        if (accepted := listens.accept()) is not None:
+            accepted.abort(0.0)
+            for _, packets in theirs.stack.transmit(0.0):
+                ours.stack.receive(packets, 0.0)
+        for socket in ours.stack.take_messages():
+            socket.owner.wake()
 
-        replies = SimpleNamespace(rejections=lambda connection: nullcontext([]))
-
-        def kick(self) -> None:
-            for sender, receiver in ((self, theirs), (theirs, self), (self, theirs)):
-                for _, packets in sender.stack.transmit(0.0):
-                    receiver.stack.receive(packets, 0.0)
-            if (accepted := listens.accept()) is not None:
-                accepted.abort(0.0)
-                for _, packets in theirs.stack.transmit(0.0):
-                    self.stack.receive(packets, 0.0)
-            for socket in self.stack.take_messages():
-                socket.owner.wake()
-
-    ours: Any = Dialler("100.64.0.1", 1)
+    nobody: Any = None  # neither who is there nor by which way is asked
+    dialer = AddressDialer(nobody, nobody, AwaitedAnswers(), ours.stack, kick)
     with pytest.raises(ConnectionReset, match="right port 80 accepted the connection and reset it at once"):
-        await _dial(ours, theirs.address, "right", 80, 0)
+        await dialer.connect(theirs.address, "right", 80)

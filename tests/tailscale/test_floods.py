@@ -141,7 +141,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
                 "replayed initiation": lambda: heard[:1] * KINDS,
                 "garbage": lambda: [entropy(1 + n % 1400) for n in range(KINDS)],
                 "unknown discos": lambda: disco_pings(entropy, None),
-                "forged discos": lambda: disco_pings(entropy, runtime.home.netmap.peers[1].disco_key.raw),
+                "forged discos": lambda: disco_pings(entropy, runtime.directory.netmap.peers[1].disco_key.raw),
                 "stun answers": lambda: [stun.encode_response(entropy(12), ("203.0.113.5", 5)) for _ in range(KINDS)],
             }[kind]()
             calm, busy = [], []
@@ -149,7 +149,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
             for _ in range(3):
                 calm.append(await flow.rate())
                 before = resident()
-                async with flooded(runtime.home.udp_port, datagrams):
+                async with flooded(runtime.traffic.udp_port, datagrams):
                     busy.append(await flow.rate())
                 grown = resident() - before
             nursery.cancel_scope.cancel()
@@ -158,7 +158,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
         assert inbox.budgets <= MAX_BUCKETS
         assert runtime.endpoint.statistics().active_peers <= 1
         ratio = median(busy) / median(calm)
-        dropped = {reason: count for reason, count in target._ready().home.drops().items() if count > 100}
+        dropped = {reason: count for reason, count in target._ready().traffic.drops().items() if count > 100}
         print(f"{kind}: {median(calm) / 125e3:.0f} Mbit/s, {median(busy) / 125e3:.0f} beside {PER_SECOND} a second: "
               f"{ratio:.2f}; {dropped}; {grown >> 10} KiB more")  # fmt: skip
         assert ratio >= 0.5

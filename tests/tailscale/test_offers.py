@@ -20,7 +20,7 @@ async def test_an_offered_peer_api_is_known_to_peers(autojump_clock: MockClock, 
     await until(lambda: runtime.dataplane.engine.peerapi_port == 41234)
 
     def told_ports() -> set[int]:
-        netmap = a._ready().home.netmap
+        netmap = a._ready().directory.netmap
         peers = netmap.peers.values() if netmap is not None else ()
         return {service.port for peer in peers for service in peer.hostinfo.services}
 

@@ -9,7 +9,9 @@ from functools import partial
 import pytest
 import trio
 
+from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
+from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.messages import (
     EndpointsChanged,
     EndpointsConfirmed,
@@ -21,16 +23,20 @@ from tailscale.runtime.messages import (
     RelaysChanged,
     StunArrived,
 )
-from tailscale.runtime.path_actor import PeerTranslator, RelayServers, announce, run_paths
+from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays
+from tailscale.runtime.translate_peers import PeerTranslator, RelayServers
 from tailscale.runtime.underlay import Underlay
 from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
 from ts_control.netmap import NetMap
 from ts_control.wire import CapGrant, DERPMap, DERPNode, DERPRegion, FilterRule, Node
 from ts_dataplane import disco, stun
+from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import BestPathChanged, NeedStun
 from ts_dataplane.paths import PathFinder
+from ts_netstack.stack import Stack
+from ts_tunnel.endpoint import Endpoint
 from ts_tunnel.messages import PeerSilence
 
 OUTSIDE = ("203.0.113.5", 41641)
@@ -102,7 +108,7 @@ async def rig(autojump_clock, nursery):
     bus = Bus()
     udp = FakeUdp(bus, nursery)
     network = FakeNetwork()
-    probes = Probes(network, Underlay(udp, Relays(network, NodePrivate.generate(bytes(32)))))
+    probes = Probes(network, Underlay(udp, Relays(network, NodePrivate.generate(bytes(32)), bus)), bus)
     await nursery.start(run_probes, bus, probes)
     return bus, udp, probes
 
@@ -199,7 +205,8 @@ async def test_network_change_forgets_and_checks_again(rig, autojump_clock):
 
 async def test_no_udp_at_all_still_finds_a_home(autojump_clock, nursery):
     bus = Bus()
-    probes = Probes(FakeNetwork(), Underlay(None, Relays(FakeNetwork(), NodePrivate.generate(bytes(32)))))
+    relays = Relays(FakeNetwork(), NodePrivate.generate(bytes(32)), bus)
+    probes = Probes(FakeNetwork(), Underlay(None, relays), bus)
     await nursery.start(run_probes, bus, probes)
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(3, 4))))
     await trio.sleep(1.0)
@@ -215,8 +222,7 @@ async def test_path_actor_translates_nodes_and_keeps_addresses_fresh(autojump_cl
 
     def flush(now):
         finder.transmit(now)
-        for message in finder.take_messages():
-            announce(bus, message)
+        finder.take_messages()
 
     await nursery.start(run_paths, bus, finder, flush)
     key = NodePublic(rng.randbytes(32))
@@ -295,10 +301,21 @@ def test_relay_servers_are_those_with_the_capability_towards_us():
     assert translator.follow(netmap(peers={1: peers[1]}, packet_filters=rules, self_node=us)) == ([], [2, 3, 4])
 
 
-def test_finder_messages_become_bus_messages():
-    bus = Bus()
+class Telling(PathFinder):
+    """One that has two things to say."""
+
+    def take_messages(self):
+        return [BestPathChanged(5, ("192.0.2.7", 1), 0.01), NeedStun("stale")]
+
+
+def test_what_the_finder_says_is_heard_on_the_bus():
+    bus, rng = Bus(), random.Random(1)
+    disco_key, node_key = DiscoPrivate.generate(rng.randbytes(32)), NodePrivate.generate(rng.randbytes(32))
+    endpoint, stack = Endpoint(node_key, entropy=rng.randbytes, wall_clock=lambda: 0.0), Stack(entropy=rng.randbytes)
+    finder = Telling(disco_key, node_key.public, entropy=rng.randbytes)
+    engine, underlay = Engine(endpoint, stack), Underlay(None, Relays(FakeNetwork(), node_key, bus))
+    dataplane = Dataplane(engine, finder, endpoint, stack, underlay, AwaitedAnswers(), bus)
     with bus.subscribe(PeerPathChanged, ProbeRequested) as inbox:
-        announce(bus, BestPathChanged(5, ("192.0.2.7", 1), 0.01))
-        announce(bus, NeedStun("stale"))
+        dataplane.flush(1.0)
         assert inbox.take() == PeerPathChanged(5, ("192.0.2.7", 1), 0.01)
         assert inbox.take() == ProbeRequested("stale")

@@ -20,8 +20,9 @@ from tailscale.runtime.messages import (
     RelaysChanged,
     WarningsChanged,
 )
-from tailscale.runtime.relay_actor import RelayRuns, Relays, run_relays, translate_map
-from tailscale.runtime.relay_link import HOME_UNREACHABLE
+from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.relay_link import HOME_UNREACHABLE, RelayRuns
+from tailscale.runtime.translate_relays import translate_map
 from ts_base.keys import NodePrivate
 from ts_control.netmap import _EMPTY
 from ts_control.wire import DERPHomeParams, DERPMap, DERPNode, DERPRegion
@@ -54,7 +55,7 @@ class Side:
         self.network = network
         # The key decides which region is dialled before anything is measured: the same one in every run.
         private = NodePrivate.generate(len(network.dialled).to_bytes(32, "big"))
-        self.relays = Relays(network, private, over_http=True)  # type: ignore[arg-type]
+        self.relays = Relays(network, private, self.bus, over_http=True)  # type: ignore[arg-type]
         self.inbound: RelayRuns = []
 
     @property

@@ -88,8 +88,8 @@ async def test_login_address_goes_to_its_callback_only(
         spy.see(*waiting._ready().bus._retained.values(), waiting.status(), waiting)
 
     network = tailnet._place.network("a")
-    waiting = tailscale.Device(
-        "a", auth_key="", control_url=tailnet.control.url, on_login_url=approve, login_timeout=700, _network=network
+    waiting = tailscale.Device.on(
+        network, "a", auth_key="", control_url=tailnet.control.url, on_login_url=approve, login_timeout=700
     )
 
     async def let_in() -> None:

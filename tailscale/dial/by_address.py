@@ -1,0 +1,116 @@
+"""Sockets towards addresses: the half of dialling that needs no names, so that the resolver can stand on it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from tailscale.dial import failures
+from tailscale.dns.names import literal_address
+from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
+from tailscale.sockets.tcp import TcpStream, describe_problem
+from tailscale.sockets.udp import UdpSocket
+from ts_netstack.tcp import ConnectionProblem
+
+if TYPE_CHECKING:
+    from tailscale.nodes import Node
+    from tailscale.runtime.awaited_answers import AwaitedAnswers
+    from tailscale.runtime.directory import Directory
+    from tailscale.runtime.reach import Reach
+    from tailscale.status import PathInfo
+    from ts_netstack.stack import Stack
+
+
+class AddressDialer:
+    """Opens sockets, and is the home that they live in."""
+
+    def __init__(
+        self, directory: Directory, reach: Reach, answers: AwaitedAnswers, stack: Stack, kick: Callable[[], None]
+    ) -> None:
+        self.directory = directory
+        self.reach = reach
+        self.kick = kick
+        self._answers = answers
+        self._stack = stack
+
+    # What the sockets ask
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def identify(self, address: bytes) -> Node | None:
+        return self.directory.identify(address)
+
+    def describe_path(self, address: bytes) -> PathInfo:
+        return self.reach.path_to(address)
+
+    async def destinations(self, host: str) -> list[bytes]:
+        """The addresses of a host that we may try, or the error that says why none."""
+        literal = literal_address(host)
+        if literal is None:
+            raise ValueError(f"{host!r} is not an IP address")
+        return self.usable([literal], host)
+
+    def usable(self, addresses: list[bytes], host: str) -> list[bytes]:
+        """Those of a host's addresses that are ours or routed; the error that says why there are none."""
+        found = [a for a in addresses if self.directory.is_ours(a) or self.reach.routes_to(a)]
+        if not found:
+            directory = self.directory
+            raise failures.no_way_to(directory.identify(addresses[0]), host, addresses[0], directory.standing)
+        return found
+
+    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
+        """The first address of `host` that has a route, in the family of one of our own addresses if asked."""
+        fitting = [a for a in await self.destinations(host) if family_of is None or len(a) == len(family_of)]
+        if not fitting:
+            family = "IPv4" if family_of is not None and len(family_of) == 4 else "IPv6"
+            raise OSError(
+                errno.EAFNOSUPPORT, f"{host} has no {family} address, and this socket is bound to one of ours"
+            )
+        return fitting[0]
+
+    # What opens them
+
+    @trio.lowlevel.enable_ki_protection
+    async def connect(self, address: bytes, host: str, port: int, *, local_port: int = 0) -> TcpStream:
+        """An open stream, or the error that says what became of it. `host` is what the user called the address."""
+        connection = self._stack.connect((address, port), self.now(), local_port=local_port)
+        stream = TcpStream(connection, self)
+        try:
+            with self._answers.rejections(connection) as rejection:
+                self.kick()
+                await stream.wait_connected()
+                if rejection:
+                    raise failures.refusal(host, port, rejection[0])
+        except BaseException:
+            stream.abort()
+            raise
+        match connection.error:
+            case None:
+                return stream
+            case ConnectionProblem.TIMED_OUT:
+                raise self.silence(address, host, port)
+            case ConnectionProblem.UNREACHABLE:
+                raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
+            case ConnectionProblem.REFUSED:
+                raise failures.refusal(host, port)
+            case ConnectionProblem.RESET:
+                raise ConnectionReset(f"{host} port {port} accepted the connection and reset it at once")
+            case problem:
+                raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
+
+    def silence(self, address: bytes | None, host: str, port: int, timeout: float | None = None) -> TailscaleError:
+        """Nobody at `address`, if one was found, answered in time: the likeliest reason."""
+        after = f" within {timeout:g} s" if timeout is not None else ""
+        directory = self.directory
+        node = directory.identify(address) if address is not None else None
+        has_session = node is not None and self.reach.has_session(node.id)
+        return failures.silence(
+            host, port, after, node, standing=directory.standing, has_session=has_session, now=directory.wall_clock()
+        )
+
+    def bind_udp(self, port: int, address: bytes | None = None) -> UdpSocket:
+        return UdpSocket(self._stack.bind_udp(port, address), self)

@@ -1,0 +1,69 @@
+"""Which way leads where: routes, the path of each peer in words and fields, and how well it does.
+
+Answers from the current tables and the path finder, never from copies of its own. Refuses to know names, and how a
+connection is made.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from tailscale.runtime.dataplane import Dataplane
+from tailscale.runtime.directory import Directory
+from tailscale.status import PathInfo, PathKind
+from ts_base.who import Direct, Path, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, is_relayed, uplink_of
+from ts_tunnel.endpoint import Endpoint
+
+NO_PATH = PathInfo()
+
+
+class Reach:
+    """One per device; everything here is a question."""
+
+    def __init__(self, directory: Directory, dataplane: Dataplane, endpoint: Endpoint) -> None:
+        self._directory = directory
+        self._dataplane = dataplane
+        self._endpoint = endpoint
+
+    def peer_for(self, address: bytes) -> PeerId | None:
+        """The peer that packets to `address` go to."""
+        return self._dataplane.engine.tables.peer_for(address)
+
+    def routes_to(self, address: bytes) -> bool:
+        return self.peer_for(address) is not None
+
+    def path_to(self, address: bytes) -> PathInfo:
+        """How packets travel to whoever has `address`, or routes it."""
+        node = self._directory.wire_node(address)
+        return self.path_of(node.id) if node is not None else NO_PATH
+
+    def path_of(self, peer: PeerId) -> PathInfo:
+        report = self._dataplane.finder.report(peer, trio.current_time())
+        return self.describe(report.best if report.best is not None and report.is_trusted else report.relay)
+
+    def describe(self, path: Path | None) -> PathInfo:
+        """A path as people read it."""
+        if path is None:
+            return NO_PATH
+        if is_relayed(path):
+            return PathInfo("relay", self._directory.region_code(path[0]))
+        if is_direct(path):
+            return _by_udp("direct", path)
+        return _by_udp("peer relay", path) if is_peer_relayed(path) else NO_PATH
+
+    def has_session(self, peer: PeerId) -> bool:
+        """Whether a WireGuard session was ever made with a peer."""
+        return self._endpoint.peer_statistics(peer).handshake_at is not None
+
+    def latency_to(self, peer: PeerId) -> float | None:
+        """Seconds on the direct path, if there is one."""
+        report = self._dataplane.finder.report(peer, trio.current_time())
+        return report.latency if report.best is not None and math.isfinite(report.latency) else None
+
+
+def _by_udp(kind: PathKind, path: Direct | PeerRelayed) -> PathInfo:
+    host = host_of(path)
+    where = f"[{host}]:{path[1]}" if ":" in host else f"{host}:{path[1]}"
+    return PathInfo(kind, where, uplink_of(path))

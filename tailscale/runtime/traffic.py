@@ -1,0 +1,53 @@
+"""What was carried and what was dropped: the counters of every machine, asked for together.
+
+Owns none of them. Refuses to know what a counter means.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import trio
+
+from tailscale.runtime.dataplane import Dataplane
+from ts_base.who import PeerId
+from ts_netstack.stack import Stack
+from ts_tunnel.endpoint import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTraffic:
+    """What WireGuard counted with one peer."""
+
+    bytes_received: int
+    bytes_sent: int
+    handshake_age: float | None
+
+
+class Traffic:
+    """One per device; everything here is a question."""
+
+    def __init__(self, dataplane: Dataplane, endpoint: Endpoint, stack: Stack) -> None:
+        self._dataplane = dataplane
+        self._endpoint = endpoint
+        self._stack = stack
+
+    @property
+    def udp_port(self) -> int:
+        """Where datagrams reach us; 0 where no UDP socket could be opened."""
+        udp = self._dataplane.underlay.udp
+        return udp.local_port if udp is not None else 0
+
+    def with_peer(self, peer: PeerId) -> PeerTraffic:
+        counted = self._endpoint.peer_statistics(peer)
+        age = None if counted.handshake_at is None else max(0.0, trio.current_time() - counted.handshake_at)
+        return PeerTraffic(counted.bytes_in, counted.bytes_out, age)
+
+    def drops(self) -> dict[str, int]:
+        """What was dropped, by reason."""
+        dataplane = self._dataplane
+        merged: Counter[str] = Counter()
+        for counters in (dataplane.engine.drops, self._endpoint.drops, self._stack.drops, dataplane.finder.drops):
+            merged.update(counters)
+        return dict(merged)

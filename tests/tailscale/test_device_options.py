@@ -1,0 +1,46 @@
+"""One list of options: what `Config` holds is what a Device takes, says, changes, and offers on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+
+import tailscale
+from tailscale._config import Config, Preferences
+from tailscale.cli.arguments import _common_options
+from tailscale.threads.face import DeviceOptions
+
+RIG_ONLY = {"relay_over_http", "never_direct"}  # switches of test rigs, by environment
+KEPT_BESIDE = {"state"}  # a Store is held by the Device
+NOT_FOR_COMMANDS = {
+    *("tags", "accept_routes", "exit_node", "advertise_routes", "shields_up"),  # of services, which are programs
+    *("on_login_url", "login_timeout", "ready_timeout", "udp_port", "tls"),
+}
+
+
+def fields_of(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+OPTIONS = (fields_of(Config) - {"preferences"} - RIG_ONLY) | fields_of(Preferences) | KEPT_BESIDE
+
+
+def test_device_takes_what_config_holds() -> None:
+    assert set(inspect.signature(tailscale.Device).parameters) == OPTIONS
+    assert set(DeviceOptions.__annotations__) == OPTIONS - {"hostname"}
+
+
+def test_device_says_what_each_option_is() -> None:
+    lines = re.findall(r"^- (`.*?): ", inspect.getdoc(tailscale.Device) or "", re.MULTILINE)
+    assert {name for line in lines for name in re.findall(r"`(\w+)`", line)} == OPTIONS
+
+
+def test_what_may_change_is_what_preferences_hold() -> None:
+    assert set(inspect.signature(tailscale.Device.set).parameters) - {"self"} == fields_of(Preferences)
+
+
+def test_commands_offer_the_options_that_are_for_people() -> None:
+    offered = {action.dest for action in _common_options()._actions if not isinstance(action, argparse._HelpAction)}
+    assert offered & OPTIONS == OPTIONS - NOT_FOR_COMMANDS
