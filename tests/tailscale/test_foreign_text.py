@@ -14,8 +14,7 @@ import pytest
 from tailscale import foreign_text
 from tailscale.cli.screen import Screen
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import HealthRaised
-from tailscale.runtime.warnings import Warnings
+from tailscale.runtime.health import Health
 from ts_control.wire import DisplayMessage, DisplayMessageAction
 
 ROOT = Path(foreign_text.__file__).parent
@@ -110,8 +109,6 @@ def test_only_pages_of_the_web_are_offered(url: str, is_offered: bool) -> None:
 async def test_a_warning_of_control_offers_no_other_address() -> None:
     action = DisplayMessageAction(url="javascript:1", label="Open")
     netmap = SimpleNamespace(health=(), display_messages={"x": DisplayMessage(title="t", primary_action=action)})
-    bus, heard = Bus(), []
-    with bus.subscribe(HealthRaised, name="test") as inbox:
-        Warnings(bus).show_netmap(netmap)  # type: ignore[arg-type]
-        heard.append(await inbox.receive())
-    assert [message.remedy for message in heard] == [""]
+    health = Health(Bus())
+    health.show_netmap(netmap)  # type: ignore[arg-type]
+    assert [warning.remedy for warning in health.active] == [""]
