@@ -118,7 +118,7 @@ class Runtime:
             disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
         )
         engine.paths = finder.paths
-        self.stack.routes = Widths(engine)
+        engine.widths = Widths(engine)
         self.underlay.on_unreachable = self._on_unreachable
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)

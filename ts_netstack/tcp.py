@@ -11,9 +11,10 @@ import enum
 import math
 import struct
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ts_netstack.ledger import Ledger
+from ts_base.who import PeerId
+from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
 from ts_netstack.tcp_outbound import Outbound
@@ -84,8 +85,8 @@ class Handshake(NamedTuple):
     large: int = 0  # see wire.LARGE_PREFIX
 
 
-class TcpConnection:
-    """`owner` is a slot for whoever holds the connection; the connection never looks at it."""
+class TcpConnection(Socket):
+    """`via` is the peer through which it was opened, 0 for whoever routes `remote`; `hop` is both of them."""
 
     __slots__ = (
         "__weakref__",
@@ -103,20 +104,30 @@ class TcpConnection:
         "_outbound",
         "_reset_seq",
         "error",
+        "hop",
         "key",
         "local",
-        "owner",
         "remote",
         "state",
+        "via",
     )
 
     def __init__(
-        self, ledger: Ledger, key: bytes, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
+        self,
+        ledger: Ledger,
+        key: bytes,
+        local: Address,
+        remote: Address,
+        sizes: Sizes,
+        iss: int,
+        stamp_offset: int,
+        via: PeerId = 0,
     ) -> None:
+        super().__init__()
         self._ledger = ledger
         self.key = key
         self.local, self.remote = local, remote
-        self.owner: Any = None
+        self.via, self.hop = via, (remote[0], via)
         self.state = CLOSED
         self.error: ConnectionProblem | None = None
         self._outbound = Outbound(ledger, local, remote, sizes, iss, stamp_offset)
@@ -320,7 +331,7 @@ class TcpConnection:
             return False
         if packet.fragment is not None or is_transport_checksum_right(packet):
             return True
-        self._ledger.drops["tcp_checksum"] += 1
+        self._ledger.drops["tcp.checksum"] += 1
         return False
 
     def _is_predictable(self) -> bool:
@@ -409,7 +420,7 @@ class TcpConnection:
         elif self.state != CLOSED:
             self._receive_synchronized(segment, now)
         else:
-            self._ledger.drops["tcp_closed"] += 1
+            self._ledger.drops["tcp.closed"] += 1
 
     def _receive_in_syn_sent(self, segment: Segment, now: float) -> None:
         """RFC 9293 section 3.10.7.3."""
@@ -418,7 +429,7 @@ class TcpConnection:
         if flags & ACK:
             ack = unwrap(segment.ack, outbound.una)
             if ack != outbound.nxt:
-                self._ledger.drops["tcp_handshake_ack"] += 1
+                self._ledger.drops["tcp.handshake_ack"] += 1
                 if not flags & RST:
                     self._reset_seq = ack
                 return
@@ -427,10 +438,10 @@ class TcpConnection:
             if acceptable:
                 self._end(ConnectionProblem.REFUSED)
             else:
-                self._ledger.drops["tcp_blind_reset"] += 1
+                self._ledger.drops["tcp.blind_reset"] += 1
             return
         if not flags & SYN:
-            self._ledger.drops["tcp_handshake_no_syn"] += 1
+            self._ledger.drops["tcp.handshake_no_syn"] += 1
             return
         resent = outbound.retries > 0
         self._take_syn(segment, now)
@@ -476,7 +487,7 @@ class TcpConnection:
             and not flags & RST
             and self._inbound.is_stale(stamps[0], segment, now)
         ):
-            drops["tcp_paws"] += 1
+            drops["tcp.paws"] += 1
             self._answer_strange(segment, now)
             return
         length = len(segment.payload) + bool(flags & FIN) + bool(flags & SYN)
@@ -489,27 +500,27 @@ class TcpConnection:
             if seq == expected:
                 self._reset_by_peer()
             else:
-                drops["tcp_reset_in_window"] += 1
+                drops["tcp.reset_in_window"] += 1
                 self._challenge(now)
             return
         if flags & SYN:
-            drops["tcp_syn_in_window"] += 1
+            drops["tcp.syn_in_window"] += 1
             self._challenge(now)
             return
         if not flags & ACK:
-            drops["tcp_no_ack"] += 1
+            drops["tcp.no_ack"] += 1
             return
         ack = unwrap(segment.ack, self._outbound.una)
         if self.state == SYN_RECEIVED and not self._leave_syn_received(ack):
             return
         if not self._outbound.una - self._outbound.largest_window - 1 <= ack <= self._outbound.nxt:
-            drops["tcp_wild_ack"] += 1
+            drops["tcp.wild_ack"] += 1
             self._challenge(now)
             return
         echo = stamps[1] if stamps is not None and self._inbound.stamps else None
         self._acknowledged(ack, segment.window, seq, segment.options.blocks, echo, length > 0, now)
         if flags & URG:
-            drops["tcp_urgent"] += 1  # a note, not a drop: the bytes are delivered in line
+            drops["tcp.urgent"] += 1  # a note, not a drop: the bytes are delivered in line
         if self.state != CLOSED and length:
             self._receive_text(seq, segment, now)
 
@@ -517,14 +528,14 @@ class TcpConnection:
         flags, payload = segment.flags, segment.payload
         drops = self._ledger.drops
         if flags & RST:
-            drops["tcp_reset_out_of_window"] += 1
+            drops["tcp.reset_out_of_window"] += 1
             return
         if seq < self._inbound.expected:
-            drops["tcp_duplicate"] += 1
+            drops["tcp.duplicate"] += 1
             if payload and self._inbound.selective:
                 self._inbound.dsack = (seq, min(seq + len(payload), self._inbound.expected))
         else:
-            drops["tcp_out_of_window"] += 1
+            drops["tcp.out_of_window"] += 1
         # A window probe or a keep-alive carries a fresh acknowledgement all the same.
         if flags & ACK and not flags & SYN and self.state > SYN_RECEIVED:
             ack = unwrap(segment.ack, self._outbound.una)
@@ -546,14 +557,14 @@ class TcpConnection:
     def _challenge(self, now: float) -> None:
         """RFC 5961: say where we are, so that an honest peer can correct itself and a blind one learns nothing."""
         if now - self._challenged_at < CHALLENGE_INTERVAL or not self._ledger.challenges.take(now):
-            self._ledger.drops["tcp_challenge_limit"] += 1
+            self._ledger.drops["tcp.challenge_limit"] += 1
             return
         self._challenged_at = now
         self._inbound.ack_now = True
 
     def _reset_by_peer(self) -> None:
         if self.state == TIME_WAIT:
-            self._ledger.drops["tcp_reset_in_time_wait"] += 1  # RFC 1337
+            self._ledger.drops["tcp.reset_in_time_wait"] += 1  # RFC 1337
         elif self.state == SYN_RECEIVED:
             self._end(ConnectionProblem.REFUSED)
         elif self.state in (CLOSING, LAST_ACK):
@@ -564,7 +575,7 @@ class TcpConnection:
     def _leave_syn_received(self, ack: int) -> bool:
         outbound = self._outbound
         if ack != outbound.iss + 1:
-            self._ledger.drops["tcp_handshake_ack"] += 1
+            self._ledger.drops["tcp.handshake_ack"] += 1
             self._reset_seq = ack
             return False
         outbound.una = ack
@@ -616,12 +627,12 @@ class TcpConnection:
         end = seq + len(payload)
         if self.state not in RECEIVING:
             if end + bool(segment.flags & FIN) > self._inbound.expected:
-                self._ledger.drops["tcp_after_fin"] += 1
+                self._ledger.drops["tcp.after_fin"] += 1
             self._inbound.ack_now = True
             return
         if payload and self._orphaned and end > received.next:
             # Nobody will ever read this: RFC 9293 section 3.6.1 wants the peer to know.
-            self._ledger.drops["tcp_reader_gone"] += 1
+            self._ledger.drops["tcp.reader_gone"] += 1
             self._reset_seq = self._outbound.nxt
             self._end(None)
             return
@@ -707,6 +718,10 @@ class TcpConnection:
         """Somebody learnt that the path carries less."""
         self._outbound.limit_segment_size(mss)
         self._ledger.dirty[self] = None
+
+    def offer_large(self, mss: int) -> None:
+        """Before the SYN leaves: what we take beside its MSS."""
+        self._outbound.sizes.offered_large = mss
 
     def set_large(self, mss: int) -> None:
         """The way to the peer is relays only and carries segments of `mss`; 0 where any of it is not."""

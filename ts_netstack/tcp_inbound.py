@@ -134,7 +134,7 @@ class Inbound:
         if self.selective and (known := received.island_at(seq)) is not None and known[1] >= seq + len(payload):
             self.dsack = (seq, seq + len(payload))
         if not received.insert(seq, payload):
-            self._ledger.drops["tcp_islands_limit"] += 1
+            self._ledger.drops["tcp.islands_limit"] += 1
         self.ack_now = True
         if not self.selective:
             self.segments_owed += 1  # every duplicate ACK counts for a peer that hears no SACK

@@ -193,7 +193,7 @@ class Outbound:
             blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
             dsack, blocks, are_wild = judge_blocks(blocks, ack, self.nxt)
             if are_wild:
-                self._ledger.drops["tcp_wild_sack"] += 1
+                self._ledger.drops["tcp.wild_sack"] += 1
             if dsack and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
                 dsack = None
         echo_ms = None if echo is None else self._echo_ms(echo, now)

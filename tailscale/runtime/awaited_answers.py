@@ -17,7 +17,7 @@ from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
 if TYPE_CHECKING:
     from tailscale.runtime.dataplane import Dataplane
     from tailscale.runtime.home import Home
-    from ts_netstack.icmp import Ping
+    from ts_netstack.icmp_demux import Ping
     from ts_netstack.tcp import TcpConnection
 
 PING_RETRY = 1.0  # a lost probe is asked again this soon, as long as the caller waits
@@ -34,6 +34,9 @@ class _Waiter:
 
     def wake(self) -> None:
         self.answered.set()
+
+    def shut(self) -> None:
+        """A ping outlives its stack in vain: whoever asked gives up by itself."""
 
 
 class Replies:
@@ -116,7 +119,8 @@ class Replies:
         connection, words = dial
         words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
         connection.abort(self._home.now())
-        connection.owner.wake()
+        if connection.owner is not None:
+            connection.owner.wake()
 
     def _answer(self, token: object, latency: float | None, path: tuple[Any, ...] | None) -> None:
         waiter = self._pings.get(token)

@@ -17,6 +17,7 @@ from tailscale.runtime.messages import StunArrived
 from tailscale.runtime.underlay import Path, Runs, Underlay
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
+from ts_netstack.ledger import Socket
 
 
 class Dataplane:
@@ -71,9 +72,8 @@ class Dataplane:
             self._pursue(now)
         woken = 0
         for message in engine.take_messages():
-            owner = getattr(message, "owner", None)
-            if owner is not None:
-                owner.wake()
+            if isinstance(message, Socket) and message.owner is not None:
+                message.owner.wake()
                 woken += 1
             else:
                 self.on_message(message)

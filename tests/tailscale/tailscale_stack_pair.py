@@ -11,6 +11,7 @@ import trio
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import parse_address
+from ts_netstack.arrivals import USUAL
 from ts_netstack.stack import Stack
 
 
@@ -52,7 +53,7 @@ class StackHome:
     def flush(self) -> None:
         assert self.other is not None
         for _, packets in self.stack.transmit(self.now()):
-            self.other.stack.receive(packets, self.now())
+            self.other.stack.receive([(USUAL, packets)], self.now())
             self.other.kick()
         for socket in self.stack.take_messages():
             if socket.owner is not None:

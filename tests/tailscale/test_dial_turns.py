@@ -15,6 +15,7 @@ import tailscale
 from tailscale.dial.dialing import _dial
 from tailscale.errors import ConnectionReset
 from tailscale.testing import Tailnet
+from ts_netstack.arrivals import USUAL
 
 
 async def test_a_slow_dial_by_name_makes_one_connection(autojump_clock: MockClock) -> None:
@@ -64,11 +65,11 @@ async def test_a_connection_reset_before_the_dialler_looks_was_not_refused() -> 
         def kick(self) -> None:
             for sender, receiver in ((self, theirs), (theirs, self), (self, theirs)):
                 for _, packets in sender.stack.transmit(0.0):
-                    receiver.stack.receive(packets, 0.0)
+                    receiver.stack.receive([(USUAL, packets)], 0.0)
             if (accepted := listens.accept()) is not None:
                 accepted.abort(0.0)
                 for _, packets in theirs.stack.transmit(0.0):
-                    self.stack.receive(packets, 0.0)
+                    self.stack.receive([(USUAL, packets)], 0.0)
             for socket in self.stack.take_messages():
                 socket.owner.wake()
 

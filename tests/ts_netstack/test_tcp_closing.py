@@ -82,7 +82,7 @@ def test_data_after_close_resets(conn):
     conn.segment(0.1, ACK, seq=1, ack=2, data=b"too late")
     conn.expect(0.1, RST | ACK, seq=2)
     assert conn.state == "CLOSED"
-    assert conn.drops["tcp_reader_gone"] == 1
+    assert conn.drops["tcp.reader_gone"] == 1
 
 
 def test_half_closed_connection_still_reads(conn):
