@@ -1,11 +1,11 @@
-"""Port numbers: which may be asked for, which are given to who asks for any, and when one is taken.
+"""Which local ports are given away to who asks for none, the search for a free one, and when a bound one is taken.
 
-Refuses to know what is bound. RFC 6056.
+Owns the range. Refuses to know what is bound: TCP and UDP each say so. RFC 6056.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 FIRST_PORT, LAST_PORT = 16384, 65535
 PORTS = LAST_PORT - FIRST_PORT + 1
@@ -18,9 +18,13 @@ def check_port(port: int, lowest: int = 0) -> None:
         raise ValueError(f"not a port number: {port}")
 
 
-def numbered(place: int) -> int:
-    """One of the ports we choose from."""
-    return FIRST_PORT + place % PORTS
+def free_port(start: int, is_free: Callable[[int], bool]) -> int:
+    """The first free port from the `start`-th on, once around; 0 when all are taken."""
+    for step in range(PORTS):
+        port = FIRST_PORT + (start + step) % PORTS
+        if is_free(port):
+            return port
+    return 0
 
 
 def is_taken(table: Mapping[Bound, object], port: int, host: bytes | None) -> bool:

@@ -69,7 +69,6 @@ class Stack:
         self._icmp = IcmpSockets(self._own, self._outbox, ledger, entropy)
         self._forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
         self._reassembly = Reassembly(self.drops)
-        self._looped: list[bytes] = []
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
@@ -320,11 +319,9 @@ class Stack:
         runs: dict[Hop, list[bytes]] = {}
         for _ in range(LOOP_ROUNDS):
             self._collect(runs, widths, now)
-            for hop in self._own.hops & runs.keys():
-                self._looped += runs.pop(hop)
-            if not self._looped:
+            looped = [packet for hop in self._own.hops & runs.keys() for packet in runs.pop(hop)]
+            if not looped:
                 return list(runs.items())
-            looped, self._looped = self._looped, []
             self._receive_run(USUAL, looped, now)
         self._timers.set(_LOOP, now)  # who talks to itself without end lets others have their turn
         return list(runs.items())

@@ -20,7 +20,7 @@ from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger, Sender
 from ts_netstack.outbox import Replies
 from ts_netstack.path_sizes import PathSizes, SegmentLimits, offered_segment_size
-from ts_netstack.ports import PORTS, Bound, is_taken, numbered
+from ts_netstack.ports import Bound, free_port, is_taken
 from ts_netstack.tcp import TIME_WAIT, ConnectionProblem, Handshake, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
@@ -115,34 +115,34 @@ class TcpSockets:
         """RFC 6056 algorithm 3; raises OSError when every port to this destination is taken."""
         offset = self._hash(b"port" + local + remote[0] + remote[1].to_bytes(2, "big"))
         head, tail = remote[0] + local, remote[1].to_bytes(2, "big")
-        flows, time_wait = self.flows, self.time_wait
         waiting = 0
-        for step in range(PORTS):
-            port = numbered(offset + self._counter + step)
+
+        def is_free(port: int) -> bool:
+            nonlocal waiting
+            self._counter += 1
             key = head + tail + port.to_bytes(2, "big")
-            if (
-                key in flows
-                or key in self.half_open
-                or (port, None) in self.listeners
-                or (port, local) in self.listeners
-            ):
-                continue
-            if key in time_wait:
+            if key in self.flows or key in self.half_open:
+                return False
+            if (port, None) in self.listeners or (port, local) in self.listeners:
+                return False
+            if key in self.time_wait:
                 waiting = waiting or port
-                continue
-            self._counter += step + 1
+                return False
+            return True
+
+        if port := free_port(offset + self._counter, is_free):
             return port
         if waiting:  # timestamps tell the incarnations apart (RFC 6191)
             return waiting
         raise OSError(errno.EADDRNOTAVAIL, "no free local port for this destination")
 
     def free_listening_port(self, host: bytes | None) -> int:
-        for _ in range(PORTS):
-            port = numbered(self._hash(b"listen" + self._counter.to_bytes(8, "big")))
-            self._counter += 1
-            if not is_taken(self.listeners, port, host):
-                return port
-        raise OSError(errno.EADDRINUSE, "no free port to listen on")
+        self._counter += 1
+        start = self._hash(b"listen" + self._counter.to_bytes(8, "big"))
+        port = free_port(start, lambda port: not is_taken(self.listeners, port, host))
+        if not port:
+            raise OSError(errno.EADDRINUSE, "no free port to listen on")
+        return port
 
     # -- calls -----------------------------------------------------------------------------------------------------
 

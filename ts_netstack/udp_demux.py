@@ -17,7 +17,7 @@ from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger
 from ts_netstack.outbox import Outbox
 from ts_netstack.own_addresses import OwnAddresses
-from ts_netstack.ports import PORTS, Bound, is_taken, numbered
+from ts_netstack.ports import Bound, free_port, is_taken
 from ts_netstack.udp import UdpPort
 from ts_netstack.wire import UDP_FIXED, UDP_HEADER, Address, Packet, Unroutable, is_transport_checksum_right
 
@@ -103,8 +103,7 @@ class UdpSockets:
 
     def _free_port(self, host: bytes | None) -> int:
         start = int.from_bytes(self._entropy(2), "big")
-        for step in range(PORTS):
-            port = numbered(start + step)
-            if not is_taken(self.ports, port, host):
-                return port
-        raise OSError(errno.EADDRINUSE, "every UDP port is bound")
+        port = free_port(start, lambda port: not is_taken(self.ports, port, host))
+        if not port:
+            raise OSError(errno.EADDRINUSE, "every UDP port is bound")
+        return port

@@ -11,6 +11,7 @@ from ts_base.who import Hop, Origin
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
 from ts_netstack.fragments import cut
+from ts_netstack.sockets import Sockets
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import SYN_SENT, TcpConnection
 from ts_netstack.wire import (
@@ -177,6 +178,37 @@ def test_one_peer_adds_no_fragment_to_anothers_datagram(stack: Stack) -> None:
     assert port.receive() is None
     stack.receive([(USUAL, [second])], 0.0)
     assert port.receive() == (bytes(1600), (PEER, 9))
+
+
+def test_a_stack_tells_how_full_it_is(stack: Stack) -> None:
+    sockets: Sockets = stack
+    sockets.listen(80)
+    sockets.bind_udp(53)
+    sockets.ping(WEB, 0.0)
+    sockets.connect((WEB, 443), 0.0)
+    stack.receive(
+        [(USUAL, [tcp_packet((PEER, 9), (US, 80), 1, 0, SYN, 100), cut(PEER, US, 17, bytes(2000), 600, 1)[0]])], 0
+    )
+    stack.receive([(BY_OTHER, [datagram((WEB, 5000), (US, 53), b"?")])], 0.0)
+    told = stack.statistics()
+    assert (told.tcp.connections, told.tcp.half_open, told.tcp.listeners, told.tcp.waiting) == (1, 1, 1, 0)
+    assert (told.udp.ports, told.icmp.pings, told.fragments.assemblies, told.forwarder.held) == (1, 1, 1, 0)
+    assert told.drops == {"udp.wrong_peer": 1}
+
+
+def test_a_stack_that_talks_to_itself_lets_others_have_their_turn(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ts_netstack.stack.LOOP_ROUNDS", 1)
+    stack.listen(80)
+    client = stack.connect((US, 80), 1.0)
+    rounds = 0
+    while not client.is_established:
+        stack.transmit(1.0)
+        assert stack.next_timer() == 1.0
+        stack.handle_timer(1.0)
+        rounds += 1
+    assert rounds == 2
 
 
 def test_nobody_leads_to_ourselves(stack: Stack) -> None:
