@@ -302,7 +302,7 @@ class TcpSockets:
             reply = tcp_packet(record.local, record.remote, segment.ack, 0, RST, 0)
             if self._resets.take(now):
                 self._replies.append((arrival.back, reply))
-        elif record.listener.has_room_for(record.remote[0]):  # else the SYN-ACK goes again, and the peer's ACK with it
+        elif self._may_wait(record.listener, arrival):  # else the SYN-ACK goes again, and the peer's ACK with it
             self._drop_half_open(record)
             sample = now - record.sent_at
             agreed = agreed._replace(round_trip=sample, resent=record.tries > 0)
@@ -315,9 +315,15 @@ class TcpSockets:
         if agreed is None:
             self._ledger.drops["tcp.bad_cookie"] += 1
             return False
-        if listener.has_room_for(arrival.remote[0]):
+        if self._may_wait(listener, arrival):
             self._adopt(listener, arrival, agreed, Sizes(arrival.mss), now)
         return True
+
+    def _may_wait(self, listener: TcpListen, arrival: Arrival) -> bool:
+        if listener.has_room_for(arrival.remote[0]):
+            return True
+        self._ledger.drops["tcp.accept_queue_full" if listener.is_full else "tcp.accept_share_full"] += 1
+        return False
 
     def _adopt(self, listener: TcpListen, arrival: Arrival, agreed: Handshake, sizes: Sizes, now: float) -> None:
         """The last ACK of a handshake came: the connection begins, with what that ACK carries."""

@@ -61,13 +61,13 @@ class TcpListen(Socket):
     def readable(self) -> bool:
         return self.waiting > 0
 
+    @property
+    def is_full(self) -> bool:
+        return self.waiting >= self.backlog
+
     def has_room_for(self, host: bytes) -> bool:
-        """Whether one more connection from `host` may wait here; counted where not."""
-        left = self.backlog - self.waiting
-        if len(self._waiting.get(host, ())) < left:
-            return True
-        self._ledger.drops["tcp.accept_share_full" if left else "tcp.accept_queue_full"] += 1
-        return False
+        """Whether one more connection from `host` may wait here."""
+        return len(self._waiting.get(host, ())) < self.backlog - self.waiting
 
     def offer(self, connection: TcpConnection) -> None:
         self._waiting.setdefault(connection.remote[0], deque()).append(connection)
