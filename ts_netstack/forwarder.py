@@ -296,7 +296,8 @@ class Forwarder:
         self._ledger.changed[flow] = None
 
     def forget_flow(self, flow: ForwardedFlow) -> None:
-        if self.flows.pop(flow.key, None) is not None:
+        if self.flows.get(flow.key) is flow:
+            del self.flows[flow.key]
             self._timers.clear(flow)
             self._flow_quota.give_back(flow.peer)
 

@@ -319,7 +319,9 @@ class Stack:
         runs: dict[Hop, list[bytes]] = {}
         for _ in range(LOOP_ROUNDS):
             self._collect(runs, widths, now)
-            looped = [packet for hop in self._own.hops & runs.keys() for packet in runs.pop(hop)]
+            looped: list[bytes] = []
+            for hop in self._own.hops & runs.keys():
+                looped += runs.pop(hop)
             if not looped:
                 return list(runs.items())
             self._receive_run(USUAL, looped, now)
@@ -328,7 +330,7 @@ class Stack:
 
     def _collect(self, runs: dict[Hop, list[bytes]], widths: SegmentLimits | None, now: float) -> None:
         ledger, timers, outbox = self._ledger, self._timers, self._outbox
-        if self._tcp.has_openings:
+        if self._tcp.opening or self._tcp.unanswered:
             self._tcp.open_ways(runs, widths)
         dirty, ledger.dirty = ledger.dirty, {}
         for connection in dirty:

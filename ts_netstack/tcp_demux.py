@@ -71,16 +71,16 @@ class TcpSockets:
         "_flooded_at",
         "_half_open_by_host",
         "_ledger",
-        "_opening",
         "_replies",
         "_resets",
         "_secret",
         "_timers",
-        "_unanswered",
         "flows",
         "half_open",
         "listeners",
+        "opening",
         "time_wait",
+        "unanswered",
     )
 
     def __init__(self, ledger: Ledger, timers: Timers[object], secret: bytes, replies: Replies) -> None:
@@ -93,8 +93,8 @@ class TcpSockets:
         self.flows: dict[bytes, TcpConnection] = {}
         self.half_open: dict[bytes, HalfOpen] = {}
         self._half_open_by_host: Counter[bytes] = Counter()
-        self._unanswered: dict[HalfOpen, None] = {}
-        self._opening: list[TcpConnection] = []  # whose SYN has not left yet
+        self.unanswered: dict[HalfOpen, None] = {}  # SYN-ACKs that leave with the next `open_ways`
+        self.opening: list[TcpConnection] = []  # whose SYN has not left yet
         self.listeners: dict[Bound, TcpListen] = {}
         self.time_wait = TimeWaits()
 
@@ -154,7 +154,7 @@ class TcpSockets:
         self.time_wait.pop(key, None)
         connection = self._new(key, (local[0], port), remote, Sizes(mss), self._initial_sequence(key, now), hop[1])
         connection.open(now)
-        self._opening.append(connection)
+        self.opening.append(connection)
         return connection
 
     def _new(
@@ -275,7 +275,7 @@ class TcpSockets:
         record = self.half_open[arrival.key] = HalfOpen(arrival, listener, agreed, stamp, now)
         self._half_open_by_host[remote[0]] += 1
         self._timers.set(record, record.deadline)
-        self._unanswered[record] = None
+        self.unanswered[record] = None
 
     def _receive_half_open(self, record: HalfOpen, arrival: Arrival, now: float) -> None:
         segment, agreed = arrival.segment, record.agreed
@@ -294,7 +294,7 @@ class TcpSockets:
                 if not flags & ACK:
                     self._receive_syn(record.listener, arrival, now)
             else:
-                self._unanswered[record] = None
+                self.unanswered[record] = None
         elif not flags & ACK or not in_window:
             drops["tcp.handshake_wild"] += 1
         elif segment.ack != agreed.iss + 1 & MASK32:
@@ -332,21 +332,16 @@ class TcpSockets:
         listener.offer(connection)
         connection.receive_run([arrival.data], now)
 
-    @property
-    def has_openings(self) -> bool:
-        """A SYN or a SYN-ACK waits for `open_ways`."""
-        return bool(self._opening or self._unanswered)
-
     def open_ways(self, runs: dict[Hop, list[bytes]], limits: SegmentLimits | None) -> None:
         """Let our offers into the SYNs that leave next, and answer those that came."""
         if limits is not None:
-            for connection in self._opening:
+            for connection in self.opening:
                 connection.offer_large(offered_segment_size(connection.hop, limits))
-        self._opening.clear()
-        for record in self._unanswered:
+        self.opening.clear()
+        for record in self.unanswered:
             hop, reply = record.answer(limits)
             runs.setdefault(hop, []).append(reply)
-        self._unanswered.clear()
+        self.unanswered.clear()
 
     def _drop_half_open(self, record: HalfOpen) -> None:
         if self.half_open.pop(record.key, None) is not None:
@@ -355,7 +350,7 @@ class TcpSockets:
             if self._half_open_by_host[host] <= 0:
                 del self._half_open_by_host[host]
             self._timers.clear(record)
-            self._unanswered.pop(record, None)
+            self.unanswered.pop(record, None)
 
     def on_half_open_timer(self, record: HalfOpen, now: float) -> None:
         if record.tries >= SYN_ACK_RETRIES:
@@ -365,7 +360,7 @@ class TcpSockets:
         record.tries += 1
         record.deadline = now + (1 << record.tries)
         self._timers.set(record, record.deadline)
-        self._unanswered[record] = None
+        self.unanswered[record] = None
 
     # -- TIME-WAIT -------------------------------------------------------------------------------------------------
 
