@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from netstack_scripts import PEER, US, Script
@@ -18,6 +19,7 @@ from ts_netstack.forwarder import (
     ForwardedFlow,
     Knock,
 )
+from ts_netstack.stack import Stack
 from ts_netstack.tcp import ConnectionProblem, TcpConnection
 from ts_netstack.wire import (
     ACK,
@@ -360,3 +362,32 @@ def test_we_do_not_answer_pings_and_protocols_for_others(conn: Forwarding) -> No
 def test_a_stack_that_forwards_nothing_sleeps(conn: Forwarding) -> None:
     assert conn.stack.next_timer() == math.inf
     assert conn.stack.take_messages() == []
+
+
+def test_what_is_held_passes_its_checksums_again() -> None:
+    Forwarding(verify_checksums=True).carried()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_ipv6_is_held_and_refused_alike(reset: bool) -> None:
+    ours, peer, host = (bytes([0xFD, 0x7A]) + bytes(13) + bytes([number]) for number in (1, 2, 3))
+    stack = Stack(entropy=random.Random(7).randbytes)
+    stack.set_addresses([ours])
+
+    class Everything:
+        def covers(self, address: bytes) -> bool:
+            return True
+
+    stack.forward(Everything())
+    syn = tcp_packet((peer, 5000), (host, 80), 7, 0, SYN, 65535)
+    stack.receive([(ORIGIN, [syn])], 0.0)
+    [knock] = stack.take_messages()
+    assert isinstance(knock, Knock)
+    stack.refuse(knock, 0.1, reset)
+    [(hop, [raw])] = stack.transmit(0.1)
+    packet = parse_packet_untrusted(raw)
+    assert (hop, packet.source) == ((peer, 0), host)
+    if reset:
+        assert packet.payload[13] == RST | ACK
+    else:
+        assert packet.payload[:2] == bytes([icmp.UNREACHABLE6, icmp.ADDRESS6])
