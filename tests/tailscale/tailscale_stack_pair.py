@@ -44,9 +44,9 @@ class StackHome:
     async def run(self) -> None:
         """Carry packets to the other side and wake the sockets, as the packet loop does."""
         while True:
-            self._kicked = trio.Event()
             with trio.move_on_at(self.stack.next_timer()):
                 await self._kicked.wait()
+            self._kicked = trio.Event()
             self.stack.handle_timer(self.now())
             self.flush()
 
