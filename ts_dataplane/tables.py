@@ -11,7 +11,16 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple
 
 from ts_base.errors import BadPacket
-from ts_base.ip import CGNAT, TAILSCALE_ULA, TCP, Prefix, parse_prefix, prefix_contains
+from ts_base.ip import (
+    CGNAT,
+    TAILSCALE_ULA,
+    TCP,
+    Prefix,
+    is_martian_source,
+    is_multicast,
+    parse_prefix,
+    prefix_contains,
+)
 from ts_dataplane.bart import Bart
 from ts_dataplane.filter import (
     MAX_PROBLEMS,
@@ -22,7 +31,7 @@ from ts_dataplane.filter import (
     compile_filter_steps,
     run_through,
 )
-from ts_dataplane.packets import SYN, Parsed, is_link_local, is_multicast
+from ts_dataplane.packets import SYN, Parsed, stays_on_link
 
 NOT_OWNER = "not-owner"
 VERDICTS = 32_768  # remembered flows; a full cache is forgotten whole, which costs each flow one cold verdict
@@ -40,8 +49,6 @@ _NOT_INTERNET = (
     CGNAT,
     TAILSCALE_ULA,
 )
-# Sources no peer can be: unspecified and "this network", loopback, multicast and reserved.
-_MARTIANS = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::", "::1", "ff00::/8")))
 _SHIELDED = compile_filter(())
 
 
@@ -120,7 +127,7 @@ class Tables:
             hops = self._next_hops
             if len(hops) >= NEXT_HOPS:
                 hops.clear()
-            refused = destination in self.own or is_multicast(destination) or is_link_local(destination)
+            refused = destination in self.own or is_multicast(destination) or stays_on_link(destination)
             hops[destination] = peer = None if refused else self.owner_of(destination)
             return peer
 
@@ -153,7 +160,7 @@ class Tables:
         claimants = self._hosts.get(source)
         if claimants is not None:
             return peer in claimants
-        if source in self.own or any(prefix_contains(martian, source) for martian in _MARTIANS):
+        if source in self.own or is_martian_source(source):
             return False
         return any(peer in claimants for claimants in self._routes.lookup_all(source))
 

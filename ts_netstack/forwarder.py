@@ -12,6 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
+from ts_base.ip import is_martian_source
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_base.timers import Timers
 from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
@@ -24,18 +26,7 @@ from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
 from ts_netstack.udp import UdpPort
 from ts_netstack.udp_demux import read_datagram_untrusted
-from ts_netstack.wire import (
-    ACK,
-    FIN,
-    MASK32,
-    RST,
-    SYN,
-    Address,
-    Packet,
-    Unroutable,
-    is_martian_source,
-    reset_for,
-)
+from ts_netstack.wire import MASK32, Address, Packet, Unroutable, reset_for
 
 HELD_LIMIT, HELD_LIMIT_PER_PEER = 512, 64
 HELD_SECONDS = 30.0  # for the dial outward; the peer's own patience is longer

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ts_base.ip import ICMP, ICMP6, TCP, UDP
+from ts_base.ip import ICMP, ICMP6, TCP, TUNNEL_MTU, UDP, is_martian_source
+from ts_base.ip_headers import ip_packet
 from ts_base.timers import Timers
 from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
@@ -38,14 +39,11 @@ from ts_netstack.wire import (
     Address,
     Packet,
     Unroutable,
-    ip_packet,
-    is_martian_source,
     is_transport_checksum_right,
     parse_packet_untrusted,
     parse_segment_untrusted,
 )
 
-DEFAULT_MTU = 1280
 LOOP_ROUNDS = 16  # round trips to ourselves within one transmit
 _TIME_WAIT, _FRAGMENTS, _PATH_MTU, _LOOP = "time-wait", "fragments", "path-mtu", "loop"
 
@@ -54,7 +52,7 @@ class Stack:
     """One host with its addresses. `verify_checksums` is for transports without an AEAD, such as a TUN device."""
 
     def __init__(
-        self, *, entropy: Callable[[int], bytes], mtu: int = DEFAULT_MTU, verify_checksums: bool = False
+        self, *, entropy: Callable[[int], bytes], mtu: int = TUNNEL_MTU, verify_checksums: bool = False
     ) -> None:
         if not 576 <= mtu <= 65535:
             raise ValueError(f"an MTU of {mtu} is none")

@@ -13,19 +13,15 @@ import struct
 from itertools import islice
 from typing import NamedTuple
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN, URG
 from ts_base.who import PeerId
 from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
 from ts_netstack.tcp_outbound import Outbound
 from ts_netstack.wire import (
-    ACK,
-    FIN,
     MASK32,
-    RST,
-    SYN,
     TIMESTAMP_PREFIX,
-    URG,
     Address,
     Packet,
     Segment,

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ts_base.budget import Budget
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_base.timers import Timers
 from ts_base.who import Hop, Origin, PeerId
 from ts_netstack.arrivals import Arrival, may_speak
@@ -35,11 +36,7 @@ from ts_netstack.tcp_listen import (
 )
 from ts_netstack.tcp_time_wait import TimeWaits
 from ts_netstack.wire import (
-    ACK,
-    FIN,
     MASK32,
-    RST,
-    SYN,
     Address,
     Sizes,
     Unroutable,

@@ -10,9 +10,10 @@ import math
 from itertools import islice
 from struct import Struct
 
+from ts_base.ip_headers import FIN, SYN
 from ts_netstack.ledger import Ledger
 from ts_netstack.tcp_buffers import ReceiveBuffer
-from ts_netstack.wire import FIN, MASK32, SYN, Segment
+from ts_netstack.wire import MASK32, Segment
 
 MAXIMUM_BUFFER = 65535 << 8  # 1 Gbit/s times 100 ms with room; a window scale of 8 tells it whole
 WINDOW_SHIFT = 8

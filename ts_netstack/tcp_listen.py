@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 
+from ts_base.ip_headers import ACK, SYN
 from ts_base.who import Hop
 from ts_netstack.arrivals import Arrival
 from ts_netstack.ledger import Ledger, Socket
@@ -17,7 +18,7 @@ from ts_netstack.path_sizes import SegmentLimits, offered_segment_size
 from ts_netstack.tcp import Handshake, TcpConnection
 from ts_netstack.tcp_inbound import WINDOW_SHIFT
 from ts_netstack.tcp_timing import INITIAL_TIMEOUT
-from ts_netstack.wire import ACK, MASK32, SYN, Address, Segment, Sizes, syn_options, tcp_packet
+from ts_netstack.wire import MASK32, Address, Segment, Sizes, syn_options, tcp_packet
 
 DEFAULT_BACKLOG = 1024  # accepted connections nobody has asked for yet
 HALF_OPEN_LIMIT = 1024

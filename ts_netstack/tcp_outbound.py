@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ts_base.ip_headers import ACK, FIN, PSH
 from ts_netstack.ledger import Ledger
 from ts_netstack.segment_sizes import SegmentSizes
 from ts_netstack.segments import SegmentWriter
@@ -17,7 +18,7 @@ from ts_netstack.tcp_inbound import MAXIMUM_BUFFER, Inbound
 from ts_netstack.tcp_pacing import Pacer
 from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery, judge_blocks
 from ts_netstack.tcp_timing import RoundTrip
-from ts_netstack.wire import ACK, FIN, MASK32, PSH, STAMPS, TIMESTAMP_PREFIX, Address, Sizes, unwrap
+from ts_netstack.wire import MASK32, STAMPS, TIMESTAMP_PREFIX, Address, Sizes, unwrap
 
 INITIAL_SEND = 256 << 10
 MAXIMUM_PERSIST = 60.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 
-from ts_netstack.wire import ACK, MASK32, RST, SYN, Segment, unwrap
+from ts_base.ip_headers import ACK, RST, SYN
+from ts_netstack.wire import MASK32, Segment, unwrap
 
 TIME_WAIT_SECONDS = 60.0
 TIME_WAIT_LIMIT = 65536

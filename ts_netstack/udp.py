@@ -8,17 +8,17 @@ from __future__ import annotations
 import errno
 from collections import deque
 
-from ts_base.ip import UDP
+from ts_base.ip import MAXIMUM_DATAGRAM, UDP
+from ts_base.ip_headers import ip_packet
 from ts_base.who import PeerId
 from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.outbox import Outbox
 from ts_netstack.own_addresses import OwnAddresses
 from ts_netstack.ports import check_port
-from ts_netstack.wire import Address, ip_packet, udp_payload
+from ts_netstack.wire import Address, udp_payload
 
 QUEUE_DATAGRAMS = 512
 QUEUE_BYTES = 256 << 10
-MAXIMUM_DATAGRAM = 65507
 
 
 class UdpPort(Socket):

@@ -10,11 +10,12 @@ import random
 from typing import Any
 
 from ts_base.ip import ICMP, TCP, TSMP, UDP, parse_address
+from ts_base.ip_headers import ip_packet
 from ts_base.who import Origin
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.engine import ASIDES_LIMIT, DISCO_LIMIT, STUN_LIMIT, Engine
 from ts_dataplane.filter import Rule
-from ts_dataplane.packets import build, parse
+from ts_dataplane.packets import parse
 from ts_dataplane.tables import PeerRoutes, compile_tables
 from ts_netstack.stack import Stack
 
@@ -100,12 +101,12 @@ def seeds() -> list[bytes]:
     them, us = parse_address(THEM), parse_address(US)
     tcp = bytes([0x10, 0, 0, 80, *bytes(8), 0x50, 2, 1, 0, *bytes(4)])
     inner = [
-        build(TCP, them, us, tcp),
-        build(UDP, them, us, b"\x10\0\0\x55\0\x0a\0\0hi"),
-        build(TSMP, them, us, b"p" + bytes(8)),
+        ip_packet(them, us, TCP, tcp),
+        ip_packet(them, us, UDP, b"\x10\0\0\x55\0\x0a\0\0hi"),
+        ip_packet(them, us, TSMP, b"p" + bytes(8)),
     ]
-    inner.append(build(ICMP, them, us, b"\x08\0\xf7\xff" + bytes(4)))
-    inner.append(build(UDP, parse_address(THEM6), parse_address(US6), b"\x10\0\0\x55\0\x0a\0\0hi"))
+    inner.append(ip_packet(them, us, ICMP, b"\x08\0\xf7\xff" + bytes(4)))
+    inner.append(ip_packet(parse_address(THEM6), parse_address(US6), UDP, b"\x10\0\0\x55\0\x0a\0\0hi"))
     # The last byte picks the peer that speaks: 0 makes it the owner of these addresses.
     plain = [packet + b"\0" for packet in inner]
     outer = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
+from ts_base.ip_headers import ip_packet
 from ts_netstack.forwarder import (
     ADMITTED_LIMIT_PER_PEER,
     FLOWS_LIMIT_PER_PEER,
@@ -17,7 +18,7 @@ from ts_netstack.forwarder import (
 )
 from ts_netstack.stack import Stack
 from ts_netstack.udp_demux import read_datagram_untrusted
-from ts_netstack.wire import Unroutable, ip_packet, parse_packet_untrusted, tcp_packet, udp_payload
+from ts_netstack.wire import Unroutable, parse_packet_untrusted, tcp_packet, udp_payload
 
 US = bytes([100, 64, 0, 1])
 PEERS = [bytes([100, 64, 0, 2 + number]) for number in range(3)]

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from ts_base.ip import ICMP, TCP, UDP, checksum, parse_address, pseudo_header_sum
+from ts_base.ip_headers import ip_packet
 from ts_base.who import Hop, Origin
 from ts_dataplane.engine import Engine, Path
 from ts_dataplane.filter import Rule
-from ts_dataplane.packets import build
 from ts_dataplane.tables import PeerRoutes, compile_tables
 
 US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"
@@ -122,7 +122,7 @@ class Desk:
 
 
 def packet(protocol: int, body: bytes, source: str = THEM, destination: str = US) -> bytes:
-    return build(protocol, parse_address(source), parse_address(destination), body)
+    return ip_packet(parse_address(source), parse_address(destination), protocol, body)
 
 
 def tcp(
@@ -131,7 +131,7 @@ def tcp(
     ends = parse_address(source), parse_address(destination)
     head = sport.to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(8) + bytes([0x50, flags, 1, 0])
     total = checksum(head + bytes(4) + data, pseudo_header_sum(*ends, TCP, 20 + len(data)))
-    return build(TCP, *ends, head + total.to_bytes(2, "big") + bytes(2) + data)
+    return ip_packet(*ends, TCP, head + total.to_bytes(2, "big") + bytes(2) + data)
 
 
 def udp(port: int, source: str = THEM, destination: str = US, data: bytes = b"x" * 20, sport: int = 4000) -> bytes:
@@ -139,7 +139,7 @@ def udp(port: int, source: str = THEM, destination: str = US, data: bytes = b"x"
     size = 8 + len(data)
     head = sport.to_bytes(2, "big") + port.to_bytes(2, "big") + size.to_bytes(2, "big")
     total = checksum(head + bytes(2) + data, pseudo_header_sum(*ends, UDP, size)) or 0xFFFF
-    return build(UDP, *ends, head + total.to_bytes(2, "big") + data)
+    return ip_packet(*ends, UDP, head + total.to_bytes(2, "big") + data)
 
 
 def icmp(kind: int, source: str = THEM, destination: str = US) -> bytes:

@@ -10,13 +10,12 @@ import random
 import struct
 from dataclasses import dataclass
 
+from ts_base.ip_headers import ACK, SYN
 from ts_netstack.arrivals import USUAL
 from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import STATE_NAMES, TcpConnection
 from ts_netstack.wire import (
-    ACK,
-    SYN,
     Segment,
     is_transport_checksum_right,
     parse_packet_untrusted,

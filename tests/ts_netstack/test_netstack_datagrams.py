@@ -10,22 +10,14 @@ import dpkt
 import pytest
 from netsim import A6, B6, A, B, Net
 
+from ts_base.ip_headers import IP6, SYN, ip4_header, ip_packet
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
 from ts_netstack.fragments import FRAGMENTS_LIMIT, HIGH_WATER, cut
 from ts_netstack.icmp_demux import ERROR_BURST
 from ts_netstack.stack import Stack
 from ts_netstack.udp import QUEUE_BYTES, QUEUE_DATAGRAMS
-from ts_netstack.wire import (
-    IP6,
-    IP6_FRAGMENT_FIXED,
-    SYN,
-    ip4_header,
-    ip_packet,
-    parse_packet_untrusted,
-    tcp_packet,
-    udp_payload,
-)
+from ts_netstack.wire import IP6_FRAGMENT_FIXED, parse_packet_untrusted, tcp_packet, udp_payload
 
 FAMILIES = pytest.mark.parametrize(("ours", "theirs"), [(A, B), (A6, B6)], ids=["v4", "v6"])
 

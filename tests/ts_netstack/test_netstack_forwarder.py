@@ -8,6 +8,7 @@ import random
 import pytest
 from netstack_scripts import PEER, US, Script
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN, ip_packet
 from ts_netstack import forwarder, icmp
 from ts_netstack.forwarder import (
     FLOW_IDLE,
@@ -21,16 +22,7 @@ from ts_netstack.forwarder import (
 )
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import ConnectionProblem, TcpConnection
-from ts_netstack.wire import (
-    ACK,
-    FIN,
-    RST,
-    SYN,
-    ip_packet,
-    parse_packet_untrusted,
-    tcp_packet,
-    udp_payload,
-)
+from ts_netstack.wire import parse_packet_untrusted, tcp_packet, udp_payload
 
 INSIDE, LOOPBACK = bytes([10, 0, 0, 5]), bytes([127, 0, 0, 1])
 PEER_ID = 9

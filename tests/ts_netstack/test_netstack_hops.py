@@ -7,6 +7,7 @@ import random
 import pytest
 from netstack_scripts import PEER, US
 
+from ts_base.ip_headers import ACK, SYN, ip_packet
 from ts_base.who import Hop, Origin
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
@@ -14,17 +15,7 @@ from ts_netstack.fragments import cut
 from ts_netstack.sockets import Sockets
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import SYN_SENT, TcpConnection
-from ts_netstack.wire import (
-    ACK,
-    SYN,
-    Address,
-    Segment,
-    ip_packet,
-    parse_packet_untrusted,
-    parse_segment_untrusted,
-    tcp_packet,
-    udp_payload,
-)
+from ts_netstack.wire import Address, Segment, parse_packet_untrusted, parse_segment_untrusted, tcp_packet, udp_payload
 
 WEB = bytes([93, 184, 216, 34])
 DEFAULT, OTHER = 3, 4  # two exits; what nobody chose goes to the first

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from netstack_scripts import Script
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_netstack.tcp import ConnectionProblem
-from ts_netstack.wire import ACK, FIN, RST, SYN
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import random
 import pytest
 from netstack_scripts import Script, stamps
 
+from ts_base.ip_headers import ACK, FIN, PSH, RST, SYN, URG
 from ts_netstack.arrivals import USUAL
 from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_inbound import INITIAL_RECEIVE
-from ts_netstack.wire import ACK, FIN, PSH, RST, SYN, URG
 
 
 @pytest.fixture

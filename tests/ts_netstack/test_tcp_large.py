@@ -8,10 +8,11 @@ import pytest
 from netsim import A, B, Net
 from netstack_scripts import Script
 
+from ts_base.ip_headers import ACK, SYN
 from ts_base.who import Hop
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT
-from ts_netstack.wire import ACK, LARGE_PREFIX, SYN, Sizes, parse_options_untrusted, syn_options
+from ts_netstack.wire import LARGE_PREFIX, Sizes, parse_options_untrusted, syn_options
 
 LARGE, SMALL = 32_688, 1280
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from netstack_scripts import Script, stamps
 
+from ts_base.ip_headers import ACK, RST
 from ts_netstack.tcp import ConnectionProblem
-from ts_netstack.wire import ACK, RST
 
 MSS = 1228
 

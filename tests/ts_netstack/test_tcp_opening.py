@@ -7,10 +7,11 @@ import struct
 import pytest
 from netstack_scripts import PEER, US, Script, stamps
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_netstack.arrivals import USUAL
 from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT, HALF_OPEN_LIMIT_PER_HOST
-from ts_netstack.wire import ACK, FIN, RST, SYN, parse_packet_untrusted, parse_segment_untrusted, tcp_packet
+from ts_netstack.wire import parse_packet_untrusted, parse_segment_untrusted, tcp_packet
 
 
 @pytest.fixture
