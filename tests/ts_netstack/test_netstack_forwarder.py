@@ -252,11 +252,9 @@ def test_one_peer_holds_its_share_and_all_of_them_no_more_than_there_is(conn: Fo
     assert conn.drops["tcp.knock_expired"] == HELD_LIMIT
 
 
-def test_a_peer_that_never_finishes_opening_uses_up_its_own_share(
-    conn: Forwarding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quota = conn.stack._forwarder._admitted_quota
-    monkeypatch.setattr(quota, "_each", 3)
+def test_a_peer_that_never_finishes_opening_uses_up_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarder, "ADMITTED_LIMIT_PER_PEER", 3)
+    conn = Forwarding()
     admitted = []
     for port in range(1, 6):
         conn.stack.receive([(ORIGIN, [syn_from(PEER, port)])], 0.0)

@@ -10,6 +10,8 @@ from netstack_scripts import Script
 
 from ts_base.ip_headers import ACK, SYN
 from ts_base.who import Hop
+from ts_netstack import icmp
+from ts_netstack.arrivals import USUAL
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT
 from ts_netstack.wire import LARGE_PREFIX, Sizes, parse_options_untrusted, syn_options
@@ -249,8 +251,13 @@ def test_a_packet_too_big_from_the_path_ends_large_segments_there():
     net = large_net(delay=0.001)
     client, server = net.pair()
     net.transfer(client, server, noise(2_000_000))
-    assert net.a._paths.learn((B, 0), 1200, net.now)
-    net.a._tcp.limit_segment_size((B, 0), net.a._paths.segment_size((B, 0)))
+    client.write(noise(3000))
+    [(_, [packet, *_])] = net.a.transmit(net.now, net.widths[net.a])
+    too_big = icmp.message(B, A, icmp.UNREACHABLE4, icmp.FRAGMENTATION_NEEDED4, 1200, packet[:48])
+    net.a.receive([(USUAL, [too_big])], net.now)
+    while server.unread < 3000:
+        assert net.step()
+    server.read(3000)
     net.to_b.largest = 0
     net.transfer(client, server, noise(2_000_000))
     assert net.to_b.largest <= 1200
