@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ts_base.budget import Budget
 from ts_base.who import Hop
+from ts_netstack.tcp_states import State
 
 CHALLENGES_PER_SECOND = 1000
 GROWTH_LIMIT = 256 << 20  # bytes of receive window that all connections together may add to their initial ones
@@ -40,7 +41,7 @@ class Sender(Protocol):
 
     key: bytes
     hop: Hop
-    state: int
+    state: State
 
     @property
     def has_bulk(self) -> bool: ...

@@ -13,7 +13,7 @@ from ts_netstack.forwarder import ForwarderStatistics
 from ts_netstack.fragments import FragmentStatistics
 from ts_netstack.icmp_demux import IcmpStatistics, Ping
 from ts_netstack.tcp import TcpConnection
-from ts_netstack.tcp_demux import TcpStatistics
+from ts_netstack.tcp_demux import TcpTables
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, TcpListen
 from ts_netstack.udp import UdpPort
 from ts_netstack.udp_demux import UdpStatistics
@@ -37,7 +37,7 @@ class Sockets(Protocol):
 class StackStatistics:
     """How full every table is; `drops` counts by reason what was not taken."""
 
-    tcp: TcpStatistics
+    tcp: TcpTables
     udp: UdpStatistics
     icmp: IcmpStatistics
     fragments: FragmentStatistics

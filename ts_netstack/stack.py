@@ -28,9 +28,10 @@ from ts_netstack.own_addresses import OwnAddresses
 from ts_netstack.path_sizes import PathSizes, SegmentLimits, overhead
 from ts_netstack.ports import check_port
 from ts_netstack.sockets import PING_TIMEOUT, StackStatistics
-from ts_netstack.tcp import FIN_WAIT_2, TcpConnection
+from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
+from ts_netstack.tcp_states import FIN_WAIT_2
 from ts_netstack.udp import UdpPort
 from ts_netstack.udp_demux import UdpSockets
 from ts_netstack.wire import (

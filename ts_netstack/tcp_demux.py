@@ -22,7 +22,7 @@ from ts_netstack.ledger import Ledger, Sender
 from ts_netstack.outbox import Replies
 from ts_netstack.path_sizes import PathSizes, SegmentLimits, offered_segment_size
 from ts_netstack.ports import Bound, free_port, is_taken
-from ts_netstack.tcp import TIME_WAIT, ConnectionProblem, Handshake, TcpConnection
+from ts_netstack.tcp import ConnectionProblem, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
     HALF_OPEN_LIMIT,
@@ -31,9 +31,9 @@ from ts_netstack.tcp_listen import (
     Cookies,
     HalfOpen,
     TcpListen,
-    read_syn,
     syn_ack,
 )
+from ts_netstack.tcp_states import TIME_WAIT, Handshake
 from ts_netstack.tcp_time_wait import TimeWaits
 from ts_netstack.wire import (
     MASK32,
@@ -49,7 +49,7 @@ RESETS_PER_SECOND = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class TcpStatistics:
+class TcpTables:
     """How full the tables are."""
 
     connections: int
@@ -193,9 +193,9 @@ class TcpSockets:
             if connection.local[0] in lost:
                 connection.fail(ConnectionProblem.UNREACHABLE)
 
-    def statistics(self) -> TcpStatistics:
+    def statistics(self) -> TcpTables:
         waiting = sum(listener.waiting for listener in self.listeners.values())
-        return TcpStatistics(*(len(self.flows), len(self.half_open), len(self.listeners), waiting, len(self.time_wait)))
+        return TcpTables(*(len(self.flows), len(self.half_open), len(self.listeners), waiting, len(self.time_wait)))
 
     # -- segments --------------------------------------------------------------------------------------------------
 
@@ -263,12 +263,12 @@ class TcpSockets:
         if full or self._half_open_by_host[remote[0]] >= HALF_OPEN_LIMIT_PER_HOST:
             self._ledger.drops["tcp.syn_cookie"] += 1
             self._flooded_at = now
-            agreed = read_syn(segment, self._cookies.make(arrival.key, segment, now))
+            agreed = Handshake.offered(self._cookies.make(arrival.key, segment, now), segment)
             sizes = Sizes(arrival.mss)  # a cookie cannot remember more
             reply = syn_ack(local, remote, agreed, sizes, self._cookies.stamp(segment, stamp))
             self._replies.append((arrival.back, reply))
             return
-        agreed = read_syn(segment, self._initial_sequence(arrival.key, now))
+        agreed = Handshake.offered(self._initial_sequence(arrival.key, now), segment)
         record = self.half_open[arrival.key] = HalfOpen(arrival, listener, agreed, stamp, now)
         self._half_open_by_host[remote[0]] += 1
         self._timers.set(record, record.deadline)

@@ -15,8 +15,9 @@ from ts_base.who import Hop
 from ts_netstack.arrivals import Arrival
 from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.path_sizes import SegmentLimits, offered_segment_size
-from ts_netstack.tcp import Handshake, TcpConnection
+from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_inbound import WINDOW_SHIFT
+from ts_netstack.tcp_states import Handshake
 from ts_netstack.tcp_timing import INITIAL_TIMEOUT
 from ts_netstack.wire import MASK32, Address, Segment, Sizes, syn_options, tcp_packet
 
@@ -117,15 +118,6 @@ class HalfOpen:
             sizes = Sizes(self.mss, self.large)
             self.reply = syn_ack(self.local, self.remote, self.agreed, sizes, self.stamp)
         return hop, self.reply
-
-
-def read_syn(segment: Segment, iss: int) -> Handshake:
-    """What a SYN offered, met with `iss`."""
-    options = segment.options
-    stamp = options.stamps[0] if options.stamps else None
-    return Handshake(
-        *(iss, segment.seq, options.mss, options.scale, options.sack_permitted, stamp, 0.0, False, options.large)
-    )
 
 
 def syn_ack(local: Address, remote: Address, agreed: Handshake, sizes: Sizes, stamp: int) -> bytes:

@@ -203,7 +203,7 @@ def test_packet_too_big_shrinks_segments_and_resends(v6):
     net.b.receive([(USUAL, resent)], net.now)
     assert server.unread > 0
     again = net.a.connect((B6 if v6 else B, 99), net.now)
-    assert again._outbound.sizes.path_mss == 1300 - (60 if v6 else 40)
+    assert again.statistics().path_mss == 1300 - (60 if v6 else 40)
     net.a.path_changed(B6 if v6 else B)
     assert client.mss == before
 

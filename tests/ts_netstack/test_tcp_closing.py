@@ -165,6 +165,13 @@ def test_time_wait_keeps_out_an_old_syn():
     assert len(conn.stack._tcp.time_wait) == 1
 
 
+def test_time_wait_asks_no_peer_whether_it_is_there():
+    conn = time_waiting()
+    conn.connection.set_keepalive(1.0, 1.0, 2)
+    conn.quiet_until(50.0)
+    assert conn.connection.error is None
+
+
 def test_losing_an_address_fails_its_connections(conn):
     conn.stack.set_addresses([bytes([100, 64, 0, 9])])
     assert conn.connection.error is ConnectionProblem.UNREACHABLE

@@ -72,8 +72,7 @@ def test_out_of_order_data_is_reported_in_sack_blocks_newest_first(conn):
 def test_a_burst_with_many_holes_names_every_island(conn):
     conn.advance(0.1)
     run = [conn.packet(ACK, 1 + 1000 * index, 1, b"h" * 300) for index in range(1, 9)]
-    conn.stack.receive([(USUAL, run)], 0.1)
-    conn._flush()
+    conn.receive(run)
     named = {block for segment in conn.flush() for block in conn.sacked(segment)}
     assert named == {(1 + 1000 * index, 301 + 1000 * index) for index in range(1, 9)}
 
@@ -97,9 +96,8 @@ def test_thousands_of_one_byte_segments_arrive_whole_and_cheaply(conn):
     text = random.Random(1).randbytes(5000)
     for at in range(0, len(text), 50):
         run = [conn.packet(ACK, 1 + index, 1, text[index : index + 1]) for index in range(at, at + 50)]
-        conn.stack.receive([(USUAL, run)], 0.0)
-        conn._flush()
-    assert len(conn.connection._inbound.buffer.chunks) < 10
+        conn.receive(run)
+    assert conn.statistics.unread_pieces < 10
     assert conn.connection.read(10_000) == text
 
 
@@ -169,7 +167,7 @@ def test_wild_sack_blocks_are_ignored(conn):
     conn.flush()
     conn.segment(0.01, ACK, seq=1, ack=1, options=conn.sack_option((500_000, 600_000), (900, 10)))
     assert conn.drops["tcp.wild_sack"] == 1
-    assert conn.connection._outbound.recovery.flight.sacked == 0
+    assert conn.statistics.sacked == 0
 
 
 def test_old_timestamps_are_dropped_and_acknowledged(conn):

@@ -247,8 +247,8 @@ def test_a_cookie_opens_a_connection_with_its_options(stamped):
     assert connection.read(100) == b"through the flood"
     assert len(conn.stack._tcp.half_open) <= before
     assert connection.mss == (1228 if stamped else 1240)
-    assert connection._inbound.selective is stamped
-    assert connection._outbound.peer_shift == (7 if stamped else 0)
+    assert connection.statistics().selective is stamped
+    assert connection.statistics().peer_shift == (7 if stamped else 0)
 
 
 def test_an_invented_cookie_opens_nothing(conn):
