@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
 from ts_base.keys import NodePrivate
-from ts_base.who import PathRun
+from ts_base.who import Hop, Origin, PathRun
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule
 from ts_dataplane.tables import PeerRoutes, compile_tables
@@ -36,12 +36,12 @@ class Shelf:
         self.received = 0
         self.outgoing: list[tuple[bytes, list[bytes]]] = []
 
-    def receive(self, packets: list[bytes], now: float) -> None:
-        self.received += len(packets)
+    def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
+        self.received += sum(len(packets) for _, packets in runs)
 
-    def transmit(self, now: float) -> list[tuple[bytes, list[bytes]]]:
+    def transmit(self, now: float, widths: object) -> list[tuple[Hop, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
-        return taken
+        return [((destination, 0), packets) for destination, packets in taken]
 
     def handle_timer(self, now: float) -> None: ...
 

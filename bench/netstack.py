@@ -10,6 +10,7 @@ import random
 import sys
 import time
 
+from ts_netstack.arrivals import USUAL
 from ts_netstack.checksums import burst_sums, burst_sums_by_folding
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
@@ -29,8 +30,8 @@ def connected(family: int) -> tuple[Stack, Stack, TcpConnection, TcpConnection]:
     listener = b.listen(80)
     client = a.connect((ADDRESSES[family][1], 80), 0.0)
     for _ in range(3):
-        b.receive([packet for _, run in a.transmit(0.0) for packet in run], ROUND_TRIP / 2)
-        a.receive([packet for _, run in b.transmit(ROUND_TRIP / 2) for packet in run], ROUND_TRIP)
+        b.receive([(USUAL, [packet for _, run in a.transmit(0.0) for packet in run])], ROUND_TRIP / 2)
+        a.receive([(USUAL, [packet for _, run in b.transmit(ROUND_TRIP / 2) for packet in run])], ROUND_TRIP)
     server = listener.accept()
     assert server is not None
     return a, b, client, server
@@ -57,7 +58,7 @@ def one_round(family: int, size: int) -> tuple[float, float, int, int]:
         for at in range(0, len(packets), BURST):
             burst = packets[at : at + BURST]
             start = clock()
-            b.receive(burst, now)
+            b.receive([(USUAL, burst)], now)
             read += len(server.read(1 << 20))
             replies += [packet for _, run in b.transmit(now) for packet in run]
             receiving += clock() - start
@@ -65,7 +66,7 @@ def one_round(family: int, size: int) -> tuple[float, float, int, int]:
         now += ROUND_TRIP / 2
         acks += len(replies)
         start = clock()
-        a.receive(replies, now)
+        a.receive([(USUAL, replies)], now)
         sending += clock() - start
     return sending, receiving, segments, acks
 

@@ -17,6 +17,7 @@ from ts_control.map_reader import decode_map_response_steps
 from ts_control.netmap import NetMap
 from ts_control.wire import MapResponse, PeerChange
 from ts_dataplane.filter import Rule
+from ts_netstack.arrivals import USUAL
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "plots"
@@ -106,8 +107,8 @@ def with_connections() -> dict[str, Points]:
             now = 1.0 + number * 1e-3
             held.append(a.connect((netstack.ADDRESSES[4][1], 81), now))
             for _ in range(2):
-                b.receive([packet for _, run in a.transmit(now) for packet in run], now)
-                a.receive([packet for _, run in b.transmit(now) for packet in run], now)
+                b.receive([(USUAL, [packet for _, run in a.transmit(now) for packet in run])], now)
+                a.receive([(USUAL, [packet for _, run in b.transmit(now) for packet in run])], now)
             held.append(listener.accept())
         best = float("inf")
         for attempt in range(5):
@@ -116,7 +117,7 @@ def with_connections() -> dict[str, Points]:
                 now = 20.0 + attempt + number * 1e-3
                 for sender, receiver, ours, theirs in ((a, b, client, server), (b, a, server, client)):
                     ours.write(bytes(64))
-                    receiver.receive([packet for _, run in sender.transmit(now) for packet in run], now)
+                    receiver.receive([(USUAL, [packet for _, run in sender.transmit(now) for packet in run])], now)
                     theirs.read(64)
                     receiver.next_timer()
             best = min(best, (time.process_time() - began) / 200 * 1e6)

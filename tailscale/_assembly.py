@@ -144,7 +144,7 @@ class Runtime:
         engine = Engine(self.endpoint, self.stack)
         engine.disco_advert = disco.public.raw
         engine.paths = finder.paths
-        self.stack.routes = Widths(engine)
+        engine.widths = Widths(engine)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
         # What is asked of it.

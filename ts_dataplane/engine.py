@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ts_base.errors import BadPacket
 from ts_base.ip import TCP, TSMP, UDP
+from ts_base.who import Hop, Origin
 from ts_dataplane import disco, geneve, stun, tsmp
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL, ReplyFlows
 from ts_dataplane.packets import (
@@ -73,8 +74,8 @@ class Tunnel(Protocol):
 class Netstack(Protocol):
     """What the engine needs of ts_netstack.stack.Stack, or of whatever stands in its place."""
 
-    def receive(self, packets: list[bytes], now: float) -> None: ...
-    def transmit(self, now: float) -> list[tuple[bytes, list[bytes]]]: ...
+    def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None: ...
+    def transmit(self, now: float, widths: Any) -> list[tuple[Hop, list[bytes]]]: ...
     def handle_timer(self, now: float) -> None: ...
     def next_timer(self) -> float: ...
     def take_messages(self) -> list[Any]: ...
@@ -88,6 +89,7 @@ class Engine:
         self.paths: dict[PeerId, tuple[Path, ...]] = {}  # shared with PathFinder, which decides
         self.disco_advert: bytes | None = None  # our disco public key, told to peers inside each new session
         self.peerapi_port = 0
+        self.widths: Any = None  # which destinations take larger packets than the MTU
         self.drops: Counter[str] = Counter()
         self.replies = ReplyFlows()
         self._endpoint = endpoint
@@ -118,7 +120,7 @@ class Engine:
             opened = self._endpoint.receive(tunnel, now)
             self._follow_sessions(now)
             if admitted := self._admit(opened, now):
-                self._stack.receive(admitted, now)
+                self._stack.receive([((0, True), admitted)], now)
 
     def _sort(self, path: Path, datagrams: list[bytes], tunnel: list[tuple[Path, list[bytes]]]) -> None:
         """The datagrams of a run that are not plain WireGuard: disco, STUN, peer-relayed, noise."""
@@ -276,7 +278,7 @@ class Engine:
         """Everything that is ready to go down, by path."""
         tables, runs = self.tables, self._asides
         self._asides = []
-        for destination, packets in self._stack.transmit(now):
+        for (destination, _), packets in self._stack.transmit(now, self.widths):
             peer = tables.peer_for(destination)
             if peer is None:
                 self.drops[NO_ROUTE] += len(packets)

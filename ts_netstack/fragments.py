@@ -6,10 +6,13 @@ bounds and lifetimes; knows no protocol above IP. RFC 791 section 3.2, RFC 8200 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 
 from ts_base.ip import IP6_FRAGMENT
 from ts_base.ip_headers import HOP_LIMIT, IP4_HEADER, IP6, IP6_HEADER, MORE_FRAGMENTS, ip4_header
+from ts_base.who import PeerId
 from ts_netstack.wire import FRAGMENT_HEADER, IP6_FRAGMENT_FIXED, Packet
 
 HIGH_WATER = 4 << 20
@@ -35,43 +38,63 @@ class Assembly:
         self.expires = expires
 
 
-class Reassembly:
-    """All unfinished datagrams of a stack, oldest first."""
+@dataclass(frozen=True, slots=True)
+class FragmentStatistics:
+    """Unfinished datagrams and the bytes they cost."""
 
-    __slots__ = ("_assemblies", "_drops", "cost")
+    assemblies: int
+    cost: int
+
+
+Key = tuple[bytes, PeerId]  # a datagram's identity, and the peer that sends it: nobody adds to another's
+_Family = OrderedDict[Key, Assembly]
+
+
+class Reassembly:
+    """All unfinished datagrams of a stack. Within a family all live equally long, so the oldest expires first."""
+
+    __slots__ = ("_drops", "_four", "_six", "cost")
 
     def __init__(self, drops: Counter[str]) -> None:
-        self._assemblies: OrderedDict[bytes, Assembly] = OrderedDict()
+        self._four: _Family = OrderedDict()
+        self._six: _Family = OrderedDict()
         self._drops = drops
         self.cost = 0
 
     def __len__(self) -> int:
-        return len(self._assemblies)
+        return len(self._four) + len(self._six)
 
-    def add(self, packet: Packet, now: float) -> Packet | None:
-        """Keep one fragment; returns the whole packet when it was the last one missing."""
+    def statistics(self) -> FragmentStatistics:
+        return FragmentStatistics(len(self), self.cost)
+
+    def add(self, packet: Packet, now: float, peer: PeerId = 0) -> Packet | None:
+        """Keep one fragment that `peer` sent; returns the whole packet when it was the last one missing."""
         assert packet.fragment is not None
         identity, offset, more = packet.fragment
+        family, lifetime = (self._four, LIFETIME4) if len(packet.source) == 4 else (self._six, LIFETIME6)
+        key = (identity, peer)
         size = len(packet.payload)
         problem = _problem(offset, size, more)
         if problem:
             self._drops[problem] += 1
             return None
-        assembly = self._assemblies.get(identity)
+        assembly = family.get(key)
         if assembly is None:
-            assembly = self._begin(identity, now + (LIFETIME4 if len(packet.source) == 4 else LIFETIME6))
+            self._make_room()
+            assembly = family[key] = Assembly(now + lifetime)
+            self.cost += assembly.cost
         if assembly.pieces is None:
-            self._drops["fragment_of_spoilt"] += 1
+            self._drops["ip.fragment_of_spoilt"] += 1
             return None
         if assembly.pieces.get(offset) == packet.payload and (more or assembly.total == offset + size):
-            self._drops["fragment_duplicate"] += 1  # an exact copy is what a path switch makes, not an attack
+            self._drops["ip.fragment_duplicate"] += 1  # an exact copy is what a path switch makes, not an attack
             return None
         if not self._fits(assembly, offset, size, more):
-            self._drops["fragment_overlap"] += 1
+            self._drops["ip.fragment_overlap"] += 1
             self._spoil(assembly)
             return None
         if len(assembly.pieces) >= FRAGMENTS_LIMIT:
-            self._drops["fragment_count"] += 1
+            self._drops["ip.fragment_count"] += 1
             self._spoil(assembly)
             return None
         assembly.pieces[offset] = packet.payload
@@ -81,16 +104,13 @@ class Reassembly:
             assembly.first = packet
         if not more:
             assembly.total = offset + size
-        return self._maybe_finish(identity, assembly)
+        return self._maybe_finish(family, key, assembly)
 
-    def _begin(self, identity: bytes, expires: float) -> Assembly:
-        if self.cost > HIGH_WATER or len(self._assemblies) >= DATAGRAMS_LIMIT:
-            while self._assemblies and (self.cost > LOW_WATER or len(self._assemblies) >= DATAGRAMS_LIMIT):
-                self._forget(next(iter(self._assemblies)))
-                self._drops["fragment_memory"] += 1
-        assembly = self._assemblies[identity] = Assembly(expires)
-        self.cost += assembly.cost
-        return assembly
+    def _make_room(self) -> None:
+        if self.cost > HIGH_WATER or len(self) >= DATAGRAMS_LIMIT:
+            while len(self) and (self.cost > LOW_WATER or len(self) >= DATAGRAMS_LIMIT):
+                self._forget_next()
+                self._drops["ip.fragment_memory"] += 1
 
     def _fits(self, assembly: Assembly, offset: int, size: int, more: bool) -> bool:
         end = offset + size
@@ -109,35 +129,44 @@ class Reassembly:
         assembly.cost = PIECE_OVERHEAD
         assembly.pieces = assembly.first = None
 
-    def _forget(self, identity: bytes) -> None:
-        self.cost -= self._assemblies.pop(identity).cost
+    def _next_family(self) -> _Family:
+        """Whose first expires before the other's."""
+        return self._four if _first_expiry(self._four) <= _first_expiry(self._six) else self._six
 
-    def _maybe_finish(self, identity: bytes, assembly: Assembly) -> Packet | None:
+    def _forget_next(self) -> None:
+        _, assembly = self._next_family().popitem(last=False)
+        self.cost -= assembly.cost
+
+    def _maybe_finish(self, family: _Family, key: Key, assembly: Assembly) -> Packet | None:
         pieces, first = assembly.pieces, assembly.first
         assert pieces is not None
         if assembly.total < 0 or first is None or sum(map(len, pieces.values())) != assembly.total:
             return None
-        self._forget(identity)
+        del family[key]
+        self.cost -= assembly.cost
         payload = b"".join([pieces[offset] for offset in sorted(pieces)])
         return Packet(first.source, first.destination, first.protocol, payload, None)
 
     def expire(self, now: float) -> None:
-        """Lifetimes differ by family, so the order of arrival is not quite the order of expiry; the table is small."""
-        for identity in [identity for identity, one in self._assemblies.items() if one.expires <= now]:
-            self._forget(identity)
-            self._drops["fragment_expired"] += 1
+        while self.next_expiry() <= now:
+            self._forget_next()
+            self._drops["ip.fragment_expired"] += 1
 
     def next_expiry(self) -> float:
-        return min((one.expires for one in self._assemblies.values()), default=float("inf"))
+        return _first_expiry(self._next_family())
+
+
+def _first_expiry(family: _Family) -> float:
+    return next(iter(family.values())).expires if family else math.inf
 
 
 def _problem(offset: int, size: int, more: bool) -> str:
     if size == 0 or (more and size < SMALLEST_FRAGMENT):
-        return "fragment_tiny"
+        return "ip.fragment_tiny"
     if more and size % 8:
-        return "fragment_misaligned"
+        return "ip.fragment_misaligned"
     if offset + size > MAXIMUM_PAYLOAD:
-        return "fragment_oversized"
+        return "ip.fragment_oversized"
     return ""
 
 

@@ -1,28 +1,22 @@
-"""ICMP for both families: echo both ways, unreachables, packet-too-big; what may be answered and how often is here.
+"""ICMP messages of both families: echo, unreachables, packet-too-big; built and read.
 
-Builds and reads messages, and holds a Ping. Refuses to know sockets: what an error quotes is handed to the stack as a
-`Report`. RFC 792, 4443, 1191, 8201, 1812 section 4.3.2.
+Refuses to know sockets and who may be answered: what an error quotes is a `Report`. RFC 792, 4443, 1191, 8201.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ts_base.ip import ICMP, ICMP6, IP6_MINIMUM_MTU, checksum, pseudo_header_sum
 from ts_base.ip_headers import ip_packet
-from ts_netstack.ledger import Ledger
 from ts_netstack.wire import Packet, Unroutable, parse_packet_untrusted
 
 ECHO_REPLY4, UNREACHABLE4, ECHO4 = 0, 3, 8
 UNREACHABLE6, TOO_BIG6, TIME_EXCEEDED6, PARAMETER6, ECHO6, ECHO_REPLY6 = 1, 2, 3, 4, 128, 129
-PORT4, FRAGMENTATION_NEEDED4, PROTOCOL4 = 3, 4, 2
-PORT6, NEXT_HEADER6 = 4, 1
+HOST4, PROTOCOL4, PORT4, FRAGMENTATION_NEEDED4 = 1, 2, 3, 4
+NEXT_HEADER6, ADDRESS6, PORT6 = 1, 3, 4
 
-ECHO_PER_SECOND, ECHO_BURST = 1000.0, 50.0
-ERRORS_PER_SECOND, ERROR_BURST = 100.0, 50.0
 QUOTE4, QUOTE6 = 576, IP6_MINIMUM_MTU  # an error is never larger than this
 MINIMUM_MTU4, MINIMUM_MTU6 = 552, IP6_MINIMUM_MTU
 
@@ -43,24 +37,6 @@ class Report(NamedTuple):
     quoted: bytes
 
 
-class Ping:
-    """One echo request on its way. `round_trip` is set by the answer, `error` by a report or the deadline."""
-
-    __slots__ = ("deadline", "destination", "error", "identifier", "owner", "round_trip", "sent_at", "size")
-
-    def __init__(self, destination: bytes, identifier: int, size: int, now: float, timeout: float) -> None:
-        self.destination, self.identifier, self.size = destination, identifier, size
-        self.sent_at = now
-        self.deadline = now + timeout
-        self.round_trip: float | None = None
-        self.error: str | None = None
-        self.owner: Any = None
-
-    @property
-    def is_done(self) -> bool:
-        return self.round_trip is not None or self.error is not None
-
-
 def message(source: bytes, destination: bytes, kind: int, code: int, rest: int, body: bytes) -> bytes:
     """A whole IP packet."""
     payload = _HEADER.pack(kind, code, 0, rest) + body
@@ -75,17 +51,28 @@ def echo_request(source: bytes, destination: bytes, identifier: int, body: bytes
     return message(source, destination, kind, 0, identifier, body)
 
 
-def port_unreachable(original: bytes, source: bytes, destination: bytes) -> bytes:
-    """`source` says to `destination` that nobody listens where `original` went."""
+def _error(original: bytes, source: bytes, destination: bytes, kind4: int, code4: int, kind6: int, code6: int) -> bytes:
+    """`source` tells `destination` what became of `original`."""
     if len(source) == 4:
-        return message(source, destination, UNREACHABLE4, PORT4, 0, original[: QUOTE4 - 28])
-    return message(source, destination, UNREACHABLE6, PORT6, 0, original[: QUOTE6 - 48])
+        return message(source, destination, kind4, code4, 0, original[: QUOTE4 - 28])
+    # RFC 4443 section 3.4: the pointer of a parameter problem names the byte, here the next header.
+    rest = 6 if kind6 == PARAMETER6 else 0
+    return message(source, destination, kind6, code6, rest, original[: QUOTE6 - 48])
+
+
+def port_unreachable(original: bytes, source: bytes, destination: bytes) -> bytes:
+    """Nobody listens where `original` went."""
+    return _error(original, source, destination, UNREACHABLE4, PORT4, UNREACHABLE6, PORT6)
+
+
+def host_unreachable(original: bytes, source: bytes, destination: bytes) -> bytes:
+    """We forward to where `original` went, and nobody answers there."""
+    return _error(original, source, destination, UNREACHABLE4, HOST4, UNREACHABLE6, ADDRESS6)
 
 
 def protocol_unreachable(original: bytes, source: bytes, destination: bytes) -> bytes:
-    if len(source) == 4:
-        return message(source, destination, UNREACHABLE4, PROTOCOL4, 0, original[: QUOTE4 - 28])
-    return message(source, destination, PARAMETER6, NEXT_HEADER6, 6, original[: QUOTE6 - 48])
+    """Nobody here speaks what `original` carries."""
+    return _error(original, source, destination, UNREACHABLE4, PROTOCOL4, PARAMETER6, NEXT_HEADER6)
 
 
 def is_checksum_right(packet: Packet) -> bool:
@@ -98,7 +85,7 @@ def is_checksum_right(packet: Packet) -> bool:
 def parse_untrusted(packet: Packet) -> tuple[int, int, int, bytes]:
     """Type, code, the four bytes after the checksum, and the body."""
     if len(packet.payload) < 8:
-        raise Unroutable("icmp_truncated")
+        raise Unroutable("icmp.truncated")
     kind, code, _, rest = _HEADER.unpack_from(packet.payload)
     return kind, code, rest, packet.payload[8:]
 
@@ -118,7 +105,7 @@ def read_error_untrusted(packet: Packet, kind: int, code: int, rest: int, body: 
         mtu = max(rest, MINIMUM_MTU6) if too_big else 0
     quoted = _quoted_untrusted(body)
     if len(quoted.source) != len(packet.source) or len(quoted.payload) < 8:
-        raise Unroutable("icmp_quote")
+        raise Unroutable("icmp.quote")
     return Report(
         TOO_BIG if too_big else UNREACHABLE, mtu, quoted.source, quoted.destination, quoted.protocol, quoted.payload
     )
@@ -133,7 +120,7 @@ def _quoted_untrusted(body: bytes) -> Packet:
     try:
         return parse_packet_untrusted(body)
     except Unroutable:
-        raise Unroutable("icmp_quote") from None
+        raise Unroutable("icmp.quote") from None
 
 
 def reply_to_echo(packet: Packet) -> bytes:
@@ -141,50 +128,3 @@ def reply_to_echo(packet: Packet) -> bytes:
     kind, _, rest, body = parse_untrusted(packet)
     answer = ECHO_REPLY4 if kind == ECHO4 and packet.protocol == ICMP else ECHO_REPLY6
     return message(packet.destination, packet.source, answer, 0, rest, body)
-
-
-class Pings:
-    """Outstanding echo requests by identifier and sequence."""
-
-    __slots__ = ("_ledger", "outstanding")
-
-    LIMIT = 1024
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.outstanding: dict[int, Ping] = {}
-
-    def begin(self, destination: bytes, size: int, now: float, timeout: float, entropy: Callable[[int], bytes]) -> Ping:
-        """A ping with an identifier nobody can guess; OSError when too many wait for an answer."""
-        if not 0 <= size <= 65000:
-            raise ValueError(f"a ping of {size} bytes is none")
-        if len(self.outstanding) >= self.LIMIT:
-            raise OSError(errno.ENOBUFS, "too many pings are on their way")
-        identifier = int.from_bytes(entropy(4), "big")
-        while identifier in self.outstanding:
-            identifier = identifier + 1 & 0xFFFFFFFF
-        ping = self.outstanding[identifier] = Ping(destination, identifier, size, now, timeout)
-        return ping
-
-    def answered(self, source: bytes, identifier: int, now: float) -> None:
-        ping = self.outstanding.get(identifier)
-        if ping is None or ping.destination != source:
-            self._ledger.drops["icmp_echo_reply_unasked"] += 1
-            return
-        ping.round_trip = max(now - ping.sent_at, 0.0)
-        self.finish(ping)
-
-    def failed(self, identifier: int, remote: bytes, error: str) -> None:
-        ping = self.outstanding.get(identifier)
-        if ping is not None and ping.destination == remote:
-            ping.error = error
-            self.finish(ping)
-
-    def timed_out(self, ping: Ping) -> None:
-        if not ping.is_done:
-            ping.error = "timed out"
-            self.finish(ping)
-
-    def finish(self, ping: Ping) -> None:
-        self.outstanding.pop(ping.identifier, None)
-        self._ledger.changed[ping] = None

@@ -1,25 +1,54 @@
 """What the sockets of one Stack tell it: who has something to send, who changed, who is finished, what was dropped.
 
-Owns no behaviour beyond counting; it is how connections stay ignorant of the stack that holds them.
+Owns what all sockets have in common, and no behaviour beyond counting: it is how sockets stay ignorant of the stack
+that holds them, and the stack of who holds them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol
 
 from ts_base.budget import Budget
-
-if TYPE_CHECKING:
-    from ts_netstack.icmp import Ping
-    from ts_netstack.tcp import TcpConnection
-    from ts_netstack.tcp_listen import TcpListen
-    from ts_netstack.udp import UdpPort
-
-    Socket: TypeAlias = TcpConnection | TcpListen | UdpPort | Ping
+from ts_base.who import Hop
+from ts_netstack.tcp_states import State
 
 CHALLENGES_PER_SECOND = 1000
 GROWTH_LIMIT = 256 << 20  # bytes of receive window that all connections together may add to their initial ones
+
+
+class Owner(Protocol):
+    """Who holds a socket, as the packet loop knows it."""
+
+    def wake(self) -> None:
+        """The socket changed: look again."""
+
+    def shut(self) -> None:
+        """The stack ends: nothing will ever change again."""
+
+
+class Socket:
+    """`owner` is the holder's slot; sockets never look at it. Whoever takes the stack's messages wakes it."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self) -> None:
+        self.owner: Owner | None = None
+
+
+class Sender(Protocol):
+    """What the stack asks of a connection that has something to send or has ended."""
+
+    key: bytes
+    hop: Hop
+    state: State
+
+    @property
+    def has_bulk(self) -> bool: ...
+    def set_large(self, mss: int) -> None: ...
+    def emit(self, now: float) -> list[bytes]: ...
+    def deadline(self) -> float: ...
+    def last_numbers(self) -> tuple[int, int, int | None]: ...
 
 
 class Ledger:
@@ -30,10 +59,10 @@ class Ledger:
     def __init__(self, verify: bool) -> None:
         self.verify = verify  # check inbound checksums: off when an AEAD vouches for every byte
         self.drops: Counter[str] = Counter()
-        self.dirty: dict[TcpConnection, None] = {}
+        self.dirty: dict[Sender, None] = {}
         self.changed: dict[Socket, None] = {}
-        self.finished: dict[TcpConnection, None] = {}
-        self.closed: list[TcpListen | UdpPort] = []  # whose ports are free again
+        self.finished: dict[Sender, None] = {}
+        self.closed: list[Socket] = []  # whose ports are free again
         self.strays: list[bytes] = []  # packets a connection got by its ports that are not whole segments
         self.challenges = Budget(CHALLENGES_PER_SECOND, CHALLENGES_PER_SECOND)
         self.growth_left = GROWTH_LIMIT

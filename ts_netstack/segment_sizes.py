@@ -32,12 +32,12 @@ class SegmentSizes:
 
     __slots__ = (
         "_large_again",
-        "_offered_large",
         "_options",
         "_suspected_at",
         "cut",
         "hold_until",
         "mss",
+        "offered_large",
         "path_large",
         "path_mss",
         "peer_large",
@@ -45,7 +45,7 @@ class SegmentSizes:
     )
 
     def __init__(self, ours: Sizes, is_ip6: bool) -> None:
-        self.path_mss, self._offered_large = ours  # what every path carries; what we take by relay
+        self.path_mss, self.offered_large = ours  # what every path carries; what we take by relay
         self.peer_mss, self.peer_large = DEFAULT_MSS[is_ip6], 0
         self.path_large = 0  # what the path of this moment carries; told before each emit that may use it
         self.mss = self.cut = ours.mss
@@ -56,13 +56,13 @@ class SegmentSizes:
     @property
     def offered(self) -> Sizes:
         """What our SYN says."""
-        return Sizes(self.path_mss, self._offered_large)
+        return Sizes(self.path_mss, self.offered_large)
 
     def agree(self, peer: Sizes, stamped: bool) -> None:
         """What the peer's SYN offered."""
         if peer.mss:
             self.peer_mss = max(peer.mss, MINIMUM_MSS)
-        self.peer_large = peer.large if self._offered_large else 0
+        self.peer_large = peer.large if self.offered_large else 0
         self._options = TIMESTAMP_LENGTH if stamped else 0
         self._fit()
 

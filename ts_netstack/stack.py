@@ -1,25 +1,33 @@
 """The userspace IP host: packets in, sockets up; sockets' bytes in, packets out. The five verbs of ARCHITECTURE.md.
 
-Owns our addresses, which socket a packet is for, what ICMP may ask and say, and the loop to ourselves; ports are in
-tcp_demux and udp_demux. Refuses to know tunnels, peers, filters and clocks. RFC 1122, 8200, 9293, 768, 792, 4443.
+Owns which socket a packet is for, and the loop to ourselves; ports are in tcp_demux and udp_demux, what may be asked
+and said by ICMP in icmp_demux, packets for others in forwarder. Refuses to know tunnels, routes, filters and clocks.
+RFC 1122, 8200, 9293, 768, 792, 4443.
+
+A `Stack` has three faces: the overlay that an engine drives (`receive` to `path_changed`), `Sockets`, and the verbs of
+who forwards for others. What comes names its origin, what leaves its hop (ts_base/who.py).
 """
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from ts_base.budget import Budget
 from ts_base.ip import ICMP, ICMP6, TCP, TUNNEL_MTU, UDP, is_martian_source
 from ts_base.ip_headers import ip_packet
 from ts_base.timers import Timers
+from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
+from ts_netstack.arrivals import USUAL, Arrival, may_speak
+from ts_netstack.forwarder import Covered, ForwardedFlow, Forwarder, HeldSyn, Knock
 from ts_netstack.fragments import Reassembly
-from ts_netstack.ledger import Ledger
+from ts_netstack.icmp_demux import IcmpSockets, Ping
+from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.outbox import REPLIES_LIMIT, Outbox
-from ts_netstack.path_sizes import PathSizes, Routes, overhead
+from ts_netstack.own_addresses import OwnAddresses
+from ts_netstack.path_sizes import PathSizes, SegmentLimits, overhead
+from ts_netstack.ports import check_port
+from ts_netstack.sockets import PING_TIMEOUT, StackStatistics
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
@@ -34,16 +42,11 @@ from ts_netstack.wire import (
     Unroutable,
     is_transport_checksum_right,
     parse_packet_untrusted,
-    udp_payload,
+    parse_segment_untrusted,
 )
 
-if TYPE_CHECKING:
-    from ts_netstack.ledger import Socket
-
 LOOP_ROUNDS = 16  # round trips to ourselves within one transmit
-PING_TIMEOUT = 10.0
-
-_TIME_WAIT, _FRAGMENTS, _PATH_MTU = "time-wait", "fragments", "path-mtu"
+_TIME_WAIT, _FRAGMENTS, _PATH_MTU, _LOOP = "time-wait", "fragments", "path-mtu", "loop"
 
 
 class Stack:
@@ -54,44 +57,28 @@ class Stack:
     ) -> None:
         if not 576 <= mtu <= 65535:
             raise ValueError(f"an MTU of {mtu} is none")
-        self._entropy = entropy
-        self._ledger = Ledger(verify_checksums)
-        self.drops = self._ledger.drops
+        ledger = self._ledger = Ledger(verify_checksums)
+        self.drops = ledger.drops
         self._timers: Timers[object] = Timers()
+        self._own = OwnAddresses()
         self._paths = PathSizes(mtu)
         self._outbox = Outbox(self._paths, entropy, self.drops)
-        self._tcp = TcpSockets(self._ledger, self._timers, entropy(36), self._outbox.replies)
-        self._udp = UdpSockets(self, self._ledger, entropy)
+        self._tcp = TcpSockets(ledger, self._timers, entropy(36), self._outbox.replies)
+        self._udp = UdpSockets(self._own, self._outbox, ledger, entropy)
+        self._icmp = IcmpSockets(self._own, self._outbox, ledger, entropy)
+        self._forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
         self._reassembly = Reassembly(self.drops)
-        self._pings = icmp.Pings(self._ledger)
-        self._echoes = Budget(icmp.ECHO_PER_SECOND, icmp.ECHO_BURST)
-        self._errors = Budget(icmp.ERRORS_PER_SECOND, icmp.ERROR_BURST)
-        self._looped: list[bytes] = []
-        self._addresses: frozenset[bytes] = frozenset()
-        self._source: dict[int, bytes] = {}  # by address length
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
-    def set_addresses(self, addresses: Sequence[bytes]) -> None:
+    def set_addresses(self, addresses: Sequence[bytes], now: float = 0.0) -> None:
         """Our own addresses; the first of each family is the source of what we open."""
-        self._addresses = frozenset(addresses)
-        self._source = {len(address): address for address in reversed(addresses)}
-        self._tcp.forget_addresses(self._addresses)
-
-    @property
-    def routes(self) -> Routes | None:
-        """Who knows which ways carry more than the MTU; None where nobody does."""
-        return self._paths.routes
-
-    @routes.setter
-    def routes(self, routes: Routes | None) -> None:
-        self._paths.routes = routes
+        self._tcp.forget_addresses(self._own.replace(addresses))
 
     def path_changed(self, destination: bytes) -> None:
         """The way to `destination` is another one: what was learnt of its MTU is forgotten."""
         self._paths.forget(destination)
-        for connection in self._connections_to(destination):
-            connection.widen_segment_size(self._paths.segment_size(destination))
+        self._tcp.widen_segment_sizes(destination, self._paths)
 
     @property
     def connections(self) -> int:
@@ -112,51 +99,47 @@ class Stack:
         for connection in list(self._tcp.flows.values()):
             connection.abort(now)
 
-    def sockets(self) -> list[TcpConnection | TcpListen | UdpPort]:
+    def sockets(self) -> list[Socket]:
         """Everything that is open."""
-        return [*self._tcp.flows.values(), *self._tcp.listeners.values(), *self._udp.ports.values()]
+        tcp = [*self._tcp.flows.values(), *self._tcp.listeners.values()]
+        return [*tcp, *self._udp.ports.values(), *self._forwarder.flows.values()]
+
+    def statistics(self) -> StackStatistics:
+        transports = self._tcp.statistics(), self._udp.statistics(), self._icmp.statistics()
+        rest = self._reassembly.statistics(), self._forwarder.statistics()
+        return StackStatistics(*transports, *rest, dict(self.drops))
 
     # -- sockets ---------------------------------------------------------------------------------------------------
 
-    def connect(self, remote: Address, now: float, *, local_port: int = 0) -> TcpConnection:
-        """Begin a TCP connection; OSError when it cannot even begin."""
+    def connect(self, remote: Address, now: float, *, local_port: int = 0, via: PeerId = 0) -> TcpConnection:
+        """Begin a TCP connection, through the peer `via` if that is named; OSError when it cannot even begin."""
         self._sweep_closed()
-        _check_port(remote[1], lowest=1)
-        _check_port(local_port)
-        local = (self._source_for(remote[0]), local_port)
-        return self._tcp.connect(local, remote, self._paths.sizes_for(remote[0]), now)
+        check_port(remote[1], lowest=1)
+        check_port(local_port)
+        local = (self._own.source_for(remote[0]), local_port)
+        hop = self._own.hop_to(remote[0], via)
+        return self._tcp.connect(local, remote, hop, self._paths.segment_size(hop), now)
 
     def listen(self, port: int, host: bytes | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListen:
         self._sweep_closed()
-        self._check_host(host)
-        _check_port(port)
+        self._own.check(host)
+        check_port(port)
         return self._tcp.listen(port, host, backlog)
 
-    def bind_udp(self, port: int = 0, host: bytes | None = None) -> UdpPort:
+    def bind_udp(self, port: int = 0, host: bytes | None = None, via: PeerId = 0) -> UdpPort:
+        """A UDP port; one that is bound `via` a peer sends everything there and hears only that peer."""
         self._sweep_closed()
-        self._check_host(host)
-        _check_port(port)
-        return self._udp.bind(port, host)
+        self._own.check(host)
+        check_port(port)
+        return self._udp.bind(port, host, via)
 
-    def ping(self, destination: bytes, now: float, size: int = 0, timeout: float = PING_TIMEOUT) -> icmp.Ping:
+    def ping(
+        self, destination: bytes, now: float, size: int = 0, timeout: float = PING_TIMEOUT, via: PeerId = 0
+    ) -> Ping:
         """Send one echo request with `size` bytes of payload."""
-        source = self._source_for(destination)
-        ping = self._pings.begin(destination, size, now, timeout, self._entropy)
+        ping = self._icmp.ping(destination, via, size, now, timeout)
         self._timers.set(ping, ping.deadline)
-        self._outbox.post(destination, icmp.echo_request(source, destination, ping.identifier, bytes(size)))
         return ping
-
-    def _source_for(self, destination: bytes) -> bytes:
-        if destination in self._addresses:
-            return destination
-        source = self._source.get(len(destination))
-        if source is None:
-            raise OSError(errno.EADDRNOTAVAIL, "we have no address of this family")
-        return source
-
-    def _check_host(self, host: bytes | None) -> None:
-        if host is not None and host not in self._addresses:
-            raise OSError(errno.EADDRNOTAVAIL, "not one of our addresses")
 
     def _sweep_closed(self) -> None:
         closed = self._ledger.closed
@@ -164,15 +147,35 @@ class Stack:
             socket = closed.pop()
             if isinstance(socket, TcpListen):
                 self._tcp.forget_listener(socket)
-            else:
+            elif isinstance(socket, ForwardedFlow):
+                self._forwarder.forget_flow(socket)
+            elif isinstance(socket, UdpPort):
                 self._udp.forget(socket)
+
+    # -- forwarding for others -------------------------------------------------------------------------------------
+
+    def forward(self, routes: Covered | None) -> None:
+        """Take packets to `routes` too: connections as `Knock`, datagrams as `ForwardedFlow`, both told as messages."""
+        self._forwarder.set_routes(routes)
+
+    def admit(self, knock: Knock, now: float) -> TcpConnection | None:
+        """Answer a held SYN; None when the peer no longer waits. The connection's local address is not ours."""
+        return self._forwarder.admit(knock, now)
+
+    def refuse(self, knock: Knock, now: float, reset: bool) -> None:
+        """Turn a held SYN away: by a RST, or as a router that cannot reach the host."""
+        self._forwarder.refuse(knock, now, reset)
 
     # -- inbound ---------------------------------------------------------------------------------------------------
 
-    def receive(self, packets: list[bytes], now: float) -> None:
+    def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
         """IP packets for us, in the order they came; bytes behind a packet's own length are ignored."""
         if self._ledger.closed:
             self._sweep_closed()
+        for origin, packets in runs:
+            self._receive_run(origin, packets, now)
+
+    def _receive_run(self, origin: Origin, packets: list[bytes], now: float) -> None:
         flows = self._tcp.flows
         runs: dict[bytes, list[bytes]] = {}
         last: bytes | None = None
@@ -185,164 +188,159 @@ class Stack:
                 elif first >> 4 == 6 and packet[6] == TCP:
                     key = packet[8:44]
                 else:
-                    self._receive_carefully(packet, now)
+                    self._receive_carefully(packet, origin, now)
                     continue
             except IndexError:
-                self.drops["runt"] += 1
+                self.drops["ip.runt"] += 1
                 continue
             if key != last:
                 last = key
                 run = runs.setdefault(key, [])
             run.append(packet)
+        peer, is_usual = origin
         for key, run in runs.items():
             connection = flows.get(key)
-            if connection is not None:
+            if connection is None:
+                self._receive_unclaimed(key, run, origin, now)
+            elif connection.via == peer if connection.via else is_usual:  # may_speak, without the call
                 connection.receive_run(run, now)
             else:
-                self._receive_unclaimed(key, run, now)
+                self.drops["tcp.wrong_peer"] += len(run)
         strays = self._ledger.strays
         while strays:
-            self._receive_carefully(strays.pop(), now)
+            self._receive_carefully(strays.pop(), origin, now)
 
-    def _receive_unclaimed(self, key: bytes, run: list[bytes], now: float) -> None:
+    def _receive_unclaimed(self, key: bytes, run: list[bytes], origin: Origin, now: float) -> None:
         for index, packet in enumerate(run):
             connection = self._tcp.flows.get(key)
-            if connection is not None:
+            if connection is not None:  # the packet before this one began it
                 connection.receive_run(run[index:], now)
                 return
-            self._receive_carefully(packet, now)
+            self._receive_carefully(packet, origin, now)
 
-    def _receive_carefully(self, data: bytes, now: float) -> None:
+    def _receive_carefully(self, data: bytes, origin: Origin, now: float) -> None:
         """Anything but a segment of a known connection, and everything that is not what it seems."""
         try:
             packet = parse_packet_untrusted(data, self._ledger.verify)
             if is_martian_source(packet.source):
-                raise Unroutable("martian_source")
-            if packet.destination not in self._addresses:
-                raise Unroutable("not_our_address")
+                raise Unroutable("ip.martian_source")
+            if packet.destination not in self._own.all and not self._forwarder.covers(packet.destination):
+                raise Unroutable("ip.not_our_address")
             if packet.fragment is not None:
-                whole = self._reassembly.add(packet, now)
+                whole = self._reassembly.add(packet, now, origin[0])
                 self._timers.set(_FRAGMENTS, self._reassembly.next_expiry())
                 if whole is None:
                     return
                 packet = whole
-            self._dispatch(packet, data, now)
+            self._dispatch(packet, data, origin, now)
         except Unroutable as wrong:
             self.drops[wrong.reason] += 1
 
-    def _dispatch(self, packet: Packet, data: bytes, now: float) -> None:
+    def _dispatch(self, packet: Packet, data: bytes, origin: Origin, now: float) -> None:
         protocol = packet.protocol
         if protocol == TCP:
-            self._receive_tcp(packet, now)
+            self._receive_tcp(packet, origin, now)
         elif protocol == UDP:
-            if not self._udp.receive_untrusted(packet):
-                self._refuse_datagram(packet, data, now)
+            self._receive_udp(packet, data, origin, now)
         elif protocol == (ICMP if len(packet.source) == 4 else ICMP6):
-            self._receive_icmp(packet, now)
+            report = self._icmp.receive_untrusted(packet, origin, now)
+            if report is not None:
+                self._receive_report(report, origin, now)
+        elif not may_speak(origin, 0):
+            raise Unroutable("ip.wrong_peer")
+        elif packet.destination not in self._own.all:
+            raise Unroutable("ip.not_forwarded")
         else:
-            self.drops["unknown_protocol"] += 1
-            if protocol != NO_NEXT_HEADER and self._errors.take(now):
-                self._outbox.answer(packet.source, icmp.protocol_unreachable(data, packet.destination, packet.source))
+            self.drops["ip.unknown_protocol"] += 1
+            if protocol != NO_NEXT_HEADER:
+                self._icmp.say(icmp.protocol_unreachable, data, packet.destination, packet.source, now)
 
-    def _receive_tcp(self, packet: Packet, now: float) -> None:
+    def _receive_tcp(self, packet: Packet, origin: Origin, now: float) -> None:
         if len(packet.payload) < TCP_HEADER:
-            raise Unroutable("tcp_truncated")
+            raise Unroutable("tcp.truncated")
         if self._ledger.verify and not is_transport_checksum_right(packet):
             raise Unroutable("tcp.checksum")
         key = packet.source + packet.destination + packet.payload[:4]
-        canonical = ip_packet(packet.source, packet.destination, TCP, packet.payload)
         connection = self._tcp.flows.get(key)
+        if not may_speak(origin, connection.via if connection is not None else 0):
+            raise Unroutable("tcp.wrong_peer")
+        canonical = ip_packet(packet.source, packet.destination, TCP, packet.payload)
         if connection is not None:
             connection.receive_run([canonical], now)
-        elif len(self._outbox.replies) < REPLIES_LIMIT:
-            self._tcp.receive_unclaimed(key, packet, canonical, self._paths.sizes_for(packet.source), now)
+            return
+        if len(self._outbox.replies) >= REPLIES_LIMIT:
+            raise Unroutable("ip.replies_full")
+        segment = parse_segment_untrusted(packet.payload)
+        if not segment.source_port or not segment.destination_port:
+            raise Unroutable("tcp.port_zero")
+        local, remote = (packet.destination, segment.destination_port), (packet.source, segment.source_port)
+        mss = self._paths.segment_size((packet.source, 0))
+        arrival = Arrival(key, local, remote, packet, segment, canonical, origin[0], mss)
+        if packet.destination in self._own.all:
+            self._tcp.receive_unclaimed(arrival, now)
         else:
-            self.drops["replies_limit"] += 1
+            self._forwarder.receive_tcp(arrival, now)
 
-    def _refuse_datagram(self, packet: Packet, data: bytes, now: float) -> None:
-        self.drops["udp_no_port"] += 1
-        if self._errors.take(now):
+    def _receive_udp(self, packet: Packet, data: bytes, origin: Origin, now: float) -> None:
+        if packet.destination not in self._own.all:
+            self._forwarder.receive_untrusted(packet, origin, now)
+        elif not self._udp.receive_untrusted(packet, origin):
+            self.drops["udp.no_port"] += 1
             whole = packet.fragment is None
             original = data if whole else ip_packet(packet.source, packet.destination, UDP, packet.payload)
-            self._outbox.answer(packet.source, icmp.port_unreachable(original, packet.destination, packet.source))
+            self._icmp.say(icmp.port_unreachable, original, packet.destination, packet.source, now)
 
-    def _receive_icmp(self, packet: Packet, now: float) -> None:
-        if not icmp.is_checksum_right(packet):
-            raise Unroutable("icmp_checksum")
-        kind, code, rest, body = icmp.parse_untrusted(packet)
-        is_ip4 = packet.protocol == ICMP
-        if kind == (icmp.ECHO4 if is_ip4 else icmp.ECHO6):
-            if not self._echoes.take(now):
-                raise Unroutable("icmp_echo_limit")
-            self._outbox.post(packet.source, icmp.reply_to_echo(packet))
-        elif kind == (icmp.ECHO_REPLY4 if is_ip4 else icmp.ECHO_REPLY6):
-            self._pings.answered(packet.source, rest, now)
-        else:
-            report = icmp.read_error_untrusted(packet, kind, code, rest, body)
-            if report is None:
-                raise Unroutable("icmp_ignored")
-            self._receive_report(report, now)
-
-    def _receive_report(self, report: icmp.Report, now: float) -> None:
+    def _receive_report(self, report: icmp.Report, origin: Origin, now: float) -> None:
         """Believed only where it quotes something of ours that may be on its way."""
-        if report.local not in self._addresses:
-            raise Unroutable("icmp_not_ours")
+        is_ours = report.local in self._own.all
+        if not is_ours and not self._forwarder.covers(report.local):
+            raise Unroutable("icmp.not_ours")
         if report.protocol == TCP:
-            self._tcp.receive_report(report, report.mtu - overhead(report.remote))
+            hop = self._tcp.receive_report(report, origin, report.mtu - overhead(report.remote))
         elif report.protocol == UDP:
-            self._udp.receive_report(report)
-        elif report.protocol in (ICMP, ICMP6):
-            self._pings.failed(int.from_bytes(report.quoted[4:8], "big"), report.remote, report.kind)
-        if report.kind == icmp.TOO_BIG and report.protocol in (TCP, UDP):
-            self._learn_path_mtu(report.remote, report.mtu, now)
-
-    def _learn_path_mtu(self, destination: bytes, mtu: int, now: float) -> None:
-        if self._paths.learn(destination, mtu, now):
+            sender = self._udp if is_ours else self._forwarder
+            hop = sender.receive_report(report, origin)
+        elif is_ours and report.protocol in (ICMP, ICMP6):
+            self._icmp.receive_report(report, origin)
+            return
+        else:
+            raise Unroutable("icmp.ignored")
+        if report.kind == icmp.TOO_BIG and self._paths.learn(hop, report.mtu, now):
             self._timers.set(_PATH_MTU, self._paths.next_expiry())
-            for connection in self._connections_to(destination):
-                connection.limit_segment_size(self._paths.segment_size(destination))
-
-    def _connections_to(self, destination: bytes) -> list[TcpConnection]:
-        return [one for one in self._tcp.flows.values() if one.remote[0] == destination]
+            self._tcp.limit_segment_size(hop, self._paths.segment_size(hop))
 
     # -- outbound --------------------------------------------------------------------------------------------------
 
-    def send_udp(self, port: UdpPort, data: bytes, remote: Address) -> None:
-        """For UdpPort: one datagram towards `remote`."""
-        _check_port(remote[1], lowest=1)
-        source = port.host or self._source_for(remote[0])
-        if len(source) != len(remote[0]):
-            raise OSError(errno.EAFNOSUPPORT, "the port is bound to an address of the other family")
-        payload = udp_payload((source, port.port), remote, data)
-        self._outbox.post(remote[0], ip_packet(source, remote[0], UDP, payload))
-
-    def transmit(self, now: float) -> list[tuple[bytes, list[bytes]]]:
-        """All that is ready to leave, by destination; what is for ourselves never leaves."""
+    def transmit(self, now: float, widths: SegmentLimits | None = None) -> list[tuple[Hop, list[bytes]]]:
+        """All that is ready to leave, by hop; what is for ourselves never leaves. `widths` knows larger ways."""
         if self._ledger.closed:
             self._sweep_closed()
-        runs: dict[bytes, list[bytes]] = {}
+        runs: dict[Hop, list[bytes]] = {}
         for _ in range(LOOP_ROUNDS):
-            self._collect(runs, now)
-            for address in self._addresses & runs.keys():
-                self._looped += runs.pop(address)
-            if not self._looped:
-                break
-            looped, self._looped = self._looped, []
-            self.receive(looped, now)
+            self._collect(runs, widths, now)
+            looped: list[bytes] = []
+            for hop in self._own.hops & runs.keys():
+                looped += runs.pop(hop)
+            if not looped:
+                return list(runs.items())
+            self._receive_run(USUAL, looped, now)
+        self._timers.set(_LOOP, now)  # who talks to itself without end lets others have their turn
         return list(runs.items())
 
-    def _collect(self, runs: dict[bytes, list[bytes]], now: float) -> None:
+    def _collect(self, runs: dict[Hop, list[bytes]], widths: SegmentLimits | None, now: float) -> None:
         ledger, timers, outbox = self._ledger, self._timers, self._outbox
+        if self._tcp.opening or self._tcp.unanswered:
+            self._tcp.open_ways(runs, widths)
         dirty, ledger.dirty = ledger.dirty, {}
         for connection in dirty:
-            if connection.has_bulk:
-                connection.set_large(self._paths.large_segment_size(connection.remote[0]))
+            if widths is not None and connection.has_bulk:
+                connection.set_large(self._paths.large_segment_size(connection.hop, widths))
             packets = connection.emit(now)
             if packets:
-                destination = connection.remote[0]
-                waiting = runs.get(destination)
+                hop = connection.hop
+                waiting = runs.get(hop)
                 if waiting is None:
-                    runs[destination] = packets
+                    runs[hop] = packets
                 else:
                     waiting += packets
             deadline = connection.deadline()
@@ -353,8 +351,9 @@ class Stack:
         if ledger.finished:
             for connection in ledger.finished:
                 self._tcp.settle(connection, now)
+                self._forwarder.settle(connection.key)
             ledger.finished.clear()
-            timers.set(_TIME_WAIT, self._tcp.next_time_wait())
+            timers.set(_TIME_WAIT, self._tcp.time_wait.next_expiry())
         if outbox.replies or outbox.datagrams:
             outbox.empty_into(runs)
 
@@ -366,34 +365,31 @@ class Stack:
                 name.handle_timer(now)
             elif isinstance(name, HalfOpen):
                 self._tcp.on_half_open_timer(name, now)
-            elif isinstance(name, icmp.Ping):
-                self._pings.timed_out(name)
+            elif isinstance(name, HeldSyn):
+                self._forwarder.expire_held(name)
+            elif isinstance(name, ForwardedFlow):
+                self._forwarder.on_idle_timer(name, now)
+            elif isinstance(name, Ping):
+                self._icmp.timed_out(name)
             elif name == _TIME_WAIT:
-                self._tcp.expire_time_wait(now)
-                self._timers.set(_TIME_WAIT, self._tcp.next_time_wait())
+                self._tcp.time_wait.expire(now)
+                self._timers.set(_TIME_WAIT, self._tcp.time_wait.next_expiry())
             elif name == _FRAGMENTS:
                 self._reassembly.expire(now)
                 self._timers.set(_FRAGMENTS, self._reassembly.next_expiry())
             elif name == _PATH_MTU:
-                for destination in self._paths.expired(now):
-                    self.path_changed(destination)
+                for destination, _ in self._paths.expired(now):
+                    self._tcp.widen_segment_sizes(destination, self._paths)
                 self._timers.set(_PATH_MTU, self._paths.next_expiry())
 
     def next_timer(self) -> float:
-        """The next deadline; minus infinity when something waits for transmit."""
-        if self._ledger.dirty or self._outbox.replies or self._outbox.datagrams or self._looped:
-            return -math.inf
+        """The next deadline; inf = asleep. What waits to be sent waits for transmit, not for time."""
         return self._timers.next()
 
-    def take_messages(self) -> list[Socket]:
-        """Sockets that changed since last asked."""
-        changed = self._ledger.changed
-        if not changed:
-            return []
-        self._ledger.changed = {}
-        return list(changed)
-
-
-def _check_port(port: int, lowest: int = 0) -> None:
-    if not lowest <= port <= 65535:
-        raise ValueError(f"not a port number: {port}")
+    def take_messages(self) -> list[Socket | Knock]:
+        """Sockets that changed since last asked, and SYNs that are held."""
+        news: list[Socket | Knock] = [*self._forwarder.take_news()]
+        if self._ledger.changed:
+            news += self._ledger.changed
+            self._ledger.changed = {}
+        return news

@@ -52,11 +52,12 @@ import enum
 import math
 import struct
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ts_base.ip_headers import ACK, FIN, RST, SYN, URG
+from ts_base.who import PeerId
 from ts_netstack import tcp_drops
-from ts_netstack.ledger import Ledger
+from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
 from ts_netstack.tcp_outbound import Head, Outbound
@@ -126,8 +127,8 @@ class Keepalive(NamedTuple):
     probes: int
 
 
-class TcpConnection:
-    """`owner` is a slot for whoever holds the connection; the connection never looks at it."""
+class TcpConnection(Socket):
+    """`via` is the peer through which it was opened, 0 for whoever routes `remote`; `hop` is both of them."""
 
     __slots__ = (
         "__weakref__",
@@ -145,20 +146,30 @@ class TcpConnection:
         "_outbound",
         "_reset_seq",
         "error",
+        "hop",
         "key",
         "local",
-        "owner",
         "remote",
         "state",
+        "via",
     )
 
     def __init__(
-        self, ledger: Ledger, key: bytes, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
+        self,
+        ledger: Ledger,
+        key: bytes,
+        local: Address,
+        remote: Address,
+        sizes: Sizes,
+        iss: int,
+        stamp_offset: int,
+        via: PeerId = 0,
     ) -> None:
+        super().__init__()
         self._ledger = ledger
         self.key = key
         self.local, self.remote = local, remote
-        self.owner: Any = None
+        self.via, self.hop = via, (remote[0], via)
         self.state: State = CLOSED
         self.error: ConnectionProblem | None = None
         self._outbound = Outbound(ledger, local, remote, sizes, iss, stamp_offset)
@@ -737,6 +748,10 @@ class TcpConnection:
         """Somebody learnt that the path carries less."""
         self._outbound.limit_segment_size(mss)
         self._ledger.dirty[self] = None
+
+    def offer_large(self, mss: int) -> None:
+        """Before the SYN leaves: what we take beside its MSS."""
+        self._outbound.offer_large(mss)
 
     def set_large(self, mss: int) -> None:
         """The way to the peer is relays only and carries segments of `mss`; 0 where any of it is not."""

@@ -1,8 +1,7 @@
 """Every TCP socket of a stack: connections, half-open ones, listeners, TIME-WAIT records and free ports.
 
 Owns the tables, their bounds and the numbers a connection begins with. Refuses to parse
-IP or to know what leaves where. RFC 6528 (initial sequence numbers), RFC 6056 (ports), RFC 6191 (TIME-WAIT
-reuse), RFC 4987 (SYN floods).
+IP or to know what leaves where. RFC 6528 (initial sequence numbers), RFC 6056 (ports), RFC 4987 (SYN floods).
 """
 
 from __future__ import annotations
@@ -10,15 +9,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
+from dataclasses import dataclass
 
 from ts_base.budget import Budget
 from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_base.timers import Timers
+from ts_base.who import Hop, Origin, PeerId
+from ts_netstack.arrivals import Arrival, may_speak
 from ts_netstack.icmp import UNREACHABLE, Report
-from ts_netstack.ledger import Ledger
+from ts_netstack.ledger import Ledger, Sender
 from ts_netstack.outbox import Replies
-from ts_netstack.ports import free_port
+from ts_netstack.path_sizes import PathSizes, SegmentLimits, offered_segment_size
+from ts_netstack.ports import Bound, free_port, is_taken
 from ts_netstack.tcp import ConnectionProblem, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
@@ -28,35 +31,32 @@ from ts_netstack.tcp_listen import (
     Cookies,
     HalfOpen,
     TcpListen,
-    answer_syn,
+    syn_ack,
 )
-from ts_netstack.tcp_states import TIME_WAIT
+from ts_netstack.tcp_states import TIME_WAIT, Handshake
+from ts_netstack.tcp_time_wait import TimeWaits
 from ts_netstack.wire import (
     MASK32,
     Address,
-    Packet,
-    Segment,
     Sizes,
     Unroutable,
-    parse_segment_untrusted,
     reset_for,
     tcp_packet,
-    unwrap,
 )
 
-TIME_WAIT_SECONDS = 60.0
-TIME_WAIT_LIMIT = 65536
 COOKIE_MEMORY = 128.0  # seconds after the last overflow that cookies are still honoured
 RESETS_PER_SECOND = 1000.0
 
 
-class TimeWait:
-    """What must be remembered of a connection that ended here."""
+@dataclass(frozen=True, slots=True)
+class TcpTables:
+    """How full the tables are."""
 
-    __slots__ = ("expires", "nxt", "rcv_nxt", "stamp")
-
-    def __init__(self, expires: float, nxt: int, rcv_nxt: int, stamp: int | None) -> None:
-        self.expires, self.nxt, self.rcv_nxt, self.stamp = expires, nxt, rcv_nxt, stamp
+    connections: int
+    half_open: int
+    listeners: int
+    waiting: int  # accepted connections nobody has asked for yet
+    time_wait: int
 
 
 class TcpSockets:
@@ -75,7 +75,9 @@ class TcpSockets:
         "flows",
         "half_open",
         "listeners",
+        "opening",
         "time_wait",
+        "unanswered",
     )
 
     def __init__(self, ledger: Ledger, timers: Timers[object], secret: bytes, replies: Replies) -> None:
@@ -88,8 +90,10 @@ class TcpSockets:
         self.flows: dict[bytes, TcpConnection] = {}
         self.half_open: dict[bytes, HalfOpen] = {}
         self._half_open_by_host: Counter[bytes] = Counter()
-        self.listeners: dict[tuple[int, bytes | None], TcpListen] = {}
-        self.time_wait: OrderedDict[bytes, TimeWait] = OrderedDict()
+        self.unanswered: dict[HalfOpen, None] = {}  # SYN-ACKs that leave with the next `open_ways`
+        self.opening: list[TcpConnection] = []  # whose SYN has not left yet
+        self.listeners: dict[Bound, TcpListen] = {}
+        self.time_wait = TimeWaits()
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
@@ -132,38 +136,47 @@ class TcpSockets:
     def free_listening_port(self, host: bytes | None) -> int:
         self._counter += 1
         start = self._hash(b"listen" + self._counter.to_bytes(8, "big"))
-        port = free_port(start, lambda port: not self._is_listened(port, host))
+        port = free_port(start, lambda port: not is_taken(self.listeners, port, host))
         if not port:
             raise OSError(errno.EADDRINUSE, "no free port to listen on")
         return port
 
-    def _is_listened(self, port: int, host: bytes | None) -> bool:
-        if (port, None) in self.listeners or (port, host) in self.listeners:
-            return True
-        return host is None and any(taken == port for taken, _ in self.listeners)
-
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    def connect(self, local: Address, remote: Address, sizes: Sizes, now: float) -> TcpConnection:
+    def connect(self, local: Address, remote: Address, hop: Hop, mss: int, now: float) -> TcpConnection:
         port = local[1] or self.pick_port(local[0], remote)
         key = remote[0] + local[0] + remote[1].to_bytes(2, "big") + port.to_bytes(2, "big")
         if key in self.flows or key in self.half_open:
             raise OSError(errno.EADDRINUSE, f"port {port} is already connected to this destination")
         self.time_wait.pop(key, None)
-        connection = self._new(key, (local[0], port), remote, sizes, self._initial_sequence(key, now))
+        connection = self._new(key, (local[0], port), remote, Sizes(mss), self._initial_sequence(key, now), hop[1])
         connection.open(now)
+        self.opening.append(connection)
         return connection
 
-    def _new(self, key: bytes, local: Address, remote: Address, sizes: Sizes, iss: int) -> TcpConnection:
+    def _new(
+        self, key: bytes, local: Address, remote: Address, sizes: Sizes, iss: int, via: PeerId = 0
+    ) -> TcpConnection:
         offset = self._stamp_offset(local[0], remote[0])
-        connection = TcpConnection(self._ledger, key, local, remote, sizes, iss, offset)
+        connection = TcpConnection(self._ledger, key, local, remote, sizes, iss, offset, via)
         self.flows[key] = connection
+        return connection
+
+    def answer(self, arrival: Arrival, now: float) -> TcpConnection:
+        """A connection that begins with the SYN of `arrival`; its SYN-ACK leaves with the next emit.
+
+        To a connection that has asked nothing yet, a SYN is a simultaneous open (RFC 9293 figure 8).
+        """
+        iss = self._initial_sequence(arrival.key, now)
+        connection = self._new(arrival.key, arrival.local, arrival.remote, Sizes(arrival.mss), iss)
+        connection.open(now)
+        connection.receive_run([arrival.data], now)
         return connection
 
     def listen(self, port: int, host: bytes | None, backlog: int = DEFAULT_BACKLOG) -> TcpListen:
         if not port:
             port = self.free_listening_port(host)
-        elif self._is_listened(port, host):
+        elif is_taken(self.listeners, port, host):
             raise OSError(errno.EADDRINUSE, f"port {port} is already listened on")
         listener = self.listeners[(port, host)] = TcpListen(self._ledger, port, host, backlog)
         return listener
@@ -174,90 +187,96 @@ class TcpSockets:
         for record in [one for one in self.half_open.values() if one.listener is listener]:
             self._drop_half_open(record)
 
-    def forget_addresses(self, addresses: frozenset[bytes]) -> None:
-        """Connections of an address that is no longer ours end here."""
+    def forget_addresses(self, lost: frozenset[bytes]) -> None:
+        """Connections of an address that is no longer ours end here; what we forward for others never had one."""
         for connection in list(self.flows.values()):
-            if connection.local[0] not in addresses:
+            if connection.local[0] in lost:
                 connection.fail(ConnectionProblem.UNREACHABLE)
+
+    def statistics(self) -> TcpTables:
+        waiting = sum(listener.waiting for listener in self.listeners.values())
+        return TcpTables(*(len(self.flows), len(self.half_open), len(self.listeners), waiting, len(self.time_wait)))
 
     # -- segments --------------------------------------------------------------------------------------------------
 
-    def receive_unclaimed(self, key: bytes, packet: Packet, data: bytes, sizes: Sizes, now: float) -> None:
-        """A segment for no established connection; `data` is the packet it came in, canonical."""
-        segment = parse_segment_untrusted(packet.payload)
-        drops = self._ledger.drops
-        if not segment.source_port or not segment.destination_port:
-            drops["tcp_port_zero"] += 1
+    def receive_unclaimed(self, arrival: Arrival, now: float) -> None:
+        """A segment to one of our addresses, of no established connection."""
+        if not self.leave_time_wait(arrival, now):
             return
-        local = (packet.destination, segment.destination_port)
-        remote = (packet.source, segment.source_port)
-        waiting = self.time_wait.get(key)
-        if waiting is not None and not self._leave_time_wait(key, waiting, segment, local, remote, now):
-            return
-        record = self.half_open.get(key)
+        record = self.half_open.get(arrival.key)
         if record is not None:
-            self._receive_half_open(record, segment, data, sizes, now)
+            self._receive_half_open(record, arrival, now)
             return
-        flags = segment.flags
-        listener = self.listeners.get((local[1], local[0])) or self.listeners.get((local[1], None))
+        flags, (host, port) = arrival.segment.flags, arrival.local
+        listener = self.listeners.get((port, host)) or self.listeners.get((port, None))
         if listener is not None and flags & (SYN | ACK | RST | FIN) == SYN:
-            self._receive_syn(key, listener, segment, local, remote, sizes, now)
+            self._receive_syn(listener, arrival, now)
         elif (
             listener is not None
             and flags & (SYN | ACK | RST) == ACK
-            and self._maybe_open_cookie(key, listener, segment, data, local, remote, sizes, now)
+            and self._maybe_open_cookie(listener, arrival, now)
         ):
             return
         else:
-            drops["tcp_no_connection"] += 1
-            reply = reset_for(packet, segment)
-            if reply is not None and self._resets.take(now):
-                self._replies.append((packet.source, reply))
+            self.refuse(arrival, now)
 
-    def receive_report(self, report: Report, mss: int) -> None:
+    def refuse(self, arrival: Arrival, now: float) -> None:
+        """Nobody's segment: a RST, within measure."""
+        self._ledger.drops["tcp.no_connection"] += 1
+        reply = reset_for(arrival.packet, arrival.segment)
+        if reply is not None and self._resets.take(now):
+            self._replies.append((arrival.back, reply))
+
+    def receive_report(self, report: Report, origin: Origin, mss: int) -> Hop:
         """An ICMP error about a segment that may be on its way, whose path takes at most `mss`; else Unroutable."""
         quoted = report.quoted
         connection = self.flows.get(report.remote + report.local + quoted[2:4] + quoted[:2])
         if connection is None:
-            raise Unroutable("icmp_no_connection")
+            raise Unroutable("icmp.no_connection")
+        if not may_speak(origin, connection.via):
+            raise Unroutable("icmp.wrong_peer")
         seq = int.from_bytes(quoted[4:8], "big")
         if report.kind == UNREACHABLE:
             connection.on_unreachable(seq)
         elif not connection.on_packet_too_big(mss, seq):
-            raise Unroutable("icmp_wild_sequence")
+            raise Unroutable("icmp.wild_sequence")
+        return connection.hop
 
-    def _receive_syn(
-        self,
-        key: bytes,
-        listener: TcpListen,
-        segment: Segment,
-        local: Address,
-        remote: Address,
-        sizes: Sizes,
-        now: float,
-    ) -> None:
+    def limit_segment_size(self, hop: Hop, mss: int) -> None:
+        """The way of `hop` was found to carry no more."""
+        for connection in self.flows.values():
+            if connection.hop == hop:
+                connection.limit_segment_size(mss)
+
+    def widen_segment_sizes(self, destination: bytes, paths: PathSizes) -> None:
+        """The way to `destination` is another one, or what was found of it is too old."""
+        for connection in self.flows.values():
+            if connection.hop[0] == destination:
+                connection.widen_segment_size(paths.segment_size(connection.hop))
+
+    def _receive_syn(self, listener: TcpListen, arrival: Arrival, now: float) -> None:
+        segment, local, remote = arrival.segment, arrival.local, arrival.remote
         if segment.payload:
-            self._ledger.drops["tcp_data_in_syn"] += 1  # not acknowledged, so it comes again
-        offset = self._stamp_offset(local[0], remote[0])
-        stamp = int(now * 1000) + offset & MASK32
+            self._ledger.drops["tcp.data_in_syn"] += 1  # not acknowledged, so it comes again
+        stamp = int(now * 1000) + self._stamp_offset(local[0], remote[0]) & MASK32
         full = len(self.half_open) >= HALF_OPEN_LIMIT
         if full or self._half_open_by_host[remote[0]] >= HALF_OPEN_LIMIT_PER_HOST:
-            self._ledger.drops["tcp_syn_cookie"] += 1
+            self._ledger.drops["tcp.syn_cookie"] += 1
             self._flooded_at = now
-            iss = self._cookies.make(key, segment, now)
-            sizes = Sizes(sizes.mss)  # a cookie cannot remember more
-            _, reply = answer_syn(segment, local, remote, iss, sizes, self._cookies.stamp(segment, stamp))
-            self._replies.append((remote[0], reply))
+            agreed = Handshake.offered(self._cookies.make(arrival.key, segment, now), segment)
+            sizes = Sizes(arrival.mss)  # a cookie cannot remember more
+            reply = syn_ack(local, remote, agreed, sizes, self._cookies.stamp(segment, stamp))
+            self._replies.append((arrival.back, reply))
             return
-        agreed, reply = answer_syn(segment, local, remote, self._initial_sequence(key, now), sizes, stamp)
-        record = self.half_open[key] = HalfOpen(key, listener, local, remote, agreed, reply, now)
+        agreed = Handshake.offered(self._initial_sequence(arrival.key, now), segment)
+        record = self.half_open[arrival.key] = HalfOpen(arrival, listener, agreed, stamp, now)
         self._half_open_by_host[remote[0]] += 1
         self._timers.set(record, record.deadline)
-        self._replies.append((remote[0], reply))
+        self.unanswered[record] = None
 
-    def _receive_half_open(self, record: HalfOpen, segment: Segment, data: bytes, sizes: Sizes, now: float) -> None:
-        agreed, flags = record.agreed, segment.flags
-        drops = self._ledger.drops
+    def _receive_half_open(self, record: HalfOpen, arrival: Arrival, now: float) -> None:
+        segment, agreed = arrival.segment, record.agreed
+        flags, drops = segment.flags, self._ledger.drops
         in_window = segment.seq - agreed.irs - 1 & MASK32 < 65535
         if flags & RST:
             if segment.seq == agreed.irs + 1 & MASK32:
@@ -267,55 +286,59 @@ class TcpSockets:
         elif flags & SYN:
             if flags & ACK or segment.seq != agreed.irs:
                 # Another incarnation of the same four-tuple: only the newest SYN can still complete.
-                drops["tcp_syn_changed"] += 1
+                drops["tcp.syn_changed"] += 1
                 self._drop_half_open(record)
                 if not flags & ACK:
-                    self._receive_syn(record.key, record.listener, segment, record.local, record.remote, sizes, now)
+                    self._receive_syn(record.listener, arrival, now)
             else:
-                self._replies.append((record.remote[0], record.reply))
+                self.unanswered[record] = None
         elif not flags & ACK or not in_window:
-            drops["tcp_handshake_wild"] += 1
+            drops["tcp.handshake_wild"] += 1
         elif segment.ack != agreed.iss + 1 & MASK32:
             drops["tcp.handshake_ack"] += 1
             reply = tcp_packet(record.local, record.remote, segment.ack, 0, RST, 0)
             if self._resets.take(now):
-                self._replies.append((record.remote[0], reply))
-        elif record.listener.is_full:
-            drops["tcp_accept_queue_full"] += 1  # the SYN-ACK goes out again, and the peer's ACK with it
-        else:
+                self._replies.append((arrival.back, reply))
+        elif self._may_wait(record.listener, arrival):  # else the SYN-ACK goes again, and the peer's ACK with it
             self._drop_half_open(record)
             sample = now - record.sent_at
             agreed = agreed._replace(round_trip=sample, resent=record.tries > 0)
-            connection = self._new(record.key, record.local, record.remote, sizes, agreed.iss)
-            connection.adopt(agreed, segment.window, now)
-            record.listener.offer(connection)
-            connection.receive_run([data], now)
+            self._adopt(record.listener, arrival, agreed, Sizes(arrival.mss, record.large), now)
 
-    def _maybe_open_cookie(
-        self,
-        key: bytes,
-        listener: TcpListen,
-        segment: Segment,
-        data: bytes,
-        local: Address,
-        remote: Address,
-        sizes: Sizes,
-        now: float,
-    ) -> bool:
+    def _maybe_open_cookie(self, listener: TcpListen, arrival: Arrival, now: float) -> bool:
         if now - self._flooded_at > COOKIE_MEMORY:
             return False
-        agreed = self._cookies.open(key, segment, now)
+        agreed = self._cookies.open(arrival.key, arrival.segment, now)
         if agreed is None:
-            self._ledger.drops["tcp_bad_cookie"] += 1
+            self._ledger.drops["tcp.bad_cookie"] += 1
             return False
-        if listener.is_full:
-            self._ledger.drops["tcp_accept_queue_full"] += 1
-            return True
-        connection = self._new(key, local, remote, sizes, agreed.iss)
-        connection.adopt(agreed, segment.window, now)
-        listener.offer(connection)
-        connection.receive_run([data], now)
+        if self._may_wait(listener, arrival):
+            self._adopt(listener, arrival, agreed, Sizes(arrival.mss), now)
         return True
+
+    def _may_wait(self, listener: TcpListen, arrival: Arrival) -> bool:
+        if listener.has_room_for(arrival.remote[0]):
+            return True
+        self._ledger.drops["tcp.accept_queue_full" if listener.is_full else "tcp.accept_share_full"] += 1
+        return False
+
+    def _adopt(self, listener: TcpListen, arrival: Arrival, agreed: Handshake, sizes: Sizes, now: float) -> None:
+        """The last ACK of a handshake came: the connection begins, with what that ACK carries."""
+        connection = self._new(arrival.key, arrival.local, arrival.remote, sizes, agreed.iss)
+        connection.adopt(agreed, arrival.segment.window, now)
+        listener.offer(connection)
+        connection.receive_run([arrival.data], now)
+
+    def open_ways(self, runs: dict[Hop, list[bytes]], limits: SegmentLimits | None) -> None:
+        """Let our offers into the SYNs that leave next, and answer those that came."""
+        if limits is not None:
+            for connection in self.opening:
+                connection.offer_large(offered_segment_size(connection.hop, limits))
+        self.opening.clear()
+        for record in self.unanswered:
+            hop, reply = record.answer(limits)
+            runs.setdefault(hop, []).append(reply)
+        self.unanswered.clear()
 
     def _drop_half_open(self, record: HalfOpen) -> None:
         if self.half_open.pop(record.key, None) is not None:
@@ -324,58 +347,40 @@ class TcpSockets:
             if self._half_open_by_host[host] <= 0:
                 del self._half_open_by_host[host]
             self._timers.clear(record)
+            self.unanswered.pop(record, None)
 
     def on_half_open_timer(self, record: HalfOpen, now: float) -> None:
         if record.tries >= SYN_ACK_RETRIES:
-            self._ledger.drops["tcp_handshake_timeout"] += 1
+            self._ledger.drops["tcp.handshake_timeout"] += 1
             self._drop_half_open(record)
             return
         record.tries += 1
         record.deadline = now + (1 << record.tries)
         self._timers.set(record, record.deadline)
-        self._replies.append((record.remote[0], record.reply))
+        self.unanswered[record] = None
 
     # -- TIME-WAIT -------------------------------------------------------------------------------------------------
 
-    def settle(self, connection: TcpConnection, now: float) -> None:
+    def settle(self, connection: Sender, now: float) -> None:
         """A finished connection leaves the table; what ended in TIME-WAIT leaves a record."""
         if self.flows.get(connection.key) is connection:
             del self.flows[connection.key]
         self._timers.clear(connection)
-        if connection.state != TIME_WAIT:
-            return
-        if len(self.time_wait) >= TIME_WAIT_LIMIT:
-            self.time_wait.popitem(last=False)
-            self._ledger.drops["tcp_time_wait_limit"] += 1
-        nxt, rcv_nxt, stamp = connection.last_numbers()
-        self.time_wait[connection.key] = TimeWait(now + TIME_WAIT_SECONDS, nxt, rcv_nxt, stamp)
+        if connection.state == TIME_WAIT:
+            self.time_wait.add(connection.key, connection.last_numbers(), self._ledger.drops, now)
 
-    def _leave_time_wait(
-        self, key: bytes, waiting: TimeWait, segment: Segment, local: Address, remote: Address, now: float
-    ) -> bool:
-        """True when the segment opens a new incarnation and the record is gone."""
-        flags, stamps = segment.flags, segment.options.stamps
-        if flags & (SYN | ACK | RST) == SYN:
-            newer = unwrap(segment.seq, waiting.rcv_nxt) > waiting.rcv_nxt
-            if stamps is not None and waiting.stamp is not None:
-                newer = newer or 0 < (stamps[0] - waiting.stamp & MASK32) < 0x80000000
-            if newer:
-                del self.time_wait[key]
-                return True
-        self._ledger.drops["tcp_time_wait"] += 1
-        if not flags & RST and (segment.payload or flags & (SYN | FIN)) and self._resets.take(now):
-            reply = tcp_packet(local, remote, waiting.nxt, waiting.rcv_nxt, ACK, 0)
-            self._replies.append((remote[0], reply))
+    def leave_time_wait(self, arrival: Arrival, now: float) -> bool:
+        """False for a segment of a connection that ended here a moment ago, and opens no new incarnation of it."""
+        waiting = self.time_wait.get(arrival.key)
+        if waiting is None:
+            return True
+        segment = arrival.segment
+        if waiting.is_reopened_by(segment):
+            del self.time_wait[arrival.key]
+            return True
+        self._ledger.drops["tcp.time_wait"] += 1
+        asks = segment.payload or segment.flags & (SYN | FIN)
+        if asks and not segment.flags & RST and self._resets.take(now):
+            reply = tcp_packet(arrival.local, arrival.remote, waiting.nxt, waiting.rcv_nxt, ACK, 0)
+            self._replies.append((arrival.back, reply))
         return False
-
-    def expire_time_wait(self, now: float) -> None:
-        time_wait = self.time_wait
-        while time_wait:
-            key, record = next(iter(time_wait.items()))
-            if record.expires > now:
-                return
-            del time_wait[key]
-        time_wait.clear()  # gives the table's memory back, which deleting entries does not
-
-    def next_time_wait(self) -> float:
-        return next(iter(self.time_wait.values())).expires if self.time_wait else math.inf

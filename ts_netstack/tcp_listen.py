@@ -1,17 +1,20 @@
 """Listening: a compact record per half-open connection, cookies when there are too many, a queue of accepted ones.
 
-A listener stays listening whatever is in flight. Owns the SYN-ACK, its retransmission and what a cookie can carry;
-refuses to know how connections are kept. RFC 9293 section 3.10.7.2, RFC 4987 section 3.6 (SYN cookies).
+A listener stays listening whatever is in flight, and no peer can fill it against the others. Owns the SYN-ACK, its
+retransmission and what a cookie can carry; refuses to know how connections are kept. RFC 9293 section 3.10.7.2,
+RFC 4987 section 3.6 (SYN cookies).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from typing import Any
+from collections import OrderedDict, deque
 
 from ts_base.ip_headers import ACK, SYN
-from ts_netstack.ledger import Ledger
+from ts_base.who import Hop
+from ts_netstack.arrivals import Arrival
+from ts_netstack.ledger import Ledger, Socket
+from ts_netstack.path_sizes import SegmentLimits, offered_segment_size
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_inbound import WINDOW_SHIFT
 from ts_netstack.tcp_states import Handshake
@@ -27,39 +30,57 @@ COOKIE_PERIOD = 64.0
 COOKIE_STAMP_MASK = 0x3F  # low bits of TSval that carry the options: 4 of scale, one of SACK
 
 
-class TcpListen:
-    """`host` None listens on every own address. `owner` is the holder's slot."""
+class TcpListen(Socket):
+    """`host` None listens on every own address.
 
-    __slots__ = ("_ledger", "accepted", "backlog", "host", "is_closed", "owner", "port", "waiting")
+    Established connections wait in a queue for each address they came from, and the addresses take turns in `accept`.
+    None may have more waiting than there is room left for others (Choudhury and Hahne's dynamic threshold): alone it
+    gets half of the backlog, and there is always room for a newcomer.
+    """
+
+    __slots__ = ("_ledger", "_waiting", "backlog", "host", "is_closed", "port", "waiting")
 
     def __init__(self, ledger: Ledger, port: int, host: bytes | None, backlog: int) -> None:
+        super().__init__()
         self._ledger = ledger
         self.port, self.host, self.backlog = port, host, max(backlog, 1)
-        self.waiting: deque[TcpConnection] = deque()
-        self.owner: Any = None
+        self._waiting: OrderedDict[bytes, deque[TcpConnection]] = OrderedDict()
+        self.waiting = 0
         self.is_closed = False
 
     def accept(self) -> TcpConnection | None:
         """The next established connection, or None."""
-        return self.waiting.popleft() if self.waiting else None
+        if not self.waiting:
+            return None
+        host, queue = self._waiting.popitem(last=False)
+        self.waiting -= 1
+        connection = queue.popleft()
+        if queue:
+            self._waiting[host] = queue
+        return connection
 
     @property
     def readable(self) -> bool:
-        return bool(self.waiting)
+        return self.waiting > 0
 
     @property
     def is_full(self) -> bool:
-        return len(self.waiting) >= self.backlog
+        return self.waiting >= self.backlog
+
+    def has_room_for(self, host: bytes) -> bool:
+        """Whether one more connection from `host` may wait here."""
+        return len(self._waiting.get(host, ())) < self.backlog - self.waiting
 
     def offer(self, connection: TcpConnection) -> None:
-        self.waiting.append(connection)
+        self._waiting.setdefault(connection.remote[0], deque()).append(connection)
+        self.waiting += 1
         self._ledger.changed[self] = None
 
     def close(self) -> None:
         """Stop listening; connections nobody accepted are reset. The stack forgets the port at once."""
         self.is_closed = True
-        while self.waiting:
-            self.waiting.popleft().abort(0.0)
+        while (connection := self.accept()) is not None:
+            connection.abort(0.0)
         self._ledger.closed.append(self)
         self._ledger.changed[self] = None
 
@@ -68,42 +89,43 @@ class TcpListen:
 
 
 class HalfOpen:
-    """SYN-RECEIVED without a connection: what the SYN said and when to answer it again."""
+    """SYN-RECEIVED without a connection: what the SYN said and when to answer it again.
 
-    __slots__ = ("agreed", "deadline", "key", "listener", "local", "remote", "reply", "sent_at", "tries")
+    The answer is written when it first leaves: only then is known what the way to the peer carries.
+    """
 
-    def __init__(
-        self,
-        key: bytes,
-        listener: TcpListen,
-        local: Address,
-        remote: Address,
-        agreed: Handshake,
-        reply: bytes,
-        now: float,
-    ) -> None:
-        self.key, self.listener, self.local, self.remote = key, listener, local, remote
-        self.agreed, self.reply = agreed, reply
+    __slots__ = (
+        *("agreed", "deadline", "key", "large", "listener", "local", "mss", "remote", "reply", "sent_at", "stamp"),
+        "tries",
+    )
+
+    def __init__(self, arrival: Arrival, listener: TcpListen, agreed: Handshake, stamp: int, now: float) -> None:
+        self.key, self.local, self.remote = arrival.key, arrival.local, arrival.remote
+        self.listener = listener
+        self.agreed, self.stamp, self.mss = agreed, stamp, arrival.mss
+        self.large = 0  # what we offered beside the MSS
+        self.reply = b""
         self.sent_at = now
         self.tries = 0
         self.deadline = now + INITIAL_TIMEOUT
 
+    def answer(self, limits: SegmentLimits | None) -> tuple[Hop, bytes]:
+        """The SYN-ACK, the same each time."""
+        hop = (self.remote[0], 0)
+        if not self.reply:
+            if limits is not None and self.agreed.large:
+                self.large = offered_segment_size(hop, limits)
+            sizes = Sizes(self.mss, self.large)
+            self.reply = syn_ack(self.local, self.remote, self.agreed, sizes, self.stamp)
+        return hop, self.reply
 
-def answer_syn(
-    segment: Segment, local: Address, remote: Address, iss: int, sizes: Sizes, stamp: int
-) -> tuple[Handshake, bytes]:
-    """What a SYN offered met with what we offer, and the SYN-ACK that says so."""
-    options = segment.options
-    stamps = options.stamps
-    if not options.large:
-        sizes = Sizes(sizes.mss)
-    agreed = Handshake(
-        *(iss, segment.seq, options.mss, options.scale, options.sack_permitted),
-        *(stamps[0] if stamps else None, 0.0, False, options.large),
-    )
-    shift = None if options.scale is None else WINDOW_SHIFT
-    text = syn_options(sizes, shift, options.sack_permitted, stamp if stamps else None, stamps[0] if stamps else 0)
-    return agreed, tcp_packet(local, remote, iss, segment.seq + 1, SYN | ACK, 65535, text)
+
+def syn_ack(local: Address, remote: Address, agreed: Handshake, sizes: Sizes, stamp: int) -> bytes:
+    """The answer that says what we take and what of the peer's offers we use."""
+    shift = None if agreed.peer_shift is None else WINDOW_SHIFT
+    is_stamped = agreed.stamp is not None
+    text = syn_options(sizes, shift, agreed.selective, stamp if is_stamped else None, agreed.stamp or 0)
+    return tcp_packet(local, remote, agreed.iss, agreed.irs + 1, SYN | ACK, 65535, text)
 
 
 class Cookies:

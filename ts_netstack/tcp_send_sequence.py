@@ -158,6 +158,10 @@ class SendSequence:
         self.sizes.widen(mss)
         self.recovery.set_segment_size(self.sizes.mss)
 
+    def offer_large(self, mss: int) -> None:
+        """What our SYN says that we take beside its MSS."""
+        self.sizes.offered_large = mss
+
     def set_large(self, mss: int) -> None:
         """What the path of this moment carries in one segment; 0 where it is no relay's."""
         self.sizes.path_large = mss

@@ -1,46 +1,44 @@
 """A bound UDP port: a bounded queue of whole datagrams, and what ICMP said about the peer it is connected to.
 
-Refuses to know IP, fragments and sockets. RFC 768, RFC 1122 section 4.1.3.3.
+Refuses to know IP, fragments and other sockets. RFC 768, RFC 1122 section 4.1.3.3.
 """
 
 from __future__ import annotations
 
+import errno
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
-from ts_base.ip import MAXIMUM_DATAGRAM
-from ts_netstack.ledger import Ledger
-from ts_netstack.wire import Address
-
-if TYPE_CHECKING:
-    from ts_netstack.stack import Stack
+from ts_base.ip import MAXIMUM_DATAGRAM, UDP
+from ts_base.ip_headers import ip_packet
+from ts_base.who import PeerId
+from ts_netstack.ledger import Ledger, Socket
+from ts_netstack.outbox import Outbox
+from ts_netstack.own_addresses import OwnAddresses
+from ts_netstack.ports import check_port
+from ts_netstack.wire import Address, udp_payload
 
 QUEUE_DATAGRAMS = 512
 QUEUE_BYTES = 256 << 10
 
 
-class UdpPort:
-    """`host` None receives on every own address. `owner` is the holder's slot; `drops` counts what found no room."""
+class UdpPort(Socket):
+    """`host` None receives on every own address; `drops` counts what found no room.
+
+    `via` is the peer that everything it sends leaves by and that it hears, 0 for whoever routes the other end.
+    """
 
     __slots__ = (
-        "__weakref__",
-        "_ledger",
-        "_queue",
-        "_queued",
-        "_stack",
-        "drops",
-        "error",
-        "host",
-        "is_closed",
-        "owner",
-        "port",
-        "remote",
+        *("__weakref__", "_ledger", "_outbox", "_own", "_queue", "_queued"),
+        *("drops", "error", "host", "is_closed", "port", "remote", "via"),
     )
+    limits = (QUEUE_DATAGRAMS, QUEUE_BYTES)
 
-    def __init__(self, stack: Stack, ledger: Ledger, port: int, host: bytes | None) -> None:
-        self._stack, self._ledger = stack, ledger
-        self.port, self.host = port, host
-        self.owner: Any = None
+    def __init__(
+        self, outbox: Outbox, own: OwnAddresses, ledger: Ledger, port: int, host: bytes | None, via: PeerId = 0
+    ) -> None:
+        super().__init__()
+        self._outbox, self._own, self._ledger = outbox, own, ledger
+        self.port, self.host, self.via = port, host, via
         self.remote: Address | None = None
         self.error: str | None = None  # "unreachable" after an ICMP report while connected
         self.drops = 0
@@ -71,16 +69,22 @@ class UdpPort:
             raise ValueError("the port is closed")
         if len(data) > MAXIMUM_DATAGRAM:
             raise ValueError(f"a datagram holds at most {MAXIMUM_DATAGRAM} bytes, not {len(data)}")
-        self._stack.send_udp(self, bytes(data), remote)
+        check_port(remote[1], lowest=1)
+        source = self.host or self._own.source_for(remote[0])
+        if len(source) != len(remote[0]):
+            raise OSError(errno.EAFNOSUPPORT, "the port is bound to an address of the other family")
+        packet = ip_packet(source, remote[0], UDP, udp_payload((source, self.port), remote, bytes(data)))
+        self._outbox.post(self._own.hop_to(remote[0], self.via), packet)
 
     def deliver(self, data: bytes, sender: Address) -> None:
         if self.remote is not None and sender != self.remote:
             self.drops += 1
-            self._ledger.drops["udp_not_connected_peer"] += 1
+            self._ledger.drops["udp.not_connected_peer"] += 1
             return
-        if len(self._queue) >= QUEUE_DATAGRAMS or self._queued + len(data) > QUEUE_BYTES:
+        most_datagrams, most_bytes = self.limits
+        if len(self._queue) >= most_datagrams or self._queued + len(data) > most_bytes:
             self.drops += 1
-            self._ledger.drops["udp_queue_full"] += 1
+            self._ledger.drops["udp.queue_full"] += 1
             return
         self._queue.append((data, sender))
         self._queued += len(data)

@@ -85,26 +85,26 @@ class Packet(NamedTuple):
 def parse_packet_untrusted(data: bytes, verify_checksums: bool = False) -> Packet:
     """Any IP packet to its canonical view; raises Unroutable with the name of what is wrong."""
     if len(data) < IP4_HEADER:
-        raise Unroutable("runt")
+        raise Unroutable("ip.runt")
     version = data[0] >> 4
     if version == 4:
         return _parse_ip4(data, verify_checksums)
     if version == 6:
         return _parse_ip6(data)
-    raise Unroutable("ip_version")
+    raise Unroutable("ip.version")
 
 
 def _parse_ip4(data: bytes, verify_checksums: bool) -> Packet:
     first, _, total, ident, fragment_field, _, protocol, _, source, destination = IP4.unpack_from(data)
     header = (first & 15) * 4
     if header < IP4_HEADER or header > total:
-        raise Unroutable("ip_header_length")
+        raise Unroutable("ip.header_length")
     if total > len(data):
-        raise Unroutable("ip_truncated")
+        raise Unroutable("ip.truncated")
     if verify_checksums and ones_complement_sum(data[:header]):
-        raise Unroutable("ip_checksum")
+        raise Unroutable("ip.checksum")
     if header > IP4_HEADER and is_source_routed(data[IP4_HEADER:header]):
-        raise Unroutable("source_routed")
+        raise Unroutable("ip.source_routed")
     payload = data[header:total]
     fragment = None
     if fragment_field & (MORE_FRAGMENTS | FRAGMENT_OFFSET):
@@ -115,18 +115,18 @@ def _parse_ip4(data: bytes, verify_checksums: bool) -> Packet:
 
 def _parse_ip6(data: bytes) -> Packet:
     if len(data) < IP6_HEADER:
-        raise Unroutable("runt")
+        raise Unroutable("ip.runt")
     _, length, kind, _, source, destination = IP6.unpack_from(data)
     end = IP6_HEADER + length
     if end > len(data):
-        raise Unroutable("ip_truncated")
+        raise Unroutable("ip.truncated")
     at = IP6_HEADER
     fragment = None
     for _ in range(EXTENSION_LIMIT):
         if kind not in (HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS, IP6_FRAGMENT):
             return Packet(source, destination, kind, data[at:end], fragment)
         if at + 8 > end:
-            raise Unroutable("ip_extension")
+            raise Unroutable("ip.extension")
         following = data[at]
         if kind == IP6_FRAGMENT:
             _, _, field, ident = IP6_FRAGMENT_FIXED.unpack_from(data, at)
@@ -139,12 +139,12 @@ def _parse_ip6(data: bytes) -> Packet:
                 )
         else:
             if kind == ROUTING and data[at + 3]:  # segments left: somebody else's destination (RFC 5095)
-                raise Unroutable("source_routed")
+                raise Unroutable("ip.source_routed")
             at += 8 + 8 * data[at + 1]
             if at > end:
-                raise Unroutable("ip_extension")
+                raise Unroutable("ip.extension")
         kind = following
-    raise Unroutable("ip_extension")
+    raise Unroutable("ip.extension")
 
 
 class Options(NamedTuple):
@@ -210,11 +210,11 @@ class Segment(NamedTuple):
 
 def parse_segment_untrusted(data: bytes) -> Segment:
     if len(data) < TCP_HEADER:
-        raise Unroutable("tcp_truncated")
+        raise Unroutable("tcp.truncated")
     source, destination, seq, ack, offset, flags, window, _, _ = TCP_FIXED.unpack_from(data)
     header = (offset >> 4) * 4
     if header < TCP_HEADER or header > len(data):
-        raise Unroutable("tcp_data_offset")
+        raise Unroutable("tcp.data_offset")
     options = parse_options_untrusted(data[TCP_HEADER:header]) if header > TCP_HEADER else NO_OPTIONS
     return Segment(source, destination, seq, ack, flags, window, options, data[header:])
 

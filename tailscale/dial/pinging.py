@@ -28,6 +28,9 @@ class _Echo:
     def wake(self) -> None:
         self.answered.set()
 
+    def shut(self) -> None:
+        """The caller sets the deadline, also where the stack ends before it."""
+
 
 class Pinger:
     """One per device. Every ping waits for ever: the caller sets the deadline."""

@@ -95,4 +95,5 @@ class AwaitedAnswers:
         connection, words = dial
         words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
         connection.abort(trio.current_time())
-        connection.owner.wake()
+        if connection.owner is not None:
+            connection.owner.wake()

@@ -21,6 +21,7 @@ from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
+from ts_netstack.ledger import Socket
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
@@ -90,9 +91,8 @@ class Dataplane:
             self._pursue(now)
         woken = 0
         for message in engine.take_messages():
-            owner = getattr(message, "owner", None)
-            if owner is not None:
-                owner.wake()
+            if isinstance(message, Socket) and message.owner is not None:
+                message.owner.wake()
                 woken += 1
             else:
                 self._hear(message, now)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ts_base.ip import ICMP, TCP, TSMP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
+from ts_base.who import Origin
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.engine import ASIDES_LIMIT, DISCO_LIMIT, STUN_LIMIT, Engine
 from ts_dataplane.filter import Rule
@@ -61,10 +62,11 @@ class WatchedStack(Stack):
 
     sender = 2
 
-    def receive(self, packets: list[bytes], now: float) -> None:
-        for packet in packets:
-            assert parse(packet).source in OWNED[self.sender]
-        super().receive(packets, now)
+    def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
+        for _, packets in runs:
+            for packet in packets:
+                assert parse(packet).source in OWNED[self.sender]
+        super().receive(runs, now)
 
 
 def fuzz_one(data: bytes) -> None:

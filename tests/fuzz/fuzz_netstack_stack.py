@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
+from ts_netstack.arrivals import USUAL
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_inbound import MAXIMUM_BUFFER
@@ -33,7 +34,7 @@ def fuzz_one(data: bytes) -> None:
         _act(stack, connection, iss, step, data[at : at + 64], now)
         if stack.next_timer() <= now:
             stack.handle_timer(now)
-        for destination, packets in stack.transmit(now):
+        for (destination, _), packets in stack.transmit(now):
             for packet in packets:
                 assert parse_packet_untrusted(packet, True).destination == destination
         if (accepted := listener.accept()) is not None:
@@ -50,7 +51,7 @@ def _established(stack: Stack, now: float) -> tuple[TcpConnection, int]:
     syn = parse_segment_untrusted(parse_packet_untrusted(stack.transmit(now)[0][1][0]).payload)
     options = b"\x02\x04\x04\xd8\x04\x02\x08\x0a" + (1000).to_bytes(4, "big") + bytes(4) + b"\x01\x03\x03\x07"
     answer = tcp_packet((PEER, 99), connection.local, IRS, syn.seq + 1, 0x12, 60000, options)
-    stack.receive([answer], now)
+    stack.receive([(USUAL, [answer])], now)
     stack.transmit(now)
     assert connection.is_established
     return connection, syn.seq
@@ -59,7 +60,7 @@ def _established(stack: Stack, now: float) -> tuple[TcpConnection, int]:
 def _act(stack: Stack, connection: TcpConnection, iss: int, step: bytes, raw: bytes, now: float) -> None:
     kind = step[0] % 8
     if kind == 0:
-        stack.receive([raw], now)
+        stack.receive([(USUAL, [raw])], now)
     elif kind == 1:
         connection.read(step[2] * 64)
     elif kind == 2:
@@ -70,7 +71,9 @@ def _act(stack: Stack, connection: TcpConnection, iss: int, step: bytes, raw: by
     elif kind == 4:
         port = 80 if step[2] & 1 else 53
         seq = int.from_bytes(step[3:7], "big")
-        stack.receive([tcp_packet((PEER, step[7] + 1), (US, port), seq, seq, step[8], 100, b"", raw[:20])], now)
+        stack.receive(
+            [(USUAL, [tcp_packet((PEER, step[7] + 1), (US, port), seq, seq, step[8], 100, b"", raw[:20])])], now
+        )
     else:
         # A segment of the connection, near what it expects.
         seen = connection.statistics()
@@ -86,7 +89,7 @@ def _act(stack: Stack, connection: TcpConnection, iss: int, step: bytes, raw: by
         packet = tcp_packet(
             (PEER, 99), connection.local, seq, ack, flags, step[9] * 256, stamps + blocks, bytes(step[10] * 5)
         )
-        stack.receive([packet] * (1 + step[8] % 3), now)
+        stack.receive([(USUAL, [packet] * (1 + step[8] % 3))], now)
 
 
 def seeds() -> list[bytes]:

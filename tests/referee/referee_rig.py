@@ -26,6 +26,7 @@ from pathlib import Path as File
 from typing import Any, Protocol
 
 from ts_base.ip import parse_address
+from ts_netstack.arrivals import USUAL
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
 
@@ -134,7 +135,7 @@ class OurEnd:
         return [packet for _, run in self.stack.transmit(now) for packet in run]
 
     def deliver(self, packets: list[bytes], now: float) -> None:
-        self.stack.receive(packets, now)
+        self.stack.receive([(USUAL, packets)], now)
 
     def next_timer(self) -> float:
         return self.stack.next_timer()

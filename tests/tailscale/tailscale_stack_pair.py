@@ -11,6 +11,7 @@ import trio
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import parse_address
+from ts_netstack.arrivals import USUAL
 from ts_netstack.stack import Stack
 
 
@@ -49,16 +50,16 @@ class StackHome:
     async def run(self) -> None:
         """Carry packets to the other side and wake the sockets, as the packet loop does."""
         while True:
-            self._kicked = trio.Event()
             with trio.move_on_at(self.stack.next_timer()):
                 await self._kicked.wait()
+            self._kicked = trio.Event()
             self.stack.handle_timer(self.now())
             self.flush()
 
     def flush(self) -> None:
         assert self.other is not None
         for _, packets in self.stack.transmit(self.now()):
-            self.other.stack.receive(packets, self.now())
+            self.other.stack.receive([(USUAL, packets)], self.now())
             self.other.kick()
         for socket in self.stack.take_messages():
             if socket.owner is not None:

@@ -14,6 +14,7 @@ from tailscale.dial.by_address import AddressDialer
 from tailscale.errors import ConnectionReset
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.testing import Tailnet
+from ts_netstack.arrivals import USUAL
 
 
 async def test_a_slow_dial_by_name_makes_one_connection(autojump_clock: MockClock) -> None:
@@ -59,11 +60,11 @@ async def test_a_connection_reset_before_the_dialler_looks_was_not_refused() -> 
         """Everything happens at once: accepted, and reset."""
         for sender, receiver in ((ours, theirs), (theirs, ours), (ours, theirs)):
             for _, packets in sender.stack.transmit(0.0):
-                receiver.stack.receive(packets, 0.0)
+                receiver.stack.receive([(USUAL, packets)], 0.0)
         if (accepted := listens.accept()) is not None:
             accepted.abort(0.0)
             for _, packets in theirs.stack.transmit(0.0):
-                ours.stack.receive(packets, 0.0)
+                ours.stack.receive([(USUAL, packets)], 0.0)
         for socket in ours.stack.take_messages():
             socket.owner.wake()
 

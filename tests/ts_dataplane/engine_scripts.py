@@ -7,6 +7,7 @@ from typing import Any
 
 from ts_base.ip import ICMP, TCP, UDP, checksum, parse_address, pseudo_header_sum
 from ts_base.ip_headers import ip_packet
+from ts_base.who import Hop, Origin
 from ts_dataplane.engine import Engine, Path
 from ts_dataplane.filter import Rule
 from ts_dataplane.tables import PeerRoutes, compile_tables
@@ -68,12 +69,13 @@ class ShelfStack:
         self.received: list[bytes] = []
         self.outgoing: list[tuple[bytes, list[bytes]]] = []
 
-    def receive(self, packets: list[bytes], now: float) -> None:
-        self.received += packets
+    def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
+        for _, packets in runs:
+            self.received += packets
 
-    def transmit(self, now: float) -> list[tuple[bytes, list[bytes]]]:
+    def transmit(self, now: float, widths: object) -> list[tuple[Hop, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
-        return taken
+        return [((destination, 0), packets) for destination, packets in taken]
 
     def handle_timer(self, now: float) -> None: ...
 

@@ -31,13 +31,15 @@ def engine() -> Engine:
 @pytest.mark.parametrize("address", [PEER, PEER6])
 def test_a_peers_own_addresses_are_told(engine: Engine, address: str) -> None:
     widths = Widths(engine)
-    assert widths.offered_to(parse_address(address)) == widths.carried_to(parse_address(address)) == RELAYED_MTU
+    assert (
+        widths.offered_to((parse_address(address), 0)) == widths.carried_to((parse_address(address), 0)) == RELAYED_MTU
+    )
 
 
 @pytest.mark.parametrize("address", [ROUTED, SERVICE, "8.8.8.8", "100.64.0.1", "100.64.0.9", "224.0.0.1"])
 def test_nobody_behind_a_peer_is_told(engine: Engine, address: str) -> None:
     widths = Widths(engine)
-    assert widths.offered_to(parse_address(address)) == widths.carried_to(parse_address(address)) == 0
+    assert widths.offered_to((parse_address(address), 0)) == widths.carried_to((parse_address(address), 0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,8 @@ def test_nobody_behind_a_peer_is_told(engine: Engine, address: str) -> None:
 def test_the_smallest_of_the_paths_in_use_counts(engine: Engine, paths: tuple, carried: int) -> None:
     engine.paths = {2: paths}
     widths = Widths(engine)
-    assert widths.carried_to(parse_address(PEER)) == carried
-    assert widths.offered_to(parse_address(PEER)) == RELAYED_MTU  # a SYN is sent once, the path may change later
+    assert widths.carried_to((parse_address(PEER), 0)) == carried
+    assert widths.offered_to((parse_address(PEER), 0)) == RELAYED_MTU  # a SYN is sent once, the path may change later
 
 
 def test_a_sealed_one_fits_a_frame_and_two_tls_records() -> None:

@@ -12,6 +12,8 @@ import math
 import random
 from dataclasses import dataclass
 
+from ts_netstack.arrivals import USUAL
+from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
 
@@ -52,6 +54,7 @@ class Net:
         self.b.set_addresses([B, B6])
         self.to_b = Path(**path)  # type: ignore[arg-type]
         self.to_a = Path(**path)  # type: ignore[arg-type]
+        self.widths: dict[Stack, SegmentLimits] = {}
         self.now = 0.0
         self._flying: list[tuple[float, int, Stack, bytes]] = []
         self._order = itertools.count()
@@ -59,7 +62,7 @@ class Net:
 
     def _send(self, stack: Stack, path: Path, target: Stack) -> None:
         dice = self.random
-        for _, packets in stack.transmit(self.now):
+        for _, packets in stack.transmit(self.now, self.widths.get(stack)):
             for packet in packets:
                 self.carried += 1
                 path.largest = max(path.largest, len(packet))
@@ -111,7 +114,7 @@ class Net:
             _, _, target, packet = heapq.heappop(self._flying)
             arrived.setdefault(id(target), (target, []))[1].append(packet)
         for target, packets in arrived.values():
-            target.receive(packets, self.now)
+            target.receive([(USUAL, packets)], self.now)
         self.a.handle_timer(self.now)
         self.b.handle_timer(self.now)
         return True

@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass
 
 from ts_base.ip_headers import ACK, SYN
+from ts_netstack.arrivals import USUAL
+from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_statistics import TcpStatistics
@@ -57,6 +59,7 @@ class Script:
         self.irs, self.iss = irs, None
         self.our_stamp = 0
         self.connection: TcpConnection | None = None
+        self.widths: SegmentLimits | None = None
 
     # -- time
 
@@ -69,8 +72,13 @@ class Script:
             self._flush()
         self.now = max(self.now, until)
 
+    def next_event(self) -> float:
+        """When something happens by itself, once everything that is ready has left."""
+        self._flush()
+        return max(self.now, self.stack.next_timer())
+
     def _flush(self) -> None:
-        for _, packets in self.stack.transmit(self.now):
+        for _, packets in self.stack.transmit(self.now, self.widths):
             for raw in packets:
                 packet = parse_packet_untrusted(raw, True)
                 assert is_transport_checksum_right(packet), "we sent a wrong checksum"
@@ -114,7 +122,7 @@ class Script:
         self.advance(at)
         if ack is not None:
             flags |= ACK
-        self.stack.receive([self.packet(flags, seq, ack, data, **rest)], at)  # type: ignore[arg-type]
+        self.stack.receive([(USUAL, [self.packet(flags, seq, ack, data, **rest)])], at)  # type: ignore[arg-type]
         self._flush()
 
     def sack_option(self, *blocks: tuple[int, int], own: bool = False) -> bytes:
@@ -173,7 +181,7 @@ class Script:
 
     def receive(self, packets: list[bytes]) -> None:
         """A burst arrives at once, at the time it is."""
-        self.stack.receive(packets, self.now)
+        self.stack.receive([(USUAL, packets)], self.now)
         self._flush()
 
     def flush(self) -> list[Segment]:

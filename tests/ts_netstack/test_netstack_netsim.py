@@ -12,6 +12,8 @@ from pathlib import Path as File
 import pytest
 from netsim import Net
 
+from ts_netstack.arrivals import USUAL
+
 SNAPSHOT = File(__file__).with_name("netsim_table.json")
 MIB = 1 << 20
 
@@ -139,7 +141,7 @@ def test_sequence_numbers_wrap_mid_transfer():
     client = net.a.connect((bytes([100, 64, 0, 2]), 80), net.now, local_port=5555)
     ((_, (syn,)),) = net.a.transmit(net.now)
     assert 0 <= int.from_bytes(syn[24:28], "big") - begin < 1000
-    net.b.receive([syn], net.now)
+    net.b.receive([(USUAL, [syn])], net.now)
     net.run(0.1)
     server = listener.accept()
     net.transfer(client, server, random.Random(1).randbytes(MIB))

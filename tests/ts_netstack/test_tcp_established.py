@@ -8,6 +8,7 @@ import pytest
 from netstack_scripts import Script, stamps
 
 from ts_base.ip_headers import ACK, FIN, PSH, RST, SYN, URG
+from ts_netstack.arrivals import USUAL
 from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_inbound import INITIAL_RECEIVE
 
@@ -41,7 +42,7 @@ def test_a_second_segment_is_acknowledged_at_once(conn):
 def test_a_burst_is_acknowledged_once(conn):
     conn.advance(1.0)
     run = [conn.packet(ACK, 1 + 1228 * index, 1, b"z" * 1228) for index in range(40)]
-    conn.stack.receive(run, 1.0)
+    conn.stack.receive([(USUAL, run)], 1.0)
     conn.expect(1.0, ACK, ack=1 + 40 * 1228)
     conn.quiet_until(5.0)
     assert conn.connection.read(1 << 20) == b"z" * 1228 * 40
@@ -183,7 +184,7 @@ def test_old_timestamps_within_a_burst_acknowledge_nothing(conn):
     conn.flush()
     conn.advance(20.0)
     run = [conn.packet(ACK, 1, 1, b"new"), conn.packet(ACK, 4, 1001, b"old", stamp=10)]
-    conn.stack.receive(run, 20.0)
+    conn.stack.receive([(USUAL, run)], 20.0)
     assert conn.drops["tcp.paws"] == 1
     assert conn.connection.unsent == 1000
     assert conn.connection.read(10) == b"new"
@@ -325,11 +326,11 @@ def test_nagle_holds_small_segments_when_asked(conn):
 def test_a_run_shorter_than_its_header_is_counted(conn):
     good = conn.packet(ACK, 1, 1, b"data")
     for cut in (0, 1, 9, 19, 23, 30, 39, 45, 51):
-        conn.stack.receive([good[:cut]], 0.0)
+        conn.stack.receive([(USUAL, [good[:cut]])], 0.0)
     assert sum(conn.drops.values()) == 9
     assert not conn.connection.unread
     padded = good + bytes(11)
-    conn.stack.receive([padded], 0.0)
+    conn.stack.receive([(USUAL, [padded])], 0.0)
     assert conn.connection.read(100) == b"data"
 
 

@@ -9,6 +9,9 @@ from netsim import A, B, Net
 from netstack_scripts import Script
 
 from ts_base.ip_headers import ACK, SYN
+from ts_base.who import Hop
+from ts_netstack import icmp
+from ts_netstack.arrivals import USUAL
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT
 from ts_netstack.wire import LARGE_PREFIX, Sizes, parse_options_untrusted, syn_options
@@ -22,16 +25,16 @@ class Roads:
     def __init__(self, offered: int = LARGE, carried: int = LARGE) -> None:
         self.offered, self.carried = offered, carried
 
-    def offered_to(self, destination: bytes) -> int:
+    def offered_to(self, hop: Hop) -> int:
         return self.offered
 
-    def carried_to(self, destination: bytes) -> int:
+    def carried_to(self, hop: Hop) -> int:
         return self.carried
 
 
 def large_net(a: Roads | None = None, b: Roads | None = None, **path: float) -> Net:
     net = Net(**path)
-    net.a.routes, net.b.routes = a or Roads(), b or Roads()
+    net.widths = {net.a: a or Roads(), net.b: b or Roads()}
     return net
 
 
@@ -60,7 +63,7 @@ def test_other_experiments_are_no_offer(text):
 
 def test_the_mss_is_everybodys_and_a_peer_that_offers_nothing_gets_no_more():
     conn = Script()
-    conn.stack.routes = Roads()
+    conn.widths = Roads()
     connection = conn.stack.connect((bytes([100, 64, 0, 2]), 5000), 0.0)
     syn = conn.expect(0.0, SYN)
     assert (syn.options.mss, syn.options.large) == (1240, LARGE - 40)
@@ -72,7 +75,7 @@ def test_the_mss_is_everybodys_and_a_peer_that_offers_nothing_gets_no_more():
 
 def test_a_syn_without_the_offer_is_answered_without_it():
     conn = Script()
-    conn.stack.routes = Roads()
+    conn.widths = Roads()
     conn.stack.listen(80)
     conn.segment(0.0, SYN)
     assert conn.expect(0.0, SYN | ACK).options.large == 0
@@ -80,22 +83,22 @@ def test_a_syn_without_the_offer_is_answered_without_it():
 
 def test_where_somebody_may_live_behind_the_address_nothing_is_offered():
     conn = Script()
-    conn.stack.routes = Roads(offered=0)
+    conn.widths = Roads(offered=0)
     conn.stack.connect((bytes([10, 0, 0, 2]), 5000), 0.0)
-    [(_, [packet])] = conn.stack.transmit(0.0)
+    [(_, [packet])] = conn.stack.transmit(0.0, conn.widths)
     assert LARGE_PREFIX not in packet
 
 
 def test_a_cookie_promises_nothing_it_cannot_remember():
     conn = Script()
-    conn.stack.routes = Roads()
+    conn.widths = Roads()
     conn.stack.listen(80)
     offer = syn_options(Sizes(1240, LARGE - 40), 8, True, 7, 0)
     for number in range(HALF_OPEN_LIMIT + 1):
         conn.peer_port = 1000 + number
         conn.segment(0.0, SYN, options=offer)
     said = {bool(segment.options.large) for segment in conn.flush()}
-    assert conn.drops["tcp_syn_cookie"]
+    assert conn.drops["tcp.syn_cookie"]
     assert said == {True, False}
 
 
@@ -248,8 +251,14 @@ def test_a_packet_too_big_from_the_path_ends_large_segments_there():
     net = large_net(delay=0.001)
     client, server = net.pair()
     net.transfer(client, server, noise(2_000_000))
-    net.a._learn_path_mtu(B, 1200, net.now)
+    client.write(noise(3000))
+    [(_, [packet, *_])] = net.a.transmit(net.now, net.widths[net.a])
+    too_big = icmp.message(B, A, icmp.UNREACHABLE4, icmp.FRAGMENTATION_NEEDED4, 1200, packet[:48])
+    net.a.receive([(USUAL, [too_big])], net.now)
+    while server.unread < 3000:
+        assert net.step()
+    server.read(3000)
     net.to_b.largest = 0
     net.transfer(client, server, noise(2_000_000))
     assert net.to_b.largest <= 1200
-    assert net.a._paths.large_segment_size(A) == LARGE - 40
+    assert net.a._paths.large_segment_size((A, 0), Roads()) == LARGE - 40

@@ -175,7 +175,7 @@ def test_a_silent_peer_behind_a_closed_window_is_given_up():
     connection = conn.connect(window=0)
     connection.write(b"patience")
     while connection.error is None:
-        conn.advance(max(conn.now, conn.stack.next_timer()))
+        conn.advance(conn.next_event())
     assert connection.error is ConnectionProblem.TIMED_OUT
 
 
@@ -201,7 +201,7 @@ def test_full_segments_that_vanish_are_cut_smaller():
     conn = sending(6)
     sizes = []
     while conn.connection.unsent:
-        conn.advance(max(conn.now, conn.stack.next_timer()))
+        conn.advance(conn.next_event())
         for segment in conn.flush():
             sizes.append(len(segment.payload))
             end = conn.relative_seq(segment) + len(segment.payload)

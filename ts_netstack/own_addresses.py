@@ -1,0 +1,48 @@
+"""Our addresses: which are ours, and which of them speaks to whom.
+
+Refuses to know what is bound to them. RFC 1122 section 3.3.4.3.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from ts_base.who import Hop, PeerId
+
+
+class OwnAddresses:
+    """Shared by a stack and those of its sockets that speak without being connected."""
+
+    __slots__ = ("_source", "all", "hops")
+
+    def __init__(self) -> None:
+        self.all: frozenset[bytes] = frozenset()
+        self.hops: frozenset[Hop] = frozenset()  # to ourselves
+        self._source: dict[int, bytes] = {}  # by address length
+
+    def replace(self, addresses: Sequence[bytes]) -> frozenset[bytes]:
+        """These are ours now, the first of each family the source of what we open. Returns those that no longer are."""
+        lost = self.all.difference(addresses)
+        self.all = frozenset(addresses)
+        self.hops = frozenset((address, 0) for address in addresses)
+        self._source = {len(address): address for address in reversed(addresses)}
+        return lost
+
+    def source_for(self, destination: bytes) -> bytes:
+        """OSError where we have no address of its family."""
+        if destination in self.all:
+            return destination
+        source = self._source.get(len(destination))
+        if source is None:
+            raise OSError(errno.EADDRNOTAVAIL, "we have no address of this family")
+        return source
+
+    def hop_to(self, destination: bytes, via: PeerId) -> Hop:
+        """No peer leads to ourselves."""
+        return (destination, 0 if destination in self.all else via)
+
+    def check(self, host: bytes | None) -> None:
+        """OSError where `host` is not one of ours; None stands for all."""
+        if host is not None and host not in self.all:
+            raise OSError(errno.EADDRNOTAVAIL, "not one of our addresses")
