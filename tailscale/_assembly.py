@@ -48,7 +48,6 @@ from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
 from ts_dataplane.path_messages import PathChanged
 from ts_dataplane.paths import PathFinder
-from ts_dataplane.relay_segments import Widths
 from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -112,13 +111,10 @@ class Runtime:
         self.underlay = Underlay(self._udp)
         self.endpoint = Endpoint(state.node_key, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
-        engine = Engine(self.endpoint, self.stack)
-        engine.disco_advert = disco.public.raw
         finder = PathFinder(
             disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
         )
-        engine.paths = finder.paths
-        self.stack.routes = Widths(engine)
+        engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
         self.underlay.on_unreachable = self._on_unreachable
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
         self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)

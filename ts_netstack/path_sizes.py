@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from ts_base.who import Hop
 from ts_netstack.wire import IP4_HEADER, IP6_HEADER, TCP_HEADER, Sizes
 
 LEARNT_LIMIT = 1024
@@ -18,10 +19,10 @@ LEARNT_LIFETIME = 600.0
 class Routes(Protocol):
     """What the stack asks of whoever knows the ways; answers are IP packet sizes, 0 where the MTU is all there is."""
 
-    def offered_to(self, destination: bytes) -> int:
+    def offered_to(self, hop: Hop) -> int:
         """What we may say we take, by a way that carries it."""
 
-    def carried_to(self, destination: bytes) -> int:
+    def carried_to(self, hop: Hop) -> int:
         """What the way of this moment carries."""
 
 
@@ -46,12 +47,12 @@ class PathSizes:
         """What the way of this moment carries beyond that, or 0."""
         if self.routes is None or destination in self._learnt:
             return 0
-        carried = self.routes.carried_to(destination)
+        carried = self.routes.carried_to((destination, 0))
         return carried and carried - overhead(destination)
 
     def sizes_for(self, destination: bytes) -> Sizes:
         """What a SYN to `destination` says."""
-        large = 0 if self.routes is None else self.routes.offered_to(destination)
+        large = 0 if self.routes is None else self.routes.offered_to((destination, 0))
         return Sizes(self.segment_size(destination), large and large - overhead(destination))
 
     def learn(self, destination: bytes, mtu: int, now: float) -> bool:

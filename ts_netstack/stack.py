@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ts_base.budget import Budget
 from ts_base.ip import ICMP, ICMP6, TCP, UDP
 from ts_base.timers import Timers
+from ts_base.who import Origin
 from ts_netstack import icmp
 from ts_netstack.fragments import Reassembly
 from ts_netstack.ledger import Ledger
@@ -73,7 +74,7 @@ class Stack:
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
-    def set_addresses(self, addresses: Sequence[bytes]) -> None:
+    def set_addresses(self, addresses: Sequence[bytes], now: float = 0.0) -> None:
         """Our own addresses; the first of each family is the source of what we open."""
         self._addresses = frozenset(addresses)
         self._source = {len(address): address for address in reversed(addresses)}
@@ -170,8 +171,14 @@ class Stack:
 
     # -- inbound ---------------------------------------------------------------------------------------------------
 
-    def receive(self, packets: list[bytes], now: float) -> None:
+    def receive(self, runs: Sequence[tuple[Origin, list[bytes]] | bytes], now: float) -> None:
         """IP packets for us, in the order they came; bytes behind a packet's own length are ignored."""
+        packets: list[bytes] = []
+        for run in runs:
+            packets += (run,) if isinstance(run, bytes) else run[1]
+        self._receive(packets, now)
+
+    def _receive(self, packets: list[bytes], now: float) -> None:
         if self._ledger.closed:
             self._sweep_closed()
         flows = self._tcp.flows
@@ -317,10 +324,12 @@ class Stack:
         payload = udp_payload((source, port.port), remote, data)
         self._outbox.post(remote[0], ip_packet(source, remote[0], UDP, payload))
 
-    def transmit(self, now: float) -> list[tuple[bytes, list[bytes]]]:
+    def transmit(self, now: float, widths: Routes | None = None) -> list[tuple[Any, list[bytes]]]:
         """All that is ready to leave, by destination; what is for ourselves never leaves."""
         if self._ledger.closed:
             self._sweep_closed()
+        if widths is not None:
+            self._paths.routes = widths
         runs: dict[bytes, list[bytes]] = {}
         for _ in range(LOOP_ROUNDS):
             self._collect(runs, now)
@@ -329,8 +338,8 @@ class Stack:
             if not self._looped:
                 break
             looped, self._looped = self._looped, []
-            self.receive(looped, now)
-        return list(runs.items())
+            self._receive(looped, now)
+        return list(runs.items()) if widths is None else [((address, 0), run) for address, run in runs.items()]
 
     def _collect(self, runs: dict[bytes, list[bytes]], now: float) -> None:
         ledger, timers, outbox = self._ledger, self._timers, self._outbox

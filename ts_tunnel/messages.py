@@ -1,12 +1,11 @@
-"""Who an endpoint talks about, and what it tells: rare facts for the shell, counts for whoever asks."""
+"""What an endpoint tells: rare facts for the shell, counts for whoever asks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-PeerId = int  # the control server's node id
-Path = tuple[str, int] | tuple[int, bytes] | tuple[str, int, int]  # direct, by relay, by peer relay
+from ts_base.who import PeerId
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,13 @@ from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChange
 from tailscale.runtime.path_actor import PEERS_PER_STEP, batched
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
+from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.filter import Grant, Rule
-from ts_dataplane.tables import PeerRoutes, Tables, compile_tables_steps
+from ts_dataplane.tables import NO_SUCH_PEER, Tables, compile_tables_steps
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 DELTA_LIMIT = 500  # more changed peers than this are compiled afresh, in steps
-NO_SUCH_PEER = -1  # an exit node that cannot be found must not mean "no exit node": packets stay here
 ADVERTS_SINCE = 144  # capability version that reads disco keys inside the tunnel
 
 
@@ -60,7 +60,7 @@ async def run_netmap(
                     break
                 await trio.lowlevel.checkpoint()
             dataplane.engine.tables = tables
-            stack.set_addresses(tables.own)
+            stack.set_addresses(tables.own, trio.current_time())
             changed, removed = peers_changed(known, netmap)
             endpoint.change_peers({}, removed, trio.current_time())
             for few in batched(changed, PEERS_PER_STEP):
@@ -114,7 +114,7 @@ class TablesCompiler:
             tables = yield from compile_tables_steps(
                 own=netmap.self_node.addresses,
                 peers=(peer_routes(p) for p in netmap.peers.values()),
-                rules=tuple(map(filter_rule, netmap.packet_filters)),
+                rules=map(filter_rule, netmap.packet_filters),
                 local=served_routes(netmap.self_node),
                 accept_routes=preferences.accept_routes,
                 exit_node=find_exit_node(netmap, preferences.exit_node),

@@ -35,7 +35,7 @@ class Underlay:
                 relayed.append(run)
             elif len(path) == 2:
                 direct.append(run)
-            else:  # disco through a peer relay; the engine wraps data itself
+            else:  # through a peer relay, disco and data alike
                 direct.append((path[:2], geneve.encapsulate(path[2], run[1])))
         if direct and self.udp is not None:
             self.udp.send_many(direct)
