@@ -242,9 +242,7 @@ def compile_filter_steps(rules: Iterable[Rule]) -> Generator[None, None, PacketF
             yield from draft.finish_steps()
             draft = _Draft(built, pace, known)
         if pace.is_spent:
-            built.problems.insert(
-                0, f"the filter has over {ENTRIES_LIMIT:,} entries: what is behind them admits nothing"
-            )
+            built.problems.insert(0, f"the filter has over {ENTRIES_LIMIT:,} entries: the rest of it is left out")
             break
     yield from draft.finish_steps()
     built.entries = pace.entries
