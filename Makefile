@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pytailscale needs Python 3.11 or newer: install one, or set PYTHON="; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --group dev -e '.[cli,asgi,testing]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group dev --group clients -e '.[cli,asgi,testing]'
 	@touch $@
 
 setup: $(READY) ## make the virtual environment (every target does this by itself)
@@ -55,8 +55,8 @@ natlab: $(READY) ## every pair of NATs in network namespaces, tsnet first, then 
 	@$(BIN)/python tests/interop/build.py
 	@NATLAB=full $(BIN)/python -m pytest tests/interop/test_natlab.py
 
-bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet
-	@$(BIN)/python -m bench
+bench: $(READY) ## one table of ratios against bare cryptography, the bare pipeline and tsnet; AGAINST=rev: against a revision
+	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST))
 
 fuzz: $(READY)  ## every parser and state machine against hostile bytes: BUDGET=100000 inputs, or GUIDED=10 minutes
 ifdef GUIDED

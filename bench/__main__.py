@@ -4,6 +4,7 @@
     python -m bench --quick                # a smoke run in under a minute
     python -m bench --rows aead,direct.stream,derper-tls.stream
     python -m bench --list
+    python -m bench --against v0.1.0       # this checkout and another (revision or folder) in turn, without Go
 
 Each row compares sides measured in the same run, in turn. What needs Go peers that are not built is skipped with one
 line.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from bench import inside
+from bench import against, inside
 from bench.results import Report, Row
 
 if TYPE_CHECKING:
@@ -167,17 +168,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="length of one sample")
     parser.add_argument("--json", type=Path, help="where the figures go (default: bench/results/<date>.json)")
     parser.add_argument("--list", action="store_true", help="names of rows")
+    parser.add_argument("--against", metavar="REVISION_OR_FOLDER", help="compare the packet path of two checkouts")
     options = parser.parse_args()
+    known = names() if options.against is None else against.names()
     if options.list:
-        print("\n".join(names()))
+        print("\n".join(known))
         return 0
     effort = QUICK if options.quick else FULL
     effort = Effort(options.rounds or effort.rounds, options.seconds or effort.seconds, effort.peers, effort.crowd,
                     effort.idle, effort.line)  # fmt: skip
-    patterns = options.rows.split(",") if options.rows else QUICK_ROWS if options.quick else ["*"]
-    wanted = [name for name in names() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    everything = QUICK_ROWS if options.quick and options.against is None else ["*"]
+    patterns = options.rows.split(",") if options.rows else everything
+    wanted = [name for name in known if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not wanted:
         parser.error(f"no row is called {options.rows}; --list names them")
+    if options.against is not None:
+        return against.compare(options.against, wanted, options.rounds or (1 if options.quick else against.ROUNDS))
     report = Report({"quick": options.quick, "rows": wanted, "rounds": effort.rounds, "seconds": effort.seconds})
     report.start()
     run = Run(wanted, effort, report)

@@ -11,18 +11,17 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ts_base.ip import TCP, UDP, parse_address
+from ts_base.ip_headers import ip_packet
 from ts_base.keys import NodePrivate
-from ts_base.who import Hop, Origin
+from ts_base.who import Hop, Origin, PathRun
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
 from ts_dataplane.overlay import Changed, SegmentSizes
-from ts_dataplane.packets import build
 from ts_dataplane.tables import compile_tables_steps
 from ts_tunnel.endpoint import Endpoint
 
@@ -96,7 +95,7 @@ def segments(protocol: int, family: int, number: int, size: int) -> list[bytes]:
     source, destination = (parse_address(ADDRESSES[n][family]) for n in (1, 2))
     head = bytes([0x10, 0, 0, 80, *bytes(8), 0x50, 0x10, 1, 0, *bytes(4)])
     body = size - (20, 40)[family] - len(head)
-    return [build(protocol, source, destination, head + bytes(body)) for _ in range(number)]
+    return [ip_packet(source, destination, protocol, head + bytes(body)) for _ in range(number)]
 
 
 def best(measure: Callable[[], float]) -> float:
@@ -129,7 +128,7 @@ def measure(protocol: int, family: int, size: int, packets: int) -> dict[str, fl
             cipher.encrypt(nonce, padded, b"")
         return time.perf_counter() - start
 
-    waiting: list[list[tuple[Any, list[bytes]]]] = []
+    waiting: list[list[PathRun]] = []
 
     def outbound() -> float:
         spent = 0.0

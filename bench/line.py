@@ -68,6 +68,7 @@ class LineUdp:
     def __init__(self, port: UdpUnderlay, outbound: Direction, inbound: Direction) -> None:
         self._port, self._out, self._in = port, outbound, inbound
         self.rebind, self.close, self.take_unreachable = port.rebind, port.close, port.take_unreachable
+        self.statistics, self.uplinks = port.statistics, port.uplinks
 
     @property
     def local_port(self) -> int:
@@ -103,6 +104,7 @@ class LineNetwork(HostNetwork):
     """The host's network, its UDP at the end of a line. `delay` is one way, `rate` in bytes a second."""
 
     def __init__(self, delay: float, rate: float, queue: float, loss: Callable[[], bool] = lambda: False) -> None:
+        super().__init__()
         self._line = (delay, rate, queue, loss)
 
     async def open_udp(self, port: int) -> UdpUnderlay:

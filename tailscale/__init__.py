@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tailscale.errors import ControlProtocolError as ControlProtocolError
     from tailscale.errors import ControlUnreachable as ControlUnreachable
     from tailscale.errors import DeviceClosed as DeviceClosed
+    from tailscale.errors import DeviceFailed as DeviceFailed
     from tailscale.errors import DeviceNotReady as DeviceNotReady
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from tailscale.sockets.udp import UdpSocket as UdpSocket
     from tailscale.state_file import FileStore as FileStore
     from tailscale.state_file import MemoryStore as MemoryStore
+    from tailscale.state_file import NamedStore as NamedStore
     from tailscale.state_file import Store as Store
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
@@ -68,15 +70,15 @@ _HOMES = {
     "device": ("Device",),
     "errors": (
         *("AuthKeyRejected", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut", "ControlProtocolError"),
-        *("ControlUnreachable", "DeviceClosed", "DeviceNotReady", "LoginRequired", "NameNotFound", "NoRoute"),
-        *("PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *("ControlUnreachable", "DeviceClosed", "DeviceFailed", "DeviceNotReady", "LoginRequired", "NameNotFound"),
+        *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "PathChanged", "PeerChanged"),
         *("PeerDown", "PeerUp", "StateChanged"),
     ),
     "nodes": ("Node", "Peers"),
-    "state_file": ("FileStore", "MemoryStore", "Store"),
+    "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": ("HealthWarning", "Identity", "NetcheckReport", "PeerStatus", "PingResult", "Status"),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),

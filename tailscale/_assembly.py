@@ -42,18 +42,18 @@ from tailscale.runtime.network import Network, UdpUnderlay
 from tailscale.runtime.path_actor import announce, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.relay_actor import Relays, run_relays
-from tailscale.runtime.underlay import Path, Underlay
-from tailscale.state_file import State
+from tailscale.runtime.underlay import Underlay
+from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane.engine import Engine
-from ts_dataplane.path_messages import PathChanged
+from ts_dataplane.path_messages import BestPathChanged
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from tailscale.state_file import Store
+    from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
 log = logging.getLogger("tailscale")
@@ -66,12 +66,12 @@ FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 class Runtime:
     """Everything one Device runs on."""
 
-    def __init__(self, config: Config, network: Network, store: Store, bus: Bus) -> None:
+    def __init__(self, config: Config, network: Network, store: NamedStore, bus: Bus) -> None:
         self.config = config
         self.network = network
         self.store = store
         self.bus = bus
-        self.health = Health()
+        self.health = Health(bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._manager: Any = None
@@ -105,26 +105,28 @@ class Runtime:
     async def _build(self) -> None:
         config, network = self.config, self.network
         self._held.enter_context(self.store.lock())
-        state = self.store.load() or State.generate(network.entropy, config.control_url)
+        state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
         self._udp = await self._open_udp(config.udp_port or state.udp_port)
-        self.underlay = Underlay(self._udp)
+        self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
+        self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(state.node_key, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
         finder = PathFinder(
-            disco, state.node_key.public, entropy=network.entropy, never_direct=config.never_direct or self._udp is None
+            disco,
+            state.node_key.public,
+            entropy=network.entropy,
+            never_direct=config.never_direct or self._udp is None,
+            uplinks=() if self._udp is None else self._udp.uplinks,
         )
         engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
-        self.underlay.on_unreachable = self._on_unreachable
         self.dataplane = Dataplane(engine, finder, self.underlay, self.bus)
-        self.relays = Relays(network, state.node_key, tls=config.tls, over_http=config.relay_over_http)
-        self.underlay.send_relayed = self.relays.send
         self.home = Home(config, network, self.bus, self.stack, self.endpoint, self.dataplane)
         self.home.resolver = NameResolver(ResolverAccess(self.home))
-        self.watching = Watch(self.health, self.home)
+        self.watching = Watch(self.home)
         self.dataplane.on_message = self._hear
-        self.control = Control(config, network, self.store, state, disco.public)
-        self.control.pings.ping_peer = partial(ping_for_control, self.home)
+        ping_peer = partial(ping_for_control, self.home)
+        self.control = Control(config, network, self.store, state, disco.public, self.bus, ping_peer)
         self.probes = Probes(network, self.underlay, seed=state.node_key.public.raw)
         self.is_built = True
 
@@ -142,7 +144,7 @@ class Runtime:
         await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
         await nursery.start(
-            partial(run_paths, asking_since=self.endpoint.asking_since), bus, dataplane.finder, dataplane.flush
+            partial(run_paths, silence_of=self.endpoint.silence_of), bus, dataplane.finder, dataplane.flush
         )
         await nursery.start(run_probes, bus, self.probes)
         await nursery.start(run_identity, bus, self._adopt_key)
@@ -153,7 +155,7 @@ class Runtime:
                 nursery.start_soon(dataplane.run_reader, read)
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
-        await nursery.start(run_control, bus, self.control)
+        await nursery.start(run_control, self.control)
 
     def _adopt_key(self, key: NodePrivate) -> None:
         now = trio.current_time()
@@ -161,10 +163,6 @@ class Runtime:
         self.dataplane.finder.set_node(key.public)
         self.endpoint.set_private(key, now)
         self.dataplane.flush(now)
-
-    def _on_unreachable(self, path: Path) -> None:
-        self.dataplane.finder.on_send_failed(path, trio.current_time())
-        self.dataplane.kick()
 
     def _wake(self, now: float) -> None:
         """We slept: peers have forgotten sessions that still look young here."""
@@ -178,7 +176,7 @@ class Runtime:
         if isinstance(message, DiscoKeyAdvertised):
             self.dataplane.finder.on_disco_key_advertised(message.peer, message.key, trio.current_time())
             self.dataplane.kick()
-        elif isinstance(message, PathChanged):
+        elif isinstance(message, BestPathChanged):
             known = self.dataplane.engine.tables.peers.get(message.peer)
             for address in known.addresses if known is not None else ():
                 self.stack.path_changed(address)

@@ -48,6 +48,9 @@ class Config:
     relay_over_http: bool = False
     never_direct: bool = False
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")
+
 
 def auth_key_from_environment() -> str | None:
     return os.environ.get("TS_AUTHKEY") or os.environ.get("TS_AUTH_KEY") or None

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.events import EventStream
-    from tailscale.state_file import Store
+    from tailscale.state_file import NamedStore, Store
     from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
 
 DEFAULT_BACKLOG = 128
@@ -82,7 +82,7 @@ class Device:
         *,
         auth_key: AuthKey = None,
         control_url: str | None = None,
-        state: str | os.PathLike[str] | Store | None = None,
+        state: str | os.PathLike[str] | Store | NamedStore | None = None,
         ephemeral: bool | None = None,
         tags: Sequence[str] = (),
         accept_routes: bool = True,

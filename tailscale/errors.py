@@ -30,6 +30,7 @@ __all__ = [
     "ControlProtocolError",
     "ControlUnreachable",
     "DeviceClosed",
+    "DeviceFailed",
     "DeviceNotReady",
     "LoginRequired",
     "NameNotFound",
@@ -150,6 +151,17 @@ class StateCorrupt(TailscaleError):
 
 class DeviceClosed(TailscaleError):
     """The Device has been closed; make a new one."""
+
+
+class DeviceFailed(TailscaleError):
+    """One part of the device failed again and again, so that it ended itself: a mistake of pytailscale."""
+
+    def __init__(self, part: str, times: int, seconds: float) -> None:
+        self.part = part
+        super().__init__(
+            f"this device ended itself: its {part} failed {times} times within {seconds:g} s. That is a mistake of "
+            "pytailscale: please report it with the tracebacks in the log; a new Device may be entered at once"
+        )
 
 
 class DeviceNotReady(TailscaleError):

@@ -1,8 +1,8 @@
-"""A device's identity on disk: what it keeps between runs, and the stores it can be kept in.
+"""What a device keeps between runs, and the stores it can be kept in: entries of bytes by name.
 
-Owns the State record, its versioned text and the file that holds it: private, replaced atomically, locked against a
-second process. Refuses to guess: a file that cannot be read, trusted or understood is an error, never a new identity.
-The disco key is not here on purpose, it is made anew at every start.
+Owns the State record, which is the entry "device", its versioned text, and the files that hold entries: private,
+replaced atomically, locked against a second process. Refuses to guess: a file that cannot be read, trusted or
+understood is an error, never a new identity. The disco key is not here on purpose, it is made anew at every start.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from tailscale._private_files import CAREFULLY, make_folder, read_pid, sync_directory, try_lock
 from tailscale.errors import StateCorrupt, StateLocked
 from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, NodePrivate
 
 STATE_VERSION = 1
+DEVICE = "device"  # the entry that holds the State
 FILE_NAME = "state.json"
 MAX_STATE_LENGTH = 64 << 10
-LOCK_OFFSET = 1 << 30  # Windows locks bytes against reading too; the pid at the start must stay readable
+MAX_ENTRY_LENGTH = 16 << 20
+ENTRY_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class State:
 
 class Store(Protocol):
     """Where a State lives. Any object with these three methods will do; `encode_state` and `decode_state_untrusted`
-    turn a State into text and back.
+    turn a State into text and back. One that can keep more than that is a `NamedStore`.
     """
 
     def lock(self) -> AbstractContextManager[object]:
@@ -63,16 +67,44 @@ class Store(Protocol):
         """Replace the State, all or nothing. Raises StateCorrupt."""
 
 
-def open_store(where: str | os.PathLike[str] | Store | None) -> Store:
-    """What `Device(state=...)` accepts: a path, a Store, or None for one that forgets."""
+class NamedStore(Protocol):
+    """Bytes by name: the identity as the entry "device", and beside it whatever makes the next start better. Names are
+    lower-case letters, digits, dots and dashes. Losing any other entry costs time at most.
+    """
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Hold the store while a Device lives. Raises StateLocked."""
+
+    def read(self, name: str) -> bytes | None:
+        """The entry, or None when there is none. Raises StateCorrupt."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the entry, all or nothing. Raises StateCorrupt."""
+
+    def delete(self, name: str) -> None:
+        """Forget the entry, if there is one. Raises StateCorrupt."""
+
+
+def open_store(where: str | os.PathLike[str] | Store | NamedStore | None) -> NamedStore:
+    """What `Device(state=...)` accepts: a path, a store of either kind, or None for one that forgets."""
     if where is None:
         return MemoryStore()
     if isinstance(where, str | os.PathLike):
         return FileStore(where)
-    return where
+    if all(hasattr(where, verb) for verb in ("read", "write", "delete")):
+        return cast(NamedStore, where)
+    return _IdentityStore(cast(Store, where))
 
 
-@dataclass(slots=True)
+def read_state(store: NamedStore) -> State | None:
+    """The identity in a store, or None when there has never been one. Raises StateCorrupt."""
+    text = store.read(DEVICE)
+    try:
+        return decode_state_untrusted(text) if text is not None else None
+    except BadPacket as problem:
+        raise StateCorrupt(f"the state cannot be used: {problem}") from None
+
+
 class MemoryStore:
     """Lives and dies with the object; the object may be handed to the next Device.
 
@@ -84,8 +116,13 @@ class MemoryStore:
     ```
     """
 
-    state: State | None = None
-    _held: bool = field(default=False, init=False, repr=False)
+    def __init__(self, state: State | None = None) -> None:
+        self.state = state
+        self._entries: dict[str, bytes] = {}
+        self._held = False
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({self.state!r})"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -105,6 +142,61 @@ class MemoryStore:
     def save(self, state: State) -> None:
         """Remember it."""
         self.state = state
+
+    def read(self, name: str) -> bytes | None:
+        """The entry, if there is one."""
+        if name == DEVICE:
+            return encode_state(self.state) if self.state is not None else None
+        return self._entries.get(_checked_name(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Remember the entry."""
+        if name == DEVICE:
+            self.state = decode_state_untrusted(data)
+        else:
+            self._entries[_checked_name(name)] = data
+
+    def delete(self, name: str) -> None:
+        """Forget the entry."""
+        if name == DEVICE:
+            self.state = None
+        self._entries.pop(name, None)
+
+
+class _IdentityStore:
+    """A store that keeps a State and nothing else, as one with names: the other entries live as long as this object."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._others = MemoryStore()
+
+    def __repr__(self) -> str:
+        return repr(self._store)
+
+    def lock(self) -> AbstractContextManager[object]:
+        return self._store.lock()
+
+    def read(self, name: str) -> bytes | None:
+        if name != DEVICE:
+            return self._others.read(name)
+        state = self._store.load()
+        return encode_state(state) if state is not None else None
+
+    def write(self, name: str, data: bytes) -> None:
+        if name == DEVICE:
+            self._store.save(decode_state_untrusted(data))
+        else:
+            self._others.write(name, data)
+
+    def delete(self, name: str) -> None:
+        self._others.delete(name)
+
+
+def _checked_name(name: str) -> str:
+    """A name that is no path, and none of the files that stand beside the entries."""
+    if not ENTRY_NAME.fullmatch(name) or name.rpartition(".")[2] in {"lock", "new"}:
+        raise ValueError(f"no name for an entry: {name!r}")
+    return name
 
 
 def encode_state(state: State) -> bytes:
@@ -184,12 +276,15 @@ class FileStore:
     def lock(self) -> Iterator[None]:
         """One process at a time; the lock dies with the process."""
         with self._told_as_ours("lock"):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             # A file of its own: the state file is replaced at every save, and a lock would stay with the old one.
-            descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o600)
+            descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
         try:
-            if not _try_lock(descriptor):
-                raise StateLocked(os.fspath(self.path), _read_pid(descriptor))
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise self._corrupt("its lock file is not a file of its own: somebody has linked it to another")
+            if not try_lock(descriptor):
+                raise StateLocked(os.fspath(self.path), read_pid(descriptor))
             with self._told_as_ours("lock"):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, b"%d\n" % os.getpid())
@@ -199,40 +294,58 @@ class FileStore:
 
     def load(self) -> State | None:
         """What the file says, if it is there, private and whole."""
-        with self._told_as_ours("read"):
-            try:
-                descriptor = os.open(self.path, os.O_RDONLY | _NO_FOLLOW)
-            except FileNotFoundError:
-                return None
-            with os.fdopen(descriptor, "rb") as file:
-                self._check_private(os.fstat(file.fileno()))
-                text = file.read(MAX_STATE_LENGTH + 1)
-        if len(text) > MAX_STATE_LENGTH:
-            raise self._corrupt("it is far larger than any state file")
+        text = self.read(DEVICE)
         try:
-            return decode_state_untrusted(text)
+            return decode_state_untrusted(text) if text is not None else None
         except BadPacket as problem:
             raise self._corrupt(str(problem)) from None
 
     def save(self, state: State) -> None:
         """Write a new file beside the old one, then put it in its place."""
-        text = encode_state(state)
-        draft = self._beside("new")
+        self.write(DEVICE, encode_state(state))
+
+    def read(self, name: str) -> bytes | None:
+        """What the entry's file holds, if it is there and private."""
+        limit = MAX_STATE_LENGTH if name == DEVICE else MAX_ENTRY_LENGTH
+        with self._told_as_ours("read"):
+            try:
+                descriptor = os.open(self._path_of(name), os.O_RDONLY | CAREFULLY)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb") as file:
+                self._check_private(os.fstat(file.fileno()))
+                data = file.read(limit + 1)
+        if len(data) > limit:
+            raise self._corrupt("it is far larger than any state file")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a new file beside the old one, then put it in its place."""
+        path = self._path_of(name)
+        draft = path.with_name(f"{path.name}.new")
         with self._told_as_ours("write"):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
             draft.unlink(missing_ok=True)  # left by a crash; O_EXCL then proves that the file is ours from its birth
             try:
-                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(text)
+                    file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(draft, self.path)
+                os.replace(draft, path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     draft.unlink(missing_ok=True)
                 raise
-            _sync_directory(self.path.parent)
+            sync_directory(path.parent)
+
+    def delete(self, name: str) -> None:
+        """Remove the entry's file."""
+        with self._told_as_ours("write"):
+            self._path_of(name).unlink(missing_ok=True)
+
+    def _path_of(self, name: str) -> Path:
+        return self.path if name == DEVICE else self._beside(_checked_name(name))
 
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{ending}")
@@ -260,43 +373,3 @@ class FileStore:
             yield
         except OSError as error:
             raise StateCorrupt(f"cannot {deed} the state file {self.path}: {error.strerror or error}") from error
-
-
-_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """An exclusive lock that dies with the process. False when somebody holds it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(descriptor, LOCK_OFFSET, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _read_pid(descriptor: int) -> int | None:
-    try:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        return int(os.read(descriptor, 20))
-    except (OSError, ValueError):
-        return None
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

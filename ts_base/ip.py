@@ -14,6 +14,10 @@ from ts_base.errors import BadPacket
 ICMP, TCP, UDP, ICMP6, TSMP, SCTP = 1, 6, 17, 58, 99, 132
 IP6_FRAGMENT = 44
 
+IP6_MINIMUM_MTU = 1280  # what every link carries that carries IPv6 at all (RFC 8200 section 5)
+TUNNEL_MTU = IP6_MINIMUM_MTU  # of the tailnet, as every Tailscale node has it
+MAXIMUM_DATAGRAM = 65_507  # UDP payload of the largest IPv4 packet; IPv6 would carry twenty bytes more
+
 IP4_LENGTH = Struct(">2xH").unpack_from  # total length, header included
 IP6_LENGTH = Struct(">4xH").unpack_from  # payload length, header excluded
 
@@ -85,6 +89,43 @@ def prefix_contains(prefix: Prefix, address: bytes) -> bool:
 
 def is_tailscale_address(address: bytes) -> bool:
     return prefix_contains(CGNAT, address) or prefix_contains(TAILSCALE_ULA, address)
+
+
+# Kinds of addresses. By their first bytes, so that a question costs one comparison.
+
+
+def is_martian_source(address: bytes) -> bool:
+    """Sources no packet may have, whoever sent it: nobody could be answered, or somebody else would be.
+
+    IPv4 (RFC 1122 section 3.2.1.3): "this network", loopback, multicast, reserved and broadcast. IPv6 (RFC 4291
+    section 2.5): multicast, and all of ::/96 and ::ffff:0:0/96. These hold the unspecified and the loopback address,
+    and IPv4 addresses in IPv6 clothes, which a filter would judge as IPv6 and a socket of the host would take for IPv4.
+    """
+    if len(address) == 4:
+        return address[0] in (0, 127) or address[0] >= 224
+    return address[0] == 0xFF or address[:12] in (bytes(12), bytes(10) + b"\xff\xff")
+
+
+def is_multicast(address: bytes) -> bool:
+    return address[0] >> 4 == 0xE if len(address) == 4 else address[0] == 0xFF
+
+
+def is_loopback(address: bytes) -> bool:
+    return address[0] == 127 if len(address) == 4 else address == bytes(15) + b"\1"
+
+
+def is_link_local(address: bytes) -> bool:
+    """RFC 3927, and RFC 4291 section 2.5.6."""
+    if len(address) == 4:
+        return address[:2] == b"\xa9\xfe"
+    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
+
+
+def is_private(address: bytes) -> bool:
+    """RFC 1918 and RFC 4193; the addresses of a tailnet are another thing."""
+    if len(address) == 4:
+        return address[0] == 10 or address[:2] == b"\xc0\xa8" or (address[0] == 172 and address[1] & 0xF0 == 16)
+    return address[0] & 0xFE == 0xFC
 
 
 def ones_complement_sum(data: bytes) -> int:

@@ -6,7 +6,10 @@ Paths are plain tuples: they are keys of dictionaries, and are compared once per
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # what mypy knows by heart; nothing is imported when we run
 
 PeerId = int  # the control server's node id; 0 is nobody
 
@@ -18,6 +21,8 @@ Relayed = tuple[int, bytes]  # DERP region and the peer's node key
 Path = Direct | PeerRelayed | Relayed
 
 PathRun = tuple[Path, list[bytes]]
+DirectRun = tuple[Direct, list[bytes]]
+RelayedRun = tuple[Relayed, list[bytes]]
 PeerRun = tuple[PeerId, list[bytes]]
 
 # Of the overlay. Outbound packets name their next hop: where they go, and by which peer if not by the one that routes
@@ -27,17 +32,17 @@ Hop = tuple[bytes, PeerId]
 Origin = tuple[PeerId, bool]
 
 
-def is_relayed(path: Path) -> TypeGuard[Relayed]:
+def is_relayed(path: Path) -> TypeIs[Relayed]:
     """By a DERP server."""
     return type(path[0]) is int
 
 
-def is_direct(path: Path) -> TypeGuard[Direct]:
+def is_direct(path: Path) -> TypeIs[Direct]:
     """Straight to the peer."""
     return len(path) == 2 and type(path[0]) is str
 
 
-def is_peer_relayed(path: Path) -> TypeGuard[PeerRelayed]:
+def is_peer_relayed(path: Path) -> TypeIs[PeerRelayed]:
     """By another peer that relays."""
     return len(path) == 3
 

@@ -15,13 +15,23 @@ from typing import Protocol
 import trio
 
 from ts_base.errors import BadPacket
+from ts_base.ip import maybe_address
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.connection import BROKEN, READ_SIZE, ControlConnection, reason_of
 from ts_control.errors import ControlLost, NotControl
 from ts_control.gojson import decode_json_untrusted
 from ts_control.handshake import Initiator
 from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, upgrade_headers
-from ts_control.location import Location, Proxy, base_path, maybe_proxy, parse_url, upgrade_locations
+from ts_control.location import (
+    Location,
+    Proxy,
+    answer_target_untrusted,
+    base_path,
+    is_local,
+    maybe_proxy,
+    parse_url,
+    upgrade_locations,
+)
 from ts_control.record import ClientTransport
 from ts_control.wire import CAPABILITY_VERSION
 from ts_control.wire_register import ServerKeys
@@ -87,18 +97,31 @@ class ControlClient:
 
     async def answer_ping(self, url: str, body: bytes | None = None) -> None:
         """Outside the control channel: `HEAD url`, the simplest answer to a ping request, or POST of a body."""
-        where = parse_url(url)
-        path = url.split("//", 1)[1].partition("/")[2]
+        where, path = answer_target_untrusted(url)
         with trio.fail_after(PING_TIMEOUT):
-            stream = await self._dial(where)
+            stream = await self._dial(where, await self._address_outside(where))
             try:
                 headers = [("Host", where.authority), ("Connection", "close")]
                 if body is not None:
                     headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
                 method = "HEAD" if body is None else "POST"
-                await _exchange(stream, Http1Client(), method, f"/{path}", headers, body or b"")
+                await _exchange(stream, Http1Client(), method, path, headers, body or b"")
             finally:
                 await trio.aclose_forcefully(stream)
+
+    async def _address_outside(self, where: Location) -> str:
+        """Where to dial for control's sake: at the machine it is on, or at a public address.
+
+        Anywhere else it would have us knock at doors that are open to this machine and not to control. A name is
+        looked up once and its address dialled, so that it cannot turn into another in between.
+        """
+        if where.host == self._first.host:
+            return where.host
+        addresses = await _addresses_of(where.host)
+        if any(is_local(address) for address in addresses):
+            if not set(addresses) <= set(await _addresses_of(self._first.host)):
+                raise BadPacket(f"a ping request for {where.host_and_port}, which is none of control's business")
+        return addresses[0]
 
     async def _open(self) -> tuple[trio.abc.Stream, ClientTransport, bytes]:
         stream = await self._dial(self._first)
@@ -173,9 +196,10 @@ class ControlClient:
             rest += transport.receive_untrusted(bytes(data))
         return stream, transport, rest
 
-    async def _dial(self, where: Location) -> trio.abc.Stream:
+    async def _dial(self, where: Location, address: str = "") -> trio.abc.Stream:
+        """`address` is where to find `where.host`, if it must not be looked up again."""
         proxy = maybe_proxy(where, self._environment)
-        entry = proxy.location if proxy else where
+        entry = proxy.location if proxy else Location(address or where.host, where.port, where.is_tls)
         try:
             with trio.fail_after(DIAL_TIMEOUT):
                 stream: trio.abc.Stream = await self._network.open_tcp(entry.host, entry.port)
@@ -216,6 +240,16 @@ class ControlClient:
         if self._tls is None:
             self._tls = ssl.create_default_context()  # honours SSL_CERT_FILE; read once, it is slow
         return trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
+
+
+async def _addresses_of(host: str) -> list[str]:
+    if maybe_address(host) is not None:
+        return [host]
+    try:
+        answers = await trio.socket.getaddrinfo(host, None, type=trio.socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as problem:
+        raise ControlLost(f"{host} cannot be resolved: {problem}") from None
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 async def _exchange(

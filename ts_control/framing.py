@@ -18,6 +18,8 @@ else:
 _LENGTH = Struct("<I")
 MAX_FRAME = 64 << 20  # 10,000 peers make 10 MB uncompressed
 MAX_DECODED = 128 << 20
+MAX_RATIO = 100  # what text with random keys in it becomes is five to ten times as long; rules alone, perhaps fifty
+FREE_GROWTH = 4 << 20  # ... of which this much needs no proof: small messages of great repetition are lawful
 MAX_WINDOW_LOG = 27  # zstd's own default: 128 MiB
 COMPRESSION_LEVEL = 1
 
@@ -59,7 +61,8 @@ def encode_frame(text: bytes, *, compressed: bool) -> bytes:
 
 
 def decompress_untrusted(data: bytes, limit: int = MAX_DECODED) -> bytes:
-    """One whole zstd frame; BadPacket when it is damaged, cut, followed by something, or grows beyond `limit`."""
+    """One whole zstd frame; BadPacket when it is damaged, cut, followed by something, or grows beyond reason."""
+    limit = min(limit, FREE_GROWTH + MAX_RATIO * len(data))
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
     try:
         text = decompressor.decompress(data, max_length=limit + 1)

@@ -102,6 +102,14 @@ def decode_json_untrusted(kind: type[S], data: bytes | msgspec.Raw) -> S:
     return value
 
 
+def decode_parts_untrusted(kind: type[T], data: bytes | msgspec.Raw) -> T:
+    """The outer shape alone, as `dict[str, Raw]` or `tuple[Raw, ...]`; what is inside stays text."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as problem:
+        raise BadPacket(f"bad message: {_without_text(problem)}") from None
+
+
 def _without_text(problem: Exception) -> str:
     """The complaint without quoted input, which may be a secret that landed in the wrong field."""
     return re.sub(r"'[^']*'", "'...'", str(problem))[:200]

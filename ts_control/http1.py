@@ -40,7 +40,10 @@ class Http1Client:
         if self._h11.our_state is h11.DONE:
             self._h11.start_next_cycle()
         self._response, self._body, self._size = None, [], 0
-        head = self._h11.send(h11.Request(method=method, target=target, headers=list(headers))) or b""
+        try:
+            head = self._h11.send(h11.Request(method=method, target=target, headers=list(headers))) or b""
+        except (h11.LocalProtocolError, UnicodeError):  # made of what somebody else told us
+            raise BadPacket("HTTP: the target or a header cannot be written") from None
         sent = self._h11.send(h11.Data(data=body)) if body else None
         return head + (sent or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
 

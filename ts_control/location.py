@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
+from ts_base.errors import BadPacket
+from ts_base.hosts import check_host_untrusted
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -43,6 +46,21 @@ def parse_url(url: str) -> Location:
         raise ValueError(f"control_url must look like https://host or http://host:port, not {url!r}")
     is_tls = parts.scheme == "https"
     return Location(parts.hostname, parts.port or (443 if is_tls else 80), is_tls)
+
+
+def answer_target_untrusted(url: str) -> tuple[Location, str]:
+    """The place and the path where control wants a ping answered. BadPacket when they cannot be asked for as they are:
+    a path with a space or a control character in it would have to be guessed at.
+    """
+    try:
+        where = parse_url(url)
+        parts = urlsplit(url)
+    except ValueError:
+        raise BadPacket("a ping request without a usable URL") from None
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
+        raise BadPacket("a ping request for a path that no request line can hold")
+    return Location(check_host_untrusted(where.host), where.port, where.is_tls), path
 
 
 def base_path(url: str) -> str:

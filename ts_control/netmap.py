@@ -16,6 +16,7 @@ from typing import Any
 from msgspec.structs import replace as change
 
 from ts_base.errors import BadPacket
+from ts_base.hosts import check_host_untrusted
 from ts_base.keys import NodePublic
 from ts_control.gojson import from_unix_time, unix_time
 from ts_control.wire import (
@@ -23,6 +24,8 @@ from ts_control.wire import (
     ClientVersion,
     ControlDialPlan,
     DERPMap,
+    DERPNode,
+    DERPRegion,
     DisplayMessage,
     DNSConfig,
     FilterRule,
@@ -35,6 +38,8 @@ from ts_control.wire import (
 )
 
 CLOCK_TOLERANCE = 60.0  # smaller differences between our clock and control's are ignored
+LAST_PORT = 65535
+COLLECTION_LIMIT = 200_000  # peers, rules or profiles of one tailnet
 EXPIRED_KEY_PREFIX = bytes([109, 167, 116, 213, 215, 116])  # what upstream writes over an expired peer's key
 
 NamedFilters = Mapping[str, tuple[FilterRule, ...]]
@@ -106,6 +111,7 @@ class NetMap:
         if response.node is not None:
             changes["self_node"] = _flag_expired_self(normalise(response.node), now + offset)
         _fold_rest(self, response, changes)
+        _check_size(changes)
         folded: NetMap = replace(self, **changes)
         return folded if folded._expiry_bound > now + offset else folded.expire(now)
 
@@ -308,6 +314,13 @@ def _fold_rest(old: NetMap, response: MapResponse, changes: dict[str, Any]) -> N
     changes.update((name, value) for name, value in whole.items() if value is not None)
 
 
+def _check_size(changes: dict[str, Any]) -> None:
+    """What many small messages add up to is bounded as one large message is."""
+    for name in ("peers", "user_profiles", "packet_filters", "display_messages", "named_filters"):
+        if len(changes.get(name, ())) > COLLECTION_LIMIT:
+            raise BadPacket(f"a map with more than {COLLECTION_LIMIT} {name}")
+
+
 def _merge_filters(
     old: Mapping[str, tuple[FilterRule, ...]], response: MapResponse
 ) -> dict[str, tuple[FilterRule, ...]]:
@@ -339,4 +352,28 @@ def _merge_derp_map(old: DERPMap, new: DERPMap) -> DERPMap:
         home_params = change(home_params, region_score=old.home_params.region_score)
     if new.regions is None:
         return change(old, home_params=home_params)
-    return change(new, home_params=home_params, regions=dict(new.live_regions()))
+    return change(usable_relays(new), home_params=home_params)
+
+
+def usable_relays(told: DERPMap) -> DERPMap:
+    """The regions that are there, with those of their nodes that can be dialled."""
+    regions = {number: _with_usable_nodes(region) for number, region in told.live_regions().items()}
+    return change(told, regions=regions)
+
+
+def _with_usable_nodes(region: DERPRegion) -> DERPRegion:
+    """Without the nodes that cannot be dialled: one careless line must not cost the relays beside it."""
+    usable = tuple(node for told in region.nodes if (node := _usable_node(told)) is not None)
+    return region if usable == region.nodes else change(region, nodes=usable)
+
+
+def _usable_node(node: DERPNode) -> DERPNode | None:
+    """The node with its host name in ASCII; None when its name or ports are none."""
+    has_ports = 0 <= node.derp_port <= LAST_PORT and -1 <= node.stun_port <= LAST_PORT
+    if not has_ports or not node.name.isascii() or not node.name.isprintable():  # the name is told to relays
+        return None
+    try:
+        host = check_host_untrusted(node.host_name)
+    except BadPacket:
+        return None
+    return node if host == node.host_name else change(node, host_name=host)

@@ -8,9 +8,9 @@ A default of None means upstream tells null from empty there; everywhere else nu
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import field
+from msgspec import Meta, field
 
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
 from ts_control.gojson import ZERO_TIME, GoStruct
@@ -22,12 +22,15 @@ NO_NODE_KEY = NodePublic.zero()
 NO_DISCO_KEY = DiscoPublic.zero()
 NO_MACHINE_KEY = MachinePublic.zero()
 
+Port = Annotated[int, Meta(ge=0, le=65535)]
+"""Where Go has a uint16: a message with another number is refused whole, as it is there."""
+
 CapMap = dict[str, "list[Any] | None"]
 
 
 class Service(GoStruct, frozen=True):
     proto: str = ""  # "peerapi4", "peerapi6", "peerapi-dns-proxy", "tcp", "udp"
-    port: int = 0
+    port: Port = 0
     description: str = ""
 
 
@@ -222,8 +225,8 @@ class PeerChange(GoStruct, frozen=True):
 
 
 class PortRange(GoStruct, frozen=True):
-    first: int = 0
-    last: int = 0
+    first: Port = 0
+    last: Port = 0
 
 
 class NetPortRange(GoStruct, frozen=True):
@@ -287,7 +290,7 @@ class PingResponse(GoStruct, frozen=True):
     peer_relay: str = ""
     derp_region_id: int = 0
     derp_region_code: str = ""
-    peer_api_port: int = field(default=0, name="PeerAPIPort")
+    peer_api_port: Port = field(default=0, name="PeerAPIPort")
     is_local_ip: bool = False
 
 

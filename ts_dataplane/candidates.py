@@ -7,13 +7,11 @@ sockets. Lists come from control, from CallMeMaybe and from where pings were hea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, is_tailscale_address, parse_address
-from ts_dataplane.path_scoring import is_link_local, is_loopback
-
-Direct = tuple[str, int]
+from ts_base.ip import format_address, is_link_local, is_loopback, is_tailscale_address, parse_address
+from ts_base.who import Direct, host_of, uplink_of
 
 MAX_LISTED = 32
 MAX_CALLED = 16
@@ -44,11 +42,10 @@ def format_endpoint(endpoint: Direct) -> str:
 
 def is_worth_trying(endpoint: Direct, *, loopback: bool) -> bool:
     """May we send a ping there? `loopback`: we ourselves can only be reached on this machine."""
-    host, port = endpoint
-    if not 0 < port <= 0xFFFF:
+    if not 0 < endpoint[1] <= 0xFFFF:
         return False
     try:
-        address = parse_address(host)
+        address = parse_address(host_of(endpoint))
     except BadPacket:
         return False
     if is_loopback(address):
@@ -91,6 +88,15 @@ class Candidate:
         self.blocked_until = now + self.penalty
         self.penalty = min(2 * self.penalty, MAX_PENALTY)
 
+    def relent(self, now: float) -> None:
+        """The tunnel heard the peer on this address while we kept off it: half of what is left is enough."""
+        if now < self.blocked_until:
+            self.blocked_until = now + (self.blocked_until - now) / 2
+
+    def pardon(self) -> None:
+        """The tunnel works here: what was held against the address counts no more."""
+        self.penalty = FIRST_PENALTY
+
     def due_at(self, spacing: float) -> float:
         """When the next ping may go there, `spacing` after the last one."""
         if self.unanswered >= HOPELESS_AFTER and not self.has_answered:
@@ -107,22 +113,30 @@ class Candidate:
 
 
 class Candidates(dict[Direct, Candidate]):
-    """All candidates of one peer. At most MAX_LISTED + MAX_CALLED + MAX_HEARD of them."""
+    """All candidates of one peer, each address once per uplink. At most MAX_LISTED + MAX_CALLED + MAX_HEARD of them."""
 
-    __slots__ = ()
+    __slots__ = ("_uplinks",)
+
+    def __init__(self, uplinks: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._uplinks = uplinks
+
+    def _through_each(self, endpoint: Direct) -> list[Direct]:
+        host, port = endpoint
+        return [(f"{host}%{uplink}", port) for uplink in self._uplinks] or [endpoint]
 
     def set_listed(self, endpoints: Iterable[str], *, loopback: bool) -> None:
         """What control says now replaces what it said before."""
         wanted: list[Direct] = []
         for text in endpoints:
-            if len(wanted) == MAX_LISTED:
+            if len(wanted) >= MAX_LISTED:
                 break
             try:
                 endpoint = parse_endpoint_untrusted(text)
             except BadPacket:
                 continue
             if is_worth_trying(endpoint, loopback=loopback):
-                wanted.append(endpoint)
+                wanted += self._through_each(endpoint)
         for candidate in self.values():
             candidate.listed = False
         for endpoint in wanted:
@@ -134,10 +148,10 @@ class Candidates(dict[Direct, Candidate]):
         wanted: list[Direct] = []
         refused = 0
         for endpoint in endpoints:
-            if len(wanted) == MAX_CALLED or not is_worth_trying(endpoint, loopback=loopback):
+            if len(wanted) >= MAX_CALLED or not is_worth_trying(endpoint, loopback=loopback):
                 refused += 1
-            elif endpoint not in wanted:
-                wanted.append(endpoint)
+            else:
+                wanted += [place for place in self._through_each(endpoint) if place not in wanted]
         for candidate in self.values():
             candidate.called = False
         for endpoint in wanted:
@@ -157,6 +171,9 @@ class Candidates(dict[Direct, Candidate]):
         if len(only_heard) > MAX_HEARD:
             del self[min(only_heard, key=lambda key: (self[key].ponged_at, self[key].heard_at, key != source))]
         return candidate
+
+    def of_uplink(self, uplink: str) -> list[tuple[Direct, Candidate]]:
+        return [item for item in self.items() if uplink_of(item[0]) == uplink]
 
     def prune(self, now: float, keep: tuple[object, ...] | None) -> None:
         for endpoint, candidate in list(self.items()):

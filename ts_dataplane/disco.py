@@ -17,8 +17,7 @@ from ts_base.box import NONCE_LENGTH, TAG_LENGTH, Box
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, parse_address
 from ts_base.keys import KEY_LENGTH, DiscoPrivate, DiscoPublic
-
-Direct = tuple[str, int]
+from ts_base.who import Direct
 
 # magic 6 | sender's disco key 32 | nonce 24 | tag 16 | type 1, version 1, payload
 MAGIC = b"TS\xf0\x9f\x92\xac"

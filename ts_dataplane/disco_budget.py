@@ -23,6 +23,9 @@ class DiscoBudget:
         self._total = Budget(TOTAL_RATE, TOTAL_BURST)
         self._senders: OrderedDict[Hashable, Budget] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._senders)
+
     def allows(self, sender: Hashable, now: float) -> bool:
         bucket = self._senders.get(sender)
         if bucket is None:

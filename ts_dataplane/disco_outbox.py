@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
+from ts_base.who import Direct, Path, PathRun, PeerId
 from ts_dataplane import geneve
-from ts_dataplane.disco import TRANSACTION_LENGTH, Bind, Boxes, Direct, Message, Ping
+from ts_dataplane.disco import TRANSACTION_LENGTH, Bind, Boxes, Message, Ping
 from ts_dataplane.ping_ledger import Outstanding, PingLedger
-
-Path = tuple[Any, ...]
 
 MAX_WAITING = 4096
 
@@ -38,7 +36,7 @@ class DiscoOutbox:
         return self._put(address, lambda: header + self._boxes.seal(server_disco, message))
 
     def ping(
-        self, peer: int, disco_key: bytes, path: Path, now: float, *, padding: int = 0, mtu: int = 0, token: int = 0
+        self, peer: PeerId, disco_key: bytes, path: Path, now: float, *, padding: int = 0, mtu: int = 0, token: int = 0
     ) -> bool:
         transaction = self._entropy(TRANSACTION_LENGTH)
         crowded_out = self.ledger.add(transaction, Outstanding(peer, disco_key, path, now, mtu, token))
@@ -48,13 +46,13 @@ class DiscoOutbox:
 
     def _put(self, path: Path, make: Callable[[], bytes]) -> bool:
         if self._waiting >= MAX_WAITING:
-            self._drops["disco not sent"] += 1
+            self._drops["disco.outbox_full"] += 1
             return False
         self._waiting += 1
         self._out.setdefault(path, []).append(make())
         return True
 
-    def transmit(self) -> list[tuple[Path, list[bytes]]]:
+    def transmit(self) -> list[PathRun]:
         if not self._out:
             return []
         out, self._out, self._waiting = self._out, {}, 0

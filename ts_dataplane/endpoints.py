@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ts_base.errors import BadPacket
-from ts_base.ip import is_tailscale_address, parse_address
+from ts_base.ip import is_link_local, is_loopback, is_tailscale_address, parse_address
+from ts_base.who import Direct
 from ts_dataplane.netcheck import Report
-from ts_dataplane.path_scoring import is_link_local, is_loopback
-
-Direct = tuple[str, int]
 
 LOCAL, STUN, PORT_MAPPED, STUN_WITH_LOCAL_PORT, EXPLICIT = 1, 2, 3, 4, 5
 MEMORY_TIME = 310.0  # a mapping seen once is worth trying for this long

@@ -309,6 +309,10 @@ class Engine:
         """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""
         self._talk.peerapi_port = peerapi_port
 
+    @property
+    def peerapi_port(self) -> int:
+        return self._talk.peerapi_port
+
     def ping(self, peer: PeerId, token: bytes) -> bool:
         """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it."""
         return self._talk.ping(self.tables, peer, token)

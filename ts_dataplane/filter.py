@@ -17,10 +17,22 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from ts_base.errors import BadPacket
-from ts_base.ip import ICMP, ICMP6, SCTP, TCP, TSMP, UDP, Prefix, parse_address, parse_prefix, prefix_contains
+from ts_base.ip import (
+    ICMP,
+    ICMP6,
+    SCTP,
+    TCP,
+    TSMP,
+    UDP,
+    Prefix,
+    is_multicast,
+    parse_address,
+    parse_prefix,
+    prefix_contains,
+)
 from ts_base.who import PeerId
 from ts_dataplane.bart import Bart
-from ts_dataplane.packets import FRAGMENT, UNKNOWN, Parsed, is_icmp_answer, is_link_local, is_multicast
+from ts_dataplane.packets import FRAGMENT, UNKNOWN, Parsed, is_icmp_answer, stays_on_link
 
 # Verdicts: the empty one admits, any other is the name of the drop counter.
 ADMITTED = ""
@@ -179,7 +191,7 @@ class PacketFilter:
             return UNKNOWN_PROTOCOL
         if is_multicast(destination):
             return MULTICAST
-        if is_link_local(destination):
+        if stays_on_link(destination):
             return LINK_LOCAL
         if protocol == FRAGMENT:
             return ADMITTED

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ts_base.errors import BadPacket
+from ts_base.who import Direct
 from ts_dataplane import stun
-
-Direct = tuple[str, int]
 
 STUN_TIMEOUT = 3.0
 FULL_SPACING = 0.1
@@ -151,13 +150,13 @@ class Netcheck:
             try:
                 transaction, seen = stun.decode_response_untrusted(datagram)
             except BadPacket:
-                self.drops["bad stun"] += 1
+                self.drops["netcheck.bad_stun"] += 1
                 continue
             probe = self._probes.get(transaction)
             if probe is None or probe.target != source:
-                self.drops["unasked stun"] += 1
+                self.drops["netcheck.unasked_stun"] += 1
             elif (":" in seen[0]) != probe.is_ipv6 or not seen[1]:
-                self.drops["stun of another family"] += 1
+                self.drops["netcheck.wrong_family"] += 1
             else:
                 del self._probes[transaction]
                 latencies = self._latencies[probe.is_ipv6]

@@ -1,8 +1,7 @@
 """IP packets as the filter sees them: what kind, between whom, which ports. Read at offsets, never copied apart.
 
 Owns the classes of the dataplane notes E.2 (too short, cut, tiny and later fragments, transport headers that must be
-whole), the header builder for packets we make ourselves, and address rewriting with incremental checksums (RFC 1624).
-Knows no rules and no peers.
+whole) and address rewriting with incremental checksums (RFC 1624). Knows no rules and no peers.
 """
 
 from __future__ import annotations
@@ -10,12 +9,27 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-from ts_base.ip import ICMP, ICMP6, IP4_LENGTH, IP6_FRAGMENT, IP6_LENGTH, SCTP, TCP, TSMP, UDP, checksum
+from ts_base import ip_headers
+from ts_base.ip import (
+    ICMP,
+    ICMP6,
+    IP4_LENGTH,
+    IP6_FRAGMENT,
+    IP6_LENGTH,
+    SCTP,
+    TCP,
+    TSMP,
+    UDP,
+    is_link_local,
+    is_multicast,
+)  # fmt: skip
+from ts_base.ip_headers import ACK as ACK
+from ts_base.ip_headers import FRAGMENT_OFFSET, IP4_HEADER, IP6_HEADER, MORE_FRAGMENTS
+from ts_base.ip_headers import SYN as SYN
+from ts_base.ip_headers import SYN_ACK as SYN_ACK
 
 UNKNOWN, FRAGMENT = 0, 0xFF  # pseudo-protocols: not to be understood / a later fragment
 IGMP = 2
-SYN, ACK = 0x02, 0x10
-SYN_ACK = SYN | ACK
 
 #   0      1     2              4       6              8     9         10        12       16       20    22    33
 #   0x45 | tos | total length | ident | flags+offset | ttl | protocol | checksum | source | destin | sp | dp | ...flags
@@ -24,8 +38,7 @@ PEEK4 = Struct(">2xH2xHxB2x12s9xB").unpack_from  # total length, flags+offset, p
 #   6, labels | payload length | next header | hop limit | source | destination | sp | dp | ...flags
 PEEK6 = Struct(">4xHBx36s9xB").unpack_from  # payload length, protocol, flow bytes, TCP flags
 
-NOT_WHOLE = 0x3FFF  # more-fragments or an offset
-_MORE_FRAGMENTS, _OFFSET = 0x2000, 0x1FFF
+NOT_WHOLE = MORE_FRAGMENTS | FRAGMENT_OFFSET
 # A later fragment may not reach back into the largest IPv4 header plus TCP header: 80 bytes, in blocks of 8.
 _FIRST_SAFE_BLOCK = 10
 # What the first piece of a packet must hold of its transport header, or a filter cannot judge it (RFC 1858).
@@ -33,12 +46,9 @@ _WHOLE_HEADER = {ICMP: 4, ICMP6: 4, IGMP: 8, TCP: 20, UDP: 8, SCTP: 12, TSMP: 7}
 _PORTED = frozenset({TCP, UDP, SCTP})
 _CHECKSUM_AT = {TCP: 16, UDP: 6, ICMP6: 2}
 _METADATA = bytes([169, 254, 169, 254])
-_LOOSE_SOURCE_ROUTE, _STRICT_SOURCE_ROUTE = 131, 137
 
 _peek_u16 = Struct(">H").unpack_from
 _peek_ports = Struct(">HH").unpack_from
-_pack_ip4 = Struct(">BBHHHBBH4s4s").pack
-_pack_ip6 = Struct(">IHBB16s16s").pack
 
 
 class Parsed(NamedTuple):
@@ -70,12 +80,12 @@ NOTHING = Parsed(UNKNOWN, b"", b"")
 def without_padding(packet: bytes) -> bytes:
     """`packet` cut to the length its header declares; empty if it is no whole IP packet."""
     size = len(packet)
-    if size >= 20 and packet[0] >> 4 == 4:
+    if size >= IP4_HEADER and packet[0] >> 4 == 4:
         total: int = IP4_LENGTH(packet)[0]
         header = (packet[0] & 15) << 2
-        return packet[:total] if 20 <= header <= total <= size else b""
-    if size >= 40 and packet[0] >> 4 == 6:
-        total = 40 + IP6_LENGTH(packet)[0]
+        return packet[:total] if IP4_HEADER <= header <= total <= size else b""
+    if size >= IP6_HEADER and packet[0] >> 4 == 6:
+        total = IP6_HEADER + IP6_LENGTH(packet)[0]
         return packet[:total] if total <= size else b""
     return b""
 
@@ -91,11 +101,11 @@ def _parse4(packet: bytes) -> Parsed:
     source, destination, protocol = packet[12:16], packet[16:20], packet[9]
     transport = (packet[0] & 15) << 2
     fragment = _peek_u16(packet, 6)[0]
-    offset = fragment & _OFFSET
+    offset = fragment & FRAGMENT_OFFSET
     if offset:
         kind = FRAGMENT if offset >= _FIRST_SAFE_BLOCK else UNKNOWN
         return Parsed(kind, source, destination, transport=transport)
-    if protocol == TSMP and fragment & _MORE_FRAGMENTS:
+    if protocol == TSMP and fragment & MORE_FRAGMENTS:
         return Parsed(UNKNOWN, source, destination, transport=transport)
     # ICMPv6 inside IPv4 is no ICMP at all, so nothing of it is required; and the reverse below.
     required = 0 if protocol == ICMP6 else _WHOLE_HEADER.get(protocol, 0)
@@ -140,50 +150,22 @@ def is_icmp_answer(packet: bytes, parsed: Parsed) -> bool:
 
 
 def is_source_routed(packet: bytes) -> bool:
-    """An IPv4 packet that asks to be steered (RFC 791 options 131 and 137), or whose options do not parse."""
-    if packet[0] >> 4 != 4:
-        return False
-    at, end = 20, (packet[0] & 15) << 2
-    while at < end:
-        kind = packet[at]
-        if kind == 0:
-            return False
-        if kind == 1:
-            at += 1
-            continue
-        if kind in (_LOOSE_SOURCE_ROUTE, _STRICT_SOURCE_ROUTE) or at + 1 >= end or packet[at + 1] < 2:
-            return True
-        at += packet[at + 1]
-    return at > end
+    """An IPv4 packet that asks to be steered, or whose options do not parse."""
+    return packet[0] >> 4 == 4 and ip_headers.is_source_routed(packet[IP4_HEADER : (packet[0] & 15) << 2])
 
 
-def is_multicast(address: bytes) -> bool:
-    return address[0] >> 4 == 0xE if len(address) == 4 else address[0] == 0xFF
-
-
-def is_link_local(address: bytes) -> bool:
+def stays_on_link(address: bytes) -> bool:
     """Link-local unicast, except the cloud metadata address, which upstream lets through both ways."""
-    if len(address) == 4:
-        return address[:2] == b"\xa9\xfe" and address != _METADATA
-    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
+    return is_link_local(address) and address != _METADATA
 
 
 def reply_flow(packet: bytes) -> tuple[int, bytes] | None:
     """Protocol and flow bytes an answer to this outbound UDP or SCTP packet will carry, or None for other packets."""
     parsed = parse(packet)
-    if parsed.protocol not in (UDP, SCTP) or is_multicast(parsed.destination) or is_link_local(parsed.destination):
+    if parsed.protocol not in (UDP, SCTP) or is_multicast(parsed.destination) or stays_on_link(parsed.destination):
         return None
     ports = parsed.destination_port << 16 | parsed.source_port
     return parsed.protocol, parsed.destination + parsed.source + ports.to_bytes(4, "big")
-
-
-def build(protocol: int, source: bytes, destination: bytes, payload: bytes) -> bytes:
-    """A packet of our own making: 64 hops, no fragments, no options."""
-    if len(source) == 16:
-        return _pack_ip6(6 << 28, len(payload), protocol, 64, source, destination) + payload
-    fields = (0x45, 0, 20 + len(payload), 0, 0, 64, protocol)
-    total = checksum(_pack_ip4(*fields, 0, source, destination))
-    return _pack_ip4(*fields, total, source, destination) + payload
 
 
 def with_source(packet: bytes, old: bytes, new: bytes) -> bytes:

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ts_base.box import TAG_LENGTH
+from ts_base.ip import TUNNEL_MTU
 from ts_base.timers import Timers
+from ts_base.who import Direct, Path, PeerId, PeerRelayed, is_direct
 from ts_dataplane.candidates import MAX_CALLED, Candidate, Candidates, is_worth_trying
-from ts_dataplane.disco import UNPADDED_PING, CallMeMaybe, Direct
+from ts_dataplane.disco import UNPADDED_PING, CallMeMaybe
 from ts_dataplane.disco_outbox import DiscoOutbox
-from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged, PingLost
+from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingLost
 from ts_dataplane.path_scoring import PathQuality
 from ts_dataplane.peer_paths import (
     CANDIDATE_SPACING,
@@ -24,16 +26,49 @@ from ts_dataplane.peer_paths import (
     PING_BACK_SPACING,
     SIZE_PROBE_SPACING,
     SIZE_PROBES,
-    TUNNEL_MTU,
-    Path,
     PeerPaths,
     PeerState,
+    Standing,
 )
 from ts_dataplane.peer_relay import Knock, PeerRelays, Tell
 from ts_dataplane.peer_roster import PeerRoster
 from ts_dataplane.ping_ledger import Outstanding
 
-PeerId = int
+# Theory of operation
+#
+# Every peer can be reached through a relay, slowly and always; a direct path is found by pinging the addresses the peer
+# may have, and is lost without a word when some router forgets. So the relay is the floor, and a direct path must keep
+# proving itself. What is known of a peer is one of five standings, derived in `PeerState.standing_at`, entered in
+# `PeerState.settle`, which asserts the table `FOLLOWS`:
+#
+#       user data             pong                  full-size pong
+#   IDLE -------> SEARCHING --------> MIRRORED ---------------------> TRUSTED
+#    ^             |     ^               |  ^                          |   ^
+#    | 45 s unused |     | lost     asked|  | pong,                    |   | pong
+#    +-------------+     |   in vain     v  | or of another path       v   |
+#                        +----------------- DOUBTED <------------------+---+
+#
+#   IDLE, SEARCHING   no path: the relay alone. Searching pings all candidates, every 0.25 s first and every 5 s later.
+#   MIRRORED          found, but a path may swallow large datagrams: path and relay both get everything until a
+#                     full-size ping came back. Six of them unanswered: a black hole, and the path is blocked.
+#   TRUSTED           the path alone. A heartbeat asks it every 3 s while the peer is in use.
+#   DOUBTED           a ping is unanswered for 1 s and two round trips, or no pong came for 6.5 s. Path and relay both
+#                     get everything, so a wrong suspicion costs bytes, not time. Lost when a ping times out then.
+#
+# "Lost" leads from any of the last three back to SEARCHING: the host has no route, our network changed, or the tunnel
+# is silent. That last one is the only judgement which leaves a path that still answers pings: some middleboxes pass
+# disco and swallow WireGuard. Lost handshakes look the same, so it takes all three (`PathFinder.judge_silence`):
+#
+#   1. an initiation was repeated and nobody answered either,
+#   2. 15 s passed: since the first of them, since the path came into use, and since
+#   3. the tunnel last heard the peer other than through a relay. While the old session carries data, a rekey that
+#      fails is no silence; if it fails for good the old session ends within a minute, and then this does.
+#
+# A path left so is blocked for 60 s, doubled each time up to 600 s: else its pongs would bring it back at once. Hearing
+# the tunnel there halves what is left, and once it works there in use the next block is a short one again.
+#
+# With uplinks a path is an address through an uplink, and each is a candidate of its own. The best path of every other
+# uplink is kept validated by a ping every 9 s, so that there is something to go to when this uplink dies.
 
 ENDPOINTS_FRESH = 27.0  # older ones are refreshed before a peer is told to ping them
 STUN_PATIENCE = 0.5  # ... unless the refresh takes longer than this
@@ -44,8 +79,19 @@ FULL_SIZE_PADDING = TUNNEL_MTU + WIREGUARD_OVERHEAD - UNPADDED_PING
 MAX_UNPROVEN = 4  # addresses of a WireGuard-only peer tried at once
 
 
-class Pursuit:
-    def __init__(self, outbox: DiscoOutbox, our_disco: bytes, drops: Counter[str], *, never_direct: bool) -> None:
+class PathKeeper:
+    """Every peer's standing, and the table of paths that follows from it."""
+
+    def __init__(
+        self,
+        outbox: DiscoOutbox,
+        our_disco: bytes,
+        drops: Counter[str],
+        *,
+        never_direct: bool,
+        uplinks: tuple[str, ...] = (),
+    ) -> None:
+        self.uplinks = uplinks
         self.paths: dict[PeerId, tuple[Path, ...]] = {}
         self.roster = PeerRoster()
         self.states: dict[PeerId, PeerState] = {}
@@ -68,7 +114,7 @@ class Pursuit:
         state = self.states.get(peer)
         if state is None:
             facts = self.roster[peer]
-            state = self.states[peer] = PeerState(peer, facts, now)
+            state = self.states[peer] = PeerState(peer, facts, now, self.uplinks)
             state.candidates.set_listed(facts.endpoints, loopback=self.loopback)
         return state
 
@@ -84,22 +130,21 @@ class Pursuit:
     def drop_best(self, state: PeerState) -> None:
         if state.best is not None:
             state.drop_best()
-            self.messages.append(PathChanged(state.peer, None, math.inf))
+            self.messages.append(BestPathChanged(state.peer, None, math.inf))
 
     def credit(self, state: PeerState, quality: PathQuality, now: float, *, same_server: bool = False) -> None:
         """A pong proved a path; see whether it becomes the best one."""
         if state.credit(quality, now, insist=same_server):
-            self.messages.append(PathChanged(state.peer, quality.path, quality.latency))
+            self.messages.append(BestPathChanged(state.peer, quality.path, quality.latency))
         if not state.confirmed and state.best is not None and state.best.mtu >= TUNNEL_MTU:
             state.confirmed, state.size_probe_at = True, math.inf
         self.attend(state, now)
 
-    def adopt(self, state: PeerState, path: Path, now: float) -> None:
+    def adopt(self, state: PeerState, path: Direct | PeerRelayed, now: float) -> None:
         """Where a WireGuard-only peer was heard: it has no pongs, so silence alone ends this trust."""
         if state.best is None or state.best.path != path:
-            self.messages.append(PathChanged(state.peer, path, 0.0))
-        state.best, state.confirmed = PathQuality(path, 0.0, TUNNEL_MTU), True
-        state.trusted_until = math.inf
+            self.messages.append(BestPathChanged(state.peer, path, 0.0))
+        state.adopt(path, now)
         self.settle(state, now)
 
     def lose(self, pings: Iterable[Outstanding]) -> None:
@@ -164,6 +209,9 @@ class Pursuit:
         if state.best is None or state.facts.wireguard_only:
             return
         self.ask_best(state, now)
+        if self.uplinks:
+            for place in state.due_standbys(self.uplinks, now):
+                self.ping(state, place, now)
         if state.is_direct(now) and state.wants_full_ping(now):
             state.full_ping_at = now
             if self._ping_candidates(state, now, CANDIDATE_SPACING):
@@ -197,7 +245,7 @@ class Pursuit:
         else:
             state.size_probe_at = math.inf
             if self.roster.relay(state.peer) is not None:
-                self._drops["black hole"] += 1
+                self._drops["paths.black_hole"] += 1
                 self.block_best(state, now)
 
     def block_best(self, state: PeerState, now: float) -> None:
@@ -211,10 +259,9 @@ class Pursuit:
 
     def ping(self, state: PeerState, path: Path, now: float, *, padding: int = 0, mtu: int = 0, token: int = 0) -> bool:
         key = state.facts.disco_key
-        is_direct = len(path) == 2 and isinstance(path[0], str)
-        if key is None or (self.never_direct and is_direct):
+        if key is None or (self.never_direct and is_direct(path)):
             return False
-        if is_direct and (candidate := state.candidates.get((path[0], path[1]))) is not None:
+        if is_direct(path) and (candidate := state.candidates.get(path)) is not None:
             candidate.pinged_at = now
             candidate.unanswered += 1
         return self._outbox.ping(state.peer, key, path, now, padding=padding, mtu=mtu, token=token)
@@ -308,7 +355,7 @@ class Pursuit:
             self.republish(peer, now)
 
     def settle(self, state: PeerState, now: float) -> None:
-        self._publish(state.peer, self._choose(state, now))
+        self._publish(state.peer, self._choose(state, state.settle(now)))
         self._timers.set(state.peer, state.next_timer(now))
 
     def republish(self, peer: PeerId, now: float) -> None:
@@ -321,11 +368,11 @@ class Pursuit:
         else:
             self.paths.pop(peer, None)
 
-    def _choose(self, state: PeerState, now: float) -> tuple[Path, ...]:
+    def _choose(self, state: PeerState, standing: Standing) -> tuple[Path, ...]:
         if state.best is None:
             return self._choose_idle(state.peer, state.facts)
         relay = self.roster.relay(state.peer)
-        if relay is None or (state.confirmed and state.is_trusted(now) and not state.is_doubted(now)):
+        if relay is None or standing is Standing.TRUSTED:
             return (state.best.path,)
         return (state.best.path, relay)
 
@@ -333,7 +380,7 @@ class Pursuit:
         if facts.expired:
             return ()
         if facts.wireguard_only:
-            unproven = Candidates()
+            unproven = Candidates(self.uplinks)
             unproven.set_listed(facts.endpoints, loopback=self.loopback)
             return tuple(unproven)[:MAX_UNPROVEN]
         relay = self.roster.relay(peer)

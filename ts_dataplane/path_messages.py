@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ts_dataplane.disco import Direct
-
-PeerId = int
-Path = tuple[Any, ...]
+from ts_base.who import Direct, Path, PeerId
 
 
 @dataclass(frozen=True, slots=True)
-class PathChanged:
+class BestPathChanged:
     """The best path that is not a relay became another one, or none."""
 
     peer: PeerId
@@ -21,7 +17,7 @@ class PathChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class PongArrived:
+class PingAnswered:
     peer: PeerId
     token: int
     path: Path
@@ -55,4 +51,4 @@ class PathReport:
     candidates: tuple[tuple[Direct, float], ...] = ()
 
 
-FinderMessage = PathChanged | PongArrived | PingLost | NeedStun
+FinderMessage = BestPathChanged | PingAnswered | PingLost | NeedStun

@@ -9,21 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ts_base.errors import BadPacket
-from ts_base.ip import Prefix, parse_address, prefix_contains
-
-Direct = tuple[str, int]
-PeerRelayed = tuple[str, int, int]
+from ts_base.ip import is_link_local, is_loopback, is_private, parse_address
+from ts_base.who import Direct, PeerRelayed, host_of, is_direct
 
 LOOPBACK_POINTS, LINK_LOCAL_POINTS, PRIVATE_POINTS, IPV6_POINTS = 50, 30, 20, 10
-
-_LOOPBACK: tuple[Prefix, ...] = ((b"\x7f\0\0\0", 8), (bytes(15) + b"\x01", 128))
-_LINK_LOCAL: tuple[Prefix, ...] = ((b"\xa9\xfe\0\0", 16), (b"\xfe\x80" + bytes(14), 10))
-_PRIVATE: tuple[Prefix, ...] = (
-    (b"\x0a\0\0\0", 8),
-    (b"\xac\x10\0\0", 12),
-    (b"\xc0\xa8\0\0", 16),
-    (b"\xfc" + bytes(15), 7),
-)
 
 
 class PathQuality(NamedTuple):
@@ -32,22 +21,6 @@ class PathQuality(NamedTuple):
     path: Direct | PeerRelayed
     latency: float
     mtu: int = 0
-
-
-def _within(prefixes: tuple[Prefix, ...], address: bytes) -> bool:
-    return any(prefix_contains(prefix, address) for prefix in prefixes)
-
-
-def is_loopback(address: bytes) -> bool:
-    return _within(_LOOPBACK, address)
-
-
-def is_link_local(address: bytes) -> bool:
-    return _within(_LINK_LOCAL, address)
-
-
-def is_private(address: bytes) -> bool:
-    return _within(_PRIVATE, address)
 
 
 def address_points(host: str) -> int:
@@ -79,11 +52,11 @@ def is_better(a: PathQuality | None, b: PathQuality | None) -> bool:
         return a is not None
     if a.path == b.path:
         return a.mtu > b.mtu
-    if len(a.path) != len(b.path):
-        return len(a.path) < len(b.path)  # a direct path beats one through a peer relay
+    if is_direct(a.path) != is_direct(b.path):
+        return is_direct(a.path)  # a direct path beats one through a peer relay
     a_speed, b_speed = speed_points(a.latency, b.latency)
-    a_points = a_speed + address_points(a.path[0])
-    b_points = b_speed + address_points(b.path[0])
+    a_points = a_speed + address_points(host_of(a.path))
+    b_points = b_speed + address_points(host_of(b.path))
     if a_points <= 1 and b_points == 0:
         return False
     return a_points > b_points

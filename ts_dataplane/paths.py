@@ -11,35 +11,56 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ts_base.keys import DiscoPrivate, NodePublic
+from ts_base.who import Direct, Path, PathRun, PeerId, endpoint_of, is_direct, is_relayed
 from ts_dataplane import disco
-from ts_dataplane.disco import Direct
-from ts_dataplane.disco_inbox import DiscoInbox, is_relayed
+from ts_dataplane.disco_inbox import DiscoInbox, InboxStatistics
 from ts_dataplane.disco_outbox import DiscoOutbox
-from ts_dataplane.path_keeping import Pursuit
+from ts_dataplane.path_keeping import PathKeeper
 from ts_dataplane.path_messages import FinderMessage, NeedStun, PathReport, PingLost
-from ts_dataplane.peer_paths import Path, PeerPaths
+from ts_dataplane.peer_paths import PeerPaths, Standing
+from ts_tunnel.messages import PeerSilence
 
-PeerId = int
+SILENCE = 15.0  # as long as WireGuard itself waits for any answer; a handshake is repeated twice within it
+
+
+@dataclass(frozen=True, slots=True)
+class FinderStatistics:
+    """`standings`: how many peers in use are reached how well."""
+
+    peers: int
+    standings: dict[Standing, int]
+    open_pings: int
+    inbox: InboxStatistics
+    drops: dict[str, int]
 
 
 class PathFinder:
     """One per device. `paths` is shared with the engine and changed in place."""
 
     def __init__(
-        self, disco_key: DiscoPrivate, node: NodePublic, *, entropy: Callable[[int], bytes], never_direct: bool = False
+        self,
+        disco_key: DiscoPrivate,
+        node: NodePublic,
+        *,
+        entropy: Callable[[int], bytes],
+        never_direct: bool = False,
+        uplinks: tuple[str, ...] = (),
     ) -> None:
         self.drops: Counter[str] = Counter()
         boxes = disco.Boxes(disco_key, entropy)
         self._outbox = DiscoOutbox(boxes, node.raw, entropy, self.drops)
-        self._pursuit = Pursuit(self._outbox, disco_key.public.raw, self.drops, never_direct=never_direct)
-        self.paths = self._pursuit.paths
-        self._roster = self._pursuit.roster
-        self._states = self._pursuit.states
-        self._inbox = DiscoInbox(boxes, self._outbox, self._pursuit, self.drops)
+        self._keeper = PathKeeper(
+            self._outbox, disco_key.public.raw, self.drops, never_direct=never_direct, uplinks=uplinks
+        )
+        self.paths = self._keeper.paths
+        self._roster = self._keeper.roster
+        self._states = self._keeper.states
+        self._inbox = DiscoInbox(boxes, self._outbox, self._keeper, self.drops)
         self._tokens = itertools.count(1)
+        self._heard_by_relay: set[PeerId] = set()  # where the tunnel last heard them
         self._advertised: dict[PeerId, tuple[bytes | None, bytes]] = {}  # control's disco key then, and the peer's word
 
     # ---- facts
@@ -54,10 +75,11 @@ class PathFinder:
         for peer in removed:
             if peer not in roster:
                 continue
-            self._pursuit.drop_state(peer)
+            self._keeper.drop_state(peer)
             roster.remove(peer)
             self._advertised.pop(peer, None)
-            self._pursuit.republish(peer, now)
+            self._heard_by_relay.discard(peer)
+            self._keeper.republish(peer, now)
         for peer, facts in changed.items():
             if peer in self._advertised:
                 facts = self._prefer_advert(peer, facts)
@@ -87,45 +109,45 @@ class PathFinder:
 
     def _learn(self, peer: PeerId, before: PeerPaths | None, facts: PeerPaths, now: float) -> None:
         if before is not None and (before.node_key != facts.node_key or facts.expired):
-            self._pursuit.drop_state(peer)
+            self._keeper.drop_state(peer)
         self._roster.put(peer, facts)
         state = self._states.get(peer)
         if state is None or before is None:
-            self._pursuit.republish(peer, now)
+            self._keeper.republish(peer, now)
             return
         state.facts = facts
         has_new_disco = before.disco_key != facts.disco_key
         if has_new_disco:
-            self._pursuit.lose(self._outbox.ledger.forget(peer))
-            self._pursuit.relays.forget(peer)
+            self._keeper.lose(self._outbox.ledger.forget(peer))
+            self._keeper.relays.forget(peer)
             state.trusted_until = -math.inf  # data still flows there, and by relay, until the new key has answered
         if before.endpoints != facts.endpoints:
-            state.candidates.set_listed(facts.endpoints, loopback=self._pursuit.loopback)
+            state.candidates.set_listed(facts.endpoints, loopback=self._keeper.loopback)
         elif not has_new_disco:
-            self._pursuit.settle(state, now)
+            self._keeper.settle(state, now)
             return
         if state.is_awake and not state.is_direct(now):
             state.search_soon(now)
-        self._pursuit.settle(state, now)
+        self._keeper.settle(state, now)
 
     def set_endpoints(self, endpoints: Iterable[Direct], now: float) -> None:
         """Where we can be reached, as of now: call it after every check, changed or not."""
-        self._pursuit.set_endpoints(endpoints, now)
+        self._keeper.set_endpoints(endpoints, now)
 
     def on_network_changed(self, now: float) -> None:
         """Our sockets or addresses are others than before: nothing learnt through them is true any more."""
-        pursuit = self._pursuit
-        pursuit.lose(self._outbox.ledger.forget())
-        pursuit.endpoints_at = -math.inf
-        pursuit.messages.append(NeedStun("network changed"))
+        keeper = self._keeper
+        keeper.lose(self._outbox.ledger.forget())
+        keeper.endpoints_at = -math.inf
+        keeper.messages.append(NeedStun("network changed"))
         for state in list(self._states.values()):
-            pursuit.drop_best(state)
+            keeper.drop_best(state)
             for candidate in state.candidates.values():
                 candidate.refresh()
             state.called_at = -math.inf
             if state.is_awake:
                 state.search_soon(now)
-            pursuit.attend(state, now)
+            keeper.attend(state, now)
 
     # ---- activity
 
@@ -137,9 +159,9 @@ class PathFinder:
             if state is not None and state.is_awake:
                 state.sent_at = now
             elif peer in self._roster:
-                state = self._pursuit.state(peer, now)
+                state = self._keeper.state(peer, now)
                 state.wake(now)
-                self._pursuit.attend(state, now)
+                self._keeper.attend(state, now)
                 woken = True
         return woken
 
@@ -154,13 +176,35 @@ class PathFinder:
             if facts is None:
                 continue
             if is_relayed(path):
-                self._pursuit.hear_relay(peer, path[0], now)
-            elif facts.wireguard_only:
-                self._pursuit.adopt(self._pursuit.state(peer, now), path, now)
+                self._heard_by_relay.add(peer)
+                self._keeper.hear_relay(peer, path[0], now)
+                continue
+            self._heard_by_relay.discard(peer)
+            state = self._states.get(peer)
+            if facts.wireguard_only:
+                self._keeper.adopt(self._keeper.state(peer, now), path, now)
+            elif state is not None and is_direct(path) and (candidate := state.candidates.get(path)) is not None:
+                candidate.relent(now)
 
     def trusted_peers(self, now: float) -> list[PeerId]:
         """Who is being talked to without the relay's help."""
         return [peer for peer, state in self._states.items() if state.is_awake and state.is_trusted(now)]
+
+    def judge_silence(self, peer: PeerId, silence: PeerSilence, now: float) -> None:
+        """What the tunnel says of a trusted peer, told every few seconds. See the theory in `path_keeping.py`."""
+        state = self._states.get(peer)
+        if state is None or state.best is None:
+            return
+        heard = silence.packets_in != state.packets_in
+        state.packets_in = silence.packets_in
+        if heard and peer not in self._heard_by_relay:
+            state.vouched_at = now
+            candidate = state.candidate_of_best()
+            if candidate is not None and silence.asking_since == math.inf:
+                candidate.pardon()
+        began = max(silence.asking_since, state.best_since, state.vouched_at)
+        if silence.initiations >= 2 and now - began >= SILENCE:
+            self.on_silence(peer, now)
 
     def on_silence(self, peer: PeerId, now: float) -> None:
         """On the trusted path the tunnel gets no answer, not even to a handshake: disco passes where it does not."""
@@ -168,46 +212,48 @@ class PathFinder:
         if state is None or state.best is None:
             return
         if state.facts.wireguard_only:
-            self._pursuit.drop_best(state)
+            self._keeper.drop_best(state)
         elif self._roster.relay(peer) is not None:
-            self.drops["silent path"] += 1
-            self._pursuit.block_best(state, now)
-        self._pursuit.attend(state, now)
+            self.drops["paths.silent_path"] += 1
+            self._keeper.block_best(state, now)
+        self._keeper.attend(state, now)
 
     def on_send_failed(self, path: Path, now: float) -> None:
         """The host has no route there: stop using it until something answers again."""
+        if is_relayed(path):
+            return
         for state in list(self._states.values()):
-            if state.best is not None and state.best.path[:2] == path[:2]:
-                self.drops["no route"] += 1
-                self._pursuit.drop_best(state)
-                self._pursuit.attend(state, now)
+            if state.best is not None and endpoint_of(state.best.path) == endpoint_of(path):
+                self.drops["paths.no_host_route"] += 1
+                self._keeper.drop_best(state)
+                self._keeper.attend(state, now)
 
     def on_relay_gone(self, region: int, node_key: bytes, now: float) -> None:
         """A relay does not know this peer (any more)."""
         peer = self._roster.by_node.get(node_key)
         if peer is not None:
             self._roster.lose(peer, region)
-            self._pursuit.republish(peer, now)
+            self._keeper.republish(peer, now)
 
     # ---- what people ask
 
     def ping(self, peer: PeerId, now: float, size: int = 0) -> int:
         """Ask `peer` for a pong on the best path, or on all there are; answers carry the token returned."""
         token = next(self._tokens)
-        facts, pursuit = self._roster.get(peer), self._pursuit
+        facts, keeper = self._roster.get(peer), self._keeper
         if facts is None or facts.disco_key is None or facts.expired:
-            pursuit.messages.append(PingLost(peer, token, None))
+            keeper.messages.append(PingLost(peer, token, None))
             return token
-        state = pursuit.state(peer, now)
+        state = keeper.state(peer, now)
         padding = max(0, size - disco.UNPADDED_PING)
         if state.best is not None and state.is_trusted(now):
-            sent = pursuit.ping(state, state.best.path, now, padding=padding, token=token)
+            sent = keeper.ping(state, state.best.path, now, padding=padding, token=token)
         else:
             relay = self._roster.relay(peer)
-            sent = relay is not None and pursuit.ping(state, relay, now, padding=padding, token=token)
-            sent |= pursuit.ping_out_of_turn(state, now, padding=padding, token=token)
+            sent = relay is not None and keeper.ping(state, relay, now, padding=padding, token=token)
+            sent |= keeper.ping_out_of_turn(state, now, padding=padding, token=token)
         if not sent:
-            pursuit.messages.append(PingLost(peer, token, None))
+            keeper.messages.append(PingLost(peer, token, None))
         self.on_data_sent((peer,), now)  # somebody cares for this peer: keep the path warm
         return token
 
@@ -220,25 +266,37 @@ class PathFinder:
         known = tuple((endpoint, candidate.latency) for endpoint, candidate in state.candidates.items())
         return PathReport(best, latency, state.is_trusted(now), relay, known)
 
+    def standbys(self, peer: PeerId, now: float) -> tuple[Direct, ...]:
+        """The best validated path of each uplink, in the order of the uplinks; none without uplinks."""
+        state = self._states.get(peer)
+        found = [] if state is None else [state.standby(uplink, now) for uplink in self._keeper.uplinks]
+        return tuple(place for place in found if place is not None)
+
+    def statistics(self) -> FinderStatistics:
+        standings = Counter(state.standing for state in self._states.values())
+        drops = self.drops + self._keeper.relays.drops
+        pings, inbox = len(self._outbox.ledger), self._inbox.statistics()
+        return FinderStatistics(len(self._roster), dict(standings), pings, inbox, dict(drops))
+
     # ---- the contract
 
     def receive(self, batch: Iterable[tuple[bytes, Path]], now: float) -> None:
         """Disco datagrams, and the paths they came by."""
         self._inbox.receive(batch, now)
-        self._pursuit.carry_out(now)
+        self._keeper.carry_out(now)
 
-    def transmit(self, now: float) -> list[tuple[Path, list[bytes]]]:
+    def transmit(self, now: float) -> list[PathRun]:
         return self._outbox.transmit()
 
     def handle_timer(self, now: float) -> None:
-        self._pursuit.handle_timer(now)
+        self._keeper.handle_timer(now)
 
     def next_timer(self) -> float:
-        return self._pursuit.next_timer()
+        return self._keeper.next_timer()
 
     def take_messages(self) -> list[FinderMessage]:
         if self._outbox.crowded_out:
-            self._pursuit.lose(self._outbox.crowded_out)
+            self._keeper.lose(self._outbox.crowded_out)
             self._outbox.crowded_out.clear()
-        messages, self._pursuit.messages = self._pursuit.messages, []
+        messages, self._keeper.messages = self._keeper.messages, []
         return messages

@@ -7,14 +7,15 @@ what is due and does it. Times and rules are magicsock's, named by cause; idle p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
 
 from ts_base.budget import Budget
+from ts_base.ip import TUNNEL_MTU
+from ts_base.who import Direct, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, uplink_of
 from ts_dataplane.candidates import Candidate, Candidates
-from ts_dataplane.path_scoring import Direct, PathQuality, is_better
-
-Path = tuple[Any, ...]
+from ts_dataplane.path_scoring import PathQuality, is_better
 
 ACTIVE_TIME = 45.0  # without user data sent for this long, heartbeats stop
 HEARTBEAT = 3.0
@@ -25,10 +26,11 @@ FIRST_SPACING = 0.25  # a fresh search tries again this soon, then ever slower u
 PING_BACK_SPACING = 1.0
 UPGRADE_INTERVAL = 60.0
 GOOD_ENOUGH_LATENCY = 0.005
+STANDBY_INTERVAL = 3 * HEARTBEAT  # of pings on the best path of each uplink that is not in use
+STANDBY_LIFE = 2 * STANDBY_INTERVAL + 0.5  # a standby that answered within this time is believed to work
 RETIRE_TIME = 300.0  # then the state of an idle peer is dropped
 
-TUNNEL_MTU = 1280
-SIZE_PROBES = 4  # unanswered full-size pings on a path that answers small ones: a black hole
+SIZE_PROBES = 6  # unanswered full-size pings on a path that answers small ones: a black hole, not bad luck
 SIZE_PROBE_SPACING = 1.0
 
 
@@ -45,12 +47,33 @@ class PeerPaths:
     serves_relay: bool = False  # may we ask it to carry our packets to other peers
 
 
+class Standing(Enum):
+    """How well a peer is reached. `path_keeping.py` opens with what each means and what leads from one to another."""
+
+    IDLE = "idle"
+    SEARCHING = "searching"
+    MIRRORED = "mirrored"
+    TRUSTED = "trusted"
+    DOUBTED = "doubted"
+
+
+# Doubt needs a path that was found before: it is never the first thing known of one.
+FOLLOWS = {
+    Standing.IDLE: {Standing.SEARCHING, Standing.MIRRORED, Standing.TRUSTED},
+    Standing.SEARCHING: {Standing.IDLE, Standing.MIRRORED, Standing.TRUSTED},
+    Standing.MIRRORED: {Standing.TRUSTED, Standing.DOUBTED, Standing.SEARCHING, Standing.IDLE},
+    Standing.TRUSTED: {Standing.MIRRORED, Standing.DOUBTED, Standing.SEARCHING, Standing.IDLE},
+    Standing.DOUBTED: {Standing.TRUSTED, Standing.MIRRORED, Standing.SEARCHING, Standing.IDLE},
+}
+
+
 class PeerState:
     """One peer in use."""
 
     __slots__ = (
         "asked_at",
         "best",
+        "best_since",
         "call_tokens",
         "called_at",
         "candidates",
@@ -61,6 +84,7 @@ class PeerState:
         "heard_at",
         "heartbeat_at",
         "is_awake",
+        "packets_in",
         "peer",
         "relay_server",
         "search_at",
@@ -68,14 +92,20 @@ class PeerState:
         "size_probe_at",
         "size_probes",
         "spacing",
+        "standing",
         "trusted_until",
+        "vouched_at",
     )
 
-    def __init__(self, peer: int, facts: PeerPaths, now: float) -> None:
+    def __init__(self, peer: PeerId, facts: PeerPaths, now: float, uplinks: Sequence[str] = ()) -> None:
         self.peer = peer
         self.facts = facts
-        self.candidates = Candidates()
+        self.standing = Standing.IDLE
+        self.candidates = Candidates(uplinks)
         self.best: PathQuality | None = None
+        self.best_since = -math.inf
+        self.vouched_at = -math.inf  # when the tunnel was last seen to hear the peer without a relay
+        self.packets_in = 0  # the tunnel's counter, when it was last looked at
         self.confirmed = False  # full-size datagrams are known to pass on the best path
         self.trusted_until = -math.inf
         self.is_awake = False
@@ -91,13 +121,28 @@ class PeerState:
         self.call_tokens: Budget | None = None
         self.relay_server: bytes | None = None  # disco key of the peer relay last bound for this peer
 
+    # ---- standing
+
+    def standing_at(self, now: float) -> Standing:
+        if self.best is None:
+            return Standing.SEARCHING if self.is_awake else Standing.IDLE
+        if self.is_doubted(now) or not self.is_trusted(now):
+            return Standing.DOUBTED
+        return Standing.TRUSTED if self.confirmed else Standing.MIRRORED
+
+    def settle(self, now: float) -> Standing:
+        """The one place where the standing changes; what made it change is over by now."""
+        before, self.standing = self.standing, self.standing_at(now)
+        assert self.standing is before or self.standing in FOLLOWS[before], f"{before} became {self.standing}"
+        return self.standing
+
     # ---- trust
 
     def is_trusted(self, now: float) -> bool:
         return self.best is not None and now < self.trusted_until
 
     def is_direct(self, now: float) -> bool:
-        return self.best is not None and len(self.best.path) == 2 and now < self.trusted_until
+        return self.best is not None and is_direct(self.best.path) and now < self.trusted_until
 
     def doubt_at(self) -> float:
         """When silence on the best path becomes suspicious; trust lasts longer."""
@@ -114,8 +159,8 @@ class PeerState:
             self.trusted_until = now + TRUST_TIME
             self.asked_at, self.has_asked_twice = math.inf, False
             return False
-        insist = insist and best is not None and len(best.path) == 3
-        holds = self.is_trusted(now) and not self.is_doubted(now)
+        insist = insist and best is not None and is_peer_relayed(best.path)
+        holds = self.standing_at(now) in (Standing.MIRRORED, Standing.TRUSTED)
         if holds and not insist and not is_better(quality, best):
             return False
         self._install(quality, now)
@@ -123,6 +168,7 @@ class PeerState:
 
     def _install(self, quality: PathQuality, now: float) -> None:
         self.best = quality
+        self.best_since = now
         self.trusted_until = now + TRUST_TIME
         self.asked_at, self.has_asked_twice = math.inf, False
         self.size_probes = 0
@@ -139,13 +185,22 @@ class PeerState:
     def has_moved_to(self, source: Direct) -> bool:
         """Another port of the best path's host: its router has probably forgotten the mapping we send to."""
         best = self.best
-        return best is not None and best.path[0] == source[0] and best.path != source and self.asked_at == math.inf
+        if best is None or self.asked_at < math.inf:
+            return False
+        return host_of(best.path) == host_of(source) and best.path[1] != source[1]
+
+    def adopt(self, path: Direct | PeerRelayed, now: float) -> None:
+        """A peer without pongs was heard here: the path is good until the tunnel falls silent."""
+        if self.best is None or self.best.path != path:
+            self.best_since = now
+        self.best, self.confirmed = PathQuality(path, 0.0, TUNNEL_MTU), True
+        self.trusted_until = math.inf
 
     def candidate_of_best(self) -> Candidate | None:
         """What is known of the address in use, if it is a direct one."""
-        if self.best is None or len(self.best.path) != 2:
+        if self.best is None or not is_direct(self.best.path):
             return None
-        return self.candidates.get((self.best.path[0], self.best.path[1]))
+        return self.candidates.get(self.best.path)
 
     # ---- searching
 
@@ -187,6 +242,26 @@ class PeerState:
     def due_candidates(self, now: float, spacing: float) -> list[tuple[Direct, Candidate]]:
         self.candidates.prune(now, None if self.best is None else self.best.path)
         return [item for item in self.candidates.items() if item[1].is_due(now, spacing)]
+
+    def standby(self, uplink: str, now: float) -> Direct | None:
+        """Of what answers through an uplink, the fastest."""
+        answering = [
+            (candidate.latency, place)
+            for place, candidate in self.candidates.of_uplink(uplink)
+            if now - candidate.ponged_at <= STANDBY_LIFE and now >= candidate.blocked_until
+        ]
+        return min(answering)[1] if answering else None
+
+    def due_standbys(self, uplinks: Sequence[str], now: float) -> list[Direct]:
+        """What to ping so that every uplink keeps a path: its standby, or while it has none, all it might be."""
+        due = []
+        in_use = "" if self.best is None else uplink_of(self.best.path)
+        for uplink in uplinks:
+            if uplink != in_use:
+                standby = self.standby(uplink, now)
+                places = self.candidates.of_uplink(uplink)
+                due += [p for p, c in places if standby in (None, p) and c.is_due(now, STANDBY_INTERVAL)]
+        return due
 
     def retire_at(self) -> float:
         return max(self.sent_at, self.heard_at) + RETIRE_TIME

@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ts_base.who import Direct, PeerId, PeerRelayed, endpoint_of
 from ts_dataplane import disco
-from ts_dataplane.disco import AllocateRequest, AllocateResponse, Bind, CallMeMaybeVia, Direct, RelayEndpoint
+from ts_dataplane.disco import AllocateRequest, AllocateResponse, Bind, CallMeMaybeVia, RelayEndpoint
 from ts_dataplane.geneve import MAX_VNI
-
-PeerId = int
-PeerRelayed = tuple[str, int, int]
 
 DISCOVERY_SPACING = 30.0
 RETRY_AFTER = 3.0
@@ -120,12 +118,12 @@ class PeerRelays:
                 self._orders.append(Tell(peer, CallMeMaybeVia(response.endpoint)))
                 self._shake_hands(peer, remote, response.endpoint, now)
                 return
-        self.drops["allocation nobody asked for"] += 1
+        self.drops["peer_relay.unasked_allocation"] += 1
 
     def on_offer(self, peer: PeerId, remote_disco: bytes, endpoint: RelayEndpoint, now: float) -> None:
         """`peer` has allocated a place for the two of us."""
         if set(endpoint.client_discos) != {self._ours, remote_disco} or self._ours == remote_disco:
-            self.drops["offer for others"] += 1
+            self.drops["peer_relay.offer_for_others"] += 1
             return
         self._shake_hands(peer, remote_disco, endpoint, now)
 
@@ -140,7 +138,7 @@ class PeerRelays:
         for key, _ in same_server:
             del self._handshakes[key]
         if len(self._handshakes) >= MAX_HANDSHAKES or not 0 <= endpoint.vni <= MAX_VNI:
-            self.drops["handshake"] += 1
+            self.drops["peer_relay.handshakes_full"] += 1
             return
         generation = self._next_generation()
         deadline = now + min(endpoint.bind_lifetime_ns / 1e9, HANDSHAKE_TIMEOUT)
@@ -160,13 +158,13 @@ class PeerRelays:
             or challenge.generation != handshake.generation
             or challenge.remote_disco != handshake.remote_disco
         ):
-            self.drops["challenge to nothing"] += 1
+            self.drops["peer_relay.challenge_to_nothing"] += 1
             return
         if handshake.path is not None:
             return  # servers bind the first of our addresses they hear, and so do we
         handshake.path = path
         answer = Bind(disco.ANSWER, path[2], handshake.generation, handshake.remote_disco, challenge.challenge)
-        self._orders.append(Knock(path[:2], path[2], server_disco, answer))
+        self._orders.append(Knock(endpoint_of(path), path[2], server_disco, answer))
         self._ping(handshake)
 
     def on_ping(self, peer: PeerId, path: PeerRelayed) -> None:
@@ -209,7 +207,7 @@ class PeerRelays:
         for key, handshake in list(self._handshakes.items()):
             if now >= handshake.deadline:
                 del self._handshakes[key]
-                self.drops["handshake without end"] += 1
+                self.drops["peer_relay.handshake_timeout"] += 1
 
     def next_timer(self) -> float:
         if not self._allocations and not self._handshakes:

@@ -6,12 +6,8 @@ paths. Kept small: this is all that an idle peer costs.
 
 from __future__ import annotations
 
-from typing import Any
-
+from ts_base.who import PeerId, Relayed
 from ts_dataplane.peer_paths import PeerPaths
-
-PeerId = int
-Path = tuple[Any, ...]
 
 
 class PeerRoster(dict[PeerId, PeerPaths]):
@@ -68,7 +64,7 @@ class PeerRoster(dict[PeerId, PeerPaths]):
             return peer
         return peers[0] if len(peers) == 1 else None
 
-    def relay(self, peer: PeerId) -> Path | None:
+    def relay(self, peer: PeerId) -> Relayed | None:
         """The path through a relay, if any is known."""
         facts = self[peer]
         region = facts.home_region

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ts_base.who import Path, PeerId
 
 PING_TIMEOUT = 5.0
 MAX_OUTSTANDING = 8192
 
-Path = tuple[Any, ...]
-
 
 class Outstanding(NamedTuple):
-    peer: int
+    peer: PeerId
     disco_key: bytes  # only this key may answer
     path: Path
     sent_at: float
@@ -49,7 +49,7 @@ class PingLedger:
             expired.append(self._pings.popitem(last=False)[1])
         return expired
 
-    def forget(self, peer: int | None = None) -> list[Outstanding]:
+    def forget(self, peer: PeerId | None = None) -> list[Outstanding]:
         """Drop the pings of one peer, or of all; returns them."""
         gone = {key: ping for key, ping in self._pings.items() if peer is None or ping.peer == peer}
         for key in gone:

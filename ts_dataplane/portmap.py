@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from struct import Struct
 
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, is_tailscale_address, parse_address
+from ts_base.ip import format_address, is_link_local, is_loopback, is_private, is_tailscale_address, parse_address
 from ts_dataplane import upnp
-from ts_dataplane.path_scoring import is_link_local, is_loopback, is_private
 
 Direct = tuple[str, int]
 

@@ -18,8 +18,8 @@ prefixes for both. Refuses to know control's messages, where all is text, and wh
 # A default route is a claim only for the exit node chosen by preference. A flow may name another peer to go by (`via`),
 # and any peer that offers a default route will do: `exits`, which is about what peers offer. What comes back is no
 # business of claims. `accepts` still says no, and the verdict NOT_AN_ANSWER means: unless it is one. The engine looks
-# whether flows use that exit now. So a verdict never depends on which exits are in use, and a flow
-# that opens through a new one costs no snapshot and no cache.
+# whether flows use that exit now. So a verdict never depends on which exits are in use, and a flow that opens through a
+# new one costs no snapshot and no cache.
 #
 # Two caches make the packet path one dictionary hit each: the next hop of a destination, and the verdict on a flow,
 # keyed by all that a verdict reads. A cache of verdicts is only as right as what it was computed from. So nothing in a
@@ -36,7 +36,15 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
-from ts_base.ip import CGNAT, TAILSCALE_ULA, TCP, Prefix, parse_prefix, prefix_contains
+from ts_base.ip import (
+    CGNAT,
+    TAILSCALE_ULA,
+    TCP,
+    Prefix,
+    is_martian_source,
+    is_multicast,
+    parse_prefix,
+)
 from ts_base.who import Hop, PeerId
 from ts_dataplane.bart import Bart
 from ts_dataplane.claims import DEFAULTS, ClaimReader, Peer, PeerRoutes, Prefs, read_prefixes
@@ -48,7 +56,7 @@ from ts_dataplane.filter import (
     compile_filter,
     compile_filter_steps,
 )
-from ts_dataplane.packets import SYN, Parsed, is_link_local, is_multicast
+from ts_dataplane.packets import SYN, Parsed, stays_on_link
 
 NOT_OWNER = "filter.not_owner"
 NOT_AN_ANSWER = "filter.not_an_answer"  # an exit speaks for what it offers to reach: heard only in flows of ours
@@ -63,8 +71,6 @@ _NOT_INTERNET = (
     CGNAT,
     TAILSCALE_ULA,
 )
-# Sources no peer can be: unspecified and "this network", loopback, multicast and reserved.
-_MARTIANS = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::", "::1", "ff00::/8")))
 _SHIELDED = compile_filter(())
 
 
@@ -123,7 +129,7 @@ class Tables:
             hops = self._next_hops
             if len(hops) >= NEXT_HOPS:
                 hops.clear()
-            if destination in self.own or is_multicast(destination) or is_link_local(destination):
+            if destination in self.own or is_multicast(destination) or stays_on_link(destination):
                 peer = None
             elif via:
                 peer = via if self.accepts(via, destination) or self.offers(via, destination) else None
@@ -159,7 +165,7 @@ class Tables:
         claimants = self._hosts.get(source)
         if claimants is not None:
             return peer in claimants
-        if source in self.own or any(prefix_contains(martian, source) for martian in _MARTIANS):
+        if source in self.own or is_martian_source(source):
             return False
         return any(peer in claimants for claimants in self._routes.lookup_all(source))
 
@@ -167,7 +173,7 @@ class Tables:
         """Would `peer`, as an exit, speak for `source`? Never for an address that a node claims."""
         if peer not in self.exits or len(source) not in self.peers[peer].defaults or source in self._hosts:
             return False
-        return source not in self.own and not any(prefix_contains(martian, source) for martian in _MARTIANS)
+        return source not in self.own and not is_martian_source(source)
 
     def verdict(self, peer: PeerId, protocol: int, opening: bool, flow: bytes) -> str:
         """The remembered verdict on a whole TCP or UDP packet: everything it depends on is in the arguments.

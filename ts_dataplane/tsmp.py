@@ -11,8 +11,9 @@ from struct import Struct
 
 from ts_base.errors import BadPacket
 from ts_base.ip import TSMP
+from ts_base.ip_headers import ip_packet
 from ts_base.keys import KEY_LENGTH
-from ts_dataplane.packets import Parsed, build
+from ts_dataplane.packets import Parsed
 
 REJECTED, PING, PONG, DISCO_KEY = 0x21, 0x70, 0x6F, 0x61  # "!", "p", "o", "a"
 REASONS = {
@@ -100,20 +101,20 @@ def encode_rejected(rejected: Parsed, reason: str) -> bytes:
     """The packet that tells the sender of `rejected` why; goes back the way it came."""
     ports = rejected.source_port, rejected.destination_port
     body = _REJECTED.pack(REJECTED, rejected.protocol, ord(reason), *ports)
-    return build(TSMP, rejected.destination, rejected.source, body)
+    return ip_packet(rejected.destination, rejected.source, TSMP, body)
 
 
 def encode_ping(source: bytes, destination: bytes, token: bytes) -> bytes:
     if len(token) != TOKEN_LENGTH:
         raise ValueError(f"a ping carries {TOKEN_LENGTH} bytes, not {len(token)}")
-    return build(TSMP, source, destination, bytes([PING]) + token)
+    return ip_packet(source, destination, TSMP, bytes([PING]) + token)
 
 
 def encode_pong(source: bytes, destination: bytes, token: bytes, peerapi_port: int) -> bytes:
-    return build(TSMP, source, destination, _PONG.pack(PONG, token, peerapi_port))
+    return ip_packet(source, destination, TSMP, _PONG.pack(PONG, token, peerapi_port))
 
 
 def encode_disco_key(source: bytes, destination: bytes, key: bytes) -> bytes:
     if len(key) != KEY_LENGTH:
         raise ValueError(f"a disco key has {KEY_LENGTH} bytes, not {len(key)}")
-    return build(TSMP, source, destination, bytes([DISCO_KEY]) + key)
+    return ip_packet(source, destination, TSMP, bytes([DISCO_KEY]) + key)

@@ -45,7 +45,7 @@ class DerpClient:
                 try:
                     with trio.fail_after(DIAL_TIMEOUT + SETUP_TIMEOUT):
                         stream, early = await cls._dial_node(dialer, region, node, trust, over_http)
-                except (*BROKEN, trio.TooSlowError, h11.RemoteProtocolError) as error:
+                except (*BROKEN, trio.TooSlowError, h11.ProtocolError) as error:
                     problem = error
                 else:
                     machine.start(trio.current_time())

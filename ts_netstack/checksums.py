@@ -6,13 +6,11 @@ ints, congruent modulo 65535 to the 16-bit sum; whoever builds the header reduce
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from typing import Any
 
-_numpy: Any = None
-if importlib.util.find_spec("numpy") is not None:  # pragma: no cover - depends on the installation
-    import numpy as _numpy  # type: ignore[import-not-found, unused-ignore, no-redef]
+from ts_base.optional import optional
+
+_numpy = optional("numpy", "frombuffer", "uint64")
 
 # Below this the fixed cost of a numpy call exceeds what it saves.
 VECTOR_MINIMUM = 4

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from ts_base.ip import IP6_FRAGMENT
-from ts_netstack.wire import (
-    FRAGMENT_HEADER,
-    HOP_LIMIT,
-    IP4_HEADER,
-    IP6,
-    IP6_FRAGMENT_FIXED,
-    IP6_HEADER,
-    MORE_FRAGMENTS,
-    Packet,
-    ip4_header,
-)
+from ts_base.ip_headers import HOP_LIMIT, IP4_HEADER, IP6, IP6_HEADER, MORE_FRAGMENTS, ip4_header
+from ts_netstack.wire import FRAGMENT_HEADER, IP6_FRAGMENT_FIXED, Packet
 
 HIGH_WATER = 4 << 20
 LOW_WATER = 3 << 20

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, NamedTuple
 
-from ts_base.ip import ICMP, ICMP6, checksum, pseudo_header_sum
+from ts_base.ip import ICMP, ICMP6, IP6_MINIMUM_MTU, checksum, pseudo_header_sum
+from ts_base.ip_headers import ip_packet
 from ts_netstack.ledger import Ledger
-from ts_netstack.wire import Packet, Unroutable, ip_packet, parse_packet_untrusted
+from ts_netstack.wire import Packet, Unroutable, parse_packet_untrusted
 
 ECHO_REPLY4, UNREACHABLE4, ECHO4 = 0, 3, 8
 UNREACHABLE6, TOO_BIG6, TIME_EXCEEDED6, PARAMETER6, ECHO6, ECHO_REPLY6 = 1, 2, 3, 4, 128, 129
@@ -22,8 +23,8 @@ PORT6, NEXT_HEADER6 = 4, 1
 
 ECHO_PER_SECOND, ECHO_BURST = 1000.0, 50.0
 ERRORS_PER_SECOND, ERROR_BURST = 100.0, 50.0
-QUOTE4, QUOTE6 = 576, 1280  # an error is never larger than this
-MINIMUM_MTU4, MINIMUM_MTU6 = 552, 1280
+QUOTE4, QUOTE6 = 576, IP6_MINIMUM_MTU  # an error is never larger than this
+MINIMUM_MTU4, MINIMUM_MTU6 = 552, IP6_MINIMUM_MTU
 
 # type, code, checksum, then four bytes whose meaning depends
 _HEADER = Struct(">BBHI")

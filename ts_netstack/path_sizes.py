@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from ts_base.ip_headers import IP4_HEADER, IP6_HEADER
 from ts_base.who import Hop
-from ts_netstack.wire import IP4_HEADER, IP6_HEADER, TCP_HEADER, Sizes
+from ts_netstack.wire import TCP_HEADER, Sizes
 
 LEARNT_LIMIT = 1024
 LEARNT_LIFETIME = 600.0

@@ -9,8 +9,9 @@ from __future__ import annotations
 from struct import Struct
 
 from ts_base.ip import TCP, checksum, ones_complement_sum
+from ts_base.ip_headers import DO_NOT_FRAGMENT, HOP_LIMIT, IP4, IP4_HEADER, IP6, IP6_HEADER
 from ts_netstack.checksums import burst_sums
-from ts_netstack.wire import DO_NOT_FRAGMENT, HOP_LIMIT, IP4, IP4_HEADER, IP6, IP6_HEADER, MASK32, TCP_HEADER, Address
+from ts_netstack.wire import MASK32, TCP_HEADER, Address
 
 # acknowledgement, data offset, flags, window
 _MIDDLE = Struct(">IBBH").pack

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ts_base.budget import Budget
-from ts_base.ip import ICMP, ICMP6, TCP, UDP
+from ts_base.ip import ICMP, ICMP6, TCP, TUNNEL_MTU, UDP, is_martian_source
+from ts_base.ip_headers import ip_packet
 from ts_base.timers import Timers
 from ts_base.who import Origin
 from ts_netstack import icmp
@@ -20,9 +21,10 @@ from ts_netstack.fragments import Reassembly
 from ts_netstack.ledger import Ledger
 from ts_netstack.outbox import REPLIES_LIMIT, Outbox
 from ts_netstack.path_sizes import PathSizes, Routes, overhead
-from ts_netstack.tcp import FIN_WAIT_2, TcpConnection
+from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
+from ts_netstack.tcp_states import FIN_WAIT_2
 from ts_netstack.udp import UdpPort
 from ts_netstack.udp_demux import UdpSockets
 from ts_netstack.wire import (
@@ -31,8 +33,6 @@ from ts_netstack.wire import (
     Address,
     Packet,
     Unroutable,
-    ip_packet,
-    is_martian_source,
     is_transport_checksum_right,
     parse_packet_untrusted,
     udp_payload,
@@ -41,7 +41,6 @@ from ts_netstack.wire import (
 if TYPE_CHECKING:
     from ts_netstack.ledger import Socket
 
-DEFAULT_MTU = 1280
 LOOP_ROUNDS = 16  # round trips to ourselves within one transmit
 PING_TIMEOUT = 10.0
 
@@ -52,7 +51,7 @@ class Stack:
     """One host with its addresses. `verify_checksums` is for transports without an AEAD, such as a TUN device."""
 
     def __init__(
-        self, *, entropy: Callable[[int], bytes], mtu: int = DEFAULT_MTU, verify_checksums: bool = False
+        self, *, entropy: Callable[[int], bytes], mtu: int = TUNNEL_MTU, verify_checksums: bool = False
     ) -> None:
         if not 576 <= mtu <= 65535:
             raise ValueError(f"an MTU of {mtu} is none")
@@ -256,7 +255,7 @@ class Stack:
         if len(packet.payload) < TCP_HEADER:
             raise Unroutable("tcp_truncated")
         if self._ledger.verify and not is_transport_checksum_right(packet):
-            raise Unroutable("tcp_checksum")
+            raise Unroutable("tcp.checksum")
         key = packet.source + packet.destination + packet.payload[:4]
         canonical = ip_packet(packet.source, packet.destination, TCP, packet.payload)
         connection = self._tcp.flows.get(key)

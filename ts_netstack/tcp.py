@@ -1,9 +1,50 @@
-"""One TCP connection: segment arrives, user calls, timers, emit, in the order of RFC 9293 section 3.10.
+"""One TCP connection: the user calls, segments arrive, timers expire, all of it leaves: RFC 9293 section 3.10.
 
-Owns the state machine and the checks every segment must pass; its two halves, Inbound and Outbound, own the windows.
+Owns the state machine and the checks every segment must pass; its two halves, Inbound and Outbound, own the numbers.
 Sockets, ports and clocks are unknown to it. Receive works on runs of packets and emit writes bursts: bench/netstack.py
 shows what a segment costs. RFC 9293, 5961, 7323.
 """
+
+# How this file reads
+#
+#       the user calls       segments arrive       timers expire          the stack collects
+#             |                     |                    |                        ^
+#   .---------v---------------------v--------------------v------------------------|---------.
+#   | TcpConnection      state, the checks of section 3.10.7, endings, keep-alive | emit    |
+#   |                                                                                       |
+#   |   Inbound    RCV.NXT, window offered      Outbound   what leaves now                  |
+#   |     ReceiveBuffer                           SendSequence  SND.UNA .. SND.NXT, timers  |
+#   |                                               SendBuffer, RoundTrip, SegmentSizes     |
+#   |                                               LossRecovery: Flight, Congestion        |
+#   |                                               Pacer, SegmentWriter                    |
+#   '---------------------------------------------------------------------------------------'
+#
+# From top to bottom it is section 3.10 of RFC 9293: what the user may call (3.10.1 to 3.10.6), a segment that arrives
+# (3.10.7), endings, timers (3.10.8), and last what is sent. LISTEN and a passive open's SYN-RECEIVED are in
+# tcp_listen; a connection comes from there established. TIME-WAIT is entered here, and once its last ACK has left,
+# the stack keeps a record of a few numbers in its place (tcp_demux).
+#
+# Three laws hold it together.
+#
+# The state changes in `_enter` alone, along the steps of tcp_states. The halves know no states: each verb of theirs
+# means the same in all of them, and which are called when is decided here. In turn this file reads the numbers of its
+# halves and writes none; the one exception is header prediction, which puts payloads into the receive buffer before
+# the half counts them.
+#
+# Nothing is sent where it is decided. Whoever decides leaves a note (`owe_ack`, `_reset_seq`, `_handshake_due`,
+# `_keepalive_due`, bytes in a buffer, a piece marked lost) and puts the connection among the dirty ones of its
+# ledger. The stack then asks each dirty one once to `emit`. So a burst of sixty segments costs one ACK, and an ACK
+# that is owed travels with data if there is any.
+#
+# There are two ways in. A run of packets first meets header prediction, which takes data in order and plain ACKs at a
+# few operations each and does the rest once for the run. What it does not understand goes the careful way, section
+# 3.10.7 in its order, packet by packet. Prediction never decides what the careful way would decide otherwise: in
+# doubt it stops. It applies only where there is nothing to think about: text may come, SACK and timestamps were
+# agreed, no hole, no FIN, a reader.
+#
+# Sequence numbers are unwrapped: they begin at the initial one and grow for ever, so that they compare as numbers do.
+# They are cut to 32 bits where they are written, and a number read from a segment is the nearest to one we know
+# (`unwrap`).
 
 from __future__ import annotations
 
@@ -13,18 +54,34 @@ import struct
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN, URG
+from ts_netstack import tcp_drops
 from ts_netstack.ledger import Ledger
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
-from ts_netstack.tcp_outbound import Outbound
+from ts_netstack.tcp_outbound import Head, Outbound
+from ts_netstack.tcp_states import (
+    CLOSE_WAIT,
+    CLOSED,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    LAST_ACK,
+    RECEIVING,
+    SENDING,
+    STEPS,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
+    WRITABLE,
+    Handshake,
+    State,
+)
+from ts_netstack.tcp_statistics import TcpStatistics
 from ts_netstack.wire import (
-    ACK,
-    FIN,
     MASK32,
-    RST,
-    SYN,
     TIMESTAMP_PREFIX,
-    URG,
     Address,
     Packet,
     Segment,
@@ -36,15 +93,6 @@ from ts_netstack.wire import (
     syn_options,
     unwrap,
 )
-
-CLOSED, SYN_SENT, SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1 = 0, 1, 2, 3, 4
-FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT = 5, 6, 7, 8, 9
-STATE_NAMES = (
-    *("CLOSED", "SYN-SENT", "SYN-RECEIVED", "ESTABLISHED", "FIN-WAIT-1"),
-    *("FIN-WAIT-2", "CLOSE-WAIT", "CLOSING", "LAST-ACK", "TIME-WAIT"),
-)
-RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)
-SENDING = (ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK)
 
 SYN_RETRIES = 6
 DATA_RETRIES = 15
@@ -70,18 +118,12 @@ class ConnectionProblem(enum.Enum):
     ABORTED = "connection aborted"
 
 
-class Handshake(NamedTuple):
-    """What was agreed while opening, for a connection that begins established."""
+class Keepalive(NamedTuple):
+    """When a silent peer is asked whether it is there: seconds, seconds, how often."""
 
-    iss: int
-    irs: int
-    peer_mss: int | None
-    peer_shift: int | None
-    selective: bool
-    stamp: int | None  # the peer's latest TSval, None without timestamps
-    round_trip: float
-    resent: bool
-    large: int = 0  # see wire.LARGE_PREFIX
+    idle: float
+    interval: float
+    probes: int
 
 
 class TcpConnection:
@@ -117,7 +159,7 @@ class TcpConnection:
         self.key = key
         self.local, self.remote = local, remote
         self.owner: Any = None
-        self.state = CLOSED
+        self.state: State = CLOSED
         self.error: ConnectionProblem | None = None
         self._outbound = Outbound(ledger, local, remote, sizes, iss, stamp_offset)
         self._inbound = Inbound(ledger)
@@ -126,40 +168,33 @@ class TcpConnection:
         self._challenged_at = self._answered_at = -math.inf
         self._orphaned = False
         self._heard_at = 0.0
-        self._keepalive: tuple[float, float, int] | None = None
+        self._keepalive: Keepalive | None = None
         self._keepalive_probes = 0
         self._keepalive_due = False
         self._linger_deadline = math.inf
+
+    def _enter(self, state: State) -> None:
+        """The one place where the state changes; tcp_states has the steps that are allowed, and why."""
+        assert state in STEPS[self.state], f"{self.state} to {state} is no step of RFC 9293 figure 5"
+        self.state = state
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
     def open(self, now: float) -> None:
         """Active open: the SYN leaves with the next emit."""
-        self.state = SYN_SENT
-        self._outbound.nxt = self._outbound.iss + 1
+        self._enter(SYN_SENT)
+        self._outbound.start()
         self._handshake_due = True
         self._heard_at = now
         self._ledger.dirty[self] = None
 
     def adopt(self, agreed: Handshake, window: int, now: float) -> None:
         """Begin established: a listener's handshake is complete."""
-        outbound = self._outbound
-        outbound.una = outbound.nxt = outbound.iss + 1
-        self._inbound.start(agreed.irs)
         self._heard_at = now
-        self._agree(Sizes(agreed.peer_mss or 0, agreed.large), agreed.peer_shift, agreed.selective, agreed.stamp, now)
-        if agreed.resent:
-            outbound.round_trip.syn_was_lost()
-        elif agreed.round_trip > 0:
-            outbound.round_trip.sample(agreed.round_trip, now)
-        outbound.window = outbound.largest_window = window << outbound.peer_shift
-        outbound.wl1, outbound.wl2 = agreed.irs, outbound.una
-        self.state = ESTABLISHED
+        self._inbound.heard_syn(agreed, now)
+        self._outbound.adopt(agreed, window, now)
+        self._enter(ESTABLISHED)
         self._ledger.changed[self] = None
-
-    def _agree(self, sizes: Sizes, shift: int | None, selective: bool, stamp: int | None, now: float) -> None:
-        self._inbound.agree(selective, shift is not None, stamp, now)
-        self._outbound.agree(sizes, shift, selective, stamp is not None)
 
     # -- what the owner sees ---------------------------------------------------------------------------------------
 
@@ -176,12 +211,7 @@ class TcpConnection:
     def writable(self) -> bool:
         """Room for a write; after one was cut short, once there is enough of it to be told of."""
         outbound = self._outbound
-        return (
-            self.state in (ESTABLISHED, CLOSE_WAIT)
-            and not outbound.fin_queued
-            and not outbound.wanted_room
-            and outbound.room() > 0
-        )
+        return self.state in WRITABLE and not outbound.fin_queued and not outbound.wanted_room and outbound.room() > 0
 
     @property
     def is_established(self) -> bool:
@@ -217,6 +247,42 @@ class TcpConnection:
         """Something of ours waits for the stack's next transmit."""
         return self in self._ledger.dirty
 
+    def statistics(self) -> TcpStatistics:
+        """Everything worth knowing of this connection, at this moment."""
+        inbound, outbound = self._inbound, self._outbound
+        sizes, recovery, round_trip = outbound.sizes, outbound.recovery, outbound.round_trip
+        congestion, flight = recovery.congestion, recovery.flight
+        return TcpStatistics(
+            state=self.state,
+            mss=sizes.mss,
+            path_mss=sizes.path_mss,
+            selective=inbound.selective,
+            stamped=inbound.stamps,
+            peer_shift=outbound.peer_shift,
+            unsent=len(outbound.buffer),
+            outstanding=outbound.nxt - outbound.una,
+            in_flight=flight.pipe,
+            sacked=flight.sacked,
+            lost=flight.lost,
+            acknowledged=outbound.una - outbound.iss,
+            peer_window=outbound.window,
+            largest_peer_window=outbound.largest_window,
+            congestion_window=congestion.window,
+            slow_start_threshold=congestion.threshold,
+            recovery=recovery.mode,
+            round_trip=round_trip.smoothed,
+            smallest_round_trip=round_trip.minimum,
+            retransmission_timeout=round_trip.timeout,
+            resent=recovery.resent,
+            timeouts=outbound.timeouts,
+            timeouts_in_a_row=outbound.retries,
+            received=inbound.received,
+            unread=inbound.buffer.unread,
+            unread_pieces=len(inbound.buffer.chunks),
+            islands=len(inbound.buffer.islands),
+            receive_window=inbound.target,
+        )
+
     def read(self, limit: int) -> bytes:
         """Up to `limit` bytes; b"" when there are none, which is the end of the stream only if `at_eof`."""
         if not self._inbound.buffer.unread:
@@ -230,29 +296,22 @@ class TcpConnection:
         """Take as much of `data` as there is room for; 0 asks for patience until a message says writable."""
         if self._outbound.fin_queued:
             raise ValueError("write after the end of the stream was sent")
-        if self.state not in (ESTABLISHED, CLOSE_WAIT):
+        if self.state not in WRITABLE:
             return 0
-        # Room for a byte is not worth waking for: who was refused once is heard again when half is free.
-        room = 0 if self._outbound.wanted_room else self._outbound.room()
-        if room <= 0:
-            self._outbound.wanted_room = True
-            return 0
-        if len(data) > room:
-            data = data[:room]
-            self._outbound.wanted_room = True
-        self._outbound.buffer.append(data if type(data) is bytes else bytes(data))
-        self._ledger.dirty[self] = None
-        return len(data)
+        taken = self._outbound.write(data)
+        if taken:
+            self._ledger.dirty[self] = None
+        return taken
 
     def send_eof(self, now: float) -> None:
         """FIN behind everything written; reading goes on."""
         if self._outbound.fin_queued or self.state not in (ESTABLISHED, CLOSE_WAIT, SYN_RECEIVED):
             return
-        self._outbound.fin_queued = True
+        self._outbound.queue_fin()
         if self.state == ESTABLISHED:
-            self.state = FIN_WAIT_1
+            self._enter(FIN_WAIT_1)
         elif self.state == CLOSE_WAIT:
-            self.state = LAST_ACK
+            self._enter(LAST_ACK)
         self._ledger.dirty[self] = None
 
     def close(self, now: float) -> None:
@@ -263,7 +322,7 @@ class TcpConnection:
         elif self._inbound.buffer.unread and not (self._inbound.finished and self._outbound.fin_queued):
             self.abort(now)
         else:
-            self._inbound.buffer.read(self._inbound.buffer.unread)
+            self._inbound.buffer.forget_unread()
             self.send_eof(now)
             if self.state == FIN_WAIT_2:
                 self._linger_deadline = now + FIN_WAIT_2_LINGER
@@ -279,12 +338,14 @@ class TcpConnection:
 
     def set_nodelay(self, on: bool) -> None:
         """Off: small segments wait for what is in flight (Nagle, RFC 9293 section 3.7.4). On is the default."""
-        self._outbound.nodelay = on
+        self._outbound.set_nodelay(on)
         self._ledger.dirty[self] = None
 
     def set_keepalive(self, idle: float | None, interval: float = 75.0, count: int = 9) -> None:
         """Probe a silent peer after `idle` seconds; None, the default, never asks."""
-        self._keepalive = None if idle is None else (idle, interval, count)
+        if self.state in (CLOSED, TIME_WAIT):
+            return
+        self._keepalive = None if idle is None else Keepalive(idle, interval, count)
         self._keepalive_probes = 0
         self._ledger.dirty[self] = None
 
@@ -320,7 +381,7 @@ class TcpConnection:
             return False
         if packet.fragment is not None or is_transport_checksum_right(packet):
             return True
-        self._ledger.drops["tcp_checksum"] += 1
+        self._ledger.drops[tcp_drops.BAD_CHECKSUM] += 1
         return False
 
     def _is_predictable(self) -> bool:
@@ -393,12 +454,11 @@ class TcpConnection:
     ) -> None:
         """What a predicted run means, once for all of it: text, `moved` bytes acknowledged (-1: no news), stamps."""
         inbound, outbound = self._inbound, self._outbound
-        seq = inbound.buffer.next
-        inbound.buffer.next += size
-        inbound.buffer.unread += size
-        inbound.take_stamp(stamps[0] >> 32, seq, now)
+        seq = inbound.take_run(size, stamps[0] >> 32, now)
         if moved >= 0:
-            self._acknowledged(outbound.una + moved, window, seq, (), stamps[1] & MASK32, bool(size), now)
+            ack = outbound.una + moved
+            moves = outbound.acknowledged(ack, window, seq, (), stamps[1] & MASK32, bool(size), now)
+            self._was_acknowledged(moves, now)
         if size:
             inbound.took_data(segments, size, outbound.round_trip.smoothed, now)
             self._ledger.changed[self] = None
@@ -409,56 +469,41 @@ class TcpConnection:
         elif self.state != CLOSED:
             self._receive_synchronized(segment, now)
         else:
-            self._ledger.drops["tcp_closed"] += 1
+            self._ledger.drops[tcp_drops.CLOSED] += 1
 
     def _receive_in_syn_sent(self, segment: Segment, now: float) -> None:
         """RFC 9293 section 3.10.7.3."""
-        flags, outbound = segment.flags, self._outbound
-        acceptable = False
-        if flags & ACK:
-            ack = unwrap(segment.ack, outbound.una)
-            if ack != outbound.nxt:
-                self._ledger.drops["tcp_handshake_ack"] += 1
-                if not flags & RST:
-                    self._reset_seq = ack
-                return
-            acceptable = True
+        flags, inbound, outbound = segment.flags, self._inbound, self._outbound
+        drops = self._ledger.drops
+        answers_ours = bool(flags & ACK)
+        if answers_ours and (ack := unwrap(segment.ack, outbound.una)) != outbound.nxt:
+            drops[tcp_drops.HANDSHAKE_ACK] += 1
+            if not flags & RST:
+                self._reset_seq = ack
+            return
         if flags & RST:
-            if acceptable:
+            if answers_ours:
                 self._end(ConnectionProblem.REFUSED)
             else:
-                self._ledger.drops["tcp_blind_reset"] += 1
+                drops[tcp_drops.BLIND_RESET] += 1
             return
         if not flags & SYN:
-            self._ledger.drops["tcp_handshake_no_syn"] += 1
+            drops[tcp_drops.HANDSHAKE_NO_SYN] += 1
             return
-        resent = outbound.retries > 0
-        self._take_syn(segment, now)
-        if not acceptable:
-            self.state = SYN_RECEIVED  # simultaneous open
+        if answers_ours:
+            outbound.syn_acknowledged(now)
+        agreed = Handshake.offered(outbound.iss, segment)
+        inbound.heard_syn(agreed, now)
+        outbound.heard_syn(agreed, segment.window)
+        if not answers_ours:
+            self._enter(SYN_RECEIVED)  # simultaneous open
             self._handshake_due = True
             return
-        if resent:
-            outbound.round_trip.syn_was_lost()
-        elif outbound.sent_at >= 0:
-            outbound.round_trip.sample(now - outbound.sent_at, now)
-        outbound.una = outbound.wl2 = outbound.nxt
-        self.state = ESTABLISHED
-        self._inbound.ack_now = True
+        self._enter(ESTABLISHED)
+        inbound.owe_ack()
         self._ledger.changed[self] = None
         if segment.payload or flags & FIN:
-            self._receive_text(self._inbound.buffer.next, segment, now)
-
-    def _take_syn(self, segment: Segment, now: float) -> None:
-        options, outbound = segment.options, self._outbound
-        self._inbound.start(segment.seq)
-        stamp = options.stamps[0] if options.stamps else None
-        sizes = Sizes(options.mss or 0, options.large)
-        self._agree(sizes, options.scale, options.sack_permitted, stamp, now)
-        outbound.window = outbound.largest_window = segment.window  # never scaled in a SYN
-        outbound.wl1, outbound.wl2 = segment.seq, segment.ack
-        outbound.retries = outbound.round_trip.backoff = 0
-        outbound.rto_deadline = math.inf
+            self._receive_text(inbound.buffer.next, segment, now)
 
     def _receive_synchronized(self, segment: Segment, now: float) -> None:
         """RFC 9293 section 3.10.7.4, in its order; RFC 5961 for the challenges."""
@@ -466,94 +511,98 @@ class TcpConnection:
         expected = self._inbound.expected
         seq = unwrap(segment.seq, expected)
         if self.state == SYN_RECEIVED and segment.flags & (SYN | ACK) == SYN | ACK and seq == expected - 1:
-            # Simultaneous open (RFC 9293 figure 8): its SYN we know, its ACK is what we wait for.
+            # Simultaneous open (RFC 9293 figure 7): its SYN we know, its ACK is what we wait for.
             segment, seq = segment._replace(flags=segment.flags & ~SYN, seq=expected & MASK32), expected
-        flags = segment.flags
-        stamps = segment.options.stamps
-        if (
-            self._inbound.stamps
-            and stamps is not None
-            and not flags & RST
-            and self._inbound.is_stale(stamps[0], segment, now)
-        ):
-            drops["tcp_paws"] += 1
-            self._answer_strange(segment, now)
-            return
-        length = len(segment.payload) + bool(flags & FIN) + bool(flags & SYN)
-        if not self._inbound.is_acceptable(seq, length):
-            self._receive_unacceptable(seq, segment, now)
-            return
-        if self._inbound.stamps and stamps is not None:
-            self._inbound.take_stamp(stamps[0], seq, now)
-        if flags & RST:
-            if seq == expected:
-                self._reset_by_peer()
-            else:
-                drops["tcp_reset_in_window"] += 1
-                self._challenge(now)
-            return
-        if flags & SYN:
-            drops["tcp_syn_in_window"] += 1
-            self._challenge(now)
-            return
-        if not flags & ACK:
-            drops["tcp_no_ack"] += 1
+        if not self._passes(seq, segment, now):
             return
         ack = unwrap(segment.ack, self._outbound.una)
         if self.state == SYN_RECEIVED and not self._leave_syn_received(ack):
             return
         if not self._outbound.una - self._outbound.largest_window - 1 <= ack <= self._outbound.nxt:
-            drops["tcp_wild_ack"] += 1
+            drops[tcp_drops.WILD_ACK] += 1
             self._challenge(now)
             return
-        echo = stamps[1] if stamps is not None and self._inbound.stamps else None
-        self._acknowledged(ack, segment.window, seq, segment.options.blocks, echo, length > 0, now)
-        if flags & URG:
-            drops["tcp_urgent"] += 1  # a note, not a drop: the bytes are delivered in line
-        if self.state != CLOSED and length:
+        carries = bool(segment.payload) or bool(segment.flags & FIN)
+        self._receive_ack(ack, seq, segment, carries, now)
+        if segment.flags & URG:
+            drops[tcp_drops.URGENT] += 1
+        if self.state != CLOSED and carries:
             self._receive_text(seq, segment, now)
+
+    def _passes(self, seq: int, segment: Segment, now: float) -> bool:
+        """Sections "first" to "fourth", and whether there is an ACK: what comes behind them is credible."""
+        inbound, flags, drops = self._inbound, segment.flags, self._ledger.drops
+        stamps = segment.options.stamps if inbound.stamps else None
+        if stamps is not None and not flags & RST and inbound.is_stale(stamps[0], segment, now):
+            drops[tcp_drops.PAWS] += 1
+            self._answer_strange(segment, now)
+            return False
+        if not inbound.is_acceptable(seq, len(segment.payload) + bool(flags & FIN) + bool(flags & SYN)):
+            self._receive_unacceptable(seq, segment, now)
+            return False
+        if stamps is not None:
+            inbound.take_stamp(stamps[0], seq, now)
+        if flags & RST:
+            if seq == inbound.expected:
+                self._reset_by_peer()
+            else:
+                drops[tcp_drops.RESET_IN_WINDOW] += 1
+                self._challenge(now)
+        elif flags & SYN:
+            drops[tcp_drops.SYN_IN_WINDOW] += 1
+            self._challenge(now)
+        elif not flags & ACK:
+            drops[tcp_drops.NO_ACK] += 1
+        else:
+            return True
+        return False
+
+    def _receive_ack(self, ack: int, seq: int, segment: Segment, carries: bool, now: float) -> None:
+        """A credible acknowledgement, in a segment that `carries` something of its own or does not."""
+        options = segment.options
+        echo = options.stamps[1] if options.stamps is not None and self._inbound.stamps else None
+        moves = self._outbound.acknowledged(ack, segment.window, seq, options.blocks, echo, carries, now)
+        self._was_acknowledged(moves, now)
 
     def _receive_unacceptable(self, seq: int, segment: Segment, now: float) -> None:
         flags, payload = segment.flags, segment.payload
         drops = self._ledger.drops
         if flags & RST:
-            drops["tcp_reset_out_of_window"] += 1
+            drops[tcp_drops.RESET_OUT_OF_WINDOW] += 1
             return
         if seq < self._inbound.expected:
-            drops["tcp_duplicate"] += 1
-            if payload and self._inbound.selective:
-                self._inbound.dsack = (seq, min(seq + len(payload), self._inbound.expected))
+            drops[tcp_drops.DUPLICATE] += 1
+            if payload:
+                self._inbound.report_duplicate(seq, seq + len(payload))
         else:
-            drops["tcp_out_of_window"] += 1
+            drops[tcp_drops.OUT_OF_WINDOW] += 1
         # A window probe or a keep-alive carries a fresh acknowledgement all the same.
         if flags & ACK and not flags & SYN and self.state > SYN_RECEIVED:
             ack = unwrap(segment.ack, self._outbound.una)
             if self._outbound.una <= ack <= self._outbound.nxt:
-                stamps = segment.options.stamps
-                echo = stamps[1] if stamps is not None and self._inbound.stamps else None
                 # Not a window update unless it is the newest word (SND.WL1): `seq` says so.
-                self._acknowledged(ack, segment.window, seq, segment.options.blocks, echo, True, now)
+                self._receive_ack(ack, seq, segment, True, now)
         self._answer_strange(segment, now)
 
     def _answer_strange(self, segment: Segment, now: float) -> None:
         """An ACK for a segment we had no use for; those that carry data always get one."""
         if segment.payload or segment.flags & FIN:
-            self._inbound.ack_now = True
+            self._inbound.owe_ack()
         elif now - self._answered_at >= STRANGE_ACK_INTERVAL:
             self._answered_at = now
-            self._inbound.ack_now = True
+            self._inbound.owe_ack()
 
     def _challenge(self, now: float) -> None:
         """RFC 5961: say where we are, so that an honest peer can correct itself and a blind one learns nothing."""
         if now - self._challenged_at < CHALLENGE_INTERVAL or not self._ledger.challenges.take(now):
-            self._ledger.drops["tcp_challenge_limit"] += 1
+            self._ledger.drops[tcp_drops.CHALLENGE_LIMIT] += 1
             return
         self._challenged_at = now
-        self._inbound.ack_now = True
+        self._inbound.owe_ack()
 
     def _reset_by_peer(self) -> None:
         if self.state == TIME_WAIT:
-            self._ledger.drops["tcp_reset_in_time_wait"] += 1  # RFC 1337
+            self._ledger.drops[tcp_drops.RESET_IN_TIME_WAIT] += 1
         elif self.state == SYN_RECEIVED:
             self._end(ConnectionProblem.REFUSED)
         elif self.state in (CLOSING, LAST_ACK):
@@ -563,44 +612,33 @@ class TcpConnection:
 
     def _leave_syn_received(self, ack: int) -> bool:
         outbound = self._outbound
-        if ack != outbound.iss + 1:
-            self._ledger.drops["tcp_handshake_ack"] += 1
+        if ack != outbound.nxt:
+            self._ledger.drops[tcp_drops.HANDSHAKE_ACK] += 1
             self._reset_seq = ack
             return False
-        outbound.una = ack
-        outbound.rto_deadline = math.inf
-        outbound.retries = outbound.round_trip.backoff = 0
-        outbound.wl1 = outbound.wl2 = -1 << 62  # the window in this segment is news, whatever its numbers
+        outbound.syn_ack_acknowledged()
         self._handshake_due = False
-        self.state = FIN_WAIT_1 if outbound.fin_queued else ESTABLISHED
+        self._enter(FIN_WAIT_1 if outbound.fin_queued else ESTABLISHED)
         self._ledger.changed[self] = None
         return True
 
     # -- acknowledgements of what we sent --------------------------------------------------------------------------
 
-    def _acknowledged(
-        self,
-        ack: int,
-        window: int,
-        seq: int,
-        blocks: tuple[tuple[int, int], ...],
-        echo: int | None,
-        carries: bool,
-        now: float,
-    ) -> None:
+    def _was_acknowledged(self, moves: bool, now: float) -> None:
+        """A credible ACK came, and `outbound` took it: SND.UNA `moves` or does not."""
         outbound = self._outbound
         self._keepalive_probes = 0
-        if not self._orphaned:  # nobody waits for ever on behalf of an orphan
-            outbound.persist_count = 0
-        if outbound.acknowledged(ack, window, seq, blocks, echo, carries, now):
+        if outbound.persist_count and not self._orphaned:  # nobody waits for ever on behalf of an orphan
+            outbound.forget_probes()
+        if moves:
             if outbound.has_room_again():
                 self._ledger.changed[self] = None
-            if outbound.fin_queued and ack > outbound.buffer.end:
+            if outbound.fin_queued and outbound.una > outbound.buffer.end:
                 self._fin_acknowledged(now)
 
     def _fin_acknowledged(self, now: float) -> None:
         if self.state == FIN_WAIT_1:
-            self.state = FIN_WAIT_2
+            self._enter(FIN_WAIT_2)
             if self._orphaned:
                 self._linger_deadline = now + FIN_WAIT_2_LINGER
         elif self.state == CLOSING:
@@ -616,37 +654,34 @@ class TcpConnection:
         end = seq + len(payload)
         if self.state not in RECEIVING:
             if end + bool(segment.flags & FIN) > self._inbound.expected:
-                self._ledger.drops["tcp_after_fin"] += 1
-            self._inbound.ack_now = True
+                self._ledger.drops[tcp_drops.AFTER_FIN] += 1
+            self._inbound.owe_ack()
             return
         if payload and self._orphaned and end > received.next:
             # Nobody will ever read this: RFC 9293 section 3.6.1 wants the peer to know.
-            self._ledger.drops["tcp_reader_gone"] += 1
+            self._ledger.drops[tcp_drops.READER_GONE] += 1
             self._reset_seq = self._outbound.nxt
             self._end(None)
             return
         if segment.flags & FIN and end <= self._inbound.edge:
-            self._inbound.fin_at = end
+            self._inbound.hold_fin(end)
         if payload:
             before = received.next
             self._inbound.place(seq, payload[: self._inbound.edge - seq], self._outbound.round_trip.smoothed, now)
             if received.next != before:
                 self._ledger.changed[self] = None
-        if self._inbound.fin_at >= 0 and received.next >= self._inbound.fin_at:
-            self._take_fin(now)
+        if self._inbound.has_whole_stream:
+            self._take_fin()
         elif segment.flags & FIN:
-            self._inbound.ack_now = True
+            self._inbound.owe_ack()
 
-    def _take_fin(self, now: float) -> None:
-        self._inbound.finished = True
-        self._inbound.buffer.islands.clear()
-        self._inbound.fin_at = -1
-        self._inbound.ack_now = True
+    def _take_fin(self) -> None:
+        self._inbound.take_fin()
         self._ledger.changed[self] = None
         if self.state == ESTABLISHED:
-            self.state = CLOSE_WAIT
+            self._enter(CLOSE_WAIT)
         elif self.state == FIN_WAIT_1:
-            self.state = CLOSING
+            self._enter(CLOSING)
         elif self.state == FIN_WAIT_2:
             self._enter_time_wait()
 
@@ -654,30 +689,25 @@ class TcpConnection:
 
     def _enter_time_wait(self) -> None:
         """The stack keeps a tiny record from here on, after the last ACK has left."""
-        self.state = TIME_WAIT
+        self._enter(TIME_WAIT)
         self._stop_timers()
-        self._inbound.give_back()
+        self._inbound.stop()
+        self._outbound.stop()
         self._ledger.changed[self] = None
         self._ledger.finished[self] = None
 
     def _end(self, problem: ConnectionProblem | None) -> None:
-        self.state = CLOSED
+        self._enter(CLOSED)
         self.error = self.error or problem
         self._stop_timers()
-        self._inbound.give_back()
-        if problem is not None:
-            self._inbound.buffer.chunks.clear()
-            self._inbound.buffer.unread = 0
-        self._inbound.buffer.islands.clear()
-        self._outbound.buffer.release(self._outbound.buffer.end)
-        self._inbound.ack_now = False
+        self._inbound.end(forget=problem is not None)
+        self._outbound.end()
         self._ledger.changed[self] = None
         self._ledger.finished[self] = None
         self._ledger.dirty[self] = None
 
     def _stop_timers(self) -> None:
-        self._outbound.stop()
-        self._inbound.ack_deadline = self._linger_deadline = math.inf
+        self._linger_deadline = math.inf
         self._keepalive = None
 
     def last_numbers(self) -> tuple[int, int, int | None]:
@@ -710,7 +740,7 @@ class TcpConnection:
 
     def set_large(self, mss: int) -> None:
         """The way to the peer is relays only and carries segments of `mss`; 0 where any of it is not."""
-        self._outbound.sizes.path_large = mss
+        self._outbound.set_large(mss)
 
     def widen_segment_size(self, mss: int) -> None:
         """The path changed or a limit has expired: try `mss` again."""
@@ -727,41 +757,32 @@ class TcpConnection:
 
     def _keepalive_deadline(self) -> float:
         assert self._keepalive is not None
-        idle, interval, _ = self._keepalive
-        return self._heard_at + idle + interval * self._keepalive_probes
+        return self._heard_at + self._keepalive.idle + self._keepalive.interval * self._keepalive_probes
 
     def handle_timer(self, now: float) -> None:
         inbound, outbound = self._inbound, self._outbound
         self._ledger.dirty[self] = None
-        if inbound.ack_deadline <= now:
-            inbound.ack_now = True
-            inbound.ack_deadline = math.inf
-        if outbound.pacer.deadline <= now:
-            outbound.pacer.deadline = math.inf
-        if outbound.recovery.reorder_deadline <= now:
-            outbound.recovery.on_reorder_timer(outbound.una, outbound.nxt, now)
+        inbound.on_ack_timer(now)
+        outbound.on_timer(now)
         if outbound.rto_deadline <= now:
             self._on_retransmission_timeout(now)
         elif outbound.probe_deadline <= now:
             outbound.probe_tail(now)
         if outbound.persist_deadline <= now:
-            outbound.persist_deadline = math.inf
-            outbound.persist_count += 1
-            self._give_up_after(outbound.persist_count)
+            self._give_up_after(outbound.count_probe())
         if self._linger_deadline <= now:
             self._end(None)
         if self._keepalive is not None and self.state >= ESTABLISHED and self._keepalive_deadline() <= now:
             self._on_keepalive(now)
 
     def _on_retransmission_timeout(self, now: float) -> None:
-        outbound = self._outbound
-        outbound.count_timeout()
+        tries = self._outbound.count_timeout()
         if self.state in (SYN_SENT, SYN_RECEIVED):
-            if outbound.retries > SYN_RETRIES:
+            if tries > SYN_RETRIES:
                 self._end(ConnectionProblem.TIMED_OUT)
             self._handshake_due = True
-        elif not self._give_up_after(outbound.retries):
-            outbound.on_retransmission_timeout(now)
+        elif not self._give_up_after(tries):
+            self._outbound.on_retransmission_timeout(now)
 
     def _give_up_after(self, tries: int) -> bool:
         if tries <= (ORPHAN_RETRIES if self._orphaned else DATA_RETRIES):
@@ -777,7 +798,7 @@ class TcpConnection:
         assert self._keepalive is not None
         self._keepalive_probes += 1
         self._keepalive_due = True
-        if self._keepalive_probes > self._keepalive[2]:
+        if self._keepalive_probes > self._keepalive.probes:
             self._time_out()
 
     # -- emit ------------------------------------------------------------------------------------------------------
@@ -793,13 +814,17 @@ class TcpConnection:
             if self._handshake_due:
                 self._emit_handshake(out, now)
             return out
-        if self.state in SENDING and self._outbound.emit(out, self._inbound, now):
-            self._inbound.ack_sent()
+        inbound, outbound = self._inbound, self._outbound
+        if self.state in SENDING and outbound.prepare(now):
+            window = inbound.advertise(outbound.sizes.mss)
+            head = Head(inbound.expected, window, outbound.options(inbound.stamp_recent, now))
+            if outbound.emit(out, head, now):
+                inbound.ack_sent()
         if self._keepalive_due:
             self._keepalive_due = False
-            if not self._outbound.recovery.flight.spans:  # else retransmission asks the same question
-                out.append(self._bare_ack(self._outbound.nxt - 1, now))
-        if self._inbound.ack_now:
+            if not outbound.is_flying:  # else retransmission asks the same question
+                out.append(self._bare_ack(outbound.nxt - 1, now))
+        if inbound.ack_now:
             self._emit_acks(out, now)
         return out
 
@@ -835,8 +860,7 @@ class TcpConnection:
         shift = WINDOW_SHIFT if inbound.scaling else None
         options = syn_options(outbound.sizes.offered, shift, inbound.selective, stamp, echo)
         out.append(outbound.writer.single(outbound.iss, ack, flags, 65535, options))
-        outbound.sent_at = now
-        outbound.rto_deadline = now + outbound.round_trip.timeout
+        outbound.handshake_sent(now)
 
     def __repr__(self) -> str:
-        return f"TcpConnection({self.local[1]} -> {self.remote[1]}, {STATE_NAMES[self.state]})"
+        return f"TcpConnection({self.local[1]} -> {self.remote[1]}, {self.state})"

@@ -197,6 +197,11 @@ class ReceiveBuffer:
         self.unread -= limit
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def forget_unread(self) -> None:
+        """Nobody will read what waits here."""
+        self.chunks.clear()
+        self.unread = 0
+
 
 class Island:
     """A range of contiguous bytes behind a hole."""

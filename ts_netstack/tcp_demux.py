@@ -13,11 +13,13 @@ import math
 from collections import Counter, OrderedDict
 
 from ts_base.budget import Budget
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_base.timers import Timers
 from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger
 from ts_netstack.outbox import Replies
-from ts_netstack.tcp import TIME_WAIT, ConnectionProblem, TcpConnection
+from ts_netstack.ports import free_port
+from ts_netstack.tcp import ConnectionProblem, TcpConnection
 from ts_netstack.tcp_listen import (
     DEFAULT_BACKLOG,
     HALF_OPEN_LIMIT,
@@ -28,12 +30,9 @@ from ts_netstack.tcp_listen import (
     TcpListen,
     answer_syn,
 )
+from ts_netstack.tcp_states import TIME_WAIT
 from ts_netstack.wire import (
-    ACK,
-    FIN,
     MASK32,
-    RST,
-    SYN,
     Address,
     Packet,
     Segment,
@@ -45,7 +44,6 @@ from ts_netstack.wire import (
     unwrap,
 )
 
-FIRST_PORT, LAST_PORT = 16384, 65535
 TIME_WAIT_SECONDS = 60.0
 TIME_WAIT_LIMIT = 65536
 COOKIE_MEMORY = 128.0  # seconds after the last overflow that cookies are still honoured
@@ -108,38 +106,36 @@ class TcpSockets:
 
     def pick_port(self, local: bytes, remote: Address) -> int:
         """RFC 6056 algorithm 3; raises OSError when every port to this destination is taken."""
-        count = LAST_PORT - FIRST_PORT + 1
         offset = self._hash(b"port" + local + remote[0] + remote[1].to_bytes(2, "big"))
         head, tail = remote[0] + local, remote[1].to_bytes(2, "big")
-        flows, time_wait = self.flows, self.time_wait
         waiting = 0
-        for step in range(count):
-            port = FIRST_PORT + (offset + self._counter + step) % count
+
+        def is_free(port: int) -> bool:
+            nonlocal waiting
+            self._counter += 1
             key = head + tail + port.to_bytes(2, "big")
-            if (
-                key in flows
-                or key in self.half_open
-                or (port, None) in self.listeners
-                or (port, local) in self.listeners
-            ):
-                continue
-            if key in time_wait:
+            if key in self.flows or key in self.half_open:
+                return False
+            if (port, None) in self.listeners or (port, local) in self.listeners:
+                return False
+            if key in self.time_wait:
                 waiting = waiting or port
-                continue
-            self._counter += step + 1
+                return False
+            return True
+
+        if port := free_port(offset + self._counter, is_free):
             return port
         if waiting:  # timestamps tell the incarnations apart (RFC 6191)
             return waiting
         raise OSError(errno.EADDRNOTAVAIL, "no free local port for this destination")
 
     def free_listening_port(self, host: bytes | None) -> int:
-        count = LAST_PORT - FIRST_PORT + 1
-        for _ in range(count):
-            port = FIRST_PORT + self._hash(b"listen" + self._counter.to_bytes(8, "big")) % count
-            self._counter += 1
-            if not self._is_listened(port, host):
-                return port
-        raise OSError(errno.EADDRINUSE, "no free port to listen on")
+        self._counter += 1
+        start = self._hash(b"listen" + self._counter.to_bytes(8, "big"))
+        port = free_port(start, lambda port: not self._is_listened(port, host))
+        if not port:
+            raise OSError(errno.EADDRINUSE, "no free port to listen on")
+        return port
 
     def _is_listened(self, port: int, host: bytes | None) -> bool:
         if (port, None) in self.listeners or (port, host) in self.listeners:
@@ -267,7 +263,7 @@ class TcpSockets:
             if segment.seq == agreed.irs + 1 & MASK32:
                 self._drop_half_open(record)
             else:
-                drops["tcp_blind_reset"] += 1
+                drops["tcp.blind_reset"] += 1
         elif flags & SYN:
             if flags & ACK or segment.seq != agreed.irs:
                 # Another incarnation of the same four-tuple: only the newest SYN can still complete.
@@ -280,7 +276,7 @@ class TcpSockets:
         elif not flags & ACK or not in_window:
             drops["tcp_handshake_wild"] += 1
         elif segment.ack != agreed.iss + 1 & MASK32:
-            drops["tcp_handshake_ack"] += 1
+            drops["tcp.handshake_ack"] += 1
             reply = tcp_packet(record.local, record.remote, segment.ack, 0, RST, 0)
             if self._resets.take(now):
                 self._replies.append((record.remote[0], reply))

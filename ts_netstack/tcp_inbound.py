@@ -10,9 +10,12 @@ import math
 from itertools import islice
 from struct import Struct
 
+from ts_base.ip_headers import FIN, SYN
+from ts_netstack import tcp_drops
 from ts_netstack.ledger import Ledger
 from ts_netstack.tcp_buffers import ReceiveBuffer
-from ts_netstack.wire import FIN, MASK32, SYN, Segment
+from ts_netstack.tcp_states import Handshake
+from ts_netstack.wire import MASK32, Segment
 
 MAXIMUM_BUFFER = 65535 << 8  # 1 Gbit/s times 100 ms with room; a window scale of 8 tells it whole
 WINDOW_SHIFT = 8
@@ -34,6 +37,7 @@ class Inbound:
     __slots__ = (
         "_consumed",
         "_consumed_since",
+        "_irs",
         "_ledger",
         "ack_deadline",
         "ack_now",
@@ -58,6 +62,7 @@ class Inbound:
         self._ledger = ledger
         self.selective = self.stamps = self.scaling = True
         self.buffer = ReceiveBuffer(0)
+        self._irs = 0
         self.finished = False  # the FIN was taken
         self.fin_at = -1  # sequence number of a FIN that came too early
         self.edge = 0  # right edge of the window as the peer knows it
@@ -72,22 +77,66 @@ class Inbound:
         self.sack_first: list[int] = []  # where out-of-order data arrived since the last ACK, newest last
         self.dsack: tuple[int, int] | None = None
 
-    def start(self, irs: int) -> None:
-        """The peer's SYN was `irs`; the window our own SYN offers is never scaled."""
-        self.buffer.next = self.last_ack_sent = irs + 1
-        self.edge = irs + 1 + 65535
+    # -- opening and ending ----------------------------------------------------------------------------------------
 
-    def agree(self, selective: bool, scaling: bool, stamp: int | None, now: float) -> None:
-        self.selective, self.scaling, self.stamps = selective, scaling, stamp is not None
-        if stamp is not None:
-            self.stamp_recent, self.stamp_recent_at = stamp, now
-        if not scaling:
+    def heard_syn(self, agreed: Handshake, now: float) -> None:
+        """The peer's SYN; the window our own SYN offers is never scaled."""
+        self._irs = agreed.irs
+        self.buffer.next = self.last_ack_sent = agreed.irs + 1
+        self.edge = agreed.irs + 1 + 65535
+        self.selective, self.scaling = agreed.selective, agreed.peer_shift is not None
+        self.stamps = agreed.stamp is not None
+        if agreed.stamp is not None:
+            self.stamp_recent, self.stamp_recent_at = agreed.stamp, now
+        if not self.scaling:
             self.target = 65535
+
+    def hold_fin(self, at: int) -> None:
+        """The peer's FIN is number `at`; what comes before it may still be missing."""
+        self.fin_at = at
+
+    @property
+    def has_whole_stream(self) -> bool:
+        """A FIN was heard and everything before it is here."""
+        return self.fin_at >= 0 and self.buffer.next >= self.fin_at
+
+    def take_fin(self) -> None:
+        """The FIN takes its number: nothing comes after it."""
+        self.finished = True
+        self.buffer.islands.clear()
+        self.fin_at = -1
+        self.ack_now = True
+
+    def stop(self) -> None:
+        """No timer of ours matters any more, and the window will not be needed."""
+        self.ack_deadline = math.inf
+        self._give_back()
+
+    def end(self, *, forget: bool) -> None:
+        """The connection is closed; `forget` what nobody read, for a stream that broke must not look whole."""
+        self.stop()
+        if forget:
+            self.buffer.forget_unread()
+        self.buffer.islands.clear()
+        self.ack_now = False
+
+    def _give_back(self) -> None:
+        """Growth of the window is on loan from all connections."""
+        if self.target > INITIAL_RECEIVE:
+            self._ledger.growth_left += self.target - INITIAL_RECEIVE
+            self.target = INITIAL_RECEIVE
+
+    # -- segments arrive -------------------------------------------------------------------------------------------
 
     @property
     def expected(self) -> int:
         """RCV.NXT, the FIN included once it was taken."""
         return self.buffer.next + self.finished
+
+    @property
+    def received(self) -> int:
+        """RCV.NXT - IRS."""
+        return self.expected - self._irs
 
     def is_acceptable(self, seq: int, length: int) -> bool:
         """RFC 9293 section 3.10.7.4, "first"."""
@@ -108,6 +157,16 @@ class Inbound:
         """RFC 7323 section 4.3: the stamp to echo is that of the earliest segment not yet acknowledged."""
         if seq <= self.last_ack_sent and value - self.stamp_recent & MASK32 < 0x80000000:
             self.stamp_recent, self.stamp_recent_at = value, now
+
+    def take_run(self, size: int, stamp: int, now: float) -> int:
+        """`size` bytes that header prediction put into the buffer are ours now; returns where they began."""
+        received = self.buffer
+        seq = received.next
+        received.next += size
+        received.unread += size
+        if seq <= self.last_ack_sent and stamp - self.stamp_recent & MASK32 < 0x80000000:  # as `take_stamp`
+            self.stamp_recent, self.stamp_recent_at = stamp, now
+        return seq
 
     def place(self, seq: int, payload: bytes, smoothed: float, now: float) -> None:
         """Text within the window, in order or not."""
@@ -134,7 +193,7 @@ class Inbound:
         if self.selective and (known := received.island_at(seq)) is not None and known[1] >= seq + len(payload):
             self.dsack = (seq, seq + len(payload))
         if not received.insert(seq, payload):
-            self._ledger.drops["tcp_islands_limit"] += 1
+            self._ledger.drops[tcp_drops.ISLANDS_LIMIT] += 1
         self.ack_now = True
         if not self.selective:
             self.segments_owed += 1  # every duplicate ACK counts for a peer that hears no SACK
@@ -178,11 +237,22 @@ class Inbound:
             return data, True
         return data, False
 
-    def give_back(self) -> None:
-        """Growth of the window is on loan from all connections."""
-        if self.target > INITIAL_RECEIVE:
-            self._ledger.growth_left += self.target - INITIAL_RECEIVE
-            self.target = INITIAL_RECEIVE
+    # -- acknowledgements leave ------------------------------------------------------------------------------------
+
+    def owe_ack(self) -> None:
+        """An ACK leaves with the next emit, whatever else does."""
+        self.ack_now = True
+
+    def report_duplicate(self, seq: int, end: int) -> None:
+        """[seq, end) came again: D-SACK says so, of what lies below RCV.NXT (RFC 2883)."""
+        if self.selective:
+            self.dsack = (seq, min(end, self.expected))
+
+    def on_ack_timer(self, now: float) -> None:
+        """An ACK was delayed long enough, if it is that."""
+        if self.ack_deadline <= now:
+            self.ack_now = True
+            self.ack_deadline = math.inf
 
     def advertise(self, mss: int) -> int:
         """The window to put on the wire; the right edge never moves back and moves on in useful steps only."""

@@ -10,11 +10,13 @@ import hashlib
 from collections import deque
 from typing import Any
 
+from ts_base.ip_headers import ACK, SYN
 from ts_netstack.ledger import Ledger
-from ts_netstack.tcp import Handshake, TcpConnection
+from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_inbound import WINDOW_SHIFT
+from ts_netstack.tcp_states import Handshake
 from ts_netstack.tcp_timing import INITIAL_TIMEOUT
-from ts_netstack.wire import ACK, MASK32, SYN, Address, Segment, Sizes, syn_options, tcp_packet
+from ts_netstack.wire import MASK32, Address, Segment, Sizes, syn_options, tcp_packet
 
 DEFAULT_BACKLOG = 1024  # accepted connections nobody has asked for yet
 HALF_OPEN_LIMIT = 1024

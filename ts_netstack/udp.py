@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ts_base.ip import MAXIMUM_DATAGRAM
 from ts_netstack.ledger import Ledger
 from ts_netstack.wire import Address
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 QUEUE_DATAGRAMS = 512
 QUEUE_BYTES = 256 << 10
-MAXIMUM_DATAGRAM = 65507
 
 
 class UdpPort:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger
+from ts_netstack.ports import free_port
 from ts_netstack.udp import UdpPort
 from ts_netstack.wire import UDP_FIXED, UDP_HEADER, Packet, Unroutable, is_transport_checksum_right
 
 if TYPE_CHECKING:
     from ts_netstack.stack import Stack
-
-FIRST_PORT, LAST_PORT = 16384, 65535
 
 
 class UdpSockets:
@@ -77,9 +76,7 @@ class UdpSockets:
 
     def _free_port(self, host: bytes | None) -> int:
         start = int.from_bytes(self._entropy(2), "big")
-        count = LAST_PORT - FIRST_PORT + 1
-        for step in range(count):
-            port = FIRST_PORT + (start + step) % count
-            if not self._is_bound(port, host):
-                return port
-        raise OSError(errno.EADDRINUSE, "every UDP port is bound")
+        port = free_port(start, lambda port: not self._is_bound(port, host))
+        if not port:
+            raise OSError(errno.EADDRINUSE, "every UDP port is bound")
+        return port

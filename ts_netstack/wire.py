@@ -1,4 +1,4 @@
-"""Header layouts of IP, TCP and UDP: parsing of hostile packets and building of ours.
+"""Header layouts of TCP and UDP, and IP as the stack sees it: parsing of hostile packets and building of ours.
 
 Owns offsets, options and the canonical form every inbound packet is brought to (no IP options, no padding, no
 extension headers). Refuses to know connections. RFC 791, 8200, 9293 section 3.1, 7323, 2018, 768.
@@ -11,16 +11,25 @@ from typing import NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.ip import IP6_FRAGMENT, TCP, UDP, checksum, ones_complement_sum, pseudo_header_sum
+from ts_base.ip_headers import (
+    ACK,
+    FIN,
+    FRAGMENT_OFFSET,
+    IP4,
+    IP4_HEADER,
+    IP6,
+    IP6_HEADER,
+    MORE_FRAGMENTS,
+    RST,
+    SYN,
+    ip_packet,
+    is_source_routed,
+)
 
 Address = tuple[bytes, int]
 
-FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
-
 MASK32 = 0xFFFFFFFF
-HOP_LIMIT = 64
-IP4_HEADER, IP6_HEADER, TCP_HEADER, UDP_HEADER, FRAGMENT_HEADER = 20, 40, 20, 8, 8
-DO_NOT_FRAGMENT = 0x4000
-MORE_FRAGMENTS = 0x2000
+TCP_HEADER, UDP_HEADER, FRAGMENT_HEADER = 20, 8, 8
 
 # The timestamps option as everybody sends it: two NOPs, kind 8, length 10 (RFC 7323 appendix A).
 TIMESTAMP_PREFIX = b"\x01\x01\x08\x0a"
@@ -31,10 +40,6 @@ STAMPS = Struct(">II").pack
 # Everybody else skips it, and is told the MSS of every path.
 LARGE_PREFIX = b"\xfd\x08tsLS"
 
-# version/IHL, TOS, total length, id, flags/offset, TTL, protocol, checksum, source, destination
-IP4 = Struct(">BBHHHBBH4s4s")
-# version/class/flow, payload length, next header, hop limit, source, destination
-IP6 = Struct(">IHBB16s16s")
 # source port, destination port, sequence, acknowledgement, offset, flags, window, checksum, urgent
 TCP_FIXED = Struct(">HHIIBBHHH")
 # source port, destination port, length, checksum
@@ -43,7 +48,6 @@ UDP_FIXED = Struct(">HHHH")
 IP6_FRAGMENT_FIXED = Struct(">BBHI")
 
 HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS, NO_NEXT_HEADER = 0, 43, 60, 59
-LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE = 131, 137
 EXTENSION_LIMIT = 8  # headers walked before a packet is called hostile
 
 
@@ -99,31 +103,14 @@ def _parse_ip4(data: bytes, verify_checksums: bool) -> Packet:
         raise Unroutable("ip_truncated")
     if verify_checksums and ones_complement_sum(data[:header]):
         raise Unroutable("ip_checksum")
-    if header > IP4_HEADER and _is_source_routed(data[IP4_HEADER:header]):
+    if header > IP4_HEADER and is_source_routed(data[IP4_HEADER:header]):
         raise Unroutable("source_routed")
     payload = data[header:total]
     fragment = None
-    if fragment_field & 0x3FFF:
+    if fragment_field & (MORE_FRAGMENTS | FRAGMENT_OFFSET):
         identity = source + destination + bytes([protocol]) + ident.to_bytes(2, "big")
-        fragment = Fragment(identity, (fragment_field & 0x1FFF) * 8, bool(fragment_field & MORE_FRAGMENTS))
+        fragment = Fragment(identity, (fragment_field & FRAGMENT_OFFSET) * 8, bool(fragment_field & MORE_FRAGMENTS))
     return Packet(source, destination, protocol, payload, fragment)
-
-
-def _is_source_routed(options: bytes) -> bool:
-    at = 0
-    while at < len(options):
-        kind = options[at]
-        if kind == 0:
-            return False
-        if kind in (LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE):
-            return True
-        if kind == 1:
-            at += 1
-            continue
-        if at + 1 >= len(options) or options[at + 1] < 2:
-            return False
-        at += options[at + 1]
-    return False
 
 
 def _parse_ip6(data: bytes) -> Packet:
@@ -244,21 +231,6 @@ def is_transport_checksum_right(packet: Packet) -> bool:
     return (ones_complement_sum(payload) + start) % 0xFFFF == 0
 
 
-def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) -> bytes:
-    """A whole unfragmented packet. IPv4: DF with identification zero (RFC 6864)."""
-    if len(source) == 4:
-        return ip4_header(source, destination, protocol, len(payload)) + payload
-    return IP6.pack(0x60000000, len(payload), protocol, HOP_LIMIT, source, destination) + payload
-
-
-def ip4_header(
-    source: bytes, destination: bytes, protocol: int, length: int, ident: int = 0, field: int = DO_NOT_FRAGMENT
-) -> bytes:
-    total = IP4_HEADER + length
-    blank = IP4.pack(0x45, 0, total, ident, field, HOP_LIMIT, protocol, 0, source, destination)
-    return IP4.pack(0x45, 0, total, ident, field, HOP_LIMIT, protocol, checksum(blank), source, destination)
-
-
 def udp_payload(local: Address, remote: Address, data: bytes) -> bytes:
     """A UDP header and `data`, checksummed; a sum of zero travels as ffff."""
     length = UDP_HEADER + len(data)
@@ -295,13 +267,6 @@ def reset_for(packet: Packet, segment: Segment) -> bytes | None:
         return tcp_packet(local, remote, segment.ack, 0, RST, 0)
     length = len(segment.payload) + bool(segment.flags & SYN) + bool(segment.flags & FIN)
     return tcp_packet(local, remote, 0, segment.seq + length, RST | ACK, 0)
-
-
-def is_martian_source(address: bytes) -> bool:
-    """Sources no host may use: unspecified, loopback, multicast, broadcast, v4-mapped."""
-    if len(address) == 4:
-        return address[0] in (0, 127) or address[0] >= 224
-    return address[0] == 0xFF or address[:12] in (bytes(12), bytes(10) + b"\xff\xff")
 
 
 class Sizes(NamedTuple):

@@ -22,6 +22,7 @@ from ts_tunnel.messages import (
     KEY_CHANGED,
     EndpointStatistics,
     Message,
+    PeerSilence,
     PeerStatistics,
     SessionLost,
 )
@@ -94,10 +95,12 @@ class Endpoint:
             peer.retry_at = min(peer.retry_at, max(now, peer.asking_since + PATH_PATIENCE))
             self._rearm(peer)
 
-    def asking_since(self, peer_id: PeerId) -> float:
-        """Since when the peer owes us a handshake; infinity when it does not."""
+    def silence_of(self, peer_id: PeerId) -> PeerSilence:
+        """Since when the peer owes us a handshake, and whether it speaks nevertheless."""
         peer = self._peers.get(peer_id)
-        return math.inf if peer is None else peer.asking_since
+        if peer is None:
+            return PeerSilence(math.inf, 0, 0)
+        return PeerSilence(peer.asking_since, peer.initiations, peer.packets_in)
 
     def distrust_sessions(self, peer_id: PeerId) -> None:
         """The peer is known to have restarted: the next packet waits for a handshake, which begins at once.

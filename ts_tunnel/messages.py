@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.who import PeerId
 
@@ -29,6 +30,14 @@ Message = SessionEstablished | SessionLost
 EXPIRED = "expired"  # three minutes without a new session: normal for a peer nobody talks to
 NO_ANSWER = "no answer"  # ninety seconds of initiations brought no response
 KEY_CHANGED = "key changed"  # our own key, or the peer's
+
+
+class PeerSilence(NamedTuple):
+    """What a peer owes us, for whoever judges the path that our datagrams take to it."""
+
+    asking_since: float  # the first initiation that no session has answered; infinity: none is open
+    initiations: int  # how many went out since, that one included
+    packets_in: int  # authentic data and keepalives ever heard: while this grows, the old session works
 
 
 @dataclass(frozen=True, slots=True)

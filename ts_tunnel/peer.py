@@ -86,6 +86,7 @@ class Peer:
         "expire_at",
         "handshake_at",
         "id",
+        "initiations",
         "jitter",
         "keepalive_at",
         "last_mac1",
@@ -127,6 +128,7 @@ class Peer:
         self.jitter = 0.0
 
         self.asking_since = math.inf  # the first initiation that no session has answered
+        self.initiations = 0  # how many went out since, that one included
         self.retry_at = math.inf  # the initiation was not answered
         self.keepalive_at = math.inf  # we owe the peer a sign of life for its data
         self.no_answer_at = math.inf  # we sent data and have heard nothing since
@@ -167,6 +169,7 @@ class Peer:
 
     def on_initiation_sent(self, now: float) -> None:
         self._handshake_sent_at = now
+        self.initiations = 1 if self.asking_since == math.inf else self.initiations + 1
         self.asking_since = min(self.asking_since, now)
         self.keepalive_at = math.inf
         self.no_answer_at = math.inf

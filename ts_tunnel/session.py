@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from ts_base.ip import TUNNEL_MTU
 from ts_tunnel.params import (
     PADDING_MULTIPLE,
     REJECT_AFTER_MESSAGES,
@@ -22,7 +23,6 @@ from ts_tunnel.params import (
     REKEY_AFTER_MESSAGES,
     REKEY_AFTER_TIME,
     REKEY_AFTER_TIME_RECEIVING,
-    TUNNEL_MTU,
 )
 from ts_tunnel.replay import ReplayWindow
 from ts_tunnel.wire import transport_prefix

@@ -21,6 +21,7 @@ from tailscale.cli.findings import BAD, SKIP, Finding, good, warn
 from tailscale.cli.queries import EXTRAS, STANDS_ON
 from tailscale.cli.session import control_url, state_path
 from tailscale.state_file import FileStore
+from ts_base.optional import optional
 
 OLDEST_PYTHON = (3, 11)
 CLOCK_TOLERANCE = 90.0  # seconds; certificates and WireGuard's own timestamps bear more, key expiry does not
@@ -61,16 +62,8 @@ async def dependencies(options: argparse.Namespace) -> list[Finding]:
             missing.append(name)
     if missing:
         return [Finding(BAD, f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")]
-    absent = [EXTRA_GIVES[name] for name in EXTRAS if name in EXTRA_GIVES and not _is_installed(name)]
+    absent = [EXTRA_GIVES[name] for name in EXTRAS if name in EXTRA_GIVES and optional(name) is None]
     return [good(f"{len(found)} present" + (f" (optional: {'; '.join(absent)})" if absent else ""))]
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 async def environment(options: argparse.Namespace) -> list[Finding]:

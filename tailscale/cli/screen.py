@@ -6,13 +6,14 @@ network reaches a terminal with its control characters.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
+
+from ts_base.optional import optional
 
 Cell = str | tuple[str, str]  # text, or text and a style
 ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -46,11 +47,11 @@ class Screen:
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: str = "") -> None:
         rows = [tuple(row) for row in rows]
-        if self._styled_out and importlib.util.find_spec("rich") is not None:
+        if self._styled_out and (rich := _rich()) is not None:
             self.hide()
             columns = fitting(header, rows, shutil.get_terminal_size().columns - len(indent))
             kept = [[row[column] for column in columns] for row in rows]
-            _rich_table(self.out, [header[column] for column in columns], kept, indent)
+            _rich_table(rich, self.out, [header[column] for column in columns], kept, indent)
             return
         texts = [list(header), *([text_of(cell) for cell in row] for row in rows)]
         widths = [max(len(line[column]) for line in texts) for column in range(len(header))]
@@ -118,12 +119,17 @@ def fitting(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -
     return columns
 
 
-def _rich_table(out: TextIO, header: Sequence[str], rows: Sequence[Sequence[Cell]], indent: str) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
+def _rich() -> tuple[Any, ...] | None:
+    """The parts of rich a table is made of."""
+    named = (("console", "Console"), ("padding", "Padding"), ("table", "Table"), ("text", "Text"))
+    parts = tuple(getattr(optional(f"rich.{module}", name), name, None) for module, name in named)
+    return parts if all(parts) else None
 
+
+def _rich_table(
+    parts: tuple[Any, ...], out: TextIO, header: Sequence[str], rows: Sequence[Sequence[Cell]], indent: str
+) -> None:
+    Console, Padding, Table, Text = parts  # noqa: N806 - classes
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for title in header:
         table.add_column(title, no_wrap=True, overflow="ellipsis")

@@ -21,6 +21,7 @@ from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
 from tailscale.http.wire import Wire
 from tailscale.sockets.tcp import TcpListener, TcpStream
+from ts_base.optional import optional
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -203,18 +204,15 @@ class _Server:
         return scope
 
     async def _serve_websocket(self, wire: Wire, request: h11.Request, scope: Scope) -> None:
-        try:
-            from wsproto.utilities import RemoteProtocolError
-
-            from tailscale.http.websocket import WebSocketExchange
-        except ImportError:
-            log.error("a client asked for a WebSocket: pip install 'pytailscale[asgi]' to serve them")  # noqa: TRY400
+        websocket = optional("tailscale.http.websocket")  # None without a wsproto that works
+        if websocket is None:
+            log.error("a client asked for a WebSocket: pip install 'pytailscale[asgi]' to serve them")
             await wire.refuse(501, "this server was installed without WebSocket support")
             await wire.finish()
             return
         try:
-            exchange = WebSocketExchange(wire, request, scope)
-        except RemoteProtocolError as error:
+            exchange: WebSocketExchange = websocket.WebSocketExchange(wire, request, scope)
+        except websocket.RemoteProtocolError as error:
             await wire.refuse(400, str(error))
             await wire.finish()
             return

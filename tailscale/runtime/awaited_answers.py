@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ts_dataplane.path_messages import PingLost, PongArrived
+from ts_dataplane.path_messages import PingAnswered, PingLost
 from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Replies:
 
     def hear(self, message: Any) -> None:
         """A rare fact from the packet path."""
-        if isinstance(message, PongArrived):
+        if isinstance(message, PingAnswered):
             self._answer(("disco", message.token), message.latency, message.path)
         elif isinstance(message, PingLost):
             self._answer(("disco", message.token), None, None)

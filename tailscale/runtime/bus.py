@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import ClassVar, TypeVar
 
 import trio
@@ -15,10 +16,18 @@ import trio
 EVENT_LIMIT = 1024  # an inbox this full means an actor has stopped: a bug of ours, not load
 
 
+class Rate(Enum):
+    """Who decides how often a message is published, and so whether every one of them can be kept."""
+
+    OURS = "the program's, or the machine's it runs on"
+    THEIRS = "control's, a relay's, a peer's or a stranger's: never an Event"
+
+
 class Message:
-    """Base of everything published; subclasses choose how they are delivered."""
+    """Base of everything published; subclasses choose how they are delivered, and say whose choice their rate is."""
 
     delivery: ClassVar[str] = "event"
+    rate: ClassVar[Rate]
 
 
 class Retained(Message):

@@ -1,7 +1,8 @@
 """The control actor: keeps this device registered, its netmap fresh, and control informed.
 
 Owns: the ControlMachine, the connection, the saved identity. Hears: PreferencesChanged, EndpointsChanged,
-NetInfoChanged, NetworkChanged. Says: NetMapChanged, ControlStateChanged, ControlInformed, NodeKeyChanged, health.
+NetInfoChanged, ServicesOffered, NetworkChanged. Says: NetMapChanged, RelaysRemembered, ControlStateChanged,
+ControlInformed, NodeKeyChanged, health.
 Refuses to know: what a netmap is good for. The last netmap stays published whatever happens to control.
 """
 
@@ -11,7 +12,6 @@ import inspect
 import logging
 import math
 import os
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,9 +19,9 @@ import trio
 from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.control_announcements import ControlVoice
-from tailscale.runtime.control_pings import Pings
-from tailscale.runtime.control_updates import Updates
+from tailscale.runtime.control_announcements import Announcements
+from tailscale.runtime.control_line import ControlLine, Jobs
+from tailscale.runtime.control_pings import PingPeer, Pings, no_ping
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -30,6 +30,8 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     NodeKeyChanged,
     PreferencesChanged,
+    RelaysRemembered,
+    ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.saved_state import SavedState
@@ -37,31 +39,39 @@ from tailscale.runtime.self_report import SelfReport
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
-from ts_control.connection import ControlConnection, MapStream
+from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
 from ts_control.errors import ControlLost, NotControl, RequestRefused
-from ts_control.netmap import NetMap
+from ts_control.gojson import decode_json_untrusted, encode_json
+from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import ControlMachine, Identity, IdentityChanged, PhaseChanged, Poll, Register, Step, Wait
-from ts_control.wire import MapRequest, MapResponse
+from ts_control.wire import DERPMap, MapResponse
 
 if TYPE_CHECKING:
-    from tailscale.state_file import State, Store
+    from tailscale.state_file import NamedStore, State
 
 log = logging.getLogger("tailscale.control")
 
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
+REGISTER = "/machine/register"
+RELAYS = "relays"  # the entry that holds the last relay map
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
 class Control:
     """One device's dealings with its control server, for whoever wants to log in, log out or leave."""
 
-    _bus: Bus
-    _nursery: trio.Nursery
-    _voice: ControlVoice
-
-    def __init__(self, config: Config, network: Network, store: Store, state: State, disco: DiscoPublic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        network: Network,
+        store: NamedStore,
+        state: State,
+        disco: DiscoPublic,
+        bus: Bus,
+        ping_peer: PingPeer = no_ping,
+    ) -> None:
         self.config = config
         self.network = network
         self.netmap: NetMap | None = None
@@ -82,10 +92,12 @@ class Control:
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
-        self.pings = Pings(self.client)
-        self._connection: ControlConnection | None = None
+        self._bus = bus
+        self._line = ControlLine()
+        self._jobs = Jobs()
+        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
+        self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
         self._conversation: trio.CancelScope | None = None
-        self._updates = Updates(self.report, partial(self._map_request, stream=False), network.entropy)
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
@@ -138,12 +150,18 @@ class Control:
         self.saved.write_now()
 
     async def _send_logout(self) -> None:
-        request = self.machine.logout_request()
-        if self._connection is not None:
-            await self._connection.register(request)
+        request = encode_json(self.machine.logout_request())
+        if self._line.is_live:
+            await self.ask("POST", REGISTER, request)
             return
         async with self.client.connect() as connection:
-            await connection.register(request)
+            await connection.request("POST", REGISTER, request)
+
+    async def ask(self, method: str, path: str, body: bytes = b"", *, timeout: float = REQUEST_TIMEOUT) -> bytes:
+        """Ask control anything, over the live connection or the next one. Raises ControlLost, RequestRefused (with the
+        status and what it said) or BadPacket.
+        """
+        return await self._line.ask(method, path, body, timeout=timeout)
 
     # The conversation
 
@@ -159,15 +177,13 @@ class Control:
             with trio.CancelScope() as self._conversation:
                 try:
                     async with self.client.connect() as connection:
-                        self._connection = connection
-                        await self._do(step, connection)
+                        with self._line.carried_by(connection):
+                            await self._do(step, connection)
                 except NotControl as problem:
                     sentence = f"{problem}. Check control_url= (or TS_CONTROL_URL)"
                     self._on_lost(problem, ControlProtocolError(sentence))
                 except (ControlLost, BadPacket) as problem:
                     self._on_lost(problem)
-                finally:
-                    self._connection = None
             self._conversation = None
 
     async def _do(self, step: Step, connection: ControlConnection) -> None:
@@ -181,7 +197,7 @@ class Control:
                     await self._poll(connection)
             except RequestRefused as problem:
                 machine.on_refused(problem, trio.current_time())
-                self._voice.say_failure(str(problem))
+                self._announcements.say_failure(str(problem))
             self._tell()
             if self._is_leaving:
                 await self._wait(math.inf)  # the connection still carries our goodbye
@@ -207,58 +223,58 @@ class Control:
     async def _poll(self, connection: ControlConnection) -> None:
         """Hold the map stream; a map stream has no good end, so this ends by raising what broke it."""
         problem: Exception | None = None
-        async with trio.open_nursery() as nursery, connection.map_stream(self._map_request(stream=True)) as stream:
+        request = self.report.map_request(self.machine, stream=True)
+        async with trio.open_nursery() as nursery, connection.map_stream(request) as stream:
             try:
-                await self._follow(stream, connection, nursery)
+                await self._follow(stream, nursery)
             except (ControlLost, RequestRefused, BadPacket) as error:
                 problem = error
             nursery.cancel_scope.cancel()
         if problem is not None:
             raise problem
 
-    async def _follow(self, stream: MapStream, connection: ControlConnection, nursery: trio.Nursery) -> None:
+    async def _follow(self, stream: MapStream, nursery: trio.Nursery) -> None:
         netmap = NetMap.empty()
         is_first = True
         async for response in stream:
-            self._hear(response, connection)
+            self._hear(response)
             if response.debug is not None and response.debug.sleep_seconds > 0:
                 await trio.sleep(min(response.debug.sleep_seconds, LONGEST_ASKED_SLEEP))
             if response.keep_alive:
                 continue
             netmap = netmap.apply(response, self.network.wall_clock())
             self._publish(netmap)
-            self._voice.say_success()
+            self._announcements.say_success()
             if self._is_leaving:
                 continue  # that we are leaving is no news
             self.machine.on_self(netmap.self_node)
             self._tell()
             if is_first:
                 is_first = False
-                nursery.start_soon(self._updates.run, connection, self._bus)
+                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
 
-    def _hear(self, response: MapResponse, connection: ControlConnection) -> None:
+    def _hear(self, response: MapResponse) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""
         if response.ping_request is not None:
-            self.pings.hear(response.ping_request, connection, self._nursery)
+            self.pings.hear(response.ping_request)
         if response.pop_browser_url:
-            self._voice.say_page(response.pop_browser_url)
+            self._announcements.say_page(response.pop_browser_url)
 
     def _publish(self, netmap: NetMap) -> None:
+        if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
+            self.saved.keep(RELAYS, encode_json(netmap.derp_map))
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
-        self._voice.warnings.show_netmap(netmap)
+        self._announcements.health.show_netmap(netmap)
         self.saved.change(stable_id=netmap.self_node.stable_id)
         self._netmap_arrived.set()
 
     # Telling control about us
 
-    def _map_request(self, *, stream: bool) -> MapRequest:
-        return self.report.map_request(self.machine.node_key.public, self.machine.hostinfo, stream=stream)
-
     @trio.lowlevel.enable_ki_protection
     async def listen(self) -> None:
         """Fold what others say into what control is told."""
-        kinds = (PreferencesChanged, EndpointsChanged, NetInfoChanged, NetworkChanged)
+        kinds = (PreferencesChanged, EndpointsChanged, NetInfoChanged, ServicesOffered, NetworkChanged)
         with self._bus.subscribe(*kinds, name="control") as inbox:
             while True:
                 while len(inbox):
@@ -277,7 +293,19 @@ class Control:
     def _refresh(self) -> None:
         self.machine.hostinfo = self.report.hostinfo()
         self.saved.change(home_region=self.report.home_region)
-        self._updates.look_again()
+        self.report.look_again()
+
+    def remember_relays(self) -> None:
+        """Say where home was, so that its relay is connected by the time control has answered."""
+        text = self.saved.read(RELAYS) if self.machine.identity.is_registered else None
+        if text is None or not self.saved.state.home_region:
+            return
+        try:
+            derp_map = decode_json_untrusted(DERPMap, text)
+        except BadPacket as problem:
+            log.info("the relays of the last run are not known any more: %s", problem)
+            return
+        self._bus.publish(RelaysRemembered(usable_relays(derp_map), self.saved.state.home_region))
 
     # Expiry by the clock
 
@@ -310,7 +338,7 @@ class Control:
         for message in self.machine.take_messages():
             match message:
                 case PhaseChanged():
-                    self._voice.say_phase(message)
+                    self._announcements.say_phase(message)
                 case IdentityChanged(identity=identity):
                     self._on_identity(identity)
 
@@ -331,7 +359,7 @@ class Control:
         log.info("%s", problem)
         self.machine.on_lost(str(problem), trio.current_time())
         self._tell()
-        self._voice.say_failure(str(problem))
+        self._announcements.say_failure(str(problem))
         if error is not None and self.netmap is None:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
             self._bus.publish(ControlStateChanged("failed", str(problem), error=error))
@@ -356,27 +384,24 @@ class Control:
         if self._conversation is not None:
             self._conversation.cancel()
 
-    def attach(self, bus: Bus, nursery: trio.Nursery) -> None:
-        """From here on the actor runs."""
-        self._bus, self._nursery = bus, nursery
-        self._voice = ControlVoice(bus, nursery, self.config.on_login_url)
-
     @trio.lowlevel.enable_ki_protection
     async def keep_saved(self) -> None:
-        await self.saved.run(self._voice.warnings)
+        await self.saved.run(self._announcements.health)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Until cancelled. Everything control said last stays on the bus whatever happens here."""
+        async with trio.open_nursery() as nursery:
+            self._bus.publish(ControlStateChanged("connecting"))
+            self.remember_relays()
+            for task in (self._jobs.run, self.listen, self.watch_expiry, self.keep_saved):
+                nursery.start_soon(task)
+            await trio.lowlevel.checkpoint()
+            task_status.started()
+            await self.converse()
 
 
 @trio.lowlevel.enable_ki_protection
-async def run_control(
-    bus: Bus, control: Control, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Run until cancelled. Everything control said last stays on the bus whatever happens here."""
-    async with trio.open_nursery() as nursery:
-        control.attach(bus, nursery)
-        bus.publish(ControlStateChanged("connecting"))
-        nursery.start_soon(control.listen)
-        nursery.start_soon(control.watch_expiry)
-        nursery.start_soon(control.keep_saved)
-        await trio.lowlevel.checkpoint()
-        task_status.started()
-        await control.converse()
+async def run_control(control: Control, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """The actor: see the head of this file for what it owns, hears and says."""
+    await control.run(task_status=task_status)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import trio
 
 from tailscale.errors import AuthKeyRejected, ControlProtocolError, TailscaleError
 from tailscale.runtime.bus import Bus
+from tailscale.runtime.control_line import Jobs
+from tailscale.runtime.health import Health
 from tailscale.runtime.messages import ControlStateChanged
-from tailscale.runtime.warnings import Warnings
 from ts_control.errors import AuthKeyRefused, RegistrationRefused
 from ts_control.session import Phase, PhaseChanged
 
@@ -25,13 +25,13 @@ TAGS_REMEDY = "Drop tags= (the key's own tags count), or use a key that carries 
 FAILURES_BEFORE_WARNING = 2  # a server that restarts quickly is no news
 
 
-class ControlVoice:
+class Announcements:
     """Publishes on the bus and calls the user's login callback."""
 
-    def __init__(self, bus: Bus, nursery: trio.Nursery, on_login_url: Callable[[str], Any] | None) -> None:
-        self.warnings = Warnings(bus)
+    def __init__(self, bus: Bus, jobs: Jobs, on_login_url: Callable[[str], Any] | None) -> None:
+        self.health = Health(bus)
         self._bus = bus
-        self._nursery = nursery
+        self._jobs = jobs
         self._on_login_url = on_login_url
         self._failures = 0
         self._last_page = ""
@@ -42,18 +42,15 @@ class ControlVoice:
             self._show_login_page(changed.url, changed.detail)
         elif changed.phase is Phase.FAILED:
             sentence = f"the control server refused this device: {changed.detail}"
-            self.warnings.show("control-refused", sentence, "create a new auth key, or log in with device.login()")
+            self.health.show("control-refused", sentence, "create a new auth key, or log in with device.login()")
         elif changed.phase is Phase.NEEDS_APPROVAL:
             sentence = "this device waits for an administrator's approval: nobody can see it yet"
-            self.warnings.show("approval-needed", sentence, "approve it on the control server")
+            self.health.show("approval-needed", sentence, "approve it on the control server")
         elif changed.phase is Phase.EXPIRED:
             sentence = "this device's key has expired: its peers do not talk to it"
-            self.warnings.show("key-expired", sentence, "await device.login(), or extend the key on the control server")
+            self.health.show("key-expired", sentence, "await device.login(), or extend the key on the control server")
         elif changed.phase is Phase.RUNNING:
-            self.warnings.clear("key-expired")
-            self.warnings.clear("approval-needed")
-            self.warnings.clear("control-refused")
-            self.warnings.clear("login-needed")
+            self.health.clear("key-expired", "approval-needed", "control-refused", "login-needed")
 
     def say_failure(self, reason: str) -> None:
         """One more attempt came to nothing."""
@@ -61,26 +58,26 @@ class ControlVoice:
         if self._failures >= FAILURES_BEFORE_WARNING:
             sentence = f"the control server cannot be used: {reason}"
             remedy = "peers stay reachable as they are known; check the network, and that the server is up"
-            self.warnings.show("control-unreachable", sentence, remedy)
+            self.health.show("control-unreachable", sentence, remedy)
 
     def say_success(self) -> None:
         self._failures = 0
-        self.warnings.clear("control-unreachable")
+        self.health.clear("control-unreachable")
 
     def say_page(self, url: str) -> None:
         """Control wants the user to see a page; the same page once."""
-        if url != self._last_page:
+        if url != self._last_page and url.startswith(("https://", "http://")):  # no other kind is a page to open
             self._last_page = url
-            self.warnings.show("control-url", "the control server asks you to open a page", f"open {url}")
+            self.health.show("control-url", "the control server asks you to open a page", f"open {url}")
 
     def _show_login_page(self, url: str, why: str) -> None:
         where = url if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
         sentence = "this device waits for somebody to log it in" + (f": {why}" if why else "")
-        self.warnings.show("login-needed", sentence, f"open {where}")
+        self.health.show("login-needed", sentence, f"open {where}")
         if self._on_login_url is None:
             log.info("to log this device in, open %s", url)
         else:
-            self._nursery.start_soon(_call, self._on_login_url, url)
+            self._jobs.start(partial(_call, self._on_login_url, url))
 
 
 async def _call(callback: Callable[[str], Any], url: str) -> None:

@@ -7,83 +7,89 @@ that does not arrive is control's to notice.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from functools import partial
 
 import trio
 
 from tailscale.dial.control_pings import KINDS
+from tailscale.runtime.control_line import ControlLine, Jobs
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.client import ControlClient
-from ts_control.connection import BROKEN, ControlConnection
+from ts_control.connection import BROKEN
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.gojson import encode_json
+from ts_control.location import answer_target_untrusted
 from ts_control.wire import PingRequest, PingResponse
 
 log = logging.getLogger("tailscale.control")
 
 MAX_ANSWERS_UNDER_WAY = 8
+PINGS_FULL = "control.pings_full"
 
 PingPeer = Callable[[str, str], Awaitable[PingResponse]]
 
 
-class Pings:
-    """Answers ping requests over one client."""
+async def no_ping(host: str, kind: str) -> PingResponse:
+    """The answer of a control actor that has no packet path beside it."""
+    return PingResponse(type=kind, ip=host, err="nothing to ping with")
 
-    def __init__(self, client: ControlClient) -> None:
+
+class Pings:
+    """Answers ping requests over one line."""
+
+    def __init__(self, client: ControlClient, line: ControlLine, jobs: Jobs, ping_peer: PingPeer) -> None:
         self._client = client
-        self.ping_peer: PingPeer | None = None
+        self._line = line
+        self._jobs = jobs
+        self._ping_peer = ping_peer
         self._last_url = ""
         self._under_way = 0
-        self.dropped = 0
+        self.drops: Counter[str] = Counter()
 
-    def hear(self, request: PingRequest, connection: ControlConnection, nursery: trio.Nursery) -> None:
+    def hear(self, request: PingRequest) -> None:
         """Begin to answer, unless it is the last request again or too much is under way."""
         if not request.url or request.url == self._last_url:
             return
-        if self._under_way >= MAX_ANSWERS_UNDER_WAY:
-            self.dropped += 1
+        if self._under_way >= MAX_ANSWERS_UNDER_WAY or not self._jobs.start(partial(self._answer, request)):
+            self.drops[PINGS_FULL] += 1
             return
         self._last_url = request.url
         self._under_way += 1
-        nursery.start_soon(self._answer, request, connection)
 
     @trio.lowlevel.enable_ki_protection
-    async def _answer(self, request: PingRequest, connection: ControlConnection) -> None:
+    async def _answer(self, request: PingRequest) -> None:
         try:
-            await self._dispatch(request, connection)
-        except* (ControlLost, RequestRefused, BadPacket, trio.TooSlowError, ValueError, *BROKEN) as problem:
+            await self._dispatch(request)
+        except* (ControlLost, RequestRefused, BadPacket, trio.TooSlowError, *BROKEN) as problem:
             log.info("a ping request of the control server could not be answered: %s", problem.exceptions[0])
         finally:
             self._under_way -= 1
 
-    async def _dispatch(self, request: PingRequest, connection: ControlConnection) -> None:
+    async def _dispatch(self, request: PingRequest) -> None:
         if request.types == "c2n":
             # Upstream answers these inside the control channel only.
-            await connection.request("POST", _path(request.url), answer_c2n_untrusted(request.payload))
+            await self._line.ask("POST", _path(request.url), answer_c2n_untrusted(request.payload))
         elif request.types:
             async with trio.open_nursery() as nursery:
                 for kind in dict.fromkeys(request.types.split(",", 8)):
                     if kind in KINDS:
-                        nursery.start_soon(self._report_ping, request, kind, connection)
+                        nursery.start_soon(self._report_ping, request, kind)
         elif request.url_is_noise:
-            await connection.request("HEAD", _path(request.url))
+            await self._line.ask("HEAD", _path(request.url))
         else:
             await self._client.answer_ping(request.url)
 
     @trio.lowlevel.enable_ki_protection
-    async def _report_ping(self, request: PingRequest, kind: str, connection: ControlConnection) -> None:
-        if self.ping_peer is None:
-            answer = PingResponse(type=kind, ip=request.ip, err="nothing to ping with")
-        else:
-            answer = await self.ping_peer(request.ip, kind)
+    async def _report_ping(self, request: PingRequest, kind: str) -> None:
+        answer = encode_json(await self._ping_peer(request.ip, kind))
         if request.url_is_noise:
-            await connection.request("POST", _path(request.url), encode_json(answer))
+            await self._line.ask("POST", _path(request.url), answer)
         else:
-            await self._client.answer_ping(request.url, encode_json(answer))
+            await self._client.answer_ping(request.url, answer)
 
 
 def _path(url: str) -> str:
-    parts = urlsplit(url)
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return answer_target_untrusted(url)[1]

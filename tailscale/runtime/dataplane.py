@@ -14,7 +14,7 @@ import trio
 
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import StunArrived
-from tailscale.runtime.underlay import Path, Runs, Underlay
+from tailscale.runtime.underlay import Runs, Underlay
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
 
@@ -66,7 +66,7 @@ class Dataplane:
         engine = self.engine
         self._may_answer = False
         if outbound := engine.transmit(now):
-            self.underlay.send(outbound)
+            self._send(outbound, now)
         if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now):
             self._pursue(now)
         woken = 0
@@ -87,11 +87,16 @@ class Dataplane:
         """The paths' half: pings, answers and news of the finder."""
         finder = self.finder
         if probes := finder.transmit(now):
-            self.underlay.send(probes)
+            self._send(probes, now)
         for message in finder.take_messages():
             self.on_message(message)
         if finder.next_timer() < self._armed_for:
             self._timer_moved.set()
+
+    def _send(self, runs: Runs, now: float) -> None:
+        for path in self.underlay.send(runs):
+            self.finder.on_send_failed(path, now)
+            self.kick()
 
     async def flushed(self) -> None:
         """Wait until something was carried through once more."""
@@ -130,6 +135,3 @@ class Dataplane:
         """Carry one UDP socket's bursts for ever."""
         while True:
             self.deliver(await read())
-
-
-__all__ = ["Dataplane", "Path", "Runs"]

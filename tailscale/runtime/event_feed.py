@@ -7,6 +7,7 @@ so telling what changed costs what changed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -27,14 +28,8 @@ from tailscale.events import (
 )
 from tailscale.nodes import node_from_wire
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.health import Health
-from tailscale.runtime.messages import (
-    ControlStateChanged,
-    HealthCleared,
-    HealthRaised,
-    PeerPathChanged,
-    TablesChanged,
-)
+from tailscale.runtime.messages import ControlStateChanged, PeerPathChanged, TablesChanged, WarningsChanged
+from tailscale.status import HealthWarning
 from ts_control.netmap import NetMap
 
 if TYPE_CHECKING:
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale")
 EXPIRY_NOTICE = timedelta(days=7)
-HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, HealthRaised, HealthCleared)
+HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, WarningsChanged)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -57,9 +52,9 @@ async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None
 class Watch:
     """Everybody who reads `device.events()`."""
 
-    def __init__(self, health: Health, home: Home) -> None:
-        self._health = health
+    def __init__(self, home: Home) -> None:
         self._home = home
+        self._warnings: Mapping[str, HealthWarning] = {}
         self._streams: WeakSet[EventStream] = WeakSet()  # a reader that is forgotten costs nothing more
         self._netmap: NetMap | None = None
         self._state = ("", "")
@@ -88,12 +83,17 @@ class Watch:
             return self._state_events(message)
         if isinstance(message, PeerPathChanged):
             return self._path_events(message)
-        if isinstance(message, HealthRaised | HealthCleared) and self._health.fold(message):
-            active = isinstance(message, HealthRaised)
-            if isinstance(message, HealthRaised):
-                log.warning("%s (%s)", message.sentence, message.remedy or message.code)
-            return [HealthChanged(message.code, active)]
+        if isinstance(message, WarningsChanged):
+            return self._health_events(message.warnings)
         return []
+
+    def _health_events(self, after: Mapping[str, HealthWarning]) -> list[Event]:
+        before, self._warnings = self._warnings, after
+        changed = [warning for code, warning in after.items() if before.get(code) != warning]
+        for warning in changed:
+            log.warning("%s (%s)", warning.sentence, warning.remedy or warning.code)
+        over = [HealthChanged(code, active=False) for code in before if code not in after]
+        return [*over, *(HealthChanged(warning.code, active=True) for warning in changed)]
 
     def _netmap_events(self, before: NetMap | None, after: NetMap) -> list[Event]:
         events = events_between(before, after) if self._streams else []

@@ -1,26 +1,72 @@
-"""The warnings that are active right now, and what each means."""
+"""What is wrong right now, in words for the user: one retained value on the bus, changed by whoever knows better.
+
+Owns: the bounds. Relays and control choose how often they complain and in what words, so there is one state per code,
+the newest; readers see the state and not every change; and a text is cut and cleared of control characters.
+Refuses to know: who reads it.
+"""
 
 from __future__ import annotations
 
-from tailscale.runtime.messages import HealthCleared, HealthRaised
+from collections.abc import Mapping
+
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.messages import WarningsChanged
 from tailscale.status import HealthWarning
+from ts_control.netmap import NetMap
+
+CONTROL_PREFIX = "control-says-"
+LONGEST_TEXT = 1024
+WARNING_LIMIT = 256  # 128 relay regions, control's own, and some twenty of ours
+CONTROL_LIMIT = 64
 
 
 class Health:
-    """Folds raised and cleared warnings; knows nothing of where they come from."""
+    """The warnings of one Device. Any number of these may stand over one bus: the bus keeps the state."""
 
-    def __init__(self) -> None:
-        self._active: dict[str, HealthWarning] = {}
-
-    def fold(self, message: HealthRaised | HealthCleared) -> bool:
-        """Whether the set of warnings changed."""
-        if isinstance(message, HealthRaised):
-            warning = HealthWarning(message.code, message.sentence, message.remedy)
-            changed = self._active.get(message.code) != warning
-            self._active[message.code] = warning
-            return changed
-        return self._active.pop(message.code, None) is not None
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
 
     @property
     def active(self) -> tuple[HealthWarning, ...]:
-        return tuple(self._active.values())
+        return tuple(self._warnings.values())
+
+    @property
+    def _warnings(self) -> Mapping[str, HealthWarning]:
+        latest = self._bus.latest(WarningsChanged)
+        return latest.warnings if latest is not None else {}
+
+    def show(self, code: str, sentence: str, remedy: str = "") -> None:
+        """Something is wrong; `code` names it until `clear`."""
+        self._change({code: HealthWarning(code, readable(sentence), readable(remedy))})
+
+    def clear(self, *codes: str) -> None:
+        """It is over, or never was."""
+        self._change({}, codes)
+
+    def show_netmap(self, netmap: NetMap) -> None:
+        """Control's own warnings, under the names it gives them."""
+        texts = {f"{CONTROL_PREFIX}{number}": (text, "") for number, text in enumerate(netmap.health, 1)}
+        for name, message in netmap.display_messages.items():
+            text = f"{message.title}: {message.text}" if message.title else message.text
+            action = message.primary_action
+            texts[CONTROL_PREFIX + readable(name)[:64]] = (text, f"{action.label}: {action.url}" if action else "")
+        current = {
+            code: HealthWarning(code, readable(text), readable(remedy))
+            for code, (text, remedy) in list(texts.items())[:CONTROL_LIMIT]
+        }
+        over = [code for code in self._warnings if code.startswith(CONTROL_PREFIX) and code not in current]
+        self._change(current, over)
+
+    def _change(self, shown: Mapping[str, HealthWarning], cleared: tuple[str, ...] | list[str] = ()) -> None:
+        before = self._warnings
+        after = {code: warning for code, warning in before.items() if code not in cleared}
+        for code, warning in shown.items():
+            if code in after or len(after) < WARNING_LIMIT:
+                after[code] = warning
+        if after != before:
+            self._bus.publish(WarningsChanged(after))
+
+
+def readable(text: str) -> str:
+    """Somebody else's words, fit for a log line and a terminal: short, and without control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_TEXT])

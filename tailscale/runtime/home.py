@@ -31,6 +31,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import Network
 from ts_base.ip import format_address
+from ts_base.who import host_of
 from ts_control import wire
 from ts_control.netmap import NetMap
 from ts_netstack.stack import Stack
@@ -194,7 +195,7 @@ class Home:
             return ""
         if type(path[0]) is int:
             return f"relay {self.region_code(path[0])}"
-        host = f"[{path[0]}]" if ":" in path[0] else path[0]
+        host = f"[{host_of(path)}]" if ":" in path[0] else host_of(path)
         return f"{'direct' if len(path) == 2 else 'peer relay'} {host}:{path[1]}"
 
     def region_code(self, number: int) -> str:

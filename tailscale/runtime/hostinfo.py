@@ -10,8 +10,8 @@ import sys
 from functools import cache
 
 from tailscale._config import Preferences
-from tailscale.runtime.messages import NetInfoChanged
-from ts_control.wire import Hostinfo, NetInfo, Service
+from tailscale.runtime.messages import NetInfoChanged, ServicesOffered
+from ts_control.wire import Hostinfo, NetInfo
 
 IPN_VERSION = "0.1.0-pytailscale"
 SYSTEMS = {"linux": "linux", "darwin": "macOS", "win32": "windows"}
@@ -23,10 +23,11 @@ def _machine() -> tuple[str, str, str]:
 
 
 def build_hostinfo(
-    preferences: Preferences, net_info: NetInfoChanged | None, home_region: int, services: tuple[Service, ...] = ()
+    preferences: Preferences, net_info: NetInfoChanged | None, home_region: int, offered: ServicesOffered
 ) -> Hostinfo:
     """`home_region` is last run's, and counts until the network has been looked at."""
     system, release, machine = _machine()
+    offers = tuple(offered.offers.values())
     return Hostinfo(
         ipn_version=IPN_VERSION,
         os=system,
@@ -34,9 +35,10 @@ def build_hostinfo(
         machine=machine,
         hostname=preferences.hostname,
         shields_up=preferences.shields_up,
-        routable_ips=tuple(sorted(set(preferences.advertise_routes))),
+        routable_ips=tuple(sorted(set(preferences.advertise_routes).union(*(offer.routes for offer in offers)))),
         request_tags=tuple(sorted(set(preferences.tags))),
-        services=services,
+        services=offered.services,
+        ssh_host_keys=tuple(key for offer in offers for key in offer.ssh_host_keys),
         net_info=build_net_info(net_info, home_region),
         no_logs_no_support=True,
         userspace=True,

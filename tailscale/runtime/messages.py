@@ -4,24 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tailscale._config import Preferences
-from tailscale.runtime.bus import Event, Lossy, Retained
+from tailscale.runtime.bus import Event, Lossy, Rate, Retained
+from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
 from ts_control.netmap import NetMap
+from ts_control.wire import DERPMap, Service
 
 
 @dataclass(frozen=True, slots=True)
 class NetMapChanged(Retained):
     """Control told us something new about ourselves or our peers. Said by control, heard by nearly everybody."""
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     netmap: NetMap
+
+
+@dataclass(frozen=True, slots=True)
+class RelaysRemembered(Retained):
+    """The relay map and home region of the last run, until control has spoken. Said by control, heard by relays."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    derp_map: DERPMap
+    home_region: int
 
 
 @dataclass(frozen=True, slots=True)
 class TablesChanged(Retained):
     """Packets are routed and judged by this netmap from now on: what users see and dial. Said by netmap."""
+
+    rate: ClassVar[Rate] = Rate.THEIRS
 
     netmap: NetMap
 
@@ -30,12 +46,16 @@ class TablesChanged(Retained):
 class NodeKeyChanged(Retained):
     """Control accepted a new node key of ours: the old one opens nothing any more. Said by control."""
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     key: NodePrivate
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencesChanged(Retained):
     """The user changed what may change while running. Said by the Device."""
+
+    rate: ClassVar[Rate] = Rate.OURS
 
     preferences: Preferences
 
@@ -48,6 +68,8 @@ class ControlStateChanged(Retained):
     failed.
     """
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     state: str
     detail: str = ""
     url: str = field(default="", repr=False)  # whoever opens it owns the device
@@ -58,13 +80,46 @@ class ControlStateChanged(Retained):
 class ControlInformed(Retained):
     """Control has acknowledged where we are to be found: peers that ask from now on can reach us. Said by control."""
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     home_region: int
     endpoints: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What one part of the program offers."""
+
+    services: tuple[Service, ...] = ()
+    ssh_host_keys: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesOffered(Retained):
+    """Everything this device offers by itself, by who offers it. Said through `offers.offer`, heard by control and by
+    the packet path.
+    """
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    offers: Mapping[str, Offer]
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return tuple(service for offer in self.offers.values() for service in offer.services)
+
+    @property
+    def peerapi_port(self) -> int:
+        """Where peers find our own little HTTP server; 0 when there is none."""
+        return next((service.port for service in self.services if service.proto == "peerapi4"), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointsChanged(Retained):
     """Where we can be reached directly: ("host:port", endpoint type 1..5). Said by probes."""
+
+    rate: ClassVar[Rate] = Rate.THEIRS
 
     endpoints: tuple[tuple[str, int], ...]
 
@@ -73,12 +128,16 @@ class EndpointsChanged(Retained):
 class EndpointsConfirmed(Lossy):
     """A check just found these endpoints, changed or not: fresh enough to tell peers. Said by probes."""
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     endpoints: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequested(Lossy):
     """Somebody needs our addresses to be fresh. Said by paths and the Device, heard by probes."""
+
+    rate: ClassVar[Rate] = Rate.THEIRS
 
     reason: str
     full: bool = False
@@ -87,6 +146,8 @@ class ProbeRequested(Lossy):
 @dataclass(frozen=True, slots=True)
 class NetInfoChanged(Retained):
     """What the last network check found, home region included. Said by probes, heard by control and relays."""
+
+    rate: ClassVar[Rate] = Rate.THEIRS
 
     home_region: int
     latencies: Mapping[str, float]  # "<region>-v4" -> seconds
@@ -100,27 +161,27 @@ class NetInfoChanged(Retained):
 class RelaysChanged(Retained):
     """Which relay regions are connected right now. Said by relays."""
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     connected: tuple[int, ...]
     home_connected: bool
 
 
 @dataclass(frozen=True, slots=True)
-class HealthRaised(Event):
-    """Something is wrong and the user can read about it; `code` names it until HealthCleared."""
+class WarningsChanged(Retained):
+    """Everything that is wrong right now, by code. Said through `health.Health`, heard by the user's event readers."""
 
-    code: str
-    sentence: str
-    remedy: str = ""
+    rate: ClassVar[Rate] = Rate.THEIRS
 
-
-@dataclass(frozen=True, slots=True)
-class HealthCleared(Event):
-    code: str
+    warnings: Mapping[str, HealthWarning]
 
 
 @dataclass(frozen=True, slots=True)
-class PeerPathChanged(Event):
+class PeerPathChanged(Lossy):
     """The best path to a peer changed; None when there is no direct path (relay, if any, is used)."""
+
+    rate: ClassVar[Rate] = Rate.THEIRS
+    limit: ClassVar[int] = 1024  # every peer of a large tailnet may move at once
 
     peer: int
     path: tuple[Any, ...] | None
@@ -131,6 +192,8 @@ class PeerPathChanged(Event):
 class NetworkChanged(Event):
     """Interfaces, addresses or time jumped: sockets may be stale and mappings gone."""
 
+    rate: ClassVar[Rate] = Rate.OURS
+
     rebound: bool
 
 
@@ -138,12 +201,16 @@ class NetworkChanged(Event):
 class StunArrived(Lossy):
     """STUN datagrams off the tunnel's own socket: [(datagram, (host, port)), ...]."""
 
+    rate: ClassVar[Rate] = Rate.THEIRS
+
     batch: list[tuple[bytes, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class RelayFrameArrived(Lossy):
     """A rare fact from a relay: peer gone, health text, restarting."""
+
+    rate: ClassVar[Rate] = Rate.THEIRS
 
     region: int
     fact: Any

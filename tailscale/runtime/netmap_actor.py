@@ -16,7 +16,8 @@ from tailscale._config import Preferences
 from tailscale.dns.names import clean_name
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.messages import HealthCleared, HealthRaised, NetMapChanged, PreferencesChanged, TablesChanged
+from tailscale.runtime.health import Health
+from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, ServicesOffered, TablesChanged
 from tailscale.runtime.path_actor import PEERS_PER_STEP, batched
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
@@ -39,14 +40,17 @@ async def run_netmap(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, preferences. Says: health."""
+    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, wishes, offers. Says: health."""
     compiler = TablesCompiler()
     exit_was_missing = False
     known = NetMap.empty()
-    with bus.subscribe(NetMapChanged, PreferencesChanged, name="netmap") as inbox:
+    with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
         task_status.started()
         while True:
-            await inbox.receive()
+            message = await inbox.receive()
+            if isinstance(message, ServicesOffered):
+                dataplane.engine.set_services(peerapi_port=message.peerapi_port)
+                continue
             heard, wanted = bus.latest(NetMapChanged), bus.latest(PreferencesChanged)
             if heard is None or wanted is None:
                 continue
@@ -74,7 +78,7 @@ async def run_netmap(
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
-                bus.publish(_exit_node_health(preferences, exit_was_missing))
+                _show_exit_node(Health(bus), preferences, exit_was_missing)
 
 
 def restarted(before: Mapping[int, Node], after: Mapping[int, Node], changed: Iterable[int]) -> list[int]:
@@ -89,10 +93,11 @@ def restarted(before: Mapping[int, Node], after: Mapping[int, Node], changed: It
     ]
 
 
-def _exit_node_health(preferences: Preferences, missing: bool) -> HealthRaised | HealthCleared:
+def _show_exit_node(health: Health, preferences: Preferences, missing: bool) -> None:
     if not missing:
-        return HealthCleared("exit-node-missing")
-    return HealthRaised(
+        health.clear("exit-node-missing")
+        return
+    health.show(
         "exit-node-missing",
         f"the exit node {preferences.exit_node!r} is not there: traffic to the internet is held back, not leaked",
         "choose another with device.set(exit_node=...), or None for none; its routes must be approved",

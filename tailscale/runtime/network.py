@@ -12,31 +12,35 @@ from typing import Protocol
 
 import trio
 
-from tailscale.runtime.udp import HostUdp
+from tailscale.runtime.udp import HostUdp, UdpStatistics
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, is_tailscale_address, parse_address
+from ts_base.who import Direct, DirectRun
 
-DirectPath = tuple[str, int]
-DirectRuns = list[tuple[DirectPath, list[bytes]]]
+DirectRuns = list[DirectRun]
 
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
 
 
 class UdpUnderlay(Protocol):
-    """One UDP port in every family the machine has."""
+    """One UDP port in every family the machine has, and on every uplink."""
 
     @property
     def local_port(self) -> int: ...
     @property
     def has_ipv6(self) -> bool: ...
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        """The interfaces it is bound to, each with sockets of its own; none: the system chooses."""
+
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
         """One per socket: each waits for data, then returns a burst."""
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
 
-    def take_unreachable(self) -> list[DirectPath]:
+    def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
 
     async def run_writers(self) -> None:
@@ -45,6 +49,7 @@ class UdpUnderlay(Protocol):
     def rebind(self) -> None:
         """Replace the sockets after the machine's network changed, on the same port if possible."""
 
+    def statistics(self) -> UdpStatistics: ...
     def close(self) -> None: ...
 
 
@@ -59,13 +64,19 @@ class Network(Protocol):
 
 
 class HostNetwork:
-    """The machine's own network."""
+    """The machine's own network; with `uplinks`, its UDP leaves by these interfaces only."""
+
+    def __init__(self, uplinks: Sequence[str] = ()) -> None:
+        self.uplinks = tuple(uplinks)
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
-        return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
+        try:
+            return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
+        except (UnicodeError, OverflowError) as problem:  # the resolver's and the kernel's words for nonsense
+            raise OSError(f"{host!a} port {port} is no place to dial: {problem}") from None
 
     async def open_udp(self, port: int) -> UdpUnderlay:
-        return HostUdp(port)
+        return HostUdp(port, self.uplinks)
 
     def interface_addresses(self) -> list[str]:
         return list_interface_addresses()

@@ -25,18 +25,19 @@ from tailscale.runtime.messages import (
 )
 from ts_base.errors import BadPacket
 from ts_base.ip import Prefix, parse_prefix, prefix_contains
+from ts_base.who import PeerId
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import Node
 from ts_dataplane.candidates import parse_endpoint_untrusted
-from ts_dataplane.path_messages import FinderMessage, NeedStun, PathChanged
+from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.peer_paths import PeerPaths
 from ts_derp.machine import PeerGone
+from ts_tunnel.messages import PeerSilence
 
 RELAY_TARGET = "tailscale.com/cap/relay-target"
 RELAYS_SINCE = 121  # capability version
 WATCH_INTERVAL = 5.0
-SILENCE = 4.0  # a handshake unanswered for so long on a path whose pongs take a round trip
 PEERS_PER_STEP = 500  # of a large netmap, before other tasks get a turn
 RESTUN_LEAST, RESTUN_SPREAD = 20, 6  # seconds; below the 30 after which Linux routers forget a mapping
 
@@ -144,7 +145,7 @@ def batched(numbers: list[int], size: int) -> Iterator[list[int]]:
 
 def announce(bus: Bus, message: FinderMessage) -> None:
     """Tell the bus what the finder said; pings are between the finder and whoever asked for them."""
-    if isinstance(message, PathChanged):
+    if isinstance(message, BestPathChanged):
         bus.publish(PeerPathChanged(message.peer, message.path, message.latency))
     elif isinstance(message, NeedStun):
         bus.publish(ProbeRequested(message.reason))
@@ -167,14 +168,14 @@ async def run_paths(
     finder: PathFinder,
     flush: Callable[[float], None],
     *,
-    asking_since: Callable[[int], float] | None = None,
+    silence_of: Callable[[PeerId], PeerSilence] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Keep the finder's facts current.
 
     Owns: the translation, the re-STUN clock. Hears: NetMapChanged, EndpointsChanged, EndpointsConfirmed,
     NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by
-    `flush`; `asking_since` tells since when a peer owes the tunnel a handshake.
+    `flush`; `silence_of` tells what a peer owes the tunnel.
     """
     kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
     translator = PeerTranslator()
@@ -196,7 +197,7 @@ async def run_paths(
                             await trio.lowlevel.checkpoint()
                     if netmap.peers:
                         restun_at = min(restun_at, now + RESTUN_LEAST)
-                        watch_at = min(watch_at, now + WATCH_INTERVAL) if asking_since is not None else math.inf
+                        watch_at = min(watch_at, now + WATCH_INTERVAL) if silence_of is not None else math.inf
                 case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):
                     finder.set_endpoints(direct_paths(endpoints), now)
                     restun_at = now + restun_delay()
@@ -209,9 +210,8 @@ async def run_paths(
                 restun_at = now + restun_delay()
                 if finder.is_active(now):
                     bus.publish(ProbeRequested("periodic"))
-            if asking_since is not None and now >= watch_at:
+            if silence_of is not None and now >= watch_at:
                 watch_at = now + WATCH_INTERVAL
                 for peer in finder.trusted_peers(now):
-                    if now - asking_since(peer) >= SILENCE:
-                        finder.on_silence(peer, now)
+                    finder.judge_silence(peer, silence_of(peer), now)
             flush(now)

@@ -165,7 +165,7 @@ class Probes:
 
         @trio.lowlevel.enable_ki_protection
         async def measure(region: int, node: RelayNode) -> None:
-            host = node.ipv4 or node.host_name
+            host = literal(node.ipv4) or literal(node.ipv6) or node.host_name
             began = trio.current_time()
             try:
                 stream = await self.network.open_tcp(host, node.derp_port or DEFAULT_PORT)

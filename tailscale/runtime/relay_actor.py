@@ -13,14 +13,14 @@ from collections.abc import Callable
 import trio
 
 from tailscale.runtime.bus import Bus, Message
+from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     NetworkChanged,
     RelayFrameArrived,
     RelaysChanged,
+    RelaysRemembered,
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.relay_link import RelayLink
@@ -64,6 +64,7 @@ class Relays:
         self._heard_at: dict[bytes, int] = {}
         self._nursery: trio.Nursery | None = None
         self._bus: Bus | None = None
+        self.health = Health(Bus())  # nobody's, until the actor runs
         self._deliver: Callable[[RelayRuns], object] = lambda runs: None
 
     # --- the packet path
@@ -126,6 +127,7 @@ class Relays:
     def attach(self, nursery: trio.Nursery, bus: Bus, deliver: Callable[[RelayRuns], object]) -> None:
         self._nursery = nursery
         self._bus = bus
+        self.health = Health(bus)
         self._deliver = deliver
 
     def set_map(self, relay_map: RelayMap) -> None:
@@ -197,9 +199,9 @@ class Relays:
     def _on_server_health(self, region: int, problem: str) -> None:
         code = f"relay-{region}-unwell"
         if problem:
-            self.say(HealthRaised(code, f"relay region {region} reports: {problem}"))
+            self.health.show(code, f"relay region {region} reports: {problem}")
         else:
-            self.say(HealthCleared(code))
+            self.health.clear(code)
 
     def say(self, message: Message) -> None:
         if self._bus is not None:
@@ -220,10 +222,11 @@ async def run_relays(
 ) -> None:
     """Keep home connected and the rest as needed.
 
-    Owns: the links of `relays`. Hears: NetMapChanged, NetInfoChanged, NetworkChanged. Says: RelaysChanged,
-    HealthRaised, HealthCleared, RelayFrameArrived. Inbound runs go to `deliver`, never over the bus.
+    Owns: the links of `relays`. Hears: RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged.
+    Says: RelaysChanged, RelayFrameArrived, health. Inbound runs go to `deliver`, never over the bus.
     """
-    with bus.subscribe(NetMapChanged, NetInfoChanged, NetworkChanged, name="relays") as inbox:
+    kinds = (RelaysRemembered, NetMapChanged, NetInfoChanged, NetworkChanged)
+    with bus.subscribe(*kinds, name="relays") as inbox:
         async with trio.open_nursery() as nursery:
             relays.attach(nursery, bus, deliver)
             task_status.started()
@@ -234,6 +237,9 @@ async def run_relays(
                     if message.netmap.derp_map is not wire_map:
                         wire_map = message.netmap.derp_map
                         relays.set_map(translate_map(wire_map))
+                elif isinstance(message, RelaysRemembered) and wire_map is None:
+                    relays.set_home(message.home_region)
+                    relays.set_map(translate_map(message.derp_map))
                 elif isinstance(message, NetInfoChanged):
                     relays.set_home(message.home_region)
                 elif isinstance(message, NetworkChanged):

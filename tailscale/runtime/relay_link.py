@@ -12,8 +12,7 @@ from typing import Protocol
 
 import trio
 
-from tailscale.runtime.bus import Message
-from tailscale.runtime.messages import HealthCleared, HealthRaised
+from tailscale.runtime.health import Health
 from tailscale.runtime.network import Network
 from ts_base.keys import NodePrivate
 from ts_derp.client import DerpClient
@@ -41,11 +40,11 @@ class LinkOwner(Protocol):
     private: NodePrivate
     trust: Trust
     over_http: bool
+    health: Health
 
     def deliver_from(self, region: int, inbound: list[Run]) -> None: ...
     def on_fact(self, region: int, fact: DerpMessage) -> None: ...
     def forget(self, link: RelayLink) -> None: ...
-    def say(self, message: Message) -> None: ...
     def say_changed(self) -> None: ...
 
 
@@ -147,7 +146,7 @@ class RelayLink:
         self.connected = True
         self._down_since = trio.current_time()
         if self._is_home:
-            self._owner.say(HealthCleared(HOME_UNREACHABLE))
+            self._owner.health.clear(HOME_UNREACHABLE)
         self._owner.say_changed()
 
     def _on_down(self, problem: Exception) -> None:
@@ -165,12 +164,10 @@ class RelayLink:
             self.machine.send(spent.take_unsent(), now)
         if self._is_home and now - self._down_since >= HOME_GRACE:
             where = self.region.name or self.region.code or str(self.region.id)
-            self._owner.say(
-                HealthRaised(
-                    HOME_UNREACHABLE,
-                    f"the home relay {where} cannot be reached: {problem}",
-                    "Peers that need the relay cannot reach this device. Check that TCP to the relay's port is allowed",
-                )
+            self._owner.health.show(
+                HOME_UNREACHABLE,
+                f"the home relay {where} cannot be reached: {problem}",
+                "Peers that need the relay cannot reach this device. Check that TCP to the relay's port is allowed",
             )
 
     async def _pause(self) -> None:

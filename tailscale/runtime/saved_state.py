@@ -1,6 +1,6 @@
-"""The device's State between memory and its store: changed at once, written soon, off the event loop.
+"""What the device keeps, between memory and its store: changed at once, written soon, off the event loop.
 
-Owns: what is not yet written. Refuses to know: what the fields mean, and where a store keeps them.
+Owns: what is not yet written. Refuses to know: what entries mean but the State, and where a store keeps them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale.errors import StateCorrupt
-from tailscale.runtime.warnings import Warnings
-from tailscale.state_file import MemoryStore
+from tailscale.runtime.health import Health
+from tailscale.state_file import DEVICE, MemoryStore, encode_state
 
 if TYPE_CHECKING:
-    from tailscale.state_file import State, Store
+    from tailscale.state_file import NamedStore, State
 
 log = logging.getLogger("tailscale.state")
 
@@ -24,52 +24,76 @@ RETRY_PAUSE = 10.0
 
 
 class SavedState:
-    """The newest State, and the task that keeps the store up with it."""
+    """The newest State and entries, and the task that keeps the store up with them."""
 
-    def __init__(self, store: Store, state: State) -> None:
+    def __init__(self, store: NamedStore, state: State) -> None:
         self.state = state
         self._store = store
+        self._unsaved: dict[str, bytes] = {}
         self._writing = trio.Lock()
         self._changed = trio.Event()
         if not state.registered:
-            self._changed.set()  # made in memory a moment ago, for all we know
+            self.keep(DEVICE, encode_state(state))  # made in memory a moment ago, for all we know
 
     def change(self, **fields: Any) -> None:
+        """The State has these values from now on."""
         changed = replace(self.state, **fields)
         if changed != self.state:
             self.state = changed
-            self._changed.set()
+            self.keep(DEVICE, encode_state(changed))
+
+    def keep(self, name: str, data: bytes) -> None:
+        """The entry holds this from now on."""
+        self._unsaved[name] = data
+        self._changed.set()
+
+    def read(self, name: str) -> bytes | None:
+        """An entry other than the State, as the last run left it; None where it cannot be had: it saves time only."""
+        try:
+            return self._unsaved.get(name) or self._store.read(name)
+        except StateCorrupt as problem:
+            log.info("%s", problem)
+            return None
 
     async def write(self) -> None:
-        """Return once the store has the newest State. Raises StateCorrupt."""
+        """Return once the store has all that is newest. Raises StateCorrupt."""
         async with self._writing:
-            if not self._changed.is_set():
+            if not self._unsaved:
                 return
-            self._changed = trio.Event()
+            writing = self._begin()
             try:
                 if isinstance(self._store, MemoryStore):
-                    self._store.save(self.state)
+                    self._write(writing)
                 else:
-                    await trio.to_thread.run_sync(self._store.save, self.state)
+                    await trio.to_thread.run_sync(self._write, writing)
             except BaseException:
+                self._unsaved = {**writing, **self._unsaved}
                 self._changed.set()
                 raise
 
     def write_now(self) -> None:
         """The last chance, when the event loop is about to end."""
-        if self._changed.is_set():
-            try:
-                self._store.save(self.state)
-            except StateCorrupt as problem:
-                log.warning("%s", problem)
+        try:
+            self._write(self._begin())
+        except StateCorrupt as problem:
+            log.warning("%s", problem)
 
-    async def run(self, warnings: Warnings) -> None:
+    def _begin(self) -> dict[str, bytes]:
+        self._changed = trio.Event()
+        writing, self._unsaved = self._unsaved, {}
+        return writing
+
+    def _write(self, entries: dict[str, bytes]) -> None:
+        for name, data in entries.items():
+            self._store.write(name, data)
+
+    async def run(self, health: Health) -> None:
         """Write after every change; a full disk is a warning, and tried again."""
         while True:
             await self._changed.wait()
             try:
                 await self.write()
-                warnings.clear("state-not-saved")
+                health.clear("state-not-saved")
             except StateCorrupt as problem:
-                warnings.show("state-not-saved", str(problem), "make room, or make the file writable")
+                health.show("state-not-saved", str(problem), "make room, or make the file writable")
                 await trio.sleep(RETRY_PAUSE)

@@ -1,29 +1,51 @@
-"""What control should know of us right now, gathered from what others say on the bus.
+"""What control is told of us: the newest of what others say on the bus, at once after every change that counts.
 
-Owns: the newest wishes, endpoints and network facts. Refuses to know: when and how control is told.
+Owns: wishes, endpoints, network facts and offers; what was told last, and when to try again. Refuses to know: how a
+connection comes about.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 
+import trio
+
 from tailscale._config import Preferences
+from tailscale.runtime.bus import Bus
+from tailscale.runtime.control_line import ControlLine
 from tailscale.runtime.hostinfo import build_hostinfo
-from tailscale.runtime.messages import ControlInformed, EndpointsChanged, NetInfoChanged, PreferencesChanged
-from ts_base.keys import DiscoPublic, NodePublic
-from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest, Service
+from tailscale.runtime.messages import (
+    ControlInformed,
+    EndpointsChanged,
+    NetInfoChanged,
+    PreferencesChanged,
+    ServicesOffered,
+)
+from ts_base.keys import DiscoPublic
+from ts_control.errors import ControlLost, RequestRefused
+from ts_control.gojson import encode_json
+from ts_control.retry import Backoff
+from ts_control.session import ControlMachine
+from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest
+
+log = logging.getLogger("tailscale.control")
+
+MAP = "/machine/map"
 
 
 class SelfReport:
-    """Everything that goes into a map request."""
+    """Everything that goes into a map request, and the requests that ask for no map."""
 
     def __init__(self, preferences: Preferences, disco: DiscoPublic, home_region: int) -> None:
-        self.services: tuple[Service, ...] = ()
         self._preferences = preferences
         self._disco = disco
         self._home_region = home_region  # last run's, good until the network has been looked at
         self._endpoints: tuple[tuple[str, int], ...] = ()
         self._net_info: NetInfoChanged | None = None
+        self._offered = ServicesOffered({})
+        self._changed = trio.Event()
 
     def note(self, message: object) -> None:
         match message:
@@ -34,15 +56,21 @@ class SelfReport:
             case NetInfoChanged(home_region=home_region):
                 self._net_info = message
                 self._home_region = home_region or self._home_region
+            case ServicesOffered():
+                self._offered = message
+
+    def look_again(self) -> None:
+        """All that was to be noted is noted: control may have to hear of it."""
+        self._changed.set()
 
     @property
     def home_region(self) -> int:
         return self._home_region
 
     def hostinfo(self) -> Hostinfo:
-        return build_hostinfo(self._preferences, self._net_info, self._home_region, self.services)
+        return build_hostinfo(self._preferences, self._net_info, self._home_region, self._offered)
 
-    def map_request(self, node_key: NodePublic, hostinfo: Hostinfo, *, stream: bool) -> MapRequest:
+    def map_request(self, machine: ControlMachine, *, stream: bool) -> MapRequest:
         """Always complete: Headscale replaces what it knew by what it is told, a missing disco key included."""
         return MapRequest(
             version=CAPABILITY_VERSION,
@@ -50,19 +78,40 @@ class SelfReport:
             keep_alive=stream,
             stream=stream,
             omit_peers=not stream,
-            node_key=node_key,
+            node_key=machine.node_key.public,
             disco_key=self._disco,
-            hostinfo=hostinfo,
+            hostinfo=machine.hostinfo,
             endpoints=tuple(endpoint for endpoint, _ in self._endpoints),
             endpoint_types=tuple(kind for _, kind in self._endpoints),
         )
 
-    def whereabouts(self) -> ControlInformed:
-        """Where we ask to be looked for, for the moment when control has heard it."""
-        return ControlInformed(self._home_region, frozenset(endpoint for endpoint, _ in self._endpoints))
+    @trio.lowlevel.enable_ki_protection
+    async def keep_told(
+        self, line: ControlLine, machine: ControlMachine, bus: Bus, entropy: Callable[[int], bytes]
+    ) -> None:
+        """Runs as long as one map stream does; what changes during an update goes with the next one."""
+        backoff = Backoff(entropy)
+        told: object = None
+        while True:
+            self._changed = trio.Event()
+            facts = self._worth_telling()
+            if facts == told:
+                await self._changed.wait()
+                continue
+            whereabouts = ControlInformed(self._home_region, frozenset(endpoint for endpoint, _ in self._endpoints))
+            try:
+                await line.ask("POST", MAP, encode_json(self.map_request(machine, stream=False)))
+                told = facts
+                bus.publish(whereabouts)
+                backoff.succeeded()
+            except ControlLost:
+                return  # the map stream notices as well
+            except RequestRefused as problem:
+                log.info("the control server refused an update: %s", problem)
+                await trio.sleep_until(backoff.failed(trio.current_time()))
 
-    def worth_telling(self) -> object:
+    def _worth_telling(self) -> object:
         """Compares equal while control need not hear: the order of endpoints and the exact latencies do not count."""
         found = replace(self._net_info, latencies={}) if self._net_info is not None else None
-        hostinfo = build_hostinfo(self._preferences, found, self._home_region, self.services)
+        hostinfo = build_hostinfo(self._preferences, found, self._home_region, self._offered)
         return frozenset(self._endpoints), hostinfo

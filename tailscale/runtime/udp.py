@@ -1,21 +1,27 @@
 """UDP in bursts: wait once, drain many; send runs of equal datagrams as one system call.
 
 Linux: UDP_GRO hands up to 64 datagrams per read and UDP_SEGMENT takes as many per write (0.3 us a datagram against 5).
-Elsewhere, and where the kernel refuses, one call per datagram. Knows nothing of what the datagrams mean.
+Elsewhere, and where the kernel refuses, one call per datagram. With uplinks there is a socket for each of them, and an
+address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from struct import Struct
 from typing import Any
 
 import trio
+
+from tailscale.runtime.uplinks import confine
+from ts_base.who import Direct, DirectRun, host_of, uplink_of
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h; the socket module does not name them
 SEGMENT_SIZE = Struct("=H")
@@ -36,24 +42,40 @@ TRANSIENT = frozenset({
     errno.EPERM, errno.EACCES, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNREFUSED,
     errno.ECONNRESET, errno.EMSGSIZE, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT,
 })  # fmt: skip
-# The host itself knows that nothing arrives there; a firewall's EPERM says only that this datagram is lost.
-NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL})
+# The host itself knows that nothing arrives there (EBADF: its interface is gone, and the socket with it); a firewall's
+# EPERM says only that this datagram is lost.
+NO_ROUTE = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EBADF}
+)
 
-DirectPath = tuple[str, int]
-DirectRuns = list[tuple[DirectPath, list[bytes]]]
+log = logging.getLogger("tailscale.udp")
+
+
+@dataclass(frozen=True, slots=True)
+class UdpStatistics:
+    """`offloads`: does the kernel batch for us, on every socket? `kept`: runs that wait for room in its buffer."""
+
+    sockets: int
+    offloads: dict[str, bool]
+    kept: int
+    drops: dict[str, int]
 
 
 class UdpSocket:
-    """One family's socket."""
+    """One family's socket, of one uplink if it is named."""
 
     def __init__(
-        self, family: int, port: int, counters: Counter[str], unreachable: dict[DirectPath, None] | None = None
+        self, family: int, port: int, drops: Counter[str], unreachable: dict[Direct, None], uplink: str = ""
     ) -> None:
         self.family = family
-        self.counters = counters
-        self._unreachable = {} if unreachable is None else unreachable
+        self.uplink = uplink
+        self.drops = drops
         self.port = port
-        self._backlog: deque[tuple[bytes, list[tuple[int, int, bytes]], DirectPath]] = deque()
+        self.is_source_bound = False  # the system let us bind to an address of the uplink only
+        self._unreachable = unreachable
+        self._is_closed = False
+        self._was_rebound = trio.Event()
+        self._backlog: deque[tuple[bytes, list[tuple[int, int, bytes]], Direct]] = deque()
         self._has_backlog = trio.Event()
         self._bind(port)
 
@@ -64,12 +86,15 @@ class UdpSocket:
             v6 = self.family == socket.AF_INET6
             if v6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(("::" if v6 else "0.0.0.0", port))
+            anywhere = "::" if v6 else "0.0.0.0"
+            address = confine(sock, self.uplink) if self.uplink else anywhere
+            sock.bind((address, port))
         except OSError:
             sock.close()
             raise
         self._sock = sock
         self.port = sock.getsockname()[1]
+        self.is_source_bound = address != anywhere
         self._ask_for_large_buffers()
         self.gso = self.gro = False
         if sys.platform == "linux":
@@ -93,22 +118,26 @@ class UdpSocket:
             if not (linux and self._set_quietly(socket.SOL_SOCKET, forced, KERNEL_BUFFER)):
                 self._set_quietly(socket.SOL_SOCKET, polite, KERNEL_BUFFER)
 
-    async def recv_many(self) -> DirectRuns:
+    async def recv_many(self) -> list[DirectRun]:
         """Wait until something is here, then take a burst. Never empty."""
         while True:
             sock = self._sock
             try:
                 await trio.lowlevel.wait_readable(sock)
             except trio.ClosedResourceError:
-                if self._sock is sock:
+                if self._is_closed:
                     raise
-                continue  # rebound while we waited
+                if self._sock is sock:  # nothing could be bound in its place: its interface is gone
+                    await self._was_rebound.wait()
+                continue
             runs = self._drain()
+            if runs and self.uplink:
+                return [((f"{host_of(path)}%{self.uplink}", path[1]), datagrams) for path, datagrams in runs]
             if runs:
                 return runs
 
-    def _drain(self) -> DirectRuns:
-        runs: DirectRuns = []
+    def _drain(self) -> list[DirectRun]:
+        runs: list[DirectRun] = []
         receive, gro = self._sock.recvmsg if self.gro else self._sock.recvfrom, self.gro
         for _ in range(READS_PER_BURST):
             try:
@@ -117,7 +146,7 @@ class UdpSocket:
                 break
             except OSError as error:
                 if error.errno not in TRANSIENT:
-                    self.counters[f"receive: {errno.errorcode.get(error.errno or 0, error.errno)}"] += 1
+                    self.drops[f"underlay.receive_{_name_of(error)}"] += 1
                 continue
             data, address = result[0], result[-1]
             if gro and result[1]:
@@ -132,7 +161,7 @@ class UdpSocket:
                 runs.append((path, [data]))
         return runs
 
-    def send(self, path: DirectPath, datagrams: list[bytes]) -> None:
+    def send(self, path: Direct, datagrams: list[bytes]) -> None:
         if len(datagrams) == 1 or not self.gso:
             for datagram in datagrams:
                 self._send_one(datagram, [], path)
@@ -154,7 +183,7 @@ class UdpSocket:
                 self._send_one(b"".join(datagrams[start:end]), [option], path)
             start = end
 
-    def _send_one(self, data: bytes, options: list[tuple[int, int, bytes]], path: DirectPath) -> None:
+    def _send_one(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if self._backlog:
             self._keep(data, options, path)
             return
@@ -168,23 +197,21 @@ class UdpSocket:
         except OSError as error:
             self._send_failed(error, data, options, path)
 
-    def _send_failed(
-        self, error: OSError, data: bytes, options: list[tuple[int, int, bytes]], path: DirectPath
-    ) -> None:
+    def _send_failed(self, error: OSError, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if options and error.errno in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT):
             # A device without checksum offload refuses segmentation: say so once and go on singly.
             self.gso = False
-            self.counters["segmentation offload refused"] += 1
+            self.drops["underlay.segmentation_refused"] += 1
             size = SEGMENT_SIZE.unpack(options[0][2])[0]
             self.send(path, [data[i : i + size] for i in range(0, len(data), size)])
             return
-        self.counters[f"send: {errno.errorcode.get(error.errno or 0, error.errno)}"] += 1
+        self.drops[f"underlay.send_{_name_of(error)}"] += 1
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
-            self._unreachable[path] = None
+            self._unreachable[(f"{path[0]}%{self.uplink}", path[1]) if self.uplink else path] = None
 
-    def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: DirectPath) -> None:
+    def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
-            self.counters["send: backlog full"] += 1
+            self.drops["underlay.backlog_full"] += 1
             return
         self._backlog.append((data, options, path))
         self._has_backlog.set()
@@ -214,33 +241,73 @@ class UdpSocket:
                 self._bind(candidate)
             except OSError:
                 continue
+            self._was_rebound.set()
+            self._was_rebound = trio.Event()
             return
         raise OSError(errno.EADDRNOTAVAIL, "no UDP port can be bound")
 
+    @property
+    def kept(self) -> int:
+        return len(self._backlog)
+
     def close(self) -> None:
+        self._is_closed = True
+        self._was_rebound.set()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
 
-class HostUdp:
-    """One UDP port in IPv4 and, where the machine has it, in IPv6."""
+def _name_of(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "error").lower()
 
-    def __init__(self, port: int) -> None:
-        self.counters: Counter[str] = Counter()
-        self._unreachable: dict[DirectPath, None] = {}
-        self._sockets: dict[bool, UdpSocket] = {}  # is it IPv6? -> socket
-        first_error: OSError | None = None
-        for family in (socket.AF_INET, socket.AF_INET6):
-            is_ipv6 = family == socket.AF_INET6
-            for candidate in dict.fromkeys((self._sockets[False].port if False in self._sockets else port, 0)):
-                try:
-                    self._sockets[is_ipv6] = UdpSocket(family, candidate, self.counters, self._unreachable)
-                except OSError as error:
-                    first_error = first_error or error
-                    continue
-                break
+
+class HostUdp:
+    """One UDP port in IPv4 and, where the machine has it, in IPv6; on every uplink, if there are any.
+
+    Without uplinks the system chooses the way of every datagram. With them it chooses of none: what names no uplink
+    (a STUN request) goes through the first.
+    """
+
+    def __init__(self, port: int, uplinks: Sequence[str] = ()) -> None:
+        self.uplinks = tuple(uplinks)
+        self.drops: Counter[str] = Counter()
+        self._unreachable: dict[Direct, None] = {}
+        self._sockets: dict[bool, UdpSocket] = {}  # is it IPv6? -> socket of what names no uplink
+        self._of_uplink: dict[tuple[str, bool], UdpSocket] = {}
+        self._is_warned = False
+        self._error: OSError | None = None
+        for uplink in self.uplinks or ("",):
+            for is_ipv6 in (False, True):
+                made = self._open(is_ipv6, self.local_port if self._sockets else port, uplink)
+                if made is not None:
+                    self._sockets.setdefault(is_ipv6, made)
+                    if uplink:
+                        self._of_uplink[uplink, is_ipv6] = made
         if not self._sockets:
-            raise OSError(errno.EADDRNOTAVAIL, f"no UDP port can be bound: {first_error}") from first_error
+            raise OSError(errno.EADDRNOTAVAIL, f"no UDP port can be bound: {self._error}") from self._error
+        self._warn_of_source_binding()
+
+    def _open(self, is_ipv6: bool, port: int, uplink: str) -> UdpSocket | None:
+        for candidate in dict.fromkeys((port, 0)):
+            try:
+                family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+                return UdpSocket(family, candidate, self.drops, self._unreachable, uplink)
+            except OSError as error:
+                self._error = self._error or error
+        return None
+
+    def _all(self) -> Sequence[UdpSocket]:
+        return list((self._of_uplink or self._sockets).values())
+
+    def _warn_of_source_binding(self) -> None:
+        bound = sorted({s.uplink for s in self._all() if s.is_source_bound})
+        if bound and not self._is_warned:
+            self._is_warned = True
+            log.warning(
+                "the system does not let us bind to %s itself (that needs Linux 5.7 or root): bound to its address, "
+                "so that routes of the system may still lead elsewhere",
+                ", ".join(bound),
+            )
 
     @property
     def local_port(self) -> int:
@@ -250,26 +317,28 @@ class HostUdp:
     def has_ipv6(self) -> bool:
         return True in self._sockets
 
-    @property
-    def offloads(self) -> dict[str, bool]:
-        """Whether the kernel batches for us; told in status and metrics."""
-        return {
-            "segmentation": all(s.gso for s in self._sockets.values()),
-            "coalescing": all(s.gro for s in self._sockets.values()),
-        }
+    def statistics(self) -> UdpStatistics:
+        sockets = self._all()
+        offloads = {"segmentation": all(s.gso for s in sockets), "coalescing": all(s.gro for s in sockets)}
+        return UdpStatistics(len(sockets), offloads, sum(s.kept for s in sockets), dict(self.drops))
 
-    def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
-        return [s.recv_many for s in self._sockets.values()]
+    def readers(self) -> Sequence[Callable[[], Awaitable[list[DirectRun]]]]:
+        return [s.recv_many for s in self._all()]
 
-    def send_many(self, runs: DirectRuns) -> None:
+    def send_many(self, runs: list[DirectRun]) -> None:
         for path, datagrams in runs:
-            target = self._sockets.get(":" in path[0])
+            if self._of_uplink and (uplink := uplink_of(path)):
+                host = host_of(path)
+                target = self._of_uplink.get((uplink, ":" in host))
+                path = host, path[1]
+            else:
+                target = self._sockets.get(":" in path[0])
             if target is None:
-                self.counters["send: no socket of that family"] += len(datagrams)
+                self.drops["underlay.no_socket_of_family"] += len(datagrams)
             else:
                 target.send(path, datagrams)
 
-    def take_unreachable(self) -> list[DirectPath]:
+    def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
         if not self._unreachable:
             return []
@@ -280,13 +349,22 @@ class HostUdp:
     @trio.lowlevel.enable_ki_protection
     async def run_writers(self) -> None:
         async with trio.open_nursery() as nursery:
-            for s in self._sockets.values():
+            for s in self._all():
                 nursery.start_soon(s.run_writer)
 
     def rebind(self) -> None:
-        for s in self._sockets.values():
-            s.rebind()
+        """OSError only when none could be bound again: an uplink that is gone must not cost the others."""
+        sockets = self._all()
+        errors = []
+        for s in sockets:
+            try:
+                s.rebind()
+            except OSError as error:
+                errors.append(error)
+        if len(errors) == len(sockets):
+            raise errors[0]
+        self._warn_of_source_binding()
 
     def close(self) -> None:
-        for s in self._sockets.values():
+        for s in self._all():
             s.close()

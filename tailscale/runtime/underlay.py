@@ -1,53 +1,64 @@
 """Where datagrams leave the process: straight to UDP, wrapped for a peer relay, or through a relay connection.
 
-One synchronous `send` for everybody. Knows the three shapes of a path and nothing else; where the host has no route to
-is told to `on_unreachable`, plugged in by the finder's owner.
+One synchronous `send` for everybody, which returns where the host turned out to have no route to. Knows the three
+shapes of a path and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from tailscale.runtime.network import UdpUnderlay
+from tailscale.runtime.udp import UdpStatistics
+from ts_base.who import Direct, DirectRun, PathRun, RelayedRun, endpoint_of, is_direct, is_relayed
 from ts_dataplane import geneve
 
-Path = tuple[Any, ...]
-Runs = list[tuple[Path, list[bytes]]]
+Runs = list[PathRun]
+
+
+class RelaySender(Protocol):
+    """What the underlay needs of the relay connections."""
+
+    def send(self, runs: list[RelayedRun]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnderlayStatistics:
+    udp: UdpStatistics | None
+    drops: dict[str, int]
 
 
 class Underlay:
-    """Dispatches runs by the shape of their path. `send_relayed` is plugged in by the relay actor's owner."""
+    """Dispatches runs by the shape of their path. Without a UDP socket everything direct is dropped and counted."""
 
-    def __init__(self, udp: UdpUnderlay | None) -> None:
+    def __init__(self, udp: UdpUnderlay | None, relays: RelaySender) -> None:
         self.udp = udp
-        self.send_relayed: Callable[[Runs], None] = _drop
-        self.on_unreachable: Callable[[Path], None] = _ignore
-        self.bytes_direct = 0
-        self.bytes_relayed = 0
+        self.drops: Counter[str] = Counter()
+        self._relays = relays
 
-    def send(self, runs: Runs) -> None:
-        direct: Runs = []
-        relayed: Runs = []
-        for run in runs:
-            path = run[0]
-            if type(path[0]) is int:
-                relayed.append(run)
-            elif len(path) == 2:
-                direct.append(run)
+    def send(self, runs: Sequence[PathRun]) -> list[Direct]:
+        """Never blocks. Returns the addresses that the host has no route to."""
+        direct: list[DirectRun] = []
+        relayed: list[RelayedRun] = []
+        for path, datagrams in runs:
+            if is_relayed(path):
+                relayed.append((path, datagrams))
+            elif is_direct(path):
+                direct.append((path, datagrams))
             else:  # through a peer relay, disco and data alike
-                direct.append((path[:2], geneve.encapsulate(path[2], run[1])))
+                direct.append((endpoint_of(path), geneve.encapsulate(path[2], datagrams)))
+        unreachable: list[Direct] = []
         if direct and self.udp is not None:
             self.udp.send_many(direct)
-            for path in self.udp.take_unreachable():
-                self.on_unreachable(path)
+            unreachable = self.udp.take_unreachable()
+        elif direct:
+            self.drops["underlay.no_socket"] += sum(len(datagrams) for _, datagrams in direct)
         if relayed:
-            self.send_relayed(relayed)
+            self._relays.send(relayed)
+        return unreachable
 
-
-def _drop(runs: Runs) -> None:
-    """Before the relays exist there is nothing to send through; WireGuard and disco both retry."""
-
-
-def _ignore(path: Path) -> None:
-    """Before a path finder listens, nobody chooses between paths."""
+    def statistics(self) -> UnderlayStatistics:
+        return UnderlayStatistics(None if self.udp is None else self.udp.statistics(), dict(self.drops))

@@ -13,13 +13,11 @@ import trio
 
 from tailscale.errors import ConnectionRefused
 from tailscale.sockets.home import readable_address
-from ts_base.ip import format_address
+from ts_base.ip import MAXIMUM_DATAGRAM, format_address
 
 if TYPE_CHECKING:
     from tailscale.sockets.home import Address, Bytes, SocketHome
     from ts_netstack.udp import UdpPort
-
-MAX_DATAGRAM = 65_507
 
 
 class UdpSocket(trio.abc.AsyncResource):
@@ -77,8 +75,8 @@ class UdpSocket(trio.abc.AsyncResource):
     @trio.lowlevel.enable_ki_protection
     def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
         self._check_open()
-        if len(data) > MAX_DATAGRAM:
-            raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAX_DATAGRAM} bytes, not {len(data)}")
+        if len(data) > MAXIMUM_DATAGRAM:
+            raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAXIMUM_DATAGRAM} bytes, not {len(data)}")
         self._port.send(bytes(data), destination, self._home.now())
         self._home.kick()
 

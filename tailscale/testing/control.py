@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import trio
 
-from tailscale.testing.http_front import READ_SIZE, Answer, Request, Upgrade, serve_http
-from tailscale.testing.timekeeper import Timekeeper
+from tailscale.testing.http_front import Answer, Request, Upgrade, serve_http
+from tailscale.testing.served_streams import ServedStreams
 from ts_base.errors import TailscaleError
 from ts_control.server import ControlServer
 from ts_control.server_connection import ServedConnection
@@ -29,23 +29,19 @@ class ControlService:
     def __init__(self, server: ControlServer, *, entropy: Callable[[int], bytes]) -> None:
         self.server = server
         self._entropy = entropy
-        self._wake: dict[ServedConnection, trio.Event] = {}
-        self._timekeeper = Timekeeper(self.server, self.poke)
+        self._streams = ServedStreams(server)
 
     @property
     def connections(self) -> int:
-        return len(self._wake)
+        return len(self._streams)
 
     def poke(self) -> None:
         """Let every connection with something to say say it, and look at the clock again."""
-        for owner in self.server.take_ready():
-            if isinstance(owner, ServedConnection) and owner in self._wake:
-                self._wake[owner].set()
-        self._timekeeper.look_again()
+        self._streams.poke()
 
     async def run_timers(self) -> None:
         """Runs until cancelled."""
-        await self._timekeeper.run()
+        await self._streams.run_timers()
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """One client, from the first byte to the last."""
@@ -79,7 +75,7 @@ class ControlService:
         connection = ServedConnection(self.server, initiation, entropy=self._entropy)
 
         async def take_over(stream: trio.abc.Stream, first: bytes) -> None:
-            await self._speak(stream, connection, first)
+            await self._streams.serve(stream, connection, connection, first)
 
         return Upgrade(PROTOCOL, take_over)
 
@@ -100,37 +96,3 @@ class ControlService:
         name = html.escape(info.hostname if info else "a device")
         page = f"<h1>Let {name} into the tailnet?</h1><form method=post><button>Yes</button></form>"
         return Answer(200, page.encode(), "text/html; charset=utf-8")
-
-    async def _speak(self, stream: trio.abc.Stream, connection: ServedConnection, first: bytes) -> None:
-        self._wake[connection] = trio.Event()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, stream, connection)
-                data = first
-                while not connection.closed:
-                    if data:
-                        connection.receive(data, trio.current_time())
-                        self._wake[connection].set()
-                        self.poke()
-                    data = bytes(await stream.receive_some(READ_SIZE))
-                    if not data:
-                        break
-                nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client is gone; `finally` says so to the server
-        finally:
-            del self._wake[connection]
-            connection.close(trio.current_time())
-            self.poke()
-
-    async def _write(self, stream: trio.abc.Stream, connection: ServedConnection) -> None:
-        while True:
-            data = connection.transmit(trio.current_time())
-            if data:
-                await stream.send_all(data)
-                continue
-            if connection.closed:
-                await stream.aclose()  # wakes the reader
-                return
-            await self._wake[connection].wait()
-            self._wake[connection] = trio.Event()

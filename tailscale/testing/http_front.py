@@ -14,6 +14,7 @@ import trio
 MAX_BODY = 64 << 10
 READ_SIZE = 64 << 10
 IDLE_TIMEOUT = 60.0
+METHODS = {"GET", "HEAD", "POST"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +53,17 @@ async def serve_http(stream: trio.abc.Stream, route: Callable[[Request], Answer 
                     request = await _next_request(http, stream)
                 if idle.cancelled_caught or request is None:
                     return
-                answer = route(request)
+                # A CONNECT that is answered well is a tunnel, and there is none here (RFC 9110 section 9.3.6).
+                answer = route(request) if request.method in METHODS else Answer(405, b"method not allowed")
                 if isinstance(answer, Upgrade):
                     await _upgrade(http, stream, answer)
                     return
-                await _respond(http, stream, answer)
+                await _respond(http, stream, answer, with_body=request.method != "HEAD")
                 if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                     return
                 http.start_next_cycle()
-        except (h11.RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # whoever speaks like this gets no answer
+        except (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # what cannot be spoken with ends its own connection, and nobody else's
 
 
 async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> Request | None:
@@ -85,11 +87,12 @@ async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> Reques
             return None
 
 
-async def _respond(http: h11.Connection, stream: trio.abc.Stream, answer: Answer) -> None:
+async def _respond(http: h11.Connection, stream: trio.abc.Stream, answer: Answer, *, with_body: bool) -> None:
+    """RFC 9110 section 9.3.2: the answer to HEAD has the head that GET would have, and nothing behind it."""
     headers = [("content-type", answer.content_type), ("content-length", str(len(answer.body)))]
     head = http.send(h11.Response(status_code=answer.status, headers=headers)) or b""
-    body = http.send(h11.Data(data=answer.body)) or b""
-    await stream.send_all(head + body + (http.send(h11.EndOfMessage()) or b""))
+    body = http.send(h11.Data(data=answer.body)) if with_body else None
+    await stream.send_all(head + (body or b"") + (http.send(h11.EndOfMessage()) or b""))
 
 
 async def _upgrade(http: h11.Connection, stream: trio.abc.Stream, upgrade: Upgrade) -> None:

@@ -1,7 +1,8 @@
 """An internet in memory: hosts with addresses, TCP and UDP between them, and links that delay, lose and block.
 
 Owns addresses, ports and links; every choice comes from one seed. Nothing here touches a real socket or a real clock,
-so a whole tailnet runs under `trio.testing.MockClock`. `VirtualHost` is what a Device takes as its network.
+so a whole tailnet runs under `trio.testing.MockClock`. `VirtualHost` is what a Device takes as its network. A host may
+have several uplinks, each with an address; "van%wwan0" names one where a host is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 import trio
 
 from tailscale.runtime.network import DirectRuns
+from tailscale.runtime.udp import UdpStatistics
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+from ts_base.who import Direct, host_of, uplink_of
 
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
@@ -30,14 +33,18 @@ class VirtualUdp:
 
     host: VirtualHost
     local_port: int
-    counters: Counter[str] = field(default_factory=Counter)
-    _arriving: list[tuple[float, int, tuple[str, int], list[bytes]]] = field(default_factory=list)
+    drops: Counter[str] = field(default_factory=Counter)
+    _arriving: list[tuple[float, int, Direct, list[bytes]]] = field(default_factory=list)
     _held: int = 0
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
     def has_ipv6(self) -> bool:
         return False
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        return tuple(self.host.uplinks)
 
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
         return (self.recv_many,)
@@ -59,14 +66,19 @@ class VirtualUdp:
 
     def send_many(self, runs: DirectRuns) -> None:
         for destination, datagrams in runs:
-            self.host.network.carry((self.host.address, self.local_port), destination, datagrams, self.counters)
+            source = self.host.uplinks.get(uplink_of(destination), self.host.address)
+            target = host_of(destination), destination[1]
+            self.host.network.carry((source, self.local_port), target, datagrams, self.drops)
 
-    def take_unreachable(self) -> list[tuple[str, int]]:
+    def take_unreachable(self) -> list[Direct]:
         return []  # what cannot arrive is lost without a word, as behind a router
 
-    def arrive(self, at: float, order: int, source: tuple[str, int], datagrams: list[bytes]) -> None:
+    def statistics(self) -> UdpStatistics:
+        return UdpStatistics(1, {"segmentation": False, "coalescing": False}, 0, dict(self.drops))
+
+    def arrive(self, at: float, order: int, source: Direct, datagrams: list[bytes]) -> None:
         if self._held + len(datagrams) > UDP_QUEUE_LIMIT:
-            self.counters["receive queue full"] += len(datagrams)
+            self.drops["underlay.receive_queue_full"] += len(datagrams)
             return
         self._held += len(datagrams)
         heapq.heappush(self._arriving, (at, order, source, datagrams))
@@ -89,7 +101,8 @@ class VirtualHost:
     def __init__(self, network: VirtualNetwork, name: str, address: str) -> None:
         self.network = network
         self.name = name
-        self.address = address
+        self.address = address  # of the first uplink, if there are any
+        self.uplinks: dict[str, str] = {}  # name -> address
         self.tcp: dict[int, VirtualListener] = {}
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
@@ -134,7 +147,7 @@ class VirtualHost:
         self.streams.clear()
 
     def interface_addresses(self) -> list[str]:
-        return [self.address]
+        return list(self.uplinks.values()) or [self.address]
 
     def wall_clock(self) -> float:
         return self.network.wall_clock()
@@ -153,6 +166,7 @@ class VirtualNetwork:
         self._random = random.Random(f"{seed} links")  # noqa: S311 - repeatable is what it is for
         self._hosts: dict[str, VirtualHost] = {}
         self._names: dict[str, VirtualHost] = {}
+        self._uplinks: dict[str, str] = {}  # address -> which of its host's uplinks has it
         self._links: dict[tuple[str, str], Link] = {}
         self._order = itertools.count()
         self.drops: Counter[str] = Counter()
@@ -160,18 +174,26 @@ class VirtualNetwork:
     def wall_clock(self) -> float:
         return self.clock_offset + trio.current_time()
 
-    def host(self, name: str) -> VirtualHost:
-        """The host `name`, made when new."""
+    def host(self, name: str, *, uplinks: Sequence[str] = ()) -> VirtualHost:
+        """The host `name`, made when new, with an address for each of its uplinks."""
         known = self._names.get(name)
         if known is None:
-            number = len(self._names) + 1
-            known = VirtualHost(self, name, f"10.77.{number >> 8}.{number & 255}")
-            self._names[name] = self._hosts[known.address] = known
+            known = self._names[name] = VirtualHost(self, name, self._new_address())
+            self._hosts[known.address] = known
+            for uplink in uplinks:
+                address = self._new_address() if known.uplinks else known.address
+                known.uplinks[uplink] = address
+                self._hosts[address] = known
+                self._uplinks[address] = uplink
         return known
 
+    def _new_address(self) -> str:
+        number = len(self._hosts) + 1
+        return f"10.77.{number >> 8}.{number & 255}"
+
     def link(self, source: str, destination: str) -> Link:
-        """The link from one host, by name or address, to another; one direction."""
-        key = (self.find(source).address, self.find(destination).address)
+        """The link from one host, by name, "name%uplink" or address, to another; one direction."""
+        key = (self._address(source), self._address(destination))
         known = self._links.get(key)
         if known is None:
             known = self._links[key] = Link(self.latency, self.loss)
@@ -181,6 +203,15 @@ class VirtualNetwork:
         """Change both directions between two hosts: latency, loss, udp_blocked, tcp_blocked."""
         for source, destination in ((first, second), (second, first)):
             self.link(source, destination).change(**changes)  # type: ignore[arg-type]
+
+    def _address(self, name: str) -> str:
+        if name in self._hosts:
+            return name
+        host, _, uplink = name.partition("%")
+        found = self.find(host)
+        if uplink and uplink not in found.uplinks:
+            raise OSError(f"{host} has no uplink {uplink!r}")
+        return found.uplinks.get(uplink, found.address)
 
     def find(self, name: str) -> VirtualHost:
         known = self._names.get(name) or self._hosts.get(name)
@@ -207,13 +238,11 @@ class VirtualNetwork:
             owner.streams.append(stream)
         return made
 
-    def carry(
-        self, source: tuple[str, int], destination: tuple[str, int], datagrams: list[bytes], counters: Counter[str]
-    ) -> None:
+    def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
         target = self._hosts.get(destination[0])
         if target is None:
-            counters["no such host"] += len(datagrams)
+            drops["underlay.no_such_host"] += len(datagrams)
             return
         link = self.link(source[0], destination[0])
         if link.udp_blocked:
@@ -228,6 +257,8 @@ class VirtualNetwork:
             datagrams = kept
         port = target.udp.get(destination[1])
         if port is None:
-            counters["port closed"] += len(datagrams)
+            drops["underlay.port_closed"] += len(datagrams)
         elif datagrams:
+            if (uplink := self._uplinks.get(destination[0])) is not None:
+                source = f"{source[0]}%{uplink}", source[1]
             port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)

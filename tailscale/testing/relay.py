@@ -12,6 +12,7 @@ import ipaddress
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -22,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from tailscale.runtime.network import DirectRuns, UdpUnderlay
-from tailscale.testing.http_front import READ_SIZE, Answer, Request, Upgrade, serve_http
-from tailscale.testing.timekeeper import Timekeeper
+from tailscale.testing.http_front import Answer, Request, Upgrade, serve_http
+from tailscale.testing.served_streams import ServedStreams
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate
 from ts_control.wire import DERPNode, DERPRegion
@@ -90,22 +91,16 @@ class RelayService:
         self, private: NodePrivate, *, entropy: Callable[[int], bytes], admit: Callable[[bytes], bool]
     ) -> None:
         self.server = DerpServer(private, entropy=entropy, admit=admit)
-        self._wake: dict[int, trio.Event] = {}
-        self._scopes: dict[int, trio.CancelScope] = {}
-        self._timekeeper = Timekeeper(self.server, self._poke)
+        self._streams = ServedStreams(self.server, on_poke=self._end_closed, write_timeout=WRITE_TIMEOUT)
 
-    def _poke(self) -> None:
-        for connection in self.server.take_ready():
-            if connection in self._wake:
-                self._wake[connection].set()
+    def _end_closed(self) -> None:
         for message in self.server.take_messages():
-            if isinstance(message, ClientClosed) and message.connection in self._scopes:
-                self._scopes[message.connection].cancel()
-        self._timekeeper.look_again()
+            if isinstance(message, ClientClosed):
+                self._streams.end(message.connection)
 
     async def run_timers(self) -> None:
         """Runs until cancelled."""
-        await self._timekeeper.run()
+        await self._streams.run_timers()
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """One client, TLS already off."""
@@ -122,43 +117,22 @@ class RelayService:
         return Answer(404, b"not found")
 
     async def _carry(self, stream: trio.abc.Stream, first: bytes) -> None:
-        connection = self.server.connect(trio.current_time())
-        if connection is None:
-            return
-        self._wake[connection] = trio.Event()
-        try:
-            async with trio.open_nursery() as nursery:
-                self._scopes[connection] = nursery.cancel_scope
-                nursery.start_soon(self._write, stream, connection)
-                self._poke()
-                data = first
-                while True:
-                    if data:
-                        self.server.receive(connection, data, trio.current_time())
-                        self._poke()
-                    await trio.sleep_until(self.server.pause_until(connection))
-                    data = bytes(await stream.receive_some(READ_SIZE))
-                    if not data:
-                        break
-                nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client is gone; `finally` says so to the server
-        finally:
-            del self._wake[connection], self._scopes[connection]
-            self.server.disconnect(connection, trio.current_time())
-            self._poke()
+        number = self.server.connect(trio.current_time())
+        if number is not None:
+            client = _RelayClient(self.server, number)
+            pause_until = partial(self.server.pause_until, number)
+            await self._streams.serve(stream, number, client, first, pause_until=pause_until)
 
-    async def _write(self, stream: trio.abc.Stream, connection: int) -> None:
-        while True:
-            data = self.server.transmit(connection, trio.current_time())
-            if data:
-                with trio.move_on_after(WRITE_TIMEOUT) as writing:
-                    await stream.send_all(data)
-                if writing.cancelled_caught:
-                    raise trio.BrokenResourceError("this client does not read")
-                continue
-            await self._wake[connection].wait()
-            self._wake[connection] = trio.Event()
+
+class _RelayClient:
+    """One connection of the relay, which knows its connections by number and tells itself when one is over."""
+
+    closed = False
+
+    def __init__(self, server: DerpServer, number: int) -> None:
+        self.receive = partial(server.receive, number)
+        self.transmit = partial(server.transmit, number)
+        self.close = partial(server.disconnect, number)
 
 
 async def answer_stun(port: UdpUnderlay) -> None:

@@ -116,6 +116,7 @@ class LoopbackNetwork(HostNetwork):
     """The host's network as one device of several on it; `shunned` devices are not heard and not spoken to over UDP."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.shunned: set[LoopbackNetwork] = set()
         self.ports: list[ShunningUdp] = []
 
@@ -141,6 +142,8 @@ class ShunningUdp:
         self.rebind = port.rebind
         self.close = port.close
         self.take_unreachable = port.take_unreachable
+        self.statistics = port.statistics
+        self.uplinks = port.uplinks
 
     @property
     def local_port(self) -> int:

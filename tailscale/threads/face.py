@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tailscale._config import AuthKey
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.home import Address
-    from tailscale.state_file import Store
+    from tailscale.state_file import NamedStore, Store
     from tailscale.status import HealthWarning
     from tailscale.threads.loop_thread import LoopThread
 
@@ -34,7 +34,7 @@ class DeviceOptions(TypedDict, total=False):
 
     auth_key: AuthKey
     control_url: str | None
-    state: str | os.PathLike[str] | Store | None
+    state: str | os.PathLike[str] | Store | NamedStore | None
     ephemeral: bool | None
     tags: Sequence[str]
     accept_routes: bool

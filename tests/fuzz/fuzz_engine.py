@@ -10,11 +10,12 @@ import random
 from typing import Any
 
 from ts_base.ip import ICMP, TCP, TSMP, UDP, parse_address
+from ts_base.ip_headers import ip_packet
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, Engine
 from ts_dataplane.filter import Rule, run_through
-from ts_dataplane.packets import FRAGMENT, build, is_icmp_answer, parse
+from ts_dataplane.packets import FRAGMENT, is_icmp_answer, parse
 from ts_dataplane.tables import compile_tables_steps
 from ts_dataplane.tsmp_talk import OUTBOUND_LIMIT
 from ts_netstack.stack import Stack
@@ -117,19 +118,19 @@ def seeds() -> list[bytes]:
     them, us = parse_address(THEM), parse_address(US)
     tcp = bytes([0x10, 0, 0, 80, *bytes(8), 0x50, 2, 1, 0, *bytes(4)])
     inner = [
-        build(TCP, them, us, tcp),
-        build(UDP, them, us, b"\x10\0\0\x55\0\x0a\0\0hi"),
-        build(TSMP, them, us, b"p" + bytes(8)),
+        ip_packet(them, us, TCP, tcp),
+        ip_packet(them, us, UDP, b"\x10\0\0\x55\0\x0a\0\0hi"),
+        ip_packet(them, us, TSMP, b"p" + bytes(8)),
     ]
-    inner.append(build(ICMP, them, us, b"\x08\0\xf7\xff" + bytes(4)))
-    inner.append(build(UDP, parse_address(THEM6), parse_address(US6), b"\x10\0\0\x55\0\x0a\0\0hi"))
+    inner.append(ip_packet(them, us, ICMP, b"\x08\0\xf7\xff" + bytes(4)))
+    inner.append(ip_packet(parse_address(THEM6), parse_address(US6), UDP, b"\x10\0\0\x55\0\x0a\0\0hi"))
     # The last byte picks the peer that speaks: 0 makes it the owner of these addresses, 1 the exit.
     plain = [packet + b"\0" for packet in inner]
     web = parse_address(WEB)
     answers = [
-        build(TCP, web, us, tcp[:13] + b"\x10" + tcp[14:]),
-        build(UDP, web, us, b"\0\x35\0\x55\0\x0a\0\0hi"),
-        build(ICMP, web, us, b"\x03\0\0\0" + bytes(32)),
+        ip_packet(web, us, TCP, tcp[:13] + b"\x10" + tcp[14:]),
+        ip_packet(web, us, UDP, b"\0\x35\0\x55\0\x0a\0\0hi"),
+        ip_packet(web, us, ICMP, b"\x03\0\0\0" + bytes(32)),
     ]
     plain += [packet + b"\1" for packet in answers]
     outer = [

@@ -7,11 +7,11 @@ from contextlib import suppress
 from golden.filter import SlowFilter
 from ts_base.errors import BadPacket
 from ts_base.ip import TSMP, parse_address, parse_prefix
+from ts_base.ip_headers import ip_packet
 from ts_dataplane import tsmp
 from ts_dataplane.bart import Bart
 from ts_dataplane.filter import NO_RULE, Rule, compile_filter, prefixes_untrusted
 from ts_dataplane.packets import (
-    build,
     is_source_routed,
     parse,
     reply_flow,
@@ -50,7 +50,7 @@ def fuzz_one(data: bytes) -> None:
     assert accepted == slow.inbound(data, held)
     changed = with_destination(with_source(data, _THEM, _ALIAS), _US, _ALIAS)
     assert len(changed) == len(data)
-    body = build(TSMP, _THEM, _US, data[:100])
+    body = ip_packet(_THEM, _US, TSMP, data[:100])
     with suppress(BadPacket):
         tsmp.decode_untrusted(1, body, parse(body))
     with suppress(BadPacket):
@@ -60,8 +60,8 @@ def fuzz_one(data: bytes) -> None:
 def seeds() -> list[bytes]:
     tcp = bytes([0x10, 0, 0, 80, *bytes(8), 0x50, 2, 1, 0, *bytes(4)])
     six = [parse_address(text) for text in ("fd7a:115c:a1e0::2", "fd7a:115c:a1e0::1")]
-    fragment = build(44, *six, bytes([6, 0, 0, 1, 0, 0, 0, 1]) + tcp)
-    packets = [build(protocol, _THEM, _US, tcp) for protocol in (1, 6, 17, 47, 99, 132)]
-    packets += [build(protocol, *six, tcp) for protocol in (6, 17, 58, 0, 43)] + [fragment]
+    fragment = ip_packet(*six, 44, bytes([6, 0, 0, 1, 0, 0, 0, 1]) + tcp)
+    packets = [ip_packet(_THEM, _US, protocol, tcp) for protocol in (1, 6, 17, 47, 99, 132)]
+    packets += [ip_packet(*six, protocol, tcp) for protocol in (6, 17, 58, 0, 43)] + [fragment]
     texts = ["*", "10.0.0.0/8", "10.0.0.1-10.0.0.9", "::1-::ffff", "cap:x", "10.0.0.9-10.0.0.1", "1-2-3"]
     return packets + [text.encode() for text in texts] + [b"!\x06A\x10\0\0\x50", b"p" + bytes(8), b"a" + bytes(32)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 
 from ts_base.errors import BadPacket
+from ts_base.ip_headers import SYN
 from ts_netstack import icmp
 from ts_netstack.fragments import cut
 from ts_netstack.wire import (
-    SYN,
     is_transport_checksum_right,
     parse_options_untrusted,
     parse_packet_untrusted,

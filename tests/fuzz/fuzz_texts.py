@@ -10,7 +10,9 @@ from tailscale.dns.names import clean_name, literal_address
 from tailscale.dns.resolvers import address_of_arpa, arpa_name, server_address
 from ts_base import ip, keys
 from ts_base.errors import BadPacket
+from ts_base.hosts import check_host_untrusted
 from ts_control.directory import clean_label, parse_routes_untrusted
+from ts_control.location import answer_target_untrusted
 from ts_control.policy import is_valid_tag
 from ts_control.retry import RETRY_AFTER_LIMIT, pause_from_retry_after
 from ts_control.wire import legacy_home_region_untrusted
@@ -43,6 +45,12 @@ def fuzz_one(data: bytes) -> None:
             assert 0 <= length <= 8 * len(network)
     with contextlib.suppress(BadPacket):
         assert 0 <= server_address(text)[1] <= 0xFFFF
+    _round_trips(text, check_host_untrusted, str)
+    with contextlib.suppress(BadPacket):
+        where, path = answer_target_untrusted(text)
+        assert 0 < where.port < 65536
+        assert path.isascii()
+        assert " " not in path
     Candidates().set_listed([text, text], loopback=False)
     assert len(parse_routes_untrusted([text, text])) <= 1
     assert 0 <= pause_from_retry_after(text, 1.9e9, 7.0) <= RETRY_AFTER_LIMIT
@@ -65,6 +73,7 @@ def seeds() -> list[bytes]:
         *("127.3.3.40:900", "tag:server", "tag:a-1", "host.example.", "Müller's Laptop", "120", "65536"),
         *("4.3.2.1.in-addr.arpa", "1." + "0." * 31 + "ip6.arpa", "Wed, 21 Oct 2026 07:28:00 GMT"),
         *(f"{prefix}{'0a' * 32}" for prefix in ("mkey:", "nodekey:", "discokey:", "chalpub:", "privkey:")),
+        *("http://192.168.1.1:8080/pong?id=1", "https://[::1]/x"),
         "<errorCode>725</errorCode>",
     ]
     return [text.encode() for text in texts]

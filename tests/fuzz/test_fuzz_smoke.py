@@ -45,6 +45,7 @@ def test_every_untrusted_parser_is_reached_by_a_target() -> None:
         "_decode_hex_untrusted": "NodePublic",
         "_parse_untrusted": "decode_response_untrusted",
         "_quoted_untrusted": "read_error_untrusted",
+        "decode_parts_untrusted": "decode_map_response_steps",
         "finish_untrusted": "ClientTransport",
         "parse_untrusted": "Policy.parse",
         "read_untrusted": "read_initiation_untrusted",

@@ -1,13 +1,8 @@
 #!/usr/bin/env bash
-# What the interop suite needs of the machine: PostgreSQL, Redis and the network tools of the NAT lab from Debian, Python
-# clients from the `interop` dependency group. Idempotent; without root or apt it says so in one line and tests skip.
+# What the interop suite needs of the machine: PostgreSQL, Redis and the network tools of the NAT lab from Debian.
+# Idempotent; without root or apt it says so in one line and tests skip.
 set -u
 cd "$(dirname "$0")/../.."
-
-if [ -x .venv/bin/python ] && ! .venv/bin/python -c 'import aiohttp, asyncpg, httpx2, psycopg, redis, requests, uvicorn, xdist' 2>/dev/null; then
-  .venv/bin/python -m pip install -q --disable-pip-version-check --group interop ||
-    echo "REAL CLIENTS NOT INSTALLED: pip could not install the interop group; tests/interop/test_real_clients.py will skip"
-fi
 
 wanted=()
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || wanted+=(postgresql)

@@ -16,17 +16,22 @@ from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     NodeKeyChanged,
+    Offer,
     PreferencesChanged,
+    WarningsChanged,
 )
 from tailscale.runtime.network import HostNetwork
+from tailscale.runtime.offers import offer
 from tailscale.state_file import MemoryStore, State
 from tests.interop.rig import HEADSCALE, Derper, Headscale, Rig, TsnetPeer
 from ts_base.keys import DiscoPrivate
+from ts_control.errors import RequestRefused
+from ts_control.gojson import encode_json
 from ts_control.netmap import NetMap
+from ts_control.wire import Service
 
 VERSIONS = pytest.mark.parametrize(
     "version", ["0.29.2", pytest.param("0.28.0", marks=pytest.mark.peers("headscale-0.28.0"))]
@@ -53,7 +58,7 @@ class Joined:
     async def until(self, holds: Callable[[], Any], timeout: float = 20.0) -> float:
         """Wait for messages until `holds()`; returns how long it took."""
         began = trio.current_time()
-        with trio.fail_after(timeout), self.bus.subscribe(NetMapChanged, ControlStateChanged, HealthRaised) as inbox:
+        with trio.fail_after(timeout), self.bus.subscribe(NetMapChanged, ControlStateChanged, WarningsChanged) as inbox:
             while not holds():
                 await inbox.receive()
         return trio.current_time() - began
@@ -81,10 +86,10 @@ async def running(
     wishes = Preferences(hostname=name, **preferences)
     config = Config(hs.url, wishes, auth_key=auth_key, ephemeral=ephemeral, login_timeout=20.0)
     bus = Bus()
-    control = Control(config, network, store, state, DiscoPrivate.generate(network.entropy(32)).public)
+    control = Control(config, network, store, state, DiscoPrivate.generate(network.entropy(32)).public, bus)
     bus.publish(PreferencesChanged(wishes))
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_control, bus, control)
+        await nursery.start(run_control, control)
         try:
             yield Joined(bus, control)
         finally:
@@ -264,6 +269,34 @@ async def test_a_ping_request_is_answered(hs: Headscale) -> None:
         await node.until_running()
         answer = await hs.debug_ping("py")
         assert "responded in" in str(answer)
+
+
+async def test_control_is_asked_over_the_live_connection(hs: Headscale) -> None:
+    async with running(hs, auth_key=await hs.auth_key()) as node:
+        await node.until_running()
+        request = node.control.report.map_request(node.control.machine, stream=False)
+        await node.control.ask("POST", "/machine/map", encode_json(request))  # an update is heard
+        with pytest.raises(RequestRefused) as refusal:
+            await node.control.ask("GET", "/machine/whoami")
+        assert refusal.value.status == 501
+        with pytest.raises(RequestRefused) as refusal:
+            await node.control.ask("GET", "/machine/tka/init/begin", b"{}")
+        assert refusal.value.status == 404
+
+
+async def test_what_we_offer_is_told_to_peers(hs: Headscale) -> None:
+    key = await hs.auth_key()
+    async with running(hs, auth_key=key) as node, running(hs, auth_key=key, name="watcher") as watcher:
+        await node.until_running()
+        await watcher.until_running()
+        offer(node.bus, "peerapi", Offer(services=(Service(proto="peerapi4", port=41234),)))
+        await watcher.until(
+            lambda: any(
+                service.proto == "peerapi4" and service.port == 41234
+                for peer in watcher.netmap.peers.values()
+                for service in peer.hostinfo.services
+            )
+        )
 
 
 async def test_the_server_restarts_and_we_are_back(hs: Headscale) -> None:

@@ -17,9 +17,9 @@ import pytest
 
 from tests.interop import build
 from ts_base.ip import parse_address, parse_prefix
+from ts_base.ip_headers import ip_packet
 from ts_dataplane.bart import Bart
 from ts_dataplane.filter import NO_RULE, Rule, compile_filter
-from ts_dataplane.packets import build as build_packet
 from ts_dataplane.packets import parse, reply_flow, without_padding
 from ts_dataplane.reply_flows import ReplyFlows
 
@@ -136,7 +136,7 @@ def random_packet(source: random.Random) -> bytes:
         offset = source.choice([0, 0, 0, 1, 5, 9, 10, 11, 100]) << 3 | source.choice([0, 1])
         body = bytes([protocol, 0]) + offset.to_bytes(2, "big") + bytes(4) + body
         protocol = 44
-    whole = bytearray(build_packet(protocol, parse_address(ends[0]), parse_address(ends[1]), body))
+    whole = bytearray(ip_packet(parse_address(ends[0]), parse_address(ends[1]), protocol, body))
     if not is_six and source.random() < 0.2:
         whole[6:8] = source.choice([0x2000, 0x2001, 1, 2, 9, 10, 11, 0x200A, 0x1FFF, 0x4000, 0x8000]).to_bytes(2, "big")
     if not is_six and source.random() < 0.05:
@@ -156,7 +156,7 @@ def answer_to(packet: bytes) -> bytes | None:
     if parsed is None or parsed.protocol not in (17, 132):
         return None
     ports = parsed.destination_port.to_bytes(2, "big") + parsed.source_port.to_bytes(2, "big")
-    return build_packet(parsed.protocol, parsed.destination, parsed.source, ports + bytes(16))
+    return ip_packet(parsed.destination, parsed.source, parsed.protocol, ports + bytes(16))
 
 
 def random_case(source: random.Random, steps: int) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_filter_agrees_with_upstream_on_recorded_rules(oracle: Oracle) -> None:
                 continue
             port = source.choice([target["Ports"]["First"], target["Ports"]["Last"], source.choice(PORTS)])
             body = bytes([0x10, 0]) + port.to_bytes(2, "big") + bytes(8) + bytes([0x50, 2]) + bytes(6)
-            packet = build_packet(source.choice([6, 17, 1, 58, 132, 47]), *ends, body)
+            packet = ip_packet(*ends, source.choice([6, 17, 1, 58, 132, 47]), body)
             steps.append({"direction": "in", "packet": packet.hex()})
         local = sorted({target["IP"] for target in targets})
         assert compare(oracle, {"rules": rules, "local": local, "caps": {}, "steps": steps}) > 1_000

@@ -1,6 +1,6 @@
 """Unmodified clients and servers through two live devices: PostgreSQL, Redis, requests, aiohttp, uvicorn.
 
-The servers come from Debian packages and the clients from the `interop` group (tests/interop/install_servers.sh); what
+The servers come from Debian packages and the clients from the `clients` group (tests/interop/install_servers.sh); what
 is missing skips its tests with a loud line.
 """
 

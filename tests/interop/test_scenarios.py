@@ -230,10 +230,11 @@ async def until_all_room_is_taken(stream: tailscale.TcpStream) -> None:
 
 async def until_we_are_held_back(stream: tailscale.TcpStream) -> None:
     """The peer offers no window any more, and what we had under way has arrived."""
-    connection, outbound = stream._connection, stream._connection._outbound
+    connection = stream._connection
 
     async def shut() -> bool:
-        return not connection.writable and outbound.nxt == outbound.una and outbound.window < 2 * connection.mss
+        seen = connection.statistics()
+        return not connection.writable and seen.outstanding == 0 and seen.peer_window < 2 * seen.mss
 
     await poll_until("the peer's window to close", shut)
     assert connection.unsent <= MAXIMUM_BUFFER, "a slow reader makes the sender hoard"

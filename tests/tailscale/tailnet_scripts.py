@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -90,3 +90,14 @@ def count_tasks(nursery: trio.Nursery | None) -> int:
 def collect() -> None:
     for _ in range(3):
         gc.collect()
+
+
+def attributes(one: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of an object, in a dict or in slots."""
+    yield from getattr(one, "__dict__", {}).items()
+    for made in type(one).__mro__:
+        slots = made.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            plain = f"_{made.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+            if name not in ("__weakref__", "__dict__") and hasattr(one, plain):
+                yield plain, getattr(one, plain)

@@ -12,6 +12,8 @@ from trio.testing import MockClock
 
 import tailscale
 from tailscale import events
+from tailscale.runtime.bus import Message
+from tailscale.runtime.messages import WarningsChanged
 from tailscale.testing import Tailnet
 
 
@@ -78,7 +80,7 @@ async def test_slow_reader_is_told_how_much_it_missed(autojump_clock: MockClock,
     a = await tailnet.device("a")
     slow, fast = a.events(), a.events()
     for number in range(events.QUEUE_LIMIT + 44):
-        a._ready().watching.hear(_health(number))
+        a._ready().watching.hear(_warnings(number))
         assert isinstance(await fast.__anext__(), tailscale.HealthChanged)
     first = await slow.__anext__()
     assert first == tailscale.Lagged(44)
@@ -87,10 +89,10 @@ async def test_slow_reader_is_told_how_much_it_missed(autojump_clock: MockClock,
     assert of_kind(rest, tailscale.Lagged) == []
 
 
-def _health(number: int) -> object:
-    from tailscale.runtime.messages import HealthRaised
-
-    return HealthRaised(f"test-{number}", "something", "nothing")
+def _warnings(number: int) -> Message:
+    """One more kind of trouble each time, none of them over: one event."""
+    codes = [f"test-{seen}" for seen in range(number + 1)]
+    return WarningsChanged({code: tailscale.HealthWarning(code, "something", "nothing") for code in codes})
 
 
 async def test_stream_that_is_forgotten_costs_nothing(autojump_clock: MockClock, tailnet: Tailnet) -> None:

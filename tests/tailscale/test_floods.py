@@ -152,9 +152,9 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
                     busy.append(await flow.rate())
                 grown = resident() - before
             nursery.cancel_scope.cancel()
-        finder = runtime.dataplane.finder
-        assert len(finder._inbox._seen_pings) <= MAX_SEEN_PINGS
-        assert len(finder._inbox._budget._senders) <= MAX_BUCKETS
+        inbox = runtime.dataplane.finder.statistics().inbox
+        assert inbox.seen_pings <= MAX_SEEN_PINGS
+        assert inbox.budgets <= MAX_BUCKETS
         assert runtime.endpoint.statistics().active_peers <= 1
         ratio = median(busy) / median(calm)
         dropped = {reason: count for reason, count in target._ready().home.drops().items() if count > 100}

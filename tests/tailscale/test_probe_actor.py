@@ -23,13 +23,15 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.path_actor import PeerTranslator, RelayServers, announce, run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
+from tailscale.runtime.relay_actor import Relays
 from tailscale.runtime.underlay import Underlay
 from ts_base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
 from ts_control.netmap import NetMap
 from ts_control.wire import CapGrant, DERPMap, DERPNode, DERPRegion, FilterRule, Node
 from ts_dataplane import disco, stun
-from ts_dataplane.path_messages import NeedStun, PathChanged
+from ts_dataplane.path_messages import BestPathChanged, NeedStun
 from ts_dataplane.paths import PathFinder
+from ts_tunnel.messages import PeerSilence
 
 OUTSIDE = ("203.0.113.5", 41641)
 
@@ -100,7 +102,7 @@ async def rig(autojump_clock, nursery):
     bus = Bus()
     udp = FakeUdp(bus, nursery)
     network = FakeNetwork()
-    probes = Probes(network, Underlay(udp))
+    probes = Probes(network, Underlay(udp, Relays(network, NodePrivate.generate(bytes(32)))))
     await nursery.start(run_probes, bus, probes)
     return bus, udp, probes
 
@@ -197,7 +199,7 @@ async def test_network_change_forgets_and_checks_again(rig, autojump_clock):
 
 async def test_no_udp_at_all_still_finds_a_home(autojump_clock, nursery):
     bus = Bus()
-    probes = Probes(FakeNetwork(), Underlay(None))
+    probes = Probes(FakeNetwork(), Underlay(None, Relays(FakeNetwork(), NodePrivate.generate(bytes(32)))))
     await nursery.start(run_probes, bus, probes)
     bus.publish(NetMapChanged(netmap(derp_map=derp_map(3, 4))))
     await trio.sleep(1.0)
@@ -248,7 +250,7 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
                 finder.receive([(pong, place)], now)
 
     began = trio.current_time()
-    await nursery.start(partial(run_paths, bus, finder, flush, asking_since=lambda peer: began + 15))
+    await nursery.start(partial(run_paths, bus, finder, flush, silence_of=lambda peer: PeerSilence(began + 15, 3, 0)))
     node = Node(
         id=5, key=NodePublic(key), disco_key=DiscoPublic(theirs.public.raw), endpoints=("192.0.2.7:1",), home_derp=9
     )
@@ -261,8 +263,8 @@ async def test_path_actor_leaves_a_path_on_which_the_tunnel_hears_nothing(autoju
         flush(now)
         seen.append(finder.paths.get(5))
         await trio.sleep(1)
-    assert seen[18] == (place,)
-    assert seen[26] == ((9, key),)
+    assert seen[28] == (place,)
+    assert seen[36] == ((9, key),)
 
 
 def test_relay_servers_are_those_with_the_capability_towards_us():
@@ -296,7 +298,7 @@ def test_relay_servers_are_those_with_the_capability_towards_us():
 def test_finder_messages_become_bus_messages():
     bus = Bus()
     with bus.subscribe(PeerPathChanged, ProbeRequested) as inbox:
-        announce(bus, PathChanged(5, ("192.0.2.7", 1), 0.01))
+        announce(bus, BestPathChanged(5, ("192.0.2.7", 1), 0.01))
         announce(bus, NeedStun("stale"))
         assert inbox.take() == PeerPathChanged(5, ("192.0.2.7", 1), 0.01)
         assert inbox.take() == ProbeRequested("stale")

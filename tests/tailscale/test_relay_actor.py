@@ -13,13 +13,12 @@ from trio.testing import MockClock
 
 from tailscale.runtime.bus import Bus, Inbox
 from tailscale.runtime.messages import (
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
     NetworkChanged,
     RelayFrameArrived,
     RelaysChanged,
+    WarningsChanged,
 )
 from tailscale.runtime.relay_actor import RelayRuns, Relays, run_relays, translate_map
 from tailscale.runtime.relay_link import HOME_UNREACHABLE
@@ -184,17 +183,17 @@ async def test_a_restarted_relay_is_found_again(autojump_clock: MockClock) -> No
     async with open_rig() as rig:
         a, b = await rig.side(regions=(1,)), await rig.side(regions=(1,))
         await trio.sleep(100)
-        with a.bus.subscribe(HealthRaised, HealthCleared) as inbox:
+        with a.bus.subscribe(WarningsChanged) as inbox:
             rig.network.refuse("relay1")
             rig.relays[1].cut()
             await trio.sleep(60)
             attempts = [at for at, host, _ in rig.network.dialled if host == "relay1"]
             assert len(attempts) <= 2 + 2 * 30
             assert not a.relays.connected
-            assert next(m.code for m in heard(inbox, HealthRaised)) == HOME_UNREACHABLE
+            assert list(heard(inbox, WarningsChanged)[0].warnings) == [HOME_UNREACHABLE]
             rig.add_relay(1)
             assert await a.home_up() <= 5.5
-            assert heard(inbox, HealthCleared) == [HealthCleared(HOME_UNREACHABLE)]
+            assert heard(inbox, WarningsChanged) == [WarningsChanged({})]
         await b.home_up()
         a.relays.send([((1, b.key), [b"back"])])
         await b.until(lambda: b.packets() == [b"back"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 
 import pytest
 import trio
@@ -119,3 +121,10 @@ async def test_state_on_disk_and_its_errors_show_no_key(
         path.write_text(damaged)
         await spy.failing(lambda: tailnet.device("a", state=path, auth_key=key))
     spy.check("")
+
+
+def test_a_config_refuses_to_be_copied_out() -> None:
+    device = tailscale.Device("http://127.0.0.1:1", auth_key="tskey-auth-secret")
+    for take in (pickle.dumps, copy.deepcopy, copy.copy):
+        with pytest.raises(TypeError, match="auth key"):
+            take(device._config)

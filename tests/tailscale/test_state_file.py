@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tailscale.errors import StateCorrupt, StateLocked
 from tailscale.state_file import (
+    DEVICE,
     FileStore,
     MemoryStore,
     State,
@@ -23,6 +25,7 @@ from tailscale.state_file import (
     decode_state_untrusted,
     encode_state,
     open_store,
+    read_state,
 )
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate
@@ -35,6 +38,21 @@ STATE = dataclasses.replace(
     home_region=900,
     udp_port=41641,
 )
+
+# As written by the first release of the format.
+OLD_FILE = b"""{
+ "version": 1,
+ "machine_key": "privkey:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e5f",
+ "node_key": "privkey:00030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2061",
+ "old_node_key": "privkey:0002030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f60",
+ "next_node_key": null,
+ "stable_id": "nStable",
+ "control_url": "https://control.example",
+ "registered": true,
+ "home_region": 900,
+ "udp_port": 41641
+}
+"""
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX")
 
@@ -80,6 +98,118 @@ def test_open_store_takes_paths_stores_and_nothing(tmp_path: Path) -> None:
     assert isinstance(open_store(None), MemoryStore)
     opened = open_store(tmp_path)
     assert isinstance(opened, FileStore)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda folder: FileStore(folder), lambda folder: MemoryStore()], ids=["file", "memory"]
+)
+def test_entries_are_kept_by_name_and_the_device_is_one_of_them(
+    tmp_path: Path, make: Callable[[Path], FileStore | MemoryStore]
+) -> None:
+    store = make(tmp_path)
+    assert store.read("relays") is None
+    store.save(STATE)
+    store.write("relays", b"{}")
+    store.write("cert-a.example.com", bytes(range(256)))
+    assert store.read("relays") == b"{}"
+    assert store.read("cert-a.example.com") == bytes(range(256))
+    assert store.read(DEVICE) == encode_state(STATE)
+    store.write(DEVICE, encode_state(NEWER))
+    assert store.load() == read_state(store) == NEWER
+    store.delete("relays")
+    store.delete("relays")
+    assert store.read("relays") is None
+    for name in ("", "a/b", "..", "/etc/passwd", "lock", "new", "x.lock", "A", "a" * 65):
+        with pytest.raises(ValueError, match="no name"):
+            store.write(name, b"")
+
+
+def test_a_file_written_before_entries_had_names_still_opens(store: FileStore) -> None:
+    write(store, OLD_FILE)
+    state = store.load()
+    assert state is not None
+    assert (state.stable_id, state.registered, state.home_region, state.udp_port) == ("nStable", True, 900, 41641)
+    assert store.read(DEVICE) == OLD_FILE
+    store.save(state)
+    assert store.path.read_bytes() == OLD_FILE
+
+
+@posix
+def test_every_entry_is_a_private_file_beside_the_state(store: FileStore) -> None:
+    previous = os.umask(0)
+    try:
+        store.write("relays", b"{}")
+    finally:
+        os.umask(previous)
+    assert os.listdir(store.path.parent) == ["state.json.relays"]
+    path = store.path.with_name("state.json.relays")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    with pytest.raises(StateCorrupt):
+        store.read("relays")
+
+
+class VaultStore:
+    """What docs/configuration.md tells people to write: an identity and nothing else."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def load(self) -> State | None:
+        return decode_state_untrusted(self.text) if self.text else None
+
+    def save(self, state: State) -> None:
+        self.text = encode_state(state)
+
+
+def test_a_store_that_keeps_an_identity_and_nothing_else_goes_on_working() -> None:
+    vault = VaultStore()
+    opened = open_store(vault)
+    assert read_state(opened) is None
+    with opened.lock():
+        opened.write(DEVICE, encode_state(STATE))
+        opened.write("relays", b"{}")
+    assert decode_state_untrusted(vault.text) == STATE
+    assert read_state(opened) == STATE
+    assert opened.read("relays") == b"{}"
+    opened.delete("relays")
+    assert opened.read("relays") is None
+    assert open_store(vault).read("relays") is None
+
+
+@posix
+def test_every_folder_on_the_way_is_made_private(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        FileStore(tmp_path / "a" / "b" / "c").save(STATE)
+    finally:
+        os.umask(previous)
+    for folder in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@posix
+def test_a_lock_file_linked_to_another_file_costs_that_file_nothing(store: FileStore, tmp_path: Path) -> None:
+    store.path.parent.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    os.link(victim, store.path.with_name("state.json.lock"))
+    with pytest.raises(StateCorrupt, match="lock"), store.lock():
+        pass
+    assert victim.read_text() == "precious"
+
+
+@posix
+@pytest.mark.parametrize("name", ["state.json", "state.json.lock", "state.json.relays"])
+def test_a_fifo_in_place_of_a_file_holds_nobody_up(store: FileStore, name: str) -> None:
+    store.path.parent.mkdir()
+    os.mkfifo(store.path.with_name(name), 0o600)
+    with pytest.raises(StateCorrupt), store.lock():
+        store.load()
+        store.read("relays")
 
 
 def test_second_holder_is_told_who_holds_it(store: FileStore) -> None:

@@ -12,7 +12,15 @@ import trio
 
 from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostUdp, UdpSocket
 from tailscale.runtime.underlay import Underlay
+from ts_base.who import RelayedRun
 from ts_dataplane import geneve
+
+
+class NoRelays:
+    """Nothing here goes by a relay."""
+
+    def send(self, runs: list[RelayedRun]) -> None:
+        raise AssertionError(runs)
 
 
 async def receive_all(udp: HostUdp, count: int, family: int = 0) -> list[bytes]:
@@ -61,7 +69,7 @@ async def test_what_a_device_cannot_carry_whole_is_not_offered_for_segmentation(
     sent = [b"l" * 20_000] * 3 + [b"s" * 1300] * 3
     a.send_many([(("127.0.0.1", b.local_port), sent)])
     assert await receive_all(b, len(sent)) == sent
-    assert a.counters["segmentation offload refused"] == 0
+    assert a.drops["underlay.segmentation_refused"] == 0
     target._sock = real
     a.close()
     b.close()
@@ -83,8 +91,8 @@ async def test_refused_segmentation_falls_back_to_single_sends() -> None:
     sent = [b"a" * 100] * 10
     a.send_many([(("127.0.0.1", b.local_port), sent)])
     assert await receive_all(b, 10) == sent
-    assert a.offloads["segmentation"] is False
-    assert a.counters["segmentation offload refused"] == 1
+    assert a.statistics().offloads["segmentation"] is False
+    assert a.drops["underlay.segmentation_refused"] == 1
     target._sock = real
     a.close()
     b.close()
@@ -140,7 +148,7 @@ async def test_rebinding_keeps_the_port_and_the_waiting_reader() -> None:
 async def test_sending_nowhere_is_counted_and_never_raises() -> None:
     a = HostUdp(0)
     a.send_many([(("127.0.0.1", 9), [b"x" * 70_000]), (("255.255.255.255", 9), [b"x"])])
-    assert sum(a.counters.values()) == 2
+    assert sum(a.drops.values()) == 2
     a.close()
 
 
@@ -175,11 +183,9 @@ async def test_where_the_host_has_no_route_to_is_told_once(number: int, is_told:
     a = HostUdp(0)
     real = a._sockets[False]._sock
     a._sockets[False]._sock = Failing(real, number)  # type: ignore[assignment]
-    told: list[object] = []
-    underlay = Underlay(a)
-    underlay.on_unreachable = told.append
+    underlay = Underlay(a, NoRelays())
     place = ("192.0.2.7", 1)
-    underlay.send([(place, [b"x"] * 3), (place, [b"y"])])
+    told = underlay.send([(place, [b"x"] * 3), (place, [b"y"])])
     assert told == ([place] if is_told else [])
     for port in range(2 * UNREACHABLE_LIMIT):
         a.send_many([(("192.0.2.7", 1 + port), [b"x"])])
@@ -192,7 +198,7 @@ async def test_where_the_host_has_no_route_to_is_told_once(number: int, is_told:
 async def test_what_goes_through_a_peer_relay_is_wrapped_by_its_kind() -> None:
     a, b = HostUdp(0), HostUdp(0)
     disco, data = geneve.DISCO_MAGIC + b"..", b"\4\0\0\0..."
-    Underlay(a).send([(("127.0.0.1", b.local_port, 7), [disco, data])])
+    Underlay(a, NoRelays()).send([(("127.0.0.1", b.local_port, 7), [disco, data])])
     assert await receive_all(b, 2) == geneve.encapsulate(7, [disco, data])
     a.close()
     b.close()
@@ -204,7 +210,7 @@ async def test_other_systems_send_and_receive_one_datagram_per_call(
 ) -> None:
     monkeypatch.setattr("tailscale.runtime.udp.sys.platform", platform)
     a, b = HostUdp(0), HostUdp(0)
-    assert a.offloads == {"segmentation": False, "coalescing": False}
+    assert a.statistics().offloads == {"segmentation": False, "coalescing": False}
     sent = [bytes([i]) * 1300 for i in range(70)] + [b"short"]
     a.send_many([(("127.0.0.1", b.local_port), sent), (("::1", b.local_port), [b"six"])])
     assert await receive_all(b, len(sent)) == sent

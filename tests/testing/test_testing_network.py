@@ -106,7 +106,7 @@ async def test_virtual_udp_blocks_delays_and_counts(autojump_clock: MockClock) -
     assert trio.current_time() == pytest.approx(0.1)
     b.close()
     a.send_many([(to_b, [b"late"])])
-    assert a.counters["port closed"] == 1
+    assert a.drops["underlay.port_closed"] == 1
 
 
 async def test_entropy_and_addresses_repeat() -> None:

@@ -15,20 +15,22 @@ from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
 from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, Control, run_control
+from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
-    HealthCleared,
-    HealthRaised,
     NetInfoChanged,
     NetMapChanged,
+    Offer,
     PreferencesChanged,
 )
 from tailscale.runtime.network import Network
+from tailscale.runtime.offers import offer
 from tailscale.state_file import MemoryStore, State
 from ts_base.keys import DiscoPrivate
+from ts_control.errors import ControlLost
 from ts_control.gojson import decode_json_untrusted, encode_json, from_unix_time
-from ts_control.wire import Debug, MapRequest, MapResponse, PingRequest
+from ts_control.wire import Debug, MapRequest, MapResponse, PingRequest, Service
 from ts_control.wire_register import RegisterRequest, RegisterResponse
 
 from control_scripts import NOW, make_node, seeded  # isort: skip
@@ -56,7 +58,7 @@ class Scene:
         config = Config(URL, Preferences("py"), login_timeout=30.0, **settings)
         network = cast(Network, control)
         disco = DiscoPrivate.generate(seeded(8)(32)).public
-        self.actor = Control(config, network, self.store, State.generate(seeded(7), URL), disco)
+        self.actor = Control(config, network, self.store, State.generate(seeded(7), URL), disco, self.bus)
 
     def latest(self) -> ControlStateChanged:
         latest = self.bus.latest(ControlStateChanged)
@@ -64,13 +66,7 @@ class Scene:
         return latest
 
     def active(self) -> set[str]:
-        codes: set[str] = set()
-        for message in self.heard:
-            if isinstance(message, HealthRaised):
-                codes.add(message.code)
-            elif isinstance(message, HealthCleared):
-                codes.discard(message.code)
-        return codes
+        return {warning.code for warning in Health(self.bus).active}
 
     async def until(self, holds: Callable[[], bool], timeout: float = 600.0) -> None:
         with trio.fail_after(timeout):
@@ -98,7 +94,7 @@ async def a_scene(**settings: Any) -> AsyncIterator[Scene]:
 
         nursery.start_soon(listen)
         await trio.testing.wait_all_tasks_blocked()
-        await nursery.start(run_control, scene.bus, scene.actor)
+        await nursery.start(run_control, scene.actor)
         yield scene
         nursery.cancel_scope.cancel()
 
@@ -390,3 +386,64 @@ async def test_no_secret_is_said_or_logged(
         shown = caplog.text + repr(scene.heard) + repr(state) + repr(scene.actor.machine) + repr(scene.actor.config)
         for secret in ("verysecret", state.node_key.raw.hex(), state.machine_key.raw.hex()):
             assert secret not in shown
+
+
+async def test_control_can_be_asked_at_any_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        await scene.until_state("running")
+        assert await scene.actor.ask("POST", "/machine/set-dns", b"{}") == b""
+        assert ("/machine/set-dns", b"{}") in scene.server.requests
+        scene.server.refuses = True
+        scene.actor._interrupt()  # as when the network changed
+        await scene.until_state("offline")
+        answers: list[bytes] = []
+
+        async def ask() -> None:
+            answers.append(await scene.actor.ask("GET", "/machine/whoami", timeout=120.0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(60)
+            assert answers == []
+            scene.server.refuses = False  # the question waits for the next connection
+        assert answers == [b""]
+
+
+async def test_a_question_nobody_can_carry_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.refuses = True
+        await scene.until_state("offline")
+        began = trio.current_time()
+        with pytest.raises(ControlLost, match="was not there"):
+            await scene.actor.ask("GET", "/machine/whoami", timeout=10.0)
+        assert trio.current_time() - began == pytest.approx(10.0)
+        scene.server.refuses = False
+        await scene.until_state("running")
+        scene.server.is_mute = True
+        with pytest.raises(ControlLost, match="not answered"):
+            await scene.actor.ask("GET", "/machine/whoami", timeout=10.0)
+        scene.server.is_mute = False
+
+
+async def test_what_is_offered_is_told_to_control_until_it_is_taken_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with a_scene() as scene:
+        await scene.until_state("running")
+        await trio.sleep(1)
+        mine = Service(proto="peerapi4", port=41234)
+        offer(scene.bus, "peerapi", Offer(services=(mine,)))
+        offer(scene.bus, "ssh", Offer(ssh_host_keys=("ssh-ed25519 AAAA",), routes=("10.0.0.0/8",)))
+        await trio.sleep(1)
+        told = scene.map_requests()[-1].hostinfo
+        assert told is not None
+        assert (told.services, told.ssh_host_keys, told.routable_ips) == (
+            (mine,),
+            ("ssh-ed25519 AAAA",),
+            ("10.0.0.0/8",),
+        )
+        offer(scene.bus, "peerapi", None)
+        await trio.sleep(1)
+        told = scene.map_requests()[-1].hostinfo
+        assert told is not None
+        assert (told.services, told.ssh_host_keys) == ((), ("ssh-ed25519 AAAA",))

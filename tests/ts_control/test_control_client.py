@@ -263,3 +263,41 @@ async def test_no_secret_is_logged(autojump_clock: trio.testing.MockClock, caplo
             await connection.register(RegisterRequest(auth=RegisterAuth(auth_key=secret)))
         assert secret.encode() in control.requests[0][1]
     assert "verysecret" not in caplog.text + repr(caught.value) + repr(connection)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://127.0.0.1:8080/x",
+        "http://localhost:8080/x",
+        "http://2130706433/x",
+        "http://[::1]/x",
+        "http://[::ffff:127.0.0.1]/x",
+        "http://10.0.0.1/x",
+        "http://172.16.9.9/x",
+        "http://192.168.1.1:8080/x",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[fe80::1]/x",
+        "http://[fd00::1]/x",
+        "http://100.100.100.100/x",
+        "http://0.0.0.0/x",
+    ],
+)
+async def test_a_ping_request_reaches_no_place_inside(target: str) -> None:
+    for url in ("http://8.8.8.8:8080", "http://192.168.7.7:8080"):
+        async with served() as control:
+            with pytest.raises(BadPacket):
+                await make_client(control, url).answer_ping(target)
+            assert control.dials == []
+
+
+async def test_a_ping_request_reaches_control_wherever_it_is_and_public_places() -> None:
+    for url, target in (
+        ("http://192.168.7.7:8080", "http://192.168.7.7:8080/x"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:9/x"),
+        ("http://localhost:8080", "http://127.0.0.1:8080/x"),
+        ("http://127.0.0.1:8080", "http://8.8.8.8/x"),
+    ):
+        async with served() as control:
+            await make_client(control, url).answer_ping(target)
+            assert control.heads == ["/x"]

@@ -71,6 +71,15 @@ def test_a_bomb_is_refused_at_the_limit() -> None:
         decompress_untrusted(bomb, 1 << 20)
 
 
+def test_text_that_grows_like_no_map_is_refused() -> None:
+    small = zstd.compress(b"{}," * (1 << 20))
+    assert len(decompress_untrusted(small)) == 3 << 20  # too little to matter
+    with pytest.raises(BadPacket, match="grows"):
+        decompress_untrusted(zstd.compress(b"{}," * (8 << 20)))
+    noise = os.urandom(1 << 20)
+    assert decompress_untrusted(zstd.compress(noise * 16)) == noise * 16
+
+
 @pytest.mark.parametrize(
     "frame",
     [

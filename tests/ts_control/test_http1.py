@@ -100,3 +100,23 @@ def test_c2n_echo_returns_the_body_and_other_paths_are_unknown() -> None:
     assert b"unknown c2n path" in answer_c2n_untrusted(other)
     with pytest.raises(BadPacket):
         answer_c2n_untrusted(base64.b64encode(request[:-1]).decode())
+
+
+@pytest.mark.parametrize(
+    ("request_line", "answer"),
+    [
+        (b"GET /update", b"HTTP/1.1 200 OK\r\nContent-Length: 35\r\n\r\n" + b'{"Enabled":false,"Supported":false}'),
+        (b"POST /update", b"HTTP/1.1 200 OK\r\nContent-Length: 35\r\n\r\n" + b'{"Enabled":false,"Supported":false}'),
+        (b"POST /logtail/flush", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (b"GET /posture/identity", b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n" + b'{"PostureDisabled":true}'),
+        (
+            b"GET /vip-services?x=1",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 36\r\n\r\n" + b'{"VIPServices":[],"ServicesHash":""}',
+        ),
+        (b"DELETE /echo", b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 11\r\n\r\nbad method\n"),
+        (b"GET /logtail/flush", b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 11\r\n\r\nbad method\n"),
+    ],
+)
+def test_c2n_says_what_is_true_of_every_device(request_line: bytes, answer: bytes) -> None:
+    request = base64.b64encode(request_line + b" HTTP/1.1\r\nHost: h\r\n\r\n").decode()
+    assert answer_c2n_untrusted(request) == answer

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import tracemalloc
+from collections.abc import Generator
 
 import pytest
 import trio
@@ -13,11 +15,12 @@ from ts_control.client import ControlClient
 from ts_control.gojson import encode_json
 from ts_control.map_reader import PEERS_PER_STEP, decode_map_response_steps
 from ts_control.netmap import NetMap, peers_changed
-from ts_control.wire import Hostinfo, MapRequest, MapResponse, NetInfo, Node, PeerChange, Service
+from ts_control.wire import Hostinfo, MapRequest, MapResponse, NetInfo, Node, PeerChange, Service, UserProfile
 
 from control_scripts import NOW, make_node, seeded  # isort: skip
 from fake_control import FakeControl, frame  # isort: skip
 
+from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate
 
 PEERS = 10_000
@@ -110,3 +113,73 @@ async def test_the_event_loop_goes_on_while_a_big_map_arrives(response: MapRespo
             assert len((await stream.receive()).peers) == PEERS
             assert turns >= PEERS / PEERS_PER_STEP
         nursery.cancel_scope.cancel()
+
+
+def whole(steps: Generator[None, None, MapResponse]) -> tuple[MapResponse, int]:
+    pauses = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value, pauses
+        pauses += 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"Peers":[' + b"{}," * 700_000 + b"{}]}",
+        b'{"PeersChanged":[' + b"{}," * 700_000 + b"{}]}",
+        b'{"PacketFilter":[' + b"{}," * 700_000 + b"{}]}",
+        b'{"PacketFilters":{"a":[' + b"{}," * 70_000 + b'{}],"b":[' + b"{}," * 70_000 + b"{}]}}",
+        b'{"PacketFilters":{' + b",".join(b'"%d":[]' % i for i in range(200_000)) + b"}}",
+        b'{"UserProfiles":[' + b"{}," * 700_000 + b"{}]}",
+        b'{"PeersChangedPatch":[' + b"{}," * 700_000 + b"{}]}",
+        b'{"PeersChanged":[' + b"null," * 400_000 + b"{}]}",
+        b'{"Peers":[{"Addresses":[' + b'"",' * 4_100_000 + b'""]}]}',
+        b'{"Health":[' + b'"",' * 1_100_000 + b'""]}',
+        b'{"PeersRemoved":[' + b"9," * 1_100_000 + b"1]}",
+        b'{"SSHPolicy":{"rules":[' + b"[]," * 400_000 + b"[]]}}",
+        b'{"DNSConfig":{"ExtraRecords":[' + b"{}," * 400_000 + b"{}]}}",
+        b'{"SSHPolicy":' + b'{"a":' * 200_000 + b"1" + b"}" * 200_000 + b"}",
+        b'{"DisplayMessages":{' + b",".join(b'"%d":{}' % i for i in range(200_000)) + b"}}",
+    ],
+    ids=lambda text: text[:24].decode() + str(len(text)),
+)
+def test_a_bomb_is_refused_before_it_is_made(text: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadPacket):
+            whole(decode_map_response_steps(text))
+        made = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made < 4 * len(text) + (128 << 20), "what is too many was made first"
+
+
+def test_every_long_list_is_read_in_slices() -> None:
+    few = {
+        "Peers": {"ID": 1},
+        "PeersChanged": {"ID": 1},
+        "PeersChangedPatch": {"NodeID": 1},
+        "PacketFilter": {"SrcIPs": ["*"]},
+        "UserProfiles": {"ID": 1},
+    }
+    for name, element in few.items():
+        _, pauses = whole(decode_map_response_steps(json.dumps({name: [element] * 10_000}).encode()))
+        assert pauses >= 10_000 / PEERS_PER_STEP
+    rules = {"a": [few["PacketFilter"]] * 10_000, "b": None, "c": []}
+    read, pauses = whole(decode_map_response_steps(json.dumps({"PacketFilters": rules, "Domain": "x"}).encode()))
+    assert pauses >= 10_000 / PEERS_PER_STEP
+    assert read.domain == "x"
+    assert read.packet_filters is not None
+    assert {name: len(rules or ()) for name, rules in read.packet_filters.items()} == {"a": 10_000, "b": 0, "c": 0}
+
+
+def test_many_messages_add_up_to_no_more_than_one() -> None:
+    netmap = NetMap.empty().apply(MapResponse(node=make_node(1)), NOW)
+    profiles = [tuple(UserProfile(id=n) for n in range(start, start + 90_000)) for start in (0, 90_000, 180_000)]
+    for some in profiles[:2]:
+        netmap = netmap.apply(MapResponse(user_profiles=some), NOW)
+    with pytest.raises(BadPacket):
+        netmap.apply(MapResponse(user_profiles=profiles[2]), NOW)

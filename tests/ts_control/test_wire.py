@@ -29,7 +29,7 @@ MESSAGES = {
 
 
 def in_steps(data: bytes) -> MapResponse:
-    steps = decode_map_response_steps(data)
+    steps = decode_map_response_steps(data, at_once=0)
     while True:
         try:
             next(steps)

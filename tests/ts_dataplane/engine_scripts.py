@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ts_base.ip import ICMP, TCP, UDP, checksum, parse_address, pseudo_header_sum
+from ts_base.ip_headers import ip_packet
 from ts_base.who import Hop, Origin, Path, PathRun, PeerId, PeerRun
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
 from ts_dataplane.overlay import Changed, SegmentSizes
-from ts_dataplane.packets import build
 from ts_dataplane.tables import compile_tables_steps
 
 US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"
@@ -141,7 +141,7 @@ class Desk:
 
 
 def packet(protocol: int, body: bytes, source: str = THEM, destination: str = US) -> bytes:
-    return build(protocol, parse_address(source), parse_address(destination), body)
+    return ip_packet(parse_address(source), parse_address(destination), protocol, body)
 
 
 def tcp(
@@ -150,7 +150,7 @@ def tcp(
     ends = parse_address(source), parse_address(destination)
     head = sport.to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(8) + bytes([0x50, flags, 1, 0])
     total = checksum(head + bytes(4) + data, pseudo_header_sum(*ends, TCP, 20 + len(data)))
-    return build(TCP, *ends, head + total.to_bytes(2, "big") + bytes(2) + data)
+    return ip_packet(*ends, TCP, head + total.to_bytes(2, "big") + bytes(2) + data)
 
 
 def udp(port: int, source: str = THEM, destination: str = US, data: bytes = b"x" * 20, sport: int = 4000) -> bytes:
@@ -158,7 +158,7 @@ def udp(port: int, source: str = THEM, destination: str = US, data: bytes = b"x"
     size = 8 + len(data)
     head = sport.to_bytes(2, "big") + port.to_bytes(2, "big") + size.to_bytes(2, "big")
     total = checksum(head + bytes(2) + data, pseudo_header_sum(*ends, UDP, size)) or 0xFFFF
-    return build(UDP, *ends, head + total.to_bytes(2, "big") + data)
+    return ip_packet(*ends, UDP, head + total.to_bytes(2, "big") + data)
 
 
 def icmp(kind: int, source: str = THEM, destination: str = US) -> bytes:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ts_base.keys import DiscoPrivate, NodePrivate
+from ts_base.who import endpoint_of, is_direct, is_peer_relayed, is_relayed
 from ts_dataplane import disco, geneve
-from ts_dataplane.path_messages import NeedStun, PathChanged
+from ts_dataplane.path_messages import BestPathChanged, NeedStun
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.peer_paths import PeerPaths
 
@@ -109,7 +110,7 @@ class Host:
 
     def is_direct(self, peer: Host) -> bool:
         paths = self.finder.paths.get(peer.number, ())
-        return len(paths) == 1 and isinstance(paths[0][0], str)
+        return len(paths) == 1 and is_direct(paths[0])
 
     def paths_to(self, peer: Host) -> tuple:
         return self.finder.paths.get(peer.number, ())
@@ -154,9 +155,9 @@ class World:
 
     def carry(self, host: Host, path: tuple, datagram: bytes) -> None:
         host.sent.append((self.now, path, datagram))
-        if len(path) == 3:
-            path, (datagram,) = path[:2], geneve.encapsulate(path[2], [datagram])
-        if isinstance(path[0], int):
+        if is_peer_relayed(path):
+            path, (datagram,) = endpoint_of(path), geneve.encapsulate(path[2], [datagram])
+        if is_relayed(path):
             target = next((h for h in self.hosts if h.key == path[1]), None)
             if target is not None:
                 source = (path[0], host.key)
@@ -264,7 +265,7 @@ class RelayServer(Host):
     def serve(self, datagram, path):
         if self.is_dead:
             return
-        if isinstance(path[0], int):
+        if is_relayed(path):
             message = self.boxes.open_untrusted(datagram)
             if isinstance(message, disco.AllocateRequest):
                 self.clients = message.client_discos
@@ -303,7 +304,7 @@ class RelayServer(Host):
 
 
 def changes(host: Host, peer: Host) -> list:
-    return [m.path for _, m in host.messages if isinstance(m, PathChanged) and m.peer == peer.number]
+    return [m.path for _, m in host.messages if isinstance(m, BestPathChanged) and m.peer == peer.number]
 
 
 def lan(count=2, **options) -> tuple:
@@ -327,6 +328,4 @@ def seal(host: Host, peer: Host, message) -> bytes:
 
 
 def udp_pings(host: Host, since: float = 0.0) -> list:
-    return [
-        (t, path) for t, path, datagram in host.sent if datagram != DATA and isinstance(path[0], str) and t >= since
-    ]
+    return [(t, path) for t, path, datagram in host.sent if datagram != DATA and not is_relayed(path) and t >= since]

@@ -28,8 +28,8 @@ from engine_scripts import (
 )
 
 from ts_base.ip import TCP, UDP, parse_address
+from ts_base.ip_headers import ip_packet
 from ts_dataplane.claims import PeerRoutes
-from ts_dataplane.packets import build
 
 
 def test_admitted_packets_lose_their_padding():
@@ -295,7 +295,7 @@ def test_the_verdict_cache_is_bounded(monkeypatch):
 
 
 def test_other_protocols_need_a_rule_that_names_them():
-    whole = build(47, parse_address(THEM), parse_address(US), bytes(20))
+    whole = ip_packet(parse_address(THEM), parse_address(US), 47, bytes(20))
     desk = Desk(rules=ALLOW_ALL)
     assert not desk.hear(whole)
     assert desk.drops == {"filter.no_rule": 1}

@@ -26,10 +26,11 @@ from engine_scripts import (
 )
 
 from ts_base.ip import ICMP6, TCP, TSMP, UDP, checksum, parse_address, pseudo_header_sum
+from ts_base.ip_headers import ip_packet
 from ts_dataplane import geneve, stun, tsmp
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, NoRoute
-from ts_dataplane.packets import build, parse, with_source, without_padding
+from ts_dataplane.packets import parse, with_source, without_padding
 from ts_dataplane.pathless import HELD_DATAGRAMS
 from ts_tunnel.messages import SessionEstablished
 
@@ -208,7 +209,7 @@ def test_a_rejected_dial_is_a_message():
     assert desk.hear(rejected, rejected + b"") == []
     expected = tsmp.TsmpReject(PEER, TCP, "A", (US_BYTES, 5000), (THEM_BYTES, 22), False)
     assert desk.engine.take_messages() == [expected, expected]
-    desk.hear(build(TSMP, THEM_BYTES, US_BYTES, rejected[20:] + b"\1"))
+    desk.hear(ip_packet(THEM_BYTES, US_BYTES, TSMP, rejected[20:] + b"\1"))
     assert desk.engine.take_messages()[0].maybe_broken
 
 
@@ -327,7 +328,7 @@ def test_rewriting_icmpv6_fixes_its_pseudo_header():
     us, them, alias = parse_address(US6), parse_address(THEM6), parse_address("fd7a:115c:a1e0::99")
     body = bytes([128, 0, 0, 0]) + bytes(range(8))
     body = body[:2] + checksum(body, pseudo_header_sum(us, them, ICMP6, len(body))).to_bytes(2, "big") + body[4:]
-    changed = with_source(build(ICMP6, us, them, body), us, alias)
+    changed = with_source(ip_packet(us, them, ICMP6, body), us, alias)
     assert checksums_hold(changed)
     assert changed[8:24] == alias
 

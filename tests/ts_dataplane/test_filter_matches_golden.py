@@ -12,9 +12,10 @@ from fuzz.fuzz_filter import fuzz_one, seeds
 from golden.filter import SlowFilter
 from ts_base.errors import BadPacket
 from ts_base.ip import parse_address, parse_prefix
+from ts_base.ip_headers import ip_packet
 from ts_dataplane.bart import Bart
 from ts_dataplane.filter import Rule, compile_filter, prefixes_untrusted
-from ts_dataplane.packets import build, parse
+from ts_dataplane.packets import parse
 
 HOSTS4 = ["100.64.0.1", "100.64.0.2", "100.64.0.200", "10.20.1.2", "10.21.0.1", "8.8.8.8"]
 HOSTS6 = ["fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2", "2001:db8::1"]
@@ -46,7 +47,7 @@ def test_filter_agrees_with_the_slow_list(wire, asked, held):
         local.insert(parse_prefix(text), True)
     for (source, destination), protocol, port, kind in asked:
         body = bytes([kind, 0]) + port.to_bytes(2, "big") + bytes(8) + bytes([0x50, kind]) + bytes(6)
-        whole = build(protocol, parse_address(source), parse_address(destination), body)
+        whole = ip_packet(parse_address(source), parse_address(destination), protocol, body)
         parsed = parse(whole)
         verdict = built.decide(whole, parsed, is_local=bool(local.lookup(parsed.destination)), held=frozenset(held))
         assert (verdict == "") == slow.inbound(whole, frozenset(held))
@@ -68,10 +69,10 @@ def test_port_ranges_mean_exactly_what_they_say():
         built = compile_filter([Rule(("*",), (("*", first, last),), (17, 47))])
         for port in PORTS:
             body = bytes(2) + port.to_bytes(2, "big") + bytes(12)
-            whole = build(17, bytes([1, 1, 1, 1]), bytes([2, 2, 2, 2]), body)
+            whole = ip_packet(bytes([1, 1, 1, 1]), bytes([2, 2, 2, 2]), 17, body)
             verdict = built.decide(whole, parse(whole), is_local=True, held=frozenset())
             assert (verdict == "") == (first <= port <= last)
-        whole = build(47, bytes([1, 1, 1, 1]), bytes([2, 2, 2, 2]), bytes(20))
+        whole = ip_packet(bytes([1, 1, 1, 1]), bytes([2, 2, 2, 2]), 47, bytes(20))
         verdict = built.decide(whole, parse(whole), is_local=True, held=frozenset())
         assert (verdict == "") == ((first, last) == (0, 65535))
 
@@ -79,14 +80,16 @@ def test_port_ranges_mean_exactly_what_they_say():
 def test_ports_of_one_clause_do_not_meet_addresses_of_another():
     built = compile_filter([Rule(("*",), (("10.0.0.1", 22, 22), ("10.0.0.2", 80, 80)))])
     for last, port, admitted in ((1, 22, True), (2, 80, True), (1, 80, False), (2, 22, False)):
-        whole = build(17, bytes([1, 1, 1, 1]), bytes([10, 0, 0, last]), bytes(2) + port.to_bytes(2, "big") + bytes(12))
+        whole = ip_packet(
+            bytes([1, 1, 1, 1]), bytes([10, 0, 0, last]), 17, bytes(2) + port.to_bytes(2, "big") + bytes(12)
+        )
         assert (built.decide(whole, parse(whole), is_local=True, held=frozenset()) == "") == admitted
 
 
 def test_a_bad_entry_is_skipped_and_reported_and_the_rest_is_used():
     built = compile_filter([Rule(("nonsense", "10.0.0.1/8", "1.1.1.1"), (("also bad", 1, 2), ("*", 80, 80)))])
     assert len(built.problems) == 3
-    whole = build(17, bytes([1, 1, 1, 1]), bytes([2, 2, 2, 2]), bytes([0, 1, 0, 80]) + bytes(12))
+    whole = ip_packet(bytes([1, 1, 1, 1]), bytes([2, 2, 2, 2]), 17, bytes([0, 1, 0, 80]) + bytes(12))
     assert built.decide(whole, parse(whole), is_local=True, held=frozenset()) == ""
 
 

@@ -121,7 +121,7 @@ def test_only_answers_to_questions_count():
     assert sum(check.drops.values()) == 5
     check.receive([(good, place), (good, place)], 0.02)
     assert check.last.latencies == pytest.approx({1: 0.02})
-    assert check.drops["unasked stun"] == 3
+    assert check.drops["netcheck.unasked_stun"] == 3
 
 
 def test_handle_timer_twice_changes_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from path_scripts import DATA, REGION, World, changes, lan, settled
 
+from ts_base.who import is_relayed
 from ts_dataplane import disco
 
 
@@ -19,7 +20,7 @@ def test_dead_path_is_mirrored_within_a_heartbeat_and_a_second_and_comes_back():
     assert 1.0 < mirrored_at - cut_at <= 4.2
     world.talk(a, b, 5.0)
     assert a.paths_to(b) == ((REGION, b.key),)
-    assert len([t for t, _, path in b.data if t > mirrored_at + 0.2 and isinstance(path[0], int)]) >= 45
+    assert len([t for t, _, path in b.data if t > mirrored_at + 0.2 and is_relayed(path)]) >= 45
     world.talk(a, b, 20.0, every=0.5)
     world.blocked = lambda host, path, datagram: False
     assert world.time_to_direct(a, b, limit=35.0, every=0.1) <= 6.0
@@ -31,7 +32,7 @@ def test_one_lost_ping_is_asked_again_and_mirrored_for_a_round_trip_only():
     lost = []
 
     def lose_one(host, path, datagram):
-        is_disco = datagram.startswith(disco.MAGIC) and not isinstance(path[0], int)
+        is_disco = datagram.startswith(disco.MAGIC) and not is_relayed(path)
         if host is a and is_disco and not lost:
             lost.append(world.now)
             return True
@@ -108,7 +109,7 @@ def test_path_that_swallows_full_size_datagrams_is_not_used():
     assert len(a.paths_to(b)) == 2  # in doubt: the relay has a copy of everything
     world.talk(a, b, 10.0)
     assert a.paths_to(b) == ((REGION, b.key),)
-    assert a.finder.drops["black hole"] == 1
+    assert a.finder.drops["paths.black_hole"] == 1
     world.blocked = lambda host, path, datagram: False
     world.talk(a, b, 70.0)
     assert a.is_direct(b)

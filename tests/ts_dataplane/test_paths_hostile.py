@@ -51,7 +51,7 @@ def test_call_of_a_thousand_endpoints_is_capped():
         assert second or len(udp_pings(a)) <= MAX_CALLED + 1
         world.run(1.0)
     assert len(udp_pings(a)) <= 20 * (MAX_CALLED + 1)
-    assert a.finder.drops["call flood"] >= 900
+    assert a.finder.drops["disco.call_flood"] >= 900
     assert len(a.finder._states[b.number].candidates) <= MAX_CALLED + MAX_LISTED + MAX_HEARD
 
 
@@ -61,7 +61,7 @@ def test_call_is_believed_only_over_a_relay_and_from_its_owner():
     a.finder.receive([(seal(b, a, call), b.address), (seal(b, a, call), (REGION, c.key))], world.now)
     world.pump(a)
     assert not udp_pings(a)
-    assert a.finder.drops["call from the wrong place"] == 2
+    assert a.finder.drops["disco.call_from_wrong_place"] == 2
 
 
 def test_pings_from_everywhere_are_answered_but_remembered_within_bounds():
@@ -71,7 +71,7 @@ def test_pings_from_everywhere_are_answered_but_remembered_within_bounds():
         a.finder.receive([(ping, ("198.51.100.4", n + 1))], world.now)
     candidates = a.finder._states[b.number].candidates
     assert len(candidates) <= MAX_HEARD + 1
-    assert a.finder.drops["disco flood"] == 300 - 256
+    assert a.finder.drops["disco.flood"] == 300 - 256
 
 
 def test_ping_flood_is_bounded_and_the_relay_lane_stays_open():
@@ -95,7 +95,7 @@ def test_unknown_key_costs_no_cryptography(monkeypatch):
     ping = disco.Boxes(stranger, bytes).seal(a.disco.public.raw, disco.Ping(bytes(12)))
     monkeypatch.setattr(disco, "Box", None)
     a.finder.receive([(ping, b.address)] * 1000, world.now)
-    assert a.finder.drops["unknown disco key"] == 1000
+    assert a.finder.drops["disco.unknown_key"] == 1000
     assert not a.finder.transmit(world.now)
 
 
@@ -104,7 +104,7 @@ def test_replayed_ping_is_answered_once_only():
     ping = seal(b, a, disco.Ping(bytes(12), b.key))
     a.finder.receive([(ping, b.address), (ping, b.address), (ping, ("198.51.100.4", 9))], world.now)
     assert [path for path, _ in a.finder.transmit(world.now)] == [b.address]
-    assert (a.finder.drops["repeated ping"], a.finder.drops["replayed ping"]) == (1, 1)
+    assert (a.finder.drops["disco.repeated_ping"], a.finder.drops["disco.replayed_ping"]) == (1, 1)
 
 
 def test_forged_or_torn_datagrams_change_nothing():
@@ -114,7 +114,7 @@ def test_forged_or_torn_datagrams_change_nothing():
     ping[-1] ^= 1
     for datagram in (bytes(ping), bytes(ping[:90]), disco.MAGIC, b""):
         a.finder.receive([(datagram, ("198.51.100.4", 9))], world.now)
-    assert a.finder.drops["bad disco"] == 4
+    assert a.finder.drops["disco.bad_datagram"] == 4
     assert a.finder.report(b.number, world.now) == before
 
 
@@ -135,7 +135,7 @@ def test_pong_with_a_wrong_id_or_from_another_peer_is_no_evidence():
     transaction = disco.Boxes(b.disco, bytes).open_untrusted(ping).transaction
     for host, wanted in ((b, bytes(12)), (c, transaction)):
         a.finder.receive([(seal(host, a, disco.Pong(wanted, a.address)), b.address)], world.now)
-    assert a.finder.drops["pong to no ping"] == 2
+    assert a.finder.drops["disco.pong_to_no_ping"] == 2
     assert a.finder.report(b.number, world.now).best is None
 
 
@@ -146,6 +146,6 @@ def test_nodes_that_share_a_disco_key_are_told_apart():
     for named in (c.key, None):
         ping = seal(b, a, disco.Ping(world.rng.randbytes(12), named))
         a.finder.receive([(ping, c.address)], world.now)
-    assert a.finder.drops["ping of nobody"] == 1
+    assert a.finder.drops["disco.ping_of_nobody"] == 1
     assert c.address in a.finder._states[c.number].candidates
     assert b.number not in a.finder._states

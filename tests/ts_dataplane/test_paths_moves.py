@@ -59,7 +59,7 @@ def test_pong_after_a_network_change_is_ignored():
     assert sent  # it starts over at once
     world.run(0.036)
     assert a.finder.report(b.number, world.now).best is None
-    assert a.finder.drops["pong to no ping"] == 1
+    assert a.finder.drops["disco.pong_to_no_ping"] == 1
 
 
 def test_call_waits_for_fresh_endpoints_but_not_for_ever():

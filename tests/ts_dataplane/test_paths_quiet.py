@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from path_scripts import DATA, REGION, RELAY_DELAY, World, lan, settled, udp_pings
 
-from ts_dataplane.path_messages import PingLost, PongArrived
+from ts_dataplane.path_messages import PingAnswered, PingLost
 from ts_dataplane.peer_paths import PeerPaths
 
 
@@ -96,7 +96,7 @@ def test_user_ping_tells_path_and_latency():
     token = a.finder.ping(b.number, world.now)
     world.pump(a)
     world.run(1.0)
-    pongs = {m.path: m.latency for _, m in a.messages if isinstance(m, PongArrived) and m.token == token}
+    pongs = {m.path: m.latency for _, m in a.messages if isinstance(m, PingAnswered) and m.token == token}
     assert pongs == {b.address: pytest.approx(0.08), (REGION, b.key): pytest.approx(2 * RELAY_DELAY)}
     token = a.finder.ping(b.number, world.now, 1000)
     ((_, (datagram,)),) = a.finder.transmit(world.now)

@@ -173,6 +173,6 @@ def test_offers_without_end_are_bounded():
         many = tuple(("192.0.2.9", port) for port in range(1, 60))
         relays.on_offer(5, THEIRS, disco.RelayEndpoint(server, (OURS, THEIRS), 1, n, 2**60, 2**60, many), 0.0)
     assert len(relays.transmit()) == 64 * 16
-    assert relays.drops["handshake"] == 136
+    assert relays.drops["peer_relay.handshakes_full"] == 136
     relays.forget(5)
     assert relays.next_timer() == math.inf

@@ -17,6 +17,7 @@ from ts_netstack.tcp import TcpConnection
 
 A, B = bytes([100, 64, 0, 1]), bytes([100, 64, 0, 2])
 A6, B6 = bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x01", bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x02"
+ISS_CLOCK = 250_000  # initial sequence numbers a second (RFC 6528)
 
 
 @dataclass
@@ -85,6 +86,11 @@ class Net:
                 for _ in range(copies):
                     heapq.heappush(self._flying, (arrival, next(self._order), target, packet))
 
+    def lose_in_flight(self, larger_than: int) -> None:
+        """Whoever carried what is larger went down with it."""
+        self._flying = [one for one in self._flying if len(one[3]) <= larger_than]
+        heapq.heapify(self._flying)
+
     def settle(self) -> None:
         """Send what is ready now."""
         self._send(self.a, self.to_b, self.b)
@@ -130,6 +136,15 @@ class Net:
         while not client.is_established:
             assert self.step()
         return client, server
+
+    def wait_until_sequence_numbers_are_near(self, number: int, port: int, local_port: int) -> None:
+        """Let time pass until a connection from `local_port` to b's `port` begins at about `number`."""
+        probe = self.a.connect((B, port), self.now, local_port=local_port)
+        ((_, (syn,)),) = self.a.transmit(self.now)
+        begins = int.from_bytes(syn[24:28], "big")
+        probe.abort(self.now)
+        self.run()
+        self.now += (number - begins & 0xFFFFFFFF) / ISS_CLOCK
 
     def transfer(self, sender: TcpConnection, receiver: TcpConnection, data: bytes, limit: float = 3600.0) -> float:
         """Move `data`, compare hashes, return seconds of virtual time."""

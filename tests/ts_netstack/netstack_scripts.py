@@ -10,11 +10,11 @@ import random
 import struct
 from dataclasses import dataclass
 
+from ts_base.ip_headers import ACK, SYN
 from ts_netstack.stack import Stack
-from ts_netstack.tcp import STATE_NAMES, TcpConnection
+from ts_netstack.tcp import TcpConnection
+from ts_netstack.tcp_statistics import TcpStatistics
 from ts_netstack.wire import (
-    ACK,
-    SYN,
     Segment,
     is_transport_checksum_right,
     parse_packet_untrusted,
@@ -171,6 +171,11 @@ class Script:
         self.advance(at)
         assert not self.sent, f"unexpected at {self.sent[0].at}: {self.describe(self.sent[0].segment)}"
 
+    def receive(self, packets: list[bytes]) -> None:
+        """A burst arrives at once, at the time it is."""
+        self.stack.receive(packets, self.now)
+        self._flush()
+
     def flush(self) -> list[Segment]:
         """Take whatever was sent so far."""
         self._flush()
@@ -213,7 +218,12 @@ class Script:
     @property
     def state(self) -> str:
         assert self.connection is not None
-        return STATE_NAMES[self.connection.state]
+        return str(self.connection.state)
+
+    @property
+    def statistics(self) -> TcpStatistics:
+        assert self.connection is not None
+        return self.connection.statistics()
 
     @property
     def drops(self) -> dict[str, int]:

@@ -9,20 +9,12 @@ import dpkt
 import pytest
 from netsim import A6, B6, A, B, Net
 
+from ts_base.ip_headers import IP6, SYN, ip4_header, ip_packet
 from ts_netstack import icmp
 from ts_netstack.fragments import FRAGMENTS_LIMIT, HIGH_WATER, cut
 from ts_netstack.stack import Stack
 from ts_netstack.udp import QUEUE_BYTES, QUEUE_DATAGRAMS
-from ts_netstack.wire import (
-    IP6,
-    IP6_FRAGMENT_FIXED,
-    SYN,
-    ip4_header,
-    ip_packet,
-    parse_packet_untrusted,
-    tcp_packet,
-    udp_payload,
-)
+from ts_netstack.wire import IP6_FRAGMENT_FIXED, parse_packet_untrusted, tcp_packet, udp_payload
 
 FAMILIES = pytest.mark.parametrize(("ours", "theirs"), [(A, B), (A6, B6)], ids=["v4", "v6"])
 
@@ -185,7 +177,7 @@ def test_packet_too_big_shrinks_segments_and_resends(v6):
     net.b.receive(resent, net.now)
     assert server.unread > 0
     again = net.a.connect((B6 if v6 else B, 99), net.now)
-    assert again._outbound.sizes.path_mss == 1300 - (60 if v6 else 40)
+    assert again.statistics().path_mss == 1300 - (60 if v6 else 40)
     net.a.path_changed(B6 if v6 else B)
     assert client.mss == before
 
@@ -325,7 +317,7 @@ def test_malformed_packets_have_a_named_counter(packet, counter):
     net.b.transmit(0.0)
 
 
-@pytest.mark.parametrize(("place", "counter"), [(8, "ip_checksum"), (25, "tcp_checksum")], ids=["header", "segment"])
+@pytest.mark.parametrize(("place", "counter"), [(8, "ip_checksum"), (25, "tcp.checksum")], ids=["header", "segment"])
 def test_wrong_checksums_are_dropped_where_nobody_vouches(place, counter):
     net = Net(verify=True)
     net.b.listen(2)

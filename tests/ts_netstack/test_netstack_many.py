@@ -10,7 +10,7 @@ import tracemalloc
 import pytest
 from netsim import A, B, Net
 
-from ts_netstack.tcp_demux import FIRST_PORT, LAST_PORT
+from ts_netstack.ports import FIRST_PORT, LAST_PORT
 
 IDLE_LIMIT = 6 * 1024
 

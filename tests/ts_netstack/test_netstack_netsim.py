@@ -60,9 +60,9 @@ def test_slight_reordering_is_no_loss():
     client, server = net.pair()
     net.transfer(client, server, bytes(2 * MIB))
     net.to_b.reorder = 0.05
-    window = client._outbound.recovery.congestion.window
+    window = client.statistics().congestion_window
     net.transfer(client, server, bytes(4 * MIB))
-    assert client._outbound.recovery.congestion.window > 0.6 * window
+    assert client.statistics().congestion_window > 0.6 * window
 
 
 def test_a_slower_path_causes_no_storm():
@@ -79,10 +79,10 @@ def test_a_faster_path_overtakes_without_collapse():
     net = Net(delay=0.04, rate=100e6)
     client, server = net.pair()
     net.transfer(client, server, bytes(2 * MIB))
-    window = client._outbound.recovery.congestion.window
+    window = client.statistics().congestion_window
     net.to_a.delay = net.to_b.delay = 0.0005
     seconds = net.transfer(client, server, bytes(MIB))
-    assert client._outbound.recovery.congestion.window >= 0.49 * window
+    assert client.statistics().congestion_window >= 0.49 * window
     assert seconds < 1.0
 
 
@@ -134,22 +134,24 @@ def test_random_weather_never_corrupts_or_stalls(seed):
 def test_sequence_numbers_wrap_mid_transfer():
     net = Net(delay=0.01)
     listener = net.b.listen(80)
-    client = net.a.connect((bytes([100, 64, 0, 2]), 80), 0.0)
-    client._outbound.iss = client._outbound.una = 0xFFFFFFFF - 300_000
-    client._outbound.nxt = client._outbound.iss + 1
-    client._outbound.buffer.start = client._outbound.buffer.end = client._outbound.iss + 1
+    begin = 0xFFFFFFFF - 300_000
+    net.wait_until_sequence_numbers_are_near(begin, 80, local_port=5555)
+    client = net.a.connect((bytes([100, 64, 0, 2]), 80), net.now, local_port=5555)
+    ((_, (syn,)),) = net.a.transmit(net.now)
+    assert 0 <= int.from_bytes(syn[24:28], "big") - begin < 1000
+    net.b.receive([syn], net.now)
     net.run(0.1)
     server = listener.accept()
     net.transfer(client, server, random.Random(1).randbytes(MIB))
-    assert client._outbound.una > 1 << 32
+    assert client.statistics().acknowledged > 300_001  # SND.UNA has passed zero
 
 
 def test_a_gigabit_at_a_hundred_milliseconds_fits_the_buffers():
     net = Net(delay=0.05)
     client, server = net.pair()
     net.transfer(client, server, bytes(40 * MIB))
-    assert server._inbound.target >= 12_500_000
-    assert client._outbound.largest_window >= 12_500_000
+    assert server.statistics().receive_window >= 12_500_000
+    assert client.statistics().largest_peer_window >= 12_500_000
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import random
 import pytest
 from netsim import A, B, Net
 
-from ts_netstack.tcp import CLOSE_WAIT, CLOSED, ESTABLISHED, FIN_WAIT_2, ConnectionProblem
+from ts_netstack.tcp import ConnectionProblem
+from ts_netstack.tcp_states import CLOSE_WAIT, CLOSED, ESTABLISHED, FIN_WAIT_2
 
 
 @pytest.mark.parametrize("v6", [False, True])

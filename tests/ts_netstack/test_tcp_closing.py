@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from netstack_scripts import Script
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_netstack.tcp import ConnectionProblem
-from ts_netstack.wire import ACK, FIN, RST, SYN
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_data_after_close_resets(conn):
     conn.segment(0.1, ACK, seq=1, ack=2, data=b"too late")
     conn.expect(0.1, RST | ACK, seq=2)
     assert conn.state == "CLOSED"
-    assert conn.drops["tcp_reader_gone"] == 1
+    assert conn.drops["tcp.reader_gone"] == 1
 
 
 def test_half_closed_connection_still_reads(conn):
@@ -163,6 +163,13 @@ def test_time_wait_keeps_out_an_old_syn():
     conn.segment(12.0, SYN, seq=-5000, stamp=500)
     conn.expect(12.0, ACK, seq=2, ack=2)
     assert len(conn.stack._tcp.time_wait) == 1
+
+
+def test_time_wait_asks_no_peer_whether_it_is_there():
+    conn = time_waiting()
+    conn.connection.set_keepalive(1.0, 1.0, 2)
+    conn.quiet_until(50.0)
+    assert conn.connection.error is None
 
 
 def test_losing_an_address_fails_its_connections(conn):

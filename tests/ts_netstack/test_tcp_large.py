@@ -8,9 +8,10 @@ import pytest
 from netsim import A, B, Net
 from netstack_scripts import Script
 
+from ts_base.ip_headers import ACK, SYN
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT
-from ts_netstack.wire import ACK, LARGE_PREFIX, SYN, Sizes, parse_options_untrusted, syn_options
+from ts_netstack.wire import LARGE_PREFIX, Sizes, parse_options_untrusted, syn_options
 
 LARGE, SMALL = 32_688, 1280
 
@@ -130,7 +131,7 @@ def test_the_first_flight_is_no_larger_for_it():
     before = net.carried
     client.write(noise(1_000_000))
     net.settle()
-    assert client._outbound.nxt - client._outbound.una <= 14_600
+    assert client.statistics().outstanding <= 14_600
     assert net.carried - before <= 10
 
 
@@ -169,7 +170,7 @@ def in_full_flight(net: Net) -> tuple[TcpConnection, TcpConnection, bytes, int]:
     data = noise(12_000_000)
     written = client.write(data[: 1 << 18])
     got = bytearray()
-    while len(got) < 3_000_000 or client._outbound.nxt - client._outbound.una < 50_000:
+    while len(got) < 3_000_000 or client.statistics().outstanding < 50_000:
         written += client.write(data[written : written + (1 << 18)])
         got += server.read(1 << 20)
         assert net.step()
@@ -224,7 +225,7 @@ def test_back_and_forth_with_large_segments_lost_in_between():
         roads.carried = carried
         net.to_b.mtu = 65_535 if carried else SMALL
         if not carried:  # and the relay went down with all that was in it
-            net._flying = [one for one in net._flying if len(one[3]) <= SMALL]
+            net.lose_in_flight(SMALL)
         until = at + len(rest) // 5
         got = bytearray()
         while len(got) < until - at:

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from netstack_scripts import Script, stamps
 
+from ts_base.ip_headers import ACK, RST
 from ts_netstack.tcp import ConnectionProblem
-from ts_netstack.wire import ACK, RST
+from ts_netstack.tcp_recovery import Recovery
 
 MSS = 1228
 
@@ -38,8 +39,24 @@ def test_a_hole_reported_by_sack_is_repaired_at_once():
     conn.expect(1.1, ACK, seq=1, data=MSS)
     conn.quiet_until(1.15)
     conn.segment(1.2, ACK, seq=1, ack=at(10))
-    assert conn.connection._outbound.recovery.mode == 0
-    assert conn.connection._outbound.recovery.congestion.window == int(10 * MSS * 0.7)
+    assert conn.statistics.recovery is Recovery.OPEN
+    assert conn.statistics.congestion_window == int(10 * MSS * 0.7)
+
+
+def test_statistics_tell_of_a_repair():
+    conn = sending()
+    before = conn.statistics
+    assert (before.unsent, before.outstanding, before.in_flight, before.acknowledged) == (10 * MSS,) * 3 + (1,)
+    conn.segment(1.1, ACK, seq=1, ack=1, options=conn.sack_option((at(1), at(5))))
+    during = conn.statistics
+    assert during.recovery is Recovery.RECOVERY
+    assert (during.sacked, during.lost, during.resent, during.in_flight) == (4 * MSS, 0, MSS, 6 * MSS)
+    conn.segment(1.2, ACK, seq=1, ack=at(10))
+    after = conn.statistics
+    assert after.recovery is Recovery.OPEN
+    assert (after.unsent, after.outstanding, after.sacked, after.timeouts) == (0, 0, 0, 0)
+    assert after.slow_start_threshold == after.congestion_window < before.congestion_window
+    assert after.smallest_round_trip <= after.round_trip < after.retransmission_timeout
 
 
 def test_two_holes_are_repaired_and_nothing_else():
@@ -70,8 +87,8 @@ def test_slight_reordering_is_waited_for():
     conn.quiet_until(1.11)
     conn.segment(1.11, ACK, seq=1, ack=at(2))
     conn.advance(1.12)
-    assert conn.connection._outbound.recovery.mode == 0
-    assert conn.connection._outbound.recovery.congestion.window >= 10 * MSS
+    assert conn.statistics.recovery is Recovery.OPEN
+    assert conn.statistics.congestion_window >= 10 * MSS
 
 
 def test_the_tail_is_probed_before_the_timeout():
@@ -96,18 +113,18 @@ def test_timeouts_double_and_the_connection_gives_up():
 
 def test_a_timeout_that_was_only_delay_is_undone():
     conn = sending()
-    window = conn.connection._outbound.recovery.congestion.window
+    window = conn.statistics.congestion_window
     echo = conn.our_stamp
     conn.advance(1.6)
-    assert conn.connection._outbound.recovery.mode == 2
+    assert conn.statistics.recovery is Recovery.TIMED_OUT
     resent = conn.flush()
     assert resent
     # Two seconds later the answer to the original comes: it echoes a stamp from before the retransmission.
     options = stamps(4000, echo)
     conn.segment(3.0, ACK, seq=1, ack=at(10), options=options)
-    assert conn.connection._outbound.recovery.mode == 0
-    assert conn.connection._outbound.recovery.congestion.window >= window
-    assert not conn.connection._outbound.recovery.flight.spans
+    assert conn.statistics.recovery is Recovery.OPEN
+    assert conn.statistics.congestion_window >= window
+    assert conn.statistics.outstanding == 0
 
 
 def test_a_timeout_without_stamps_is_undone_when_unsent_data_is_acknowledged():
@@ -116,10 +133,10 @@ def test_a_timeout_without_stamps_is_undone_when_unsent_data_is_acknowledged():
     connection.write(b"d" * 5000)
     conn.flush()
     conn.advance(1.05)
-    assert connection._outbound.recovery.mode == 2
+    assert conn.statistics.recovery is Recovery.TIMED_OUT
     conn.flush()
     conn.segment(1.1, ACK, seq=1, ack=4 * 1240 + 1)
-    assert connection._outbound.recovery.mode == 0
+    assert conn.statistics.recovery is Recovery.OPEN
 
 
 def test_three_duplicate_acks_repair_for_a_peer_without_sack():
@@ -131,7 +148,7 @@ def test_three_duplicate_acks_repair_for_a_peer_without_sack():
     conn.segment(1.2, ACK, seq=1, ack=at(4))
     assert conn.relative_seq(conn.flush()[0]) == at(4)
     conn.segment(1.3, ACK, seq=1, ack=at(10))
-    assert conn.connection._outbound.recovery.mode == 0
+    assert conn.statistics.recovery is Recovery.OPEN
 
 
 def test_a_closed_window_is_probed_for_ever_and_resumes():
@@ -164,17 +181,18 @@ def test_a_silent_peer_behind_a_closed_window_is_given_up():
 
 def test_a_stale_window_does_not_overwrite_a_newer_one():
     conn = Script()
-    connection = conn.connect(window=1000)
+    conn.connect(window=1000)
     conn.segment(0.1, ACK, seq=1, ack=1, data=b"abc")
     conn.segment(0.1, ACK, seq=4, ack=1, window=0)
     conn.segment(0.1, ACK, seq=1, ack=1, window=60000)
-    assert connection._outbound.window == 0
+    assert conn.statistics.peer_window == 0
 
 
 def test_a_small_window_is_filled_without_silliness():
     conn = Script()
     connection = conn.connect(window=8)  # 1,024 bytes with the peer's scale of 7
-    connection._outbound.window = connection._outbound.largest_window = 1024
+    conn.segment(0.0, ACK, seq=1, ack=1, window=8)
+    assert conn.statistics.largest_peer_window == 1024
     connection.write(b"s" * 3000)
     assert conn.flush()[0].payload == b"s" * 1024
 
@@ -201,7 +219,7 @@ def test_sack_that_is_taken_back_does_not_stall():
     for _ in range(30):
         conn.advance(conn.now + 0.5)
         for segment in conn.flush():
-            if conn.relative_seq(segment) == conn.connection._outbound.una - conn.connection._outbound.iss:
+            if conn.relative_seq(segment) == conn.statistics.acknowledged:
                 conn.segment(conn.now, ACK, seq=1, ack=conn.relative_seq(segment) + len(segment.payload))
     assert conn.connection.unsent == 0
 
@@ -211,8 +229,7 @@ def test_after_a_timeout_the_window_grows_though_what_was_lost_had_not_filled_it
     conn = sending(4)
     conn.advance(1.7)
     conn.flush()
-    congestion = conn.connection._outbound.recovery.congestion
-    assert congestion.window == MSS
+    assert conn.statistics.congestion_window == MSS
     conn.segment(1.8, ACK, seq=1, ack=at(1))
-    assert congestion.window == 2 * MSS
+    assert conn.statistics.congestion_window == 2 * MSS
     assert [conn.relative_seq(segment) for segment in conn.flush()] == [at(1), at(2)]

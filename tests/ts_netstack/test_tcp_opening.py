@@ -7,9 +7,10 @@ import struct
 import pytest
 from netstack_scripts import PEER, US, Script, stamps
 
+from ts_base.ip_headers import ACK, FIN, RST, SYN
 from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT, HALF_OPEN_LIMIT_PER_HOST
-from ts_netstack.wire import ACK, FIN, RST, SYN, parse_packet_untrusted, parse_segment_untrusted, tcp_packet
+from ts_netstack.wire import parse_packet_untrusted, parse_segment_untrusted, tcp_packet
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_reset_in_answer_to_syn_refuses(conn):
     conn.segment(0.1, RST | ACK, ack=77)
     assert connection.error is None
     conn.segment(0.1, RST, seq=0)
-    assert conn.drops["tcp_blind_reset"] == 1
+    assert conn.drops["tcp.blind_reset"] == 1
     conn.flush()
     conn.segment(0.2, RST | ACK, ack=1)
     assert connection.error is ConnectionProblem.REFUSED
@@ -74,7 +75,7 @@ def test_syn_ack_for_another_syn_is_reset(conn):
     conn.segment(0.1, SYN | ACK, ack=900)
     conn.expect(0.1, RST, seq=900)
     assert connection.error is None
-    assert conn.drops["tcp_handshake_ack"] == 1
+    assert conn.drops["tcp.handshake_ack"] == 1
 
 
 def test_simultaneous_open_establishes(conn):
@@ -112,7 +113,7 @@ def test_reset_of_a_half_open_connection_forgets_it(conn):
     conn.segment(0.0, SYN)
     conn.expect(0.0, SYN | ACK)
     conn.segment(0.1, RST, seq=5)
-    assert conn.drops["tcp_blind_reset"] == 1
+    assert conn.drops["tcp.blind_reset"] == 1
     conn.segment(0.1, RST, seq=1)
     conn.quiet_until(50.0)
     assert conn.is_asleep()
@@ -206,8 +207,8 @@ def test_a_cookie_opens_a_connection_with_its_options(stamped):
     assert connection.read(100) == b"through the flood"
     assert len(conn.stack._tcp.half_open) <= before
     assert connection.mss == (1228 if stamped else 1240)
-    assert connection._inbound.selective is stamped
-    assert connection._outbound.peer_shift == (7 if stamped else 0)
+    assert connection.statistics().selective is stamped
+    assert connection.statistics().peer_shift == (7 if stamped else 0)
 
 
 def test_an_invented_cookie_opens_nothing(conn):

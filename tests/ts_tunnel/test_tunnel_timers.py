@@ -146,16 +146,19 @@ def test_a_path_found_late_is_tried_at_once():
     assert kinds(p.a.wire) == ["initiation"]
 
 
-def test_asking_since_is_the_first_of_the_unanswered_initiations():
+def test_silence_begins_with_the_first_of_the_unanswered_initiations():
     p = Pair()
-    assert p.a.endpoint.asking_since(B) == p.a.endpoint.asking_since(77) == NEVER
+    assert p.a.endpoint.silence_of(B).asking_since == p.a.endpoint.silence_of(77).asking_since == NEVER
     p.now = 1.0
     p.send_a(b"x")
     p.drop_a_to_b()
     p.tick(7.0)
-    assert p.a.endpoint.asking_since(B) == 1.0
+    assert p.a.endpoint.silence_of(B) == (1.0, 2, 0)
     p.settle()
-    assert p.a.endpoint.asking_since(B) == NEVER
+    assert p.a.endpoint.silence_of(B).asking_since == NEVER
+    p.send_b(b"y")
+    p.settle()
+    assert p.a.endpoint.silence_of(B).packets_in == 1
 
 
 def test_distrusting_a_stranger_or_an_idle_peer_does_nothing():

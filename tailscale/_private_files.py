@@ -1,0 +1,65 @@
+"""Files that nobody else may read, swap or hold up: folders, locks and flags, on every system that has them.
+
+Owns what differs between systems. Refuses to know what the files are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+LOCK_OFFSET = 1 << 30  # Windows locks bytes against reading too; the pid at the start must stay readable
+
+# Not through a link, and not waiting for the other end of what turns out to be a FIFO.
+CAREFULLY: int = 0
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    CAREFULLY |= getattr(os, _flag, 0)
+
+
+def make_folder(folder: Path) -> None:
+    """Every folder that is made on the way is ours alone: who may rename one of them may swap what is inside."""
+    for missing in [step for step in (*reversed(folder.parents), folder) if not step.exists()]:
+        with contextlib.suppress(FileExistsError):
+            missing.mkdir(mode=0o700)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def try_lock(descriptor: int) -> bool:
+    """An exclusive lock that dies with the process. False when somebody holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, LOCK_OFFSET, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def read_pid(descriptor: int) -> int | None:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return int(os.read(descriptor, 20))
+    except (OSError, ValueError):
+        return None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the rename itself survive a power cut, where the system can."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
