@@ -10,8 +10,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -19,9 +18,11 @@ from ts_base.ip import TCP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
 from ts_base.keys import NodePrivate
 from ts_base.who import Hop, Origin, PathRun
+from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
-from ts_dataplane.filter import Rule
-from ts_dataplane.tables import PeerRoutes, compile_tables
+from ts_dataplane.filter import Rule, run_through
+from ts_dataplane.overlay import Changed, SegmentSizes
+from ts_dataplane.tables import compile_tables_steps
 from ts_tunnel.endpoint import Endpoint
 
 RUN, ROUNDS = 48, 6
@@ -34,22 +35,31 @@ class Shelf:
 
     def __init__(self) -> None:
         self.received = 0
-        self.outgoing: list[tuple[bytes, list[bytes]]] = []
+        self.outgoing: list[tuple[Hop, list[bytes]]] = []
 
     def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
-        self.received += sum(len(packets) for _, packets in runs)
+        for _, packets in runs:
+            self.received += len(packets)
 
-    def transmit(self, now: float, widths: object) -> list[tuple[Hop, list[bytes]]]:
+    def transmit(self, now: float, widths: SegmentSizes) -> list[tuple[Hop, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
-        return [((destination, 0), packets) for destination, packets in taken]
+        return taken
 
     def handle_timer(self, now: float) -> None: ...
 
     def next_timer(self) -> float:
         return math.inf
 
-    def take_messages(self) -> list[Any]:
+    def take_messages(self) -> list[Changed]:
         return []
+
+    def set_addresses(self, own: Sequence[bytes], now: float) -> None: ...
+
+    def path_changed(self, address: bytes) -> None: ...
+
+    def close_all(self, now: float) -> None: ...
+
+    is_quiet = True
 
 
 class Side:
@@ -64,7 +74,7 @@ class Side:
         self.shelf = Shelf()
         self.engine = Engine(endpoint, self.shelf)
         peer = PeerRoutes(other, ADDRESSES[other])
-        self.engine.tables = compile_tables(own=ADDRESSES[number], peers=(peer,), rules=rules)
+        self.engine.tables = run_through(compile_tables_steps(own=ADDRESSES[number], peers=(peer,), rules=rules))
         self.engine.paths[other] = (PATHS[other],)
 
 
@@ -72,7 +82,7 @@ def pair() -> tuple[Side, Side]:
     """Two sides with a session between them."""
     rules = (Rule(("*",), (("*", 0, 65535),)),)
     a, b = Side(1, rules), Side(2, rules)
-    a.shelf.outgoing.append((parse_address(ADDRESSES[2][0]), segments(TCP, 0, 1, 100)))
+    a.shelf.outgoing.append(((parse_address(ADDRESSES[2][0]), 0), segments(TCP, 0, 1, 100)))
     for _ in range(4):
         for sender, receiver, number in ((a, b, 1), (b, a, 2)):
             runs = [(PATHS[number], datagrams) for _, datagrams in sender.engine.transmit(0.0)]
@@ -124,7 +134,7 @@ def measure(protocol: int, family: int, size: int, packets: int) -> dict[str, fl
         spent = 0.0
         waiting.clear()
         for run in runs_of(plain):
-            a.shelf.outgoing.append((destination, run))
+            a.shelf.outgoing.append(((destination, 0), run))
             start = time.perf_counter()
             sent = a.engine.transmit(1.0)
             spent += time.perf_counter() - start

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from ts_base.ip import UDP, mask, parse_address
 from ts_dataplane.bart import Bart
+from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.filter import Rule
-from ts_dataplane.tables import PeerRoutes, Tables, compile_tables_steps
+from ts_dataplane.tables import Tables, compile_tables_steps
 
 OWN = ("100.127.0.1", "fd7a:115c:a1e0::ffff:1")
 

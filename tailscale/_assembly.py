@@ -53,7 +53,6 @@ from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
 from ts_dataplane.engine import Engine
 from ts_dataplane.paths import PathFinder
-from ts_dataplane.relay_segments import Widths
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
@@ -141,10 +140,7 @@ class Runtime:
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
         )
-        engine = Engine(self.endpoint, self.stack)
-        engine.disco_advert = disco.public.raw
-        engine.paths = finder.paths
-        engine.widths = Widths(engine)
+        engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
         # What is asked of it.

@@ -21,9 +21,10 @@ import trio.testing
 from tailscale.testing import Tailnet
 from ts_base.ip import parse_address
 from ts_base.keys import NodePrivate
+from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
-from ts_dataplane.filter import Rule
-from ts_dataplane.tables import PeerRoutes, compile_tables
+from ts_dataplane.filter import Rule, run_through
+from ts_dataplane.tables import compile_tables_steps
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
@@ -78,7 +79,9 @@ class Node:
         other = 3 - self.number
         peer = PeerRoutes(other, (ADDRESSES[other] + "/32",))
         rules = (Rule(("*",), (("*", 0, 65535),)),)
-        self.engine.tables = compile_tables(own=(ADDRESSES[self.number],), peers=(peer,), rules=rules)
+        self.engine.tables = run_through(
+            compile_tables_steps(own=(ADDRESSES[self.number],), peers=(peer,), rules=rules)
+        )
 
 
 class Wire:

@@ -1,24 +1,24 @@
 """Engine: a packet's whole life on one page. Read `receive` for the way in and `transmit` for the way out.
 
-    datagrams -> sort by first bytes -> Endpoint (decrypt) -> _admit (who, may they, padding off) -> Stack
-    Stack -> route -> Endpoint (encrypt) -> every path to the peer
+    datagrams -> sort by first bytes -> Endpoint (decrypt) -> _admit (who, may they, padding off) -> overlay
+    overlay -> route -> Endpoint (encrypt) -> the paths to the peer
 
-Owns: sorting, source ownership and filter in the packet's way, UDP reply flows, TSMP, masquerade, drop counters.
-Tables and paths arrive by plain assignment. Refuses to know: sockets, clocks, tasks, control; how a verdict is found.
+Owns: sorting, source ownership and filter in the packet's way, UDP reply flows, exits in use, drop counters.
+Tables arrive by plain assignment. Refuses to know: sockets, clocks, tasks, control; how a verdict is found.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from ts_base.errors import BadPacket
 from ts_base.ip import TCP, TSMP, UDP
-from ts_base.who import Hop, Origin
-from ts_dataplane import disco, geneve, stun, tsmp
-from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL, ReplyFlows
+from ts_base.who import Hop, Origin, Path, PathRun, PeerId, PeerRun, is_direct
+from ts_dataplane import disco, geneve, stun
+from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
+from ts_dataplane.overlay import Changed, Overlay
 from ts_dataplane.packets import (
     NOT_WHOLE,
     PEEK4,
@@ -29,87 +29,98 @@ from ts_dataplane.packets import (
     is_source_routed,
     parse,
     reply_flow,
-    with_destination,
-    with_source,
     without_padding,
 )
-from ts_dataplane.tables import NOT_OWNER, PeerId, Tables
-from ts_tunnel.messages import Path, SessionEstablished
+from ts_dataplane.pathless import Pathless
+from ts_dataplane.relay_segments import RelaySegments
+from ts_dataplane.reply_flows import ReplyFlows, ReplyFlowStatistics
+from ts_dataplane.spread import EveryPath, Spread
+from ts_dataplane.tables import NOT_AN_ANSWER, NOT_OWNER, Tables, TablesStatistics
+from ts_dataplane.tsmp import TsmpMessage
+from ts_dataplane.tsmp_talk import TsmpTalk
+from ts_tunnel.messages import Message
 
 # Names of drop counters; the filter's verdicts are counted under their own names.
-STRAY, NOT_OURS, DISCO_FULL, STUN_FULL = "stray-byte", "unknown-datagram", "disco-full", "stun-full"
-MALFORMED, SOURCE_ROUTED = "malformed", "source-routed"
-NO_ROUTE, NO_PATH = "no-route", "no-path"
-TSMP_UNKNOWN, TSMP_FULL, REJECTS_LIMITED = "tsmp-unknown", "tsmp-full", "rejects-limited"
+STRAY, NOT_OURS = "engine.stray_byte", "engine.unknown_datagram"
+DISCO_FULL, STUN_FULL = "engine.disco_full", "engine.stun_full"
+MALFORMED, SOURCE_ROUTED = "engine.malformed", "engine.source_routed"
+NO_ROUTE, VIA_NOT_AN_EXIT = "engine.no_route", "engine.via_not_an_exit"
 
 DISCO_LIMIT, STUN_LIMIT = 256, 64  # datagrams kept until somebody takes them; strangers choose their rate
-ASIDES_LIMIT = 256  # TSMP packets waiting for the next transmit
-MESSAGES_LIMIT = 256
-HELD_PEERS, HELD_DATAGRAMS = 256, 8  # sealed for peers that nobody knows a way to yet
-REJECTS_PER_SECOND = 100
+UNROUTED_LIMIT = 256
+SPARE_PATHS = 256  # remembered of peers that are gone, before they are looked for and forgotten
 
 _WIREGUARD = frozenset(bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True, slots=True)
 class NoRoute:
-    """Packets to `destination` were dropped because no peer has it: dials there may fail at once."""
+    """Packets to `destination` were dropped because no peer has it, or `via` does not take them: dials may fail."""
 
     destination: bytes
+    via: PeerId = 0
+
+
+EngineMessage = Message | TsmpMessage | NoRoute | Changed
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    tables: TablesStatistics
+    replies: ReplyFlowStatistics
+    exits_in_use: int
+    peers_without_path: int
+    drops: Mapping[str, int]
 
 
 class Tunnel(Protocol):
     """What the engine needs of ts_tunnel.endpoint.Endpoint."""
 
-    def receive(self, runs: list[tuple[Path, list[bytes]]], now: float) -> list[tuple[PeerId, Path, list[bytes]]]: ...
-    def send(self, runs: list[tuple[PeerId, list[bytes]]], now: float) -> None: ...
+    def receive(self, runs: list[PathRun], now: float) -> list[tuple[PeerId, Path, list[bytes]]]: ...
+    def send(self, runs: list[PeerRun], now: float) -> None: ...
     def send_ahead(self, peer_id: PeerId, packet: bytes, now: float) -> bool: ...
-    def transmit(self, now: float) -> list[tuple[PeerId, list[bytes]]]: ...
-    def take_replies(self) -> list[tuple[Path, list[bytes]]]: ...
+    def transmit(self, now: float) -> list[PeerRun]: ...
+    def take_replies(self) -> list[PathRun]: ...
     def handle_timer(self, now: float) -> None: ...
     def next_timer(self) -> float: ...
-    def take_messages(self) -> list[Any]: ...
-
-
-class Netstack(Protocol):
-    """What the engine needs of ts_netstack.stack.Stack, or of whatever stands in its place."""
-
-    def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None: ...
-    def transmit(self, now: float, widths: Any) -> list[tuple[Hop, list[bytes]]]: ...
-    def handle_timer(self, now: float) -> None: ...
-    def next_timer(self) -> float: ...
-    def take_messages(self) -> list[Any]: ...
+    def take_messages(self) -> list[Message]: ...
 
 
 class Engine:
-    """Between the sockets below and the sockets above. One per Device, driven by one shell."""
+    """Between the sockets below and the overlay above. One per Device, driven by one shell."""
 
-    def __init__(self, endpoint: Tunnel, stack: Netstack) -> None:
+    def __init__(
+        self,
+        endpoint: Tunnel,
+        overlay: Overlay,
+        *,
+        paths: dict[PeerId, tuple[Path, ...]] | None = None,
+        disco_key: bytes | None = None,
+    ) -> None:
+        """`paths` is the path finder's, which goes on deciding; `disco_key` is told inside each new session."""
         self.tables = Tables.empty()
-        self.paths: dict[PeerId, tuple[Path, ...]] = {}  # shared with PathFinder, which decides
-        self.disco_advert: bytes | None = None  # our disco public key, told to peers inside each new session
-        self.peerapi_port = 0
-        self.widths: Any = None  # which destinations take larger packets than the MTU
+        self.paths = {} if paths is None else paths
         self.drops: Counter[str] = Counter()
         self.replies = ReplyFlows()
         self._endpoint = endpoint
-        self._stack = stack
+        self._overlay = overlay
+        self._spread: Spread = EveryPath(self.paths)
+        self._segments = RelaySegments(self.tables, self.paths)
+        self._talk = TsmpTalk(self.drops, disco_key)
+        self._pathless = Pathless(self.drops)
+        self._exits: Counter[PeerId] = Counter()  # how many flows go through each
         self._disco: deque[tuple[bytes, Path]] = deque(maxlen=DISCO_LIMIT)
         self._stun: deque[tuple[bytes, Path]] = deque(maxlen=STUN_LIMIT)
         self._last_path: dict[PeerId, Path] = {}
         self._heard: dict[PeerId, Path] = {}
         self._sent: set[PeerId] = set()
-        self._asides: list[tuple[PeerId, list[bytes]]] = []
-        self._pathless: dict[PeerId, list[bytes]] = {}
-        self._messages: list[Any] = []
-        self._unrouted: dict[bytes, None] = {}
-        self._reject_second, self._rejects = 0.0, 0
+        self._unrouted: dict[Hop, None] = {}
 
     # The way in
 
-    def receive(self, runs: Sequence[tuple[Path, list[bytes]]], now: float) -> None:
-        """Take datagrams in the order they came; what they carry for us is in the stack afterwards."""
-        tunnel: list[tuple[Path, list[bytes]]] = []
+    def receive(self, runs: Sequence[PathRun], now: float) -> None:
+        """Take datagrams in the order they came; what they carry for us is in the overlay afterwards."""
+        tunnel: list[PathRun] = []
         for path, datagrams in runs:
             sealed = [datagram for datagram in datagrams if datagram[:4] in _WIREGUARD]
             if sealed:
@@ -118,30 +129,28 @@ class Engine:
                 self._sort(path, datagrams, tunnel)
         if tunnel:
             opened = self._endpoint.receive(tunnel, now)
-            self._follow_sessions(now)
+            for peer, packet in self._talk.follow(self._endpoint.take_messages(), self.tables):
+                self._endpoint.send_ahead(peer, packet, now)
             if admitted := self._admit(opened, now):
-                self._stack.receive([((0, True), admitted)], now)
+                self._overlay.receive(admitted, now)
 
-    def _sort(self, path: Path, datagrams: list[bytes], tunnel: list[tuple[Path, list[bytes]]]) -> None:
+    def _sort(self, path: Path, datagrams: list[bytes], tunnel: list[PathRun]) -> None:
         """The datagrams of a run that are not plain WireGuard: disco, STUN, peer-relayed, noise."""
-        host: Any = path[0]
-        port: Any = path[1]
-        is_direct = len(path) == 2 and isinstance(host, str)
         relayed: dict[Path, list[bytes]] = {}
         for datagram in datagrams:
             if datagram[:4] in _WIREGUARD:
                 continue
-            via = path
-            if is_direct and geneve.is_geneve(datagram):
+            came_by = path
+            if is_direct(path) and geneve.is_geneve(datagram):
                 _, vni, _ = geneve.decode_header_untrusted(datagram)
-                via, datagram = (host, port, vni), datagram[geneve.HEADER_LENGTH :]
+                came_by, datagram = (*path, vni), datagram[geneve.HEADER_LENGTH :]
                 if datagram[:4] in _WIREGUARD:
-                    relayed.setdefault(via, []).append(datagram)
+                    relayed.setdefault(came_by, []).append(datagram)
                     continue
             if datagram.startswith(disco.MAGIC):
-                self._keep(self._disco, (datagram, via), DISCO_FULL)
-            elif is_direct and stun.is_stun(datagram):
-                self._keep(self._stun, (datagram, via), STUN_FULL)
+                self._keep(self._disco, (datagram, came_by), DISCO_FULL)
+            elif is_direct(path) and stun.is_stun(datagram):
+                self._keep(self._stun, (datagram, came_by), STUN_FULL)
             else:
                 # Linux peers pad segmented sends with one stray byte to dodge a kernel bug.
                 self.drops[STRAY if len(datagram) <= 1 else NOT_OURS] += 1
@@ -151,20 +160,22 @@ class Engine:
         self.drops[full] += len(waiting) == waiting.maxlen
         waiting.append(item)
 
-    def _admit(self, runs: list[tuple[PeerId, Path, list[bytes]]], now: float) -> list[bytes]:
-        """Of authenticated plaintext, the packets their peers may send us, without padding.
+    def _admit(self, runs: list[tuple[PeerId, Path, list[bytes]]], now: float) -> list[tuple[Origin, list[bytes]]]:
+        """Of authenticated plaintext, the packets their peers may send us, without padding, by who sent them.
 
         Whole TCP and UDP packets are judged here, everything else in `_admit_carefully`; a packet that continues the
         flow just admitted is not judged again. bench/engine.py says why this loop is written out.
         """
         tables = self.tables
-        admitted: list[bytes] = []
+        admitted: dict[Origin, list[bytes]] = {}
         for peer, path, packets in runs:
             if self._last_path.get(peer) != path:
                 self._last_path[peer] = self._heard[peer] = path
+            if not packets:
+                continue
             if (known := tables.peers.get(peer)) is not None and known.masquerade:
-                for ours, theirs in known.masquerade:
-                    packets = [with_destination(packet, theirs, ours) for packet in packets]
+                packets = known.addressed_to_us(packets)
+            flow_goes = usual = admitted.setdefault((peer, True), [])
             last_flow, last_protocol = b"", 0
             for packet in packets:
                 size = len(packet)
@@ -184,139 +195,89 @@ class Engine:
                 opening = protocol == TCP and flags & SYN_ACK == SYN
                 if flow != last_flow or protocol != last_protocol or opening:
                     reason = tables.verdict(peer, protocol, opening, flow)
-                    if reason and not (reason == NO_RULE and self.replies.admits((protocol, flow))):
-                        self._refuse(peer, packet, parse(packet), reason, now)
+                    if reason and not self._is_answer(reason, peer, protocol, flow):
+                        self._refuse(peer, parse(packet), reason, now)
                         continue
+                    flow_goes = usual if reason != NOT_AN_ANSWER else admitted.setdefault((peer, False), [])
                     if not opening:
                         last_flow, last_protocol = flow, protocol
-                admitted.append(packet if total == size else packet[:total])
-        return admitted
+                flow_goes.append(packet if total == size else packet[:total])
+        return [run for run in admitted.items() if run[1]]
 
-    def _admit_carefully(self, peer: PeerId, padded: bytes, now: float, admitted: list[bytes]) -> None:
+    def _is_answer(self, reason: str, peer: PeerId, protocol: int, flow: bytes) -> bool:
+        """Refused for `reason`, and admitted all the same: it answers what we sent to that very peer.
+
+        An exit in use may answer by TCP whenever it likes: the overlay knows each connection and which way it goes.
+        """
+        if reason == NOT_AN_ANSWER and peer in self._exits:
+            return protocol == TCP or self.replies.admits((peer, protocol, flow))
+        return reason == NO_RULE and self.replies.admits((peer, protocol, flow))
+
+    def _admit_carefully(self, peer: PeerId, padded: bytes, now: float, admitted: dict[Origin, list[bytes]]) -> None:
         """Options, fragments, extension headers, ICMP, TSMP, runts: the same rules, read in full."""
         packet = without_padding(padded)
         if not packet:
             self.drops[MALFORMED] += 1
             return
-        parsed = parse(packet)
-        if not self.tables.accepts(peer, parsed.source):
+        tables, parsed = self.tables, parse(packet)
+        is_usual = tables.accepts(peer, parsed.source)
+        if not is_usual and not (
+            peer in self._exits and parsed.protocol != TSMP and tables.offers(peer, parsed.source)
+        ):
             self.drops[NOT_OWNER] += 1
         elif parsed.protocol == TSMP:
-            self._hear_tsmp(peer, packet, parsed)  # before the filter: a ping is answered whatever the rules say
+            self._talk.hear(tables, peer, packet, parsed)  # before the filter: a ping is answered whatever it says
         elif is_source_routed(packet):
             self.drops[SOURCE_ROUTED] += 1
         else:
-            reason = self.tables.judge(peer, packet, parsed)
-            if reason == NO_RULE and self.replies.admits((parsed.protocol, parsed.flow)):
+            reason = tables.judge(peer, packet, parsed) if is_usual else tables.judge_answer(packet, parsed)
+            if reason == NO_RULE and self.replies.admits((peer, parsed.protocol, parsed.flow)):
                 reason = ADMITTED
             if reason == ADMITTED:
-                admitted.append(packet)
+                admitted.setdefault((peer, is_usual), []).append(packet)
             else:
-                self._refuse(peer, packet, parsed, reason, now)
+                self._refuse(peer, parsed, reason, now)
 
-    def _refuse(self, peer: PeerId, packet: bytes, parsed: Parsed, reason: str, now: float) -> None:
+    def _refuse(self, peer: PeerId, parsed: Parsed, reason: str, now: float) -> None:
         """Count a drop; whoever may speak for the source and tried to connect is told, so that it need not time out."""
         self.drops[reason] += 1
-        if not parsed.is_opening or reason not in (NO_RULE, NOT_LOCAL):
-            return
-        if now - self._reject_second >= 1.0:
-            self._reject_second, self._rejects = now, 0
-        self._rejects += 1
-        if self._rejects > REJECTS_PER_SECOND:
-            self.drops[REJECTS_LIMITED] += 1
-            return
-        known = self.tables.peers.get(peer)
-        shielded = self.tables.shields_up or known is None or known.routes.jailed
-        self._say(peer, tsmp.encode_rejected(parsed, "S" if shielded else "A"))
-
-    # TSMP: what nodes tell each other inside the tunnel
-
-    def _hear_tsmp(self, peer: PeerId, packet: bytes, parsed: Parsed) -> None:
-        try:
-            message = tsmp.decode_untrusted(peer, packet, parsed)
-        except BadPacket:
-            self.drops[TSMP_UNKNOWN] += 1
-            return
-        if not self.tables.is_local(parsed.destination):
-            self.drops[NOT_LOCAL] += 1
-        elif isinstance(message, tsmp.TsmpPing):
-            self._say(peer, tsmp.encode_pong(parsed.destination, parsed.source, message.token, self.peerapi_port))
-        elif len(self._messages) >= MESSAGES_LIMIT:
-            self.drops[TSMP_FULL] += 1
-        else:
-            self._messages.append(message)
-
-    def _say(self, peer: PeerId, packet: bytes) -> None:
-        """Send `packet` to `peer` with the next transmit."""
-        if len(self._asides) >= ASIDES_LIMIT:
-            self.drops[TSMP_FULL] += 1
-        else:
-            self._asides.append((peer, [packet]))
-
-    def ping(self, peer: PeerId, token: bytes) -> bool:
-        """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it."""
-        ends = self.tables.addresses_towards(peer)
-        if ends is not None:
-            self._say(peer, tsmp.encode_ping(*ends, token))
-        return ends is not None
-
-    def _follow_sessions(self, now: float) -> None:
-        """A new session begins with our disco key, so that a restarted peer finds our paths without asking control."""
-        for message in self._endpoint.take_messages():
-            self._messages.append(message)
-            if isinstance(message, SessionEstablished) and self.disco_advert is not None:
-                peer = message.peer
-                known = self.tables.peers.get(peer)
-                ends = self.tables.addresses_towards(peer)
-                if known is not None and known.routes.takes_adverts and ends is not None:
-                    advert = tsmp.encode_disco_key(*ends, self.disco_advert)
-                    self._endpoint.send_ahead(peer, self._masquerade(peer, [advert])[0], now)
+        if parsed.is_opening and reason in (NO_RULE, NOT_LOCAL):
+            self._talk.refuse(self.tables, peer, parsed, now)
 
     # The way out
 
-    def transmit(self, now: float) -> list[tuple[Path, list[bytes]]]:
+    def transmit(self, now: float) -> list[PathRun]:
         """Everything that is ready to go down, by path."""
-        tables, runs = self.tables, self._asides
-        self._asides = []
-        for (destination, _), packets in self._stack.transmit(now, self.widths):
-            peer = tables.peer_for(destination)
+        tables, talk, segments = self.tables, self._talk, self._segments
+        runs, talk.outbound = talk.outbound, []
+        segments.tables = tables
+        for hop, packets in self._overlay.transmit(now, segments):
+            peer = tables.peer_for(*hop)
             if peer is None:
-                self.drops[NO_ROUTE] += len(packets)
-                if len(self._unrouted) < MESSAGES_LIMIT:
-                    self._unrouted[destination] = None
+                self._drop_unrouted(hop, len(packets))
                 continue
-            self._remember_flows(packets)
+            self._remember_flows(peer, packets)
             self._sent.add(peer)
             runs.append((peer, packets))
         if runs:
-            self._endpoint.send([(peer, self._masquerade(peer, packets)) for peer, packets in runs], now)
-        ready: list[tuple[Path, list[bytes]]] = self._endpoint.take_replies()
+            self._endpoint.send([self._masqueraded(peer, packets) for peer, packets in runs], now)
+        ready = self._endpoint.take_replies()
         sealed = self._endpoint.transmit(now)
-        if self._pathless:
-            sealed = self._released() + sealed
+        if self._pathless.held:
+            sealed = self._pathless.release(self.paths) + sealed
         for peer, datagrams in sealed:
-            paths = self.paths.get(peer, ())
-            if not paths:
-                self._hold(peer, datagrams)
-            ready += [(path, datagrams) for path in paths]
-        return [_carried(*run) for run in ready]
+            if carried := self._spread.spread(peer, datagrams, now):
+                ready += carried
+            else:
+                self._pathless.hold(peer, datagrams)
+        return ready
 
-    def _hold(self, peer: PeerId, datagrams: list[bytes]) -> None:
-        """Nobody knows a way to `peer` yet: its handshake must not wait for a retry when one is found."""
-        held = self._pathless.pop(peer, [])
-        held += datagrams
-        if len(held) > HELD_DATAGRAMS:
-            self.drops[NO_PATH] += len(held) - HELD_DATAGRAMS
-        self._pathless[peer] = held[-HELD_DATAGRAMS:]
-        if len(self._pathless) > HELD_PEERS:
-            self.drops[NO_PATH] += len(self._pathless.pop(next(iter(self._pathless))))
+    def _drop_unrouted(self, hop: Hop, count: int) -> None:
+        self.drops[VIA_NOT_AN_EXIT if hop[1] else NO_ROUTE] += count
+        if len(self._unrouted) < UNROUTED_LIMIT:
+            self._unrouted[hop] = None
 
-    def _released(self) -> list[tuple[PeerId, list[bytes]]]:
-        """What was held for peers that have a path now."""
-        found = [peer for peer in self._pathless if self.paths.get(peer)]
-        return [(peer, self._pathless.pop(peer)) for peer in found]
-
-    def _remember_flows(self, packets: list[bytes]) -> None:
+    def _remember_flows(self, peer: PeerId, packets: list[bytes]) -> None:
         """What we send by UDP or SCTP may be answered. Before masquerade: answers are judged after it is undone."""
         last = b""
         for packet in packets:
@@ -325,32 +286,62 @@ class Engine:
             if protocol == TCP or (protocol == UDP and ends == last):
                 continue
             if (flow := reply_flow(packet)) is not None:
-                self.replies.record(flow)
+                self.replies.record((peer, *flow))
                 last = ends if protocol == UDP else b""
 
-    def _masquerade(self, peer: PeerId, packets: list[bytes]) -> list[bytes]:
+    def _masqueraded(self, peer: PeerId, packets: list[bytes]) -> PeerRun:
         known = self.tables.peers.get(peer)
-        if known is not None:
-            for ours, theirs in known.masquerade:
-                packets = [with_source(packet, ours, theirs) for packet in packets]
-        return packets
+        return (peer, packets) if known is None or not known.masquerade else (peer, known.as_it_knows_us(packets))
+
+    # What flows, the runtime and users set while packets go by
+
+    def use_exit(self, peer: PeerId) -> None:
+        """A flow is opened that goes by `peer`: it may answer for whatever it offers to reach, until released."""
+        self._exits[peer] += 1
+
+    def release_exit(self, peer: PeerId) -> None:
+        """The flow is over. Once for each `use_exit`."""
+        self._exits[peer] -= 1
+        if self._exits[peer] <= 0:
+            del self._exits[peer]
+
+    def set_services(self, *, peerapi_port: int) -> None:
+        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""
+        self._talk.peerapi_port = peerapi_port
+
+    @property
+    def peerapi_port(self) -> int:
+        return self._talk.peerapi_port
+
+    def ping(self, peer: PeerId, token: bytes) -> bool:
+        """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it."""
+        return self._talk.ping(self.tables, peer, token)
 
     # The rest of the contract, and what the shell takes to other rooms
 
     def handle_timer(self, now: float) -> None:
         self._endpoint.handle_timer(now)
-        self._stack.handle_timer(now)
+        self._overlay.handle_timer(now)
 
     def next_timer(self) -> float:
-        return min(self._endpoint.next_timer(), self._stack.next_timer())
+        return min(self._endpoint.next_timer(), self._overlay.next_timer())
 
-    def take_messages(self) -> list[Any]:
-        """Sockets that changed, session messages of the endpoint, TsmpReject, TsmpPong, DiscoKeyAdvertised, NoRoute."""
-        taken = self._endpoint.take_messages() + self._stack.take_messages()
-        if self._messages or self._unrouted:
-            taken = self._messages + [NoRoute(address) for address in self._unrouted] + taken
-            self._messages, self._unrouted = [], {}
+    def take_messages(self) -> list[EngineMessage]:
+        """Sockets that changed, what the tunnel and peers told, and where packets found no way to."""
+        taken: list[EngineMessage] = [*self._endpoint.take_messages(), *self._overlay.take_messages()]
+        if self._talk.messages or self._unrouted:
+            taken = [*self._talk.messages, *(NoRoute(*hop) for hop in self._unrouted), *taken]
+            self._talk.messages, self._unrouted = [], {}
         return taken
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(
+            tables=self.tables.statistics(),
+            replies=self.replies.statistics(),
+            exits_in_use=len(self._exits),
+            peers_without_path=len(self._pathless.held),
+            drops=dict(self.drops),
+        )
 
     @property
     def has_asides(self) -> bool:
@@ -379,15 +370,6 @@ class Engine:
     def take_heard(self) -> list[tuple[PeerId, Path]]:
         """Peers that spoke to us by another path than the time before, and that path."""
         taken, self._heard = self._heard, {}
-        if len(self._last_path) > 2 * len(self.tables.peers) + MESSAGES_LIMIT:
+        if len(self._last_path) > 2 * len(self.tables.peers) + SPARE_PATHS:
             self._last_path = {peer: path for peer, path in self._last_path.items() if peer in self.tables.peers}
         return list(taken.items())
-
-
-def _carried(path: Path, datagrams: list[bytes]) -> tuple[Path, list[bytes]]:
-    """A run as the sockets carry it: through a peer relay, a direct run to the relay with a Geneve header on each."""
-    if len(path) == 2:
-        return path, datagrams
-    host, port, vni = path
-    header = geneve.encode_header(geneve.WIREGUARD, vni)
-    return (host, port), [header + datagram for datagram in datagrams]

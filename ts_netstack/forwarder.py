@@ -1,6 +1,6 @@
 """Packets for addresses that are not ours: what a subnet router and an exit node hear.
 
-A SYN is held and told as a `Knock`; nobody is answered before somebody has dialled outward and says `admit` or
+A SYN is held and is news, a `Knock`; nobody is answered before somebody has dialled outward and says `admit` or
 `refuse`. Datagrams are flows, which end when nothing was said for a while. Owns their limits, over all and per peer.
 Refuses to know routes, which are one question handed in, and what becomes of the bytes.
 RFC 9293 section 3.10.7.2, RFC 4787 section 4.3 (idle flows), RFC 1812 section 5.3.7 (martian addresses).
@@ -19,7 +19,7 @@ from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
 from ts_netstack.arrivals import Arrival, may_speak
 from ts_netstack.icmp_demux import IcmpSockets
-from ts_netstack.ledger import Ledger
+from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.outbox import Outbox
 from ts_netstack.own_addresses import OwnAddresses
 from ts_netstack.tcp import TcpConnection
@@ -103,7 +103,7 @@ class HeldSyn:
 class ForwardedFlow(UdpPort):
     """Datagrams between `remote` and `host`:`port`, an address we forward for: who takes it speaks for that address.
 
-    Told as a message when something comes; without an owner, it is new. `key` is that of its inbound packets.
+    `key` is that of its inbound packets.
     """
 
     __slots__ = ("active_at", "key", "local", "peer", "peer_address")
@@ -133,8 +133,11 @@ class ForwardedFlow(UdpPort):
         return f"ForwardedFlow({self.port})"
 
 
-class Forwarder:
-    """One of a stack. `routes` None, the default, forwards nothing."""
+News = Knock | ForwardedFlow
+
+
+class Forwarder(Socket):
+    """One of a stack, changed when there is news. `routes` None, the default, forwards nothing."""
 
     __slots__ = (
         *("_admitted", "_admitted_quota", "_flow_quota", "_held", "_held_quota", "_icmp", "_ledger", "_news"),
@@ -152,9 +155,10 @@ class Forwarder:
     ) -> None:
         self._own, self._outbox, self._ledger, self._timers = own, outbox, ledger, timers
         self._tcp, self._icmp = tcp, icmp_sockets
+        super().__init__()
         self.routes: Covered | None = None
         self._held: dict[bytes, HeldSyn] = {}
-        self._news: dict[bytes, Knock] = {}
+        self._news: dict[bytes, News] = {}
         self._admitted: dict[bytes, PeerId] = {}
         self.flows: dict[bytes, ForwardedFlow] = {}
         drops = ledger.drops
@@ -190,7 +194,7 @@ class Forwarder:
             self._tcp.refuse(arrival, now)
         elif self._held_quota.take(arrival.peer):
             held = self._held[arrival.key] = HeldSyn(arrival)
-            self._news[arrival.key] = held.knock
+            self._tell(arrival.key, held.knock)
             self._timers.set(held, now + HELD_SECONDS)
 
     def _receive_held(self, held: HeldSyn, arrival: Arrival) -> None:
@@ -259,6 +263,7 @@ class Forwarder:
             flow = ForwardedFlow(self._outbox, self._own, self._ledger, key, local, remote, peer)
             self.flows[key] = flow
             self._timers.set(flow, now + FLOW_IDLE)
+            self._tell(key, flow)
         flow.active_at = now
         flow.deliver(data, remote)
 
@@ -289,12 +294,17 @@ class Forwarder:
     def forget_flow(self, flow: ForwardedFlow) -> None:
         if self.flows.get(flow.key) is flow:
             del self.flows[flow.key]
+            self._news.pop(flow.key, None)
             self._timers.clear(flow)
             self._flow_quota.give_back(flow.peer)
 
-    def take_news(self) -> list[Knock]:
-        """SYNs held since last asked."""
-        if not self._news:
-            return []
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, key: bytes, news: News) -> None:
+        self._news[key] = news
+        self._ledger.changed[self] = None
+
+    def take_news(self) -> list[News]:
+        """SYNs held and flows begun since last asked."""
         news, self._news = list(self._news.values()), {}
         return news

@@ -19,7 +19,7 @@ from ts_base.timers import Timers
 from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL, Arrival, may_speak
-from ts_netstack.forwarder import Covered, ForwardedFlow, Forwarder, HeldSyn, Knock
+from ts_netstack.forwarder import ForwardedFlow, Forwarder, HeldSyn
 from ts_netstack.fragments import Reassembly
 from ts_netstack.icmp_demux import IcmpSockets, Ping
 from ts_netstack.ledger import Ledger, Socket
@@ -66,7 +66,7 @@ class Stack:
         self._tcp = TcpSockets(ledger, self._timers, entropy(36), self._outbox.replies)
         self._udp = UdpSockets(self._own, self._outbox, ledger, entropy)
         self._icmp = IcmpSockets(self._own, self._outbox, ledger, entropy)
-        self._forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
+        self.forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
         self._reassembly = Reassembly(self.drops)
 
     # -- configuration ---------------------------------------------------------------------------------------------
@@ -102,11 +102,11 @@ class Stack:
     def sockets(self) -> list[Socket]:
         """Everything that is open."""
         tcp = [*self._tcp.flows.values(), *self._tcp.listeners.values()]
-        return [*tcp, *self._udp.ports.values(), *self._forwarder.flows.values()]
+        return [*tcp, *self._udp.ports.values(), *self.forwarder.flows.values()]
 
     def statistics(self) -> StackStatistics:
         transports = self._tcp.statistics(), self._udp.statistics(), self._icmp.statistics()
-        rest = self._reassembly.statistics(), self._forwarder.statistics()
+        rest = self._reassembly.statistics(), self.forwarder.statistics()
         return StackStatistics(*transports, *rest, dict(self.drops))
 
     # -- sockets ---------------------------------------------------------------------------------------------------
@@ -148,23 +148,9 @@ class Stack:
             if isinstance(socket, TcpListen):
                 self._tcp.forget_listener(socket)
             elif isinstance(socket, ForwardedFlow):
-                self._forwarder.forget_flow(socket)
+                self.forwarder.forget_flow(socket)
             elif isinstance(socket, UdpPort):
                 self._udp.forget(socket)
-
-    # -- forwarding for others -------------------------------------------------------------------------------------
-
-    def forward(self, routes: Covered | None) -> None:
-        """Take packets to `routes` too: connections as `Knock`, datagrams as `ForwardedFlow`, both told as messages."""
-        self._forwarder.set_routes(routes)
-
-    def admit(self, knock: Knock, now: float) -> TcpConnection | None:
-        """Answer a held SYN; None when the peer no longer waits. The connection's local address is not ours."""
-        return self._forwarder.admit(knock, now)
-
-    def refuse(self, knock: Knock, now: float, reset: bool) -> None:
-        """Turn a held SYN away: by a RST, or as a router that cannot reach the host."""
-        self._forwarder.refuse(knock, now, reset)
 
     # -- inbound ---------------------------------------------------------------------------------------------------
 
@@ -224,7 +210,7 @@ class Stack:
             packet = parse_packet_untrusted(data, self._ledger.verify)
             if is_martian_source(packet.source):
                 raise Unroutable("ip.martian_source")
-            if packet.destination not in self._own.all and not self._forwarder.covers(packet.destination):
+            if packet.destination not in self._own.all and not self.forwarder.covers(packet.destination):
                 raise Unroutable("ip.not_our_address")
             if packet.fragment is not None:
                 whole = self._reassembly.add(packet, now, origin[0])
@@ -279,11 +265,11 @@ class Stack:
         if packet.destination in self._own.all:
             self._tcp.receive_unclaimed(arrival, now)
         else:
-            self._forwarder.receive_tcp(arrival, now)
+            self.forwarder.receive_tcp(arrival, now)
 
     def _receive_udp(self, packet: Packet, data: bytes, origin: Origin, now: float) -> None:
         if packet.destination not in self._own.all:
-            self._forwarder.receive_untrusted(packet, origin, now)
+            self.forwarder.receive_untrusted(packet, origin, now)
         elif not self._udp.receive_untrusted(packet, origin):
             self.drops["udp.no_port"] += 1
             whole = packet.fragment is None
@@ -293,12 +279,12 @@ class Stack:
     def _receive_report(self, report: icmp.Report, origin: Origin, now: float) -> None:
         """Believed only where it quotes something of ours that may be on its way."""
         is_ours = report.local in self._own.all
-        if not is_ours and not self._forwarder.covers(report.local):
+        if not is_ours and not self.forwarder.covers(report.local):
             raise Unroutable("icmp.not_ours")
         if report.protocol == TCP:
             hop = self._tcp.receive_report(report, origin, report.mtu - overhead(report.remote))
         elif report.protocol == UDP:
-            sender = self._udp if is_ours else self._forwarder
+            sender = self._udp if is_ours else self.forwarder
             hop = sender.receive_report(report, origin)
         elif is_ours and report.protocol in (ICMP, ICMP6):
             self._icmp.receive_report(report, origin)
@@ -351,7 +337,7 @@ class Stack:
         if ledger.finished:
             for connection in ledger.finished:
                 self._tcp.settle(connection, now)
-                self._forwarder.settle(connection.key)
+                self.forwarder.settle(connection.key)
             ledger.finished.clear()
             timers.set(_TIME_WAIT, self._tcp.time_wait.next_expiry())
         if outbox.replies or outbox.datagrams:
@@ -366,9 +352,9 @@ class Stack:
             elif isinstance(name, HalfOpen):
                 self._tcp.on_half_open_timer(name, now)
             elif isinstance(name, HeldSyn):
-                self._forwarder.expire_held(name)
+                self.forwarder.expire_held(name)
             elif isinstance(name, ForwardedFlow):
-                self._forwarder.on_idle_timer(name, now)
+                self.forwarder.on_idle_timer(name, now)
             elif isinstance(name, Ping):
                 self._icmp.timed_out(name)
             elif name == _TIME_WAIT:
@@ -386,10 +372,9 @@ class Stack:
         """The next deadline; inf = asleep. What waits to be sent waits for transmit, not for time."""
         return self._timers.next()
 
-    def take_messages(self) -> list[Socket | Knock]:
-        """Sockets that changed since last asked, and SYNs that are held."""
-        news: list[Socket | Knock] = [*self._forwarder.take_news()]
-        if self._ledger.changed:
-            news += self._ledger.changed
-            self._ledger.changed = {}
-        return news
+    def take_messages(self) -> list[Socket]:
+        """Sockets that changed since last asked."""
+        if not self._ledger.changed:
+            return []
+        changed, self._ledger.changed = list(self._ledger.changed), {}
+        return changed

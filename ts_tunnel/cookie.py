@@ -1,7 +1,7 @@
 """The two macs of a handshake message and the cookies behind the second one (WireGuard paper, sections 5.4.4, 5.4.7).
 
-Owns mac keys, the issuer's rotating secret and the cookie reply. Refuses to know when load is high (`load.py`) and
-what a source is: callers hand over bytes that name one.
+Owns mac keys, the issuer's rotating secret and the cookie reply. Refuses to know when load is high (that is
+`handshake_guard.py`'s) and what a source is: callers hand over bytes that name one.
 """
 
 from __future__ import annotations

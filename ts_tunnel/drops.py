@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-NOT_WIREGUARD = "not wireguard"
-NO_SESSION = "no session"  # an index nobody has, usually of a session from before a restart
-STALE_SESSION = "stale session"
-FORGED = "forged"
-REPLAYED = "replayed"  # usual: the same datagram came by a direct path and by the relay
+NOT_WIREGUARD = "tunnel.not_wireguard"
+NO_SESSION = "tunnel.no_session"  # an index nobody has, usually of a session from before a restart
+STALE_SESSION = "tunnel.stale_session"
+FORGED = "tunnel.forged"
+REPLAYED = "tunnel.replayed"  # usual: the same datagram came by a direct path and by the relay
 
-WRONG_MAC = "wrong mac"
-NO_COOKIE = "no cookie"
-TOO_BUSY = "too busy"
-UNKNOWN_KEY = "unknown key"
-STALE_INITIATION = "stale initiation"  # usual, for the same reason as replayed
-HURRIED_INITIATION = "hurried initiation"
-REPLIES_FULL = "replies full"
+WRONG_MAC = "tunnel.wrong_mac"
+NO_COOKIE = "tunnel.no_cookie"
+TOO_BUSY = "tunnel.too_busy"
+UNKNOWN_KEY = "tunnel.unknown_key"
+STALE_INITIATION = "tunnel.stale_initiation"  # usual, for the same reason as replayed
+HURRIED_INITIATION = "tunnel.hurried_initiation"
+REPLIES_FULL = "tunnel.replies_full"
 
-STAGED_TOO_LONG = "staged too long"
-STAGED_TOO_MANY = "staged too many"
-UNKNOWN_PEER = "unknown peer"
-UNUSABLE_KEY = "unusable key"
-MESSAGES_FULL = "messages full"
+STAGED_TOO_LONG = "tunnel.staged_too_long"
+STAGED_TOO_MANY = "tunnel.staged_too_many"
+UNKNOWN_PEER = "tunnel.unknown_peer"
+UNUSABLE_KEY = "tunnel.unusable_key"
+MESSAGES_FULL = "tunnel.messages_full"

@@ -14,6 +14,7 @@ from itertools import groupby
 
 from ts_base.keys import NodePrivate
 from ts_base.timers import Timers
+from ts_base.who import Path, PathRun, PeerId, PeerRun
 from ts_tunnel import drops as because
 from ts_tunnel.handshakes import Handshakes
 from ts_tunnel.messages import (
@@ -21,8 +22,6 @@ from ts_tunnel.messages import (
     KEY_CHANGED,
     EndpointStatistics,
     Message,
-    Path,
-    PeerId,
     PeerSilence,
     PeerStatistics,
     SessionLost,
@@ -196,7 +195,7 @@ class Endpoint:
         self._rearm(peer)
         return True
 
-    def transmit(self, now: float) -> list[tuple[PeerId, list[bytes]]]:
+    def transmit(self, now: float) -> list[PeerRun]:
         """Every datagram that is ready, by peer, handshakes among them."""
         if self._handshakes.unflushed:
             for peer in self._handshakes.take_unflushed():
@@ -205,9 +204,9 @@ class Endpoint:
         out, outbox.datagrams = outbox.datagrams, {}
         return list(out.items())
 
-    def take_replies(self) -> list[tuple[Path, list[bytes]]]:
+    def take_replies(self) -> list[PathRun]:
         """Cookie replies, each to the path that asked: whoever that is, it is not known as a peer yet."""
-        return self._handshakes.door.take_replies()
+        return self._handshakes.guard.take_replies()
 
     def _flush(self, peer: Peer, now: float) -> None:
         """A new session: what waited for it goes out, and an initiator sends something in any case (section 6.4)."""

@@ -1,6 +1,6 @@
 """How sessions come about: initiations sent, answered, retried and given up; responses and cookies heard.
 
-Owns our own key, the table of indices, the door, and the sessions that have carried nothing yet. Both halves of one
+Owns our own key, the table of indices, the guard, and the sessions that have carried nothing yet. Both halves of one
 handshake's bytes are `handshake.py`'s, what is due when is `peer.py`'s. Nothing of a peer changes before a tag has
 verified. Refuses to know packets: what waits for a session is the endpoint's to send.
 """
@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePrivate, clamp
+from ts_base.who import Path, PeerId
 from ts_tunnel import drops as because
 from ts_tunnel.cookie import append_macs, open_cookie_untrusted
 from ts_tunnel.handshake import HeardInitiation, Initiation, read_initiation_untrusted
-from ts_tunnel.handshake_guard import Door
+from ts_tunnel.handshake_guard import HandshakeGuard
 from ts_tunnel.indices import Indices
-from ts_tunnel.messages import NO_ANSWER, Path, PeerId, SessionEstablished, SessionLost
+from ts_tunnel.messages import NO_ANSWER, SessionEstablished, SessionLost
 from ts_tunnel.outbox import Outbox
 from ts_tunnel.params import REKEY_TIMEOUT_JITTER
 from ts_tunnel.peer import Peer
@@ -49,7 +50,7 @@ class Handshakes:
         "_private_since",
         "_roster",
         "_wall_clock",
-        "door",
+        "guard",
         "indices",
         "private",
         "unflushed",
@@ -72,13 +73,13 @@ class Handshakes:
         self._drops = drops
         self._entropy = entropy
         self._wall_clock = wall_clock
-        self.door = Door(private.public.raw, entropy, drops)
+        self.guard = HandshakeGuard(private.public.raw, entropy, drops)
         self.indices = Indices(entropy)
         self.unflushed: dict[PeerId, Peer] = {}  # their session is new and has carried nothing yet
 
     def use_private(self, private: NodePrivate, now: float) -> None:
         self.private, self._private_since = private, now
-        self.door.use_public(private.public.raw)
+        self.guard.use_public(private.public.raw)
 
     def forget(self, peer: Peer) -> None:
         """Nobody can speak to us as `peer` any more."""
@@ -107,7 +108,7 @@ class Handshakes:
 
     def _receive_initiation(self, path: Path, datagram: bytes, now: float) -> Peer | None:
         sender, _ = decode_initiation_untrusted(datagram)
-        if not self.door.admits_initiation(path, datagram, sender, now):
+        if not self.guard.admits_initiation(path, datagram, sender, now):
             return None
         heard = read_initiation_untrusted(self.private.raw, datagram)
         peer = self._roster.peer_with_key(heard.remote)
@@ -129,7 +130,7 @@ class Handshakes:
         if peer is None or peer.pending is None:
             self._drops[because.NO_SESSION] += 1
             return None
-        if not self.door.admits_response(datagram, now):
+        if not self.guard.admits_response(datagram, now):
             return None
         keys = peer.pending.read_response_untrusted(message)
         self.indices.clear_pending(peer)

@@ -1,4 +1,4 @@
-"""Who an endpoint talks about, and what it tells: rare facts for the shell, counts for whoever asks."""
+"""What an endpoint tells: rare facts for the shell, counts for whoever asks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-PeerId = int  # the control server's node id
-Path = tuple[str, int] | tuple[int, bytes] | tuple[str, int, int]  # direct, by relay, by peer relay
+from ts_base.who import PeerId
 
 
 @dataclass(frozen=True, slots=True)

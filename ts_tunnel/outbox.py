@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ts_base.who import PeerId
 from ts_tunnel.drops import MESSAGES_FULL
-from ts_tunnel.messages import Message, PeerId
+from ts_tunnel.messages import Message
 from ts_tunnel.params import MESSAGES_LIMIT
 from ts_tunnel.peer import Peer
 

@@ -4,15 +4,52 @@ Owns every rule that says when something is due, named by its cause. Deadlines a
 endpoint keeps one heap entry per peer, at `next_deadline()`. Refuses to know bytes, indices and other peers.
 """
 
+# Theory of operation
+#
+# Four slots. Keys move to the left as they age; what falls out at the left is erased, its index with it.
+#
+#     previous  <-  current  <-  next          pending
+#     opens         opens and    opens         an initiation of ours that
+#                   seals                      nobody has answered yet
+#
+# `next` exists because a responder does not know whether its response arrived. The initiator, who has heard both
+# messages, seals with the new keys at once; the responder goes on with the old ones until something comes under the
+# new. Two nodes that start at the same moment so end with one session each way or one of the two, and never with one
+# that only one of them holds.
+#
+#     event                           previous      current   next      pending
+#     our initiation is answered      old current*  the new   -         -            * or old next, if there was one:
+#     we answer an initiation         -             same      the new   same           the peer may have begun to use it
+#     the peer uses `next`            old current   old next  -         same
+#     nothing new for 540 s           -             -         -         - unless it is being retried
+#
+# Five deadlines, each named for what causes it and switched off by what answers it. All are attributes, infinity when
+# off, so that "what is due next" is one `min` and a peer nobody talks to costs no timer.
+#
+#     deadline      begins when                              after          ends with                   when it comes
+#     retry_at      an initiation went out                   5 s, jittered  any usable session          initiate again,
+#                                                                                                       for 90 s
+#     keepalive_at  data came                                10 s           anything sent               send a keepalive
+#     no_answer_at  data went out                            15 s, jittered anything authentic heard    initiate
+#     expire_at     a session became usable                  180 s from     a newer session             tell SessionLost
+#                                                            its birth
+#     erase_at      keys were derived                        540 s          newer keys                  drop all keys
+#
+# The sixth cause has no clock of its own: a session of 120 s that is used to send, or of 165 s that is used to receive,
+# is renewed by whoever initiated it. Only the initiator does, or both would start at once, every two minutes.
+#
+# Idle is silence: no deadline is armed by time alone, so after the last answer a pair of nodes falls quiet within 15 s
+# and its keys are gone after 9 minutes. The first packet after that waits, staged, for one round trip.
+
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Iterable
 
+from ts_base.who import PeerId
 from ts_tunnel.cookie import mac1_key_of
 from ts_tunnel.handshake import Initiation, encode_timestamp, tick_of
-from ts_tunnel.messages import PeerId
 from ts_tunnel.params import (
     COOKIE_LIFETIME,
     ERASE_AFTER_TIME,

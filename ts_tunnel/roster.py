@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ts_base.keys import KEY_LENGTH
-from ts_tunnel.messages import PeerId
+from ts_base.who import PeerId
 from ts_tunnel.peer import Peer
 
 

@@ -17,15 +17,13 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun
-from ts_dataplane.engine import Engine
+from ts_dataplane.engine import Engine, EngineMessage
 from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
 from ts_netstack.ledger import Socket
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
-
-EngineMessage = DiscoKeyAdvertised | TsmpPong | TsmpReject
 
 
 class Dataplane:
@@ -91,9 +89,10 @@ class Dataplane:
             self._pursue(now)
         woken = 0
         for message in engine.take_messages():
-            if isinstance(message, Socket) and message.owner is not None:
-                message.owner.wake()
-                woken += 1
+            if isinstance(message, Socket):
+                if message.owner is not None:
+                    message.owner.wake()
+                    woken += 1
             else:
                 self._hear(message, now)
         if engine.next_timer() < self._armed_for:

@@ -16,8 +16,8 @@ from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, Servic
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
 from ts_control.netmap import NetMap, peers_changed
+from ts_dataplane.overlay import Overlay
 from ts_dataplane.tables import Tables
-from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 
@@ -26,7 +26,7 @@ async def run_netmap(
     bus: Bus,
     dataplane: Dataplane,
     endpoint: Endpoint,
-    stack: Stack,
+    overlay: Overlay,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -39,7 +39,7 @@ async def run_netmap(
         while True:
             message = await inbox.receive()
             if isinstance(message, ServicesOffered):
-                dataplane.engine.peerapi_port = message.peerapi_port  # told in the answers to peers' pings
+                dataplane.engine.set_services(peerapi_port=message.peerapi_port)
                 continue
             heard, wanted = bus.latest(NetMapChanged), bus.latest(PreferencesChanged)
             if heard is None or wanted is None:
@@ -54,7 +54,7 @@ async def run_netmap(
                     break
                 await trio.lowlevel.checkpoint()
             dataplane.engine.tables = tables
-            stack.set_addresses(tables.own)
+            overlay.set_addresses(tables.own, trio.current_time())
             changed, removed = peers_changed(known, netmap)
             endpoint.change_peers({}, removed, trio.current_time())
             for few in batched(changed, PEERS_PER_STEP):

@@ -15,11 +15,11 @@ from tailscale._config import Preferences
 from tailscale.nodes import named
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
+from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.filter import Grant, Rule
-from ts_dataplane.tables import PeerRoutes, Tables, compile_tables_steps
+from ts_dataplane.tables import NO_SUCH_PEER, Tables, compile_tables_steps
 
 DELTA_LIMIT = 500  # more changed peers than this are compiled afresh, in steps
-NO_SUCH_PEER = -1  # an exit node that cannot be found must not mean "no exit node": packets stay here
 ADVERTS_SINCE = 144  # capability version that reads disco keys inside the tunnel
 
 
@@ -38,7 +38,7 @@ class TablesCompiler:
             tables = yield from compile_tables_steps(
                 own=netmap.self_node.addresses,
                 peers=(peer_routes(p) for p in netmap.peers.values()),
-                rules=tuple(map(filter_rule, netmap.packet_filters)),
+                rules=map(filter_rule, netmap.packet_filters),
                 local=served_routes(netmap.self_node),
                 accept_routes=preferences.accept_routes,
                 exit_node=find_exit_node(netmap, preferences.exit_node),

@@ -48,7 +48,7 @@ class Underlay:
                 relayed.append((path, datagrams))
             elif is_direct(path):
                 direct.append((path, datagrams))
-            else:  # disco through a peer relay; the engine wraps data itself
+            else:  # through a peer relay, disco and data alike
                 direct.append((endpoint_of(path), geneve.encapsulate(path[2], datagrams)))
         unreachable: list[Direct] = []
         if direct and self.udp is not None:

@@ -71,7 +71,8 @@ class Hold:
 class Closable(trio.abc.AsyncResource):
     """A socket, as far as it can be closed."""
 
-    _hold: Hold
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
 
     async def aclose(self) -> None:
         """Close it; whoever waits on it hears so."""

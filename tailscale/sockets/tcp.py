@@ -94,15 +94,14 @@ class TcpStream(Closable, trio.abc.HalfCloseableStream):
     ```
     """
 
-    _hold: _StreamHold
-
     def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
+        hold = connection.owner = _StreamHold(connection, home)
+        super().__init__(hold)
         self._connection = connection
         self._home = home
         self._sent_eof = False
         self._receiving = _Turn("receiving from")
         self._sending = _Turn("sending to")
-        self._hold = connection.owner = hold = _StreamHold(connection, home)
         self._readers = hold.waiters
         self._writers = hold.writers
 
@@ -264,6 +263,8 @@ class _ListenerHold(Hold):
     __slots__ = ("_listens",)
 
     def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
+        hold = _ListenerHold(listens, home)
+        super().__init__(hold)
         super().__init__(home)
         self._listens = listens
 
@@ -294,9 +295,8 @@ class TcpListener(Closable, trio.abc.Listener[TcpStream]):
     def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
         self._listens = listens
         self._home = home
-        self._hold = _ListenerHold(listens, home)
         for listen in listens:
-            listen.owner = self._hold
+            listen.owner = hold
 
     @trio.lowlevel.enable_ki_protection
     async def accept(self) -> TcpStream:

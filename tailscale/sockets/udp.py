@@ -46,10 +46,11 @@ class UdpSocket(Closable):
     """
 
     def __init__(self, port: UdpPort, home: SocketHome) -> None:
+        hold = port.owner = _PortHold(port, home)
+        super().__init__(hold)
         self._port = port
         self._home = home
         self._connected: tuple[bytes, int] | None = None
-        self._hold = port.owner = _PortHold(port, home)
 
     async def connect(self, address: Address) -> None:
         """Fix the other end: `send` goes there and `receive` hears only from there."""

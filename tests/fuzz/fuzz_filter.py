@@ -10,7 +10,7 @@ from ts_base.ip import TSMP, parse_address, parse_prefix
 from ts_base.ip_headers import ip_packet
 from ts_dataplane import tsmp
 from ts_dataplane.bart import Bart
-from ts_dataplane.filter import NO_RULE, ReplyFlows, Rule, compile_filter, prefixes_untrusted
+from ts_dataplane.filter import NO_RULE, Rule, compile_filter, prefixes_untrusted
 from ts_dataplane.packets import (
     is_source_routed,
     parse,
@@ -19,6 +19,7 @@ from ts_dataplane.packets import (
     with_source,
     without_padding,
 )
+from ts_dataplane.reply_flows import ReplyFlows
 
 _RULES = [
     Rule(("100.64.0.0/10", "fd7a:115c:a1e0::/48"), (("*", 80, 90), ("100.64.0.1", 22, 22))),

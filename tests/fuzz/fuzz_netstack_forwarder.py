@@ -37,7 +37,7 @@ class Tens:
 def fuzz_one(data: bytes) -> None:
     stack = Stack(entropy=random.Random(1).randbytes)
     stack.set_addresses([US])
-    stack.forward(Tens())
+    stack.forwarder.set_routes(Tens())
     now = 1.0
     for at in range(0, min(len(data), STEP * STEPS_LIMIT), STEP):
         step = data[at : at + STEP].ljust(STEP, b"\0")
@@ -78,13 +78,13 @@ def _act(stack: Stack, step: bytes, raw: bytes, now: float) -> None:
 
 
 def _look(stack: Stack, step: bytes, now: float) -> None:
-    for message in stack.take_messages():
+    for message in stack.forwarder.take_news():
         if isinstance(message, Knock):
             assert message.local[0][0] == 10
             answer = step[8] % 4
             if answer == 0:
-                stack.refuse(message, now, reset=bool(step[9] & 1))
-            elif answer == 1 and (connection := stack.admit(message, now)) is not None:
+                stack.forwarder.refuse(message, now, reset=bool(step[9] & 1))
+            elif answer == 1 and (connection := stack.forwarder.admit(message, now)) is not None:
                 connection.close(now)
         elif isinstance(message, ForwardedFlow) and not message.is_closed:
             while (datagram := message.receive()) is not None:

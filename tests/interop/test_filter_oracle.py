@@ -19,8 +19,9 @@ from tests.interop import build
 from ts_base.ip import parse_address, parse_prefix
 from ts_base.ip_headers import ip_packet
 from ts_dataplane.bart import Bart
-from ts_dataplane.filter import NO_RULE, ReplyFlows, Rule, compile_filter
+from ts_dataplane.filter import NO_RULE, Rule, compile_filter
 from ts_dataplane.packets import parse, reply_flow, without_padding
+from ts_dataplane.reply_flows import ReplyFlows
 
 pytestmark = [pytest.mark.interop, pytest.mark.peers("oracle")]
 

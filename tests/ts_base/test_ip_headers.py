@@ -20,8 +20,9 @@ from ts_base.ip import (
 )
 from ts_base.ip_headers import IP4_HEADER, ip_packet
 from ts_dataplane import packets
-from ts_dataplane.filter import Rule
-from ts_dataplane.tables import PeerRoutes, compile_tables
+from ts_dataplane.claims import PeerRoutes
+from ts_dataplane.filter import Rule, run_through
+from ts_dataplane.tables import compile_tables_steps
 from ts_netstack.ports import FIRST_PORT, LAST_PORT, free_port
 from ts_netstack.stack import Stack
 from ts_netstack.wire import Unroutable, parse_packet_untrusted
@@ -75,12 +76,14 @@ def test_kinds_of_addresses_are_those_of_the_standard_library(address):
 @example(bytes([240, 0, 0, 1]))
 def test_filter_and_stack_refuse_the_same_sources(source):
     """An exit node may speak for every address but those nobody may have."""
-    tables = compile_tables(
-        own=("100.64.0.1", "fd7a:115c:a1e0::1"),
-        peers=(EXIT,),
-        rules=(Rule(("*",), (("*", 0, 65535),)),),
-        exit_node=7,
-        accept_routes=True,
+    tables = run_through(
+        compile_tables_steps(
+            own=("100.64.0.1", "fd7a:115c:a1e0::1"),
+            peers=(EXIT,),
+            rules=(Rule(("*",), (("*", 0, 65535),)),),
+            exit_node=7,
+            accept_routes=True,
+        )
     )
     stack = Stack(entropy=random.Random(1).randbytes)
     stack.set_addresses([US, US6])
@@ -89,6 +92,7 @@ def test_filter_and_stack_refuse_the_same_sources(source):
     assert (stack.drops["martian_source"] == 1) == is_martian_source(source)
     if is_martian_source(source):
         assert not tables.accepts(7, source)
+        assert not tables.offers(7, source)
 
 
 @given(st.binary(max_size=40), st.booleans())

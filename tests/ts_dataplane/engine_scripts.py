@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ts_base.ip import ICMP, TCP, UDP, checksum, parse_address, pseudo_header_sum
 from ts_base.ip_headers import ip_packet
-from ts_base.who import Hop, Origin
-from ts_dataplane.engine import Engine, Path
-from ts_dataplane.filter import Rule
-from ts_dataplane.tables import PeerRoutes, compile_tables
+from ts_base.who import Hop, Origin, Path, PathRun, PeerId, PeerRun
+from ts_dataplane.claims import PeerRoutes
+from ts_dataplane.engine import Engine
+from ts_dataplane.filter import Rule, run_through
+from ts_dataplane.overlay import Changed, SegmentSizes
+from ts_dataplane.tables import compile_tables_steps
 
 US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"
 US6, THEM6, OTHER6 = "fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2", "fd7a:115c:a1e0::3"
@@ -28,27 +31,27 @@ class PlainTunnel:
     """Carries plaintext in WireGuard's clothes: type 4, the sender's peer id, the packet padded to 16."""
 
     def __init__(self) -> None:
-        self.outgoing: list[tuple[int, list[bytes]]] = []
-        self.replies: list[tuple[Path, list[bytes]]] = []
+        self.outgoing: list[PeerRun] = []
+        self.replies: list[PathRun] = []
         self.messages: list[Any] = []
 
-    def receive(self, runs: list[tuple[Path, list[bytes]]], now: float) -> list[tuple[int, Path, list[bytes]]]:
+    def receive(self, runs: list[PathRun], now: float) -> list[tuple[PeerId, Path, list[bytes]]]:
         return [
             (int.from_bytes(sealed[0][4:8], "big"), path, [s[8:] for s in sealed if s[8:]]) for path, sealed in runs
         ]
 
-    def send(self, runs: list[tuple[int, list[bytes]]], now: float) -> None:
+    def send(self, runs: list[PeerRun], now: float) -> None:
         self.outgoing += runs
 
     def send_ahead(self, peer_id: int, packet: bytes, now: float) -> bool:
         self.outgoing.insert(0, (peer_id, [packet]))
         return True
 
-    def transmit(self, now: float) -> list[tuple[int, list[bytes]]]:
+    def transmit(self, now: float) -> list[PeerRun]:
         taken, self.outgoing = self.outgoing, []
         return [(peer, [seal(0, packet) for packet in packets]) for peer, packets in taken]
 
-    def take_replies(self) -> list[tuple[Path, list[bytes]]]:
+    def take_replies(self) -> list[PathRun]:
         taken, self.replies = self.replies, []
         return taken
 
@@ -67,23 +70,33 @@ class ShelfStack:
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
-        self.outgoing: list[tuple[bytes, list[bytes]]] = []
+        self.origins: list[tuple[Origin, list[bytes]]] = []
+        self.outgoing: list[tuple[Hop, list[bytes]]] = []
 
     def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
+        self.origins += runs
         for _, packets in runs:
             self.received += packets
 
-    def transmit(self, now: float, widths: object) -> list[tuple[Hop, list[bytes]]]:
+    def transmit(self, now: float, widths: SegmentSizes) -> list[tuple[Hop, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
-        return [((destination, 0), packets) for destination, packets in taken]
+        return taken
 
     def handle_timer(self, now: float) -> None: ...
 
     def next_timer(self) -> float:
         return 7.0
 
-    def take_messages(self) -> list[Any]:
+    def take_messages(self) -> list[Changed]:
         return []
+
+    def set_addresses(self, own: Sequence[bytes], now: float) -> None: ...
+
+    def path_changed(self, address: bytes) -> None: ...
+
+    def close_all(self, now: float) -> None: ...
+
+    is_quiet = True
 
 
 def seal(peer: int, packet: bytes) -> bytes:
@@ -94,26 +107,32 @@ class Desk:
     """One engine with its surroundings, and short words for what a test does to it."""
 
     def __init__(
-        self, *, rules: tuple[Rule, ...] = (), peers: tuple[PeerRoutes, ...] | None = None, **prefs: Any
+        self,
+        *,
+        rules: tuple[Rule, ...] = (),
+        peers: tuple[PeerRoutes, ...] | None = None,
+        disco_key: bytes | None = None,
+        **prefs: Any,
     ) -> None:
         self.tunnel, self.stack = PlainTunnel(), ShelfStack()
-        self.engine = Engine(self.tunnel, self.stack)
+        self.engine = Engine(self.tunnel, self.stack, disco_key=disco_key)
         if peers is None:
             peers = (PeerRoutes(PEER, (THEM, THEM6)), PeerRoutes(OTHER_PEER, (OTHER, OTHER6)))
-        self.engine.tables = compile_tables(own=(US, US6), peers=peers, rules=rules, **prefs)
+        self.engine.tables = run_through(compile_tables_steps(own=(US, US6), peers=peers, rules=rules, **prefs))
         self.engine.paths[PEER] = (DIRECT,)
 
     def hear(self, *packets: bytes, peer: int = PEER, path: Path = DIRECT, now: float = 0.0) -> list[bytes]:
         """Packets arrive from `peer` in one run; those that reached the stack."""
         self.stack.received.clear()
+        self.stack.origins.clear()
         self.engine.receive([(path, [seal(peer, packet) for packet in packets])], now)
         return list(self.stack.received)
 
-    def say(self, *packets: bytes, now: float = 0.0) -> list[tuple[Path, list[bytes]]]:
+    def say(self, *packets: bytes, now: float = 0.0, via: PeerId = 0) -> list[PathRun]:
         """Packets leave the stack, all to the destination of the first; what goes down, opened again."""
         if packets:
             destination = packets[0][16:20] if packets[0][0] >> 4 == 4 else packets[0][24:40]
-            self.stack.outgoing.append((destination, list(packets)))
+            self.stack.outgoing.append(((destination, via), list(packets)))
         return [(path, [sealed[8:] for sealed in run]) for path, run in self.engine.transmit(now)]
 
     @property

@@ -29,7 +29,7 @@ from engine_scripts import (
 
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
-from ts_dataplane.tables import PeerRoutes
+from ts_dataplane.claims import PeerRoutes
 
 
 def test_admitted_packets_lose_their_padding():
@@ -46,7 +46,7 @@ def test_syn_after_ack_in_one_flow_is_judged_anew():
         tcp(ACK),
         tcp(SYN | ACK),
     ]
-    assert desk.drops == {"no-rule": 2}
+    assert desk.drops == {"filter.no_rule": 2}
 
 
 @pytest.mark.parametrize("flags", [ACK, RST, FIN | ACK, SYN | ACK, 0])
@@ -58,7 +58,7 @@ def test_a_flow_admitted_for_one_peer_says_nothing_for_another():
     desk = Desk(rules=ALLOW_ALL)
     assert desk.hear(tcp(ACK))
     assert not desk.hear(tcp(ACK), peer=OTHER_PEER)
-    assert desk.drops == {"not-owner": 1}
+    assert desk.drops == {"filter.not_owner": 1}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_flow_admitted_for_one_peer_says_nothing_for_another():
 def test_a_peer_may_not_speak_for_another(whole):
     desk = Desk(rules=ALLOW_ALL)
     assert desk.hear(tcp(ACK), whole, tcp(ACK)) == [tcp(ACK), tcp(ACK)]
-    assert desk.drops == {"not-owner": 1}
+    assert desk.drops == {"filter.not_owner": 1}
 
 
 @pytest.mark.parametrize("source", [US, "0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "0.1.2.3"])
@@ -76,7 +76,7 @@ def test_martians_are_refused_even_from_an_exit_node(source):
     desk = Desk(rules=ALLOW_ALL, peers=(exit_node,), exit_node=PEER)
     assert desk.hear(tcp(ACK, source="9.9.9.9"))
     assert not desk.hear(tcp(ACK, source=source))
-    assert desk.drops == {"not-owner": 1}
+    assert desk.drops == {"filter.not_owner": 1}
 
 
 def test_an_exit_node_may_not_speak_for_another_peer():
@@ -88,12 +88,12 @@ def test_an_exit_node_may_not_speak_for_another_peer():
 @pytest.mark.parametrize(
     ("destination", "reason"),
     [
-        ("224.0.0.1", "multicast"),
-        ("169.254.1.1", "link-local"),
-        ("169.254.169.254", "not-local"),
-        ("127.0.0.1", "not-local"),
-        ("255.255.255.255", "not-local"),
-        (OTHER, "not-local"),
+        ("224.0.0.1", "filter.multicast"),
+        ("169.254.1.1", "filter.link_local"),
+        ("169.254.169.254", "filter.not_local"),
+        ("127.0.0.1", "filter.not_local"),
+        ("255.255.255.255", "filter.not_local"),
+        (OTHER, "filter.not_local"),
     ],
 )
 def test_destinations_that_are_not_ours_are_named(destination, reason):
@@ -103,7 +103,8 @@ def test_destinations_that_are_not_ours_are_named(destination, reason):
 
 
 @pytest.mark.parametrize(
-    ("destination", "reason"), [("ff02::1", "multicast"), ("fe80::1", "link-local"), ("::1", "not-local")]
+    ("destination", "reason"),
+    [("ff02::1", "filter.multicast"), ("fe80::1", "filter.link_local"), ("::1", "filter.not_local")],
 )
 def test_ipv6_destinations_that_are_not_ours_are_named(destination, reason):
     desk = Desk(rules=ALLOW_ALL)
@@ -118,14 +119,14 @@ def test_tiny_first_fragments_are_unknown(rules, size):
     whole = whole[:2] + size.to_bytes(2, "big") + whole[4:]
     desk = Desk(rules=rules)
     assert not desk.hear(whole)
-    assert desk.drops == {"unknown-protocol": 1}
+    assert desk.drops == {"filter.unknown_protocol": 1}
 
 
 def test_later_fragments_may_not_reach_into_a_header():
     desk = Desk()
     late = tcp(ACK, data=bytes(80))
     assert not desk.hear(*(fragment(late, offset=offset, more=False) for offset in range(1, 10)))
-    assert desk.drops == {"unknown-protocol": 9}
+    assert desk.drops == {"filter.unknown_protocol": 9}
     assert desk.hear(fragment(late, offset=10, more=True))  # as upstream: harmless without its first part
 
 
@@ -135,20 +136,20 @@ def test_first_fragments_are_judged_by_their_ports():
     assert desk.hear(*first) == first[:1]
     syn = [fragment(tcp(SYN, port, data=bytes(64)), offset=0, more=True) for port in (80, 81)]
     assert desk.hear(*syn) == syn[:1]
-    assert desk.drops == {"no-rule": 2}
+    assert desk.drops == {"filter.no_rule": 2}
 
 
 def test_a_fragment_does_not_ride_on_the_flow_before_it():
     desk = Desk(rules=ONLY_80)
     whole = udp(80, data=bytes(64))
     assert desk.hear(whole, fragment(whole, offset=3, more=False)) == [whole]
-    assert desk.drops == {"unknown-protocol": 1}
+    assert desk.drops == {"filter.unknown_protocol": 1}
 
 
 def test_fragments_from_a_stranger_are_spoofed():
     desk = Desk(rules=ALLOW_ALL)
     assert not desk.hear(fragment(udp(1, source=OTHER, data=bytes(99)), offset=20, more=False))
-    assert desk.drops == {"not-owner": 1}
+    assert desk.drops == {"filter.not_owner": 1}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_source_routes_and_broken_options_are_refused(option):
     whole = whole[:2] + len(whole).to_bytes(2, "big") + whole[4:]
     desk = Desk(rules=ALLOW_ALL)
     assert not desk.hear(whole)
-    assert desk.drops == {"source-routed": 1}
+    assert desk.drops == {"engine.source_routed": 1}
 
 
 def test_harmless_options_are_judged_like_none():
@@ -176,7 +177,7 @@ def test_harmless_options_are_judged_like_none():
     assert Desk(rules=ALLOW_ALL).hear(whole) == [whole]
     desk = Desk(rules=ONLY_80)
     assert not desk.hear(whole)
-    assert desk.drops == {"no-rule": 1}
+    assert desk.drops == {"filter.no_rule": 1}
 
 
 @pytest.mark.parametrize("header", [0, 43, 51, 60, 135])
@@ -185,7 +186,7 @@ def test_ipv6_extension_headers_meet_no_rule(header):
     whole = packet(header, bytes([TCP, 0]) + bytes(6) + inner, THEM6, US6)
     desk = Desk(rules=ALLOW_ALL)
     assert not desk.hear(whole)
-    assert desk.drops == {"unknown-protocol" if header == 0 else "no-rule": 1}
+    assert desk.drops == {"filter.unknown_protocol" if header == 0 else "filter.no_rule": 1}
 
 
 def test_ipv6_fragments_follow_the_same_rules():
@@ -197,7 +198,7 @@ def test_ipv6_fragments_follow_the_same_rules():
 
     assert desk.hear(piece(80, 0, 1), piece(80, 10, 0)) == [piece(80, 0, 1), piece(80, 10, 0)]
     assert not desk.hear(piece(81, 0, 1), piece(80, 9, 0), piece(80, 0, 1, size=7))
-    assert desk.drops == {"no-rule": 1, "unknown-protocol": 2}
+    assert desk.drops == {"filter.no_rule": 1, "filter.unknown_protocol": 2}
 
 
 def test_runts_and_lies_about_length_are_malformed():
@@ -217,7 +218,7 @@ def test_runts_and_lies_about_length_are_malformed():
     ]
     desk = Desk(rules=ALLOW_ALL)
     assert not desk.hear(*wrong)
-    assert desk.drops == {"malformed": len(wrong)}
+    assert desk.drops == {"engine.malformed": len(wrong)}
 
 
 def test_lengths_below_a_tcp_header_are_not_read_from_padding():
@@ -226,14 +227,14 @@ def test_lengths_below_a_tcp_header_are_not_read_from_padding():
     assert not desk.hear(whole[:2] + (39).to_bytes(2, "big") + whole[4:])
     six = tcp(ACK, source=THEM6, destination=US6)
     assert not desk.hear(six[:4] + (19).to_bytes(2, "big") + six[6:])
-    assert desk.drops == {"unknown-protocol": 2}
+    assert desk.drops == {"filter.unknown_protocol": 2}
 
 
 def test_icmp_answers_pass_and_questions_need_a_rule():
     desk = Desk()
     assert desk.hear(icmp(0), icmp(3), icmp(11)) == [icmp(0), icmp(3), icmp(11)]
     assert not desk.hear(icmp(8))
-    assert desk.drops == {"no-rule": 1}
+    assert desk.drops == {"filter.no_rule": 1}
     assert Desk(rules=ONLY_80).hear(icmp(8))  # any open port opens ping
 
 
@@ -246,7 +247,7 @@ def test_udp_replies_pass_until_the_tables_and_beyond():
     assert not desk.hear(udp(4000, sport=53, source=THEM), peer=OTHER_PEER)
     desk.engine.tables = desk.engine.tables.with_peers([PeerRoutes(9, ("100.64.0.9",))])
     assert desk.hear(udp(4000, sport=53))
-    assert desk.drops == {"no-rule": 2, "not-owner": 1}
+    assert desk.drops == {"filter.no_rule": 2, "filter.not_owner": 1}
 
 
 def test_reply_flows_are_bounded():
@@ -267,14 +268,14 @@ def test_shields_up_and_jail_admit_only_answers():
             udp(4000, sport=53),
             icmp(0),
         ]
-        assert desk.drops == {"no-rule": 3}
+        assert desk.drops == {"filter.no_rule": 3}
 
 
 def test_nothing_is_admitted_before_the_first_tables():
     desk = Desk()
     desk.engine.tables = type(desk.engine.tables).empty()
     assert not desk.hear(tcp(ACK), icmp(0))
-    assert desk.drops == {"not-owner": 2}
+    assert desk.drops == {"filter.not_owner": 2}
 
 
 def test_new_rules_apply_to_the_next_packet():
@@ -297,4 +298,4 @@ def test_other_protocols_need_a_rule_that_names_them():
     whole = ip_packet(parse_address(THEM), parse_address(US), 47, bytes(20))
     desk = Desk(rules=ALLOW_ALL)
     assert not desk.hear(whole)
-    assert desk.drops == {"no-rule": 1}
+    assert desk.drops == {"filter.no_rule": 1}

@@ -38,7 +38,7 @@ def calls(work: Callable[[], object]) -> Counter[str]:
 
 def send(side: Side, packets: list[bytes]):
     destination = packets[0][16:20] if packets[0][0] == 0x45 else packets[0][24:40]
-    side.shelf.outgoing.append((destination, packets))
+    side.shelf.outgoing.append(((destination, 0), packets))
     return side.engine.transmit(1.0)
 
 

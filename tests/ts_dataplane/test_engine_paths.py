@@ -28,9 +28,10 @@ from engine_scripts import (
 from ts_base.ip import ICMP6, TCP, TSMP, UDP, checksum, parse_address, pseudo_header_sum
 from ts_base.ip_headers import ip_packet
 from ts_dataplane import geneve, stun, tsmp
-from ts_dataplane.engine import DISCO_LIMIT, HELD_DATAGRAMS, STUN_LIMIT, NoRoute
+from ts_dataplane.claims import PeerRoutes
+from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, NoRoute
 from ts_dataplane.packets import parse, with_source, without_padding
-from ts_dataplane.tables import PeerRoutes
+from ts_dataplane.pathless import HELD_DATAGRAMS
 from ts_tunnel.messages import SessionEstablished
 
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(100)
@@ -49,7 +50,7 @@ def test_one_run_is_sorted_by_first_bytes():
     assert desk.engine.take_disco() == [(DISCO, DIRECT)]
     assert desk.engine.take_stun() == [(STUN, DIRECT)]
     assert desk.engine.take_disco() == desk.engine.take_stun() == []
-    assert desk.drops == {"stray-byte": 2, "unknown-datagram": 1}
+    assert desk.drops == {"engine.stray_byte": 2, "engine.unknown_datagram": 1}
 
 
 def test_a_relay_delivers_disco_but_never_stun_or_geneve():
@@ -58,7 +59,7 @@ def test_a_relay_delivers_disco_but_never_stun_or_geneve():
     desk.engine.receive([(RELAYED, [DISCO, STUN, wrapped])], 0.0)
     assert desk.engine.take_disco() == [(DISCO, RELAYED)]
     assert desk.engine.take_stun() == []
-    assert desk.drops == {"unknown-datagram": 2}
+    assert desk.drops == {"engine.unknown_datagram": 2}
 
 
 def test_peer_relayed_datagrams_arrive_by_the_peer_relay_path():
@@ -69,14 +70,14 @@ def test_peer_relayed_datagrams_arrive_by_the_peer_relay_path():
     assert desk.stack.received == [tcp(SYN)]
     assert desk.engine.take_disco() == [(DISCO, (*DIRECT, 99))]
     assert desk.engine.take_heard() == [(PEER, (*DIRECT, 99))]
-    assert desk.drops == {"unknown-datagram": 1}
+    assert desk.drops == {"engine.unknown_datagram": 1}
 
 
 def test_disco_and_stun_are_bounded_and_the_oldest_goes_first():
     desk = Desk()
     desk.engine.receive([(DIRECT, [DISCO + bytes([n % 256]) for n in range(DISCO_LIMIT + 3)])], 0.0)
     desk.engine.receive([(DIRECT, [STUN] * (STUN_LIMIT + 2))], 0.0)
-    assert desk.drops == {"disco-full": 3, "stun-full": 2}
+    assert desk.drops == {"engine.disco_full": 3, "engine.stun_full": 2}
     assert desk.engine.take_disco()[0][0] == DISCO + b"\3"
     assert len(desk.engine.take_stun()) == STUN_LIMIT
 
@@ -107,20 +108,19 @@ def test_packets_go_to_every_path_of_their_peer():
     assert desk.engine.take_sent() == set()
 
 
-def test_a_peer_relay_path_leaves_as_geneve_to_the_relay():
+def test_a_peer_relay_path_is_left_to_the_underlay_to_wrap():
     desk = Desk()
     desk.engine.paths[PEER] = (("192.0.2.9", 7000, 5),)
-    desk.stack.outgoing.append((THEM_BYTES, [tcp(ACK, source=US, destination=THEM)]))
-    ((path, (datagram,)),) = desk.engine.transmit(0.0)
-    assert path == ("192.0.2.9", 7000)
-    assert geneve.decode_header_untrusted(datagram) == (geneve.WIREGUARD, 5, False)
+    ((path, (sent,)),) = desk.say(tcp(ACK, source=US, destination=THEM))
+    assert path == ("192.0.2.9", 7000, 5)
+    assert without_padding(sent) == tcp(ACK, source=US, destination=THEM)
 
 
 def test_packets_nobody_has_a_route_for_are_surfaced():
     desk = Desk()
     lost = tcp(SYN, source=US, destination="100.64.9.9")
     assert desk.say(lost, lost) == []
-    assert desk.drops == {"no-route": 2}
+    assert desk.drops == {"engine.no_route": 2}
     assert desk.engine.take_messages() == [NoRoute(parse_address("100.64.9.9"))]
     assert desk.engine.take_messages() == []
     assert desk.engine.take_sent() == set()
@@ -145,7 +145,7 @@ def test_what_waits_for_a_path_is_bounded_and_counted():
     del desk.engine.paths[PEER]
     for _ in range(HELD_DATAGRAMS + 3):
         assert desk.say(tcp(ACK, source=US, destination=THEM)) == []
-    assert desk.drops == {"no-path": 3}
+    assert desk.drops == {"engine.no_path": 3}
 
 
 def test_answers_to_strangers_go_back_by_their_path():
@@ -174,7 +174,7 @@ def test_the_earliest_deadline_of_both_neighbours_counts():
 def test_a_ping_is_answered_before_the_filter():
     for peers in (None, (PeerRoutes(PEER, (THEM, THEM6), jailed=True),)):
         desk = Desk(peers=peers, shields_up=True)
-        desk.engine.peerapi_port = 41234
+        desk.engine.set_services(peerapi_port=41234)
         for us, them in ((US, THEM), (US6, THEM6)):
             ends = parse_address(us), parse_address(them)
             assert desk.hear(tsmp.encode_ping(ends[1], ends[0], b"12345678")) == []
@@ -189,7 +189,7 @@ def test_a_ping_for_somebody_else_is_not_answered():
     desk = Desk()
     desk.hear(tsmp.encode_ping(THEM_BYTES, parse_address("8.8.8.8"), bytes(8)))
     assert desk.say() == []
-    assert desk.drops == {"not-local": 1}
+    assert desk.drops == {"filter.not_local": 1}
 
 
 def test_our_ping_comes_back_as_a_message():
@@ -217,7 +217,7 @@ def test_a_reject_from_a_stranger_is_not_heard():
     desk = Desk()
     desk.hear(tsmp.encode_rejected(parse(tcp(SYN, 22, source=US, destination=THEM)), "A"), peer=OTHER_PEER)
     assert desk.engine.take_messages() == []
-    assert desk.drops == {"not-owner": 1}
+    assert desk.drops == {"filter.not_owner": 1}
 
 
 def test_refused_connections_are_told_why_in_both_families():
@@ -240,7 +240,7 @@ def test_rejects_are_rate_limited():
     assert desk.say() == []
     desk.hear(tcp(SYN, 201), now=6.1)
     assert len(desk.say()) == 1
-    assert desk.drops == {"no-rule": 152, "rejects-limited": 51}
+    assert desk.drops == {"filter.no_rule": 152, "engine.refusals_limited": 51}
 
 
 def test_spoofed_syns_are_not_answered():
@@ -257,30 +257,32 @@ def test_an_advertised_disco_key_is_a_message():
 
 def test_each_new_session_begins_with_our_disco_key():
     deaf = PeerRoutes(OTHER_PEER, ("100.64.0.3",), takes_adverts=False)
-    desk = Desk(peers=(PeerRoutes(PEER, (THEM,), masquerade4="100.99.0.1"), deaf))
+    peers = PeerRoutes(PEER, (THEM,), masquerade4="100.99.0.1"), deaf
+    desk = Desk(peers=peers)
     established = [SessionEstablished(PEER, 1.0), SessionEstablished(OTHER_PEER, 1.0)]
     desk.tunnel.messages += established
     desk.hear(tcp(ACK))
-    assert desk.say() == []  # not configured: nothing is said
-    desk.engine.disco_advert = bytes(range(32))
+    assert desk.say() == []  # no key is known: nothing is said
+    assert desk.engine.take_messages() == established
+    desk = Desk(peers=peers, disco_key=bytes(range(32)))
     desk.tunnel.messages += established
     desk.hear(tcp(ACK))
     ((_, (advert,)),) = desk.say()
     known_as = parse_address("100.99.0.1")
     assert without_padding(advert) == tsmp.encode_disco_key(known_as, THEM_BYTES, bytes(range(32)))
-    assert desk.engine.take_messages() == established + established
+    assert desk.engine.take_messages() == established
 
 
 def test_unknown_tsmp_and_too_much_of_it_are_counted():
     desk = Desk()
     desk.hear(packet(TSMP, b"z" + bytes(20)), packet(TSMP, b"!" + bytes(6)), packet(TSMP, b"p" + bytes(7)))
-    assert desk.drops == {"tsmp-unknown": 2}
+    assert desk.drops == {"engine.tsmp_unknown": 2}
     pong = tsmp.encode_pong(THEM_BYTES, US_BYTES, bytes(8), 0)
     desk.hear(*[pong] * 300)
     assert len(desk.engine.take_messages()) == 256
     desk.hear(*[tsmp.encode_ping(THEM_BYTES, US_BYTES, bytes(8))] * 300)
     assert sum(len(run) for _, run in desk.say()) == 256
-    assert desk.drops["tsmp-full"] == 45 + 44
+    assert desk.drops["engine.tsmp_full"] == 45 + 44
 
 
 # Masquerade

@@ -11,8 +11,9 @@ import pytest
 from golden.filter import SlowFilter
 from ts_base.ip import parse_address, parse_prefix
 from ts_dataplane.bart import Bart
-from ts_dataplane.filter import ADMITTED, NO_RULE, ReplyFlows, Rule, compile_filter
+from ts_dataplane.filter import ADMITTED, NO_RULE, Rule, compile_filter
 from ts_dataplane.packets import parse, reply_flow, without_padding
+from ts_dataplane.reply_flows import ReplyFlows
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "filter.json"
 

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts_base.ip import TCP, UDP, parse_address, prefix_contains
-from ts_dataplane.filter import Grant, Rule
-from ts_dataplane.tables import UNRESOLVED_EXIT, PeerRoutes, Tables, compile_tables, compile_tables_steps
+from ts_dataplane.claims import PeerRoutes
+from ts_dataplane.filter import Grant, Rule, run_through
+from ts_dataplane.tables import NO_SUCH_PEER, Tables, compile_tables_steps
 
 OWN = ("100.64.0.1/32", "fd7a:115c:a1e0::1/128")
 A, B, C = (f"100.64.0.{n}" for n in (2, 3, 4))
 
 
 def tables(*peers: PeerRoutes, **prefs) -> Tables:
-    return compile_tables(own=OWN, peers=peers, **prefs)
+    return run_through(compile_tables_steps(own=OWN, peers=peers, **prefs))
 
 
 def hop(built: Tables, address: str) -> int | None:
@@ -72,7 +73,7 @@ def test_default_routes_are_used_only_when_chosen():
     assert hop(built, "169.254.1.1") is None
 
 
-@pytest.mark.parametrize("chosen", [UNRESOLVED_EXIT, 9, 3])
+@pytest.mark.parametrize("chosen", [NO_SUCH_PEER, 9, 3])
 def test_a_chosen_exit_that_cannot_serve_black_holes(chosen):
     no_exit = PeerRoutes(3, (B,))
     built = tables(PeerRoutes(2, (A,), (A, "0.0.0.0/0", "::/0")), no_exit, exit_node=chosen)
@@ -167,9 +168,9 @@ def test_capability_sources_follow_the_owner_of_the_exact_address():
         return built.verdict(peer, UDP, False, flow)
 
     assert verdict(2, A) == ""
-    assert verdict(3, B) == "no-rule"
-    assert verdict(2, "10.1.1.1") == "no-rule"  # behind the holder, not the holder
-    assert verdict(3, A) == "not-owner"
+    assert verdict(3, B) == "filter.no_rule"
+    assert verdict(2, "10.1.1.1") == "filter.no_rule"  # behind the holder, not the holder
+    assert verdict(3, A) == "filter.not_owner"
 
 
 def test_capabilities_are_the_union_of_grants_towards_one_address():
@@ -191,7 +192,7 @@ def test_a_filter_that_admits_unsigned_peers_is_not_used():
     rules = (Rule(("100.64.0.0/10",), (("*", 80, 80),)),)
     flow = parse_address(B) + parse_address("100.64.0.1") + b"\x10\0\0\x50"
     built = tables(PeerRoutes(2, (A,), unsigned=True), PeerRoutes(3, (B,)), rules=rules)
-    assert built.verdict(3, UDP, False, flow) == "no-rule"
+    assert built.verdict(3, UDP, False, flow) == "filter.no_rule"
     assert built.problems
     healed = built.with_peers([PeerRoutes(2, (A,))])
     assert healed.verdict(3, UDP, False, flow) == ""
@@ -235,10 +236,12 @@ def test_routes_agree_with_a_slow_scan(claims, octet):
 
 def test_a_thousand_connections_to_one_service_are_one_remembered_verdict():
     us, them = parse_address("100.64.0.1"), parse_address("100.64.0.2")
-    tables = compile_tables(
-        own=["100.64.0.1/32"],
-        peers=[PeerRoutes(7, ("100.64.0.2/32",))],
-        rules=[Rule(("*",), (("*", 80, 80),))],
+    tables = run_through(
+        compile_tables_steps(
+            own=["100.64.0.1/32"],
+            peers=[PeerRoutes(7, ("100.64.0.2/32",))],
+            rules=[Rule(("*",), (("*", 80, 80),))],
+        )
     )
     for port in range(20_000, 21_000):
         ports = port.to_bytes(2, "big")

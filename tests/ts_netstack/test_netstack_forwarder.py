@@ -43,7 +43,7 @@ class Forwarding(Script):
 
     def __init__(self, **rest: object) -> None:
         super().__init__(**rest)  # type: ignore[arg-type]
-        self.stack.forward(Tens())
+        self.stack.forwarder.set_routes(Tens())
 
     def says(self, at: float, flags: int, seq: int = 0, ack: int | None = None, data: bytes = b"") -> None:
         self.advance(at)
@@ -56,13 +56,13 @@ class Forwarding(Script):
     def knock(self, at: float = 0.0) -> Knock:
         """The peer's SYN arrives, and this is told of it."""
         self.says(at, SYN)
-        [message] = self.stack.take_messages()
+        [message] = self.stack.forwarder.take_news()
         assert isinstance(message, Knock)
         return message
 
     def carried(self, at: float = 0.0) -> TcpConnection:
         """A connection that was admitted and is established."""
-        connection = self.stack.admit(self.knock(at), at)
+        connection = self.stack.forwarder.admit(self.knock(at), at)
         assert connection is not None
         self.expect(at, SYN | ACK, seq=0, ack=1)
         self.says(at, ACK, seq=1, ack=1)
@@ -97,7 +97,7 @@ def test_a_syn_is_told_once_and_answered_by_nobody(conn: Forwarding) -> None:
     assert (knock.local, knock.remote, knock.peer) == ((INSIDE, 80), (PEER, 5000), PEER_ID)
     conn.says(1.0, SYN)
     conn.says(3.0, SYN)
-    assert not conn.stack.take_messages()
+    assert not conn.stack.forwarder.take_news()
     conn.quiet_until(5.0)
     assert conn.stack.statistics().forwarder.held == 1
 
@@ -105,7 +105,7 @@ def test_a_syn_is_told_once_and_answered_by_nobody(conn: Forwarding) -> None:
 def test_an_admitted_syn_is_answered_from_the_foreign_address(conn: Forwarding) -> None:
     knock = conn.knock()
     conn.advance(2.0)
-    connection = conn.stack.admit(knock, 2.0)
+    connection = conn.stack.forwarder.admit(knock, 2.0)
     assert connection is not None
     assert (connection.local, connection.remote) == ((INSIDE, 80), (PEER, 5000))
     conn.expect(2.0, SYN | ACK, seq=0, ack=1)
@@ -118,7 +118,7 @@ def test_an_admitted_syn_is_answered_from_the_foreign_address(conn: Forwarding) 
 
 
 def test_the_syn_ack_is_sent_again_until_it_is_heard(conn: Forwarding) -> None:
-    connection = conn.stack.admit(conn.knock(), 0.0)
+    connection = conn.stack.forwarder.admit(conn.knock(), 0.0)
     assert connection is not None
     conn.expect(0.0, SYN | ACK, seq=0, ack=1)
     conn.says(0.5, SYN)
@@ -128,7 +128,7 @@ def test_the_syn_ack_is_sent_again_until_it_is_heard(conn: Forwarding) -> None:
 
 
 def test_an_admitted_peer_that_is_gone_is_given_up(conn: Forwarding) -> None:
-    connection = conn.stack.admit(conn.knock(), 0.0)
+    connection = conn.stack.forwarder.admit(conn.knock(), 0.0)
     assert connection is not None
     conn.advance(300.0)
     assert connection.error is ConnectionProblem.TIMED_OUT
@@ -138,14 +138,14 @@ def test_an_admitted_peer_that_is_gone_is_given_up(conn: Forwarding) -> None:
 def test_a_refused_syn_is_reset_or_told_that_the_host_is_unreachable(conn: Forwarding) -> None:
     knock = conn.knock()
     conn.advance(0.5)
-    conn.stack.refuse(knock, 0.5, reset=True)
+    conn.stack.forwarder.refuse(knock, 0.5, reset=True)
     conn.iss = 0
     conn.expect(0.5, RST | ACK, seq=0, ack=1)
     knock = conn.knock(1.0)
     conn.advance(1.5)
-    conn.stack.refuse(knock, 1.5, reset=False)
+    conn.stack.forwarder.refuse(knock, 1.5, reset=False)
     assert conn.icmp_sent(1.5) == [(icmp.UNREACHABLE4, icmp.HOST4)]
-    conn.stack.refuse(knock, 1.6, reset=True)
+    conn.stack.forwarder.refuse(knock, 1.6, reset=True)
     conn.quiet_until(2.0)
 
 
@@ -154,7 +154,7 @@ def test_a_held_syn_is_forgotten_in_the_end(conn: Forwarding) -> None:
     assert conn.stack.next_timer() == HELD_SECONDS
     conn.advance(HELD_SECONDS)
     assert conn.drops["tcp.knock_expired"] == 1
-    assert conn.stack.admit(knock, HELD_SECONDS) is None
+    assert conn.stack.forwarder.admit(knock, HELD_SECONDS) is None
     assert conn.is_asleep()
     assert conn.knock(40.0) == knock
 
@@ -164,19 +164,19 @@ def test_a_peer_that_takes_its_syn_back_is_not_admitted(conn: Forwarding) -> Non
     conn.says(0.1, RST, seq=77)
     assert conn.drops["tcp.handshake_wild"] == 1
     conn.says(0.2, RST, seq=1)
-    assert conn.stack.admit(knock, 0.3) is None
+    assert conn.stack.forwarder.admit(knock, 0.3) is None
     conn.says(0.4, SYN)
     conn.says(0.4, RST, seq=1)
-    assert not conn.stack.take_messages()
+    assert not conn.stack.forwarder.take_news()
 
 
 def test_only_the_newest_syn_of_the_same_ports_completes(conn: Forwarding) -> None:
     knock = conn.knock()
     conn.irs += 1000
     conn.says(0.1, SYN)
-    assert not conn.stack.take_messages()
+    assert not conn.stack.forwarder.take_news()
     conn.advance(0.2)
-    assert conn.stack.admit(knock, 0.2) is not None
+    assert conn.stack.forwarder.admit(knock, 0.2) is not None
     conn.expect(0.2, SYN | ACK, ack=1)
 
 
@@ -190,20 +190,20 @@ def test_a_segment_of_no_connection_is_reset_for_the_host(conn: Forwarding) -> N
 @pytest.mark.parametrize("host", [LOOPBACK, bytes([224, 0, 0, 1]), bytes([192, 168, 0, 1])])
 def test_what_is_not_covered_or_belongs_on_no_wire_is_not_ours(conn: Forwarding, host: bytes) -> None:
     conn.stack.receive([(ORIGIN, [syn_from(PEER, 1, host)])], 0.0)
-    assert not conn.stack.take_messages()
+    assert not conn.stack.forwarder.take_news()
     assert conn.drops["ip.not_our_address"] == 1
 
 
 def test_an_unusual_peer_may_not_knock(conn: Forwarding) -> None:
     conn.stack.receive([((PEER_ID, False), [syn_from(PEER, 1)])], 0.0)
-    assert not conn.stack.take_messages()
+    assert not conn.stack.forwarder.take_news()
     assert conn.drops["tcp.wrong_peer"] == 1
 
 
 def test_what_was_admitted_outlives_new_addresses_and_withdrawn_routes(conn: Forwarding) -> None:
     connection = conn.carried()
     conn.stack.set_addresses([bytes([100, 64, 0, 77])])
-    conn.stack.forward(None)
+    conn.stack.forwarder.set_routes(None)
     conn.says(1.0, ACK, seq=1, ack=1, data=b"still")
     assert connection.error is None
     assert connection.read(10) == b"still"
@@ -211,8 +211,8 @@ def test_what_was_admitted_outlives_new_addresses_and_withdrawn_routes(conn: For
 
 def test_withdrawn_routes_forget_who_knocked(conn: Forwarding) -> None:
     knock = conn.knock()
-    conn.stack.forward(None)
-    assert conn.stack.admit(knock, 0.1) is None
+    conn.stack.forwarder.set_routes(None)
+    assert conn.stack.forwarder.admit(knock, 0.1) is None
     assert conn.is_asleep()
 
 
@@ -226,7 +226,7 @@ def test_a_forwarded_connection_ends_like_any_other(conn: Forwarding) -> None:
     conn.expect(1.1, ACK, seq=2, ack=2)
     statistics = conn.stack.statistics()
     assert (statistics.forwarder.admitted, statistics.tcp.time_wait) == (0, 1)
-    conn.stack.take_messages()
+    conn.stack.forwarder.take_news()
     conn.irs += 100_000
     assert isinstance(conn.knock(2.0), Knock)  # a new incarnation needs no minute of patience
 
@@ -241,7 +241,7 @@ def test_one_peer_holds_its_share_and_all_of_them_no_more_than_there_is(conn: Fo
             [((peer, True), [syn_from(bytes([100, 66, peer, 1]), 1 + index) for index in range(64)])], 0.0
         )
     assert conn.stack.statistics().forwarder.held == HELD_LIMIT
-    assert len(conn.stack.take_messages()) == HELD_LIMIT
+    assert len(conn.stack.forwarder.take_news()) == HELD_LIMIT
     assert conn.drops["tcp.knocks_full"]
     assert not conn.stack.transmit(0.0)
     conn.stack.listen(80)  # and our own sockets are as they were
@@ -258,10 +258,10 @@ def test_a_peer_that_never_finishes_opening_uses_up_its_own_share(monkeypatch: p
     admitted = []
     for port in range(1, 6):
         conn.stack.receive([(ORIGIN, [syn_from(PEER, port)])], 0.0)
-        [knock] = conn.stack.take_messages()
+        [knock] = conn.stack.forwarder.take_news()
         assert isinstance(knock, Knock)
-        admitted.append(conn.stack.admit(knock, 0.0))
-        conn.stack.take_messages()
+        admitted.append(conn.stack.forwarder.admit(knock, 0.0))
+        conn.stack.forwarder.take_news()
     assert [one is not None for one in admitted] == [True] * 3 + [False] * 2
     assert conn.drops["tcp.forwarded_share_full"] == 2
 
@@ -270,7 +270,7 @@ def test_a_peer_that_never_finishes_opening_uses_up_its_own_share(monkeypatch: p
 
 
 def flow_of(conn: Forwarding) -> ForwardedFlow:
-    [message] = conn.stack.take_messages()
+    [message] = conn.stack.forwarder.take_news()
     assert isinstance(message, ForwardedFlow)
     return message
 
@@ -289,8 +289,10 @@ def test_a_datagram_for_others_begins_a_flow_that_answers_for_them(conn: Forward
         b"\x00\x35\x13\x88",
         b"answer",
     )
+    conn.stack.take_messages()
     conn.datagram(0.2, b"more")
-    assert flow_of(conn) is flow
+    assert conn.stack.take_messages() == [flow], "news of the flow, but no new flow"
+    assert conn.stack.forwarder.take_news() == []
 
 
 def test_a_silent_flow_ends_and_a_talking_one_does_not(conn: Forwarding) -> None:
@@ -300,9 +302,10 @@ def test_a_silent_flow_ends_and_a_talking_one_does_not(conn: Forwarding) -> None
     flow.reply(b"late answer", FLOW_IDLE - 1)
     conn.advance(2 * FLOW_IDLE - 2)
     assert not flow.is_closed
+    conn.stack.take_messages()
     conn.advance(2 * FLOW_IDLE - 1)
     assert flow.is_closed
-    assert flow_of(conn) is flow
+    assert conn.stack.take_messages() == [flow], "its owner sees that it is closed"
     assert conn.is_asleep()
     conn.datagram(300.0, b"again")
     assert flow_of(conn) is not flow
@@ -351,7 +354,7 @@ def test_we_do_not_answer_pings_and_protocols_for_others(conn: Forwarding) -> No
 
 def test_a_stack_that_forwards_nothing_sleeps(conn: Forwarding) -> None:
     assert conn.stack.next_timer() == math.inf
-    assert conn.stack.take_messages() == []
+    assert conn.stack.forwarder.take_news() == []
 
 
 def test_what_is_held_passes_its_checksums_again() -> None:
@@ -368,12 +371,12 @@ def test_ipv6_is_held_and_refused_alike(reset: bool) -> None:
         def covers(self, address: bytes) -> bool:
             return True
 
-    stack.forward(Everything())
+    stack.forwarder.set_routes(Everything())
     syn = tcp_packet((peer, 5000), (host, 80), 7, 0, SYN, 65535)
     stack.receive([(ORIGIN, [syn])], 0.0)
-    [knock] = stack.take_messages()
+    [knock] = stack.forwarder.take_news()
     assert isinstance(knock, Knock)
-    stack.refuse(knock, 0.1, reset)
+    stack.forwarder.refuse(knock, 0.1, reset)
     [(hop, [raw])] = stack.transmit(0.1)
     packet = parse_packet_untrusted(raw)
     assert (hop, packet.source) == ((peer, 0), host)

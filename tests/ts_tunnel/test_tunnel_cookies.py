@@ -9,8 +9,7 @@ from ts_base.keys import clamp
 from ts_tunnel import drops as because
 from ts_tunnel.cookie import append_macs, keyed_mac, mac1_key_of
 from ts_tunnel.handshake import Initiation, encode_timestamp
-from ts_tunnel.handshake_guard import origin_of, source_of
-from ts_tunnel.load import LoadGauge, SourceBudgets
+from ts_tunnel.handshake_guard import LoadGauge, SourceBudgets, origin_of, source_of
 from ts_tunnel.params import (
     CALM_INITIATIONS_PER_SECOND,
     COOKIE_REPLIES_PER_SECOND,
@@ -122,7 +121,7 @@ def test_cookie_in_answer_to_a_response_is_kept_too():
     p.send_a(b"x")
     p.carry_a_to_b()
     [response] = p.b.wire
-    reply = p.a.endpoint._handshakes.door._cookies.reply(
+    reply = p.a.endpoint._handshakes.guard._cookies.reply(
         response, int.from_bytes(response[4:8], "little"), b"source", 0.0
     )
     p.b.take(PATH_A, [reply], 0.0)
@@ -172,7 +171,7 @@ def test_asymmetric_work_per_second_is_bounded_even_with_cookies_from_everywhere
         replies = p.b.endpoint.take_replies()
         if not replies:
             break
-        cookie = keyed_mac(p.b.endpoint._handshakes.door._cookies._secret, source_of(path))
+        cookie = keyed_mac(p.b.endpoint._handshakes.guard._cookies._secret, source_of(path))
         p.b.take(path, [append_macs(body, key, cookie)], 0.5)
         tried += 1
     assert tried > HANDSHAKES_PER_SECOND
@@ -207,7 +206,7 @@ def test_flood_of_initiations_does_not_keep_our_own_handshake_from_completing():
     p.carry_b_to_a()
     put_under_load(p.b, 0.0)
     for _ in range(HANDSHAKES_PER_SECOND * 2):
-        p.b.endpoint._handshakes.door._is_within(p.b.endpoint._handshakes.door._initiations, 0.0)
+        p.b.endpoint._handshakes.guard._is_within(p.b.endpoint._handshakes.guard._initiations, 0.0)
     p.settle()
     assert unpadded(p.a.received) == [b"x"]
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 
 from ts_base.keys import NodePrivate
+from ts_base.who import Path
 from ts_tunnel.endpoint import Endpoint
-from ts_tunnel.messages import Path
 from ts_tunnel.wire import COOKIE_REPLY, INITIATION, RESPONSE, TRANSPORT, kind_of
 
 A, B = 1, 2  # peer ids: A is who B talks to, and the other way round
