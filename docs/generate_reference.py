@@ -91,7 +91,9 @@ def describe(definition: Definition) -> list[str]:
     if not isinstance(definition, ast.ClassDef):
         return [f"### `{definition.name}`", "", *code(signature(definition)), *text(definition)]
     bases = [
-        base for base in map(ast.unparse, definition.bases) if base not in HIDDEN_BASES and not base.startswith("_")
+        base
+        for base in map(ast.unparse, definition.bases)
+        if base not in HIDDEN_BASES and not base.startswith(("_", "Closable["))
     ]
     title = f"### `{definition.name}`" + (f" ({', '.join(f'`{base}`' for base in bases)})" if bases else "")
     lines = [title, "", *constructor(definition), *text(definition), *fields(definition)]

@@ -12,7 +12,7 @@ import json
 import logging
 from typing import Any
 
-LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in ("control", "http", "link", "relay", "state")))
+LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in ("control", "http", "link", "relay", "state", "udp")))
 LONGEST_IN_LOG = 2048
 WEB = ("http://", "https://")
 _PASSES = (int, float, bool, type(None))  # formatted by number formats, and harmless

@@ -38,16 +38,9 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    "_config",
-    "foreign_text",
-    "_ownership",
-    "_private_files",
-    "errors",
-    "events",
-    "nodes",
-    "state_file",
-    "status",
-}
+    *("_config", "_ownership", "_private_files"),
+    *("errors", "events", "foreign_text", "nodes", "state_file", "status"),
+}  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
     "dns": VALUES,
@@ -55,17 +48,19 @@ WINGS: dict[str, set[str]] = {
     "runtime": VALUES,
     "dial": VALUES | {"dns", "runtime", "sockets"},
     "_diagnostics": VALUES | {"dial", "dns", "runtime", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "runtime", "sockets"},
     "carry": VALUES | {"sockets"},
-    "device": VALUES | {"_assembly", "_diagnostics", "carry", "dial", "runtime", "sockets"},
+    "local_ports": VALUES | {"carry", "sockets"},
+    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "runtime", "sockets"},
+    "device": VALUES | {"_assembly", "_diagnostics", "carry", "dial", "local_ports", "runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
-    "threads": VALUES | {"carry", "device", "sockets"},
-    "aio": VALUES | {"device", "sockets", "threads"},
-    "sync": VALUES | {"device", "sockets", "threads"},
+    "threads": VALUES | {"carry", "device", "local_ports", "sockets"},
+    "aio": VALUES | {"device", "local_ports", "sockets", "threads"},
+    "sync": VALUES | {"device", "local_ports", "sockets", "threads"},
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
     **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
     "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
-    "cli": VALUES | {"_diagnostics", "carry", "device", "dns", "http", "mesh", "proxy", "serve", "sockets", "testing"},
+    "cli": VALUES
+    | {"_diagnostics", "carry", "device", "dns", "http", "local_ports", "mesh", "proxy", "serve", "sockets", "testing"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}

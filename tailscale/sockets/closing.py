@@ -7,7 +7,7 @@ one which nobody else holds any more is noticed, warned of and ended, as Python'
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
@@ -42,7 +42,7 @@ class Hold:
     def unpark_all(self) -> None:
         self.waiters.unpark_all()
 
-    def forget(self, socket: Closable) -> None:
+    def forget(self, socket: Closable[Any]) -> None:
         """The program lost its socket without closing it.
 
         The collector may call this in any thread and in the middle of anything, so only the loop itself ends it.
@@ -68,10 +68,13 @@ class Hold:
         raise NotImplementedError
 
 
-class Closable(trio.abc.AsyncResource):
+H = TypeVar("H", bound=Hold)
+
+
+class Closable(trio.abc.AsyncResource, Generic[H]):
     """A socket, as far as it can be closed."""
 
-    def __init__(self, hold: Hold) -> None:
+    def __init__(self, hold: H) -> None:
         self._hold = hold
 
     async def aclose(self) -> None:

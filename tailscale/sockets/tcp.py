@@ -80,7 +80,7 @@ class _StreamHold(Hold):
         return self.connection.state in (CLOSED, TIME_WAIT)
 
 
-class TcpStream(Closable, trio.abc.HalfCloseableStream):
+class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`.
 
     Closing it delivers what was sent; unread data means a reset, as on a kernel socket. One that is lost without being
@@ -263,8 +263,6 @@ class _ListenerHold(Hold):
     __slots__ = ("_listens",)
 
     def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
-        hold = _ListenerHold(listens, home)
-        super().__init__(hold)
         super().__init__(home)
         self._listens = listens
 
@@ -273,7 +271,7 @@ class _ListenerHold(Hold):
             listen.close()
 
 
-class TcpListener(Closable, trio.abc.Listener[TcpStream]):
+class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
     """Accepts connections from the tailnet; works with `trio.serve_listeners`.
 
     Closing it refuses new connections; accepted ones go on.
@@ -293,6 +291,8 @@ class TcpListener(Closable, trio.abc.Listener[TcpStream]):
     """
 
     def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
+        hold = _ListenerHold(listens, home)
+        super().__init__(hold)
         self._listens = listens
         self._home = home
         for listen in listens:

@@ -34,7 +34,7 @@ class _PortHold(Hold):
         self._port.close()
 
 
-class UdpSocket(Closable):
+class UdpSocket(Closable[_PortHold]):
     """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
 
     ```python

@@ -92,3 +92,5 @@ async def test_what_is_kept_is_noticed(autojump_clock: MockClock, tailnet: Tailn
 
     more = await growth(listen, 20)
     assert more["TcpListener"] == more["TcpSockets.listeners"] == 20
+    for listener in kept:
+        await listener.aclose()

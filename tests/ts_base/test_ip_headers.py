@@ -86,10 +86,10 @@ def test_filter_and_stack_refuse_the_same_sources(source):
         )
     )
     stack = Stack(entropy=random.Random(1).randbytes)
-    stack.set_addresses([US, US6])
+    stack.set_addresses([US, US6], 0.0)
     destination = US if len(source) == 4 else US6
-    stack.receive([ip_packet(source, destination, UDP, bytes(8))], 0.0)
-    assert (stack.drops["martian_source"] == 1) == is_martian_source(source)
+    stack.receive([((7, True), [ip_packet(source, destination, UDP, bytes(8))])], 0.0)
+    assert (stack.drops["ip.martian_source"] == 1) == is_martian_source(source)
     if is_martian_source(source):
         assert not tables.accepts(7, source)
         assert not tables.offers(7, source)
