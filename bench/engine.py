@@ -10,14 +10,15 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
 from ts_base.keys import NodePrivate
-from ts_base.who import Hop, Origin, PathRun
+from ts_base.who import Hop, Origin, PathRun, PeerId
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
@@ -60,6 +61,7 @@ class Shelf:
     def close_all(self, now: float) -> None: ...
 
     is_quiet = True
+    exits_in_use: Mapping[PeerId, int] = MappingProxyType({})
 
 
 class Side:

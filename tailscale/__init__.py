@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tailscale.state_file import MemoryStore as MemoryStore
     from tailscale.state_file import NamedStore as NamedStore
     from tailscale.state_file import Store as Store
+    from tailscale.status import ExitNode as ExitNode
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
     from tailscale.status import NetcheckReport as NetcheckReport
@@ -88,7 +89,9 @@ _HOMES = {
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
-    "status": ("HealthWarning", "Identity", "NetcheckReport", "PathInfo", "PeerStatus", "PingResult", "Status"),
+    "status": (
+        *("ExitNode", "HealthWarning", "Identity", "NetcheckReport", "PathInfo", "PeerStatus", "PingResult", "Status"),
+    ),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
 }

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
 from tailscale.nodes import node_from_wire
-from tailscale.status import HealthWarning, Identity, PeerStatus, Status
+from tailscale.status import ExitNode, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
+from ts_control.wire import Hostinfo, Location
 
 if TYPE_CHECKING:
+    from tailscale.nodes import Node
     from tailscale.runtime.directory import Directory
     from tailscale.runtime.reach import Reach
     from tailscale.runtime.traffic import Traffic
@@ -26,6 +28,33 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     if node is None:
         raise NameNotFound(format_address(raw), detail="no node of this tailnet has that address")
     return Identity(node, node.user, directory.capabilities_of(raw))
+
+
+def exit_nodes(directory: Directory, reach: Reach) -> tuple[ExitNode, ...]:
+    """Everybody who offers a default route, where they are and how well they do."""
+    netmap = directory.netmap
+    if netmap is None:
+        return ()
+    return tuple(
+        _exit_node(node_from_wire(peer, netmap), peer.hostinfo, reach)
+        for peer in sorted(netmap.peers.values(), key=lambda peer: peer.name)
+        if reach.is_exit(peer.id)
+    )
+
+
+def _exit_node(node: Node, hostinfo: Hostinfo | None, reach: Reach) -> ExitNode:
+    place = (hostinfo.location if hostinfo is not None else None) or Location()
+    return ExitNode(
+        node=node,
+        country=place.country,
+        country_code=place.country_code,
+        city=place.city,
+        city_code=place.city_code,
+        priority=place.priority,
+        online=node.online,
+        path=reach.path_of(node.id),
+        latency=reach.latency_to(node.id),
+    )
 
 
 def status(directory: Directory, reach: Reach, traffic: Traffic, health: tuple[HealthWarning, ...]) -> Status:

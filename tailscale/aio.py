@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
+    from tailscale.nodes import Node
+    from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -122,6 +124,10 @@ class Device(DeviceFace):
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return await _finished(self._thread.submit(work, discard))
 
+    async def exit_nodes(self) -> tuple[ExitNode, ...]:
+        """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
+        return await self._await(as_work(lambda: self._inside().exit_nodes))
+
     # Connections
 
     async def open_connection(
@@ -133,9 +139,10 @@ class Device(DeviceFace):
         limit: int = DEFAULT_STREAM_LIMIT,
         ssl: ssl_module.SSLContext | bool | None = None,
         server_hostname: str | None = None,
+        via: str | Node | None = None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As `asyncio.open_connection`, across the tailnet."""
-        sock = await self.socket(host, port, timeout=timeout)
+        sock = await self.socket(host, port, timeout=timeout, via=via)
         try:
             name = server_hostname or (host if ssl else None)
             return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=name)
@@ -144,10 +151,17 @@ class Device(DeviceFace):
             raise
 
     async def create_connection(
-        self, factory: Callable[[], Any], host: str, port: int, *, timeout: float | None = None, **options: Any
+        self,
+        factory: Callable[[], Any],
+        host: str,
+        port: int,
+        *,
+        timeout: float | None = None,
+        via: str | Node | None = None,
+        **options: Any,
     ) -> tuple[asyncio.Transport, Any]:
         """As `loop.create_connection`, across the tailnet."""
-        sock = await self.socket(host, port, timeout=timeout)
+        sock = await self.socket(host, port, timeout=timeout, via=via)
         if options.get("ssl"):
             options.setdefault("server_hostname", host)
         try:
@@ -156,9 +170,11 @@ class Device(DeviceFace):
             sock.close()
             raise
 
-    async def socket(self, host: str, port: int, *, timeout: float | None = None) -> socket.socket:
+    async def socket(
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+    ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(lambda: bridges.connect(self._thread, host, port, timeout), TailnetSocket.close)
+        sock = await self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
         sock.setblocking(False)
         return sock
 
@@ -216,9 +232,9 @@ class Device(DeviceFace):
         target = port if local_port is None else local_port
         return Opening(self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close))
 
-    async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
+    async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
-        return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host)), self._thread)
+        return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
 
     # Names and identities
 

@@ -32,7 +32,7 @@ from tailscale._config import (
     rig_flag_from_environment,
 )
 from tailscale.dial import choose
-from tailscale.dial.dialing import host_and_port
+from tailscale.dial.dialing import Via, host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from tailscale.events import EventStream
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PingResult, Status
 
 DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
@@ -209,14 +209,33 @@ class Device:
         """
         return Peers(self._ready().directory.netmap)
 
+    @property
+    def exit_nodes(self) -> tuple[ExitNode, ...]:
+        """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name.
+
+        ```python
+        for exit_node in device.exit_nodes:
+            print(exit_node.node.hostname, exit_node.country, exit_node.online, exit_node.path)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.exit_nodes(runtime.directory, runtime.reach)
+
     # Connections
 
     async def tcp_connect(
-        self, host: str | tuple[str, int], port: int | None = None, *, timeout: float | None = None, local_port: int = 0
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
     ) -> TcpStream:
         """Connect to a port of a peer, by short name, full name or address (also of an accepted subnet route).
 
-        Every address of the name is tried. `timeout` is 30 s unless given. The error says what stands in the way:
+        Every address of the name is tried. `timeout` is 30 s unless given. `via` names a peer to go through, an exit
+        node or subnet router, for this connection only. The error says what stands in the way:
         `NameNotFound`, `NoRoute`, `PeerOffline`, `PeerKeyExpired`, `ConnectionRefused`, `ConnectionTimedOut`.
 
         ```python
@@ -226,12 +245,14 @@ class Device:
         ```
         """
         host, port = host_and_port(host, port)
-        return await self._ready().dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port)
+        return await self._ready().dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via)
 
     async def connect_anywhere(
-        self, host: str, port: int, *, timeout: float | None = None
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
     ) -> trio.abc.HalfCloseableStream:
         """`tcp_connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way.
+
+        With `via`, what is neither the tailnet's nor this machine goes through that exit node instead.
 
         ```python
         async with await device.connect_anywhere("db", 5432) as stream:
@@ -239,7 +260,7 @@ class Device:
         ```
         """
         runtime = self._ready()
-        return await choose.connect_anywhere(runtime.dialer, runtime.network, host, port, timeout=timeout)
+        return await choose.connect_anywhere(runtime.dialer, runtime.network, host, port, timeout=timeout, via=via)
 
     async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
         """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port.
@@ -255,8 +276,8 @@ class Device:
         """
         return await self._ready().dialer.listen(port, host, backlog)
 
-    async def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
-        """A UDP socket on the tailnet.
+    async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
+        """A UDP socket on the tailnet. One with `via` sends all it sends through that exit node, and hears only it.
 
         ```python
         async with await device.udp() as socket:
@@ -264,7 +285,7 @@ class Device:
             data, (ip, port) = await socket.receive_from()
         ```
         """
-        return await self._ready().dialer.udp(port, host)
+        return await self._ready().dialer.udp(port, host, via)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
@@ -300,6 +321,10 @@ class Device:
         ```
         """
         return await choose.way_to(self._ready().dialer, host)
+
+    async def _way_by(self, host: str, via: Via) -> tuple[bool, str, Via]:
+        """`way_to` for `connect_anywhere` outside the loop."""
+        return await choose.way_by(self._ready().dialer, host, via)
 
     async def resolve(self, name: str) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.

@@ -50,6 +50,39 @@ class PathInfo(str):
 
 
 @dataclass(frozen=True, slots=True)
+class ExitNode:
+    """A peer that offers the way to everything outside the tailnet, and where it is if control says so."""
+
+    node: Node
+    country: str
+    """The name; "" where control does not say, as for the other words of the place."""
+    country_code: str
+    """Two letters: "NL"."""
+    city: str
+    city_code: str
+    priority: int
+    """Among exit nodes of one city, control prefers the higher."""
+    online: bool | None
+    path: PathInfo
+    latency: float | None
+    """Seconds on the direct path."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "node": self.node.hostname,
+            "country": self.country,
+            "country_code": self.country_code,
+            "city": self.city,
+            "city_code": self.city_code,
+            "priority": self.priority,
+            "online": self.online,
+            "path": str(self.path),
+            "latency": self.latency,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class PeerStatus:
     """How traffic to one peer is doing."""
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
+    from tailscale.nodes import Node
     from tailscale.sockets.home import Address
+    from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,21 +103,33 @@ class Device(DeviceFace):
     def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return self._thread.submit(work, discard).wait()
 
+    @property
+    def exit_nodes(self) -> tuple[ExitNode, ...]:
+        """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
+        return self._await(as_work(lambda: self._inside().exit_nodes))
+
     # Connections
 
     def connect(
-        self, host: str | tuple[str, int], port: int | None = None, *, timeout: float | None = None
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        via: str | Node | None = None,
     ) -> socket.socket:
         """A connected socket, as `socket.create_connection` makes them: `timeout` also becomes the socket's own."""
-        sock = self._await(lambda: bridges.connect(self._thread, host, port, timeout), TailnetSocket.close)
+        sock = self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
         sock.settimeout(timeout)
         return sock
 
-    def connect_anywhere(self, host: str, port: int, *, timeout: float | None = None) -> socket.socket:
+    def connect_anywhere(
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+    ) -> socket.socket:
         """`connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
-        is_tailnet, destination = self.way_to(host)
+        is_tailnet, destination, via = self._await(lambda: self._inside()._way_by(host, via))
         if is_tailnet:
-            return self.connect(destination, port, timeout=timeout)
+            return self.connect(destination, port, timeout=timeout, via=via)
         return socket.create_connection((destination, port), timeout)
 
     def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TailnetListener:
@@ -136,9 +150,9 @@ class Device(DeviceFace):
         target = port if local_port is None else local_port
         return self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close)
 
-    def udp(self, port: int = 0, *, host: str | None = None) -> UdpSocket:
+    def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
-        return UdpSocket(self._await(lambda: self._inside().udp(port, host=host)), self._thread)
+        return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
 
     # Names and identities
 

@@ -3,7 +3,7 @@
     datagrams -> sort by first bytes -> Endpoint (decrypt) -> _admit (who, may they, padding off) -> overlay
     overlay -> route -> Endpoint (encrypt) -> the paths to the peer
 
-Owns: sorting, source ownership and filter in the packet's way, UDP reply flows, exits in use, drop counters.
+Owns: sorting, source ownership and filter in the packet's way, UDP reply flows, drop counters.
 Tables arrive by plain assignment. Refuses to know: sockets, clocks, tasks, control; how a verdict is found.
 """
 
@@ -108,7 +108,7 @@ class Engine:
         self._segments = RelaySegments(self.tables, self.paths)
         self._talk = TsmpTalk(self.drops, disco_key)
         self._pathless = Pathless(self.drops)
-        self._exits: Counter[PeerId] = Counter()  # how many flows go through each
+        self._exits = overlay.exits_in_use
         self._disco: deque[tuple[bytes, Path]] = deque(maxlen=DISCO_LIMIT)
         self._stun: deque[tuple[bytes, Path]] = deque(maxlen=STUN_LIMIT)
         self._last_path: dict[PeerId, Path] = {}
@@ -293,17 +293,7 @@ class Engine:
         known = self.tables.peers.get(peer)
         return (peer, packets) if known is None or not known.masquerade else (peer, known.as_it_knows_us(packets))
 
-    # What flows, the runtime and users set while packets go by
-
-    def use_exit(self, peer: PeerId) -> None:
-        """A flow is opened that goes by `peer`: it may answer for whatever it offers to reach, until released."""
-        self._exits[peer] += 1
-
-    def release_exit(self, peer: PeerId) -> None:
-        """The flow is over. Once for each `use_exit`."""
-        self._exits[peer] -= 1
-        if self._exits[peer] <= 0:
-            del self._exits[peer]
+    # What the runtime and users set while packets go by
 
     def set_services(self, *, peerapi_port: int) -> None:
         """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""

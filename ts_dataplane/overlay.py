@@ -6,10 +6,10 @@ sockets (connect, listen, bind) talks to the stack itself: the engine has no par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from ts_base.who import Hop, Origin
+from ts_base.who import Hop, Origin, PeerId
 
 
 class Owner(Protocol):
@@ -62,6 +62,10 @@ class Overlay(Protocol):
 
     def path_changed(self, address: bytes) -> None:
         """Datagrams to `address` go another way: what was learnt of the old one's MTU is void."""
+
+    @property
+    def exits_in_use(self) -> Mapping[PeerId, int]:
+        """The peers that open flows go through as `via`, and how many: one mapping, which is always of this moment."""
 
     @property
     def is_quiet(self) -> bool:

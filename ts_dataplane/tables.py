@@ -143,6 +143,13 @@ class Tables:
         claimants = self._hosts.get(address) or self._routes.lookup(address)
         return claimants[0] if claimants else None
 
+    def is_inside(self, address: bytes) -> bool:
+        """A node has `address`, or routes it otherwise than by a default route."""
+        if address in self.own or address in self._hosts:
+            return True
+        has_default = any(len(p[0]) == len(address) and self._routes.get(p) is not None for p in DEFAULTS)
+        return sum(1 for _ in self._routes.lookup_all(address)) > has_default
+
     @property
     def exit_is_missing(self) -> bool:
         """An exit node was chosen and cannot be used: what has no better route must not leave another way."""

@@ -79,6 +79,7 @@ class IcmpSockets:
             identifier = identifier + 1 & 0xFFFFFFFF
         hop = self._own.hop_to(destination, via)
         ping = self.outstanding[identifier] = Ping(*hop, identifier, size, now, timeout)
+        self._ledger.enter_exit(ping.via)
         self._outbox.post(hop, icmp.echo_request(source, destination, identifier, bytes(size)))
         return ping
 
@@ -107,7 +108,8 @@ class IcmpSockets:
         self._finish(ping)
 
     def _finish(self, ping: Ping) -> None:
-        self.outstanding.pop(ping.identifier, None)
+        if self.outstanding.pop(ping.identifier, None) is not None:
+            self._ledger.leave_exit(ping.via)
         self._ledger.changed[ping] = None
 
     # -- being told, and answering ---------------------------------------------------------------------------------

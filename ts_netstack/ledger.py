@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Protocol
 
 from ts_base.budget import Budget
-from ts_base.who import Hop
+from ts_base.who import Hop, PeerId
 from ts_netstack.tcp_states import State
 
 CHALLENGES_PER_SECOND = 1000
@@ -54,7 +54,10 @@ class Sender(Protocol):
 class Ledger:
     """Shared by a Stack and its sockets. Dicts stand for ordered sets, so that a replay is the same byte for byte."""
 
-    __slots__ = ("challenges", "changed", "closed", "dirty", "drops", "finished", "growth_left", "strays", "verify")
+    __slots__ = (
+        *("challenges", "changed", "closed", "dirty", "drops", "exits"),
+        *("finished", "growth_left", "strays", "verify"),
+    )
 
     def __init__(self, verify: bool) -> None:
         self.verify = verify  # check inbound checksums: off when an AEAD vouches for every byte
@@ -66,3 +69,16 @@ class Ledger:
         self.strays: list[bytes] = []  # packets a connection got by its ports that are not whole segments
         self.challenges = Budget(CHALLENGES_PER_SECOND, CHALLENGES_PER_SECOND)
         self.growth_left = GROWTH_LIMIT
+        self.exits: Counter[PeerId] = Counter()  # how much of what lives was opened through each peer by name
+
+    def enter_exit(self, via: PeerId) -> None:
+        """Something was opened through `via`, if that is anybody."""
+        if via:
+            self.exits[via] += 1
+
+    def leave_exit(self, via: PeerId) -> None:
+        """It will say and hear nothing more: once for each `enter_exit`."""
+        if via:
+            self.exits[via] -= 1
+            if not self.exits[via]:
+                del self.exits[via]

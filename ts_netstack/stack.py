@@ -11,7 +11,7 @@ who forwards for others. What comes names its origin, what leaves its hop (ts_ba
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from ts_base.ip import ICMP, ICMP6, TCP, TUNNEL_MTU, UDP, is_martian_source
 from ts_base.ip_headers import ip_packet
@@ -59,6 +59,7 @@ class Stack:
             raise ValueError(f"an MTU of {mtu} is none")
         ledger = self._ledger = Ledger(verify_checksums)
         self.drops = ledger.drops
+        self.exits_in_use = ledger.exits
         self._timers: Timers[object] = Timers()
         self._own = OwnAddresses()
         self._paths = PathSizes(mtu)
@@ -79,6 +80,24 @@ class Stack:
         """The way to `destination` is another one: what was learnt of its MTU is forgotten."""
         self._paths.forget(destination)
         self._tcp.widen_segment_sizes(destination, self._paths)
+
+    def fail_hop(self, hop: Hop) -> None:
+        """Packets by `hop` were dropped, since nobody takes them: what cannot go on ends now."""
+        self._tcp.fail_hop(hop)
+        for port in self._udp.ports.values():
+            if port.via and port.remote is not None and (port.remote[0], port.via) == hop:
+                port.lose()
+
+    def follow_routes(self, peer_for: Callable[[bytes, PeerId], PeerId | None], exits: Set[PeerId]) -> None:
+        """Routes are others now: what was opened through a peer that takes it no more ends, though it say nothing."""
+        if not self.exits_in_use:
+            return
+        for hop in {one.hop for one in self._tcp.flows.values() if one.via}:
+            if peer_for(*hop) is None:
+                self._tcp.fail_hop(hop)
+        for port in self._udp.ports.values():
+            if port.via and port.via not in exits:
+                port.lose()
 
     @property
     def connections(self) -> int:
@@ -248,7 +267,7 @@ class Stack:
             raise Unroutable("tcp.checksum")
         key = packet.source + packet.destination + packet.payload[:4]
         connection = self._tcp.flows.get(key)
-        if not may_speak(origin, connection.via if connection is not None else 0):
+        if not may_speak(origin, self._tcp.via_of(key)):
             raise Unroutable("tcp.wrong_peer")
         canonical = ip_packet(packet.source, packet.destination, TCP, packet.payload)
         if connection is not None:

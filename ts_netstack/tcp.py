@@ -116,6 +116,7 @@ class ConnectionProblem(enum.Enum):
     RESET = "connection reset by peer"
     TIMED_OUT = "connection timed out"
     UNREACHABLE = "destination unreachable"
+    NO_ROUTE = "no route to destination"
     ABORTED = "connection aborted"
 
 

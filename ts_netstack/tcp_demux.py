@@ -33,7 +33,7 @@ from ts_netstack.tcp_listen import (
     TcpListen,
     syn_ack,
 )
-from ts_netstack.tcp_states import TIME_WAIT, Handshake
+from ts_netstack.tcp_states import SYN_SENT, TIME_WAIT, Handshake
 from ts_netstack.tcp_time_wait import TimeWaits
 from ts_netstack.wire import (
     MASK32,
@@ -93,7 +93,7 @@ class TcpSockets:
         self.unanswered: dict[HalfOpen, None] = {}  # SYN-ACKs that leave with the next `open_ways`
         self.opening: list[TcpConnection] = []  # whose SYN has not left yet
         self.listeners: dict[Bound, TcpListen] = {}
-        self.time_wait = TimeWaits()
+        self.time_wait = TimeWaits(ledger)
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class TcpSockets:
         key = remote[0] + local[0] + remote[1].to_bytes(2, "big") + port.to_bytes(2, "big")
         if key in self.flows or key in self.half_open:
             raise OSError(errno.EADDRINUSE, f"port {port} is already connected to this destination")
-        self.time_wait.pop(key, None)
+        self.time_wait.forget(key)
         connection = self._new(key, (local[0], port), remote, Sizes(mss), self._initial_sequence(key, now), hop[1])
         connection.open(now)
         self.opening.append(connection)
@@ -160,7 +160,13 @@ class TcpSockets:
         offset = self._stamp_offset(local[0], remote[0])
         connection = TcpConnection(self._ledger, key, local, remote, sizes, iss, offset, via)
         self.flows[key] = connection
+        self._ledger.enter_exit(via)
         return connection
+
+    def via_of(self, key: bytes) -> PeerId:
+        """Through whom segments with this key belong: the exit of a connection that is open or has just ended, or 0."""
+        known = self.flows.get(key) or self.time_wait.get(key)
+        return known.via if known is not None else 0
 
     def answer(self, arrival: Arrival, now: float) -> TcpConnection:
         """A connection that begins with the SYN of `arrival`; its SYN-ACK leaves with the next emit.
@@ -241,6 +247,12 @@ class TcpSockets:
         elif not connection.on_packet_too_big(mss, seq):
             raise Unroutable("icmp.wild_sequence")
         return connection.hop
+
+    def fail_hop(self, hop: Hop) -> None:
+        """Nobody takes packets by `hop`. Hard while opening and where an exit was named, else it passes (RFC 5461)."""
+        for connection in list(self.flows.values()):
+            if connection.hop == hop and (connection.via or connection.state == SYN_SENT):
+                connection.fail(ConnectionProblem.NO_ROUTE)
 
     def limit_segment_size(self, hop: Hop, mss: int) -> None:
         """The way of `hop` was found to carry no more."""
@@ -365,9 +377,10 @@ class TcpSockets:
         """A finished connection leaves the table; what ended in TIME-WAIT leaves a record."""
         if self.flows.get(connection.key) is connection:
             del self.flows[connection.key]
+            self._ledger.leave_exit(connection.hop[1])
         self._timers.clear(connection)
         if connection.state == TIME_WAIT:
-            self.time_wait.add(connection.key, connection.last_numbers(), self._ledger.drops, now)
+            self.time_wait.add(connection.key, connection.last_numbers(), connection.hop[1], now)
 
     def leave_time_wait(self, arrival: Arrival, now: float) -> bool:
         """False for a segment of a connection that ended here a moment ago, and opens no new incarnation of it."""
@@ -376,11 +389,11 @@ class TcpSockets:
             return True
         segment = arrival.segment
         if waiting.is_reopened_by(segment):
-            del self.time_wait[arrival.key]
+            self.time_wait.forget(arrival.key)
             return True
         self._ledger.drops["tcp.time_wait"] += 1
         asks = segment.payload or segment.flags & (SYN | FIN)
         if asks and not segment.flags & RST and self._resets.take(now):
             reply = tcp_packet(arrival.local, arrival.remote, waiting.nxt, waiting.rcv_nxt, ACK, 0)
-            self._replies.append((arrival.back, reply))
+            self._replies.append(((arrival.remote[0], waiting.via), reply))
         return False

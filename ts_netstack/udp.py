@@ -29,7 +29,7 @@ class UdpPort(Socket):
 
     __slots__ = (
         *("__weakref__", "_ledger", "_outbox", "_own", "_queue", "_queued"),
-        *("drops", "error", "host", "is_closed", "port", "remote", "via"),
+        *("drops", "error", "host", "is_closed", "is_lost", "port", "remote", "via"),
     )
     limits = (QUEUE_DATAGRAMS, QUEUE_BYTES)
 
@@ -43,12 +43,13 @@ class UdpPort(Socket):
         self.error: str | None = None  # "unreachable" after an ICMP report while connected
         self.drops = 0
         self.is_closed = False
+        self.is_lost = False  # its exit takes nothing there any more
         self._queue: deque[tuple[bytes, Address]] = deque()
         self._queued = 0
 
     @property
     def readable(self) -> bool:
-        return bool(self._queue) or self.error is not None
+        return bool(self._queue) or self.error is not None or self.is_lost
 
     def connect(self, remote: Address) -> None:
         """Hear only `remote` from now on, and of its unreachability."""
@@ -93,6 +94,12 @@ class UdpPort(Socket):
     def report_unreachable(self, remote: Address) -> None:
         if self.remote == remote:
             self.error = "unreachable"
+            self._ledger.changed[self] = None
+
+    def lose(self) -> None:
+        """The peer it is bound to takes its datagrams no more."""
+        if not self.is_lost:
+            self.is_lost = True
             self._ledger.changed[self] = None
 
     def close(self) -> None:

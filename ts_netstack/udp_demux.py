@@ -69,11 +69,13 @@ class UdpSockets:
         elif is_taken(self.ports, port, host):
             raise OSError(errno.EADDRINUSE, f"UDP port {port} is already bound")
         bound = self.ports[(port, host)] = UdpPort(self._outbox, self._own, self._ledger, port, host, via)
+        self._ledger.enter_exit(via)
         return bound
 
     def forget(self, bound: UdpPort) -> None:
         if self.ports.get((bound.port, bound.host)) is bound:
             del self.ports[(bound.port, bound.host)]
+            self._ledger.leave_exit(bound.via)
 
     def receive_untrusted(self, packet: Packet, origin: Origin) -> bool:
         """Hand a datagram to its port; False when there is none, Unroutable when it is no datagram or not for it."""

@@ -13,6 +13,7 @@ from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
 from tailscale.sockets.tcp import TcpStream, describe_problem
 from tailscale.sockets.udp import UdpSocket
+from ts_base.ip import format_address
 from ts_netstack.tcp import ConnectionProblem
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tailscale.runtime.directory import Directory
     from tailscale.runtime.reach import Reach
     from tailscale.status import PathInfo
+    from ts_base.who import PeerId
     from ts_netstack.stack import Stack
 
 
@@ -44,27 +46,38 @@ class AddressDialer:
     def identify(self, address: bytes) -> Node | None:
         return self.directory.identify(address)
 
-    def describe_path(self, address: bytes) -> PathInfo:
-        return self.reach.path_to(address)
+    def describe_path(self, address: bytes, via: PeerId = 0) -> PathInfo:
+        return self.reach.path_of(via) if via else self.reach.path_to(address)
 
-    async def destinations(self, host: str) -> list[bytes]:
+    def exit_node(self, via: PeerId) -> Node | None:
+        return self.directory.node(via) if via else None
+
+    async def destinations(self, host: str, via: PeerId = 0) -> list[bytes]:
         """The addresses of a host that we may try, or the error that says why none."""
         literal = literal_address(host)
         if literal is None:
             raise ValueError(f"{host!r} is not an IP address")
-        return self.usable([literal], host)
+        return self.usable([literal], host, via)
 
-    def usable(self, addresses: list[bytes], host: str) -> list[bytes]:
+    def usable(self, addresses: list[bytes], host: str, via: PeerId = 0) -> list[bytes]:
         """Those of a host's addresses that are ours or routed; the error that says why there are none."""
-        found = [a for a in addresses if self.directory.is_ours(a) or self.reach.routes_to(a)]
+        found = [a for a in addresses if self.directory.is_ours(a) or self.reach.routes_to(a, via)]
         if not found:
-            directory = self.directory
-            raise failures.no_way_to(directory.identify(addresses[0]), host, addresses[0], directory.standing)
+            raise self.no_way_to(addresses[0], host, via)
         return found
 
-    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
+    def no_way_to(self, address: bytes, host: str, via: PeerId) -> TailscaleError:
+        """Nobody takes packets to `address`, or `via` does not: why."""
+        directory = self.directory
+        if not via:
+            return failures.no_way_to(directory.identify(address), host, address, directory.standing)
+        owner = directory.identify(address)
+        is_node = owner is not None and format_address(address) in owner.addresses
+        return failures.no_way_via(directory.node(via), host, address, is_exit=self.reach.is_exit(via), is_node=is_node)
+
+    async def resolve_address(self, host: str, family_of: bytes | None = None, via: PeerId = 0) -> bytes:
         """The first address of `host` that has a route, in the family of one of our own addresses if asked."""
-        fitting = [a for a in await self.destinations(host) if family_of is None or len(a) == len(family_of)]
+        fitting = [a for a in await self.destinations(host, via) if family_of is None or len(a) == len(family_of)]
         if not fitting:
             family = "IPv4" if family_of is not None and len(family_of) == 4 else "IPv6"
             raise OSError(
@@ -75,9 +88,9 @@ class AddressDialer:
     # What opens them
 
     @trio.lowlevel.enable_ki_protection
-    async def connect(self, address: bytes, host: str, port: int, *, local_port: int = 0) -> TcpStream:
+    async def connect(self, address: bytes, host: str, port: int, *, local_port: int = 0, via: PeerId = 0) -> TcpStream:
         """An open stream, or the error that says what became of it. `host` is what the user called the address."""
-        connection = self._stack.connect((address, port), self.now(), local_port=local_port)
+        connection = self._stack.connect((address, port), self.now(), local_port=local_port, via=via)
         stream = TcpStream(connection, self)
         try:
             with self._answers.rejections(connection) as rejection:
@@ -92,7 +105,9 @@ class AddressDialer:
             case None:
                 return stream
             case ConnectionProblem.TIMED_OUT:
-                raise self.silence(address, host, port)
+                raise self.silence(address, host, port, via=via)
+            case ConnectionProblem.NO_ROUTE:
+                raise self.no_way_to(address, host, via)
             case ConnectionProblem.UNREACHABLE:
                 raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
             case ConnectionProblem.REFUSED:
@@ -102,15 +117,18 @@ class AddressDialer:
             case problem:
                 raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
 
-    def silence(self, address: bytes | None, host: str, port: int, timeout: float | None = None) -> TailscaleError:
+    def silence(
+        self, address: bytes | None, host: str, port: int, timeout: float | None = None, via: PeerId = 0
+    ) -> TailscaleError:
         """Nobody at `address`, if one was found, answered in time: the likeliest reason."""
         after = f" within {timeout:g} s" if timeout is not None else ""
         directory = self.directory
-        node = directory.identify(address) if address is not None else None
+        node = directory.node(via) if via else directory.identify(address) if address is not None else None
         has_session = node is not None and self.reach.has_session(node.id)
+        standing, now = directory.standing, directory.wall_clock()
         return failures.silence(
-            host, port, after, node, standing=directory.standing, has_session=has_session, now=directory.wall_clock()
+            host, port, after, node, is_exit=bool(via), standing=standing, has_session=has_session, now=now
         )
 
-    def bind_udp(self, port: int, address: bytes | None = None) -> UdpSocket:
-        return UdpSocket(self._stack.bind_udp(port, address), self)
+    def bind_udp(self, port: int, address: bytes | None = None, via: PeerId = 0) -> UdpSocket:
+        return UdpSocket(self._stack.bind_udp(port, address, via), self)

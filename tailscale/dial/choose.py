@@ -18,17 +18,23 @@ from tailscale.nodes import clean_name
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
-    from tailscale.dial.dialing import Dialer
+    from tailscale.dial.dialing import Dialer, Via
     from tailscale.runtime.network import Network
 
 
 async def connect_anywhere(
-    dialer: Dialer, network: Network, host: str, port: int, *, timeout: float | None = None
+    dialer: Dialer,
+    network: Network,
+    host: str,
+    port: int,
+    *,
+    timeout: float | None = None,
+    via: Via = None,
 ) -> trio.abc.HalfCloseableStream:
     """An open stream to `host`, whichever way it goes."""
-    is_tailnet, destination = await way_to(dialer, host)
+    is_tailnet, destination, via = await way_by(dialer, host, via)
     if is_tailnet:
-        return await dialer.tcp_connect(destination, port, timeout=timeout)
+        return await dialer.tcp_connect(destination, port, timeout=timeout, via=via)
     try:
         with trio.move_on_after(math.inf if timeout is None else timeout):
             return await network.open_tcp(destination, port)
@@ -38,6 +44,20 @@ async def connect_anywhere(
         if close:
             raise NameNotFound(host, close, detail="nor could this machine's network reach it") from error
         raise
+
+
+async def way_by(dialer: Dialer, host: str, via: Via) -> tuple[bool, str, Via]:
+    """`way_to`, and through which exit: what the tailnet itself has goes as usual, all but this machine by `via`."""
+    if via is None or _is_this_machine(host):
+        return (*await way_to(dialer, host), None)
+    literal = literal_address(host)
+    if literal is None and _is_name_of_tailnet(dialer, host):
+        return True, host, None
+    if literal is None and not _is_split(dialer, host):
+        return True, host, via
+    addresses = await dialer.resolver.address_bytes(host)
+    inside = [a for a in addresses if dialer.reach.is_inside(a)]
+    return True, format_address((inside or addresses)[0]), None if inside else via
 
 
 async def way_to(dialer: Dialer, host: str) -> tuple[bool, str]:
@@ -64,6 +84,10 @@ def _is_of_tailnet(dialer: Dialer, host: str) -> bool:
     literal = literal_address(host)
     if literal is not None:
         return dialer.reach.routes_to(literal) or dialer.identify(literal) is not None
+    return _is_name_of_tailnet(dialer, host)
+
+
+def _is_name_of_tailnet(dialer: Dialer, host: str) -> bool:
     names = dialer.resolver.names
     return names.full_name(host) is not None or ("." in clean_name(host) and names.owns(host))
 

@@ -12,6 +12,7 @@ from tailscale.dial import failures
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, NameNotFound, TailscaleError
+from tailscale.nodes import Node
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
 from tailscale.status import PING_KINDS, PingResult
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from tailscale.runtime.awaited_answers import AwaitedAnswers
     from tailscale.runtime.directory import Directory
     from tailscale.runtime.reach import Reach
+    from ts_base.who import PeerId
     from ts_netstack.stack import Stack
 
+Via = str | Node | None  # a peer as users name it; None: as the routes say
 DIAL_TIMEOUT = 30.0
 STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
 
@@ -59,48 +62,70 @@ class Dialer(AddressDialer):
         self.resolver = resolver
         self._pinger = pinger
 
-    async def destinations(self, host: str) -> list[bytes]:
+    def peer_named(self, via: Via) -> PeerId:
+        """The peer that `via=` means, 0 for nobody; the error that says why it will not do."""
+        if via is None:
+            return 0
+        if isinstance(via, Node):
+            return via.id  # one that has left meanwhile takes no packets, and is said to have left
+        peer = self.directory.peer_named(via)
+        if peer is None:
+            raise NameNotFound(via, self.resolver.names.close_to(via), "via= names a peer")
+        return peer
+
+    async def destinations(self, host: str, via: PeerId = 0) -> list[bytes]:
         """The addresses of a host that we may try, or the error that says why none."""
         literal = literal_address(host)
         try:
             addresses = [literal] if literal else await self.resolver.address_bytes(host)
         except NameNotFound as problem:
             raise failures.unknown_name(problem, self.directory.standing) from None
-        return self.usable(addresses, host)
+        return self.usable(addresses, host, via)
 
     # Streams
 
     async def tcp_connect(
-        self, host: str, port: int, *, timeout: float | None = None, local_port: int = 0
+        self,
+        host: str,
+        port: int,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: Via = None,
     ) -> TcpStream:
         """Try the addresses of `host`: those of one peer in turn, those of several as a race."""
         timeout = DIAL_TIMEOUT if timeout is None else timeout
+        peer = self.peer_named(via)
         addresses: list[bytes] = []
         with trio.move_on_after(timeout):
-            addresses = await self.destinations(host)
-            if local_port or len({self.reach.peer_for(address) for address in addresses}) == 1:
-                return await self._dial_in_turn(addresses, host, port, local_port)
-            return await self._race(addresses, host, port)
-        raise self.silence(addresses[0] if addresses else literal_address(host), host, port, timeout)
+            addresses = await self.destinations(host, peer)
+            # What lies behind an exit is far from it in two families: only a peer's own addresses share every path.
+            is_shared = not peer and len({self.reach.peer_for(address) for address in addresses}) == 1
+            if local_port or is_shared or len(addresses) == 1:
+                return await self._dial_in_turn(addresses, host, port, local_port, peer)
+            return await self._race(addresses, host, port, peer)
+        raise self.silence(addresses[0] if addresses else literal_address(host), host, port, timeout, peer)
 
-    async def _dial_in_turn(self, addresses: list[bytes], host: str, port: int, local_port: int) -> TcpStream:
+    async def _dial_in_turn(
+        self, addresses: list[bytes], host: str, port: int, local_port: int, via: PeerId
+    ) -> TcpStream:
         """One peer's addresses share every path: the second is worth trying only where the first was refused."""
         failures: list[TailscaleError] = []
         for address in addresses:
             try:
-                return await self.connect(address, host, port, local_port=local_port)
+                return await self.connect(address, host, port, local_port=local_port, via=via)
             except ConnectionRefused as failure:
                 failures.append(failure)
         raise failures[0]
 
-    async def _race(self, addresses: list[bytes], host: str, port: int) -> TcpStream:
+    async def _race(self, addresses: list[bytes], host: str, port: int, via: PeerId) -> TcpStream:
         winner: list[TcpStream] = []
         failures: list[TailscaleError] = []
         failed_one = [trio.Event() for _ in addresses]
 
         async def attempt(index: int, address: bytes, nursery: trio.Nursery) -> None:
             try:
-                stream = await self.connect(address, host, port)
+                stream = await self.connect(address, host, port, via=via)
             except TailscaleError as error:
                 failures.append(error)
                 failed_one[index].set()
@@ -131,11 +156,14 @@ class Dialer(AddressDialer):
         _check_port(port)
         return TcpListener([self._stack.listen(port, self._own_address(host), backlog)], self)
 
-    async def udp(self, port: int, host: str | None) -> UdpSocket:
-        """A UDP socket on one of our addresses, or on all."""
+    async def udp(self, port: int, host: str | None, via: Via = None) -> UdpSocket:
+        """A UDP socket on one of our addresses, or on all; one that goes `via` an exit node speaks with nobody else."""
         await trio.lowlevel.checkpoint()
         _check_port(port)
-        return self.bind_udp(port, self._own_address(host))
+        peer = self.peer_named(via)
+        if peer and not self.reach.is_exit(peer):
+            raise failures.no_exit(self.directory.node(peer))
+        return self.bind_udp(port, self._own_address(host), peer)
 
     def _own_address(self, host: str | None) -> bytes | None:
         """One of our addresses in raw form; None for all of them."""

@@ -41,14 +41,46 @@ def unknown_name(problem: NameNotFound, standing: Phase) -> NameNotFound:
 def no_way_to(node: Node | None, host: str, address: bytes, standing: Phase) -> TailscaleError:
     """Nothing can be sent to `address`, which is `node`'s if anybody's."""
     if node is not None and node.expired:
-        since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
-        return PeerKeyExpired(
-            f"the key of {node.hostname} expired{since}: log in on that machine again, or extend its key"
-        )
-    text = format_address(address)
-    where = host if host == text else f"{host} ({text})"
+        return _key_expired(node)
+    where = _named(host, address)
     why = OUR_FAULT.get(standing, "is it in this tailnet, does the policy let us see it, and are its routes approved?")
     return NoRoute(f"no peer owns or routes {where}: {why}")
+
+
+def no_way_via(exit_node: Node | None, host: str, address: bytes, *, is_exit: bool, is_node: bool) -> TailscaleError:
+    """The peer named by `via=` takes no packets to `address`, which is a node's own if `is_node`."""
+    where = _named(host, address)
+    if exit_node is None:
+        return NoRoute(f"cannot reach {where}: the node named by via= has left the tailnet")
+    if exit_node.expired:
+        return _key_expired(exit_node)
+    if is_node:
+        why = "that is a node of the tailnet, which is reached directly: leave via= out"
+    elif is_exit:
+        family = "IPv4" if len(address) == 4 else "IPv6"
+        why = f"it is an exit node, but not for that address: does it offer {family} too, with that route approved?"
+    else:
+        why = "it is no exit node: it must offer to be one, and its routes must be approved"
+    return NoRoute(f"{exit_node.hostname} takes no packets to {where}: {why}")
+
+
+def no_exit(exit_node: Node | None) -> TailscaleError:
+    """A socket for any destination was asked for, and the peer named by `via=` offers no default route."""
+    if exit_node is None:
+        return NoRoute("the node named by via= has left the tailnet")
+    if exit_node.expired:
+        return _key_expired(exit_node)
+    return NoRoute(f"{exit_node.hostname} is no exit node: it must offer to be one, and its routes must be approved")
+
+
+def _key_expired(node: Node) -> TailscaleError:
+    since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
+    return PeerKeyExpired(f"the key of {node.hostname} expired{since}: log in on that machine again, or extend its key")
+
+
+def _named(host: str, address: bytes) -> str:
+    text = format_address(address)
+    return host if host == text else f"{host} ({text})"
 
 
 def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
@@ -58,9 +90,17 @@ def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
 
 
 def silence(
-    host: str, port: int, after: str, node: Node | None, *, standing: Phase, has_session: bool, now: float
+    host: str,
+    port: int,
+    after: str,
+    node: Node | None,
+    *,
+    is_exit: bool = False,
+    standing: Phase,
+    has_session: bool,
+    now: float,
 ) -> TailscaleError:
-    """Nobody answered: say the likeliest reason. `now` is the wall clock's."""
+    """Nobody answered: say the likeliest reason. `node` has the address or is the exit to it; `now` is wall clock."""
     if standing in OUR_FAULT:
         return ConnectionTimedOut(f"{host} port {port} did not answer{after}: {OUR_FAULT[standing]}")
     if node is None:
@@ -72,6 +112,11 @@ def silence(
         return ConnectionTimedOut(
             f"{node.hostname} did not answer{after}: no encrypted session could be made with it, over any path. "
             "Is its tailscale running?"
+        )
+    if is_exit:
+        return ConnectionTimedOut(
+            f"{host} port {port} did not answer{after} through {node.hostname}: the tailnet policy may not let us use "
+            "that exit node, or nobody is there"
         )
     return ConnectionTimedOut(
         f"{node.hostname} port {port} did not answer{after}, though the machine itself does: "

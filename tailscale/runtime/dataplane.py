@@ -17,9 +17,10 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun
-from ts_dataplane.engine import Engine, EngineMessage
+from ts_dataplane.engine import Engine, EngineMessage, NoRoute
 from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
+from ts_dataplane.tables import Tables
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
 from ts_netstack.ledger import Socket
 from ts_netstack.stack import Stack
@@ -51,6 +52,11 @@ class Dataplane:
         self._timer_moved = trio.Event()
         self._armed_for = math.inf
         self._after_flush = trio.lowlevel.ParkingLot()
+
+    def use_tables(self, tables: Tables) -> None:
+        """Packets are routed and judged by these from now on; what went through an exit that is none any more ends."""
+        self.engine.tables = tables
+        self._stack.follow_routes(tables.peer_for, tables.exits)
 
     def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""
@@ -121,6 +127,9 @@ class Dataplane:
                 self.kick()
             case PingAnswered() | PingLost() | TsmpPong() | TsmpReject():
                 self._answers.hear(message)
+            case NoRoute():
+                self._stack.fail_hop((message.destination, message.via))
+                self.kick()
             case NeedStun():
                 self._bus.publish(ProbeRequested(message.reason))
 

@@ -13,7 +13,7 @@ import msgspec
 
 from tailscale._config import Config, Preferences
 from tailscale.errors import DeviceNotReady
-from tailscale.nodes import Node, node_from_wire
+from tailscale.nodes import Node, named, node_from_wire
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import (
     ControlStateChanged,
@@ -23,6 +23,7 @@ from tailscale.runtime.messages import (
     TablesChanged,
 )
 from ts_base.ip import format_address
+from ts_base.who import PeerId
 from ts_control import wire
 from ts_control.netmap import NetMap
 from ts_control.session import Phase
@@ -85,6 +86,18 @@ class Directory:
         return tuple(text for text, _ in message.endpoints) if message is not None else ()
 
     # Others
+
+    def node(self, peer: PeerId) -> Node | None:
+        """The peer with this number, while it is in the tailnet."""
+        netmap = self.netmap
+        known = netmap.peers.get(peer) if netmap is not None else None
+        return node_from_wire(known, netmap) if known is not None and netmap is not None else None
+
+    def peer_named(self, wanted: str) -> PeerId | None:
+        """The peer that a person means by a name, an address or a stable id."""
+        netmap = self.netmap
+        found = named(wanted, netmap.peers.values()) if netmap is not None else None
+        return found.id if found is not None else None
 
     def wire_node(self, address: bytes) -> wire.Node | None:
         """The node that has this address, or routes it, in control's own words."""

@@ -53,7 +53,7 @@ async def run_netmap(
                     tables: Tables = done.value
                     break
                 await trio.lowlevel.checkpoint()
-            dataplane.engine.tables = tables
+            dataplane.use_tables(tables)
             overlay.set_addresses(tables.own, trio.current_time())
             changed, removed = peers_changed(known, netmap)
             endpoint.change_peers({}, removed, trio.current_time())

@@ -27,12 +27,20 @@ class Reach:
         self._dataplane = dataplane
         self._endpoint = endpoint
 
-    def peer_for(self, address: bytes) -> PeerId | None:
-        """The peer that packets to `address` go to."""
-        return self._dataplane.engine.tables.peer_for(address)
+    def peer_for(self, address: bytes, via: PeerId = 0) -> PeerId | None:
+        """The peer that packets to `address` go to; None too where `via` is named and does not take them."""
+        return self._dataplane.engine.tables.peer_for(address, via)
 
-    def routes_to(self, address: bytes) -> bool:
-        return self.peer_for(address) is not None
+    def routes_to(self, address: bytes, via: PeerId = 0) -> bool:
+        return self.peer_for(address, via) is not None
+
+    def is_inside(self, address: bytes) -> bool:
+        """Whether a node has `address`, or routes it as more than an exit."""
+        return self._dataplane.engine.tables.is_inside(address)
+
+    def is_exit(self, peer: PeerId) -> bool:
+        """Whether a peer offers a default route, and can be reached."""
+        return peer in self._dataplane.engine.tables.exits
 
     def path_to(self, address: bytes) -> PathInfo:
         """How packets travel to whoever has `address`, or routes it."""

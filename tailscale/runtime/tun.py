@@ -11,9 +11,10 @@ import math
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from struct import pack
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Never
 
 import trio
@@ -21,7 +22,7 @@ import trio
 from ts_base.ip import TUNNEL_MTU
 
 if TYPE_CHECKING:
-    from ts_base.who import Hop, Origin
+    from ts_base.who import Hop, Origin, PeerId
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h; IFF_NO_PI: packets as they are, without a header of the driver's
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
@@ -45,6 +46,7 @@ class TunOverlay:
     """An overlay (ts_dataplane/overlay.py) that hands every packet to the kernel."""
 
     is_quiet = True  # what was written is the kernel's
+    exits_in_use: Mapping[PeerId, int] = MappingProxyType({})  # and so are its flows
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -238,7 +238,12 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     @property
     def path(self) -> PathInfo:
         """How bytes travel right now: `direct 192.0.2.7:41641` or `relay fra`."""
-        return self._home.describe_path(self._connection.remote[0])
+        return self._home.describe_path(self._connection.remote[0], self._connection.via)
+
+    @property
+    def exit(self) -> Node | None:
+        """The node named by `via=` when it was opened; None without, and once that has left the tailnet."""
+        return self._home.exit_node(self._connection.via)
 
     def __repr__(self) -> str:
         host, port = self.remote_address
@@ -253,6 +258,7 @@ def describe_problem(problem: object) -> str:
         "refused": "the other side refused it",
         "timed_out": "the other side stopped answering",
         "unreachable": "the network says it is unreachable",
+        "no_route": "its exit node left the tailnet, or takes nothing there any more",
         "aborted": "it was aborted here",
     }.get(name, name.replace("_", " "))
 

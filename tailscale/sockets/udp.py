@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.errors import ConnectionRefused
+from tailscale.errors import ConnectionRefused, NoRoute
 from tailscale.sockets.closing import Closable, Hold
 from tailscale.sockets.home import readable_address
 from ts_base.ip import MAXIMUM_DATAGRAM, format_address
 
 if TYPE_CHECKING:
+    from tailscale.nodes import Node
     from tailscale.sockets.home import Address, Bytes, SocketHome
     from ts_netstack.udp import UdpPort
 
@@ -80,7 +81,7 @@ class UdpSocket(Closable[_PortHold]):
         host, port = address
         if not 0 < port < 65536:
             raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
-        return await self._home.resolve_address(host, self._port.host), port
+        return await self._home.resolve_address(host, self._port.host, self._port.via), port
 
     @trio.lowlevel.enable_ki_protection
     def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
@@ -107,6 +108,8 @@ class UdpSocket(Closable[_PortHold]):
         return (await self.receive_from())[0]
 
     def _raise_pending(self) -> None:
+        if self._port.is_lost:
+            raise NoRoute("the exit node of this UDP socket left the tailnet, or is none any more: open another socket")
         problem, self._port.error = self._port.error, None
         if problem is not None and self._connected is not None:
             host, port = readable_address(self._connected)
@@ -121,6 +124,11 @@ class UdpSocket(Closable[_PortHold]):
         """Our `(ip, port)`; the ip is "" when it is all of our addresses."""
         host = self._port.host
         return (format_address(host) if host else "", self._port.port)
+
+    @property
+    def exit(self) -> Node | None:
+        """The node named by `via=` when it was opened; None without, and once that has left the tailnet."""
+        return self._home.exit_node(self._port.via)
 
     @property
     def dropped(self) -> int:

@@ -21,6 +21,7 @@ from tailscale.threads.loopback import TailnetListener, TailnetSocket, connect_b
 if TYPE_CHECKING:
     import os
 
+    from tailscale.nodes import Node
     from tailscale.sockets.tcp import TcpListener, TcpStream
     from tailscale.threads.loop_thread import LoopThread
 
@@ -30,10 +31,14 @@ B = TypeVar("B", TrioForward, TrioExposure)
 
 
 async def connect(
-    thread: LoopThread, host: str | tuple[str, int], port: int | None, timeout: float | None
+    thread: LoopThread,
+    host: str | tuple[str, int],
+    port: int | None,
+    timeout: float | None,
+    via: str | Node | None = None,
 ) -> TailnetSocket:
     """Dial, and hand out the near end of a pumped connection."""
-    stream = await thread.device.tcp_connect(host, port, timeout=timeout)
+    stream = await thread.device.tcp_connect(host, port, timeout=timeout, via=via)
     try:
         ours, theirs = loopback_pair()
     except BaseException:

@@ -90,7 +90,7 @@ def fuzz_one(data: bytes) -> None:
     peers = (PeerRoutes(2, (THEM, THEM6)), PeerRoutes(3, (OTHER,), (OTHER, "0.0.0.0/0"), masquerade4="100.99.0.1"))
     engine.tables = run_through(compile_tables_steps(own=(US, US6), peers=peers, rules=RULES))
     engine.paths[2] = (PATHS[0],)
-    engine.use_exit(3)
+    stack.exits_in_use[3] += 1
     engine.replies.record((3, *ASKED))
     stack.set_addresses(engine.tables.own)
     stack.listen(80)

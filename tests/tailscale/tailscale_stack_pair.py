@@ -35,10 +35,13 @@ class StackHome:
     def identify(self, address: bytes) -> None:
         return None
 
-    def describe_path(self, address: bytes) -> str:
+    def describe_path(self, address: bytes, via: int = 0) -> str:
         return "memory"
 
-    async def resolve_address(self, host: str, family_of: bytes | None = None) -> bytes:
+    def exit_node(self, via: int) -> None:
+        return None
+
+    async def resolve_address(self, host: str, family_of: bytes | None = None, via: int = 0) -> bytes:
         return parse_address(host)
 
     def close(self) -> None:

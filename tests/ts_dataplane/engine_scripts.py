@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class ShelfStack:
         self.received: list[bytes] = []
         self.origins: list[tuple[Origin, list[bytes]]] = []
         self.outgoing: list[tuple[Hop, list[bytes]]] = []
+        self.exits_in_use: Counter[PeerId] = Counter()
 
     def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
         self.origins += runs
@@ -134,6 +136,14 @@ class Desk:
             destination = packets[0][16:20] if packets[0][0] >> 4 == 4 else packets[0][24:40]
             self.stack.outgoing.append(((destination, via), list(packets)))
         return [(path, [sealed[8:] for sealed in run]) for path, run in self.engine.transmit(now)]
+
+    def use_exit(self, peer: PeerId) -> None:
+        """A flow is opened that goes by `peer`."""
+        self.stack.exits_in_use[peer] += 1
+
+    def release_exit(self, peer: PeerId) -> None:
+        self.stack.exits_in_use[peer] -= 1
+        self.stack.exits_in_use += Counter()  # nobody stays with none
 
     @property
     def drops(self) -> dict[str, int]:

@@ -79,20 +79,20 @@ def test_an_exit_answers_only_while_flows_go_through_it(desk: Desk) -> None:
     answer = tcp(SYN | ACK, source=WEB)
     assert desk.hear(answer, peer=DUTCH) == []
     assert desk.drops == {"filter.not_an_answer": 1}
-    desk.engine.use_exit(DUTCH)
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     assert desk.hear(answer, peer=DUTCH) == [answer]
     assert desk.hear(answer, peer=SWISS) == []
-    desk.engine.release_exit(DUTCH)
+    desk.release_exit(DUTCH)
     assert desk.hear(answer, peer=DUTCH) == [answer]
     assert desk.engine.statistics().exits_in_use == 1
-    desk.engine.release_exit(DUTCH)
+    desk.release_exit(DUTCH)
     assert desk.hear(answer, peer=DUTCH) == []
     assert desk.engine.statistics().exits_in_use == 0
 
 
 def test_the_overlay_is_told_who_speaks_and_whether_it_is_the_usual_one(desk: Desk) -> None:
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     answer, own = tcp(ACK, source=WEB), tcp(ACK, source="100.64.0.3")
     desk.hear(answer, peer=USUAL)
     assert desk.stack.origins == [((USUAL, True), [answer])]
@@ -109,8 +109,8 @@ def test_two_runs_of_one_peer_reach_the_overlay_as_one(desk: Desk) -> None:
 
 
 def test_udp_by_one_exit_is_not_answered_by_another(desk: Desk) -> None:
-    desk.engine.use_exit(DUTCH)
-    desk.engine.use_exit(SWISS)
+    desk.use_exit(DUTCH)
+    desk.use_exit(SWISS)
     desk.say(udp(53, source=US, destination=WEB), via=DUTCH)
     answer = udp(4000, source=WEB, sport=53)
     for other in (SWISS, USUAL):
@@ -124,7 +124,7 @@ def test_udp_by_one_exit_is_not_answered_by_another(desk: Desk) -> None:
 
 def test_an_exit_that_may_only_answer_opens_nothing_whatever_the_rules_say() -> None:
     desk = Desk(peers=exits(), rules=ALLOW_ALL)
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     options = b"\x46" + tcp(SYN, source=WEB)[1:20] + b"\1\1\1\0" + tcp(SYN, source=WEB)[20:]
     options = options[:2] + len(options).to_bytes(2, "big") + options[4:]
     for wrong in (tcp(SYN, source=WEB), udp(53, source=WEB), icmp(8, WEB), packet(47, bytes(8), WEB), options):
@@ -137,13 +137,13 @@ def test_an_exit_that_may_only_answer_opens_nothing_whatever_the_rules_say() -> 
 
 @pytest.mark.parametrize("source", [US, "127.0.0.1", "0.0.0.0", "224.0.0.1", "100.64.0.4", "100.64.0.2"])
 def test_an_exit_in_use_speaks_for_no_node_and_no_martian(desk: Desk, source: str) -> None:
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     assert desk.hear(tcp(ACK, source=source), icmp(3, source), peer=DUTCH) == []
     assert desk.drops == {"filter.not_owner": 2}
 
 
 def test_an_exit_in_use_reaches_nobody_but_us(desk: Desk) -> None:
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     assert desk.hear(tcp(ACK, source=WEB, destination="100.64.0.77"), peer=DUTCH) == []
     assert desk.hear(icmp(3, WEB, "100.64.0.77"), peer=DUTCH) == []
     assert desk.drops == {"filter.not_owner": 1, "filter.not_local": 1}
@@ -151,7 +151,7 @@ def test_an_exit_in_use_reaches_nobody_but_us(desk: Desk) -> None:
 
 @pytest.mark.parametrize("change", ["leaves", "expires", "withdraws"])
 def test_an_exit_that_is_none_any_more_is_not_heard_and_not_sent_to(desk: Desk, change: str) -> None:
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     out, answer = udp(53, source=US, destination=WEB), udp(4000, source=WEB, sport=53)
     assert takers(desk, out, via=DUTCH) == [DUTCH]
     assert desk.hear(answer, peer=DUTCH)
@@ -175,7 +175,7 @@ def test_an_exit_that_is_none_any_more_is_not_heard_and_not_sent_to(desk: Desk, 
 def test_without_an_exit_by_preference_a_named_one_works_all_the_same() -> None:
     desk = Desk(peers=exits())
     desk.engine.paths[SWISS] = (DIRECT,)
-    desk.engine.use_exit(SWISS)
+    desk.use_exit(SWISS)
     assert desk.say(tcp(SYN, source=US, destination=WEB)) == []
     assert desk.say(tcp(SYN, source=US, destination=WEB), via=SWISS)
     assert desk.hear(tcp(SYN | ACK, source=WEB), peer=SWISS)
@@ -186,7 +186,7 @@ def test_a_masquerading_exit_is_spoken_to_by_the_name_it_knows() -> None:
     routes = PeerRoutes(DUTCH, ("100.64.0.3",), ("100.64.0.3", "0.0.0.0/0"), masquerade4="100.99.0.1")
     desk = Desk(peers=(routes,))
     desk.engine.paths[DUTCH] = (DIRECT,)
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     ((_, (sent,)),) = desk.say(udp(53, source=US, destination=WEB), via=DUTCH)
     assert without_padding(sent) == udp(53, source="100.99.0.1", destination=WEB)
     answer = udp(4000, source=WEB, destination="100.99.0.1", sport=53)
@@ -194,7 +194,7 @@ def test_a_masquerading_exit_is_spoken_to_by_the_name_it_knows() -> None:
 
 
 def test_a_flow_known_through_one_exit_costs_one_look_for_a_run(desk: Desk) -> None:
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     run = [tcp(ACK, source=WEB, data=b"x" * 100)] * 48
     assert desk.hear(*run, peer=DUTCH) == run
     assert desk.engine.statistics().tables.verdicts == 1

@@ -1,0 +1,83 @@
+"""Exit nodes for tests of who goes through them: devices that offer the internet, and echo in its place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from tailnet_scripts import echo_stream, until
+
+from tailscale import Device, TcpStream
+from tailscale.testing import Tailnet
+from ts_netstack.forwarder import ForwardedFlow, Knock
+
+EVERYWHERE = ("0.0.0.0/0", "::/0")
+WEB, WEB6 = "9.9.9.9", "2620:fe::9"
+
+
+class Everything:
+    """The routes of somebody who forwards for the whole internet."""
+
+    def covers(self, address: bytes) -> bool:
+        return True
+
+
+class Internet:
+    """All that lies behind an exit: every TCP port but 81 echoes, and every UDP port. Remembers who came."""
+
+    def __init__(self, device: Device, nursery: trio.Nursery) -> None:
+        runtime = device._ready()
+        self.device, self.streams, self.ends = device, [], []
+        self._forwarder, self._home, self._nursery = runtime.stack.forwarder, runtime.dialer, nursery
+        self._flows: list[ForwardedFlow] = []
+        self._forwarder.owner = self
+        self._forwarder.set_routes(Everything())
+
+    streams: list[TcpStream]
+    ends: list[tuple[tuple[bytes, int], tuple[bytes, int]]]
+
+    def wake(self) -> None:
+        now = self._home.now()
+        for news in self._forwarder.take_news():
+            if isinstance(news, ForwardedFlow):
+                news.owner = self
+                self._flows.append(news)
+            elif news.local[1] == 81:
+                self._forwarder.refuse(news, now, reset=True)
+            else:
+                self._admit(news, now)
+        for flow in self._flows:
+            while (item := flow.receive()) is not None:
+                flow.reply(item[0], now)
+        self._home.kick()
+
+    def _admit(self, knock: Knock, now: float) -> None:
+        self.ends.append((knock.remote, knock.local))
+        connection = self._forwarder.admit(knock, now)
+        if connection is not None:
+            self.streams.append(TcpStream(connection, self._home))
+            self._nursery.start_soon(echo_stream, self.streams[-1])
+
+    def shut(self) -> None:
+        """The stack ends."""
+
+
+@asynccontextmanager
+async def exits(net: Tailnet, *names: str) -> AsyncIterator[tuple[Device, ...]]:
+    """A desk and these exits, approved and known to it, each with an internet of its own."""
+    desk = await net.device("desk")
+    async with trio.open_nursery() as nursery:
+        made = [await exit_node(net, name) for name in names]
+        internets = [Internet(device, nursery) for device in made]
+        await until(lambda: len(desk.exit_nodes) == len(names))
+        yield desk, *internets  # type: ignore[misc]
+        nursery.cancel_scope.cancel()
+
+
+async def exit_node(net: Tailnet, name: str) -> Device:
+    """A device that offers to be an exit, and may."""
+    device = await net.device(name, advertise_routes=EVERYWHERE)
+    await until(lambda: net.control.server.directory.by_label(name) if False else True)
+    net.approve_routes(device, *EVERYWHERE)
+    return device
