@@ -28,14 +28,13 @@ class Internet:
 
     def __init__(self, device: Device, nursery: trio.Nursery) -> None:
         runtime = device._ready()
-        self.device, self.streams, self.ends = device, [], []
+        self.device = device
+        self.streams: list[TcpStream] = []
+        self.visitors: list[bytes] = []  # their addresses
         self._forwarder, self._home, self._nursery = runtime.stack.forwarder, runtime.dialer, nursery
         self._flows: list[ForwardedFlow] = []
         self._forwarder.owner = self
         self._forwarder.set_routes(Everything())
-
-    streams: list[TcpStream]
-    ends: list[tuple[tuple[bytes, int], tuple[bytes, int]]]
 
     def wake(self) -> None:
         now = self._home.now()
@@ -53,7 +52,7 @@ class Internet:
         self._home.kick()
 
     def _admit(self, knock: Knock, now: float) -> None:
-        self.ends.append((knock.remote, knock.local))
+        self.visitors.append(knock.remote[0])
         connection = self._forwarder.admit(knock, now)
         if connection is not None:
             self.streams.append(TcpStream(connection, self._home))
@@ -64,20 +63,20 @@ class Internet:
 
 
 @asynccontextmanager
-async def exits(net: Tailnet, *names: str) -> AsyncIterator[tuple[Device, ...]]:
-    """A desk and these exits, approved and known to it, each with an internet of its own."""
+async def exits(net: Tailnet, *names: str) -> AsyncIterator[tuple[Device, list[Internet]]]:
+    """A desk, and what lies behind each of these exits, which are approved and known to it."""
     desk = await net.device("desk")
     async with trio.open_nursery() as nursery:
         made = [await exit_node(net, name) for name in names]
         internets = [Internet(device, nursery) for device in made]
         await until(lambda: len(desk.exit_nodes) == len(names))
-        yield desk, *internets  # type: ignore[misc]
+        yield desk, internets
         nursery.cancel_scope.cancel()
 
 
 async def exit_node(net: Tailnet, name: str) -> Device:
     """A device that offers to be an exit, and may."""
     device = await net.device(name, advertise_routes=EVERYWHERE)
-    await until(lambda: net.control.server.directory.by_label(name) if False else True)
+    await until(lambda: net.control.server.directory.find(net.id_of(device)).advertised)
     net.approve_routes(device, *EVERYWHERE)
     return device

@@ -7,14 +7,14 @@ import random
 import pytest
 from netstack_scripts import PEER, US
 
-from ts_base.ip_headers import ACK, SYN, ip_packet
+from ts_base.ip_headers import ACK, FIN, SYN, ip_packet
 from ts_base.who import Hop, Origin
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
 from ts_netstack.fragments import cut
 from ts_netstack.sockets import Sockets
 from ts_netstack.stack import Stack
-from ts_netstack.tcp import SYN_SENT, TcpConnection
+from ts_netstack.tcp import SYN_SENT, TIME_WAIT, ConnectionProblem, TcpConnection
 from ts_netstack.wire import Address, Segment, parse_packet_untrusted, parse_segment_untrusted, tcp_packet, udp_payload
 
 WEB = bytes([93, 184, 216, 34])
@@ -208,3 +208,76 @@ def test_nobody_leads_to_ourselves(stack: Stack) -> None:
     assert not stack.transmit(0.0)
     assert connection.is_established
     assert listener.accept() is not None
+
+
+def closed_by_us(stack: Stack) -> tuple[TcpConnection, bytes]:
+    """A connection through an exit in TIME-WAIT, and the other side's FIN."""
+    connection = stack.connect((WEB, 443), 0.0, via=OTHER)
+    [[syn]] = segments(stack).values()
+    stack.receive([(BY_OTHER, [answer(connection, syn)])], 0.1)
+    connection.close(0.1)
+    stack.transmit(0.1)
+    fin = tcp_packet(connection.remote, connection.local, 901, syn.seq + 2, FIN | ACK, 60000)
+    stack.receive([(BY_OTHER, [fin])], 0.2)
+    assert segments(stack, 0.2)[(WEB, OTHER)]
+    assert connection.state == TIME_WAIT
+    return connection, fin
+
+
+def test_a_connection_that_ended_here_still_answers_the_exit_it_went_through(stack: Stack) -> None:
+    _, fin = closed_by_us(stack)
+    stack.receive([(BY_DEFAULT, [fin])], 1.0)
+    assert stack.drops["tcp.wrong_peer"] == 1
+    assert not stack.transmit(1.0)
+    stack.receive([(BY_OTHER, [fin])], 1.0)
+    [[again]] = [said for hop, said in segments(stack, 1.0).items() if hop == (WEB, OTHER)]
+    assert (again.flags, again.ack) == (ACK, 902)
+    assert stack.exits_in_use == {OTHER: 1}
+    stack.handle_timer(61.0)
+    assert stack.exits_in_use == {}
+
+
+def test_an_exit_opens_nothing_where_a_connection_through_it_has_ended(stack: Stack) -> None:
+    connection, _ = closed_by_us(stack)
+    listener = stack.listen(connection.local[1])
+    later = tcp_packet(connection.remote, connection.local, 90_000, 0, SYN, 60000)
+    stack.receive([(BY_OTHER, [later])], 1.0)
+    assert all(not segment.flags & SYN for said in segments(stack, 1.0).values() for segment in said)
+    assert not stack.statistics().tcp.half_open
+    assert listener.accept() is None
+
+
+def test_an_exit_is_in_use_while_something_of_ours_goes_through_it(stack: Stack) -> None:
+    connection, port = stack.connect((WEB, 443), 0.0, via=OTHER), stack.bind_udp(via=OTHER)
+    stack.ping(WEB, 0.0, via=DEFAULT)
+    stack.connect((WEB, 443), 0.0)
+    stack.connect((US, 443), 0.0, via=OTHER)  # no exit leads to ourselves
+    assert stack.exits_in_use == {OTHER: 2, DEFAULT: 1}
+    stack.handle_timer(30.0)  # the ping's
+    connection.abort(30.0)
+    stack.transmit(30.0)
+    assert stack.exits_in_use == {OTHER: 1}
+    port.close()
+    stack.transmit(30.0)
+    assert stack.exits_in_use == {}
+
+
+def test_what_no_peer_takes_any_more_ends_where_an_exit_was_named_or_nothing_is_open_yet(stack: Stack) -> None:
+    opening, named = stack.connect((WEB, 443), 0.0), stack.connect((WEB, 443), 0.0, via=OTHER)
+    established = stack.connect((WEB, 443), 0.0)
+    port, elsewhere = stack.bind_udp(via=OTHER), stack.bind_udp(via=OTHER)
+    port.connect((WEB, 53))
+    elsewhere.connect((US, 53))
+    syn = next(one for one in segments(stack)[(WEB, 0)] if one.source_port == established.local[1])
+    stack.receive([(BY_DEFAULT, [answer(established, syn)])], 0.1)
+    stack.fail_hop((WEB, 0))
+    assert opening.error is ConnectionProblem.NO_ROUTE
+    assert established.error is named.error is None
+    stack.fail_hop((WEB, OTHER))
+    assert named.error is ConnectionProblem.NO_ROUTE
+    assert (port.is_lost, elsewhere.is_lost) == (True, False)
+    stack.follow_routes(lambda destination, via: via, {OTHER})
+    assert not elsewhere.is_lost
+    stack.follow_routes(lambda destination, via: None, set())
+    assert elsewhere.is_lost
+    assert established.error is None
