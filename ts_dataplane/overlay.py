@@ -6,7 +6,7 @@ sockets (connect, listen, bind) talks to the stack itself: the engine has no par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from ts_base.who import Hop, Origin, PeerId
@@ -62,6 +62,12 @@ class Overlay(Protocol):
 
     def path_changed(self, address: bytes) -> None:
         """Datagrams to `address` go another way: what was learnt of the old one's MTU is void."""
+
+    def fail_hop(self, hop: Hop) -> None:
+        """Packets by `hop` were dropped, since nobody takes them: what cannot go on ends now."""
+
+    def follow_routes(self, peer_for: Callable[[bytes, PeerId], PeerId | None], exits: Set[PeerId]) -> None:
+        """Routes are others now: what was opened through a peer that takes it no more ends, though it say nothing."""
 
     @property
     def exits_in_use(self) -> Mapping[PeerId, int]:

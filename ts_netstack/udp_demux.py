@@ -77,6 +77,10 @@ class UdpSockets:
             del self.ports[(bound.port, bound.host)]
             self._ledger.leave_exit(bound.via)
 
+    def holds(self, local: bytes, port: int) -> bool:
+        """Whether a port is bound there."""
+        return (port, local) in self.ports or (port, None) in self.ports
+
     def receive_untrusted(self, packet: Packet, origin: Origin) -> bool:
         """Hand a datagram to its port; False when there is none, Unroutable when it is no datagram or not for it."""
         (host, port), remote, data = read_datagram_untrusted(packet, self._ledger.verify)

@@ -18,12 +18,12 @@ from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArri
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun
 from ts_dataplane.engine import Engine, EngineMessage, NoRoute
+from ts_dataplane.overlay import Overlay
 from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tables import Tables
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
 from ts_netstack.ledger import Socket
-from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 
@@ -35,7 +35,7 @@ class Dataplane:
         engine: Engine,
         finder: PathFinder,
         endpoint: Endpoint,
-        stack: Stack,
+        overlay: Overlay,
         underlay: Underlay,
         answers: AwaitedAnswers,
         bus: Bus,
@@ -44,7 +44,7 @@ class Dataplane:
         self.finder = finder
         self.underlay = underlay
         self._endpoint = endpoint
-        self._stack = stack
+        self._overlay = overlay
         self._answers = answers
         self._bus = bus
         self._kicked = trio.Event()
@@ -56,7 +56,7 @@ class Dataplane:
     def use_tables(self, tables: Tables) -> None:
         """Packets are routed and judged by these from now on; what went through an exit that is none any more ends."""
         self.engine.tables = tables
-        self._stack.follow_routes(tables.peer_for, tables.exits)
+        self._overlay.follow_routes(tables.peer_for, tables.exits)
 
     def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""
@@ -128,7 +128,7 @@ class Dataplane:
             case PingAnswered() | PingLost() | TsmpPong() | TsmpReject():
                 self._answers.hear(message)
             case NoRoute():
-                self._stack.fail_hop((message.destination, message.via))
+                self._overlay.fail_hop((message.destination, message.via))
                 self.kick()
             case NeedStun():
                 self._bus.publish(ProbeRequested(message.reason))
@@ -136,7 +136,7 @@ class Dataplane:
     def _on_path_changed(self, changed: BestPathChanged, now: float) -> None:
         known = self.engine.tables.peers.get(changed.peer)
         for address in known.addresses if known is not None else ():
-            self._stack.path_changed(address)
+            self._overlay.path_changed(address)
         if changed.path is not None:
             self._endpoint.on_path_found(changed.peer, now)
             self.kick()
