@@ -292,8 +292,12 @@ def forbidden(address: bytes) -> str | None:
 
 
 def word_for(problem: OSError) -> str:
-    """What came of a dial. trio wraps the only attempt's error into one of its own."""
-    cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+    """What came of a dial. trio says that all attempts failed; there was one, and it knows why."""
+    cause: BaseException | None = problem.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if not isinstance(cause, OSError):
+        cause = problem
     if isinstance(cause, ConnectionRefusedError):
         return "forward.refused"
     if isinstance(cause, TimeoutError):

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from tailscale._assembly import Runtime
 from tailscale.runtime import forward_actor
 from tailscale.runtime.forward_actor import ForwardedRoutes, Forwarding, forbidden, word_for
 from tailscale.runtime.messages import WarningsChanged
+from tailscale.runtime.network import HostNetwork
 from tailscale.testing import Tailnet
 from tailscale.testing.network import VirtualHost
 from tailscale.testing.pipes import VirtualStream
@@ -247,9 +249,28 @@ def test_a_default_route_leads_to_public_addresses_only() -> None:
 )
 def test_every_failed_dial_has_a_word(problem: OSError, word: str) -> None:
     assert word_for(problem) == f"forward.{word}"
-    wrapped = OSError("all attempts to connect failed")
-    wrapped.__cause__ = problem
-    assert word_for(wrapped) == f"forward.{word}"
+
+
+async def test_a_real_refusal_is_known_as_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(OSError, match="connect") as raised:
+            await HostNetwork().open_tcp(*taken.getsockname())
+    assert word_for(raised.value) == "forward.refused"
+
+
+async def test_real_datagrams_come_back_and_a_closed_port_is_a_refusal() -> None:
+    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        await server.bind(("127.0.0.1", 0))
+        flow = await HostNetwork().connect_udp(*server.getsockname())
+        await flow.send(b"hello")
+        data, source = await server.recvfrom(100)
+        await server.sendto(data, source)
+        assert await flow.recv(100) == b"hello"
+    with pytest.raises(ConnectionRefusedError):
+        await flow.send(b"anybody")
+        await flow.recv(100)
+    flow.close()
 
 
 async def test_the_link_local_of_a_careless_route_is_counted_and_not_dialled(autojump_clock: MockClock) -> None:
