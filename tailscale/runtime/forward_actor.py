@@ -333,6 +333,7 @@ async def run_forward(
             nursery.start_soon(forwarding.run)
             task_status.started()
             in_force: set[Prefix] = set()
+            forwarding.set_prefixes(in_force)
             missing: set[Prefix] = set()
             warn_at = math.inf
             while True:
