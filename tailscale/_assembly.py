@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale._config import Config, Preferences
+from tailscale.carry import Carried, carry_outward
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.control_pings import ping_for_control
 from tailscale.dial.dialing import Dialer
@@ -27,6 +28,7 @@ from tailscale.runtime.control_actor import Control, run_control
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Readers, Watch, run_watch
+from tailscale.runtime.forward_actor import Forwarding, run_forward
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import run_link
 from tailscale.runtime.messages import (
@@ -151,7 +153,6 @@ class Runtime:
         # What is asked of it.
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
-        self.traffic = Traffic(self.dataplane, self.endpoint, self.stack)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick
@@ -160,6 +161,11 @@ class Runtime:
             resolver=NameResolver(ResolverAccess(AddressDialer(*ends), network)),
             pinger=Pinger(self.dataplane, self.stack, self.answers, self.reach, network.entropy),
         )
+        # What is done for others.
+        forward_carried = Carried()
+        carry = partial(carry_outward, self.dialer, forward_carried)
+        self.forwarding = Forwarding(network, self.stack, self.dataplane.kick, carry, forward_carried)
+        self.traffic = Traffic(self.dataplane, self.endpoint, self.stack, self.forwarding)
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw)
         ping_peer = partial(ping_for_control, self.dialer)
@@ -183,6 +189,7 @@ class Runtime:
         await nursery.start(
             partial(run_paths, silence_of=self.endpoint.silence_of), bus, dataplane.finder, dataplane.flush
         )
+        await nursery.start(run_forward, bus, self.forwarding)
         await nursery.start(run_probes, bus, self.probes)
         await nursery.start(self._follow_key)
         await nursery.start(run_link, bus, self.network, self._udp, self._wake)

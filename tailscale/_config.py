@@ -7,9 +7,12 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from ts_base.errors import BadPacket
+from ts_base.ip import format_prefix, parse_prefix
 
 log = logging.getLogger("tailscale")
 DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
@@ -71,6 +74,17 @@ def rig_flag_from_environment(name: str) -> bool:
 def default_hostname() -> str:
     """`TS_HOSTNAME`, or a clean form of the machine's name."""
     return os.environ.get("TS_HOSTNAME") or clean_hostname(socket.gethostname())
+
+
+def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
+    """Prefixes as control writes them; ValueError for what is none."""
+    routes = []
+    for text in texts:
+        try:
+            routes.append(format_prefix(parse_prefix(text)))
+        except BadPacket as problem:
+            raise ValueError(f"advertise_routes takes prefixes such as 192.168.7.0/24: {problem}") from None
+    return tuple(routes)
 
 
 def clean_hostname(text: str) -> str:

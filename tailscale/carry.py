@@ -7,14 +7,21 @@ the streams' own. Knows neither devices nor listeners.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import trio
 
 from tailscale.sockets.local import CHUNK, LINGER_ZERO, LocalStream
+from tailscale.sockets.tcp import TcpStream
+
+if TYPE_CHECKING:
+    from tailscale.sockets.home import SocketHome
+    from ts_netstack.tcp import TcpConnection
 
 LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+CALLER_SILENCE = 300.0  # after which one we forward for is asked whether it still exists
 CLOSE_PATIENCE = 1.0  # for streams that say goodbye when they are closed, as TLS does
 
 Stream = trio.abc.HalfCloseableStream
@@ -116,6 +123,15 @@ class Splice:
         if self._problem is None:
             self._problem = problem
         both.cancel()
+
+
+async def carry_outward(home: SocketHome, carried: Carried, connection: TcpConnection, outward: Stream) -> None:
+    """Join what somebody in the tailnet opened to an address we forward for with the stream we opened there."""
+    caller = TcpStream(connection, home)
+    caller.set_keepalive(CALLER_SILENCE)
+    near = LocalStream.adopt(outward) if isinstance(outward, trio.SocketStream) else outward
+    with contextlib.suppress(*LOST):  # the other side has heard of it
+        await Splice(near, caller, carried).run()
 
 
 async def reset(stream: trio.abc.AsyncResource) -> None:

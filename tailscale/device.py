@@ -27,6 +27,7 @@ from tailscale._config import (
     Preferences,
     auth_key_from_environment,
     clean_hostname,
+    clean_routes,
     control_url_from_environment,
     default_hostname,
     rig_flag_from_environment,
@@ -74,7 +75,7 @@ class Device:
     - `tags`: tags to ask for, as in `["tag:ci"]`; a key that carries tags needs none here.
     - `accept_routes`: use the subnets that peers route for others.
     - `exit_node`: the peer through which everything else goes: its name, address or id.
-    - `advertise_routes`: subnets to offer to the control server. They are announced only, nothing is forwarded yet.
+    - `advertise_routes`: subnets of this machine to forward the tailnet's TCP and UDP to, once control approved them.
     - `shields_up`: let nobody open a connection to this device.
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
@@ -109,7 +110,7 @@ class Device:
                 tags=tuple(tags),
                 accept_routes=accept_routes,
                 exit_node=exit_node,
-                advertise_routes=tuple(advertise_routes),
+                advertise_routes=clean_routes(advertise_routes),
                 shields_up=shields_up,
             ),
             auth_key=auth_key if auth_key is not None else auth_key_from_environment(),
@@ -437,7 +438,7 @@ class Device:
             "hostname": clean_hostname(hostname) if hostname is not None else None,
             "tags": None if tags is None else tuple(tags),
             "accept_routes": accept_routes,
-            "advertise_routes": None if advertise_routes is None else tuple(advertise_routes),
+            "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
             "shields_up": shields_up,
         }
         changes = {name: value for name, value in changes.items() if value is not None}

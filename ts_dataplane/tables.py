@@ -33,7 +33,7 @@ prefixes for both. Refuses to know control's messages, where all is text, and wh
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 
 from ts_base.ip import (
@@ -324,7 +324,7 @@ def compile_tables_steps(
     """
     problems: list[str] = []
     ours = tuple(address for address, _ in read_prefixes(own, "this node", problems, {}))
-    local_table = _local_table(ours, read_prefixes(local, "this node", problems, {}))
+    local_table = local_table_of(ours, read_prefixes(local, "this node", problems, {}))
     built = yield from compile_filter_steps(rules)
     prefs = Prefs(accept_routes, exit_node, shields_up)
     reader = ClaimReader(ours, prefs, problems)
@@ -341,7 +341,7 @@ def compile_tables_steps(
     return tables
 
 
-def _local_table(own: tuple[bytes, ...], advertised: list[Prefix]) -> Bart[bool]:
+def local_table_of(own: Iterable[bytes], advertised: Collection[Prefix]) -> Bart[bool]:
     """What is ours. An advertised default route means the internet only: the rest of it is carved out again."""
     local: Bart[bool] = Bart()
     for default in DEFAULTS:

@@ -230,6 +230,12 @@ class Forwarder(Socket):
         elif (reply := reset_for(arrival.packet, arrival.segment)) is not None:
             self._outbox.answer(arrival.back, reply)
 
+    def pass_over(self, knock: Knock) -> None:
+        """There is no room to ask for it now: as if the SYN had been lost, so that the peer says it again."""
+        held = self._held.get(knock.key)
+        if held is not None:
+            self._forget(held)
+
     def expire_held(self, held: HeldSyn) -> None:
         self._ledger.drops["tcp.knock_expired"] += 1
         self._forget(held)

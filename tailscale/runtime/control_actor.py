@@ -64,6 +64,8 @@ log = logging.getLogger("tailscale.control")
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
+SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew, and between two such questions
+SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
 REGISTER = "/machine/register"
 RELAYS = "relays"  # the entry that holds the last relay map
 DAY = 86400.0  # the longest sleep: wall clocks jump
@@ -111,6 +113,7 @@ class Control:
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
+        self._self_asked_at = self._echo_until = -math.inf
 
     # What the Device asks
 
@@ -245,7 +248,7 @@ class Control:
 
     async def _follow(self, stream: MapStream, nursery: trio.Nursery) -> None:
         netmap = NetMap.empty()
-        is_first = True
+        is_first, is_asking = True, False
         async for response in stream:
             self._hear(response)
             if response.debug is not None and response.debug.sleep_seconds > 0:
@@ -262,6 +265,24 @@ class Control:
             if is_first:
                 is_first = False
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
+            elif self._may_hide_routes(response) and not is_asking:
+                is_asking = True
+                nursery.start_soon(self._end_stream_soon, nursery.cancel_scope)
+
+    def _may_hide_routes(self, response: MapResponse) -> bool:
+        """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter."""
+        is_policy = response.packet_filter is not None or response.packet_filters is not None
+        if not is_policy or response.node is not None or not self.machine.hostinfo.routable_ips:
+            return False
+        is_echo, self._echo_until = trio.current_time() < self._echo_until, -math.inf
+        return not is_echo
+
+    async def _end_stream_soon(self, stream: trio.CancelScope) -> None:
+        """The next one begins with our own node; however often the policy changes, that is asked now and then."""
+        await trio.sleep_until(max(trio.current_time() + SELF_SETTLE, self._self_asked_at + SELF_PAUSE))
+        self._self_asked_at = trio.current_time()
+        self._echo_until = self._self_asked_at + SELF_ECHO
+        stream.cancel()
 
     def _hear(self, response: MapResponse) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -54,10 +55,19 @@ class UdpUnderlay(Protocol):
     def close(self) -> None: ...
 
 
+class DatagramSocket(Protocol):
+    """Datagrams to and from one place outside; what that place refuses is an OSError. trio's sockets are such."""
+
+    def send(self, data: bytes, /) -> Awaitable[int]: ...
+    def recv(self, size: int, /) -> Awaitable[bytes]: ...
+    def close(self) -> None: ...
+
+
 class Network(Protocol):
     """Everything the runtime asks of the world outside."""
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream: ...
+    async def connect_udp(self, address: str, port: int) -> DatagramSocket: ...
     async def open_udp(self, port: int) -> UdpUnderlay: ...
     def open_tun(self) -> TunDevice | None:
         """A device by which the kernel's own sockets speak to the tailnet, where this network is to have one."""
@@ -82,6 +92,15 @@ class HostNetwork:
             return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
         except (UnicodeError, OverflowError) as problem:  # the resolver's and the kernel's words for nonsense
             raise OSError(f"{host!a} port {port} is no place to dial: {problem}") from None
+
+    async def connect_udp(self, address: str, port: int) -> DatagramSocket:
+        made = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            await made.connect((address, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     async def open_udp(self, port: int) -> UdpUnderlay:
         return HostUdp(port, self.uplinks)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from tailscale.runtime.dataplane import Dataplane
+from tailscale.runtime.forward_actor import Forwarding
 from ts_base.who import PeerId
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -28,10 +29,11 @@ class PeerTraffic:
 class Traffic:
     """One per device; everything here is a question."""
 
-    def __init__(self, dataplane: Dataplane, endpoint: Endpoint, stack: Stack) -> None:
+    def __init__(self, dataplane: Dataplane, endpoint: Endpoint, stack: Stack, forwarding: Forwarding) -> None:
         self._dataplane = dataplane
         self._endpoint = endpoint
         self._stack = stack
+        self._forwarding = forwarding
 
     @property
     def udp_port(self) -> int:
@@ -48,6 +50,6 @@ class Traffic:
         """What was dropped, by reason."""
         dataplane = self._dataplane
         merged: Counter[str] = Counter()
-        for counters in (dataplane.engine.drops, self._endpoint.drops, self._stack.drops, dataplane.finder.drops):
-            merged.update(counters)
+        for machine in (dataplane.engine, self._endpoint, self._stack, dataplane.finder, self._forwarding):
+            merged.update(machine.drops)
         return dict(merged)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -95,6 +95,29 @@ class VirtualUdp:
         self.host.udp.pop(self.local_port, None)
 
 
+class VirtualDatagrams:
+    """A UDP port that speaks with one place only. Implements the runtime's `DatagramSocket`."""
+
+    def __init__(self, port: VirtualUdp, remote: Direct) -> None:
+        self._port, self._remote = port, remote
+        self._read: deque[bytes] = deque()
+
+    async def send(self, data: bytes, /) -> int:
+        await trio.lowlevel.checkpoint()
+        self._port.send_many([(self._remote, [data])])
+        return len(data)
+
+    async def recv(self, size: int, /) -> bytes:
+        while not self._read:
+            for source, datagrams in await self._port.recv_many():
+                if (host_of(source), source[1]) == self._remote:
+                    self._read += datagrams
+        return self._read.popleft()[:size]
+
+    def close(self) -> None:
+        self._port.close()
+
+
 class VirtualHost:
     """One machine. Implements the runtime's `Network`."""
 
@@ -112,6 +135,10 @@ class VirtualHost:
     async def open_tcp(self, host: str, port: int) -> VirtualStream:
         await trio.lowlevel.checkpoint()
         return await self.network.connect(self, host, port)
+
+    async def connect_udp(self, address: str, port: int) -> VirtualDatagrams:
+        await trio.lowlevel.checkpoint()
+        return VirtualDatagrams(self.bind_udp(), (address, port))
 
     async def open_udp(self, port: int) -> VirtualUdp:
         await trio.lowlevel.checkpoint()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale.testing.network import VirtualHost
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
 from ts_base.keys import NodePublic
@@ -168,6 +169,13 @@ class Tailnet:
             return self.id_of(device) in visible
         except LookupError:
             return False  # control has forgotten it: it must come back first
+
+    def host(self, name: str) -> VirtualHost:
+        """A machine of the virtual internet that is not in the tailnet: what lies behind a subnet router."""
+        host = self._place.network(name)
+        if not isinstance(host, VirtualHost):
+            raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
+        return host
 
     # What an administrator does
 

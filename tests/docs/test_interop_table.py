@@ -15,6 +15,7 @@ TOLD_IN_FULL = (
     "test_control_scripted.py",
     "test_derp_real.py",
     "test_embedded_control.py",
+    "test_forward_real.py",
     "test_impair.py",
     "test_natlab.py",
     "test_paths_real.py",

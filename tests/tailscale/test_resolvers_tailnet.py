@@ -260,7 +260,7 @@ async def test_resolver_outside_the_tailnet_is_asked_over_the_hosts_network(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     a = await tailnet.device("a")
-    outside = tailnet._place.internet.host("outside")  # type: ignore[attr-defined]
+    outside = tailnet.host("outside")
     port = outside.bind_udp(53)
     server = DnsServer()
     server.records = {("www.example", "A"): ["192.0.2.1"]}
@@ -275,7 +275,7 @@ async def test_resolver_outside_the_tailnet_is_asked_over_the_hosts_network(
         nursery.start_soon(serve)
         assert await a.resolve("www.example") == "192.0.2.1"
         nursery.cancel_scope.cancel()
-    ports = set(tailnet._place.internet.host("a").udp)  # type: ignore[attr-defined]
+    ports = set(tailnet.host("a").udp)
     assert ports == {a.status().udp_port}
 
 

@@ -364,6 +364,26 @@ async def test_controls_own_warnings_come_and_go(autojump_clock: trio.testing.Mo
         await scene.until(lambda: "control-says-1" not in scene.active())
 
 
+async def test_a_router_asks_for_its_own_node_after_a_new_policy_and_not_without_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Headscale tells a router's peers which of its routes were approved, and the router only of the policy."""
+    async with a_scene() as scene:
+        scene.bus.publish(PreferencesChanged(Preferences("py", advertise_routes=("10.9.0.0/24",))))
+        scene.server.map_reply = a_map() + frame(MapResponse(packet_filters={"base": ()}))
+        await scene.until_state("running")
+        await trio.sleep(60)
+        assert len([request for request in scene.map_requests() if request.stream]) == 2
+
+
+async def test_who_routes_nothing_does_not_mind_policies(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.server.map_reply = a_map() + frame(MapResponse(packet_filters={"base": ()}))
+        await scene.until_state("running")
+        await trio.sleep(60)
+        assert len([request for request in scene.map_requests() if request.stream]) == 1
+
+
 async def test_an_ephemeral_node_says_goodbye(autojump_clock: trio.testing.MockClock) -> None:
     async with a_scene(ephemeral=True) as scene:
         await scene.until_state("running")

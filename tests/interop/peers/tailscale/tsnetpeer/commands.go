@@ -104,6 +104,11 @@ func (n *node) answer(ctx context.Context, c command) (object, error) {
 		p.ShieldsUp = c.Value == "up"
 		_, err := n.local.EditPrefs(ctx, p)
 		return nil, err
+	case "accept-routes":
+		p := &ipn.MaskedPrefs{RouteAllSet: true}
+		p.RouteAll = true
+		_, err := n.local.EditPrefs(ctx, p)
+		return nil, err
 	case "relogin": // a new node key
 		return nil, n.local.StartLoginInteractive(ctx)
 	case "logout":
