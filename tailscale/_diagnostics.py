@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
 from tailscale.nodes import node_from_wire
-from tailscale.status import HealthWarning, Identity, PeerStatus, Status
+from tailscale.status import Counters, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     return Identity(node, node.user, directory.capabilities_of(raw))
 
 
-def status(directory: Directory, reach: Reach, traffic: Traffic, health: tuple[HealthWarning, ...]) -> Status:
+def status(
+    directory: Directory, reach: Reach, traffic: Traffic, counters: Counters, health: tuple[HealthWarning, ...]
+) -> Status:
     """Everything at this moment."""
     netmap = directory.netmap
     peers = []
@@ -55,5 +57,5 @@ def status(directory: Directory, reach: Reach, traffic: Traffic, health: tuple[H
         endpoints=directory.endpoints(),
         peers=tuple(sorted(peers, key=lambda p: p.node.name)),
         health=health,
-        drops=traffic.drops(),
+        counters=counters,
     )
