@@ -20,7 +20,7 @@ from tailscale.runtime.messages import (
     RelaysChanged,
     WarningsChanged,
 )
-from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.relay_actor import LINK_CLOSED, Relays, run_relays
 from tailscale.runtime.relay_link import HOME_UNREACHABLE, RelayRuns
 from tailscale.runtime.translate_relays import translate_map
 from ts_base.keys import NodePrivate
@@ -28,7 +28,8 @@ from ts_control.netmap import _EMPTY
 from ts_control.wire import DERPHomeParams, DERPMap, DERPNode, DERPRegion
 from ts_derp.client import DerpClient
 from ts_derp.errors import RelayUnreachable
-from ts_derp.machine import DerpMachine, PeerGone
+from ts_derp.frames import MAX_PACKET_LENGTH
+from ts_derp.machine import OVERSIZED, DerpMachine, PeerGone
 from ts_derp.regions import RelayNode, RelayRegion
 from ts_derp.server import DISCO_MAGIC
 from ts_derp.trust import Trust
@@ -143,6 +144,20 @@ async def test_a_peers_region_is_opened_on_demand_and_closed_when_idle(autojump_
         await trio.sleep(20)
         assert a.relays.connected == (1,)
         assert a.bus.latest(RelaysChanged) == RelaysChanged((1,), True)
+
+
+async def test_what_a_link_counted_stays_counted_when_it_is_gone(autojump_clock: MockClock) -> None:
+    async with open_rig() as rig:
+        a = await rig.side(home=1)
+        a.relays.send([((2, bytes(32)), [b"waits", b"in vain"])])
+        link = a.relays.statistics().links[2]
+        assert (link.connected, link.queued_bytes > 0, link.drops) == (False, True, {})
+        a.relays.send([((2, bytes(32)), [bytes(MAX_PACKET_LENGTH + 1)])])
+        assert a.relays.statistics().links[2].drops == {OVERSIZED: 1}
+        a.relays.set_map(translate_map(wire_map(1)))
+        await trio.sleep(1)  # the link's task ends too
+        assert list(a.relays.statistics().links) == [1]
+        assert a.relays.statistics().drops == {LINK_CLOSED: 2, OVERSIZED: 1}
 
 
 async def test_an_answer_goes_where_the_peer_was_heard(autojump_clock: MockClock) -> None:
