@@ -284,7 +284,8 @@ class ControlServer:
         """Ask a device to answer: no types is a HEAD of our URL, `c2n` carries a request, others ping `ip`."""
         if len(self.pings) >= MAX_PINGS:
             oldest = self.pings.pop(next(iter(self.pings)))
-            self.drops["control.open_pings_full"] += oldest.answer is None
+            if oldest.answer is None:
+                self.drops["control.open_pings_full"] += 1
         ping = PingSent(self._entropy(8).hex(), self.directory.find(device_id).id, now)
         self.pings[ping.id] = ping
         in_noise = bool(types)
