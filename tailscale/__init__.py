@@ -61,11 +61,13 @@ if TYPE_CHECKING:
     from tailscale.state_file import MemoryStore as MemoryStore
     from tailscale.state_file import NamedStore as NamedStore
     from tailscale.state_file import Store as Store
+    from tailscale.status import Counters as Counters
     from tailscale.status import ExitNode as ExitNode
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
     from tailscale.status import NetcheckReport as NetcheckReport
     from tailscale.status import PathInfo as PathInfo
+    from tailscale.status import PathTraffic as PathTraffic
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
@@ -90,7 +92,8 @@ _HOMES = {
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": (
-        *("ExitNode", "HealthWarning", "Identity", "NetcheckReport", "PathInfo", "PeerStatus", "PingResult", "Status"),
+        *("Counters", "ExitNode", "HealthWarning", "Identity", "NetcheckReport"),
+        *("PathInfo", "PathTraffic", "PeerStatus", "PingResult", "Status"),
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),

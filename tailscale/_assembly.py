@@ -25,6 +25,7 @@ from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.counters import Counted, CountersTaker
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Readers, Watch, run_watch
@@ -153,6 +154,7 @@ class Runtime:
         # What is asked of it.
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
+        self.traffic = Traffic(self.dataplane, self.endpoint)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick
@@ -165,11 +167,29 @@ class Runtime:
         forward_carried = Carried()
         carry = partial(carry_outward, self.dialer, forward_carried)
         self.forwarding = Forwarding(network, self.stack, self.dataplane.kick, carry, forward_carried)
-        self.traffic = Traffic(self.dataplane, self.endpoint, self.stack, self.forwarding)
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw)
         ping_peer = partial(ping_for_control, self.dialer)
         self.control = Control(config, network, self.store, state, disco.public, bus, ping_peer)
+        # What each of them counts. One that is missing here fails tests/tailscale/test_drops_complete.py.
+        counted: dict[str, Counted] = {
+            "engine": engine,
+            "tunnel": self.endpoint,
+            "stack": self.stack,
+            "forward": self.forwarding,
+            "paths": finder,
+            "answers": self.answers,
+            "underlay": self.underlay,
+            "relays": self.relays,
+            "netcheck": self.probes.check,
+            "portmap": self.probes.mapper.machine,
+            "control": self.control,
+            "bus": bus,
+            "events": self.readers,
+        }
+        if self._tun is not None:
+            counted["tun"] = self._tun
+        self.counters = CountersTaker(engine.received, engine.sent, counted)
         self.is_built = True
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:

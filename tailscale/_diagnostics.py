@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
 from tailscale.nodes import node_from_wire
-from tailscale.status import ExitNode, HealthWarning, Identity, PeerStatus, Status
+from tailscale.status import Counters, ExitNode, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
 from ts_control.wire import Hostinfo, Location
 
@@ -57,7 +57,9 @@ def _exit_node(node: Node, hostinfo: Hostinfo | None, reach: Reach) -> ExitNode:
     )
 
 
-def status(directory: Directory, reach: Reach, traffic: Traffic, health: tuple[HealthWarning, ...]) -> Status:
+def status(
+    directory: Directory, reach: Reach, traffic: Traffic, counters: Counters, health: tuple[HealthWarning, ...]
+) -> Status:
     """Everything at this moment."""
     netmap = directory.netmap
     peers = []
@@ -84,5 +86,5 @@ def status(directory: Directory, reach: Reach, traffic: Traffic, health: tuple[H
         endpoints=directory.endpoints(),
         peers=tuple(sorted(peers, key=lambda p: p.node.name)),
         health=health,
-        drops=traffic.drops(),
+        counters=counters,
     )

@@ -383,7 +383,8 @@ class Device:
         ```
         """
         runtime = self._ready()
-        return diagnostics.status(runtime.directory, runtime.reach, runtime.traffic, runtime.health.active)
+        asked = runtime.directory, runtime.reach, runtime.traffic
+        return diagnostics.status(*asked, runtime.counters.take(), runtime.health.active)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:

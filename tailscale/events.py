@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Self
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tailscale.status import PathInfo
 
 QUEUE_LIMIT = 256
+LAGGED = "events.reader_lagged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ class EventStream:
     Ends when the device is closed. It may be left at any time: nothing has to be closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drops: Counter[str] | None = None) -> None:
+        self._drops = Counter() if drops is None else drops
         self._waiting: deque[Event] = deque()
         self._missed = 0
         self._lot = trio.lowlevel.ParkingLot()
@@ -120,6 +122,7 @@ class EventStream:
         if len(self._waiting) >= QUEUE_LIMIT:
             self._waiting.popleft()
             self._missed += 1
+            self._drops[LAGGED] += 1
         self._waiting.append(event)
         self._lot.unpark_all()
 

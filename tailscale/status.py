@@ -108,6 +108,50 @@ class PeerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PathTraffic:
+    """What went by one kind of path, as WireGuard datagrams."""
+
+    datagrams: int
+    bytes: int
+    """Without the headers of UDP, relays and peer relays around them."""
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values for JSON."""
+        return {"datagrams": self.datagrams, "bytes": self.bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Everything that a Device counts, at one moment: all that an exporter of metrics needs.
+
+    `received`, `sent` and `drops` only ever grow while the device lives.
+
+    ```python
+    counters = device.status().counters
+    print(counters.received["derp"].bytes, counters.levels["stack.tcp.connections"])
+    ```
+    """
+
+    received: dict[str, PathTraffic]
+    """By kind of path: direct_ipv4, direct_ipv6, derp, peer_relay_ipv4, peer_relay_ipv6."""
+    sent: dict[str, PathTraffic]
+    """Handed to the sockets and relays; what those could not send is in `drops` too."""
+    drops: dict[str, int]
+    """What was dropped, by reason; docs/drops.md says what each means."""
+    levels: dict[str, int]
+    """How full the tables are, what is connected and under way: whole numbers that rise and fall."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "received": {path: traffic.to_dict() for path, traffic in self.received.items()},
+            "sent": {path: traffic.to_dict() for path, traffic in self.sent.items()},
+            "drops": dict(self.drops),
+            "levels": dict(self.levels),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """One moment of a Device.
 
@@ -128,8 +172,12 @@ class Status:
     endpoints: tuple[str, ...]
     peers: tuple[PeerStatus, ...]
     health: tuple[HealthWarning, ...]
-    drops: dict[str, int]
-    """Packets that were dropped, by reason."""
+    counters: Counters
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """What was dropped, by reason: the same as `counters.drops`."""
+        return self.counters.drops
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -144,6 +192,7 @@ class Status:
             "peers": [p.to_dict() for p in self.peers],
             "health": [w.to_dict() for w in self.health],
             "drops": dict(self.drops),
+            "counters": self.counters.to_dict(),
         }
 
 

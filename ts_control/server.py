@@ -41,6 +41,14 @@ class PingSent:
     answered: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ControlServerStatistics:
+    devices: int
+    map_streams: int
+    open_pings: int
+    drops: dict[str, int]
+
+
 class ControlServer:
     """One tailnet. A request comes with its connection, the `owner`; `take_ready()` names the owners with news."""
 
@@ -75,6 +83,10 @@ class ControlServer:
     @property
     def drops(self) -> Counter[str]:
         return self._roster.drops
+
+    def statistics(self) -> ControlServerStatistics:
+        pings = sum(sent.answer is None for sent in self.pings.values())
+        return ControlServerStatistics(len(self.directory.devices), self._roster.streams, pings, dict(self.drops))
 
     def keys_json(self) -> bytes:
         """The body of `GET /key`."""
@@ -271,7 +283,9 @@ class ControlServer:
     def ping(self, device_id: int, now: float, *, types: str = "", ip: str = "", payload: str = "") -> PingSent:
         """Ask a device to answer: no types is a HEAD of our URL, `c2n` carries a request, others ping `ip`."""
         if len(self.pings) >= MAX_PINGS:
-            del self.pings[next(iter(self.pings))]
+            oldest = self.pings.pop(next(iter(self.pings)))
+            if oldest.answer is None:
+                self.drops["control.open_pings_full"] += 1
         ping = PingSent(self._entropy(8).hex(), self.directory.find(device_id).id, now)
         self.pings[ping.id] = ping
         in_noise = bool(types)

@@ -64,6 +64,10 @@ class Roster:
 
     # Streams
 
+    @property
+    def streams(self) -> int:
+        return len(self._streams)
+
     def open_stream(self, device: Enrolled, compress: bool, owner: object, now: float) -> ServedMap:
         """A stream that holds the full map; the others hear that the device is online."""
         if len(self._streams) >= MAX_STREAMS:

@@ -31,6 +31,7 @@ from ts_dataplane.packets import (
     reply_flow,
     without_padding,
 )
+from ts_dataplane.path_tally import PathTally
 from ts_dataplane.pathless import Pathless
 from ts_dataplane.relay_segments import RelaySegments
 from ts_dataplane.reply_flows import ReplyFlows, ReplyFlowStatistics
@@ -101,6 +102,7 @@ class Engine:
         self.tables = Tables.empty()
         self.paths = {} if paths is None else paths
         self.drops: Counter[str] = Counter()
+        self.received, self.sent = PathTally(), PathTally()
         self.replies = ReplyFlows()
         self._endpoint = endpoint
         self._overlay = overlay
@@ -128,6 +130,7 @@ class Engine:
             if len(sealed) != len(datagrams):
                 self._sort(path, datagrams, tunnel)
         if tunnel:
+            self.received.add(tunnel)
             opened = self._endpoint.receive(tunnel, now)
             for peer, packet in self._talk.follow(self._endpoint.take_messages(), self.tables):
                 self._endpoint.send_ahead(peer, packet, now)
@@ -270,6 +273,7 @@ class Engine:
                 ready += carried
             else:
                 self._pathless.hold(peer, datagrams)
+        self.sent.add(ready)
         return ready
 
     def _drop_unrouted(self, hop: Hop, count: int) -> None:

@@ -81,6 +81,13 @@ class _Probe:
     sent_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class NetcheckStatistics:
+    is_running: bool
+    open_probes: int
+    drops: dict[str, int]
+
+
 class Netcheck:
     """One check at a time; `begin` while one runs only widens it to full."""
 
@@ -98,6 +105,9 @@ class Netcheck:
         self._full_at = -math.inf
         self._is_full = False
         self._finished: Report | None = None
+
+    def statistics(self) -> NetcheckStatistics:
+        return NetcheckStatistics(self.is_running, len(self._probes), dict(self.drops))
 
     @property
     def is_running(self) -> bool:

@@ -137,6 +137,12 @@ def is_public(host: str) -> bool:
     return not (is_odd or is_private(address) or is_tailscale_address(address))
 
 
+@dataclass(frozen=True, slots=True)
+class PortMapperStatistics:
+    is_mapped: bool
+    drops: dict[str, int]
+
+
 class PortMapper:
     """One mapping on one gateway. `begin` anew whenever gateway, address or port changed."""
 
@@ -178,7 +184,7 @@ class PortMapper:
 
     def receive(self, datagram: bytes, source: Direct, now: float) -> None:
         if source[0] != self._gateway:
-            self.drops["not our gateway"] += 1
+            self.drops["portmap.not_our_gateway"] += 1
             return
         try:
             if source[1] != GATEWAY_PORT:
@@ -188,13 +194,13 @@ class PortMapper:
             else:
                 self._on_pmp(decode_pmp_untrusted(datagram), now)
         except BadPacket:
-            self.drops["bad answer"] += 1
+            self.drops["portmap.bad_answer"] += 1
 
     def _on_pmp(self, answer: PmpAddress | PmpMapping, now: float) -> None:
         if not self._keeps_time(PMP, answer.epoch, now):
             return
         if answer.result != OK:
-            self.drops["refused"] += 1
+            self.drops["portmap.refused"] += 1
         elif isinstance(answer, PmpAddress):
             self._address = answer.address
             self._answers.add(PMP)
@@ -205,13 +211,13 @@ class PortMapper:
         if not self._keeps_time(PCP, answer.epoch, now):
             return
         if answer.result != OK:
-            self.drops["refused"] += 1
+            self.drops["portmap.refused"] += 1
         elif answer.opcode == PCP_ANNOUNCE:
             self._answers.add(PCP)
         elif answer.nonce == self._nonce and answer.internal == self._internal and answer.external is not None:
             self._install(PCP, answer.external, answer.lifetime, now)
         else:
-            self.drops["not our mapping"] += 1
+            self.drops["portmap.not_our_mapping"] += 1
 
     def _keeps_time(self, service: str, epoch: int, now: float) -> bool:
         """A clock that went back means that the router was restarted and has forgotten our mapping."""
@@ -229,7 +235,7 @@ class PortMapper:
 
     def _install(self, service: str, external: Direct, lifetime: float, now: float) -> None:
         if not external[1] or not (self._accept_private or is_public(external[0])):
-            self.drops["not public"] += 1
+            self.drops["portmap.not_public"] += 1
             return
         self.external, self.service = external, service
         self._renew_at = now + max(MIN_RENEW, lifetime / 2)
@@ -270,6 +276,9 @@ class PortMapper:
     def transmit(self, now: float) -> list[tuple[Direct, bytes]]:
         out, self._out = self._out, []
         return out
+
+    def statistics(self) -> PortMapperStatistics:
+        return PortMapperStatistics(self.external is not None, dict(self.drops))
 
     def next_timer(self) -> float:
         return min(self._decide_at, self._renew_at, self._expire_at, self._give_up_at)

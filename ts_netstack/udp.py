@@ -22,14 +22,14 @@ QUEUE_BYTES = 256 << 10
 
 
 class UdpPort(Socket):
-    """`host` None receives on every own address; `drops` counts what found no room.
+    """`host` None receives on every own address; `dropped` were from somebody else, or found no room.
 
     `via` is the peer that everything it sends leaves by and that it hears, 0 for whoever routes the other end.
     """
 
     __slots__ = (
         *("__weakref__", "_ledger", "_outbox", "_own", "_queue", "_queued"),
-        *("drops", "error", "host", "is_closed", "is_lost", "port", "remote", "via"),
+        *("dropped", "error", "host", "is_closed", "is_lost", "port", "remote", "via"),
     )
     limits = (QUEUE_DATAGRAMS, QUEUE_BYTES)
 
@@ -41,7 +41,7 @@ class UdpPort(Socket):
         self.port, self.host, self.via = port, host, via
         self.remote: Address | None = None
         self.error: str | None = None  # "unreachable" after an ICMP report while connected
-        self.drops = 0
+        self.dropped = 0
         self.is_closed = False
         self.is_lost = False  # its exit takes nothing there any more
         self._queue: deque[tuple[bytes, Address]] = deque()
@@ -79,12 +79,12 @@ class UdpPort(Socket):
 
     def deliver(self, data: bytes, sender: Address) -> None:
         if self.remote is not None and sender != self.remote:
-            self.drops += 1
+            self.dropped += 1
             self._ledger.drops["udp.not_connected_peer"] += 1
             return
         most_datagrams, most_bytes = self.limits
         if len(self._queue) >= most_datagrams or self._queued + len(data) > most_bytes:
-            self.drops += 1
+            self.dropped += 1
             self._ledger.drops["udp.queue_full"] += 1
             return
         self._queue.append((data, sender))

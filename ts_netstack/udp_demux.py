@@ -24,10 +24,9 @@ from ts_netstack.wire import UDP_FIXED, UDP_HEADER, Address, Packet, Unroutable,
 
 @dataclass(frozen=True, slots=True)
 class UdpStatistics:
-    """How many ports are bound, and what found no room in one."""
+    """How many ports are bound."""
 
     ports: int
-    dropped: int
 
 
 class Datagram(NamedTuple):
@@ -105,7 +104,7 @@ class UdpSockets:
         return (report.remote, bound.via)
 
     def statistics(self) -> UdpStatistics:
-        return UdpStatistics(len(self.ports), sum(port.drops for port in self.ports.values()))
+        return UdpStatistics(len(self.ports))
 
     def _free_port(self, host: bytes | None) -> int:
         start = int.from_bytes(self._entropy(2), "big")

@@ -5,8 +5,10 @@ Owns the table of who waits for what. Refuses to know who asked, how, and what t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -17,6 +19,8 @@ from ts_dataplane.tsmp import REASONS, TsmpPong, TsmpReject
 if TYPE_CHECKING:
     from ts_base.who import Path
     from ts_netstack.tcp import TcpConnection
+
+UNAWAITED = "answers.nobody_waits"  # usual: it came after whoever asked had given up
 
 Token = tuple[str, int | bytes]  # the kind of ping, and what its pong repeats
 Answer = PingAnswered | PingLost | TsmpPong | TsmpReject
@@ -42,10 +46,18 @@ class AwaitedPong:
         await self._over.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerStatistics:
+    pings: int
+    dials: int
+    drops: dict[str, int]
+
+
 class AwaitedAnswers:
     """One per device."""
 
     def __init__(self) -> None:
+        self.drops: Counter[str] = Counter()
         self._pings: dict[Token, AwaitedPong] = {}
         self._dials: dict[tuple[object, object], tuple[TcpConnection, list[str]]] = {}
 
@@ -69,6 +81,9 @@ class AwaitedAnswers:
         finally:
             self._dials.pop(key, None)
 
+    def statistics(self) -> AnswerStatistics:
+        return AnswerStatistics(len(self._pings), len(self._dials), dict(self.drops))
+
     def hear(self, message: Answer) -> None:
         """A rare fact from the packet path."""
         match message:
@@ -80,6 +95,8 @@ class AwaitedAnswers:
                 awaited = self._pings.get(("tsmp", message.token))
                 if awaited is not None:
                     awaited.end(trio.current_time() - awaited.asked_at, None)
+                else:
+                    self.drops[UNAWAITED] += 1
             case TsmpReject():
                 self._hear_rejection(message)
 
@@ -87,10 +104,15 @@ class AwaitedAnswers:
         awaited = self._pings.get(token)
         if awaited is not None:
             awaited.end(latency, path)
+        elif latency is not None:
+            self.drops[UNAWAITED] += 1
 
     def _hear_rejection(self, message: TsmpReject) -> None:
         dial = self._dials.get((message.local, message.remote))
-        if dial is None or message.maybe_broken:
+        if dial is None:
+            self.drops[UNAWAITED] += 1
+            return
+        if message.maybe_broken:
             return
         connection, words = dial
         words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")

@@ -5,9 +5,10 @@ Publishing is plain `def` and never blocks. How a message is delivered is its ba
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, TypeVar
 
@@ -59,12 +60,12 @@ class InboxOverflow(RuntimeError):
 class Inbox:
     """What one subscriber has not read yet, in the order it was published."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, drops: Counter[str]) -> None:
         self._name = name
+        self._drops = drops
         self._waiting: deque[Message] = deque()
         self._lossy: dict[type[Message], int] = {}
         self._wake = trio.Event()
-        self.dropped = 0
 
     def put(self, message: Message) -> None:
         kind = type(message)
@@ -84,7 +85,8 @@ class Inbox:
                 if type(waiting) is kind:
                     del self._waiting[index]
                     break
-            self.dropped += kind.delivery == "lossy"
+            if kind.delivery == "lossy":
+                self._drops[f"bus.{self._name}_full"] += 1
             count -= 1
         self._lossy[kind] = count + 1
 
@@ -107,10 +109,18 @@ class Inbox:
         return len(self._waiting)
 
 
+@dataclass(frozen=True, slots=True)
+class BusStatistics:
+    inboxes: int
+    unread: int
+    drops: dict[str, int]
+
+
 class Bus:
     """Who hears what. One per Device."""
 
     def __init__(self) -> None:
+        self.drops: Counter[str] = Counter()
         self._inboxes: list[tuple[tuple[type[Message], ...], Inbox]] = []
         self._retained: dict[type[Message], Message] = {}
 
@@ -126,9 +136,13 @@ class Bus:
         message = self._retained.get(kind)
         return message if isinstance(message, kind) else None
 
+    def statistics(self) -> BusStatistics:
+        unread = sum(len(inbox) for _, inbox in self._inboxes)
+        return BusStatistics(len(self._inboxes), unread, dict(self.drops))
+
     @contextmanager
     def subscribe(self, *kinds: type[Message], name: str = "subscriber") -> Iterator[Inbox]:
-        inbox = Inbox(name)
+        inbox = Inbox(name, self.drops)
         for kind, message in self._retained.items():
             if issubclass(kind, kinds):
                 inbox.put(message)

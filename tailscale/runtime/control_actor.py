@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,8 +21,8 @@ from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
-from tailscale.runtime.control_line import ControlLine, Jobs
-from tailscale.runtime.control_pings import PingPeer, Pings, no_ping
+from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
+from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -51,6 +52,7 @@ from ts_control.session import (
     PhaseChanged,
     Poll,
     Register,
+    SessionStatistics,
     Step,
     Wait,
 )
@@ -69,6 +71,15 @@ SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybod
 REGISTER = "/machine/register"
 RELAYS = "relays"  # the entry that holds the last relay map
 DAY = 86400.0  # the longest sleep: wall clocks jump
+
+
+@dataclass(frozen=True, slots=True)
+class ControlStatistics:
+    """The conversation, what was asked of us in it, and the small jobs beside it."""
+
+    session: SessionStatistics
+    pings: PingStatistics
+    jobs: JobStatistics
 
 
 class Control:
@@ -116,6 +127,9 @@ class Control:
         self._self_asked_at = self._echo_until = -math.inf
 
     # What the Device asks
+
+    def statistics(self) -> ControlStatistics:
+        return ControlStatistics(self.machine.statistics(), self.pings.statistics(), self._jobs.statistics())
 
     async def login(self) -> None:
         """Authenticate again with a new node key. Returns when control has accepted it."""

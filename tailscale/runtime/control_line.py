@@ -6,8 +6,10 @@ connection comes about (`control_actor.py`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -15,6 +17,7 @@ from ts_control.connection import REQUEST_TIMEOUT, ControlConnection
 from ts_control.errors import ControlLost
 
 JOB_LIMIT = 16  # login callbacks and answers that have not begun
+JOBS_FULL = "control.jobs_full"
 
 
 class ControlLine:
@@ -53,17 +56,28 @@ class ControlLine:
         return await self._connection.request(method, path, body, timeout=deadline - trio.current_time())
 
 
+@dataclass(frozen=True, slots=True)
+class JobStatistics:
+    waiting: int
+    drops: dict[str, int]
+
+
 class Jobs:
     """Small tasks that outlive the message they came with: started by plain functions, run by the actor."""
 
     def __init__(self) -> None:
+        self.drops: Counter[str] = Counter()
         self._begin, self._begun = trio.open_memory_channel[Callable[[], Awaitable[None]]](JOB_LIMIT)
+
+    def statistics(self) -> JobStatistics:
+        return JobStatistics(self._begin.statistics().current_buffer_used, dict(self.drops))
 
     def start(self, job: Callable[[], Awaitable[None]]) -> bool:
         """False when too many wait already."""
         try:
             self._begin.send_nowait(job)
         except trio.WouldBlock:
+            self.drops[JOBS_FULL] += 1
             return False
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -39,6 +40,12 @@ async def no_ping(host: str, kind: str) -> PingResponse:
     return PingResponse(type=kind, ip=host, err="nothing to ping with")
 
 
+@dataclass(frozen=True, slots=True)
+class PingStatistics:
+    under_way: int
+    drops: dict[str, int]
+
+
 class Pings:
     """Answers ping requests over one line."""
 
@@ -51,15 +58,18 @@ class Pings:
         self._under_way = 0
         self.drops: Counter[str] = Counter()
 
+    def statistics(self) -> PingStatistics:
+        return PingStatistics(self._under_way, dict(self.drops))
+
     def hear(self, request: PingRequest) -> None:
         """Begin to answer, unless it is the last request again or too much is under way."""
         if not request.url or request.url == self._last_url:
             return
-        if self._under_way >= MAX_ANSWERS_UNDER_WAY or not self._jobs.start(partial(self._answer, request)):
+        if self._under_way >= MAX_ANSWERS_UNDER_WAY:
             self.drops[PINGS_FULL] += 1
-            return
-        self._last_url = request.url
-        self._under_way += 1
+        elif self._jobs.start(partial(self._answer, request)):
+            self._last_url = request.url
+            self._under_way += 1
 
     @trio.lowlevel.enable_ki_protection
     async def _answer(self, request: PingRequest) -> None:

@@ -7,7 +7,9 @@ so telling what changed costs what changed.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -59,10 +61,17 @@ async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None
             watch.hear(await inbox.receive())
 
 
+@dataclass(frozen=True, slots=True)
+class ReaderStatistics:
+    readers: int
+    drops: dict[str, int]
+
+
 class Readers:
     """Everybody who reads `device.events()`. There before the Device is entered: joining is worth watching."""
 
     def __init__(self) -> None:
+        self.drops: Counter[str] = Counter()
         self._streams: WeakSet[EventStream] = WeakSet()  # a reader that is forgotten costs nothing more
 
     def __len__(self) -> int:
@@ -70,9 +79,12 @@ class Readers:
 
     def open_stream(self) -> EventStream:
         """One more reader, which hears everything from now on."""
-        stream = EventStream()
+        stream = EventStream(self.drops)
         self._streams.add(stream)
         return stream
+
+    def statistics(self) -> ReaderStatistics:
+        return ReaderStatistics(len(self._streams), dict(self.drops))
 
     def close(self) -> None:
         for stream in list(self._streams):

@@ -19,6 +19,7 @@ CONTROL_PREFIX = "control-says-"
 LONGEST_TEXT = 1024
 WARNING_LIMIT = 256  # 128 relay regions, control's own, and some twenty of ours
 CONTROL_LIMIT = 64
+WARNINGS_FULL = "health.warnings_full"
 
 
 class Health:
@@ -58,6 +59,7 @@ class Health:
             code: HealthWarning(code, readable(text), readable(remedy))
             for code, (text, remedy) in list(texts.items())[:CONTROL_LIMIT]
         }
+        self._bus.drops[WARNINGS_FULL] += len(texts) - len(current)
         over = [code for code in self._warnings if code.startswith(CONTROL_PREFIX) and code not in current]
         self._change(current, over)
 
@@ -67,6 +69,8 @@ class Health:
         for code, warning in shown.items():
             if code in after or len(after) < WARNING_LIMIT:
                 after[code] = warning
+            else:
+                self._bus.drops[WARNINGS_FULL] += 1
         if after != before:
             self._bus.publish(WarningsChanged(after))
 

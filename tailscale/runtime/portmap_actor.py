@@ -89,7 +89,7 @@ class PortMapping:
                     try:
                         await keep_mapping(self.machine, gateway, internal_port, on_change)
                     except OSError:
-                        self.machine.drops["no socket"] += 1
+                        self.machine.drops["portmap.no_socket"] += 1
                 await trio.sleep(RETRY_AFTER)
 
 
@@ -105,7 +105,7 @@ async def keep_mapping(mapper: PortMapper, gateway: str, internal_port: int, on_
                 try:
                     await sock.sendto(datagram, (host, port))
                 except OSError:
-                    mapper.drops["not sent"] += 1
+                    mapper.drops["portmap.not_sent"] += 1
             if mapper.wants_upnp and asked_upnp != mapper.upnp_location:
                 asked_upnp = mapper.upnp_location
                 await map_by_upnp(mapper, client, internal_port)
@@ -148,13 +148,13 @@ async def map_by_upnp(mapper: PortMapper, client: str, internal_port: int) -> No
                 if answer.status_code == httpx.codes.OK or upnp.error_code(answer.content) not in upnp.ONLY_PERMANENT:
                     break
             if answer.status_code != httpx.codes.OK:
-                mapper.drops["refused"] += 1
+                mapper.drops["portmap.refused"] += 1
                 return
             headers, body = upnp.encode_call(point.service, "GetExternalIPAddress", {})
             answer = await http.post(point.url, headers=headers, content=body)
             host = upnp.decode_reply_untrusted(answer.content, "NewExternalIPAddress")
             external = format_address(parse_address(host)), internal_port
     except (httpx.HTTPError, BadPacket):
-        mapper.drops["bad answer"] += 1
+        mapper.drops["portmap.bad_answer"] += 1
         return
     mapper.on_upnp_mapped(external, trio.current_time(), lease or upnp.LEASE)

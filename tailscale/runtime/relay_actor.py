@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter, deque
+from dataclasses import dataclass
 
 import trio
 
@@ -36,6 +37,15 @@ LINK_LIMIT = 128
 
 NO_SUCH_REGION = "relay.no_such_region"
 TOO_MANY_LINKS = "relay.too_many_links"
+LINK_CLOSED = "relay.link_closed"
+
+
+@dataclass(frozen=True, slots=True)
+class RelaysStatistics:
+    """`drops` are those of no link, and of links that are gone."""
+
+    links: dict[int, RelayLinkStatistics]
+    drops: dict[str, int]
 
 
 class Relays:
@@ -118,8 +128,9 @@ class Relays:
         """What is accepted and not yet written."""
         return sum(link.machine.queued_bytes for link in self._links.values())
 
-    def statistics(self) -> dict[int, RelayLinkStatistics]:
-        return {region: link.statistics() for region, link in self._links.items()}
+    def statistics(self) -> RelaysStatistics:
+        links = {region: link.statistics() for region, link in self._links.items()}
+        return RelaysStatistics(links, dict(self.drops))
 
     # --- the actor's side
 
@@ -189,6 +200,8 @@ class Relays:
         """The link is over and will not come back by itself."""
         if self._links.get(link.region.id) is link:
             del self._links[link.region.id]
+            if unsent := sum(len(datagrams) for _, datagrams in link.machine.take_unsent()):
+                self.drops[LINK_CLOSED] += unsent
             self.drops.update(link.drops + link.machine.drops)
             self.say_changed()
 

@@ -1,19 +1,16 @@
-"""What was carried and what was dropped: the counters of every machine, asked for together.
+"""What is carried for one peer, and where datagrams reach us.
 
-Owns none of them. Refuses to know what a counter means.
+Owns no counter. What is counted over all peers is in `counters.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import trio
 
 from tailscale.runtime.dataplane import Dataplane
-from tailscale.runtime.forward_actor import Forwarding
 from ts_base.who import PeerId
-from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 
@@ -29,11 +26,9 @@ class PeerTraffic:
 class Traffic:
     """One per device; everything here is a question."""
 
-    def __init__(self, dataplane: Dataplane, endpoint: Endpoint, stack: Stack, forwarding: Forwarding) -> None:
+    def __init__(self, dataplane: Dataplane, endpoint: Endpoint) -> None:
         self._dataplane = dataplane
         self._endpoint = endpoint
-        self._stack = stack
-        self._forwarding = forwarding
 
     @property
     def udp_port(self) -> int:
@@ -45,11 +40,3 @@ class Traffic:
         counted = self._endpoint.peer_statistics(peer)
         age = None if counted.handshake_at is None else max(0.0, trio.current_time() - counted.handshake_at)
         return PeerTraffic(counted.bytes_in, counted.bytes_out, age)
-
-    def drops(self) -> dict[str, int]:
-        """What was dropped, by reason."""
-        dataplane = self._dataplane
-        merged: Counter[str] = Counter()
-        for machine in (dataplane.engine, self._endpoint, self._stack, dataplane.finder, self._forwarding):
-            merged.update(machine.drops)
-        return dict(merged)

@@ -205,13 +205,13 @@ class UdpSocket:
             size = SEGMENT_SIZE.unpack(options[0][2])[0]
             self.send(path, [data[i : i + size] for i in range(0, len(data), size)])
             return
-        self.drops[f"underlay.send_{_name_of(error)}"] += 1
+        self.drops[f"underlay.send_{_name_of(error)}"] += _datagrams_in(data, options)
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
             self._unreachable[(f"{path[0]}%{self.uplink}", path[1]) if self.uplink else path] = None
 
     def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
-            self.drops["underlay.backlog_full"] += 1
+            self.drops["underlay.backlog_full"] += _datagrams_in(data, options)
             return
         self._backlog.append((data, options, path))
         self._has_backlog.set()
@@ -255,6 +255,11 @@ class UdpSocket:
         self._was_rebound.set()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
+
+
+def _datagrams_in(data: bytes, options: list[tuple[int, int, bytes]]) -> int:
+    """How many the kernel would have made of one write."""
+    return -(-len(data) // SEGMENT_SIZE.unpack(options[0][2])[0]) if options else 1
 
 
 def _name_of(error: OSError) -> str:

@@ -133,7 +133,7 @@ class UdpSocket(Closable[_PortHold]):
     @property
     def dropped(self) -> int:
         """Datagrams that arrived while nobody read."""
-        return self._port.drops
+        return self._port.dropped
 
     def __repr__(self) -> str:
         return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._hold.is_closed else ''}>"

@@ -276,14 +276,14 @@ class VirtualNetwork:
             return
         link = self.link(source[0], destination[0])
         if link.udp_blocked:
-            self.drops["blocked"] += len(datagrams)
+            self.drops["network.blocked"] += len(datagrams)
             return
         if max(map(len, datagrams), default=0) > LARGEST_DATAGRAM:
-            self.drops["too large"] += sum(len(datagram) > LARGEST_DATAGRAM for datagram in datagrams)
+            self.drops["network.too_large"] += sum(len(datagram) > LARGEST_DATAGRAM for datagram in datagrams)
             datagrams = [datagram for datagram in datagrams if len(datagram) <= LARGEST_DATAGRAM]
         if link.loss:
             kept = [datagram for datagram in datagrams if self._random.random() >= link.loss]
-            self.drops["lost"] += len(datagrams) - len(kept)
+            self.drops["network.lost"] += len(datagrams) - len(kept)
             datagrams = kept
         port = target.udp.get(destination[1])
         if port is None:

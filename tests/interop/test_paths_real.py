@@ -304,7 +304,7 @@ async def _relay_alive(us: tailscale.Device, patience: float) -> float:
     began = trio.current_time()
     relays = us._ready().relays
     with trio.fail_after(patience):
-        while not ((link := relays.statistics().get(relays.home)) and link.connected):  # noqa: ASYNC110
+        while not ((link := relays.statistics().links.get(relays.home)) and link.connected):  # noqa: ASYNC110
             await trio.sleep(0.02)
     return trio.current_time() - began
 

@@ -158,7 +158,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
         assert inbox.budgets <= MAX_BUCKETS
         assert runtime.endpoint.statistics().active_peers <= 1
         ratio = median(busy) / median(calm)
-        dropped = {reason: count for reason, count in target._ready().traffic.drops().items() if count > 100}
+        dropped = {reason: count for reason, count in target.status().drops.items() if count > 100}
         print(f"{kind}: {median(calm) / 125e3:.0f} Mbit/s, {median(busy) / 125e3:.0f} beside {PER_SECOND} a second: "
               f"{ratio:.2f}; {dropped}; {grown >> 10} KiB more")  # fmt: skip
         assert ratio >= 0.5

@@ -20,7 +20,7 @@ from tailscale.runtime.messages import (
     RelaysChanged,
     WarningsChanged,
 )
-from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.relay_actor import LINK_CLOSED, Relays, run_relays
 from tailscale.runtime.relay_link import HOME_UNREACHABLE, RelayRuns
 from tailscale.runtime.translate_relays import translate_map
 from ts_base.keys import NodePrivate
@@ -28,7 +28,8 @@ from ts_control.netmap import _EMPTY
 from ts_control.wire import DERPHomeParams, DERPMap, DERPNode, DERPRegion
 from ts_derp.client import DerpClient
 from ts_derp.errors import RelayUnreachable
-from ts_derp.machine import DerpMachine, PeerGone
+from ts_derp.frames import MAX_PACKET_LENGTH
+from ts_derp.machine import OVERSIZED, DerpMachine, PeerGone
 from ts_derp.regions import RelayNode, RelayRegion
 from ts_derp.server import DISCO_MAGIC
 from ts_derp.trust import Trust
@@ -145,6 +146,20 @@ async def test_a_peers_region_is_opened_on_demand_and_closed_when_idle(autojump_
         assert a.bus.latest(RelaysChanged) == RelaysChanged((1,), True)
 
 
+async def test_what_a_link_counted_stays_counted_when_it_is_gone(autojump_clock: MockClock) -> None:
+    async with open_rig() as rig:
+        a = await rig.side(home=1)
+        a.relays.send([((2, bytes(32)), [b"waits", b"in vain"])])
+        link = a.relays.statistics().links[2]
+        assert (link.connected, link.queued_bytes > 0, link.drops) == (False, True, {})
+        a.relays.send([((2, bytes(32)), [bytes(MAX_PACKET_LENGTH + 1)])])
+        assert a.relays.statistics().links[2].drops == {OVERSIZED: 1}
+        a.relays.set_map(translate_map(wire_map(1)))
+        await trio.sleep(1)  # the link's task ends too
+        assert list(a.relays.statistics().links) == [1]
+        assert a.relays.statistics().drops == {LINK_CLOSED: 2, OVERSIZED: 1}
+
+
 async def test_an_answer_goes_where_the_peer_was_heard(autojump_clock: MockClock) -> None:
     async with open_rig() as rig:
         a, b = await rig.side(home=1), await rig.side(home=2)
@@ -159,7 +174,7 @@ async def test_packets_wait_while_the_relay_is_dialled(autojump_clock: MockClock
     async with open_rig() as rig:
         b = await rig.side()
         a = await rig.side(home=None)
-        await a.until(lambda: bool(a.relays.statistics()))
+        await a.until(lambda: bool(a.relays.statistics().links))
         a.relays.send([((1, b.key), [b"early"]), ((2, b.key), [b"there too"])])
         await b.until(lambda: b.packets() == [b"early"])
 
@@ -275,7 +290,7 @@ async def test_after_a_network_change_a_live_connection_stays(autojump_clock: Mo
         a.bus.publish(NetworkChanged(rebound=False))
         await trio.sleep(10)
         assert rig.relays[1].dials == 1
-        assert a.relays.statistics()[1].round_trip is not None
+        assert a.relays.statistics().links[1].round_trip is not None
 
 
 async def test_a_silent_relay_is_left_after_two_minutes(autojump_clock: MockClock) -> None:
@@ -308,7 +323,7 @@ async def test_sending_to_a_region_that_does_not_exist_is_counted(autojump_clock
         a = await rig.side(regions=(1,))
         a.relays.send([((77, bytes(32)), [b"x"])])
         assert sum(a.relays.drops.values()) == 1
-        assert list(a.relays.statistics()) == [1]
+        assert list(a.relays.statistics().links) == [1]
 
 
 async def test_a_bulk_transfer_arrives_in_order(autojump_clock: MockClock) -> None:

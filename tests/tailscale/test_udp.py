@@ -186,6 +186,7 @@ async def test_where_the_host_has_no_route_to_is_told_once(number: int, is_told:
     underlay = Underlay(a, NoRelays())
     place = ("192.0.2.7", 1)
     told = underlay.send([(place, [b"x"] * 3), (place, [b"y"])])
+    assert a.drops == {f"underlay.send_{errno.errorcode[number].lower()}": 4}, "datagrams are counted, not writes"
     assert told == ([place] if is_told else [])
     for port in range(2 * UNREACHABLE_LIMIT):
         a.send_many([(("192.0.2.7", 1 + port), [b"x"])])

@@ -99,7 +99,7 @@ async def test_virtual_udp_blocks_delays_and_counts(autojump_clock: MockClock) -
     to_b = (network.host("b").address, 7)
     network.change("a", "b", udp_blocked=True)
     a.send_many([(to_b, [b"lost"])])
-    assert network.drops["blocked"] == 1
+    assert network.drops["network.blocked"] == 1
     network.change("a", "b", udp_blocked=False, latency=0.1)
     a.send_many([(to_b, [b"1", b"2"])])
     assert await b.recv_many() == [((network.host("a").address, a.local_port), [b"1", b"2"])]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from server_scripts import Member, World
 
 from ts_control.netmap import NetMap
+from ts_control.server import ControlServerStatistics
 from ts_control.server_maps import MAX_QUEUED_BYTES
 from ts_control.wire import DERPMap, DERPRegion, Hostinfo, MapResponse
 
@@ -202,6 +203,17 @@ def test_ping_is_sent_and_its_answer_taken_once() -> None:
     assert world.server.answer_ping(ping.id, b"", world.now)
     assert not world.server.answer_ping(ping.id, b"again", world.now)
     assert ping.answer == b""
+
+
+def test_statistics_say_what_is_open_and_what_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ts_control.server.MAX_PINGS", 2)
+    world = World()
+    a = world.member("a")
+    answered = world.do("ping", a.id)
+    assert world.server.answer_ping(answered.id, b"", world.now)
+    for _ in range(3):
+        world.do("ping", a.id)
+    assert world.server.statistics() == ControlServerStatistics(1, 1, 2, {"control.open_pings_full": 1})
 
 
 def test_stream_that_is_not_read_is_closed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_answer_from_elsewhere_is_not_read():
     machine = mapper()
     machine.receive(pmp_address(1), ("192.168.1.66", GATEWAY_PORT), 0.01)
     machine.handle_timer(0.25)
-    assert machine.drops["not our gateway"] == 1
+    assert machine.drops["portmap.not_our_gateway"] == 1
     assert len(sent(machine, 0.25)) == 2
 
 

@@ -77,7 +77,7 @@ def test_a_connected_port_hears_only_its_peer():
     net.run(1)
     assert port.receive() == (b"ham", (B, 8))
     assert port.receive() is None
-    assert port.drops == 1
+    assert port.dropped == 1
 
 
 def test_binding_twice_is_address_in_use_until_closed():
@@ -103,8 +103,8 @@ def test_the_queue_of_a_port_is_bounded_in_both_measures():
     for _ in range(QUEUE_DATAGRAMS + 20):
         sender.send(b"", (B, 2), 0.0)
     net.run(1)
-    assert port.drops == 50
-    assert small.drops == 20
+    assert port.dropped == 50
+    assert small.dropped == 20
     assert net.b.drops["udp.queue_full"] == 70
 
 
