@@ -55,7 +55,7 @@ class Supervision:
     def __init__(self, bus: Bus) -> None:
         self._health = Health(bus)
         self._failures: Counter[str] = Counter()
-        self._steady_at: dict[str, float] = {}  # when each actor that failed has run for so long that it is forgiven
+        self._steady_at: dict[str, float] = {}  # when each part that failed has run for so long that it is forgiven
         self._has_failed = trio.Event()
 
     def statistics(self) -> SupervisionStatistics:
@@ -73,8 +73,6 @@ class Supervision:
             began = trio.current_time() + pause
             try:
                 if failure is not None:
-                    self._steady_at[name] = began + STEADY
-                    self._has_failed.set()
                     await trio.sleep(pause)
                 await start(task_status=status)
             except BaseException as error:
@@ -108,8 +106,6 @@ class Supervision:
             yield
         except BaseException as error:
             self._judge(name, error, passes)
-            self._steady_at[name] = trio.current_time() + STEADY
-            self._has_failed.set()
 
     def _judge(self, name: str, error: BaseException, is_decision: Callable[[Exception], bool]) -> Exception:
         """Tell of a failure. Raises what is none: decisions, cancellation, and what is beyond exceptions."""
@@ -135,6 +131,8 @@ class Supervision:
 
     def _tell(self, name: str, failure: Exception) -> None:
         self._failures[name] += 1
+        self._steady_at[name] = trio.current_time() + LONGEST_PAUSE + STEADY
+        self._has_failed.set()
         log.error("%s failed, and goes on", name, exc_info=failure)
         self._health.show(
             f"failed-{name}",

@@ -7,7 +7,6 @@ inside trio's own locks and nurseries are passed over: what they promise is not 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from inspect import CORO_CREATED, getcoroutinestate
@@ -28,7 +27,8 @@ PARTS = (
     *("events", "netmap", "relays", "paths", "probes", "identity", "link", "udp-readers", "flusher", "timers"),
     "control",
 )
-FEW = (0, 1, 3, 7)  # steps of a part and of each task below it
+SAMPLE = ("netmap", "relays", "control")
+FEW = (0, 2, 7)  # steps of a part and of each task below it
 MANY = range(60)
 PATIENCE = 90.0
 
@@ -137,14 +137,31 @@ class World:
     def failed(self) -> list[str]:
         return [warning.code for warning in self.ours.health if warning.code.startswith("failed-")]
 
-    async def heal(self) -> None:
+    def failures(self) -> int:
+        return sum(self.ours._ready().supervision.statistics().failures.values())
+
+    async def inject(self, part: str, step: int) -> Injecting:
+        instrument = Injecting(part_of(self.ours, part), step)
+        with injecting(instrument):
+            await self.stir()
+        return instrument
+
+    async def works_again(self) -> None:
+        await until(lambda: self.ours.status().state == "running", PATIENCE)
+        await until(lambda: self.ours._ready().relays.connected, PATIENCE)
         with trio.fail_after(PATIENCE):
-            while self.ours.status().state != "running" or not await self.carries():
+            while not await self.carries():
                 await trio.sleep(1)
-            while self.failed():
-                await trio.sleep(1)
-            while not self.ours._ready().relays.connected:
-                await trio.sleep(1)
+
+    async def heal(self) -> None:
+        await self.works_again()
+        await until(lambda: not self.failed(), PATIENCE)
+
+    async def settle(self) -> None:
+        """Until what was in use for a while is not any more."""
+        await self.stir()
+        await trio.sleep(120)
+        assert await self.carries()
 
     def held(self) -> dict[str, int]:
         collect()
@@ -163,31 +180,34 @@ async def inject_often(net: Tailnet, part: str, steps: Iterable[int]) -> int:
     """At each of these steps in turn; how many of them there were."""
     thrown = told = 0
     async with world(net) as here:
-        await here.stir()
-        await trio.sleep(120)
+        await here.settle()
         before = here.held()
         for step in steps:
-            instrument = Injecting(part_of(here.ours, part), step)
-            with injecting(instrument):
-                await here.stir()
+            instrument = await here.inject(part, step)
             if not instrument.thrown:
                 break
             thrown += 1
             told += not instrument.was_cancelled  # else the cancellation may have taken its place
-            failures = here.ours._ready().supervision.statistics().failures
-            assert sum(failures.values()) >= told, f"nobody told of {instrument.where}"
+            assert here.failures() >= told, f"nobody told of {instrument.where}"
             await here.heal()
-        await trio.sleep(120)
+        await here.settle()
         assert here.held() == before
-        assert await here.carries()
     return thrown
 
 
-@pytest.mark.parametrize("part", PARTS)
-async def test_exception_at_any_await_of_a_part_is_survived(
-    autojump_clock: MockClock, tailnet: Tailnet, part: str
-) -> None:
-    assert await inject_often(tailnet, part, FEW)
+async def test_exception_at_any_await_of_a_part_is_survived(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with world(tailnet) as here:
+        await here.settle()
+        before = here.held()
+        for part in PARTS:
+            for step in FEW:
+                instrument = await here.inject(part, step)
+                assert instrument.thrown or step, f"{part} has nothing to do"
+                await here.works_again()
+            assert any(code.startswith("failed-") for code in here.failed()), part
+        await here.heal()
+        await here.settle()
+        assert here.held() == before
 
 
 @pytest.mark.slow
@@ -198,7 +218,9 @@ async def test_exception_at_every_await_of_a_part_is_survived(
     assert await inject_often(tailnet, part, MANY)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [part if part in SAMPLE else pytest.param(part, marks=pytest.mark.slow) for part in PARTS]
+)
 async def test_part_that_fails_at_every_await_ends_the_device_with_a_typed_error(
     autojump_clock: MockClock, tailnet: Tailnet, part: str
 ) -> None:
@@ -215,12 +237,12 @@ async def test_part_that_fails_at_every_await_ends_the_device_with_a_typed_error
     assert not host.udp
 
 
-@pytest.mark.parametrize("step", range(0, 40, 4))
+@pytest.mark.parametrize("step", range(0, 40, 9))
 async def test_exception_while_joining_is_survived(autojump_clock: MockClock, tailnet: Tailnet, step: int) -> None:
     """Of whatever part it is that takes the step."""
     host, key = tailnet._place.network("ours"), tailnet.auth_key()
     device = tailscale.Device.on(host, "ours", control_url=tailnet.control.url, auth_key=key)
-    instrument = Injecting(lambda task: is_of_a_part(task), step)
+    instrument = Injecting(is_of_a_part, step)
     with injecting(instrument):
         async with device as ours:
             assert instrument.thrown, "fewer steps than that"
