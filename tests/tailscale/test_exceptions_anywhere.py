@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trio
-from tailnet_scripts import collect, echo_service, echoed, held_by, until
+from tailnet_scripts import actors_of, collect, echo_service, echoed, held_by, host_of, runtime_of, until
 from trio.testing import MockClock
 
 import tailscale
@@ -97,7 +97,7 @@ def injecting(instrument: Injecting) -> Iterator[None]:
 
 def part_of(device: tailscale.Device, name: str) -> Callable[[trio.lowlevel.Task], bool]:
     """Is this the task of that part, or one of those it has begun?"""
-    nursery = device._ready()._nursery
+    nursery = actors_of(device)
 
     def is_chosen(task: trio.lowlevel.Task | None) -> bool:
         while task is not None and task.parent_nursery is not None:
@@ -118,13 +118,13 @@ class World:
 
     async def stir(self) -> None:
         """A second in which every part has something to do."""
-        turn, bus, control = next(self._turn), self.ours._ready().bus, self.net.control
+        turn, bus, control = next(self._turn), runtime_of(self.ours).bus, self.net.control
         bus.publish(NetworkChanged(rebound=turn % 2 == 0))
         bus.publish(ProbeRequested("stirred", full=True))
-        bus.publish(NodeKeyChanged(self.ours._ready().relays.private))
+        bus.publish(NodeKeyChanged(runtime_of(self.ours).relays.private))
         control.do(control.server.rename, self.peer.node.id, f"peer{turn}")
         control.do(control.server.ping, self.ours.node.id, types="disco,TSMP,ICMP,peerapi", ip=self.peer.ipv4)
-        self.net._place.internet.host(("relay", "control")[turn % 2]).reset_streams()
+        host_of(self.net, ("relay", "control")[turn % 2]).reset_streams()
         with trio.move_on_after(1):
             await self.carries()
         await trio.sleep(5)
@@ -138,7 +138,7 @@ class World:
         return [warning.code for warning in self.ours.health if warning.code.startswith("failed-")]
 
     def failures(self) -> int:
-        return sum(self.ours._ready().supervision.statistics().failures.values())
+        return sum(runtime_of(self.ours).supervision.statistics().failures.values())
 
     async def inject(self, part: str, step: int) -> Injecting:
         instrument = Injecting(part_of(self.ours, part), step)
@@ -148,10 +148,12 @@ class World:
 
     async def works_again(self) -> None:
         await until(lambda: self.ours.status().state == "running", PATIENCE)
-        await until(lambda: self.ours._ready().relays.connected, PATIENCE)
-        with trio.fail_after(PATIENCE):
-            while not await self.carries():
-                await trio.sleep(1)
+        await until(lambda: runtime_of(self.ours).relays.connected, PATIENCE)
+        for _ in range(20):
+            if await self.carries():
+                return
+            await trio.sleep(1)
+        raise AssertionError("the tailnet carries nothing any more")
 
     async def heal(self) -> None:
         await self.works_again()
@@ -165,7 +167,7 @@ class World:
 
     def held(self) -> dict[str, int]:
         collect()
-        return {**held_by(self.ours), "sockets": len(self.net._place.network("ours").udp)}
+        return {**held_by(self.ours), "sockets": len(host_of(self.net, "ours").udp)}
 
 
 @asynccontextmanager
@@ -225,7 +227,7 @@ async def test_part_that_fails_at_every_await_ends_the_device_with_a_typed_error
     autojump_clock: MockClock, tailnet: Tailnet, part: str
 ) -> None:
     peer = await tailnet.device("peer")
-    host, key = tailnet._place.network("ours"), tailnet.auth_key()
+    host, key = host_of(tailnet, "ours"), tailnet.auth_key()
     with pytest.raises(tailscale.DeviceFailed, match=f"its {part} failed {FAILURES_LIMIT} times"):
         async with tailscale.Device.on(host, "ours", control_url=tailnet.control.url, auth_key=key) as ours:
             here = World(tailnet, ours, peer)
@@ -240,7 +242,7 @@ async def test_part_that_fails_at_every_await_ends_the_device_with_a_typed_error
 @pytest.mark.parametrize("step", range(0, 40, 9))
 async def test_exception_while_joining_is_survived(autojump_clock: MockClock, tailnet: Tailnet, step: int) -> None:
     """Of whatever part it is that takes the step."""
-    host, key = tailnet._place.network("ours"), tailnet.auth_key()
+    host, key = host_of(tailnet, "ours"), tailnet.auth_key()
     device = tailscale.Device.on(host, "ours", control_url=tailnet.control.url, auth_key=key)
     instrument = Injecting(is_of_a_part, step)
     with injecting(instrument):
@@ -257,3 +259,62 @@ def is_of_a_part(task: trio.lowlevel.Task | None) -> bool:
             return True
         task = task.parent_nursery.parent_task
     return False
+
+
+@pytest.mark.parametrize(
+    ("inner", "told_as"),
+    [
+        ("RelayLink.keep", "relay-link"),
+        ("RelayLink._close_when_idle", "relay-link"),
+        ("DerpClient._read", "relay-link"),
+        ("Pings._answer", "control-answers"),
+        ("ControlConnection.read", "control-conversation"),
+        ("SelfReport.keep_told", "control-conversation"),
+    ],
+)
+async def test_failure_of_one_part_of_a_part_stays_there(
+    autojump_clock: MockClock, tailnet: Tailnet, inner: str, told_as: str
+) -> None:
+    async with world(tailnet) as here:
+        await trio.sleep(30)
+        chosen = [part_of(here.ours, part) for part in ("relays", "control")]
+        instrument = Injecting(lambda task: task.name.endswith(inner) and any(one(task) for one in chosen), 0)
+        with injecting(instrument):
+            await here.stir()
+            await trio.sleep(60)
+        assert instrument.thrown
+        assert runtime_of(here.ours).supervision.statistics().failures == {told_as: 1}
+        await here.heal()
+
+
+async def test_what_fails_in_a_senders_flush_is_not_the_senders(
+    autojump_clock: MockClock, tailnet: Tailnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tailnet) as here, await here.ours.tcp_connect("peer", 80) as stream:
+        dataplane = runtime_of(here.ours).dataplane
+        await stream.send_all(b"one")
+        assert await stream.receive_some() == b"one"
+        transmit, failed_in = dataplane.engine.transmit, []
+
+        def fail_once(now: float) -> None:
+            failed_in.append(trio.lowlevel.current_task())
+            monkeypatch.setattr(dataplane.engine, "transmit", transmit)
+            raise Injected
+
+        monkeypatch.setattr(dataplane.engine, "transmit", fail_once)
+        await stream.send_all(b"two")
+        assert failed_in == [trio.lowlevel.current_task()], "not in this task: this test shows nothing"
+        assert await stream.receive_some() == b"two"
+        assert runtime_of(here.ours).supervision.statistics().failures == {"flusher": 1}
+
+
+async def test_relay_that_restarts_without_end_fails_nothing(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    """A dial that met a closing listener once ended both devices with a bare ClosedResourceError."""
+    async with world(tailnet) as here:
+        for number in range(50):
+            await tailnet.relay.stop()
+            await trio.sleep(number % 7 * 0.008)
+            await tailnet.relay.start()
+            await trio.sleep(number % 5 * 0.025)
+        await here.heal()
+        assert here.failures() == 0
