@@ -48,11 +48,13 @@ from tailscale.runtime.reach import Reach
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
+from tailscale.runtime.tun import StackBesideTun, TunDevice
 from tailscale.runtime.underlay import Underlay
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
 from ts_dataplane.engine import Engine
+from ts_dataplane.overlay import Overlay
 from ts_dataplane.paths import PathFinder
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -84,6 +86,7 @@ class Runtime:
         self.supervision = Supervision(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
+        self._tun: TunDevice | None = None
         self._manager: Any = None
         self._guard: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
@@ -142,6 +145,8 @@ class Runtime:
         self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
+        self._tun = network.open_tun()
+        self.overlay: Overlay = self.stack if self._tun is None else StackBesideTun(self.stack, self._tun)
         finder = PathFinder(
             disco,
             private.public,
@@ -149,9 +154,9 @@ class Runtime:
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
         )
-        engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
+        engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
-        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
+        self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
         # What is asked of it.
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
@@ -185,7 +190,7 @@ class Runtime:
         bus.publish(PreferencesChanged(self.config.preferences))
         nursery.start_soon(self.supervision.run_forgiver)
         await self._keep("events", partial(run_watch, bus, self.watching))
-        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.stack))
+        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.overlay))
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
         silence_of = self.endpoint.silence_of
         await self._keep("paths", partial(run_paths, bus, dataplane.finder, dataplane.flush, silence_of=silence_of))
@@ -197,6 +202,9 @@ class Runtime:
             self._keep_running("udp-writers", self._udp.run_writers)
             for read in self._udp.readers():
                 self._keep_running("udp-readers", partial(dataplane.run_reader, read))
+        if self._tun is not None:
+            self._keep_running("tun-writer", self._tun.run_writer)
+            self._keep_running("tun-reader", partial(self._tun.run_reader, dataplane.kick))
         self._keep_running("flusher", dataplane.run_flusher)
         self._keep_running("timers", dataplane.run_timers)
         await self._keep("control", partial(run_control, self.control))
@@ -341,6 +349,8 @@ class Runtime:
         self.readers.close()
         if self._udp is not None:
             self._udp.close()
+        if self._tun is not None:
+            self._tun.close()
         self._held.close()
 
     def _shut_sockets(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
