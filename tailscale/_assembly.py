@@ -185,10 +185,9 @@ class Runtime:
             return None
 
     async def _start_actors(self) -> None:
-        bus, dataplane, nursery = self.bus, self.dataplane, self._nursery
-        assert nursery is not None
+        bus, dataplane = self.bus, self.dataplane
         bus.publish(PreferencesChanged(self.config.preferences))
-        nursery.start_soon(self.supervision.run_forgiver)
+        self._keep_running("warnings", self.supervision.run_forgiver)
         await self._keep("events", partial(run_watch, bus, self.watching))
         await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.overlay))
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
