@@ -31,7 +31,7 @@ from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Readers, Watch, run_watch
 from tailscale.runtime.forward_actor import Forwarding, run_forward
 from tailscale.runtime.health import Health
-from tailscale.runtime.link_actor import run_link
+from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
     ControlInformed,
     ControlStateChanged,
@@ -49,6 +49,7 @@ from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
 from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
 from tailscale.runtime.tun import StackBesideTun, TunDevice
 from tailscale.runtime.underlay import Underlay
@@ -85,6 +86,7 @@ class Runtime:
         self.bus = Bus()
         self.readers = readers
         self.health = Health(self.bus)
+        self.supervision = Supervision(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._tun: TunDevice | None = None
@@ -135,7 +137,14 @@ class Runtime:
         self._udp = await self._open_udp(config.udp_port or state.udp_port)
         private, bus = state.node_key, self.bus
         # The packet path, from the bottom up.
-        self.relays = Relays(network, private, bus, tls=config.tls, over_http=config.relay_over_http)
+        self.relays = Relays(
+            network,
+            private,
+            bus,
+            tls=config.tls,
+            over_http=config.relay_over_http,
+            supervision=self.supervision,
+        )
         self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
@@ -166,11 +175,15 @@ class Runtime:
         # What is done for others.
         forward_carried = Carried()
         carry = partial(carry_outward, self.dialer, forward_carried)
-        self.forwarding = Forwarding(network, self.stack, self.dataplane.kick, carry, forward_carried)
+        self.forwarding = Forwarding(
+            network, self.stack, self.dataplane.kick, carry, forward_carried, supervision=self.supervision
+        )
         # The world around.
-        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw)
+        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
         ping_peer = partial(ping_for_control, self.dialer)
-        self.control = Control(config, network, self.store, state, disco.public, bus, ping_peer)
+        self.control = Control(
+            config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
+        )
         # What each of them counts. One that is missing here fails tests/tailscale/test_drops_complete.py.
         counted: dict[str, Counted] = {
             "engine": engine,
@@ -184,6 +197,7 @@ class Runtime:
             "netcheck": self.probes.check,
             "portmap": self.probes.mapper.machine,
             "control": self.control,
+            "supervision": self.supervision,
             "bus": bus,
             "events": self.readers,
         }
@@ -200,29 +214,39 @@ class Runtime:
             return None
 
     async def _start_actors(self) -> None:
-        bus, dataplane, nursery = self.bus, self.dataplane, self._nursery
-        assert nursery is not None
+        bus, dataplane = self.bus, self.dataplane
         bus.publish(PreferencesChanged(self.config.preferences))
-        await nursery.start(run_watch, bus, self.watching)
-        await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.overlay)
-        await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
-        await nursery.start(
-            partial(run_paths, silence_of=self.endpoint.silence_of), bus, dataplane.finder, dataplane.flush
-        )
-        await nursery.start(run_forward, bus, self.forwarding)
-        await nursery.start(run_probes, bus, self.probes)
-        await nursery.start(self._follow_key)
-        await nursery.start(run_link, bus, self.network, self._udp, self._wake)
+        self._keep_running("warnings", self.supervision.run_forgiver)
+        await self._keep("events", partial(run_watch, bus, self.watching))
+        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.overlay))
+        await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
+        silence_of = self.endpoint.silence_of
+        await self._keep("paths", partial(run_paths, bus, dataplane.finder, dataplane.flush, silence_of=silence_of))
+        await self._keep("forwarding", partial(run_forward, bus, self.forwarding))
+        await self._keep("probes", partial(run_probes, bus, self.probes))
+        await self._keep("identity", self._follow_key)
+        watch = LinkWatch(self.network.interface_addresses(), self.network.wall_clock(), trio.current_time())
+        await self._keep("link", partial(run_link, bus, self.network, self._udp, self._wake, watch=watch))
         if self._udp is not None:
-            nursery.start_soon(self._udp.run_writers)
+            self._keep_running("udp-writers", self._udp.run_writers)
             for read in self._udp.readers():
-                nursery.start_soon(dataplane.run_reader, read)
+                self._keep_running("udp-readers", partial(dataplane.run_reader, read))
         if self._tun is not None:
-            nursery.start_soon(self._tun.run_writer)
-            nursery.start_soon(self._tun.run_reader, dataplane.kick)
-        nursery.start_soon(dataplane.run_flusher)
-        nursery.start_soon(dataplane.run_timers)
-        await nursery.start(run_control, self.control)
+            self._keep_running("tun-writer", self._tun.run_writer)
+            self._keep_running("tun-reader", partial(self._tun.run_reader, dataplane.kick))
+        self._keep_running("flusher", dataplane.run_flusher)
+        self._keep_running("timers", dataplane.run_timers)
+        await self._keep("control", partial(run_control, self.control))
+
+    async def _keep(self, name: str, start: Start) -> None:
+        """An actor, once it is ready; its task bears its name."""
+        assert self._nursery is not None
+        await self._nursery.start(self.supervision.keep, name, start, name=name)
+
+    def _keep_running(self, name: str, run: Callable[[], Awaitable[object]]) -> None:
+        """A task of the packet path."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self.supervision.keep_running, name, run, name=name)
 
     @trio.lowlevel.enable_ki_protection
     async def _follow_key(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -332,7 +356,8 @@ class Runtime:
         assert self._guard is not None
         crashed = self._guard.cancel_scope.cancel_called  # an actor failed and took the nurseries with it
         if self.is_built and not crashed:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + patience):
+            deadline = trio.current_time() + patience
+            with trio.CancelScope(shield=True, deadline=deadline), self.supervision.contained("goodbye"):
                 await self._say_goodbye()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
@@ -341,7 +366,8 @@ class Runtime:
         except BaseExceptionGroup as group:
             if error is not None and group.split(trio.Cancelled)[1] is None:
                 return False  # whoever cancels us hears of it anyway; what the block raised must not be lost
-            raise _sole_cause(group) from None
+            cause = _sole_cause(group)
+            raise cause from cause.__cause__
         finally:
             self._let_go()
         return bool(absorbed) and crashed
@@ -383,7 +409,12 @@ class Runtime:
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """A task that ends by itself or with the device."""
         assert self._nursery is not None
-        self._nursery.start_soon(function, *arguments)
+        self._nursery.start_soon(self._run_contained, function, *arguments)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_contained(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        with self.supervision.contained("ports"):
+            await function(*arguments)
 
     def set_preferences(self, preferences: Preferences) -> None:
         self.bus.publish(PreferencesChanged(preferences))
@@ -407,4 +438,6 @@ def _sole_cause(group: BaseExceptionGroup[Any]) -> BaseException:
     cause: BaseException = group
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
+    if isinstance(cause, CallbackFailed) and cause.__cause__ is not None:
+        return cause.__cause__
     return cause

@@ -131,7 +131,7 @@ class _Port:
         async with trio.open_nursery() as flows:
             try:
                 with self._accepting:
-                    await trio.serve_listeners(self._attend, [listener], handler_nursery=flows)
+                    await trio.serve_listeners(self._attend_one, [listener], handler_nursery=flows)
             except* trio.ClosedResourceError:
                 pass  # the device is closing
             finally:
@@ -140,6 +140,14 @@ class _Port:
 
     def _on_shut(self) -> None:
         """Nobody can connect any more."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def _attend_one(self, accepted: Any) -> None:
+        try:
+            await self._attend(accepted)
+        except Exception:  # a mistake of ours costs this connection, not the others
+            self._failed += 1
+            log.exception("a connection to %s failed", self._name)
 
     async def _attend(self, accepted: Any) -> None:
         raise NotImplementedError

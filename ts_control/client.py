@@ -91,7 +91,8 @@ class ControlClient:
                 nursery.cancel_scope.cancel()
         finally:
             connection.fail("the connection was closed")
-            await trio.aclose_forcefully(stream)
+            with trio.CancelScope(shield=True):  # a cancellation must not take the place of what was raised
+                await trio.aclose_forcefully(stream)
         if problem is not None:
             raise problem
 

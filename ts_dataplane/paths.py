@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ts_base.keys import DiscoPrivate, NodePublic
@@ -68,6 +68,10 @@ class PathFinder:
     def set_peers(self, peers: Mapping[PeerId, PeerPaths], now: float) -> None:
         """All peers there are. Unchanged entries should be the same objects: that makes 10,000 of them cheap."""
         self.change_peers(peers, self._roster.keys() - peers.keys(), now)
+
+    def keep_peers(self, peers: Container[PeerId], now: float) -> None:
+        """Let go of all but these."""
+        self.change_peers({}, [peer for peer in self._roster.keys() if peer not in peers], now)  # noqa: SIM118
 
     def change_peers(self, changed: Mapping[PeerId, PeerPaths], removed: Iterable[PeerId], now: float) -> None:
         """As `set_peers`, told only what is new or different and what is gone: costs no more than that."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from ts_base.keys import NodePrivate
@@ -56,6 +56,11 @@ class Endpoint:
     def set_peers(self, peers: Mapping[PeerId, bytes], now: float) -> None:
         """Replace the peer set. A peer whose key changed starts anew; our own key among them is passed over."""
         self.change_peers(peers, self._roster.missing_from(peers), now)
+
+    def keep_peers(self, peers: Container[PeerId]) -> None:
+        """Let go of all but these."""
+        for peer in self._roster.change({}, self._roster.missing_from(peers), own=b""):
+            self._let_go(peer)
 
     def change_peers(self, changed: Mapping[PeerId, bytes], removed: Iterable[PeerId], now: float) -> None:
         """As `set_peers`, told only what is new or different and what is gone: costs no more than that."""

@@ -6,7 +6,7 @@ free. Refuses to know sessions and time; whoever is dropped here is handed back,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from ts_base.keys import KEY_LENGTH
 from ts_base.who import PeerId
@@ -27,7 +27,7 @@ class Roster:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def missing_from(self, peers: Mapping[PeerId, bytes]) -> list[PeerId]:
+    def missing_from(self, peers: Container[PeerId]) -> list[PeerId]:
         return [peer_id for peer_id in (*self._keys, *self._passed_over) if peer_id not in peers]
 
     def change(self, changed: Mapping[PeerId, bytes], removed: Iterable[PeerId], *, own: bytes) -> list[Peer]:

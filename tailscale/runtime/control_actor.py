@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale._config import Config
-from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, TailscaleError
+from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
@@ -37,6 +37,7 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
+from tailscale.runtime.supervision import CallbackFailed, Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
@@ -70,6 +71,7 @@ SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew
 SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
 REGISTER = "/machine/register"
 RELAYS = "relays"  # the entry that holds the last relay map
+TALK = "control-conversation"
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -94,8 +96,10 @@ class Control:
         disco: DiscoPublic,
         bus: Bus,
         ping_peer: PingPeer = no_ping,
+        supervision: Supervision | None = None,
     ) -> None:
         self.config = config
+        self._supervision = supervision or Supervision(bus)
         self.network = network
         self.netmap: NetMap | None = None
         self.saved = SavedState(store, state)
@@ -117,7 +121,7 @@ class Control:
         )
         self._bus = bus
         self._line = ControlLine()
-        self._jobs = Jobs()
+        self._jobs = Jobs(self._supervision)
         self._announcements = Announcements(bus, self._jobs, config.on_login_url)
         self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
         self._conversation: trio.CancelScope | None = None
@@ -201,17 +205,25 @@ class Control:
             if isinstance(step, Wait):
                 await self._wait(step.until)
                 continue
-            with trio.CancelScope() as self._conversation:
-                try:
-                    async with self.client.connect() as connection:
-                        with self._line.carried_by(connection):
-                            await self._do(step, connection)
-                except NotControl as problem:
-                    sentence = f"{problem}. Check control_url= (or TS_CONTROL_URL)"
-                    self._on_lost(problem, ControlProtocolError(sentence))
-                except (ControlLost, BadPacket) as problem:
-                    self._on_lost(problem)
+            is_over = False
+            with trio.CancelScope() as self._conversation, self._supervision.contained(TALK, passing=(StateCorrupt,)):
+                await self._talk(step)
+                is_over = True
+            if not is_over and not self._conversation.cancelled_caught:
+                self._on_lost(ControlLost("the conversation failed"))  # the last netmap serves until the next attempt
             self._conversation = None
+
+    async def _talk(self, step: Step) -> None:
+        """One connection, and how it ended."""
+        try:
+            async with self.client.connect() as connection:
+                with self._line.carried_by(connection):
+                    await self._do(step, connection)
+        except NotControl as problem:
+            sentence = f"{problem}. Check control_url= (or TS_CONTROL_URL)"
+            self._on_lost(problem, ControlProtocolError(sentence))
+        except (ControlLost, BadPacket) as problem:
+            self._on_lost(problem)
 
     async def _do(self, step: Step, connection: ControlConnection) -> None:
         """Steps on one connection, until one of them wants a real pause or fails."""
@@ -415,8 +427,11 @@ class Control:
     async def _fetch_auth_key(self) -> None:
         """Ask the user's callable, which may make a fresh key for each time one is needed."""
         source = self.config.auth_key
-        key = source() if callable(source) else source
-        self.machine.auth_key = await key if inspect.isawaitable(key) else key
+        try:
+            key = source() if callable(source) else source
+            self.machine.auth_key = await key if inspect.isawaitable(key) else key
+        except Exception as error:
+            raise CallbackFailed from error
 
     async def _wait(self, until: float) -> None:
         self._wake = trio.Event()
@@ -437,10 +452,14 @@ class Control:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled. Everything control said last stays on the bus whatever happens here."""
         async with trio.open_nursery() as nursery:
-            self._bus.publish(ControlStateChanged(Phase.CONNECTING))
-            self.remember_relays()
-            for task in (self._jobs.run, self.listen, self.watch_expiry, self.keep_saved):
-                nursery.start_soon(task)
+            if self._bus.latest(ControlStateChanged) is None:  # else we failed, and the session is where it was
+                self._bus.publish(ControlStateChanged(Phase.CONNECTING))
+                self.remember_relays()
+            keep = self._supervision.keep_running
+            nursery.start_soon(keep, "control-answers", self._jobs.run)
+            nursery.start_soon(keep, "self-report", self.listen)
+            nursery.start_soon(keep, "key-expiry", self.watch_expiry)
+            nursery.start_soon(keep, "saved-state", self.keep_saved)
             await trio.lowlevel.checkpoint()
             task_status.started()
             await self.converse()

@@ -17,6 +17,7 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_line import Jobs
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import ControlStateChanged
+from tailscale.runtime.supervision import CallbackFailed
 from ts_control.errors import AuthKeyRefused, RegistrationRefused
 from ts_control.session import Phase, PhaseChanged
 
@@ -83,9 +84,12 @@ class Announcements:
 
 
 async def _call(callback: Callable[[str], Any], url: str) -> None:
-    result = callback(url)
-    if inspect.isawaitable(result):
-        await result
+    try:
+        result = callback(url)
+        if inspect.isawaitable(result):
+            await result
+    except Exception as error:
+        raise CallbackFailed from error
 
 
 def _public(error: Exception | None) -> TailscaleError | None:

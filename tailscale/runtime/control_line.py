@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import trio
 
+from tailscale.runtime.supervision import Supervision
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection
 from ts_control.errors import ControlLost
 
 JOB_LIMIT = 16  # login callbacks and answers that have not begun
 JOBS_FULL = "control.jobs_full"
+JOBS = "control-answers"
 
 
 class ControlLine:
@@ -65,8 +67,9 @@ class JobStatistics:
 class Jobs:
     """Small tasks that outlive the message they came with: started by plain functions, run by the actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, supervision: Supervision) -> None:
         self.drops: Counter[str] = Counter()
+        self._supervision = supervision
         self._begin, self._begun = trio.open_memory_channel[Callable[[], Awaitable[None]]](JOB_LIMIT)
 
     def statistics(self) -> JobStatistics:
@@ -86,4 +89,9 @@ class Jobs:
         """Runs until cancelled."""
         async with trio.open_nursery() as nursery:
             async for job in self._begun:
-                nursery.start_soon(job)
+                nursery.start_soon(self._run_one, job)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_one(self, job: Callable[[], Awaitable[None]]) -> None:
+        with self._supervision.contained(JOBS):
+            await job()

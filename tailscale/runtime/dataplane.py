@@ -52,6 +52,7 @@ class Dataplane:
         self._timer_moved = trio.Event()
         self._armed_for = math.inf
         self._after_flush = trio.lowlevel.ParkingLot()
+        self._failure: Exception | None = None  # of a flush in an app's own task: none of its business
 
     def use_tables(self, tables: Tables) -> None:
         """Packets are routed and judged by these from now on; what went through an exit that is none any more ends."""
@@ -154,15 +155,24 @@ class Dataplane:
     def kick(self) -> None:
         """An app wrote something. Who alone answers a burst is sent at once; others of a turn share one flush."""
         if self._may_answer:
-            self.flush(trio.current_time())
+            try:
+                self.flush(trio.current_time())
+            except Exception as failure:
+                self._failure = failure
+                self._kicked.set()
         else:
             self._kicked.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run_flusher(self) -> None:
+        """Send what apps wrote. What failed in the task of one of them fails here."""
         while True:
             await self._kicked.wait()
             self._kicked = trio.Event()
+            if (failure := self._failure) is not None:
+                self._failure = None
+                self._kicked.set()
+                raise failure
             self.flush(trio.current_time())
 
     @trio.lowlevel.enable_ki_protection

@@ -21,7 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -29,6 +29,7 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import PreferencesChanged, TablesChanged
 from tailscale.runtime.network import DatagramSocket, Network
+from tailscale.runtime.supervision import Supervision
 from tailscale.runtime.translate_tables import served_routes
 from ts_base.errors import BadPacket
 from ts_base.ip import (
@@ -55,6 +56,7 @@ NOT_APPROVED = "routes-not-approved"
 
 log = logging.getLogger("tailscale.forward")
 
+N = TypeVar("N", Knock, ForwardedFlow)
 Carry = Callable[[TcpConnection, trio.abc.HalfCloseableStream], Awaitable[None]]
 
 
@@ -108,9 +110,16 @@ class Forwarding:
     """One per device. `carry` joins an admitted connection and a stream of the machine's, and ends both."""
 
     def __init__(
-        self, network: Network, stack: Stack, kick: Callable[[], None], carry: Carry, carried: CarriedBytes
+        self,
+        network: Network,
+        stack: Stack,
+        kick: Callable[[], None],
+        carry: Carry,
+        carried: CarriedBytes,
+        *,
+        supervision: Supervision,
     ) -> None:
-        self._network, self._forwarder = network, stack.forwarder
+        self._network, self._forwarder, self._supervision = network, stack.forwarder, supervision
         self._kick, self._carry, self._carried = kick, carry, carried
         self.drops: Counter[str] = Counter()
         self._dials = Quota(DIALS_LIMIT, DIALS_LIMIT_PER_PEER, self.drops, "forward.dials")
@@ -156,7 +165,7 @@ class Forwarding:
             self._sockets.give_back(knock.peer)
             self._forwarder.pass_over(knock)
         else:
-            nursery.start_soon(self._answer, knock)
+            nursery.start_soon(self._contained, self._answer, knock)
 
     def _hear_flow(self, flow: ForwardedFlow, nursery: trio.Nursery) -> None:
         word = self._why_not(flow.local[0])
@@ -166,7 +175,12 @@ class Forwarding:
         elif not self._sockets.take(flow.peer):
             self._forwarder.end(flow)
         else:
-            nursery.start_soon(self._carry_flow, flow)
+            nursery.start_soon(self._contained, self._carry_flow, flow)
+
+    async def _contained(self, carry: Callable[[N], Awaitable[None]], news: N) -> None:
+        """One flow's mistake ends that flow."""
+        with self._supervision.contained("forwarding"):
+            await carry(news)
 
     def _why_not(self, address: bytes) -> str | None:
         return forbidden(address) or (None if self._forwarder.covers(address) else "forward.no_route")

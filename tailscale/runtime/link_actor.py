@@ -37,6 +37,10 @@ class LinkWatch:
         self._addresses, self._ahead = set(addresses), wall - now
         return changed, slept if slept > SLEPT else 0.0
 
+    def forget(self) -> None:
+        """What was seen could not be told: whoever looks next sees a change."""
+        self._addresses = set()
+
 
 @trio.lowlevel.enable_ki_protection
 async def run_link(
@@ -45,10 +49,14 @@ async def run_link(
     udp: UdpUnderlay | None,
     on_wake: Callable[[float], None],
     *,
+    watch: LinkWatch | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Watch addresses and clocks. Owns: the comparison. Hears: nothing. Says: NetworkChanged."""
-    watch = LinkWatch(network.interface_addresses(), network.wall_clock(), trio.current_time())
+    """Watch addresses and clocks. Owns: the comparison. Hears: nothing. Says: NetworkChanged.
+
+    `watch` outlives a failure, so that what changed meanwhile is noticed.
+    """
+    watch = watch or LinkWatch(network.interface_addresses(), network.wall_clock(), trio.current_time())
     task_status.started()
     while True:
         await trio.sleep(POLL)
@@ -56,15 +64,19 @@ async def run_link(
         changed, slept = watch.look(network.interface_addresses(), network.wall_clock(), now)
         if not changed and not slept:
             continue
-        await trio.sleep(SETTLE)
-        more, _ = watch.look(network.interface_addresses(), network.wall_clock(), trio.current_time())
-        rebound = changed or more or slept >= MAJOR_SLEEP
-        log.info("the network changed%s", f" while we slept for {slept:.0f} s" if slept else "")
-        if rebound and udp is not None:
-            _rebind(udp)
-        if slept:
-            on_wake(trio.current_time())
-        bus.publish(NetworkChanged(rebound))
+        try:
+            await trio.sleep(SETTLE)
+            more, _ = watch.look(network.interface_addresses(), network.wall_clock(), trio.current_time())
+            rebound = changed or more or slept >= MAJOR_SLEEP
+            log.info("the network changed%s", f" while we slept for {slept:.0f} s" if slept else "")
+            if rebound and udp is not None:
+                _rebind(udp)
+            if slept:
+                on_wake(trio.current_time())
+            bus.publish(NetworkChanged(rebound))
+        except Exception:
+            watch.forget()
+            raise
 
 
 def _rebind(udp: UdpUnderlay) -> None:

@@ -30,10 +30,13 @@ async def run_netmap(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, wishes, offers. Says: health."""
+    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, wishes, offers. Says: health.
+
+    Started again it tells everything anew: what an earlier life told, wholly or in part, is told over.
+    """
     compiler = TablesCompiler()
-    exit_was_missing = False
-    known = NetMap.empty()
+    exit_was_missing: bool | None = None
+    known: NetMap | None = None
     with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
         task_status.started()
         while True:
@@ -55,6 +58,9 @@ async def run_netmap(
                 await trio.lowlevel.checkpoint()
             dataplane.use_tables(tables)
             overlay.set_addresses(tables.own, trio.current_time())
+            if known is None:
+                endpoint.keep_peers(netmap.peers)
+                known = NetMap.empty()
             changed, removed = peers_changed(known, netmap)
             endpoint.change_peers({}, removed, trio.current_time())
             for few in batched(changed, PEERS_PER_STEP):

@@ -63,7 +63,7 @@ async def run_paths(
     `flush`; `silence_of` tells what a peer owes the tunnel.
     """
     kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
-    translator = PeerTranslator()
+    translator: PeerTranslator | None = None
     with bus.subscribe(*kinds, name="paths") as inbox:
         task_status.started()
         restun_at = watch_at = math.inf
@@ -74,6 +74,9 @@ async def run_paths(
             now = trio.current_time()
             match message:
                 case NetMapChanged(netmap):
+                    if translator is None:  # started, perhaps again: an earlier life knew other peers
+                        translator = PeerTranslator()
+                        finder.keep_peers(netmap.peers, now)
                     changed, removed = translator.follow(netmap)
                     finder.change_peers({}, removed, now)
                     for few in batched(changed, PEERS_PER_STEP):

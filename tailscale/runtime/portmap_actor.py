@@ -16,6 +16,7 @@ from importlib import import_module
 import trio
 
 from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, maybe_address, parse_address
 from ts_dataplane import upnp
@@ -61,8 +62,9 @@ async def find_gateway() -> str | None:
 class PortMapping:
     """One Device's mapping: the machine, and the wish to start over on another network."""
 
-    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, entropy: Callable[[int], bytes], supervision: Supervision) -> None:
         self.machine = PortMapper(entropy)
+        self._supervision = supervision
         self._attempt = trio.CancelScope()
 
     @property
@@ -84,13 +86,17 @@ class PortMapping:
             return
         while True:
             with trio.CancelScope() as self._attempt:
-                gateway = await find_gateway()
-                if gateway is not None:
-                    try:
-                        await keep_mapping(self.machine, gateway, internal_port, on_change)
-                    except OSError:
-                        self.machine.drops["portmap.no_socket"] += 1
+                with self._supervision.contained("port-mapping"):
+                    await self._map(internal_port, on_change)
                 await trio.sleep(RETRY_AFTER)
+
+    async def _map(self, internal_port: int, on_change: Callable[[], None]) -> None:
+        gateway = await find_gateway()
+        if gateway is not None:
+            try:
+                await keep_mapping(self.machine, gateway, internal_port, on_change)
+            except OSError:
+                self.machine.drops["portmap.no_socket"] += 1
 
 
 async def keep_mapping(mapper: PortMapper, gateway: str, internal_port: int, on_change: Callable[[], None]) -> None:

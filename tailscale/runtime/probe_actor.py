@@ -25,6 +25,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.portmap_actor import PortMapping
+from tailscale.runtime.supervision import Supervision
 from tailscale.runtime.translate_relays import translate_map
 from tailscale.runtime.underlay import Underlay
 from tailscale.status import NetcheckReport
@@ -48,11 +49,20 @@ class Probes:
     `seed` picks the home where nothing can be measured: give what the relays dial by meanwhile, our node key.
     """
 
-    def __init__(self, network: Network, underlay: Underlay, bus: Bus, *, seed: bytes = b"") -> None:
+    def __init__(
+        self,
+        network: Network,
+        underlay: Underlay,
+        bus: Bus,
+        *,
+        seed: bytes = b"",
+        supervision: Supervision | None = None,
+    ) -> None:
+        self.supervision = supervision or Supervision(bus)
         self.network = network
         self.underlay = underlay
         self.check = Netcheck(network.entropy)
-        self.mapper = PortMapping(network.entropy)
+        self.mapper = PortMapping(network.entropy, self.supervision)
         self.endpoints = EndpointList()
         self.map = RelayMap()
         self.home = HomeChooser(self.map, seed=seed)
@@ -312,7 +322,8 @@ class _ProbeLoop:
     @trio.lowlevel.enable_ki_protection
     async def _measure_by_tcp(self) -> None:
         try:
-            await self.probes.measure_by_tcp()
+            with self.probes.supervision.contained("relay-measurement"):
+                await self.probes.measure_by_tcp()
         finally:
             self._is_measuring = False
         now = trio.current_time()

@@ -24,6 +24,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.relay_link import Deliver, RelayLink, RelayLinkStatistics, RelayRuns
+from tailscale.runtime.supervision import Supervision
 from tailscale.runtime.translate_relays import translate_map
 from ts_base.keys import NodePrivate
 from ts_control.wire import DERPMap
@@ -60,8 +61,10 @@ class Relays:
         tls: ssl.SSLContext | None = None,
         over_http: bool = False,
         allow_insecure: bool = False,
+        supervision: Supervision | None = None,
     ) -> None:
         self.network = network
+        self.supervision = supervision or Supervision(bus)
         self.private = private
         self.trust = Trust(tls, allow_insecure=allow_insecure)
         self.over_http = over_http

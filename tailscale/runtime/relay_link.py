@@ -16,6 +16,7 @@ import trio
 
 from tailscale.runtime.health import Health
 from tailscale.runtime.network import Network
+from tailscale.runtime.supervision import Supervision
 from ts_base.keys import NodePrivate
 from ts_base.who import Relayed
 from ts_derp.client import DerpClient
@@ -32,6 +33,7 @@ MAX_BACKOFF = 5.0
 STEADY_AFTER = 5.0  # a connection that lived this long starts the back-off afresh
 HOME_GRACE = 5.0  # how long home may be gone before the user is told
 HOME_UNREACHABLE = "relay-home-unreachable"
+PART = "relay-link"  # whichever it is: control chooses how many there are
 
 log = logging.getLogger("tailscale.relay")
 
@@ -59,6 +61,7 @@ class LinkOwner(Protocol):
     trust: Trust
     over_http: bool
     health: Health
+    supervision: Supervision
 
     def heard_from(self, region: int, inbound: list[Run]) -> RelayRuns: ...
     def on_fact(self, region: int, fact: DerpMessage) -> None: ...
@@ -126,14 +129,23 @@ class RelayLink:
     @trio.lowlevel.enable_ki_protection
     async def keep(self, deliver: Deliver) -> None:
         """Runs until closed or idle. What arrives goes to `deliver`."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._close_when_idle)
+        try:
+            with self._scope:
                 while True:
-                    self._on_down(await self._connect_once(deliver))
+                    with self._owner.supervision.contained(PART):
+                        await self._connect_until_idle(deliver)
+                    self._on_down(RelayLost("the link failed"))
                     await self._pause()
-        self.connected = False
-        self._owner.forget(self)
+        finally:
+            self.connected = False
+            self._owner.forget(self)
+
+    async def _connect_until_idle(self, deliver: Deliver) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_when_idle)
+            while True:
+                self._on_down(await self._connect_once(deliver))
+                await self._pause()
 
     async def _connect_once(self, deliver: Deliver) -> RelayUnreachable | RelayLost:
         owner, region = self._owner, self.region

@@ -121,20 +121,23 @@ class UdpSocket:
     async def recv_many(self) -> list[DirectRun]:
         """Wait until something is here, then take a burst. Never empty."""
         while True:
-            sock = self._sock
+            await self._until_bound()
             try:
-                await trio.lowlevel.wait_readable(sock)
+                await trio.lowlevel.wait_readable(self._sock)
             except trio.ClosedResourceError:
-                if self._is_closed:
-                    raise
-                if self._sock is sock:  # nothing could be bound in its place: its interface is gone
-                    await self._was_rebound.wait()
                 continue
             runs = self._drain()
             if runs and self.uplink:
                 return [((f"{host_of(path)}%{self.uplink}", path[1]), datagrams) for path, datagrams in runs]
             if runs:
                 return runs
+
+    async def _until_bound(self) -> None:
+        """Where nothing could be bound in a socket's place its interface is gone; it may come back."""
+        while self._sock.fileno() < 0:
+            if self._is_closed:
+                raise trio.ClosedResourceError
+            await self._was_rebound.wait()
 
     def _drain(self) -> list[DirectRun]:
         runs: list[DirectRun] = []
@@ -220,6 +223,7 @@ class UdpSocket:
     async def run_writer(self) -> None:
         while True:
             await self._has_backlog.wait()
+            await self._until_bound()
             with contextlib.suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_writable(self._sock)
             waiting, self._backlog = self._backlog, deque()

@@ -209,7 +209,7 @@ class VirtualListener(trio.abc.Listener[VirtualStream]):
     def offer(self, stream: VirtualStream) -> bool:
         try:
             self._put.send_nowait(stream)
-        except (trio.WouldBlock, trio.BrokenResourceError):
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
 

@@ -8,7 +8,7 @@ import re
 from snippets import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
-CODES_MADE_UP = {"control-says-...", "relay-N-unwell"}  # a word or a number is filled in
+CODES_MADE_UP = {"control-says-...", "failed-...", "relay-N-unwell"}  # a word or a number is filled in
 RAISES = {"show"}
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import trio
 
 from tailscale import Device, TcpListener, TcpStream
+from tailscale._assembly import Runtime
+from tailscale.testing import Tailnet
+from tailscale.testing.network import VirtualHost
 
 
 async def echo_stream(stream: TcpStream) -> None:
@@ -63,9 +66,28 @@ async def until(fact: Callable[[], Any], patience: float = 10.0) -> Any:
         return found
 
 
+def runtime_of(device: Device) -> Runtime:
+    """What a device runs on, for tests that look inside."""
+    return device._ready()
+
+
+def actors_of(device: Device) -> trio.Nursery:
+    """Where a device's actors live."""
+    nursery = runtime_of(device)._nursery
+    assert nursery is not None
+    return nursery
+
+
+def host_of(net: Tailnet, name: str) -> VirtualHost:
+    """The machine of that name on a tailnet's virtual network."""
+    host = net._place.network(name)
+    assert isinstance(host, VirtualHost)
+    return host
+
+
 def held_by(device: Device) -> dict[str, int]:
     """Everything of a running device that grows with use and must shrink again."""
-    runtime = device._ready()
+    runtime = runtime_of(device)
     answers, stack = runtime.answers, runtime.stack
     stack._sweep_closed()
     return {
@@ -76,7 +98,7 @@ def held_by(device: Device) -> dict[str, int]:
         "dials": len(answers._dials),
         "event readers": len(runtime.readers),
         "bus readers": len(runtime.bus._inboxes),
-        "tasks": count_tasks(runtime._nursery),
+        "tasks": count_tasks(actors_of(device)),
     }
 
 

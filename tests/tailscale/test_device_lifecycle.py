@@ -189,13 +189,14 @@ async def test_crash_of_an_actor_ends_the_device_with_its_cause(autojump_clock: 
             await trio.sleep_forever()
 
 
-async def test_crash_while_joining_ends_the_entering_with_its_cause(
+async def test_crashes_without_end_while_joining_end_the_entering_with_their_cause(
     autojump_clock: MockClock, tailnet: Tailnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tailscale.runtime.netmap_actor.TablesCompiler.steps", lambda *_: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(tailscale.DeviceFailed, match="its netmap failed") as caught:
         async with device_on(tailnet, "a"):
             pytest.fail("entered")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 async def _divide() -> None:

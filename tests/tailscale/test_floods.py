@@ -16,7 +16,7 @@ from statistics import median
 
 import pytest
 import trio
-from tailnet_scripts import until
+from tailnet_scripts import runtime_of, until
 
 from tailscale import Device
 from tailscale.runtime.underlay import Runs
@@ -122,15 +122,15 @@ class Counted:
 )
 async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None:
     async with Tailnet(real=True) as net, net.device("good") as good, net.device("target") as target:
-        runtime, entropy = target._ready(), random.Random(1).randbytes
+        runtime, entropy = runtime_of(target), random.Random(1).randbytes
         heard: list[bytes] = []
-        send = good._ready().underlay.send
+        send = runtime_of(good).underlay.send
 
         def listening(runs: Runs) -> None:
             heard.extend(d for _, datagrams in runs for d in datagrams if d[:1] == b"\1" and kind_of(d) == INITIATION)
             send(runs)
 
-        good._ready().underlay.send = listening  # type: ignore[method-assign]
+        runtime_of(good).underlay.send = listening  # type: ignore[method-assign]
         flow = Counted()
         async with trio.open_nursery() as nursery:
             port = await nursery.start(flow.receive, target)

@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from tailscale.runtime import portmap_actor
+from tailscale.runtime.bus import Bus
 from tailscale.runtime.portmap_actor import PortMapping, find_gateway, gateway_in, keep_mapping, linux_gateway
+from tailscale.runtime.supervision import Supervision
 from ts_base.ip import parse_address
 from ts_dataplane import portmap, upnp
 from ts_dataplane.portmap import PortMapper
@@ -105,7 +107,7 @@ async def test_virtual_network_has_no_router(autojump_clock):
         pass
 
     with trio.fail_after(1):
-        await PortMapping(bytes).run(Virtual(), INTERNAL, lambda: None)
+        await PortMapping(bytes, Supervision(Bus())).run(Virtual(), INTERNAL, lambda: None)
 
 
 async def test_network_change_starts_over(autojump_clock, monkeypatch, nursery):
@@ -116,7 +118,7 @@ async def test_network_change_starts_over(autojump_clock, monkeypatch, nursery):
 
     monkeypatch.setattr(portmap_actor, "find_gateway", nobody)
     monkeypatch.setattr(portmap_actor, "HostNetwork", object)
-    mapping = PortMapping(bytes)
+    mapping = PortMapping(bytes, Supervision(Bus()))
     nursery.start_soon(mapping.run, object(), INTERNAL, lambda: None)
     await trio.sleep(1)
     mapping.on_network_changed()

@@ -12,7 +12,9 @@ from trio.testing import MockClock
 from tailscale.errors import ControlUnreachable, DeviceFailed, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.health import Health
-from tailscale.runtime.supervision import FAILURES_LIMIT, FAILURES_WITHIN, STEADY, Supervision
+from tailscale.runtime.supervision import FAILURES_LIMIT, FAILURES_WITHIN, STEADY, CallbackFailed, Supervision
+from ts_base.errors import BadPacket
+from ts_derp.errors import RelayLost
 
 
 class Failing:
@@ -106,3 +108,60 @@ async def test_actor_that_ends_by_itself_has_ended(autojump_clock: MockClock) ->
     with trio.fail_after(1):
         await Supervision(Bus()).keep("netmap", actor)
     assert len(actor.lives) == 1
+
+
+@pytest.mark.parametrize("of_others", [BadPacket("odd"), ExceptionGroup("one", [RelayLost("gone")])])
+async def test_errors_that_tell_of_others_are_no_decisions(autojump_clock: MockClock, of_others: Exception) -> None:
+    actor, supervision = Failing(raising(of_others)), Supervision(Bus())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervision.keep, "control", actor)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert len(actor.lives) == 2
+
+
+async def test_what_a_callback_of_the_program_raised_passes(autojump_clock: MockClock) -> None:
+    supervision = Supervision(Bus())
+    with pytest.raises(CallbackFailed), supervision.contained("answers"):
+        raise CallbackFailed
+    with pytest.raises(CallbackFailed):
+        await supervision.keep("control", Failing(raising(CallbackFailed())))
+    assert supervision.statistics().failures == {}
+
+
+async def test_what_is_contained_ends_alone_and_a_cancellation_beside_it_stays_one(autojump_clock: MockClock) -> None:
+    bus = Bus()
+    supervision = Supervision(bus)
+    with supervision.contained("answers"):
+        raise ValueError("odd bytes")
+    with trio.CancelScope() as scope:
+        with supervision.contained("answers"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(raising_when_cancelled)
+                nursery.start_soon(trio.sleep_forever)
+                await trio.lowlevel.checkpoint()
+                scope.cancel()
+        pytest.fail("the cancellation was lost")
+    assert scope.cancelled_caught
+    assert supervision.statistics().failures == {"answers": 2}
+    with trio.move_on_after(2 * STEADY):
+        await supervision.run_forgiver()
+    assert not Health(bus).active
+
+
+async def raising_when_cancelled() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise ValueError("while going")
+
+
+async def test_parts_that_fail_at_once_have_a_warning_each(autojump_clock: MockClock) -> None:
+    bus = Bus()
+    supervision = Supervision(bus)
+    async with trio.open_nursery() as nursery:
+        for name in ("paths", "relays"):
+            nursery.start_soon(supervision.keep, name, Failing(raising(ValueError("odd bytes"))))
+        await trio.sleep(1)
+        assert {warning.code for warning in Health(bus).active} == {"failed-paths", "failed-relays"}
+        nursery.cancel_scope.cancel()

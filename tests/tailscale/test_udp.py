@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -221,3 +222,30 @@ async def test_other_systems_send_and_receive_one_datagram_per_call(
     assert await receive_all(b, 1) == [b"after"]
     a.close()
     b.close()
+
+
+async def test_socket_that_could_not_be_bound_again_works_once_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its reader was doing then: it need not have been waiting on the old socket."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no such interface")
+
+    target, a = UdpSocket(socket.AF_INET, 0, Counter(), {}), HostUdp(0)
+    with monkeypatch.context() as gone:
+        gone.setattr("tailscale.runtime.udp.socket.socket", refuse)
+        with pytest.raises(OSError, match="no UDP port can be bound"):
+            target.rebind()
+    got = []
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            got.extend(await target.recv_many())
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        target.rebind()
+        a.send_many([(("127.0.0.1", target.port), [b"after"])])
+    assert [datagrams for _, datagrams in got] == [[b"after"]]
+    a.close()
+    target.close()
