@@ -32,7 +32,7 @@ BACKLOG = 128
 FLOWS_LIMIT = 1024  # of one port at once
 FLOWS_PER_PEER = 256  # of those of an exposed port, so that no peer shuts the others out
 DIAL_PATIENCE = 30.0  # for a server of this machine
-UNREACHED = (OSError, TailscaleError, trio.TooSlowError)
+UNREACHED = (OSError, TailscaleError, trio.TooSlowError, UnicodeError)  # the last: a host that can be no name
 
 B = TypeVar("B")
 Spawn = Callable[..., object]
@@ -204,6 +204,7 @@ class Forward(_Port):
         super().__init__(spawn, run)
         self._dial = dial
         self._path = path
+        self._file = _file_at(path) if path is not None else None
         self.address: tuple[str, int] | str = path if path is not None else door.getsockname()[:2]
         """`("127.0.0.1", port)`, or the path."""
         spawn(self._serve, trio.SocketListener(trio.socket.from_stdlib_socket(door)))
@@ -224,8 +225,9 @@ class Forward(_Port):
 
     def _on_shut(self) -> None:
         if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            with contextlib.suppress(OSError):  # its folder is gone, or is ours no longer
+                if _file_at(self._path) == self._file:  # or another program has the place by now
+                    os.unlink(self._path)
 
     @trio.lowlevel.enable_ki_protection
     async def _attend(self, accepted: trio.SocketStream) -> None:
@@ -305,6 +307,12 @@ async def open_forward(
     except BaseException:
         door.close()
         raise
+
+
+def _file_at(path: str) -> tuple[int, int, int]:
+    """Which file that is, told apart from another that took its place and even its number."""
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _bind_privately(door: socket.socket, path: str) -> None:

@@ -202,8 +202,7 @@ class Engine:
                         self._refuse(peer, parse(packet), reason, now)
                         continue
                     flow_goes = usual if reason != NOT_AN_ANSWER else admitted.setdefault((peer, False), [])
-                    if not opening:
-                        last_flow, last_protocol = flow, protocol
+                    last_flow, last_protocol = (b"" if opening else flow), protocol  # what opens is judged each time
                 flow_goes.append(packet if total == size else packet[:total])
         return [run for run in admitted.items() if run[1]]
 

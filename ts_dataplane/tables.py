@@ -62,6 +62,7 @@ NOT_OWNER = "filter.not_owner"
 NOT_AN_ANSWER = "filter.not_an_answer"  # an exit speaks for what it offers to reach: heard only in flows of ours
 VERDICTS = 32_768  # remembered flows; a full cache is forgotten whole, which costs each flow one cold verdict
 NEXT_HOPS = 32_768
+CLAIMANTS = 64  # of one prefix, the lowest ids: each one more would cost as much as all before it
 NO_SUCH_PEER = -1  # an exit node that nobody knows must not mean "no exit node": packets stay here
 
 # What an exit node never offers: "internet only" is everything else (E.5).
@@ -257,26 +258,29 @@ class Tables:
             twin._detach(peer)
         for routes in changed:
             twin._detach(routes.peer)
-            twin._attach(reader.read(routes))
+            twin._attach(reader.read(routes), problems)
         twin._settle((*self.problems, *problems))
         return twin
 
-    def _attach(self, peer: Peer) -> None:
+    def _attach(self, peer: Peer, problems: list[str]) -> None:
         number = peer.routes.peer
         self.peers[number] = peer
         if peer.routes.unsigned:
             self._unsigned.add(number)
         if peer.defaults:
             self._offering.add(number)
-        alone = (number,)
         for prefix in peer.claims:
             address, length = prefix
-            if length == 8 * len(address):
-                rivals = self._hosts.get(address)
-                self._hosts[address] = tuple(sorted({*rivals, number})) if rivals else alone
+            is_host = length == 8 * len(address)
+            rivals = (self._hosts.get(address) if is_host else self._routes.get(prefix)) or ()
+            claimants = tuple(sorted((*rivals, number))) if rivals else (number,)
+            if len(claimants) > CLAIMANTS:
+                problems.append(f"prefix of {claimants[-1]} skipped: {CLAIMANTS} peers claim it already")
+                claimants = claimants[:-1]
+            if is_host:
+                self._hosts[address] = claimants
             else:
-                rivals = self._routes.get(prefix)
-                self._routes.insert(prefix, tuple(sorted({*rivals, number})) if rivals else alone)
+                self._routes.insert(prefix, claimants)
 
     def _detach(self, number: PeerId) -> None:
         peer = self.peers.pop(number, None)
@@ -285,11 +289,11 @@ class Tables:
         for prefix in peer.claims if peer else ():
             address, length = prefix
             if length == 8 * len(address):
-                rest = tuple(rival for rival in self._hosts[address] if rival != number)
+                rest = tuple(rival for rival in self._hosts.get(address, ()) if rival != number)
                 if rest:
                     self._hosts[address] = rest
                 else:
-                    del self._hosts[address]
+                    self._hosts.pop(address, None)
             else:
                 rest = tuple(rival for rival in self._routes.get(prefix) or () if rival != number)
                 if rest:
@@ -332,7 +336,7 @@ def compile_tables_steps(
     work = 0
     for routes in peers:
         tables._detach(routes.peer)
-        tables._attach(reader.read(routes))
+        tables._attach(reader.read(routes), problems)
         work += 1 + len(routes.addresses) + len(routes.allowed or ())
         if work >= STEP:
             work = 0

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from tailscale.cli.exit_codes import FAILED, OK, explain, sole_cause
+from tailscale.cli.exit_codes import FAILED, INTERRUPTED, OK, explain, sole_cause
 from tailscale.cli.screen import Screen
 
 Command = Callable[[argparse.Namespace, Screen], Awaitable[int]]
@@ -47,8 +47,11 @@ def run(options: argparse.Namespace) -> int:
         try:
             return trio.run(_until_signal, command, options, screen)
         except BaseException as error:
-            if isinstance(sole_cause(error), BrokenPipeError):
+            cause = sole_cause(error)
+            if isinstance(cause, BrokenPipeError):
                 return _reader_has_gone()
+            if isinstance(cause, KeyboardInterrupt):  # before the command began to hear signals, or after it ended
+                return INTERRUPTED
             return _report(error, options, screen)
         finally:
             screen.hide()

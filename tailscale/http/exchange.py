@@ -64,7 +64,7 @@ class HttpExchange:
     async def _is_reusable(self) -> bool:
         """Read away the little that may be left of the request; True if the next one can follow."""
         http, left = self._wire.http, UNREAD_BODY
-        if http.our_state is not h11.DONE:
+        if http.our_state is not h11.DONE or self._is_client_gone:
             return False
         try:
             while http.their_state is h11.SEND_BODY and not http.they_are_waiting_for_100_continue:

@@ -21,13 +21,20 @@ class Target(NamedTuple):
     query: bytes
 
 
+def objection_to_lines(part: bytes) -> str:
+    """Why the lines of a request head or of a trailer section may not be believed; "" if they may."""
+    if not part.count(b"\n") == part.count(b"\r\n") == part.count(b"\r"):
+        return "a line does not end in CR LF"  # RFC 9112, 2.2
+    if b"\r\n " in part or b"\r\n\t" in part:
+        return "a field is folded over two lines"  # RFC 9112, 5.2
+    return ""
+
+
 def objection(head: bytes, version: bytes) -> str:
     """Why this request head may not be believed; "" if it may."""
-    if not head.count(b"\n") == head.count(b"\r\n") == head.count(b"\r"):
-        return "a line of the request head does not end in CR LF"  # RFC 9112, 2.2
+    if problem := objection_to_lines(head):
+        return problem
     lines = head.split(b"\r\n")[1:]
-    if any(line[:1] in (b" ", b"\t") for line in lines):
-        return "a header field is folded over two lines"  # RFC 9112, 5.2
     lengths: list[bytes] = []
     is_coded = False
     for line in lines:

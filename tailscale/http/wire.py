@@ -12,6 +12,7 @@ import h11
 import trio
 
 from tailscale.http.asgi import ClientDisconnected
+from tailscale.http.framing import objection_to_lines
 from tailscale.http.limits import Limits
 
 LINGER = 1.0
@@ -28,6 +29,7 @@ class Wire:
         self._writing = trio.Lock()
         self._head = bytearray()  # as it came, while a request head is awaited
         self._is_head_awaited = False
+        self._is_body_chunked = False
 
     @property
     def has_input(self) -> bool:
@@ -59,9 +61,18 @@ class Wire:
         self.http.receive_data(data)
 
     async def next_event(self, timeout: float) -> Any:
-        """The next h11 event. Raises h11.RemoteProtocolError for what is not HTTP."""
+        """The next h11 event. Raises h11.RemoteProtocolError for what is not HTTP, or not strictly."""
         while True:
+            before = self.http.trailing_data[0] if self._is_body_chunked else b""
             event = self.http.next_event()
+            if isinstance(event, h11.Request):
+                self._is_body_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+            elif isinstance(event, h11.EndOfMessage) and self._is_body_chunked:
+                # What h11 read last is the trailer section, whole, and perhaps the line of the last chunk before it.
+                self._is_body_chunked = False
+                last = before[: len(before) - len(self.http.trailing_data[0])]
+                if problem := objection_to_lines(last):
+                    raise h11.RemoteProtocolError(problem)
             if event is not h11.NEED_DATA:
                 return event
             self.feed(await self.read_some(timeout))

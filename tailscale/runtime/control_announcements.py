@@ -39,9 +39,12 @@ class Announcements:
         self._last_page = ""
 
     def say_phase(self, changed: PhaseChanged) -> None:
-        self._bus.publish(ControlStateChanged(changed.phase, changed.detail, changed.url, _public(changed.error)))
+        page, detail = web_address(changed.url), changed.detail
+        if changed.url and not page:  # a program may hand whatever it is given to a browser
+            detail = "what it asks to open is no page of the web"
+        self._bus.publish(ControlStateChanged(changed.phase, detail, page, _public(changed.error)))
         if changed.phase is Phase.NEEDS_LOGIN:
-            self._show_login_page(changed.url, changed.detail)
+            self._show_login_page(page, detail)
         elif changed.phase is Phase.FAILED:
             sentence = f"the control server refused this device: {changed.detail}"
             self.health.show("control-refused", sentence, "create a new auth key, or log in with device.login()")
@@ -73,10 +76,12 @@ class Announcements:
             self.health.show("control-url", "the control server asks you to open a page", f"open {url}")
 
     def _show_login_page(self, url: str, why: str) -> None:
-        shown = web_address(url) or "a page that is not of the web: ask whoever runs the control server"
-        where = shown if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
+        where = url if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
+        remedy = f"open {where}" if url else "ask whoever runs the control server"
         sentence = "this device waits for somebody to log it in" + (f": {why}" if why else "")
-        self.health.show("login-needed", sentence, f"open {where}")
+        self.health.show("login-needed", sentence, remedy)
+        if not url:
+            return
         if self._on_login_url is None:
             log.info("to log this device in, open %s", url)
         else:

@@ -6,6 +6,7 @@ Owns: what is not yet written. Refuses to know: what entries mean but the State,
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ class SavedState:
         self.state = state
         self._store = store
         self._unsaved: dict[str, bytes] = {}
+        self._under_way: dict[str, bytes] = {}  # given to a thread; whoever has the store takes them
+        self._at_store = threading.Lock()
         self._writing = trio.Lock()
         self._changed = trio.Event()
         if not state.registered:
@@ -60,32 +63,35 @@ class SavedState:
         async with self._writing:
             if not self._unsaved:
                 return
-            writing = self._begin()
+            self._changed = trio.Event()
+            self._under_way, self._unsaved = self._unsaved, {}
             try:
                 if isinstance(self._store, MemoryStore):
-                    self._write(writing)
+                    self._write()
                 else:
-                    await trio.to_thread.run_sync(self._write, writing)
+                    await trio.to_thread.run_sync(self._write)
             except BaseException:
-                self._unsaved = {**writing, **self._unsaved}
+                self._unsaved = {**self._under_way, **self._unsaved}
                 self._changed.set()
                 raise
+            finally:
+                self._under_way = {}
 
     def write_now(self) -> None:
-        """The last chance, when the event loop is about to end."""
-        try:
-            self._write(self._begin())
-        except StateCorrupt as problem:
-            log.warning("%s", problem)
+        """The last chance, when the event loop is about to end. What a thread is about to write is older, and ours."""
+        with self._at_store:
+            entries = {**self._under_way, **self._unsaved}
+            self._under_way, self._unsaved = {}, {}
+            try:
+                for name, data in entries.items():
+                    self._store.write(name, data)
+            except StateCorrupt as problem:
+                log.warning("%s", problem)
 
-    def _begin(self) -> dict[str, bytes]:
-        self._changed = trio.Event()
-        writing, self._unsaved = self._unsaved, {}
-        return writing
-
-    def _write(self, entries: dict[str, bytes]) -> None:
-        for name, data in entries.items():
-            self._store.write(name, data)
+    def _write(self) -> None:
+        with self._at_store:
+            for name, data in self._under_way.items():
+                self._store.write(name, data)
 
     async def run(self, health: Health) -> None:
         """Write after every change; a full disk is a warning, and tried again."""

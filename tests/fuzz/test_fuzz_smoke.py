@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 INPUTS = 300
 ENOUGH = 1.0  # seconds of one target
 
-OUTSIDE = [*ROOT.glob("ts_*/*.py"), *ROOT.glob("tailscale/*.py")]
+OUTSIDE = [*ROOT.glob("ts_*/*.py"), *ROOT.glob("tailscale/**/*.py")]
 
 
 @pytest.mark.parametrize("name", names())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -262,14 +264,33 @@ def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_pat
 
 
 def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:
-    argv = ["status", *join[:2], "--control-url", "http://192.0.2.1", "--auth-key", "k", "-v"]
-    with subprocess.Popen(command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
-        assert process.stderr is not None
-        threading.Timer(1.5, process.send_signal, [signal.SIGINT]).start()
-        out, err = process.communicate(timeout=6)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        argv = ["status", *join[:2], "--control-url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--auth-key", "k"]
+        with subprocess.Popen(
+            command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        ) as process:
+            with silent.accept()[0]:  # it has called the control server, and waits for an answer
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
-    assert b"Traceback" not in err
-    assert out == b""
+    assert (out, err) == (b"", b"")
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_around_a_command_is_as_quiet_as_during_it(
+    moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Signals are heard from a moment after the start until a moment before the end."""
+    trio_run = trio.run
+
+    def pressed(*arguments: Any) -> int:
+        if moment == "after":
+            trio_run(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tailscale.cli.run.trio.run", pressed)
+    assert main(["version"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_commands_work_without_rich(join: list[str]) -> None:

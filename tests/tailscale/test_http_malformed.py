@@ -61,8 +61,41 @@ async def test_body_that_lies_about_its_chunks_ends_the_connection(tailnet: Tail
         await app(scope, receive, send)
 
     async with site(tailnet, reads) as s:
-        head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-        assert (await s.exchange(head + b"zz\r\nnonsense")).startswith(b"HTTP/1.1 400 ")
+        assert (await s.exchange(CHUNKED + b"zz\r\nnonsense")).startswith(b"HTTP/1.1 400 ")
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+LAX_ENDS = [
+    b"0\r\n\n",
+    b"0\r\nx: a\n\r\n",
+    b"0\r\nx: a\r\n\n",
+    b"0\r\nx: a\n\n",
+    b"0\r\nx: a\r\n b\r\n\r\n",
+    b"3\r\nabc\r\n0\r\nx: a\r\n\tb\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("piece", [1, 1000], ids=["byte by byte", "at once"])
+@pytest.mark.parametrize("reads_body", [True, False])
+@pytest.mark.parametrize("end", LAX_ENDS)
+async def test_trailers_that_two_readers_could_take_differently_end_the_connection(
+    end: bytes, reads_body: bool, piece: int
+) -> None:
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        while reads_body and (await receive()).get("more_body"):
+            pass
+        await app(scope, receive, send)
+
+    stream = _Recording(CHUNKED + end + b"GET /second HTTP/1.1\r\nhost: x\r\n\r\n", piece)
+    assert await _serve_all(Wire(stream, ServerLimits()), answers) == 1
+    assert (b" 400 " in stream.answered) is reads_body
+
+
+async def test_trailers_as_they_should_be_are_taken_and_the_next_request_follows(tailnet: Tailnet) -> None:
+    async with site(tailnet, app) as s:
+        ends = b"".join(CHUNKED + end for end in (b"0\r\n\r\n", b"3;ext\r\nabc\r\n0\r\nx: a\r\ny: b\r\n\r\n"))
+        answer = await s.exchange(ends + b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200 ") == 3
 
 
 async def test_request_line_may_name_the_whole_url(tailnet: Tailnet) -> None:
@@ -136,13 +169,13 @@ async def test_connections_beyond_the_limit_wait_their_turn(tailnet: Tailnet) ->
 
 
 class _Recording(trio.abc.Stream):
-    """A client that says all it has at once and takes every answer."""
+    """A client that says what it has in pieces and takes every answer."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self.answered = data, b""
+    def __init__(self, data: bytes, piece: int = 1 << 20) -> None:
+        self._data, self._piece, self.answered = data, piece, b""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data, self._data = self._data, b""
+        data, self._data = self._data[: self._piece], self._data[self._piece :]
         return data
 
     async def send_all(self, data: Any) -> None:
@@ -152,6 +185,19 @@ class _Recording(trio.abc.Stream):
     async def send_eof(self) -> None: ...
     async def aclose(self) -> None: ...
     def abort(self) -> None: ...
+
+
+async def _serve_all(wire: Wire, app: Any) -> int:
+    """Every request of a connection; how many reached the app."""
+    server = _Server(app, None, None, None, ServerLimits(), {}, Visits())  # type: ignore[arg-type] # neither is asked here
+    served = 0
+    while (request := await server._next_request(wire)) is not None:
+        served += 1
+        scope = {"type": "http", "method": "GET", "path": "/"}
+        if not await HttpExchange(wire, request, scope).run(app):
+            break
+        wire.http.start_next_cycle()
+    return served
 
 
 PIECES = st.sampled_from(
@@ -165,13 +211,7 @@ PIECES = st.sampled_from(
 def test_any_bytes_end_in_an_answer_or_silence(data: bytes) -> None:
     async def main() -> bytes:
         stream = _Recording(data)
-        wire = Wire(stream, ServerLimits())
-        server = _Server(app, None, None, None, ServerLimits(), {}, Visits())  # type: ignore[arg-type] # neither is asked here
-        while (request := await server._next_request(wire)) is not None:
-            scope = {"type": "http", "method": "GET", "path": "/"}
-            if not await HttpExchange(wire, request, scope).run(app):
-                break
-            wire.http.start_next_cycle()
+        await _serve_all(Wire(stream, ServerLimits()), app)
         return stream.answered
 
     answered = trio.run(main)

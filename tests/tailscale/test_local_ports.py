@@ -88,6 +88,35 @@ async def test_forward_by_unix_socket_is_private_and_takes_its_file_away(tmp_pat
         assert not path.exists()
 
 
+@pytest.mark.parametrize("what", ["nothing", "a folder", "another socket", "no folder", "a file for its folder"])
+async def test_what_became_of_its_path_is_no_matter_to_a_forward(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "folder" / "door"
+    path.parent.mkdir()
+    async with pair() as (left, right), echo_service(right, 7), left.forward("right", 7) as another:
+        async with left.forward("right", 7, path=path):
+            path.unlink()
+            if what == "a folder":
+                path.mkdir()
+            elif what == "another socket":
+                with socket.socket(socket.AF_UNIX) as door:
+                    door.bind(str(path))
+            elif what in ("no folder", "a file for its folder"):
+                path.parent.rmdir()
+            if what == "a file for its folder":
+                path.parent.touch()
+        assert path.exists() is (what in ("a folder", "another socket"))
+        assert await said(await trio.open_tcp_stream(another.host, another.port), b"x") == b"x"
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 300, "\x00", ""])
+async def test_a_peer_that_calls_an_exposed_port_for_a_host_that_is_none_is_reset(host: str) -> None:
+    async with pair() as (left, right), right.expose(80, host) as exposed, right.expose(81, host):
+        for port in (80, 81, 80):
+            with pytest.raises(tailscale.ConnectionReset):
+                await said(await left.tcp_connect("right", port), b"x")
+        assert exposed.statistics().failed == 2
+
+
 async def test_closing_a_forward_leaves_open_connections_alone() -> None:
     async with pair() as (left, right), echo_service(right, 7):
         async with left.forward("right", 7) as way:

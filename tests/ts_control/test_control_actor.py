@@ -307,6 +307,22 @@ async def test_the_login_page_is_shown_to_whoever_asked(autojump_clock: trio.tes
         assert scene.active() == set()
 
 
+@pytest.mark.parametrize("page", ["javascript:alert(1)", "file:///etc/passwd", "https://a\x1b[2J", "--help"])
+async def test_a_login_page_that_is_not_of_the_web_is_shown_to_nobody(
+    autojump_clock: trio.testing.MockClock, page: str
+) -> None:
+    """A program may hand what it is given to a browser."""
+    shown: list[str] = []
+    async with a_scene(auth_key=None, on_login_url=shown.append) as scene:
+        scene.server.register_reply = lambda body: (200, [], encode_json(RegisterResponse(auth_url=page)))
+        await scene.until_state("needs_login")
+        told = scene.latest()
+        assert shown == []
+        assert told.url == ""
+        assert "no page of the web" in told.detail
+        assert scene.active() == {"login-needed"}
+
+
 async def test_a_callable_gives_the_key_when_it_is_needed(autojump_clock: trio.testing.MockClock) -> None:
     asked = 0
 

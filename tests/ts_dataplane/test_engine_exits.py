@@ -101,6 +101,14 @@ def test_the_overlay_is_told_who_speaks_and_whether_it_is_the_usual_one(desk: De
     assert sorted(desk.stack.origins) == [((DUTCH, False), [answer, answer, icmp(3, WEB)]), ((DUTCH, True), [own, own])]
 
 
+def test_an_exit_that_opens_something_of_its_own_does_not_speak_for_the_internet_by_the_way() -> None:
+    desk = Desk(peers=exits(), exit_node=USUAL, rules=ALLOW_ALL)
+    desk.engine.use_exit(DUTCH)
+    answer, opening = tcp(ACK, source=WEB), tcp(SYN, source="100.64.0.3")
+    desk.hear(answer, opening, answer, opening, answer, peer=DUTCH)
+    assert sorted(desk.stack.origins) == [((DUTCH, False), [answer] * 3), ((DUTCH, True), [opening] * 2)]
+
+
 def test_two_runs_of_one_peer_reach_the_overlay_as_one(desk: Desk) -> None:
     first, second = tcp(ACK, source=WEB), tcp(ACK, source=WEB, data=b"more")
     runs = [(path, [b"\4\0\0\0" + bytes([0, 0, 0, USUAL]) + one]) for path, one in ((DIRECT, first), (DIRECT, second))]

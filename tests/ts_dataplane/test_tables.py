@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ts_base.ip import TCP, UDP, parse_address, prefix_contains
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.filter import Grant, Rule, run_through
-from ts_dataplane.tables import NO_SUCH_PEER, Tables, compile_tables_steps
+from ts_dataplane.tables import CLAIMANTS, NO_SUCH_PEER, Tables, compile_tables_steps
 
 OWN = ("100.64.0.1/32", "fd7a:115c:a1e0::1/128")
 A, B, C = (f"100.64.0.{n}" for n in (2, 3, 4))
@@ -123,6 +123,22 @@ def test_two_peers_with_one_address_collide_only_while_both_are_there():
     assert hop(later, A) == 3
     assert hop(built, A) == 2  # the older snapshot has not changed
     assert hop(later.with_peers([PeerRoutes(3, (B,))]), A) is None
+
+
+@pytest.mark.parametrize("prefix", [C, "10.0.0.0/8"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_crowd_that_claims_one_prefix_costs_what_a_few_do(prefix: str, order: int) -> None:
+    crowd = [PeerRoutes(n, (f"100.65.{n >> 8}.{n & 255}", prefix)) for n in range(1, 1001)][::order]
+    built = tables(*crowd, accept_routes=True)
+    claimants = built._hosts.get(parse_address(prefix)) if prefix == C else built._routes.get((bytes([10, 0, 0, 0]), 8))
+    assert claimants == tuple(range(1, CLAIMANTS + 1))
+    assert built.problems
+    assert all("claim it already" in problem for problem in built.problems)
+    assert hop(built, "100.65.3.232") == 1000  # their own addresses are theirs
+    alone = built.with_peers(removed=range(1, 1000))
+    assert hop(alone, prefix.partition("/")[0]) is None
+    assert hop(alone.with_peers(crowd), prefix.partition("/")[0]) == 1
+    assert not built.with_peers(removed=range(1, 1001)).peers
 
 
 def test_a_delta_gives_what_compiling_anew_gives():
