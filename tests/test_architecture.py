@@ -1,8 +1,4 @@
-"""The laws of ARCHITECTURE.md and CONTRIBUTING.md, held as data. A failure is the sentence it breaks.
-
-What breaks a law today and is about to be mended stands in STILL. It only shrinks: whoever mends an entry must also
-take it out, or the test fails as well.
-"""
+"""The laws of ARCHITECTURE.md and CONTRIBUTING.md, held as data. A failure is the sentence it breaks."""
 
 from __future__ import annotations
 
@@ -122,36 +118,10 @@ MADE_BY_ENTERING = {
     "tailscale/threads/face.py",
 }
 
-# 2026-11-30: open until the branches of the same day are in.
-STILL: dict[str, set[str]] = {
-    "a wing imports only those below it": {
-        "tailscale/cli/doctor_tailnet.py imports tailscale.runtime.network",
-    },
-    "imports go round in circles": {
-        "ts_tunnel/peer.py",
-        "ts_tunnel/session.py",
-    },
-    "private names are used by their own file": {
-        "tailscale/aio.py: face._inside",
-        "tailscale/sync.py: face._inside",
-    },
-    "what belongs to another part is not assigned": {
-        "tailscale/runtime/control_actor.py: self.machine.auth_key",
-        "tailscale/sockets/udp.py: self._port.error",
-        "tailscale/testing/servers.py: self.server.directory.auth_keys",
-        "tailscale/testing/servers.py: self.server.machine",
-    },
-    "an object is whole when it is made": {
-        "ts_control/server_maps.py: MapWriter.policy",
-    },
-}
-
 
 def hold(law: str, offenders: Iterable[str]) -> None:
-    """`offenders` are those in STILL, no more and no fewer."""
-    found, known = set(offenders), STILL.get(law, set())
-    assert not found - known, f"{law}:\n  " + "\n  ".join(sorted(found - known))
-    assert not known - found, f"mended, so take it out of STILL: {law}:\n  " + "\n  ".join(sorted(known - found))
+    found = sorted(offenders)
+    assert not found, f"{law}:\n  " + "\n  ".join(found)
 
 
 MODULES = modules(*ROOMS)

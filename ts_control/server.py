@@ -19,6 +19,7 @@ from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.gojson import encode_json
 from ts_control.policy import Policy
+from ts_control.policy_index import PolicyIndex
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_roster import Roster
@@ -60,13 +61,17 @@ class ControlServer:
         self._entropy = entropy
         self._wall_clock = wall_clock
         self.directory = Directory(entropy)
-        self._maps = MapWriter(self.directory, domain)
+        self._maps = MapWriter(self.directory, domain, PolicyIndex(Policy.allow_all()))
         self._maps.dns = DNSConfig(domains=(domain,), proxied=True, routes={domain: ()})
         self._roster = Roster(self.directory, self._maps, wall_clock=wall_clock)
         self._logins = Logins(
             self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock, key_lifetime=key_lifetime
         )
         self.pings: dict[str, PingSent] = {}
+
+    def appear_as(self, machine: MachinePrivate) -> None:
+        """Prove to be this machine on connections that are made from now on."""
+        self.machine = machine
 
     @property
     def key(self) -> MachinePublic:

@@ -233,6 +233,14 @@ class ControlMachine:
 
     # --- what the user wants ---
 
+    def use_auth_key(self, key: str | None) -> None:
+        """The key that the next registration with one shows."""
+        self.auth_key = key
+
+    def describe(self, hostinfo: Hostinfo) -> None:
+        """What control is told of this machine from now on."""
+        self.hostinfo = hostinfo
+
     def login(self, now: float, auth_key: str | None = None) -> None:
         """Authenticate again, with a new node key; control keeps the node's id and addresses."""
         self.auth_key = auth_key or self.auth_key

@@ -301,7 +301,7 @@ class Control:
             self._wake.set()
 
     def _refresh(self) -> None:
-        self.machine.hostinfo = self.report.hostinfo()
+        self.machine.describe(self.report.hostinfo())
         self.saved.change(home_region=self.report.home_region)
         self.report.look_again()
 
@@ -381,7 +381,7 @@ class Control:
         """Ask the user's callable, which may make a fresh key for each time one is needed."""
         source = self.config.auth_key
         key = source() if callable(source) else source
-        self.machine.auth_key = await key if inspect.isawaitable(key) else key
+        self.machine.use_auth_key(await key if inspect.isawaitable(key) else key)
 
     async def _wait(self, until: float) -> None:
         self._wake = trio.Event()

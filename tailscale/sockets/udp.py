@@ -107,7 +107,7 @@ class UdpSocket(Closable[_PortHold]):
         return (await self.receive_from())[0]
 
     def _raise_pending(self) -> None:
-        problem, self._port.error = self._port.error, None
+        problem = self._port.take_error()
         if problem is not None and self._connected is not None:
             host, port = readable_address(self._connected)
             raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
 from tailscale.sockets.udp import UdpSocket
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tailscale.sockets.home import Address
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import HealthWarning
-    from tailscale.threads.loop_thread import LoopThread
+    from tailscale.threads.loop_thread import Job, LoopThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +56,11 @@ class Face(Generic[X]):
     def _inside(self) -> X:
         """What it stands for. Touch it only inside the loop, but for what never changes."""
         raise NotImplementedError
+
+
+def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Job[T]:
+    """`verb` of what the face stands for, as a job of the loop. How to wait for it is the face's own."""
+    return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
 
 
 class DeviceFace(Face[Device]):
