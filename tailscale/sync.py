@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
-    from tailscale.sockets.home import Address
+    from tailscale.sockets.socket_device import Address
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class AddressDialer:
-    """Opens sockets, and is the home that they live in."""
+    """Opens sockets, and is the device as they see it."""
 
     def __init__(
         self, directory: Directory, reach: Reach, answers: AwaitedAnswers, stack: Stack, kick: Callable[[], None]

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import trio
 
 if TYPE_CHECKING:
-    from tailscale.sockets.home import SocketHome
+    from tailscale.sockets.socket_device import SocketDevice
 
 
 class Hold:
     """The stack's end of one socket. `waiters` are the tasks that wait on it."""
 
-    __slots__ = ("_token", "home", "is_closed", "waiters")
+    __slots__ = ("_token", "device", "is_closed", "waiters")
 
-    def __init__(self, home: SocketHome) -> None:
-        self.home = home
+    def __init__(self, device: SocketDevice) -> None:
+        self.device = device
         self.is_closed = False
         self.waiters = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
@@ -36,7 +36,7 @@ class Hold:
         if not self.is_closed:
             self.is_closed = True
             self._end()
-            self.home.kick()
+            self.device.kick()
             self.unpark_all()
 
     def unpark_all(self) -> None:

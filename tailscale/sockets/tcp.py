@@ -12,12 +12,12 @@ import trio
 
 from tailscale.errors import ConnectionReset
 from tailscale.sockets.closing import Closable, Hold
-from tailscale.sockets.home import readable_address
+from tailscale.sockets.socket_device import readable_address
 from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
-    from tailscale.sockets.home import Address, Bytes, SocketHome
+    from tailscale.sockets.socket_device import Address, Bytes, SocketDevice
     from tailscale.status import PathInfo
     from ts_netstack.tcp import TcpConnection
     from ts_netstack.tcp_listen import TcpListen
@@ -46,8 +46,8 @@ class _StreamHold(Hold):
 
     __slots__ = ("connection", "writers")
 
-    def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
-        super().__init__(home)
+    def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
+        super().__init__(device)
         self.connection = connection
         self.writers = trio.lowlevel.ParkingLot()
 
@@ -65,12 +65,12 @@ class _StreamHold(Hold):
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         self.is_closed = True
-        self.connection.abort(self.home.now())
-        self.home.kick()
+        self.connection.abort(self.device.now())
+        self.device.kick()
         self.unpark_all()
 
     def _end(self) -> None:
-        self.connection.close(self.home.now())
+        self.connection.close(self.device.now())
 
     def _drop(self) -> None:
         if not self.is_closed:
@@ -94,11 +94,11 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     ```
     """
 
-    def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
-        hold = connection.owner = _StreamHold(connection, home)
+    def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
+        hold = connection.owner = _StreamHold(connection, device)
         super().__init__(hold)
         self._connection = connection
-        self._home = home
+        self._device = device
         self._sent_eof = False
         self._receiving = _Turn("receiving from")
         self._sending = _Turn("sending to")
@@ -128,7 +128,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
                 if connection.unread:
                     data: bytes = connection.read(max_bytes)
                     if connection.is_due:
-                        self._home.kick()  # the window has opened
+                        self._device.kick()  # the window has opened
                 elif connection.error is None and connection.at_eof:
                     data = b""
                 else:
@@ -153,7 +153,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
                 self._check_can_send()
                 accepted = self._connection.write(rest) if rest else 0
                 if accepted:
-                    self._home.kick()
+                    self._device.kick()
                     if accepted == len(rest):
                         break
                     rest = memoryview(rest)[accepted:]
@@ -187,8 +187,8 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
                 return
             self._raise_if_broken()
             self._sent_eof = True
-            self._connection.send_eof(self._home.now())
-            self._home.kick()
+            self._connection.send_eof(self._device.now())
+            self._device.kick()
 
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
@@ -213,7 +213,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     def set_keepalive(self, idle: float | None, interval: float = 75.0, count: int = 9) -> None:
         """Probe a silent peer after `idle` seconds; None turns probing off."""
         self._connection.set_keepalive(idle, interval, count)
-        self._home.kick()
+        self._device.kick()
 
     @property
     def is_readable(self) -> bool:
@@ -233,12 +233,12 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     @property
     def peer(self) -> Node | None:
         """The node on the other side, as the tailnet knows it."""
-        return self._home.identify(self._connection.remote[0])
+        return self._device.identify(self._connection.remote[0])
 
     @property
     def path(self) -> PathInfo:
         """How bytes travel right now: `direct 192.0.2.7:41641` or `relay fra`."""
-        return self._home.describe_path(self._connection.remote[0])
+        return self._device.describe_path(self._connection.remote[0])
 
     def __repr__(self) -> str:
         host, port = self.remote_address
@@ -262,8 +262,8 @@ class _ListenerHold(Hold):
 
     __slots__ = ("_listens",)
 
-    def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
-        super().__init__(home)
+    def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
+        super().__init__(device)
         self._listens = listens
 
     def _end(self) -> None:
@@ -290,11 +290,11 @@ class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
     ```
     """
 
-    def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
-        hold = _ListenerHold(listens, home)
+    def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
+        hold = _ListenerHold(listens, device)
         super().__init__(hold)
         self._listens = listens
-        self._home = home
+        self._device = device
         for listen in listens:
             listen.owner = hold
 
@@ -308,7 +308,7 @@ class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
             for listen in self._listens:
                 connection = listen.accept()
                 if connection is not None:
-                    return TcpStream(connection, self._home)
+                    return TcpStream(connection, self._device)
             await self._hold.waiters.park()
 
     @property

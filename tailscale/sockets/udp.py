@@ -13,11 +13,11 @@ import trio
 
 from tailscale.errors import ConnectionRefused
 from tailscale.sockets.closing import Closable, Hold
-from tailscale.sockets.home import readable_address
+from tailscale.sockets.socket_device import readable_address
 from ts_base.ip import MAXIMUM_DATAGRAM, format_address
 
 if TYPE_CHECKING:
-    from tailscale.sockets.home import Address, Bytes, SocketHome
+    from tailscale.sockets.socket_device import Address, Bytes, SocketDevice
     from ts_netstack.udp import UdpPort
 
 
@@ -26,8 +26,8 @@ class _PortHold(Hold):
 
     __slots__ = ("_port",)
 
-    def __init__(self, port: UdpPort, home: SocketHome) -> None:
-        super().__init__(home)
+    def __init__(self, port: UdpPort, device: SocketDevice) -> None:
+        super().__init__(device)
         self._port = port
 
     def _end(self) -> None:
@@ -45,11 +45,11 @@ class UdpSocket(Closable[_PortHold]):
     ```
     """
 
-    def __init__(self, port: UdpPort, home: SocketHome) -> None:
-        hold = port.owner = _PortHold(port, home)
+    def __init__(self, port: UdpPort, device: SocketDevice) -> None:
+        hold = port.owner = _PortHold(port, device)
         super().__init__(hold)
         self._port = port
-        self._home = home
+        self._device = device
         self._connected: tuple[bytes, int] | None = None
 
     async def connect(self, address: Address) -> None:
@@ -80,15 +80,15 @@ class UdpSocket(Closable[_PortHold]):
         host, port = address
         if not 0 < port < 65536:
             raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
-        return await self._home.resolve_address(host, self._port.host), port
+        return await self._device.resolve_address(host, self._port.host), port
 
     @trio.lowlevel.enable_ki_protection
     def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
         self._check_open()
         if len(data) > MAXIMUM_DATAGRAM:
             raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAXIMUM_DATAGRAM} bytes, not {len(data)}")
-        self._port.send(bytes(data), destination, self._home.now())
-        self._home.kick()
+        self._port.send(bytes(data), destination, self._device.now())
+        self._device.kick()
 
     @trio.lowlevel.enable_ki_protection
     async def receive_from(self) -> tuple[bytes, Address]:

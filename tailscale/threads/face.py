@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tailscale._config import AuthKey
     from tailscale.nodes import Node, Peers
-    from tailscale.sockets.home import Address
+    from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import HealthWarning
     from tailscale.threads.loop_thread import Job, LoopThread
