@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionReset
-from tailscale.sockets.closing import Closable, Hold
+from tailscale.sockets.closing import Closable, SocketOwner
 from tailscale.sockets.socket_device import readable_address
 from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RECEIVE_CHUNK = 256 << 10
 
 
-class _Turn:
+class _OneAtATime:
     """One task at a time: a second one gets BusyResourceError, as every trio stream does."""
 
     def __init__(self, doing: str) -> None:
@@ -41,7 +41,7 @@ class _Turn:
         self._taken = False
 
 
-class _StreamHold(Hold):
+class _StreamOwner(SocketOwner):
     """The stack's end of a stream: readers and writers wait for different things."""
 
     __slots__ = ("connection", "writers")
@@ -80,7 +80,7 @@ class _StreamHold(Hold):
         return self.connection.state in (CLOSED, TIME_WAIT)
 
 
-class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
+class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
     """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`.
 
     Closing it delivers what was sent; unread data means a reset, as on a kernel socket. One that is lost without being
@@ -95,15 +95,15 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
-        hold = connection.owner = _StreamHold(connection, device)
-        super().__init__(hold)
+        owner = connection.owner = _StreamOwner(connection, device)
+        super().__init__(owner)
         self._connection = connection
         self._device = device
         self._sent_eof = False
-        self._receiving = _Turn("receiving from")
-        self._sending = _Turn("sending to")
-        self._readers = hold.waiters
-        self._writers = hold.writers
+        self._receiving = _OneAtATime("receiving from")
+        self._sending = _OneAtATime("sending to")
+        self._readers = owner.waiters
+        self._writers = owner.writers
 
     async def wait_connected(self) -> None:
         """Wait until the handshake has succeeded or failed; which, the connection knows."""
@@ -124,7 +124,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             connection = self._connection
             waited = False  # parking is a checkpoint: a second one would cost every round trip a turn of the loop
-            while not self._hold.is_closed:
+            while not self._owner.is_closed:
                 if connection.unread:
                     data: bytes = connection.read(max_bytes)
                     if connection.is_due:
@@ -180,7 +180,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
         with self._sending:
-            if self._hold.is_closed:
+            if self._owner.is_closed:
                 raise trio.ClosedResourceError("this stream was closed")
             await trio.lowlevel.checkpoint()
             if self._sent_eof:
@@ -192,10 +192,10 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
 
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
-        self._hold.abort()
+        self._owner.abort()
 
     def _check_can_send(self) -> None:
-        if self._hold.is_closed or self._sent_eof:
+        if self._owner.is_closed or self._sent_eof:
             raise trio.ClosedResourceError("this stream was closed for sending")
         self._raise_if_broken()
 
@@ -218,7 +218,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     @property
     def is_readable(self) -> bool:
         """Whether `receive_some` would return (or raise) at once; on an idle connection: the other side is done."""
-        return self._hold.is_closed or bool(self._connection.readable)
+        return self._owner.is_closed or bool(self._connection.readable)
 
     @property
     def local_address(self) -> Address:
@@ -242,7 +242,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         host, port = self.remote_address
-        return f"<TcpStream to {host} port {port}{' closed' if self._hold.is_closed else ''}>"
+        return f"<TcpStream to {host} port {port}{' closed' if self._owner.is_closed else ''}>"
 
 
 def describe_problem(problem: object) -> str:
@@ -257,7 +257,7 @@ def describe_problem(problem: object) -> str:
     }.get(name, name.replace("_", " "))
 
 
-class _ListenerHold(Hold):
+class _ListenerOwner(SocketOwner):
     """The stack's end of a listener."""
 
     __slots__ = ("_listens",)
@@ -271,7 +271,7 @@ class _ListenerHold(Hold):
             listen.close()
 
 
-class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
+class TcpListener(Closable[_ListenerOwner], trio.abc.Listener[TcpStream]):
     """Accepts connections from the tailnet; works with `trio.serve_listeners`.
 
     Closing it refuses new connections; accepted ones go on.
@@ -291,25 +291,25 @@ class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
     """
 
     def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
-        hold = _ListenerHold(listens, device)
-        super().__init__(hold)
+        owner = _ListenerOwner(listens, device)
+        super().__init__(owner)
         self._listens = listens
         self._device = device
         for listen in listens:
-            listen.owner = hold
+            listen.owner = owner
 
     @trio.lowlevel.enable_ki_protection
     async def accept(self) -> TcpStream:
         """The next connection."""
         await trio.lowlevel.checkpoint()
         while True:
-            if self._hold.is_closed:
+            if self._owner.is_closed:
                 raise trio.ClosedResourceError("this listener was closed")
             for listen in self._listens:
                 connection = listen.accept()
                 if connection is not None:
                     return TcpStream(connection, self._device)
-            await self._hold.waiters.park()
+            await self._owner.waiters.park()
 
     @property
     def port(self) -> int:
@@ -317,4 +317,4 @@ class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
         return self._listens[0].port
 
     def __repr__(self) -> str:
-        return f"<TcpListener on port {self.port}{' closed' if self._hold.is_closed else ''}>"
+        return f"<TcpListener on port {self.port}{' closed' if self._owner.is_closed else ''}>"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionRefused
-from tailscale.sockets.closing import Closable, Hold
+from tailscale.sockets.closing import Closable, SocketOwner
 from tailscale.sockets.socket_device import readable_address
 from ts_base.ip import MAXIMUM_DATAGRAM, format_address
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ts_netstack.udp import UdpPort
 
 
-class _PortHold(Hold):
+class _PortOwner(SocketOwner):
     """The stack's end of a socket."""
 
     __slots__ = ("_port",)
@@ -34,7 +34,7 @@ class _PortHold(Hold):
         self._port.close()
 
 
-class UdpSocket(Closable[_PortHold]):
+class UdpSocket(Closable[_PortOwner]):
     """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
 
     ```python
@@ -46,8 +46,8 @@ class UdpSocket(Closable[_PortHold]):
     """
 
     def __init__(self, port: UdpPort, device: SocketDevice) -> None:
-        hold = port.owner = _PortHold(port, device)
-        super().__init__(hold)
+        owner = port.owner = _PortOwner(port, device)
+        super().__init__(owner)
         self._port = port
         self._device = device
         self._connected: tuple[bytes, int] | None = None
@@ -100,7 +100,7 @@ class UdpSocket(Closable[_PortHold]):
             if item is not None:
                 return item[0], readable_address(item[1])
             self._raise_pending()
-            await self._hold.waiters.park()
+            await self._owner.waiters.park()
 
     async def receive(self) -> bytes:
         """The next datagram."""
@@ -113,7 +113,7 @@ class UdpSocket(Closable[_PortHold]):
             raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")
 
     def _check_open(self) -> None:
-        if self._hold.is_closed:
+        if self._owner.is_closed:
             raise trio.ClosedResourceError("this UDP socket was closed")
 
     @property
@@ -128,4 +128,4 @@ class UdpSocket(Closable[_PortHold]):
         return self._port.drops
 
     def __repr__(self) -> str:
-        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._hold.is_closed else ''}>"
+        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._owner.is_closed else ''}>"
