@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostUdp, UdpSocket
+from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostSocket, HostUdp
 from tailscale.runtime.underlay import Underlay
 from ts_base.who import RelayedRun
 from ts_dataplane import geneve
@@ -53,7 +53,7 @@ async def test_ipv6_and_ipv4_share_a_port_and_keep_apart() -> None:
 async def test_what_a_device_cannot_carry_whole_is_not_offered_for_segmentation() -> None:
     """Cut for a relay, sealed when the path was direct: one such run must not end segmentation for everybody."""
     a, b = HostUdp(0), HostUdp(0)
-    target: UdpSocket = a._sockets[False]
+    target: HostSocket = a._sockets[False]
     real = target._sock
 
     class Ethernet:
@@ -77,7 +77,7 @@ async def test_what_a_device_cannot_carry_whole_is_not_offered_for_segmentation(
 
 async def test_refused_segmentation_falls_back_to_single_sends() -> None:
     a, b = HostUdp(0), HostUdp(0)
-    target: UdpSocket = a._sockets[False]
+    target: HostSocket = a._sockets[False]
     real = target._sock
 
     class Refusing:
@@ -100,7 +100,7 @@ async def test_refused_segmentation_falls_back_to_single_sends() -> None:
 
 async def test_a_full_kernel_buffer_keeps_datagrams_until_it_drains() -> None:
     a, b = HostUdp(0), HostUdp(0)
-    target: UdpSocket = a._sockets[False]
+    target: HostSocket = a._sockets[False]
     real, refusals = target._sock, [2]
 
     class Busy:
