@@ -21,7 +21,7 @@ from source import (
 )
 
 from tailscale.runtime import messages
-from tailscale.runtime.bus import Event, Message, Rate
+from tailscale.runtime.bus import Message, Rate, Reliable
 
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
@@ -340,4 +340,4 @@ def test_every_bus_message_says_who_sets_its_rate() -> None:
     for kind in published:
         assert "rate" in vars(kind), f"{kind.__name__} does not say who decides how often it is published"
         if kind.rate is Rate.THEIRS:
-            assert not issubclass(kind, Event), f"{kind.__name__} is an Event at a rate of {Rate.THEIRS.value}"
+            assert not issubclass(kind, Reliable), f"{kind.__name__} is Reliable at a rate of {Rate.THEIRS.value}"

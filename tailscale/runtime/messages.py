@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tailscale._config import Preferences
-from tailscale.runtime.bus import Event, Lossy, Rate, Retained
+from tailscale.runtime.bus import Lossy, Rate, Reliable, Retained
 from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
 from ts_base.who import Path, PeerId
@@ -187,7 +187,7 @@ class PeerPathChanged(Lossy):
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkChanged(Event):
+class NetworkChanged(Reliable):
     """Interfaces, addresses or time jumped: sockets may be stale and mappings gone."""
 
     rate: ClassVar[Rate] = Rate.OURS
