@@ -23,7 +23,7 @@ from tailscale.dns.resolvers import NameResolver
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.control_actor import ControlActor, run_control
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Readers, Watch, run_watch
@@ -158,7 +158,7 @@ class Runtime:
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw)
         ping_peer = partial(ping_for_control, self.dialer)
-        self.control = Control(config, network, self.store, state, disco.public, bus, ping_peer)
+        self.control = ControlActor(config, network, self.store, state, disco.public, bus, ping_peer)
         self.is_built = True
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:

@@ -69,7 +69,7 @@ RELAYS = "relays"  # the entry that holds the last relay map
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
-class Control:
+class ControlActor:
     """One device's dealings with its control server, for whoever wants to log in, log out or leave."""
 
     def __init__(
@@ -412,6 +412,6 @@ class Control:
 
 
 @trio.lowlevel.enable_ki_protection
-async def run_control(control: Control, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run_control(control: ControlActor, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """The actor: see the head of this file for what it owns, hears and says."""
     await control.run(task_status=task_status)
