@@ -54,14 +54,14 @@ _WIREGUARD = frozenset(bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True, slots=True)
-class NoRoute:
+class RouteMissing:
     """Packets to `destination` were dropped because no peer has it, or `via` does not take them: dials may fail."""
 
     destination: bytes
     via: PeerId = 0
 
 
-EngineMessage = Message | TsmpMessage | NoRoute | Changed
+EngineMessage = Message | TsmpMessage | RouteMissing | Changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ class Engine:
         """Sockets that changed, what the tunnel and peers told, and where packets found no way to."""
         taken: list[EngineMessage] = [*self._endpoint.take_messages(), *self._overlay.take_messages()]
         if self._talk.messages or self._unrouted:
-            taken = [*self._talk.messages, *(NoRoute(*hop) for hop in self._unrouted), *taken]
+            taken = [*self._talk.messages, *(RouteMissing(*hop) for hop in self._unrouted), *taken]
             self._talk.messages, self._unrouted = [], {}
         return taken
 
