@@ -1,6 +1,6 @@
 """The control actor: keeps this device registered, its netmap fresh, and control informed.
 
-Owns: the ControlMachine, the connection, the saved identity. Hears: PreferencesChanged, EndpointsChanged,
+Owns: the ControlMachine, the connection, the saved credentials. Hears: PreferencesChanged, EndpointsChanged,
 NetInfoChanged, ServicesOffered, NetworkChanged. Says: NetMapChanged, RelaysRemembered, ControlStateChanged,
 ControlInformed, NodeKeyChanged, health.
 Refuses to know: what a netmap is good for. The last netmap stays published whatever happens to control.
@@ -45,8 +45,8 @@ from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import (
     ControlMachine,
-    Identity,
-    IdentityChanged,
+    Credentials,
+    CredentialsChanged,
     Phase,
     PhaseChanged,
     Poll,
@@ -90,9 +90,9 @@ class ControlActor:
         # Another server has never heard of us: what the state says of registration is about the old one.
         known_here = state.registered and state.control_url in {"", config.control_url}
         tried = state.next_node_key if known_here else None
-        identity = Identity(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
+        credentials = Credentials(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
         self.machine = ControlMachine(
-            identity,
+            credentials,
             self.report.hostinfo(),
             entropy=network.entropy,
             wall_clock=network.wall_clock,
@@ -151,7 +151,7 @@ class ControlActor:
     async def leave(self) -> None:
         """The device ends: an ephemeral node tells control, so that nobody waits for it."""
         self._is_leaving = True
-        if self.config.ephemeral and self.machine.identity.is_registered:
+        if self.config.ephemeral and self.machine.credentials.is_registered:
             with trio.move_on_after(LEAVE_TIMEOUT):
                 try:
                     await self._send_logout()
@@ -222,7 +222,7 @@ class ControlActor:
         machine = self.machine
         if machine.wants_auth_key:
             await self._fetch_auth_key()
-        if not machine.identity.is_registered or machine.identity.next_node is not None:
+        if not machine.credentials.is_registered or machine.credentials.next_node is not None:
             await self.saved.write()  # a node key that control knows and we forget is a node lost
         response = await connection.register(machine.register_request(), timeout=timeout)
         is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
@@ -307,7 +307,7 @@ class ControlActor:
 
     def remember_relays(self) -> None:
         """Say where home was, so that its relay is connected by the time control has answered."""
-        text = self.saved.read(RELAYS) if self.machine.identity.is_registered else None
+        text = self.saved.read(RELAYS) if self.machine.credentials.is_registered else None
         if text is None or not self.saved.state.home_region:
             return
         try:
@@ -349,17 +349,17 @@ class ControlActor:
             match message:
                 case PhaseChanged():
                     self._announcements.say_phase(message)
-                case IdentityChanged(identity=identity):
-                    self._on_identity(identity)
+                case CredentialsChanged(credentials=credentials):
+                    self._on_credentials(credentials)
 
-    def _on_identity(self, identity: Identity) -> None:
-        if identity.node != self.saved.state.node_key:
-            self._bus.publish(NodeKeyChanged(identity.node))
+    def _on_credentials(self, credentials: Credentials) -> None:
+        if credentials.node != self.saved.state.node_key:
+            self._bus.publish(NodeKeyChanged(credentials.node))
         self.saved.change(
-            node_key=identity.node,
-            old_node_key=identity.old_node,
-            next_node_key=identity.next_node,
-            registered=identity.is_registered,
+            node_key=credentials.node,
+            old_node_key=credentials.old_node,
+            next_node_key=credentials.next_node,
+            registered=credentials.is_registered,
             control_url=self.config.control_url,
         )
 
