@@ -30,7 +30,7 @@ _PUBLISH: tuple[str, Hashable] = ("publish", None)
 _EXPIRY, _OFFLINE, _EPHEMERAL, _KEEP_ALIVE = "expiry", "offline", "ephemeral", "keep alive"
 
 
-class Roster:
+class News:
     """`note` what happened to a device, then `settle`: whoever must hear of it has it queued."""
 
     def __init__(
