@@ -31,10 +31,10 @@ from __future__ import annotations
 # one that control answers with 404 must register and is not told to anybody as offline, because control is there.
 # NEEDS_LOGIN and FAILED survive a lost connection: that somebody must act is the better news.
 #
-# Keys. The node key that control has accepted is `credentials.node`. A new one (login, expiry) is first `next_node`, saved
-# before it is sent, and becomes `node` when control accepts it. A crash in between leaves a question only control can
-# answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`), without an auth
-# key, and any refusal means no. Without this a device whose answer was lost would be a new device.
+# Keys. The node key that control has accepted is `credentials.node`. A new one (login, expiry) is first `next_node`,
+# saved before it is sent, and becomes `node` when control accepts it. A crash in between leaves a question only
+# control can answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`),
+# without an auth key, and any refusal means no. Without this a device whose answer was lost would be a new device.
 #
 # An auth key is used when control has never accepted us, or when it asks for a login that nobody was sent to. It is
 # refused once: after a person's login() its refusal is remembered (`key_refusal`) and the page is shown instead.

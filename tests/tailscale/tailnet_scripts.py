@@ -11,6 +11,8 @@ from typing import Any
 import trio
 
 from tailscale import Device, TcpListener, TcpStream
+from tailscale._assembly import Runtime
+from tailscale.testing import Tailnet
 
 
 async def echo_stream(stream: TcpStream) -> None:
@@ -63,15 +65,24 @@ async def until(fact: Callable[[], Any], patience: float = 10.0) -> Any:
         return found
 
 
+def parts(device: Device) -> Runtime:
+    """What a running device is made of, for tests that look behind its verbs."""
+    return device._ready()
+
+
+def world(tailnet: Tailnet) -> Any:
+    """Where a tailnet lives: its clock, its machines and, unless it is real, the internet between them."""
+    return tailnet._place
+
+
 def held_by(device: Device) -> dict[str, int]:
     """Everything of a running device that grows with use and must shrink again."""
-    runtime = device._ready()
-    answers, stack = runtime.answers, runtime.stack
-    stack._sweep_closed()
+    runtime = parts(device)
+    answers, tables = runtime.answers, runtime.stack.statistics()
     return {
-        "connections": stack.connections,
-        "listeners": len(stack._tcp.listeners),
-        "udp ports": len(stack._udp.ports),
+        "connections": runtime.stack.connections,
+        "listeners": tables.tcp.listeners,
+        "udp ports": tables.udp.ports,
         "pings": len(answers._pings),
         "dials": len(answers._dials),
         "event readers": len(runtime.readers),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tailnet_scripts import collect, echo_service, echoed, held_by, until
+from tailnet_scripts import collect, echo_service, echoed, held_by, parts, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -155,7 +155,7 @@ async def cancel_often(net: Tailnet, times: int, seed: int) -> None:
         after = held_by(a)
         after["event readers"] = before["event readers"]
         assert after == before
-        indices = a._ready().endpoint._indices
+        indices = parts(a).endpoint._indices
         assert len(indices.sessions) <= 3, "previous, current and next, of one peer"
         assert len(indices.pending) <= 1
         assert (await a.ping("b")).latency >= 0
@@ -176,7 +176,7 @@ async def test_cancelled_a_thousand_times_the_device_stays_usable(
 
 async def join_and_cancel(net: Tailnet, times: int, seed: int) -> None:
     chance = random.Random(seed)
-    host = net._place.network("a")
+    host = world(net).network("a")
     cut = 0
     for _ in range(times):
         device = tailscale.Device.on(host, "a", control_url=net.control.url, auth_key=net.auth_key())
@@ -208,7 +208,7 @@ async def test_cancelled_at_every_step_of_joining_and_leaving_nothing_stays(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     """One step further each time, from before the first to after the last."""
-    host, key = tailnet._place.network("a"), tailnet.auth_key(reusable=True)
+    host, key = world(tailnet).network("a"), tailnet.auth_key(reusable=True)
     before = trio.lowlevel.current_statistics().tasks_living
     for steps in count():
         device = tailscale.Device.on(host, "a", control_url=tailnet.control.url, auth_key=key)

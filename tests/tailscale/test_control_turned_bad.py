@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from tailnet_scripts import parts
 from trio.testing import MockClock
 
 from tailscale import Device
@@ -100,7 +101,7 @@ async def test_thousands_of_complaints_of_control_end_no_device(
 
 async def test_a_relay_that_complains_without_end_ends_no_device(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     victim = await tailnet.device("victim")
-    relays = victim._ready().relays
+    relays = parts(victim).relays
     for number in range(15_000):  # what fits one read of the relay's stream
         relays.on_fact(900, ServerHealth(f"complaint {number}" if number % 2 else ""))
         relays.on_fact(900, PeerGone(number.to_bytes(32, "big"), 1))

@@ -16,7 +16,7 @@ from statistics import median
 
 import pytest
 import trio
-from tailnet_scripts import until
+from tailnet_scripts import parts, until
 
 from tailscale import Device
 from tailscale.runtime.underlay import Runs
@@ -122,15 +122,15 @@ class Counted:
 )
 async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None:
     async with Tailnet(real=True) as net, net.device("good") as good, net.device("target") as target:
-        runtime, entropy = target._ready(), random.Random(1).randbytes
+        runtime, entropy = parts(target), random.Random(1).randbytes
         heard: list[bytes] = []
-        send = good._ready().underlay.send
+        send = parts(good).underlay.send
 
         def listening(runs: Runs) -> None:
             heard.extend(d for _, datagrams in runs for d in datagrams if d[:1] == b"\1" and kind_of(d) == INITIATION)
             send(runs)
 
-        good._ready().underlay.send = listening  # type: ignore[method-assign]
+        parts(good).underlay.send = listening  # type: ignore[method-assign]
         flow = Counted()
         async with trio.open_nursery() as nursery:
             port = await nursery.start(flow.receive, target)
@@ -158,7 +158,7 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
         assert inbox.budgets <= MAX_BUCKETS
         assert runtime.endpoint.statistics().active_peers <= 1
         ratio = median(busy) / median(calm)
-        dropped = {reason: count for reason, count in target._ready().traffic.drops().items() if count > 100}
+        dropped = {reason: count for reason, count in parts(target).traffic.drops().items() if count > 100}
         print(f"{kind}: {median(calm) / 125e3:.0f} Mbit/s, {median(busy) / 125e3:.0f} beside {PER_SECOND} a second: "
               f"{ratio:.2f}; {dropped}; {grown >> 10} KiB more")  # fmt: skip
         assert ratio >= 0.5

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import dpkt
 import pytest
 import trio
-from tailnet_scripts import beside, echo_service, echoed, until
+from tailnet_scripts import beside, echo_service, echoed, parts, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -98,9 +98,9 @@ async def with_resolver(net: Tailnet) -> tuple[tailscale.Device, tailscale.Devic
 
 async def settle(device: tailscale.Device, net: Tailnet, **settings: object) -> None:
     """Change the tailnet's DNS and wait until the device has heard of it."""
-    before = device._ready().directory.netmap
+    before = parts(device).directory.netmap
     net.dns(**settings)
-    await until(lambda: device._ready().directory.netmap is not before)
+    await until(lambda: parts(device).directory.netmap is not before)
 
 
 async def test_own_names_in_every_form_and_record_type(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -260,7 +260,7 @@ async def test_resolver_outside_the_tailnet_is_asked_over_the_hosts_network(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     a = await tailnet.device("a")
-    outside = tailnet._place.internet.host("outside")  # type: ignore[attr-defined]
+    outside = world(tailnet).internet.host("outside")
     port = outside.bind_udp(53)
     server = DnsServer()
     server.records = {("www.example", "A"): ["192.0.2.1"]}
@@ -275,7 +275,7 @@ async def test_resolver_outside_the_tailnet_is_asked_over_the_hosts_network(
         nursery.start_soon(serve)
         assert await a.resolve("www.example") == "192.0.2.1"
         nursery.cancel_scope.cancel()
-    ports = set(tailnet._place.internet.host("a").udp)  # type: ignore[attr-defined]
+    ports = set(world(tailnet).internet.host("a").udp)
     assert ports == {a.status().udp_port}
 
 
