@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
+from tailscale.nodes import OwnNode
 from tailscale.sockets.udp import UdpSocket
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args:
     return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
 
 
-class DeviceFace(Face[Device]):
+class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
 
     def _inside(self) -> Device:
@@ -73,26 +74,6 @@ class DeviceFace(Face[Device]):
     def node(self) -> Node:
         """Ourselves, as the tailnet sees us right now."""
         return self._inside().node
-
-    @property
-    def name(self) -> str:
-        """Our full MagicDNS name."""
-        return self.node.name
-
-    @property
-    def hostname(self) -> str:
-        """Our short name: what peers connect to."""
-        return self.node.hostname
-
-    @property
-    def ipv4(self) -> str | None:
-        """Our IPv4 address in the tailnet; None in a tailnet without."""
-        return self.node.ipv4
-
-    @property
-    def ipv6(self) -> str | None:
-        """Our IPv6 address in the tailnet; None in a tailnet without."""
-        return self.node.ipv6
 
     @property
     def peers(self) -> Peers:
