@@ -11,7 +11,7 @@ import trio
 from tailscale.dial import failures
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
-from tailscale.sockets.tcp import TcpStream, describe_problem
+from tailscale.sockets.tcp import PROBLEMS, TcpStream
 from tailscale.sockets.udp import UdpSocket
 from ts_netstack.tcp import ConnectionProblem
 
@@ -100,7 +100,7 @@ class AddressDialer:
             case ConnectionProblem.RESET:
                 raise ConnectionReset(f"{host} port {port} accepted the connection and reset it at once")
             case problem:
-                raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
+                raise ConnectionRefused(f"cannot connect to {host} port {port}: {PROBLEMS[problem]}")
 
     def silence(self, address: bytes | None, host: str, port: int, timeout: float | None = None) -> TailscaleError:
         """Nobody at `address`, if one was found, answered in time: the likeliest reason."""

@@ -143,7 +143,11 @@ class Dataplane:
         await self._after_flush.park()
 
     def kick(self) -> None:
-        """An app wrote something. Who alone answers a burst is sent at once; others of a turn share one flush."""
+        """An app wrote something.
+
+        If the last burst woke this one reader, its answer is sent at once. Otherwise the flusher is woken, and sends
+        what everybody wrote in this turn of the loop together.
+        """
         if self._may_answer:
             self.flush(trio.current_time())
         else:

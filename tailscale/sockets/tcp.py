@@ -13,6 +13,7 @@ import trio
 from tailscale.errors import ConnectionReset
 from tailscale.sockets.closing import Closable, SocketOwner
 from tailscale.sockets.socket_device import readable_address
+from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         if problem is None:
             return
         host, port = self.remote_address
-        raise ConnectionReset(f"the connection to {host} port {port} broke: {describe_problem(problem)}")
+        raise ConnectionReset(f"the connection to {host} port {port} broke: {PROBLEMS[problem]}")
 
     def set_nodelay(self, enabled: bool) -> None:
         """On by default: small writes leave at once."""
@@ -245,16 +246,13 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         return f"<TcpStream to {host} port {port}{' closed' if self._owner.is_closed else ''}>"
 
 
-def describe_problem(problem: object) -> str:
-    """A stack's reason in words."""
-    name = str(getattr(problem, "name", problem)).lower()
-    return {
-        "reset": "the other side reset it",
-        "refused": "the other side refused it",
-        "timed_out": "the other side stopped answering",
-        "unreachable": "the network says it is unreachable",
-        "aborted": "it was aborted here",
-    }.get(name, name.replace("_", " "))
+PROBLEMS = {
+    ConnectionProblem.RESET: "the other side reset it",
+    ConnectionProblem.REFUSED: "the other side refused it",
+    ConnectionProblem.TIMED_OUT: "the other side stopped answering",
+    ConnectionProblem.UNREACHABLE: "the network says it is unreachable",
+    ConnectionProblem.ABORTED: "it was aborted here",
+}
 
 
 class _ListenerOwner(SocketOwner):

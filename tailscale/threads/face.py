@@ -1,7 +1,7 @@
 """What the asyncio and the threaded face share: their options, and everything that needs no waiting.
 
-How to wait is each face's own. A verb that a face merely passes on is not written again there: it is the trio Device's,
-wrapped, with the signature and the words it has there.
+Each face waits in its own way: asyncio awaits, threads block. A verb that only differs in that is not written again:
+the face wraps the trio Device's, signature and docstring included.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ STILL_LEFT_OUT: set[str] = {
     "PortMapper.drops",
     "RelayLink.drops",
     "Relays.drops",
-    "HostUdp.drops",
+    "HostSocket.drops",
     "Pings.drops",
     "Underlay.drops",
 }
@@ -78,7 +78,7 @@ async def busy_pair(net: Tailnet) -> tuple[Device, Device]:
 async def test_every_counter_of_drops_is_in_the_status() -> None:
     async with Tailnet(real=True) as net:  # with real sockets below
         a, _ = await busy_pair(net)
-        holders: dict[int, set[str]] = defaultdict(set)  # several may owner the same one
+        holders: dict[int, set[str]] = defaultdict(set)  # several may hold the same one
         for holder, counter in counters(a):
             mark = FIRST_MARK + id(counter)
             counter[f"mark_{mark}"] = mark
