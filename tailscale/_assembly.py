@@ -47,11 +47,13 @@ from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.traffic import Traffic
+from tailscale.runtime.tun import StackBesideTun, TunDevice
 from tailscale.runtime.underlay import Underlay
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
 from ts_dataplane.engine import Engine
+from ts_dataplane.overlay import Overlay
 from ts_dataplane.paths import PathFinder
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -82,6 +84,7 @@ class Runtime:
         self.health = Health(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
+        self._tun: TunDevice | None = None
         self._manager: Any = None
         self._guard: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
@@ -133,6 +136,8 @@ class Runtime:
         self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
+        self._tun = network.open_tun()
+        self.overlay: Overlay = self.stack if self._tun is None else StackBesideTun(self.stack, self._tun)
         finder = PathFinder(
             disco,
             private.public,
@@ -140,9 +145,9 @@ class Runtime:
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
         )
-        engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
+        engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
-        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
+        self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
         # What is asked of it.
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
@@ -173,7 +178,7 @@ class Runtime:
         assert nursery is not None
         bus.publish(PreferencesChanged(self.config.preferences))
         await nursery.start(run_watch, bus, self.watching)
-        await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.stack)
+        await nursery.start(run_netmap, bus, dataplane, self.endpoint, self.overlay)
         await nursery.start(run_relays, bus, self.relays, dataplane.deliver)
         await nursery.start(
             partial(run_paths, silence_of=self.endpoint.silence_of), bus, dataplane.finder, dataplane.flush
@@ -185,6 +190,9 @@ class Runtime:
             nursery.start_soon(self._udp.run_writers)
             for read in self._udp.readers():
                 nursery.start_soon(dataplane.run_reader, read)
+        if self._tun is not None:
+            nursery.start_soon(self._tun.run_writer)
+            nursery.start_soon(self._tun.run_reader, dataplane.kick)
         nursery.start_soon(dataplane.run_flusher)
         nursery.start_soon(dataplane.run_timers)
         await nursery.start(run_control, self.control)
@@ -317,6 +325,8 @@ class Runtime:
         self.readers.close()
         if self._udp is not None:
             self._udp.close()
+        if self._tun is not None:
+            self._tun.close()
         self._held.close()
 
     def _shut_sockets(self) -> None:

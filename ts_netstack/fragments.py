@@ -67,6 +67,12 @@ class Reassembly:
     def statistics(self) -> FragmentStatistics:
         return FragmentStatistics(len(self), self.cost)
 
+    def holds(self, packet: Packet, peer: PeerId) -> bool:
+        """Whether other pieces of the same datagram wait here."""
+        assert packet.fragment is not None
+        family = self._four if len(packet.source) == 4 else self._six
+        return (packet.fragment.identity, peer) in family
+
     def add(self, packet: Packet, now: float, peer: PeerId = 0) -> Packet | None:
         """Keep one fragment that `peer` sent; returns the whole packet when it was the last one missing."""
         assert packet.fragment is not None

@@ -65,6 +65,12 @@ class IcmpSockets:
     def statistics(self) -> IcmpStatistics:
         return IcmpStatistics(len(self.outstanding))
 
+    def holds(self, packet: Packet) -> bool:
+        """Whether a ping waits for this echo reply."""
+        kind, _, rest, _ = icmp.parse_untrusted(packet)
+        is_reply = kind == (icmp.ECHO_REPLY4 if packet.protocol == ICMP else icmp.ECHO_REPLY6)
+        return is_reply and rest in self.outstanding
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def ping(self, destination: bytes, via: PeerId, size: int, now: float, timeout: float) -> Ping:

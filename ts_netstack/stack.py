@@ -295,6 +295,32 @@ class Stack:
             self._timers.set(_PATH_MTU, self._paths.next_expiry())
             self._tcp.limit_segment_size(hop, self._paths.segment_size(hop))
 
+    # -- beside another overlay ------------------------------------------------------------------------------------
+
+    def holds(self, data: bytes, peer: PeerId) -> bool:
+        """Whether a socket here waits for this packet of a peer, where somebody else has the same addresses as we."""
+        try:
+            packet = parse_packet_untrusted(data)
+            if packet.fragment is not None and packet.fragment.offset:  # only the first piece shows the ports
+                return self._reassembly.holds(packet, peer)
+            if packet.protocol not in (ICMP, ICMP6):
+                return self._holds_flow(packet.protocol, packet.source, packet.destination, packet.payload[:4])
+            report = icmp.read_error_untrusted(packet, *icmp.parse_untrusted(packet))
+        except Unroutable:
+            return False
+        if report is None:
+            return self._icmp.holds(packet)
+        ports = report.quoted[2:4] + report.quoted[:2]
+        return self._holds_flow(report.protocol, report.remote, report.local, ports)
+
+    def _holds_flow(self, protocol: int, remote: bytes, local: bytes, ports: bytes) -> bool:
+        """`ports`: the remote one, then ours, as in a packet from there."""
+        if self.forwarder.covers(local):
+            return True
+        if protocol == TCP:
+            return self._tcp.holds(remote + local + ports)
+        return protocol == UDP and self._udp.holds(local, int.from_bytes(ports[2:], "big"))
+
     # -- outbound --------------------------------------------------------------------------------------------------
 
     def transmit(self, now: float, widths: SegmentLimits | None = None) -> list[tuple[Hop, list[bytes]]]:

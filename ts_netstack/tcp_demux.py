@@ -95,6 +95,13 @@ class TcpSockets:
         self.listeners: dict[Bound, TcpListen] = {}
         self.time_wait = TimeWaits()
 
+    def holds(self, key: bytes) -> bool:
+        """Whether somebody here is who segments with this key are for."""
+        if key in self.flows or key in self.half_open or key in self.time_wait:
+            return True
+        port, local = int.from_bytes(key[-2:], "big"), key[len(key) // 2 - 2 : -4]
+        return (port, local) in self.listeners or (port, None) in self.listeners
+
     # -- numbers ---------------------------------------------------------------------------------------------------
 
     def _hash(self, text: bytes) -> int:

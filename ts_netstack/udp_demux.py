@@ -75,6 +75,10 @@ class UdpSockets:
         if self.ports.get((bound.port, bound.host)) is bound:
             del self.ports[(bound.port, bound.host)]
 
+    def holds(self, local: bytes, port: int) -> bool:
+        """Whether a port is bound there."""
+        return (port, local) in self.ports or (port, None) in self.ports
+
     def receive_untrusted(self, packet: Packet, origin: Origin) -> bool:
         """Hand a datagram to its port; False when there is none, Unroutable when it is no datagram or not for it."""
         (host, port), remote, data = read_datagram_untrusted(packet, self._ledger.verify)

@@ -18,11 +18,11 @@ from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArri
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun
 from ts_dataplane.engine import Engine, EngineMessage
+from ts_dataplane.overlay import Overlay
 from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
 from ts_netstack.ledger import Socket
-from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
 
 
@@ -34,7 +34,7 @@ class Dataplane:
         engine: Engine,
         finder: PathFinder,
         endpoint: Endpoint,
-        stack: Stack,
+        overlay: Overlay,
         underlay: Underlay,
         answers: AwaitedAnswers,
         bus: Bus,
@@ -43,7 +43,7 @@ class Dataplane:
         self.finder = finder
         self.underlay = underlay
         self._endpoint = endpoint
-        self._stack = stack
+        self._overlay = overlay
         self._answers = answers
         self._bus = bus
         self._kicked = trio.Event()
@@ -127,7 +127,7 @@ class Dataplane:
     def _on_path_changed(self, changed: BestPathChanged, now: float) -> None:
         known = self.engine.tables.peers.get(changed.peer)
         for address in known.addresses if known is not None else ():
-            self._stack.path_changed(address)
+            self._overlay.path_changed(address)
         if changed.path is not None:
             self._endpoint.on_path_found(changed.peer, now)
             self.kick()

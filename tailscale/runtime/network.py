@@ -12,6 +12,7 @@ from typing import Protocol
 
 import trio
 
+from tailscale.runtime.tun import TunDevice
 from tailscale.runtime.udp import HostUdp, HostUdpStatistics
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, is_tailscale_address, parse_address
@@ -58,16 +59,23 @@ class Network(Protocol):
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream: ...
     async def open_udp(self, port: int) -> UdpUnderlay: ...
+    def open_tun(self) -> TunDevice | None:
+        """A device by which the kernel's own sockets speak to the tailnet, where this network is to have one."""
+
     def interface_addresses(self) -> list[str]: ...
     def wall_clock(self) -> float: ...
     def entropy(self, length: int) -> bytes: ...
 
 
 class HostNetwork:
-    """The machine's own network; with `uplinks`, its UDP leaves by these interfaces only."""
+    """The machine's own network; with `uplinks`, its UDP leaves by these interfaces only.
 
-    def __init__(self, uplinks: Sequence[str] = ()) -> None:
+    With `tun`, a TUN device of that name stands beside the device's own sockets.
+    """
+
+    def __init__(self, uplinks: Sequence[str] = (), tun: str = "") -> None:
         self.uplinks = tuple(uplinks)
+        self._tun = tun
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         try:
@@ -77,6 +85,11 @@ class HostNetwork:
 
     async def open_udp(self, port: int) -> UdpUnderlay:
         return HostUdp(port, self.uplinks)
+
+    def open_tun(self) -> TunDevice | None:
+        if not self._tun:
+            return None
+        return TunDevice(self._tun)
 
     def interface_addresses(self) -> list[str]:
         return list_interface_addresses()

@@ -92,9 +92,10 @@ async def serve(device: tailscale.Device, nursery: trio.Nursery) -> None:
 
 
 async def _udp_echo(socket: tailscale.UdpSocket) -> None:
-    while True:
-        data, source = await socket.receive_from()
-        await socket.send_to(data, source)
+    async with socket:
+        while True:
+            data, source = await socket.receive_from()
+            await socket.send_to(data, source)
 
 
 # --- our end --------------------------------------------------------------------------------------
