@@ -43,6 +43,7 @@ SECTIONS = [
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
+MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own
 MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",
@@ -93,14 +94,21 @@ def describe(definition: Definition) -> list[str]:
     bases = [
         base
         for base in map(ast.unparse, definition.bases)
-        if base not in HIDDEN_BASES and not base.startswith(("_", "Closable["))
+        if base not in HIDDEN_BASES | MIXED_IN.keys() and not base.startswith(("_", "Closable["))
     ]
     title = f"### `{definition.name}`" + (f" ({', '.join(f'`{base}`' for base in bases)})" if bases else "")
     lines = [title, "", *constructor(definition), *text(definition), *fields(definition)]
-    for member in definition.body:
+    own = {getattr(member, "name", "") for member in definition.body}
+    mixed = [m for base in map(ast.unparse, definition.bases) if base in MIXED_IN for m in members_of(base)]
+    for member in [*(m for m in mixed if getattr(m, "name", "") not in own), *definition.body]:
         if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and is_public(member) and is_told(member):
             lines += [f"#### `{definition.name}.{member.name}`", "", *code(signature(member)), *text(member)]
     return lines
+
+
+def members_of(mixed_in: str) -> list[ast.stmt]:
+    (definition,) = wanted(ROOT / MIXED_IN[mixed_in], [mixed_in])
+    return definition.body
 
 
 def is_public(member: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

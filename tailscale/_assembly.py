@@ -24,7 +24,7 @@ from tailscale.dns.resolvers import NameResolver
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.control_actor import ControlActor, run_control
 from tailscale.runtime.counters import Counted, CountersTaker
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
@@ -181,7 +181,7 @@ class Runtime:
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
         ping_peer = partial(ping_for_control, self.dialer)
-        self.control = Control(
+        self.control = ControlActor(
             config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
         )
         # What each of them counts. One that is missing here fails tests/tailscale/test_drops_complete.py.

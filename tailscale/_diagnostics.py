@@ -1,14 +1,18 @@
-"""Questions about a running device: who is this, how are we doing."""
+"""Questions about a running device, who is this, how are we doing; and one that needs none: is control there."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
 from tailscale.nodes import node_from_wire
+from tailscale.runtime.network import HostNetwork
 from tailscale.status import Counters, ExitNode, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
+from ts_base.keys import MachinePrivate
+from ts_control.client import ControlClient
 from ts_control.wire import Hostinfo, Location
 
 if TYPE_CHECKING:
@@ -88,3 +92,11 @@ def status(
         health=health,
         counters=counters,
     )
+
+
+async def greet_control(url: str) -> None:
+    """Dial, TLS, key, upgrade and Noise handshake, with a key nobody knows: all but saying who we are."""
+    network = HostNetwork()
+    client = ControlClient(url, network, MachinePrivate.generate(network.entropy(32)), environment=os.environ)
+    async with client.connect():
+        pass

@@ -26,7 +26,7 @@ from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work
+from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import Job, LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
@@ -54,7 +54,7 @@ def _awaited(
 
     @functools.wraps(verb)
     async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await _finished(face._thread.submit(lambda: verb(face._inside(), *args, **kwargs)))
+        return await _finished(asked(face, verb, *args, **kwargs))
 
     return call
 

@@ -17,7 +17,7 @@ from tailscale.sockets.local import CHUNK, LINGER_ZERO, LocalStream
 from tailscale.sockets.tcp import TcpStream
 
 if TYPE_CHECKING:
-    from tailscale.sockets.home import SocketHome
+    from tailscale.sockets.socket_device import SocketDevice
     from ts_netstack.tcp import TcpConnection
 
 LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -125,9 +125,9 @@ class Splice:
         both.cancel()
 
 
-async def carry_outward(home: SocketHome, carried: Carried, connection: TcpConnection, outward: Stream) -> None:
+async def carry_outward(device: SocketDevice, carried: Carried, connection: TcpConnection, outward: Stream) -> None:
     """Join what somebody in the tailnet opened to an address we forward for with the stream we opened there."""
-    caller = TcpStream(connection, home)
+    caller = TcpStream(connection, device)
     caller.set_keepalive(CALLER_SILENCE)
     near = LocalStream.adopt(outward) if isinstance(outward, trio.SocketStream) else outward
     with contextlib.suppress(*LOST):  # the other side has heard of it

@@ -37,7 +37,7 @@ from tailscale.dial.dialing import Via, host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
-from tailscale.nodes import Node, Peers
+from tailscale.nodes import Node, OwnNode, Peers
 from tailscale.runtime.event_feed import Readers
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
@@ -56,7 +56,7 @@ DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
 
 
-class Device:
+class Device(OwnNode):
     """A node of the tailnet, alive inside `async with`.
 
     ```python
@@ -177,26 +177,6 @@ class Device:
         ```
         """
         return self._ready().directory.self_node()
-
-    @property
-    def name(self) -> str:
-        """Our full MagicDNS name."""
-        return self.node.name
-
-    @property
-    def hostname(self) -> str:
-        """Our short name: what peers connect to."""
-        return self.node.hostname
-
-    @property
-    def ipv4(self) -> str | None:
-        """Our IPv4 address in the tailnet; None in a tailnet without."""
-        return self.node.ipv4
-
-    @property
-    def ipv6(self) -> str | None:
-        """Our IPv6 address in the tailnet; None in a tailnet without."""
-        return self.node.ipv6
 
     @property
     def peers(self) -> Peers:

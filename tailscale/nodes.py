@@ -123,6 +123,35 @@ def _time(moment: datetime | None) -> datetime | None:
     return None if moment is None or moment.year <= 1 else moment
 
 
+class OwnNode:
+    """Who a device is itself; the trio Device and its faces differ only in how they find `node`."""
+
+    @property
+    def node(self) -> Node:
+        """Ourselves, as the tailnet sees us right now."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """Our full MagicDNS name."""
+        return self.node.name
+
+    @property
+    def hostname(self) -> str:
+        """Our short name: what peers connect to."""
+        return self.node.hostname
+
+    @property
+    def ipv4(self) -> str | None:
+        """Our IPv4 address in the tailnet; None in a tailnet without."""
+        return self.node.ipv4
+
+    @property
+    def ipv6(self) -> str | None:
+        """Our IPv6 address in the tailnet; None in a tailnet without."""
+        return self.node.ipv6
+
+
 class Peers(Mapping[str, Node]):
     """A snapshot of the peers: iterate over full names, or look a node up by name, id or address.
 

@@ -24,7 +24,7 @@ from tailscale.errors import DeviceClosed
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work
+from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
-    from tailscale.sockets.home import Address
+    from tailscale.sockets.socket_device import Address
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
@@ -49,7 +49,7 @@ def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Conca
 
     @wraps(verb)
     def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs)).wait()
+        return asked(face, verb, *args, **kwargs).wait()
 
     call.__doc__ = (verb.__doc__ or "").partition("```")[0].rstrip()  # the example behind it awaits
     return call

@@ -23,7 +23,7 @@ from ts_control.gojson import decode_json_untrusted
 from ts_control.handshake import Initiator
 from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, upgrade_headers
 from ts_control.location import (
-    Location,
+    ControlAddress,
     Proxy,
     answer_target_untrusted,
     base_path,
@@ -110,7 +110,7 @@ class ControlClient:
             finally:
                 await trio.aclose_forcefully(stream)
 
-    async def _address_outside(self, where: Location) -> str:
+    async def _address_outside(self, where: ControlAddress) -> str:
         """Where to dial for control's sake: at the machine it is on, or at a public address.
 
         Anywhere else it would have us knock at doors that are open to this machine and not to control. A name is
@@ -181,7 +181,7 @@ class ControlClient:
         return keys.public_key, reply.can_continue
 
     async def _upgrade(
-        self, stream: trio.abc.Stream, http: Http1Client, where: Location, key: MachinePublic
+        self, stream: trio.abc.Stream, http: Http1Client, where: ControlAddress, key: MachinePublic
     ) -> tuple[trio.abc.Stream, ClientTransport, bytes]:
         initiator = Initiator(self._machine, key, self.version, entropy=self._network.entropy)
         handshake = base64.b64encode(initiator.initiation).decode()
@@ -197,10 +197,10 @@ class ControlClient:
             rest += transport.receive_untrusted(bytes(data))
         return stream, transport, rest
 
-    async def _dial(self, where: Location, address: str = "") -> trio.abc.Stream:
+    async def _dial(self, where: ControlAddress, address: str = "") -> trio.abc.Stream:
         """`address` is where to find `where.host`, if it must not be looked up again."""
         proxy = maybe_proxy(where, self._environment)
-        entry = proxy.location if proxy else Location(address or where.host, where.port, where.is_tls)
+        entry = proxy.location if proxy else ControlAddress(address or where.host, where.port, where.is_tls)
         try:
             with trio.fail_after(DIAL_TIMEOUT):
                 stream: trio.abc.Stream = await self._network.open_tcp(entry.host, entry.port)
@@ -217,7 +217,7 @@ class ControlClient:
                 raise NotControl(sentence) from problem  # somebody answers, and waiting will not change who
             raise ControlLost(sentence) from problem
 
-    async def _climb(self, stream: trio.abc.Stream, where: Location, proxy: Proxy | None) -> trio.abc.Stream:
+    async def _climb(self, stream: trio.abc.Stream, where: ControlAddress, proxy: Proxy | None) -> trio.abc.Stream:
         """Proxy and TLS on a fresh TCP stream."""
         if proxy:
             if proxy.location.is_tls:

@@ -156,6 +156,10 @@ class Directory:
         record = self.auth_keys[name] = AuthKeyRecord(secret, login, reusable, ephemeral, tags, expires)
         return record
 
+    def adopt_auth_keys(self, other: Directory) -> None:
+        """Let those in that `other` would let in."""
+        self.auth_keys = other.auth_keys
+
     def find_auth_key(self, secret: str) -> AuthKeyRecord | None:
         parts = secret.split("-")
         record = self.auth_keys.get(parts[2]) if len(parts) == 4 else None

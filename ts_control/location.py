@@ -16,7 +16,7 @@ from ts_base.hosts import check_host_untrusted
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class ControlAddress:
     """One way in: scheme, host, port."""
 
     host: str
@@ -35,20 +35,20 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    location: Location
+    location: ControlAddress
     authorization: str = field(default="", repr=False)  # a whole header value, or nothing
 
 
-def parse_url(url: str) -> Location:
+def parse_url(url: str) -> ControlAddress:
     """The place a control URL names; ValueError with a sentence for the user when it names none."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"control_url must look like https://host or http://host:port, not {url!r}")
     is_tls = parts.scheme == "https"
-    return Location(parts.hostname, parts.port or (443 if is_tls else 80), is_tls)
+    return ControlAddress(parts.hostname, parts.port or (443 if is_tls else 80), is_tls)
 
 
-def answer_target_untrusted(url: str) -> tuple[Location, str]:
+def answer_target_untrusted(url: str) -> tuple[ControlAddress, str]:
     """The place and the path where control wants a ping answered. BadPacket when they cannot be asked for as they are:
     a path with a space or a control character in it would have to be guessed at.
     """
@@ -60,18 +60,18 @@ def answer_target_untrusted(url: str) -> tuple[Location, str]:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
         raise BadPacket("a ping request for a path that no request line can hold")
-    return Location(check_host_untrusted(where.host), where.port, where.is_tls), path
+    return ControlAddress(check_host_untrusted(where.host), where.port, where.is_tls), path
 
 
 def base_path(url: str) -> str:
     return urlsplit(url).path.rstrip("/")
 
 
-def upgrade_locations(first: Location) -> list[Location]:
+def upgrade_locations(first: ControlAddress) -> list[ControlAddress]:
     """Where to try the upgrade, in order. Noise proves itself, so plain HTTP is a lawful way round a middlebox."""
     if first.is_tls:
-        return [first, Location(first.host, 80, is_tls=False)]
-    return [first] if is_local(first.host) else [first, Location(first.host, 443, is_tls=True)]
+        return [first, ControlAddress(first.host, 80, is_tls=False)]
+    return [first] if is_local(first.host) else [first, ControlAddress(first.host, 443, is_tls=True)]
 
 
 def is_local(host: str) -> bool:
@@ -85,7 +85,7 @@ def is_local(host: str) -> bool:
     return not address.is_global
 
 
-def maybe_proxy(target: Location, environment: Mapping[str, str]) -> Proxy | None:
+def maybe_proxy(target: ControlAddress, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy for `target`, by the usual variables in either case; loopback never goes through one."""
 
     def variable(name: str) -> str:
@@ -102,10 +102,10 @@ def maybe_proxy(target: Location, environment: Mapping[str, str]) -> Proxy | Non
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         authorization = "Basic " + base64.b64encode(login.encode()).decode()
-    return Proxy(Location(parts.hostname, parts.port or (443 if is_tls else 80), is_tls), authorization)
+    return Proxy(ControlAddress(parts.hostname, parts.port or (443 if is_tls else 80), is_tls), authorization)
 
 
-def _is_bypassed(target: Location, rules: str) -> bool:
+def _is_bypassed(target: ControlAddress, rules: str) -> bool:
     host = target.host.lower()
     try:
         address = ipaddress.ip_address(host)
@@ -117,7 +117,7 @@ def _is_bypassed(target: Location, rules: str) -> bool:
 
 
 def _rule_matches(
-    rule: str, target: Location, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None
+    rule: str, target: ControlAddress, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None
 ) -> bool:
     if not rule:
         return False

@@ -1,7 +1,7 @@
 """An embedded coordination server: what devices ask of it and what an administrator does with it, as one machine.
 
 Owns the front: requests are judged here and handed to those who know. Who is enrolled is in `directory`, who gets in
-`server_login`, what changes over time `server_roster`, what is shown `server_maps`, who may see whom `policy_index`.
+`server_login`, what changes over time `server_news`, what is shown `server_maps`, who may see whom `policy_index`.
 Knows nothing of Noise or HTTP: `server_connection` does. Made for one machine: tests, demos, laptops.
 """
 
@@ -19,9 +19,10 @@ from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.gojson import encode_json
 from ts_control.policy import Policy
+from ts_control.policy_index import PolicyIndex
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
-from ts_control.server_roster import Roster
+from ts_control.server_news import News
 from ts_control.wire import DERPMap, DNSConfig, DNSRecord, MapRequest, PingRequest, Resolver
 from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
 
@@ -68,13 +69,17 @@ class ControlServer:
         self._entropy = entropy
         self._wall_clock = wall_clock
         self.directory = Directory(entropy)
-        self._maps = MapWriter(self.directory, domain)
+        self._maps = MapWriter(self.directory, domain, PolicyIndex(Policy.allow_all()))
         self._maps.dns = DNSConfig(domains=(domain,), proxied=True, routes={domain: ()})
-        self._roster = Roster(self.directory, self._maps, wall_clock=wall_clock)
+        self._news = News(self.directory, self._maps, wall_clock=wall_clock)
         self._logins = Logins(
             self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock, key_lifetime=key_lifetime
         )
         self.pings: dict[str, PingSent] = {}
+
+    def appear_as(self, machine: MachinePrivate) -> None:
+        """Prove to be this machine on connections that are made from now on."""
+        self.machine = machine
 
     @property
     def key(self) -> MachinePublic:
@@ -82,24 +87,24 @@ class ControlServer:
 
     @property
     def drops(self) -> Counter[str]:
-        return self._roster.drops
+        return self._news.drops
 
     def statistics(self) -> ControlServerStatistics:
         pings = sum(sent.answer is None for sent in self.pings.values())
-        return ControlServerStatistics(len(self.directory.devices), self._roster.streams, pings, dict(self.drops))
+        return ControlServerStatistics(len(self.directory.devices), self._news.streams, pings, dict(self.drops))
 
     def keys_json(self) -> bytes:
         """The body of `GET /key`."""
         return encode_json(ServerKeys(public_key=self.key))
 
     def take_ready(self) -> list[object]:
-        return self._roster.take_ready()
+        return self._news.take_ready()
 
     def next_timer(self) -> float:
-        return self._roster.next_timer()
+        return self._news.next_timer()
 
     def handle_timer(self, now: float) -> None:
-        self._roster.handle_timer(now)
+        self._news.handle_timer(now)
 
     # What devices ask
 
@@ -120,24 +125,24 @@ class ControlServer:
         if device is None or device.machine != machine:
             raise DirectoryError("node not found")
         if not request.read_only:
-            self._roster.learn(device, request, now)
+            self._news.learn(device, request, now)
         compress = request.compress == "zstd"
         if request.stream:
-            return self._roster.open_stream(device, compress, owner, now)
-        self._roster.settle(now)
-        return b"" if request.omit_peers else self._roster.one_map(device, compress)
+            return self._news.open_stream(device, compress, owner, now)
+        self._news.settle(now)
+        return b"" if request.omit_peers else self._news.one_map(device, compress)
 
     def visible_to(self, device_id: int) -> frozenset[int]:
         """Whom the policy lets this device know of, itself left out."""
         return self._maps.view(self.directory.find(device_id)) - {device_id}
 
     def close_map(self, stream: ServedMap, now: float) -> None:
-        self._roster.close_stream(stream, now)
+        self._news.close_stream(stream, now)
 
     def abandon(self, owner: object, now: float) -> None:
         """A connection ended: everything that was waiting on it is forgotten."""
         self._logins.abandon(owner)
-        self._roster.abandon(owner, now)
+        self._news.abandon(owner, now)
 
     def answer_ping(self, ping_id: str, body: bytes, now: float) -> bool:
         """Somebody called the URL of a PingRequest."""
@@ -151,10 +156,10 @@ class ControlServer:
     def _take_over(self, now: float) -> None:
         """What the login rules decided becomes news."""
         for device in self._logins.take_removed():
-            self._roster.remove(device)
+            self._news.remove(device)
         for device, changed in self._logins.take_admitted():
-            self._roster.note(device, changed, now)
-        self._roster.settle(now)
+            self._news.note(device, changed, now)
+        self._news.settle(now)
 
     # Who may come in
 
@@ -186,12 +191,12 @@ class ControlServer:
     def approve_login(self, login: str, now: float, *, user: str = DEFAULT_USER) -> None:
         """Let a waiting device in; `login` is its id or its whole URL."""
         for parked in self._logins.approve(login, user):
-            self._roster.wake(parked.owner)
+            self._news.wake(parked.owner)
         self._take_over(now)
 
     def reject_login(self, login: str, now: float) -> None:
         for parked in self._logins.reject(login):
-            self._roster.wake(parked.owner)
+            self._news.wake(parked.owner)
         self._take_over(now)
 
     # What everybody gets
@@ -201,13 +206,13 @@ class ControlServer:
         chosen = Policy.allow_all() if policy is None else policy
         parsed = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
         self._logins.policy = parsed
-        self._roster.use_policy(parsed, now)
-        self._roster.settle(now)
+        self._news.use_policy(parsed, now)
+        self._news.settle(now)
 
     def set_derp_map(self, derp_map: DERPMap, now: float) -> None:
         self._maps.derp_map = derp_map
-        self._roster.changes.facts["DERPMap"] = msgspec.Raw(encode_json(derp_map))
-        self._roster.settle(now)
+        self._news.changes.facts["DERPMap"] = msgspec.Raw(encode_json(derp_map))
+        self._news.settle(now)
 
     def set_dns(
         self,
@@ -230,8 +235,8 @@ class ControlServer:
             resolvers=tuple(Resolver(addr=server) for server in nameservers),
             extra_records=tuple(DNSRecord(name=name, value=value) for name, value in records),
         )
-        self._roster.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
-        self._roster.settle(now)
+        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
+        self._news.settle(now)
 
     # One device
 
@@ -257,8 +262,8 @@ class ControlServer:
         self._changed(device, {"authorized"}, now)
 
     def remove(self, device_id: int, now: float) -> None:
-        self._roster.remove(self.directory.find(device_id))
-        self._roster.settle(now)
+        self._news.remove(self.directory.find(device_id))
+        self._news.settle(now)
 
     def rename(self, device_id: int, label: str, now: float) -> None:
         device = self.directory.find(device_id)
@@ -277,7 +282,7 @@ class ControlServer:
         """Exactly these of the advertised routes are in force from now on."""
         device = self.directory.find(device_id)
         before, device.approved = device.approved, frozenset(parse_prefix(route) for route in routes)
-        self._roster.elect(before | device.approved)
+        self._news.elect(before | device.approved)
         self._changed(device, {"routes"}, now)
 
     def ping(self, device_id: int, now: float, *, types: str = "", ip: str = "", payload: str = "") -> PingSent:
@@ -291,13 +296,13 @@ class ControlServer:
         in_noise = bool(types)
         path = f"/machine/{'ping-answer' if in_noise else 'ping-response'}?id={ping.id}"
         request = PingRequest(url=self.url + path, url_is_noise=in_noise, types=types, ip=ip, payload=payload)
-        self._roster.send(device_id, self._maps.ping(request), now)
+        self._news.send(device_id, self._maps.ping(request), now)
         return ping
 
     def send_to(self, device_id: int, parts: Mapping[str, Any], now: float) -> None:
         """Any map message at all, to see how a client takes it."""
-        self._roster.send(device_id, msgspec.json.encode(parts), now)
+        self._news.send(device_id, msgspec.json.encode(parts), now)
 
     def _changed(self, device: Enrolled, changed: set[str], now: float) -> None:
-        self._roster.note(device, changed, now)
-        self._roster.settle(now)
+        self._news.note(device, changed, now)
+        self._news.settle(now)

@@ -78,10 +78,10 @@ class Changes:
 class MapWriter:
     """Turns directory and policy into map messages."""
 
-    def __init__(self, directory: Directory, domain: str) -> None:
+    def __init__(self, directory: Directory, domain: str, policy: PolicyIndex) -> None:
         self._directory = directory
         self.domain = domain
-        self.policy: PolicyIndex
+        self.policy = policy
         self.dns = DNSConfig()
         self.derp_map = DERPMap()
         self.unauthorized: frozenset[int] = frozenset()

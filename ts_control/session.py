@@ -31,10 +31,10 @@ from __future__ import annotations
 # one that control answers with 404 must register and is not told to anybody as offline, because control is there.
 # NEEDS_LOGIN and FAILED survive a lost connection: that somebody must act is the better news.
 #
-# Keys. The node key that control has accepted is `identity.node`. A new one (login, expiry) is first `next_node`, saved
-# before it is sent, and becomes `node` when control accepts it. A crash in between leaves a question only control can
-# answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`), without an auth
-# key, and any refusal means no. Without this a device whose answer was lost would be a new device.
+# Keys. The node key that control has accepted is `credentials.node`. A new one (login, expiry) is first `next_node`,
+# saved before it is sent, and becomes `node` when control accepts it. A crash in between leaves a question only
+# control can answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`),
+# without an auth key, and any refusal means no. Without this a device whose answer was lost would be a new device.
 #
 # An auth key is used when control has never accepted us, or when it asks for a login that nobody was sent to. It is
 # refused once: after a person's login() its refusal is remembered (`key_refusal`) and the page is shown instead.
@@ -84,7 +84,7 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Credentials:
     """The keys control knows us by, and whether it has accepted the node key."""
 
     machine: MachinePrivate
@@ -121,10 +121,10 @@ class PhaseChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class IdentityChanged:
+class CredentialsChanged:
     """Save this before anything else happens."""
 
-    identity: Identity
+    credentials: Credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class SessionStatistics:
 
 
 Step = Wait | Register | Poll
-SessionMessage = PhaseChanged | IdentityChanged
+SessionMessage = PhaseChanged | CredentialsChanged
 
 
 class ControlMachine:
@@ -146,7 +146,7 @@ class ControlMachine:
 
     def __init__(
         self,
-        identity: Identity,
+        credentials: Credentials,
         hostinfo: Hostinfo,
         *,
         entropy: Callable[[int], bytes],
@@ -155,7 +155,7 @@ class ControlMachine:
         ephemeral: bool = False,
         version: int = CAPABILITY_VERSION,
     ) -> None:
-        self.identity = identity
+        self.credentials = credentials
         self.hostinfo = hostinfo
         self.phase = Phase.CONNECTING
         self.auth_key = auth_key
@@ -168,9 +168,9 @@ class ControlMachine:
         self._not_before = -math.inf
         self._must_register = True
         self._was_regenerated = False
-        self.asks_about_next_key = identity.next_node is not None  # left by a crash: a question, not a wish
+        self.asks_about_next_key = credentials.next_node is not None  # left by a crash: a question, not a wish
         # Stored keys are enough for a device that control knows: the auth key stays unused, and its hashing unpaid.
-        self._uses_auth_key = not identity.is_registered
+        self._uses_auth_key = not credentials.is_registered
         self._was_asked_to_log_in = False  # by a person, then: what a key does not open, a page may
         self.key_refusal = ""  # what control said of the key since then
         self._followup = ""
@@ -182,7 +182,7 @@ class ControlMachine:
     @property
     def node_key(self) -> NodePrivate:
         """The key the map is asked for with."""
-        return self.identity.node
+        return self.credentials.node
 
     def next_step(self, now: float) -> Step:
         if self.phase is Phase.LOGGED_OUT:
@@ -204,7 +204,7 @@ class ControlMachine:
 
     def register_request(self) -> RegisterRequest:
         """What to ask control now. The order of the keys' choice is upstream's."""
-        ours = self.identity
+        ours = self.credentials
         old = ours.node if ours.next_node is not None else ours.old_node
         auth = None
         if self.wants_auth_key and self.auth_key:
@@ -226,12 +226,20 @@ class ControlMachine:
 
     def logout_request(self) -> RegisterRequest:
         """Makes control forget an ephemeral node and expire any other."""
-        return change(self.register_request(), node_key=self.identity.node.public, followup="", expiry=LOGOUT_EXPIRY)
+        return change(self.register_request(), node_key=self.credentials.node.public, followup="", expiry=LOGOUT_EXPIRY)
 
     def statistics(self) -> SessionStatistics:
-        return SessionStatistics(self.phase, self.identity.is_registered, self._refusals, self._not_before)
+        return SessionStatistics(self.phase, self.credentials.is_registered, self._refusals, self._not_before)
 
     # --- what the user wants ---
+
+    def use_auth_key(self, key: str | None) -> None:
+        """The key that the next registration with one shows."""
+        self.auth_key = key
+
+    def describe(self, hostinfo: Hostinfo) -> None:
+        """What control is told of this machine from now on."""
+        self.hostinfo = hostinfo
 
     def login(self, now: float, auth_key: str | None = None) -> None:
         """Authenticate again, with a new node key; control keeps the node's id and addresses."""
@@ -244,7 +252,7 @@ class ControlMachine:
     def on_logged_out(self) -> None:
         """Control was told; nothing more is done until `login`."""
         node = NodePrivate.generate(self._entropy(32))
-        self._commit(Identity(self.identity.machine, node))
+        self._commit(Credentials(self.credentials.machine, node))
         self._must_register = True
         self._uses_auth_key = True
         self.asks_about_next_key = False
@@ -263,7 +271,7 @@ class ControlMachine:
         """Control answered. The order of the cases is upstream's."""
         if self.asks_about_next_key and (response.error or response.node_key_expired or response.auth_url):
             self.asks_about_next_key = False
-            self._commit(replace(self.identity, next_node=None))
+            self._commit(replace(self.credentials, next_node=None))
         elif response.error:
             self._on_error(response.error, now)
         elif response.node_key_expired:
@@ -310,9 +318,9 @@ class ControlMachine:
     # --- inside ---
 
     def _on_accepted(self, response: RegisterResponse) -> None:
-        ours = self.identity
+        ours = self.credentials
         if ours.next_node is not None:
-            self._commit(Identity(ours.machine, ours.next_node, ours.node, is_registered=True))
+            self._commit(Credentials(ours.machine, ours.next_node, ours.node, is_registered=True))
         elif not ours.is_registered:
             self._commit(replace(ours, is_registered=True))
         self.asks_about_next_key = False
@@ -358,8 +366,8 @@ class ControlMachine:
         self._uses_auth_key = True
         self._followup = ""
         self.asks_about_next_key = False
-        if self.identity.is_registered:  # a key control never accepted is as good as a new one
-            self._commit(replace(self.identity, next_node=NodePrivate.generate(self._entropy(32))))
+        if self.credentials.is_registered:  # a key control never accepted is as good as a new one
+            self._commit(replace(self.credentials, next_node=NodePrivate.generate(self._entropy(32))))
 
     def _fail(self, error: RegistrationRefused, now: float) -> None:
         pause = min(REFUSAL_PAUSE * 2**self._refusals, LONGEST_REFUSAL_PAUSE)
@@ -367,9 +375,9 @@ class ControlMachine:
         self._not_before = now + pause
         self._enter(Phase.FAILED, error.reason, error=error)
 
-    def _commit(self, identity: Identity) -> None:
-        self.identity = identity
-        self._messages.append(IdentityChanged(identity))
+    def _commit(self, credentials: Credentials) -> None:
+        self.credentials = credentials
+        self._messages.append(CredentialsChanged(credentials))
 
     def _enter_unless_waiting_for_login(self, phase: Phase, detail: str) -> None:
         if self.phase not in {Phase.NEEDS_LOGIN, Phase.FAILED}:

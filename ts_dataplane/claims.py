@@ -34,7 +34,7 @@ class PeerRoutes(NamedTuple):
     unsigned: bool = False  # UnsignedPeerAPIOnly: a filter that names it as a source is not to be trusted
 
 
-class Peer(NamedTuple):
+class PeerClaims(NamedTuple):
     """One peer, read."""
 
     routes: PeerRoutes
@@ -93,7 +93,7 @@ class ClaimReader:
     def _prefixes(self, texts: Iterable[str], routes: PeerRoutes) -> list[Prefix]:
         return read_prefixes(texts, routes.peer, self._problems, self._known)
 
-    def read(self, routes: PeerRoutes) -> Peer:
+    def read(self, routes: PeerRoutes) -> PeerClaims:
         addresses = self._prefixes(routes.addresses, routes)
         allowed = addresses if routes.allowed is None else self._prefixes(routes.allowed, routes)
         usable = allowed if routes.reachable and not routes.expired else ()
@@ -108,7 +108,7 @@ class ClaimReader:
                 masquerade += [(ours, theirs) for ours in self._own if len(ours) == len(theirs)][:1]
         hosts = tuple(address for address, length in addresses if length == 8 * len(address))
         defaults = tuple(len(default[0]) for default in DEFAULTS if default in usable)
-        return Peer(routes, hosts, tuple(dict.fromkeys(claims)), tuple(masquerade), defaults)
+        return PeerClaims(routes, hosts, tuple(dict.fromkeys(claims)), tuple(masquerade), defaults)
 
     def _is_eligible(self, prefix: Prefix, peer: PeerId, addresses: Sequence[Prefix]) -> bool:
         if prefix in addresses or _is_node_address(prefix):

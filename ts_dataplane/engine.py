@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ts_base.ip import TCP, TSMP, UDP
-from ts_base.who import Hop, Origin, Path, PathRun, PeerId, PeerRun, is_direct
+from ts_base.who import Direct, Hop, Origin, Path, PathRun, PeerId, PeerRun, is_direct
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
 from ts_dataplane.overlay import Changed, Overlay
@@ -42,6 +42,7 @@ from ts_dataplane.tsmp_talk import TsmpTalk
 from ts_tunnel.messages import Message
 
 # Names of drop counters; the filter's verdicts are counted under their own names.
+P = TypeVar("P", bound=Path)
 STRAY, NOT_OURS = "engine.stray_byte", "engine.unknown_datagram"
 DISCO_FULL, STUN_FULL = "engine.disco_full", "engine.stun_full"
 MALFORMED, SOURCE_ROUTED = "engine.malformed", "engine.source_routed"
@@ -55,14 +56,14 @@ _WIREGUARD = frozenset(bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True, slots=True)
-class NoRoute:
+class RouteMissing:
     """Packets to `destination` were dropped because no peer has it, or `via` does not take them: dials may fail."""
 
     destination: bytes
     via: PeerId = 0
 
 
-EngineMessage = Message | TsmpMessage | NoRoute | Changed
+EngineMessage = Message | TsmpMessage | RouteMissing | Changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Engine:
         self._pathless = Pathless(self.drops)
         self._exits = overlay.exits_in_use
         self._disco: deque[tuple[bytes, Path]] = deque(maxlen=DISCO_LIMIT)
-        self._stun: deque[tuple[bytes, Path]] = deque(maxlen=STUN_LIMIT)
+        self._stun: deque[tuple[bytes, Direct]] = deque(maxlen=STUN_LIMIT)
         self._last_path: dict[PeerId, Path] = {}
         self._heard: dict[PeerId, Path] = {}
         self._sent: set[PeerId] = set()
@@ -152,14 +153,14 @@ class Engine:
                     continue
             if datagram.startswith(disco.MAGIC):
                 self._keep(self._disco, (datagram, came_by), DISCO_FULL)
-            elif is_direct(path) and stun.is_stun(datagram):
+            elif is_direct(came_by) and stun.is_stun(datagram):
                 self._keep(self._stun, (datagram, came_by), STUN_FULL)
             else:
                 # Linux peers pad segmented sends with one stray byte to dodge a kernel bug.
                 self.drops[STRAY if len(datagram) <= 1 else NOT_OURS] += 1
         tunnel += relayed.items()
 
-    def _keep(self, waiting: deque[tuple[bytes, Path]], item: tuple[bytes, Path], full: str) -> None:
+    def _keep(self, waiting: deque[tuple[bytes, P]], item: tuple[bytes, P], full: str) -> None:
         self.drops[full] += len(waiting) == waiting.maxlen
         waiting.append(item)
 
@@ -323,7 +324,7 @@ class Engine:
         """Sockets that changed, what the tunnel and peers told, and where packets found no way to."""
         taken: list[EngineMessage] = [*self._endpoint.take_messages(), *self._overlay.take_messages()]
         if self._talk.messages or self._unrouted:
-            taken = [*self._talk.messages, *(NoRoute(*hop) for hop in self._unrouted), *taken]
+            taken = [*self._talk.messages, *(RouteMissing(*hop) for hop in self._unrouted), *taken]
             self._talk.messages, self._unrouted = [], {}
         return taken
 
@@ -347,7 +348,7 @@ class Engine:
         self._disco.clear()
         return taken
 
-    def take_stun(self) -> list[tuple[bytes, Path]]:
+    def take_stun(self) -> list[tuple[bytes, Direct]]:
         """STUN datagrams off the tunnel's own socket."""
         taken = list(self._stun)
         self._stun.clear()

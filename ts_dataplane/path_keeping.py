@@ -104,7 +104,8 @@ class PathKeeper:
         self._drops = drops
         self._endpoints: tuple[Direct, ...] = ()
         self._timers: Timers[PeerId] = Timers()
-        self._callers: dict[PeerId, bool] = {}  # wait for fresh endpoints; True: were told stale ones meanwhile
+        # Peers to be called once our endpoints are fresh; True for those that were told an older list meanwhile.
+        self._callers: dict[PeerId, bool] = {}
         self._patience_at = math.inf
 
     # ---- states

@@ -47,7 +47,7 @@ from ts_base.ip import (
 )
 from ts_base.who import Hop, PeerId
 from ts_dataplane.bart import Bart
-from ts_dataplane.claims import DEFAULTS, ClaimReader, Peer, PeerRoutes, Prefs, read_prefixes
+from ts_dataplane.claims import DEFAULTS, ClaimReader, PeerClaims, PeerRoutes, Prefs, read_prefixes
 from ts_dataplane.filter import (
     MAX_PROBLEMS,
     STEP,
@@ -101,7 +101,7 @@ class Tables:
         self, own: tuple[bytes, ...], local: Bart[bool], rules: PacketFilter, problems: tuple[str, ...], prefs: Prefs
     ) -> None:
         self.own = own
-        self.peers: dict[PeerId, Peer] = {}
+        self.peers: dict[PeerId, PeerClaims] = {}
         self.problems = problems
         self._local = local
         self._rules = self._filter = rules
@@ -262,7 +262,7 @@ class Tables:
         twin._settle((*self.problems, *problems))
         return twin
 
-    def _attach(self, peer: Peer, problems: list[str]) -> None:
+    def _attach(self, peer: PeerClaims, problems: list[str]) -> None:
         number = peer.routes.peer
         self.peers[number] = peer
         if peer.routes.unsigned:

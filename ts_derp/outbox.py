@@ -24,14 +24,14 @@ DISCO_QUEUE_FULL = "derp.receiver_disco_full"
 class Outbox:
     """Runs in, runs out. Drops are counted in the counter it is given."""
 
-    __slots__ = ("_disco", "_drops", "_queues", "_weight", "_weights")
+    __slots__ = ("_disco", "_drops", "_queues", "_weights", "weight")
 
     def __init__(self, drops: Counter[str]) -> None:
         self._drops = drops
         self._disco: deque[tuple[bytes, bytes]] = deque()
         self._queues: dict[bytes, deque[bytes]] = {}  # by sender, the next one to be served first
         self._weights: dict[bytes, int] = {}
-        self._weight = 0
+        self.weight = 0  # of all that waits, headers included
 
     def __bool__(self) -> bool:
         return bool(self._queues or self._disco)
@@ -55,18 +55,18 @@ class Outbox:
             self._weights[source] = 0
         queue.extend(packets)
         self._weights[source] += weight
-        self._weight += weight
-        while self._weight > QUEUE_LIMIT:
+        self.weight += weight
+        while self.weight > QUEUE_LIMIT:
             self._drop_from_the_heaviest()
 
     def _drop_from_the_heaviest(self) -> None:
         """Who has the most waiting loses its oldest packets."""
         source = max(self._weights, key=self._weights.__getitem__)
         queue, dropped, freed = self._queues[source], 0, 0
-        while queue and self._weight - freed > QUEUE_LIMIT:
+        while queue and self.weight - freed > QUEUE_LIMIT:
             freed += len(queue.popleft()) + PACKET_WEIGHT
             dropped += 1
-        self._weight -= freed
+        self.weight -= freed
         self._weights[source] -= freed
         self._drops[QUEUE_FULL] += dropped
         if not queue:
@@ -97,6 +97,6 @@ class Outbox:
                 self._queues[source] = queue
             else:
                 del self._weights[source]
-        self._weight -= weight
+        self.weight -= weight
         runs.append((source, packets))
         return weight - (PACKET_WEIGHT - PACKET_OVERHEAD) * len(packets)

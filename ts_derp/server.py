@@ -104,6 +104,7 @@ class DerpServerStatistics:
 
     connections: int
     clients: int
+    watchers: int
     homes: int
     drops: Mapping[str, int]
 
@@ -358,6 +359,7 @@ class DerpServer:
         return DerpServerStatistics(
             connections=len(self._clients),
             clients=len(self._by_key),
+            watchers=len(self._watchers),
             homes=sum(client.preferred for client in self._clients.values()),
             drops=dict(self.drops),
         )

@@ -77,6 +77,11 @@ class UdpPort(Socket):
         packet = ip_packet(source, remote[0], UDP, udp_payload((source, self.port), remote, bytes(data)))
         self._outbox.post(self._own.hop_to(remote[0], self.via), packet)
 
+    def take_error(self) -> str | None:
+        """What went wrong since last asked."""
+        error, self.error = self.error, None
+        return error
+
     def deliver(self, data: bytes, sender: Address) -> None:
         if self.remote is not None and sender != self.remote:
             self.dropped += 1

@@ -137,7 +137,7 @@ class Endpoint:
                 if session is not None:
                     plaintexts = self._open(session, list(group), now)
                     if plaintexts is not None:
-                        opened.append((session.peer.id, path, plaintexts))
+                        opened.append((session.peer, path, plaintexts))
                 else:
                     for datagram in group:
                         peer = self._handshakes.receive(path, datagram, now)
@@ -148,7 +148,7 @@ class Endpoint:
 
     def _open(self, session: Session, datagrams: list[bytes], now: float) -> list[bytes] | None:
         """None: nothing of the run was authentic and new."""
-        peer = session.peer
+        peer = self._peers[session.peer]
         if not session.is_alive(now):
             self.drops[because.STALE_SESSION] += len(datagrams)
             return None

@@ -134,7 +134,7 @@ class Handshakes:
             return None
         keys = peer.pending.read_response_untrusted(message)
         self.indices.clear_pending(peer)
-        session = Session(peer, receiver, sender, keys, is_initiator=True, now=now)
+        session = Session(peer.id, receiver, sender, keys, is_initiator=True, now=now)
         self.indices.add(session)
         self.indices.remove(peer.on_initiated_session(session, now))
         self._on_usable(peer, now)
@@ -142,7 +142,8 @@ class Handshakes:
 
     def _receive_cookie(self, datagram: bytes, now: float) -> None:
         receiver, nonce, sealed_cookie = decode_cookie_reply_untrusted(datagram)
-        peer = self.indices.peer_of(receiver)
+        owner = self.indices.owner_of(receiver)
+        peer = None if owner is None else self._roster.peer(owner)
         if peer is None or not peer.last_mac1:
             self._drops[because.NO_SESSION] += 1
             return
@@ -204,7 +205,7 @@ class Handshakes:
         index = self.indices.allocate()
         body, keys = heard.respond(ephemeral=clamp(self._entropy(32)), index=index)
         peer.on_initiation_heard(heard.timestamp, now)
-        session = Session(peer, index, heard.remote_index, keys, is_initiator=False, now=now)
+        session = Session(peer.id, index, heard.remote_index, keys, is_initiator=False, now=now)
         self.indices.add(session)
         self.indices.remove(peer.on_responded_session(session, now))
         self._emit(peer, body, now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ts_base.who import PeerId
 from ts_tunnel.handshake import Initiation
 from ts_tunnel.peer import Peer
 from ts_tunnel.session import Session
@@ -28,9 +29,13 @@ class Indices:
             if index and index not in self.pending and transport_prefix(index) not in self.sessions:
                 return index
 
-    def peer_of(self, index: int) -> Peer | None:
+    def owner_of(self, index: int) -> PeerId | None:
+        """The peer of the session or initiation that has this index."""
         session = self.sessions.get(transport_prefix(index))
-        return self.pending.get(index) if session is None else session.peer
+        if session is not None:
+            return session.peer
+        peer = self.pending.get(index)
+        return None if peer is None else peer.id
 
     def add(self, session: Session) -> None:
         self.sessions[session.inbound_prefix] = session

@@ -10,12 +10,12 @@ from array import array
 from collections.abc import Sequence
 from struct import Struct
 from sys import byteorder
-from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ts_base.ip import TUNNEL_MTU
+from ts_base.who import PeerId
 from ts_tunnel.params import (
     PADDING_MULTIPLE,
     REJECT_AFTER_MESSAGES,
@@ -26,9 +26,6 @@ from ts_tunnel.params import (
 )
 from ts_tunnel.replay import ReplayWindow
 from ts_tunnel.wire import transport_prefix
-
-if TYPE_CHECKING:
-    from ts_tunnel.peer import Peer
 
 _counter_field = Struct("<Q").pack
 _ZERO4 = bytes(4)  # before the counter field, this makes the nonce
@@ -60,7 +57,7 @@ class Session:
 
     def __init__(
         self,
-        peer: Peer,
+        peer: PeerId,
         index: int,
         remote_index: int,
         keys: tuple[bytes, bytes],

@@ -11,7 +11,7 @@ import trio
 from tailscale.dial import failures
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
-from tailscale.sockets.tcp import TcpStream, describe_problem
+from tailscale.sockets.tcp import PROBLEMS, TcpStream
 from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import format_address
 from ts_netstack.tcp import ConnectionProblem
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class AddressDialer:
-    """Opens sockets, and is the home that they live in."""
+    """Opens sockets, and is the device as they see it."""
 
     def __init__(
         self, directory: Directory, reach: Reach, answers: AwaitedAnswers, stack: Stack, kick: Callable[[], None]
@@ -115,7 +115,7 @@ class AddressDialer:
             case ConnectionProblem.RESET:
                 raise ConnectionReset(f"{host} port {port} accepted the connection and reset it at once")
             case problem:
-                raise ConnectionRefused(f"cannot connect to {host} port {port}: {describe_problem(problem)}")
+                raise ConnectionRefused(f"cannot connect to {host} port {port}: {PROBLEMS[problem]}")
 
     def silence(
         self, address: bytes | None, host: str, port: int, timeout: float | None = None, via: PeerId = 0

@@ -22,7 +22,7 @@ RANDOM_ID = Struct(">H").unpack
 
 
 class ResolverAccess:
-    """What `resolvers.ResolverHome` asks for."""
+    """What `resolvers.ResolverDevice` asks for."""
 
     def __init__(self, dialer: AddressDialer, network: Network) -> None:
         self._dialer = dialer

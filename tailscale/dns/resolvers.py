@@ -45,7 +45,7 @@ LENGTH = Struct(">H")
 T = TypeVar("T")
 
 
-class ResolverHome(Protocol):
+class ResolverDevice(Protocol):
     """What resolving needs of a device."""
 
     @property
@@ -62,15 +62,15 @@ class ResolverHome(Protocol):
 class NameResolver:
     """One device's names."""
 
-    def __init__(self, home: ResolverHome) -> None:
-        self._home = home
+    def __init__(self, device: ResolverDevice) -> None:
+        self._device = device
         self._names: tuple[NetMap, TailnetNames] | None = None
         self._cache: OrderedDict[tuple[str, str], tuple[float, tuple[str, ...] | None]] = OrderedDict()
 
     @property
     def names(self) -> TailnetNames:
         """The current netmap's own names, built when first asked."""
-        netmap = self._home.netmap
+        netmap = self._device.netmap
         if netmap is None:
             raise NameNotFound("", detail="no netmap yet")
         if self._names is None or self._names[0] is not netmap:
@@ -172,7 +172,7 @@ class NameResolver:
 
     def _servers_for(self, name: str) -> Sequence[WireResolver]:
         """Split DNS: the longest matching suffix wins; an empty list of servers means "only what the tailnet knows"."""
-        names, netmap = self.names, self._home.netmap
+        names, netmap = self.names, self._device.netmap
         assert netmap is not None
         best: Sequence[WireResolver] | None = None
         best_length = -1
@@ -188,10 +188,10 @@ class NameResolver:
 
     def _cached(self, name: str, kind: str) -> tuple[float, tuple[str, ...] | None] | None:
         entry = self._cache.get((name, kind))
-        return entry if entry is not None and entry[0] > self._home.now() else None
+        return entry if entry is not None and entry[0] > self._device.now() else None
 
     def _remember(self, name: str, kind: str, values: tuple[str, ...] | None, ttl: int) -> None:
-        self._cache[name, kind] = (self._home.now() + ttl, values)
+        self._cache[name, kind] = (self._device.now() + ttl, values)
         self._cache.move_to_end((name, kind))
         while len(self._cache) > CACHE_LIMIT:
             self._cache.popitem(last=False)
@@ -211,7 +211,7 @@ class NameResolver:
         raise NameNotFound(name, detail=problem, is_temporary=True)
 
     async def _ask_one(self, server: str, name: str, kind: str) -> Answer:
-        identifier = self._home.random_id()
+        identifier = self._device.random_id()
         question = encode_query(identifier, name, kind)
         if server.startswith("https://"):
             return decode_answer_untrusted(await ask_over_https(server, question), identifier, name, kind)
@@ -224,11 +224,11 @@ class NameResolver:
                 return None
 
         with trio.fail_after(UDP_TIMEOUT):
-            answer = await self._home.exchange_datagram(address, port, question, read)
+            answer = await self._device.exchange_datagram(address, port, question, read)
         if not answer.truncated:
             return answer
         with trio.fail_after(TCP_TIMEOUT):
-            reply = await ask_over_stream(await self._home.open_stream(address, port), question)
+            reply = await ask_over_stream(await self._device.open_stream(address, port), question)
         return decode_answer_untrusted(reply, identifier, name, kind)
 
 

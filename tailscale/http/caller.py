@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tailscale.device import Device
-    from tailscale.sockets.home import Address
+    from tailscale.sockets.socket_device import Address
 
 Headers = list[tuple[bytes, bytes]]
 

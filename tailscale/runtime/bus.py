@@ -1,6 +1,6 @@
 """The bus: facts in the past tense, from one actor to all that care. Data packets never travel here.
 
-Publishing is plain `def` and never blocks. How a message is delivered is its base class: Retained, Event or Lossy.
+Publishing is plain `def` and never blocks. How a message is delivered is its base class: Retained, Reliable or Lossy.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import ClassVar, TypeVar
 
 import trio
 
-EVENT_LIMIT = 1024  # an inbox this full means an actor has stopped: a bug of ours, not load
+RELIABLE_LIMIT = 1024  # an inbox this full means an actor has stopped: a bug of ours, not load
 
 
 class Rate(Enum):
     """Who decides how often a message is published, and so whether every one of them can be kept."""
 
     OURS = "the program's, or the machine's it runs on"
-    THEIRS = "control's, a relay's, a peer's or a stranger's: never an Event"
+    THEIRS = "control's, a relay's, a peer's or a stranger's: never Reliable"
 
 
 class Message:
     """Base of everything published; subclasses choose how they are delivered, and say whose choice their rate is."""
 
-    delivery: ClassVar[str] = "event"
+    delivery: ClassVar[str] = "reliable"
     rate: ClassVar[Rate]
 
 
@@ -37,14 +37,14 @@ class Retained(Message):
     delivery = "retained"
 
 
-class Event(Message):
+class Reliable(Message):
     """Every subscriber sees every one; an overflowing inbox is a bug and raises."""
 
-    delivery = "event"
+    delivery = "reliable"
 
 
 class Lossy(Message):
-    """Its rate is a stranger's choice: bounded, the oldest is dropped and counted."""
+    """Strangers may cause as many as they like: a few are kept, the oldest is dropped and counted."""
 
     delivery = "lossy"
     limit: ClassVar[int] = 64
@@ -73,8 +73,8 @@ class Inbox:
             self._discard_oldest(kind, keep=0)
         elif isinstance(message, Lossy):
             self._discard_oldest(kind, keep=message.limit - 1)
-        elif len(self._waiting) >= EVENT_LIMIT:
-            raise InboxOverflow(f"{self._name} has {EVENT_LIMIT} unread messages")
+        elif len(self._waiting) >= RELIABLE_LIMIT:
+            raise InboxOverflow(f"{self._name} has {RELIABLE_LIMIT} unread messages")
         self._waiting.append(message)
         self._wake.set()
 

@@ -1,6 +1,6 @@
 """The control actor: keeps this device registered, its netmap fresh, and control informed.
 
-Owns: the ControlMachine, the connection, the saved identity. Hears: PreferencesChanged, EndpointsChanged,
+Owns: the ControlMachine, the connection, the saved credentials. Hears: PreferencesChanged, EndpointsChanged,
 NetInfoChanged, ServicesOffered, NetworkChanged. Says: NetMapChanged, RelaysRemembered, ControlStateChanged,
 ControlInformed, NodeKeyChanged, health.
 Refuses to know: what a netmap is good for. The last netmap stays published whatever happens to control.
@@ -47,8 +47,8 @@ from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import (
     ControlMachine,
-    Identity,
-    IdentityChanged,
+    Credentials,
+    CredentialsChanged,
     Phase,
     PhaseChanged,
     Poll,
@@ -84,7 +84,7 @@ class ControlStatistics:
     jobs: JobStatistics
 
 
-class Control:
+class ControlActor:
     """One device's dealings with its control server, for whoever wants to log in, log out or leave."""
 
     def __init__(
@@ -107,9 +107,9 @@ class Control:
         # Another server has never heard of us: what the state says of registration is about the old one.
         known_here = state.registered and state.control_url in {"", config.control_url}
         tried = state.next_node_key if known_here else None
-        identity = Identity(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
+        credentials = Credentials(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
         self.machine = ControlMachine(
-            identity,
+            credentials,
             self.report.hostinfo(),
             entropy=network.entropy,
             wall_clock=network.wall_clock,
@@ -172,7 +172,7 @@ class Control:
     async def leave(self) -> None:
         """The device ends: an ephemeral node tells control, so that nobody waits for it."""
         self._is_leaving = True
-        if self.config.ephemeral and self.machine.identity.is_registered:
+        if self.config.ephemeral and self.machine.credentials.is_registered:
             with trio.move_on_after(LEAVE_TIMEOUT):
                 try:
                     await self._send_logout()
@@ -251,7 +251,7 @@ class Control:
         machine = self.machine
         if machine.wants_auth_key:
             await self._fetch_auth_key()
-        if not machine.identity.is_registered or machine.identity.next_node is not None:
+        if not machine.credentials.is_registered or machine.credentials.next_node is not None:
             await self.saved.write()  # a node key that control knows and we forget is a node lost
         response = await connection.register(machine.register_request(), timeout=timeout)
         is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
@@ -348,13 +348,13 @@ class Control:
             self._wake.set()
 
     def _refresh(self) -> None:
-        self.machine.hostinfo = self.report.hostinfo()
+        self.machine.describe(self.report.hostinfo())
         self.saved.change(home_region=self.report.home_region)
         self.report.look_again()
 
     def remember_relays(self) -> None:
         """Say where home was, so that its relay is connected by the time control has answered."""
-        text = self.saved.read(RELAYS) if self.machine.identity.is_registered else None
+        text = self.saved.read(RELAYS) if self.machine.credentials.is_registered else None
         if text is None or not self.saved.state.home_region:
             return
         try:
@@ -396,17 +396,17 @@ class Control:
             match message:
                 case PhaseChanged():
                     self._announcements.say_phase(message)
-                case IdentityChanged(identity=identity):
-                    self._on_identity(identity)
+                case CredentialsChanged(credentials=credentials):
+                    self._on_credentials(credentials)
 
-    def _on_identity(self, identity: Identity) -> None:
-        if identity.node != self.saved.state.node_key:
-            self._bus.publish(NodeKeyChanged(identity.node))
+    def _on_credentials(self, credentials: Credentials) -> None:
+        if credentials.node != self.saved.state.node_key:
+            self._bus.publish(NodeKeyChanged(credentials.node))
         self.saved.change(
-            node_key=identity.node,
-            old_node_key=identity.old_node,
-            next_node_key=identity.next_node,
-            registered=identity.is_registered,
+            node_key=credentials.node,
+            old_node_key=credentials.old_node,
+            next_node_key=credentials.next_node,
+            registered=credentials.is_registered,
             control_url=self.config.control_url,
         )
 
@@ -429,7 +429,7 @@ class Control:
         source = self.config.auth_key
         try:
             key = source() if callable(source) else source
-            self.machine.auth_key = await key if inspect.isawaitable(key) else key
+            self.machine.use_auth_key(await key if inspect.isawaitable(key) else key)
         except Exception as error:
             raise CallbackFailed from error
 
@@ -466,6 +466,6 @@ class Control:
 
 
 @trio.lowlevel.enable_ki_protection
-async def run_control(control: Control, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run_control(control: ControlActor, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """The actor: see the head of this file for what it owns, hears and says."""
     await control.run(task_status=task_status)

@@ -17,7 +17,7 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun
-from ts_dataplane.engine import Engine, EngineMessage, NoRoute
+from ts_dataplane.engine import Engine, EngineMessage, RouteMissing
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
 from ts_dataplane.paths import PathFinder
@@ -128,7 +128,7 @@ class Dataplane:
                 self.kick()
             case PingAnswered() | PingLost() | TsmpPong() | TsmpReject():
                 self._answers.hear(message)
-            case NoRoute():
+            case RouteMissing():
                 self._overlay.fail_hop((message.destination, message.via))
                 self.kick()
             case NeedStun():
@@ -153,7 +153,11 @@ class Dataplane:
         await self._after_flush.park()
 
     def kick(self) -> None:
-        """An app wrote something. Who alone answers a burst is sent at once; others of a turn share one flush."""
+        """An app wrote something.
+
+        If the last burst woke this one reader, its answer is sent at once. Otherwise the flusher is woken, and sends
+        what everybody wrote in this turn of the loop together.
+        """
         if self._may_answer:
             try:
                 self.flush(trio.current_time())

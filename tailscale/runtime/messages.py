@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tailscale._config import Preferences
-from tailscale.runtime.bus import Event, Lossy, Rate, Retained
+from tailscale.runtime.bus import Lossy, Rate, Reliable, Retained
 from tailscale.status import HealthWarning
 from ts_base.keys import NodePrivate
-from ts_base.who import Path, PeerId
+from ts_base.who import Direct, Path, PeerId
 from ts_control.netmap import NetMap
 from ts_control.session import Phase
 from ts_control.wire import DERPMap, Service
@@ -187,7 +187,7 @@ class PeerPathChanged(Lossy):
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkChanged(Event):
+class NetworkChanged(Reliable):
     """Interfaces, addresses or time jumped: sockets may be stale and mappings gone."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -201,7 +201,7 @@ class StunArrived(Lossy):
 
     rate: ClassVar[Rate] = Rate.THEIRS
 
-    batch: list[tuple[bytes, tuple[Any, ...]]]
+    batch: list[tuple[bytes, Direct]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Protocol
 import trio
 
 from tailscale.runtime.tun import TunDevice
-from tailscale.runtime.udp import HostUdp, UdpStatistics
+from tailscale.runtime.udp import HostUdp, HostUdpStatistics
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, is_tailscale_address, parse_address
 from ts_base.who import Direct, DirectRun
@@ -51,7 +51,7 @@ class UdpUnderlay(Protocol):
     def rebind(self) -> None:
         """Replace the sockets after the machine's network changed, on the same port if possible."""
 
-    def statistics(self) -> UdpStatistics: ...
+    def statistics(self) -> HostUdpStatistics: ...
     def close(self) -> None: ...
 
 

@@ -52,7 +52,7 @@ log = logging.getLogger("tailscale.udp")
 
 
 @dataclass(frozen=True, slots=True)
-class UdpStatistics:
+class HostUdpStatistics:
     """`offloads`: does the kernel batch for us, on every socket? `kept`: runs that wait for room in its buffer."""
 
     sockets: int
@@ -61,7 +61,7 @@ class UdpStatistics:
     drops: dict[str, int]
 
 
-class UdpSocket:
+class HostSocket:
     """One family's socket, of one uplink if it is named."""
 
     def __init__(
@@ -281,8 +281,8 @@ class HostUdp:
         self.uplinks = tuple(uplinks)
         self.drops: Counter[str] = Counter()
         self._unreachable: dict[Direct, None] = {}
-        self._sockets: dict[bool, UdpSocket] = {}  # is it IPv6? -> socket of what names no uplink
-        self._of_uplink: dict[tuple[str, bool], UdpSocket] = {}
+        self._sockets: dict[bool, HostSocket] = {}  # is it IPv6? -> socket of what names no uplink
+        self._of_uplink: dict[tuple[str, bool], HostSocket] = {}
         self._is_warned = False
         self._error: OSError | None = None
         for uplink in self.uplinks or ("",):
@@ -296,16 +296,16 @@ class HostUdp:
             raise OSError(errno.EADDRNOTAVAIL, f"no UDP port can be bound: {self._error}") from self._error
         self._warn_of_source_binding()
 
-    def _open(self, is_ipv6: bool, port: int, uplink: str) -> UdpSocket | None:
+    def _open(self, is_ipv6: bool, port: int, uplink: str) -> HostSocket | None:
         for candidate in dict.fromkeys((port, 0)):
             try:
                 family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-                return UdpSocket(family, candidate, self.drops, self._unreachable, uplink)
+                return HostSocket(family, candidate, self.drops, self._unreachable, uplink)
             except OSError as error:
                 self._error = self._error or error
         return None
 
-    def _all(self) -> Sequence[UdpSocket]:
+    def _all(self) -> Sequence[HostSocket]:
         return list((self._of_uplink or self._sockets).values())
 
     def _warn_of_source_binding(self) -> None:
@@ -326,10 +326,10 @@ class HostUdp:
     def has_ipv6(self) -> bool:
         return True in self._sockets
 
-    def statistics(self) -> UdpStatistics:
+    def statistics(self) -> HostUdpStatistics:
         sockets = self._all()
         offloads = {"segmentation": all(s.gso for s in sockets), "coalescing": all(s.gro for s in sockets)}
-        return UdpStatistics(len(sockets), offloads, sum(s.kept for s in sockets), dict(self.drops))
+        return HostUdpStatistics(len(sockets), offloads, sum(s.kept for s in sockets), dict(self.drops))
 
     def readers(self) -> Sequence[Callable[[], Awaitable[list[DirectRun]]]]:
         return [s.recv_many for s in self._all()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tailscale.runtime.network import UdpUnderlay
-from tailscale.runtime.udp import UdpStatistics
+from tailscale.runtime.udp import HostUdpStatistics
 from ts_base.who import Direct, DirectRun, PathRun, RelayedRun, endpoint_of, is_direct, is_relayed
 from ts_dataplane import geneve
 
@@ -27,7 +27,7 @@ class RelaySender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnderlayStatistics:
-    udp: UdpStatistics | None
+    udp: HostUdpStatistics | None
     drops: dict[str, int]
 
 

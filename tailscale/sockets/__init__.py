@@ -1,1 +1,1 @@
-"""What users hold: streams, listeners, UDP sockets. Their classes are public by `tailscale`."""
+"""What users owner: streams, listeners, UDP sockets. Their classes are public by `tailscale`."""

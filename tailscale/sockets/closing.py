@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import trio
 
 if TYPE_CHECKING:
-    from tailscale.sockets.home import SocketHome
+    from tailscale.sockets.socket_device import SocketDevice
 
 
-class Hold:
+class SocketOwner:
     """The stack's end of one socket. `waiters` are the tasks that wait on it."""
 
-    __slots__ = ("_token", "home", "is_closed", "waiters")
+    __slots__ = ("_token", "device", "is_closed", "waiters")
 
-    def __init__(self, home: SocketHome) -> None:
-        self.home = home
+    def __init__(self, device: SocketDevice) -> None:
+        self.device = device
         self.is_closed = False
         self.waiters = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
@@ -36,7 +36,7 @@ class Hold:
         if not self.is_closed:
             self.is_closed = True
             self._end()
-            self.home.kick()
+            self.device.kick()
             self.unpark_all()
 
     def unpark_all(self) -> None:
@@ -68,25 +68,25 @@ class Hold:
         raise NotImplementedError
 
 
-H = TypeVar("H", bound=Hold)
+H = TypeVar("H", bound=SocketOwner)
 
 
 class Closable(trio.abc.AsyncResource, Generic[H]):
     """A socket, as far as it can be closed."""
 
-    def __init__(self, hold: H) -> None:
-        self._hold = hold
+    def __init__(self, owner: H) -> None:
+        self._owner = owner
 
     async def aclose(self) -> None:
         """Close it; whoever waits on it hears so."""
-        self._hold.shut()
+        self._owner.shut()
         await trio.lowlevel.checkpoint()
 
     def shut(self) -> None:
         """Close without being able to wait."""
-        self._hold.shut()
+        self._owner.shut()
 
     def __del__(self) -> None:
-        hold = getattr(self, "_hold", None)  # one that was never finished has none
-        if hold is not None:
-            hold.forget(self)
+        owner = getattr(self, "_owner", None)  # one that was never finished has none
+        if owner is not None:
+            owner.forget(self)

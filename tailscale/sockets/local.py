@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from tailscale.sockets.home import Bytes
+    from tailscale.sockets.socket_device import Bytes
 
 CHUNK = 256 << 10
 ORPHAN_CHECK = 30  # seconds between questions whether a program that finished sending still exists

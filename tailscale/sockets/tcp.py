@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionReset
-from tailscale.sockets.closing import Closable, Hold
-from tailscale.sockets.home import readable_address
+from tailscale.sockets.closing import Closable, SocketOwner
+from tailscale.sockets.socket_device import readable_address
+from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
-    from tailscale.sockets.home import Address, Bytes, SocketHome
+    from tailscale.sockets.socket_device import Address, Bytes, SocketDevice
     from tailscale.status import PathInfo
     from ts_netstack.tcp import TcpConnection
     from ts_netstack.tcp_listen import TcpListen
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 RECEIVE_CHUNK = 256 << 10
 
 
-class _Turn:
+class _OneAtATime:
     """One task at a time: a second one gets BusyResourceError, as every trio stream does."""
 
     def __init__(self, doing: str) -> None:
@@ -41,13 +42,13 @@ class _Turn:
         self._taken = False
 
 
-class _StreamHold(Hold):
+class _StreamOwner(SocketOwner):
     """The stack's end of a stream: readers and writers wait for different things."""
 
     __slots__ = ("connection", "writers")
 
-    def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
-        super().__init__(home)
+    def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
+        super().__init__(device)
         self.connection = connection
         self.writers = trio.lowlevel.ParkingLot()
 
@@ -65,12 +66,12 @@ class _StreamHold(Hold):
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         self.is_closed = True
-        self.connection.abort(self.home.now())
-        self.home.kick()
+        self.connection.abort(self.device.now())
+        self.device.kick()
         self.unpark_all()
 
     def _end(self) -> None:
-        self.connection.close(self.home.now())
+        self.connection.close(self.device.now())
 
     def _drop(self) -> None:
         if not self.is_closed:
@@ -80,7 +81,7 @@ class _StreamHold(Hold):
         return self.connection.state in (CLOSED, TIME_WAIT)
 
 
-class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
+class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
     """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`.
 
     Closing it delivers what was sent; unread data means a reset, as on a kernel socket. One that is lost without being
@@ -94,16 +95,16 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     ```
     """
 
-    def __init__(self, connection: TcpConnection, home: SocketHome) -> None:
-        hold = connection.owner = _StreamHold(connection, home)
-        super().__init__(hold)
+    def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
+        owner = connection.owner = _StreamOwner(connection, device)
+        super().__init__(owner)
         self._connection = connection
-        self._home = home
+        self._device = device
         self._sent_eof = False
-        self._receiving = _Turn("receiving from")
-        self._sending = _Turn("sending to")
-        self._readers = hold.waiters
-        self._writers = hold.writers
+        self._receiving = _OneAtATime("receiving from")
+        self._sending = _OneAtATime("sending to")
+        self._readers = owner.waiters
+        self._writers = owner.writers
 
     async def wait_connected(self) -> None:
         """Wait until the handshake has succeeded or failed; which, the connection knows."""
@@ -124,11 +125,11 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             connection = self._connection
             waited = False  # parking is a checkpoint: a second one would cost every round trip a turn of the loop
-            while not self._hold.is_closed:
+            while not self._owner.is_closed:
                 if connection.unread:
                     data: bytes = connection.read(max_bytes)
                     if connection.is_due:
-                        self._home.kick()  # the window has opened
+                        self._device.kick()  # the window has opened
                 elif connection.error is None and connection.at_eof:
                     data = b""
                 else:
@@ -153,7 +154,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
                 self._check_can_send()
                 accepted = self._connection.write(rest) if rest else 0
                 if accepted:
-                    self._home.kick()
+                    self._device.kick()
                     if accepted == len(rest):
                         break
                     rest = memoryview(rest)[accepted:]
@@ -180,22 +181,22 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
         with self._sending:
-            if self._hold.is_closed:
+            if self._owner.is_closed:
                 raise trio.ClosedResourceError("this stream was closed")
             await trio.lowlevel.checkpoint()
             if self._sent_eof:
                 return
             self._raise_if_broken()
             self._sent_eof = True
-            self._connection.send_eof(self._home.now())
-            self._home.kick()
+            self._connection.send_eof(self._device.now())
+            self._device.kick()
 
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
-        self._hold.abort()
+        self._owner.abort()
 
     def _check_can_send(self) -> None:
-        if self._hold.is_closed or self._sent_eof:
+        if self._owner.is_closed or self._sent_eof:
             raise trio.ClosedResourceError("this stream was closed for sending")
         self._raise_if_broken()
 
@@ -204,7 +205,7 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
         if problem is None:
             return
         host, port = self.remote_address
-        raise ConnectionReset(f"the connection to {host} port {port} broke: {describe_problem(problem)}")
+        raise ConnectionReset(f"the connection to {host} port {port} broke: {PROBLEMS[problem]}")
 
     def set_nodelay(self, enabled: bool) -> None:
         """On by default: small writes leave at once."""
@@ -213,12 +214,12 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     def set_keepalive(self, idle: float | None, interval: float = 75.0, count: int = 9) -> None:
         """Probe a silent peer after `idle` seconds; None turns probing off."""
         self._connection.set_keepalive(idle, interval, count)
-        self._home.kick()
+        self._device.kick()
 
     @property
     def is_readable(self) -> bool:
         """Whether `receive_some` would return (or raise) at once; on an idle connection: the other side is done."""
-        return self._hold.is_closed or bool(self._connection.readable)
+        return self._owner.is_closed or bool(self._connection.readable)
 
     @property
     def local_address(self) -> Address:
@@ -233,43 +234,40 @@ class TcpStream(Closable[_StreamHold], trio.abc.HalfCloseableStream):
     @property
     def peer(self) -> Node | None:
         """The node on the other side, as the tailnet knows it."""
-        return self._home.identify(self._connection.remote[0])
+        return self._device.identify(self._connection.remote[0])
 
     @property
     def path(self) -> PathInfo:
         """How bytes travel right now: `direct 192.0.2.7:41641` or `relay fra`."""
-        return self._home.describe_path(self._connection.remote[0], self._connection.via)
+        return self._device.describe_path(self._connection.remote[0], self._connection.via)
 
     @property
     def exit(self) -> Node | None:
         """The node named by `via=` when it was opened; None without, and once that has left the tailnet."""
-        return self._home.exit_node(self._connection.via)
+        return self._device.exit_node(self._connection.via)
 
     def __repr__(self) -> str:
         host, port = self.remote_address
-        return f"<TcpStream to {host} port {port}{' closed' if self._hold.is_closed else ''}>"
+        return f"<TcpStream to {host} port {port}{' closed' if self._owner.is_closed else ''}>"
 
 
-def describe_problem(problem: object) -> str:
-    """A stack's reason in words."""
-    name = str(getattr(problem, "name", problem)).lower()
-    return {
-        "reset": "the other side reset it",
-        "refused": "the other side refused it",
-        "timed_out": "the other side stopped answering",
-        "unreachable": "the network says it is unreachable",
-        "no_route": "its exit node left the tailnet, or takes nothing there any more",
-        "aborted": "it was aborted here",
-    }.get(name, name.replace("_", " "))
+PROBLEMS = {
+    ConnectionProblem.RESET: "the other side reset it",
+    ConnectionProblem.REFUSED: "the other side refused it",
+    ConnectionProblem.TIMED_OUT: "the other side stopped answering",
+    ConnectionProblem.UNREACHABLE: "the network says it is unreachable",
+    ConnectionProblem.NO_ROUTE: "its exit node left the tailnet, or takes nothing there any more",
+    ConnectionProblem.ABORTED: "it was aborted here",
+}
 
 
-class _ListenerHold(Hold):
+class _ListenerOwner(SocketOwner):
     """The stack's end of a listener."""
 
     __slots__ = ("_listens",)
 
-    def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
-        super().__init__(home)
+    def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
+        super().__init__(device)
         self._listens = listens
 
     def _end(self) -> None:
@@ -277,7 +275,7 @@ class _ListenerHold(Hold):
             listen.close()
 
 
-class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
+class TcpListener(Closable[_ListenerOwner], trio.abc.Listener[TcpStream]):
     """Accepts connections from the tailnet; works with `trio.serve_listeners`.
 
     Closing it refuses new connections; accepted ones go on.
@@ -296,26 +294,26 @@ class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
     ```
     """
 
-    def __init__(self, listens: list[TcpListen], home: SocketHome) -> None:
-        hold = _ListenerHold(listens, home)
-        super().__init__(hold)
+    def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
+        owner = _ListenerOwner(listens, device)
+        super().__init__(owner)
         self._listens = listens
-        self._home = home
+        self._device = device
         for listen in listens:
-            listen.owner = hold
+            listen.owner = owner
 
     @trio.lowlevel.enable_ki_protection
     async def accept(self) -> TcpStream:
         """The next connection."""
         await trio.lowlevel.checkpoint()
         while True:
-            if self._hold.is_closed:
+            if self._owner.is_closed:
                 raise trio.ClosedResourceError("this listener was closed")
             for listen in self._listens:
                 connection = listen.accept()
                 if connection is not None:
-                    return TcpStream(connection, self._home)
-            await self._hold.waiters.park()
+                    return TcpStream(connection, self._device)
+            await self._owner.waiters.park()
 
     @property
     def port(self) -> int:
@@ -323,4 +321,4 @@ class TcpListener(Closable[_ListenerHold], trio.abc.Listener[TcpStream]):
         return self._listens[0].port
 
     def __repr__(self) -> str:
-        return f"<TcpListener on port {self.port}{' closed' if self._hold.is_closed else ''}>"
+        return f"<TcpListener on port {self.port}{' closed' if self._owner.is_closed else ''}>"

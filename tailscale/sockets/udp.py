@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import ConnectionRefused, NoRoute
-from tailscale.sockets.closing import Closable, Hold
-from tailscale.sockets.home import readable_address
+from tailscale.sockets.closing import Closable, SocketOwner
+from tailscale.sockets.socket_device import readable_address
 from ts_base.ip import MAXIMUM_DATAGRAM, format_address
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
-    from tailscale.sockets.home import Address, Bytes, SocketHome
+    from tailscale.sockets.socket_device import Address, Bytes, SocketDevice
     from ts_netstack.udp import UdpPort
 
 
-class _PortHold(Hold):
+class _PortOwner(SocketOwner):
     """The stack's end of a socket."""
 
     __slots__ = ("_port",)
 
-    def __init__(self, port: UdpPort, home: SocketHome) -> None:
-        super().__init__(home)
+    def __init__(self, port: UdpPort, device: SocketDevice) -> None:
+        super().__init__(device)
         self._port = port
 
     def _end(self) -> None:
         self._port.close()
 
 
-class UdpSocket(Closable[_PortHold]):
+class UdpSocket(Closable[_PortOwner]):
     """Whole datagrams to and from the tailnet. What nobody reads in time is dropped and counted.
 
     ```python
@@ -46,11 +46,11 @@ class UdpSocket(Closable[_PortHold]):
     ```
     """
 
-    def __init__(self, port: UdpPort, home: SocketHome) -> None:
-        hold = port.owner = _PortHold(port, home)
-        super().__init__(hold)
+    def __init__(self, port: UdpPort, device: SocketDevice) -> None:
+        owner = port.owner = _PortOwner(port, device)
+        super().__init__(owner)
         self._port = port
-        self._home = home
+        self._device = device
         self._connected: tuple[bytes, int] | None = None
 
     async def connect(self, address: Address) -> None:
@@ -81,15 +81,15 @@ class UdpSocket(Closable[_PortHold]):
         host, port = address
         if not 0 < port < 65536:
             raise OSError(errno.EINVAL, f"port {port} is not between 1 and 65535")
-        return await self._home.resolve_address(host, self._port.host, self._port.via), port
+        return await self._device.resolve_address(host, self._port.host, self._port.via), port
 
     @trio.lowlevel.enable_ki_protection
     def _send(self, data: Bytes, destination: tuple[bytes, int]) -> None:
         self._check_open()
         if len(data) > MAXIMUM_DATAGRAM:
             raise OSError(errno.EMSGSIZE, f"a datagram holds at most {MAXIMUM_DATAGRAM} bytes, not {len(data)}")
-        self._port.send(bytes(data), destination, self._home.now())
-        self._home.kick()
+        self._port.send(bytes(data), destination, self._device.now())
+        self._device.kick()
 
     @trio.lowlevel.enable_ki_protection
     async def receive_from(self) -> tuple[bytes, Address]:
@@ -101,7 +101,7 @@ class UdpSocket(Closable[_PortHold]):
             if item is not None:
                 return item[0], readable_address(item[1])
             self._raise_pending()
-            await self._hold.waiters.park()
+            await self._owner.waiters.park()
 
     async def receive(self) -> bytes:
         """The next datagram."""
@@ -110,13 +110,13 @@ class UdpSocket(Closable[_PortHold]):
     def _raise_pending(self) -> None:
         if self._port.is_lost:
             raise NoRoute("the exit node of this UDP socket left the tailnet, or is none any more: open another socket")
-        problem, self._port.error = self._port.error, None
+        problem = self._port.take_error()
         if problem is not None and self._connected is not None:
             host, port = readable_address(self._connected)
             raise ConnectionRefused(f"no UDP port {port} is open at {host}: it answered {problem}")
 
     def _check_open(self) -> None:
-        if self._hold.is_closed:
+        if self._owner.is_closed:
             raise trio.ClosedResourceError("this UDP socket was closed")
 
     @property
@@ -128,7 +128,7 @@ class UdpSocket(Closable[_PortHold]):
     @property
     def exit(self) -> Node | None:
         """The node named by `via=` when it was opened; None without, and once that has left the tailnet."""
-        return self._home.exit_node(self._port.via)
+        return self._device.exit_node(self._port.via)
 
     @property
     def dropped(self) -> int:
@@ -136,4 +136,4 @@ class UdpSocket(Closable[_PortHold]):
         return self._port.dropped
 
     def __repr__(self) -> str:
-        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._hold.is_closed else ''}>"
+        return f"<UdpSocket on port {self.local_address[1]}{' closed' if self._owner.is_closed else ''}>"

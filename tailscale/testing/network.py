@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tailscale.runtime.network import DirectRuns
-from tailscale.runtime.udp import UdpStatistics
+from tailscale.runtime.udp import HostUdpStatistics
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
 from ts_base.who import Direct, host_of, uplink_of
 
@@ -73,8 +73,8 @@ class VirtualUdp:
     def take_unreachable(self) -> list[Direct]:
         return []  # what cannot arrive is lost without a word, as behind a router
 
-    def statistics(self) -> UdpStatistics:
-        return UdpStatistics(1, {"segmentation": False, "coalescing": False}, 0, dict(self.drops))
+    def statistics(self) -> HostUdpStatistics:
+        return HostUdpStatistics(1, {"segmentation": False, "coalescing": False}, 0, dict(self.drops))
 
     def arrive(self, at: float, order: int, source: Direct, datagrams: list[bytes]) -> None:
         if self._held + len(datagrams) > UDP_QUEUE_LIMIT:

@@ -119,13 +119,13 @@ class Control(Running):
         Auth keys stay valid, so that forgotten devices can come back.
         """
         await self.stop()
-        auth_keys = self.server.directory.auth_keys
+        forgotten = self.server.directory
         if new_key:
             self._machine = MachinePrivate.generate(self._place.entropy(32))
         if forget_devices:
             self._service = self._make()
-            self.server.directory.auth_keys = auth_keys
-        self.server.machine = self._machine
+            self.server.directory.adopt_auth_keys(forgotten)
+        self.server.appear_as(self._machine)
         await self.start()
 
     def poke(self) -> None:

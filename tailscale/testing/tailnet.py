@@ -152,10 +152,10 @@ class Tailnet:
 
         await self._devices.start(live)
         with trio.move_on_after(INTRODUCTION):
-            await self._until_introduced(device)
+            await self.until_introduced(device)
         return device, leave
 
-    async def _until_introduced(self, device: Device) -> None:
+    async def until_introduced(self, device: Device) -> None:
         """Wait until the devices that may know of each other do, so that tests need not."""
         server = self.control.server
         visible = server.visible_to(self.id_of(device))

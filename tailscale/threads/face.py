@@ -1,16 +1,17 @@
 """What the asyncio and the threaded face share: their options, and everything that needs no waiting.
 
-How to wait is each face's own. A verb that a face merely passes on is not written again there: it is the trio Device's,
-wrapped, with the signature and the words it has there.
+Each face waits in its own way: asyncio awaits, threads block. A verb that only differs in that is not written again:
+the face wraps the trio Device's, signature and docstring included.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
+from tailscale.nodes import OwnNode
 from tailscale.sockets.udp import UdpSocket
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
     from tailscale._config import AuthKey
     from tailscale.nodes import Node, Peers
-    from tailscale.sockets.home import Address
+    from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import HealthWarning
-    from tailscale.threads.loop_thread import LoopThread
+    from tailscale.threads.loop_thread import Job, LoopThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,7 +59,12 @@ class Face(Generic[X]):
         raise NotImplementedError
 
 
-class DeviceFace(Face[Device]):
+def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Job[T]:
+    """`verb` of what the face stands for, as a job of the loop. How to wait for it is the face's own."""
+    return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
+
+
+class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
 
     def _inside(self) -> Device:
@@ -68,26 +74,6 @@ class DeviceFace(Face[Device]):
     def node(self) -> Node:
         """Ourselves, as the tailnet sees us right now."""
         return self._inside().node
-
-    @property
-    def name(self) -> str:
-        """Our full MagicDNS name."""
-        return self.node.name
-
-    @property
-    def hostname(self) -> str:
-        """Our short name: what peers connect to."""
-        return self.node.hostname
-
-    @property
-    def ipv4(self) -> str | None:
-        """Our IPv4 address in the tailnet; None in a tailnet without."""
-        return self.node.ipv4
-
-    @property
-    def ipv6(self) -> str | None:
-        """Our IPv6 address in the tailnet; None in a tailnet without."""
-        return self.node.ipv6
 
     @property
     def peers(self) -> Peers:

@@ -17,7 +17,7 @@ from tailscale.local_ports import LOOPBACK
 from tailscale.sockets.local import raise_error_of
 
 if TYPE_CHECKING:
-    from tailscale.sockets.home import Address
+    from tailscale.sockets.socket_device import Address
     from tailscale.sockets.tcp import TcpStream
 
 PORT_ATTEMPTS = 8

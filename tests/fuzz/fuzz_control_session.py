@@ -10,7 +10,7 @@ import random
 
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.errors import RequestRefused
-from ts_control.session import ControlMachine, Identity, IdentityChanged, Phase, Poll, Register, Wait
+from ts_control.session import ControlMachine, Credentials, CredentialsChanged, Phase, Poll, Register, Wait
 from ts_control.wire import Hostinfo, Node
 from ts_control.wire_register import RegisterResponse
 
@@ -32,7 +32,7 @@ MOST_STEPS = 300
 def fuzz_one(data: bytes) -> None:
     first = data[0] if data else 0
     session = ControlMachine(
-        Identity(MACHINE, NODE, is_registered=bool(first & 1)),
+        Credentials(MACHINE, NODE, is_registered=bool(first & 1)),
         Hostinfo(hostname="py", request_tags=("tag:a",) if first & 2 else ()),
         entropy=random.Random(1).randbytes,
         wall_clock=lambda: WALL,
@@ -56,8 +56,8 @@ def fuzz_one(data: bytes) -> None:
         _happens(session, step, action, detail, now)
         now += WAITS[detail % len(WAITS)] if action == 7 else 0.001
         for message in session.take_messages():
-            if isinstance(message, IdentityChanged):
-                saved = message.identity.node.public
+            if isinstance(message, CredentialsChanged):
+                saved = message.credentials.node.public
         assert session.node_key.public == saved
         assert attempts <= 2 * len(data) + 10
         repr(session)

@@ -34,7 +34,7 @@ def fuzz_one(data: bytes) -> None:
     for number in (hostile, good, receiver, stranger):
         server.disconnect(number, 1001.0)
     assert server.statistics().clients == 0
-    assert not server._watchers
+    assert not server.statistics().watchers
 
 
 def seeds() -> list[bytes]:

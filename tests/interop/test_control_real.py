@@ -12,7 +12,7 @@ import trio
 from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.control_actor import Control, run_control
+from tailscale.runtime.control_actor import ControlActor, run_control
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -41,7 +41,7 @@ VERSIONS = pytest.mark.parametrize(
 class Joined:
     """A running control actor and what it says."""
 
-    def __init__(self, bus: Bus, control: Control) -> None:
+    def __init__(self, bus: Bus, control: ControlActor) -> None:
         self.bus, self.control = bus, control
 
     @property
@@ -86,7 +86,7 @@ async def running(
     wishes = Preferences(hostname=name, **preferences)
     config = Config(hs.url, wishes, auth_key=auth_key, ephemeral=ephemeral, login_timeout=20.0)
     bus = Bus()
-    control = Control(config, network, store, state, DiscoPrivate.generate(network.entropy(32)).public, bus)
+    control = ControlActor(config, network, store, state, DiscoPrivate.generate(network.entropy(32)).public, bus)
     bus.publish(PreferencesChanged(wishes))
     async with trio.open_nursery() as nursery:
         await nursery.start(run_control, control)

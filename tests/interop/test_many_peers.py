@@ -25,6 +25,7 @@ import tailscale
 from tailscale.runtime.messages import NetMapChanged
 from tests.interop.processes import Process
 from tests.interop.rig import Rig
+from tests.tailscale.tailnet_scripts import runtime_of
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ async def test_ten_thousand_idle_peers(r: Rig) -> None:
             grown = resident() - base
             assert process.stdin is not None
             steps.spent = 0.0
-            with us._ready().bus.subscribe(NetMapChanged) as inbox:
+            with runtime_of(us).bus.subscribe(NetMapChanged) as inbox:
                 await inbox.receive()  # the map of now
                 for _ in range(MOVES):
                     await process.stdin.send_all(b"\n")

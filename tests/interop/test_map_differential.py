@@ -24,6 +24,7 @@ from tests.interop import build
 from tests.interop.ours import far_end, joined, tailnet
 from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
+from tests.tailscale.tailnet_scripts import runtime_of
 from ts_control.client import ControlClient
 from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap
@@ -185,10 +186,10 @@ async def test_what_deltas_made_is_what_a_full_map_says(r: Rig, tmp_path: Path) 
 
                 async def at_rest() -> tuple[NetMap, NetMap] | None:
                     """What we folded and what is told at once, when nothing moved meanwhile."""
-                    folded = us._ready().directory.netmap
+                    folded = runtime_of(us).directory.netmap
                     text = json.dumps(await read_by_tsp(hs, store, tmp_path)).encode()
                     full = NetMap.empty().apply(decode_json_untrusted(MapResponse, text), 0.0)
-                    return (folded, full) if us._ready().directory.netmap is folded else None
+                    return (folded, full) if runtime_of(us).directory.netmap is folded else None
 
                 folded, full = await poll_until("the map to rest", at_rest)
         assert normal_peers(folded) == normal_peers(full)

@@ -21,6 +21,7 @@ from tests.interop.ours import joined
 from tests.interop.pattern import BLOCK_SIZE, pattern, pattern_sha256
 from tests.interop.processes import poll_until
 from tests.interop.rig import Derper, Headscale, Rig, TsnetPeer
+from tests.tailscale.tailnet_scripts import runtime_of
 
 WHY_NOT = natlab.why_not()
 pytestmark = [
@@ -302,7 +303,7 @@ async def test_our_own_address_changes(r: Rig) -> None:
 
 async def _relay_alive(us: tailscale.Device, patience: float) -> float:
     began = trio.current_time()
-    relays = us._ready().relays
+    relays = runtime_of(us).relays
     with trio.fail_after(patience):
         while not ((link := relays.statistics().links.get(relays.home)) and link.connected):  # noqa: ASYNC110
             await trio.sleep(0.02)

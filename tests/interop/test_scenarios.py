@@ -16,6 +16,7 @@ from tests.interop.ours import PATHS, SERVICES, Far, FarTsnet, converse, far_end
 from tests.interop.pattern import pattern, pattern_sha256
 from tests.interop.processes import poll_until
 from tests.interop.rig import Rig, TsnetPeer
+from tests.tailscale.tailnet_scripts import runtime_of
 from ts_netstack.tcp_inbound import INITIAL_RECEIVE, MAXIMUM_BUFFER
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -108,7 +109,7 @@ async def test_64_mib_both_directions(r: Rig, kind: str, path: str) -> None:
 
 async def mean_of_full_datagrams(us: tailscale.Device, far: Far) -> float:
     """Of eight MiB more: how large what we send is."""
-    traffic = us._ready().endpoint.peer_statistics
+    traffic = runtime_of(us).endpoint.peer_statistics
     before = traffic(us.status().peers[0].node.id)
     await converse(await us.tcp_connect(far.ip4, far.port("hash")), pattern(8 * MIB))
     after = traffic(us.status().peers[0].node.id)

@@ -80,20 +80,24 @@ def actors_of(device: Device) -> trio.Nursery:
 
 def host_of(net: Tailnet, name: str) -> VirtualHost:
     """The machine of that name on a tailnet's virtual network."""
-    host = net._place.network(name)
+    host = world(net).network(name)
     assert isinstance(host, VirtualHost)
     return host
+
+
+def world(net: Tailnet) -> Any:
+    """Where a tailnet lives: its clock, its machines and, unless it is real, the internet between them."""
+    return net._place
 
 
 def held_by(device: Device) -> dict[str, int]:
     """Everything of a running device that grows with use and must shrink again."""
     runtime = runtime_of(device)
-    answers, stack = runtime.answers, runtime.stack
-    stack._sweep_closed()
+    answers, tables = runtime.answers, runtime.stack.statistics()
     return {
-        "connections": stack.connections,
-        "listeners": len(stack._tcp.listeners),
-        "udp ports": len(stack._udp.ports),
+        "connections": runtime.stack.connections,
+        "listeners": tables.tcp.listeners,
+        "udp ports": tables.udp.ports,
         "pings": len(answers._pings),
         "dials": len(answers._dials),
         "event readers": len(runtime.readers),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tailscale.runtime.bus import EVENT_LIMIT, Bus, Event, InboxOverflow, Lossy, Retained
+from tailscale.runtime.bus import RELIABLE_LIMIT, Bus, InboxOverflow, Lossy, Reliable, Retained
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Weather(Retained):
 
 
 @dataclass(frozen=True)
-class Knock(Event):
+class Knock(Reliable):
     value: int
 
 
@@ -58,7 +58,7 @@ async def test_lossy_messages_drop_the_oldest_and_count() -> None:
 async def test_an_unread_event_inbox_is_a_bug_that_names_its_owner() -> None:
     bus = Bus()
     with bus.subscribe(Knock, name="sleeper"):
-        for i in range(EVENT_LIMIT):
+        for i in range(RELIABLE_LIMIT):
             bus.publish(Knock(i))
         with pytest.raises(InboxOverflow, match="sleeper"):
             bus.publish(Knock(-1))

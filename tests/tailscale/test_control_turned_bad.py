@@ -19,7 +19,7 @@ from ts_derp.machine import PeerGone, ServerHealth
 async def put(tailnet: Tailnet, device: Device, message: Mapping[str, Any]) -> None:
     """Raw JSON into a device's open map stream."""
     server = tailnet.control.server
-    server._roster.send(device.node.id, json.dumps(message).encode(), trio.current_time())
+    server._news.send(device.node.id, json.dumps(message).encode(), trio.current_time())
     tailnet.control.poke()
     await trio.sleep(2)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, echoed
+from tailnet_scripts import echo_service, echoed, runtime_of
 from trio.testing import MockClock
 
 from tailscale.testing import Tailnet
@@ -111,7 +111,7 @@ async def test_no_task_of_a_device_hears_ctrl_c() -> None:
     protected: set[str] = set()
     exposed: set[str] = set()
     async with Tailnet(real=True) as net, net.device("a") as a:
-        nursery = a._ready()._nursery
+        nursery = runtime_of(a)._nursery
 
         def look(frame: FrameType) -> None:
             if any(part in frame.f_code.co_filename for part in OURS) and trio.lowlevel.in_trio_task():

@@ -21,7 +21,7 @@ BOUNDED = {"DiscoInbox._seen_pings", "Tables._verdicts"}  # caches that forget w
 
 
 def held() -> Counter[str]:
-    """How many objects of ours are alive, and how much their containers hold. Counted, not weighed: bytes depend on
+    """How many objects of ours are alive, and how much their containers owner. Counted, not weighed: bytes depend on
     what else the process did."""
     collect()
     found: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, echoed, until
+from tailnet_scripts import echo_service, echoed, runtime_of, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -63,7 +63,7 @@ async def test_rename_retag_and_expiry_show_at_once(autojump_clock: MockClock, t
         await a.resolve("b")
     tailnet.set_tags(b, ["tag:web"])
     await until(lambda: a.peers["carol"].tags == ("tag:web",))
-    tailnet.control.do(tailnet.control.server.set_key_expiry, tailnet.id_of(b), tailnet._place.wall_clock() + 3600)
+    tailnet.control.do(tailnet.control.server.set_key_expiry, tailnet.id_of(b), world(tailnet).wall_clock() + 3600)
     peer = await until(lambda: a.peers["carol"].key_expiry)
     assert peer.tzinfo is not None
 
@@ -186,7 +186,7 @@ async def test_whois_knows_node_user_and_grants(autojump_clock: MockClock, tailn
     key = tailnet.auth_key("dev@example.com")
     a, b = await tailnet.device("a", auth_key=key), await tailnet.device("b")
     tailnet.policy(GRANTS)
-    await until(lambda: b._ready().directory.capabilities_of(bytes([100, 64, 0, 1])))
+    await until(lambda: runtime_of(b).directory.capabilities_of(bytes([100, 64, 0, 1])))
     for address in (a.ipv4, f"{a.ipv4}:1234", a.ipv6, f"[{a.ipv6}]:1234", (a.ipv4, 1234)):
         found = await b.whois(address)  # type: ignore[arg-type]
         assert found.node.hostname == "a"
@@ -272,7 +272,7 @@ async def test_every_preference_changes_while_running(autojump_clock: MockClock,
     await until(lambda: tailnet.control.server.directory.find(tailnet.id_of(b)).advertised)
     tailnet.approve_routes(b, "10.9.0.0/24", "0.0.0.0/0", "::/0")
     await until(lambda: "10.9.0.0/24" in a.peers["bob-s-laptop"].routes)
-    reach = a._ready().reach
+    reach = runtime_of(a).reach
     await until(lambda: reach.routes_to(bytes([10, 9, 0, 1])))
     await a.set(accept_routes=False)
     await until(lambda: not reach.routes_to(bytes([10, 9, 0, 1])))
@@ -305,11 +305,11 @@ async def test_login_again_keeps_node_and_addresses_with_a_new_key(autojump_cloc
     key = tailnet.auth_key(reusable=True)
     a, b = await tailnet.device("a", auth_key=key), await tailnet.device("b")
     before = (a.node.id, a.node.stable_id, a.ipv4, a.ipv6)
-    old_key = a._ready().control.saved.state.node_key.public
+    old_key = runtime_of(a).control.saved.state.node_key.public
     async with echo_service(b, 80), echo_service(a, 81):
         await echoed(a, "b", 80)
         await a.login()
-        assert a._ready().control.saved.state.node_key.public != old_key
+        assert runtime_of(a).control.saved.state.node_key.public != old_key
         assert (a.node.id, a.node.stable_id, a.ipv4, a.ipv6) == before
         await until(lambda: a.status().state == "running")
         assert await echoed(a, "b", 80) == b"hello"

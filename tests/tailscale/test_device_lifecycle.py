@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, echoed, until
+from tailnet_scripts import echo_service, echoed, runtime_of, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -18,7 +18,7 @@ from tailscale.testing.network import VirtualHost
 
 
 def host_of(net: Tailnet, name: str) -> VirtualHost:
-    host = net._place.network(name)
+    host = world(net).network(name)
     assert isinstance(host, VirtualHost)
     return host
 
@@ -167,7 +167,7 @@ async def test_sockets_of_a_closed_device_are_closed(autojump_clock: MockClock, 
 
     async with echo_service(b, 80), trio.open_nursery() as nursery:
         async with device_on(tailnet, "a") as a:
-            await tailnet._until_introduced(b)
+            await tailnet.until_introduced(b)
             stream, listener, udp = await a.tcp_connect("b", 80), await a.listen(80), await a.udp(53)
             calls = (stream.receive_some, listener.accept, udp.receive)
             for call in calls:
@@ -185,7 +185,7 @@ async def test_sockets_of_a_closed_device_are_closed(autojump_clock: MockClock, 
 async def test_crash_of_an_actor_ends_the_device_with_its_cause(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     with pytest.raises(ZeroDivisionError):
         async with device_on(tailnet, "a") as a:
-            a._ready()._nursery.start_soon(_divide)  # type: ignore[union-attr]
+            runtime_of(a)._nursery.start_soon(_divide)  # type: ignore[union-attr]
             await trio.sleep_forever()
 
 
@@ -244,7 +244,7 @@ async def test_leaving_is_quick(autojump_clock: MockClock, tailnet: Tailnet, fau
     async with echo_service(b, 80):
         device = device_on(tailnet, "a")
         async with device as a:
-            await tailnet._until_introduced(b)
+            await tailnet.until_introduced(b)
             stream = await a.tcp_connect("b", 80)
             await stream.send_all(bytes(1 << 20))
             if fault == "dead":
@@ -268,7 +268,7 @@ async def test_two_devices_in_one_process_are_isolated(autojump_clock: MockClock
                 with pytest.raises(ConnectionRefusedError):
                     await device.tcp_connect("b", port)
         assert (b.name, d.name) == ("b.tailnet.test", "b.other.test")
-        assert a._ready().control.saved.state.node_key.public != c._ready().control.saved.state.node_key.public
+        assert runtime_of(a).control.saved.state.node_key.public != runtime_of(c).control.saved.state.node_key.public
         await one.control.stop()
         await trio.sleep(60)
         assert a.health

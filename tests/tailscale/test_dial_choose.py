@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from tailnet_scripts import echo_service
+from tailnet_scripts import echo_service, runtime_of
 from trio.testing import MockClock
 
 import tailscale
@@ -29,6 +29,6 @@ async def test_the_machines_own_way_has_a_timeout_too(
         await trio.sleep_forever()
 
     a = await tailnet.device("a")
-    monkeypatch.setattr(a._ready().network, "open_tcp", vanish)
+    monkeypatch.setattr(runtime_of(a).network, "open_tcp", vanish)
     with pytest.raises(tailscale.ConnectionTimedOut, match=r"example\.com port 80 did not answer within 3 s"):
         await a.connect_anywhere("example.com", 80, timeout=3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tailnet_scripts import beside, echo_service, echoed, until
+from tailnet_scripts import beside, echo_service, echoed, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -28,7 +28,7 @@ class Scene:
     tmp_path: Path
 
     def host(self, name: str) -> VirtualHost:
-        host = self.net._place.network(name)
+        host = world(self.net).network(name)
         assert isinstance(host, VirtualHost)
         return host
 
@@ -187,7 +187,7 @@ async def dial_address_with_expired_key(s: Scene) -> None:
 async def run_out_while_control_is_away(s: Scene) -> tuple[tailscale.Device, tailscale.Device]:
     """Peers stay in the netmap then, as they do with servers that show them to an expired node."""
     a, b = await s.pair()
-    s.net.control.do(s.net.control.server.set_key_expiry, s.net.id_of(a), s.net._place.wall_clock() + 60)
+    s.net.control.do(s.net.control.server.set_key_expiry, s.net.id_of(a), world(s.net).wall_clock() + 60)
     await until(lambda: a.node.key_expiry and b.peers["a"].key_expiry)
     await s.net.control.stop()
     await trio.sleep(120)
@@ -413,7 +413,7 @@ async def test_environment_names_are_honoured(
     assert "TS_DEBUG_NEVER_DIRECT_UDP is set" in caplog.text
     async with device as a, echo_service(b, 80):
         assert a.hostname == "from-the-environment"
-        await tailnet._until_introduced(b)
+        await tailnet.until_introduced(b)
         await echoed(a, "b", 80)
         await trio.sleep(30)
         assert (await a.ping("b")).path.startswith("relay ")

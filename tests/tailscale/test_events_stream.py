@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, echoed, until
+from tailnet_scripts import echo_service, echoed, runtime_of, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -68,7 +68,7 @@ async def test_key_that_expires_soon_is_announced_once(autojump_clock: MockClock
     a = await tailnet.device("a")
     stream = a.events()
     server = tailnet.control.server
-    at = tailnet._place.wall_clock() + timedelta(days=3).total_seconds()
+    at = world(tailnet).wall_clock() + timedelta(days=3).total_seconds()
     tailnet.control.do(server.set_key_expiry, tailnet.id_of(a), at)
     await trio.sleep(1)
     tailnet.control.do(server.set_tags, tailnet.id_of(a), ["tag:x"])
@@ -80,7 +80,7 @@ async def test_slow_reader_is_told_how_much_it_missed(autojump_clock: MockClock,
     a = await tailnet.device("a")
     slow, fast = a.events(), a.events()
     for number in range(events.QUEUE_LIMIT + 44):
-        a._ready().watching.hear(_warnings(number))
+        runtime_of(a).watching.hear(_warnings(number))
         assert isinstance(await fast.__anext__(), tailscale.HealthChanged)
     first = await slow.__anext__()
     assert first == tailscale.Lagged(44)
@@ -106,7 +106,7 @@ async def test_stream_that_is_forgotten_costs_nothing(autojump_clock: MockClock,
     for _ in range(10):
         await look()
     gc.collect()
-    assert len(a._ready().readers) <= 1, "the last one may hang in trio's last exception"
+    assert len(runtime_of(a).readers) <= 1, "the last one may hang in trio's last exception"
 
 
 async def test_reader_that_waits_hears_the_end(autojump_clock: MockClock, tailnet: Tailnet) -> None:

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trustme
 from http_scripts import site
+from tailnet_scripts import runtime_of
 
 from tailscale import Device, NameNotFound
 from tailscale.http import AsyncTransport
@@ -195,7 +196,7 @@ async def test_tailnet_names_never_reach_the_hosts_resolver(
         raise socket.gaierror(socket.EAI_NONAME, "no")
 
     device = await tailnet.device("alpha")
-    monkeypatch.setattr(device._ready().network, "open_tcp", note)
+    monkeypatch.setattr(runtime_of(device).network, "open_tcp", note)
     async with library.AsyncClient(transport=AsyncTransport(device)) as client:
         with pytest.raises(library.ConnectError):
             await client.get("http://db.tailnet.test/")

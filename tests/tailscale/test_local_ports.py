@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, until
+from tailnet_scripts import echo_service, runtime_of, until
 from test_cancel_anywhere import EXPECTED, cancelled_after
 
 import tailscale
@@ -209,4 +209,4 @@ async def test_cancelled_anywhere_no_port_and_no_flow_stays() -> None:
                 await way.aclose()
                 await until(lambda way=way: not way.statistics().open)
         assert cut > 15
-        await until(lambda: not left._ready().stack.connections)
+        await until(lambda: not runtime_of(left).stack.connections)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tailnet_scripts import until
+from tailnet_scripts import runtime_of, until
 from trio.testing import MockClock
 
 from tailscale.runtime.messages import Offer
@@ -15,12 +15,12 @@ from ts_control.wire import Service
 
 async def test_an_offered_peer_api_is_known_to_peers(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
-    runtime = b._ready()
+    runtime = runtime_of(b)
     offer(runtime.bus, "peerapi", Offer(services=(Service(proto="peerapi4", port=41234),)))
     await until(lambda: runtime.dataplane.engine.peerapi_port == 41234)
 
     def told_ports() -> set[int]:
-        netmap = a._ready().directory.netmap
+        netmap = runtime_of(a).directory.netmap
         peers = netmap.peers.values() if netmap is not None else ()
         return {service.port for peer in peers for service in peer.hostinfo.services}
 
@@ -32,7 +32,7 @@ async def test_an_offered_peer_api_is_known_to_peers(autojump_clock: MockClock, 
 async def test_the_embedded_control_server_answers_what_it_is_asked(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
-    control = (await tailnet.device("a"))._ready().control
+    control = runtime_of(await tailnet.device("a")).control
     for path, status in (("/machine/whoami", 501), ("/machine/tka/init/begin", 404)):
         with pytest.raises(RequestRefused) as refusal:
             await control.ask("GET", path)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import trio
-from tailnet_scripts import beside, until
+from tailnet_scripts import beside, runtime_of, until, world
 from trio.testing import MockClock
 
 from tailscale import Device, TcpStream
@@ -46,7 +46,7 @@ class Flow:
         return octets / packets
 
     def _traffic(self) -> tuple[int, int]:
-        known = self.sender._ready().endpoint.peer_statistics(self.receiver.node.id)
+        known = runtime_of(self.sender).endpoint.peer_statistics(self.receiver.node.id)
         return known.packets_out, known.bytes_out
 
     def check(self) -> None:
@@ -55,7 +55,7 @@ class Flow:
 
 async def trickle_until(flow: Flow, stream: TcpStream, kind: str) -> None:
     """Keep the connection busy, so that the path changes under something that flies."""
-    paths, peer = flow.sender._ready().dataplane.engine.paths, flow.receiver.node.id
+    paths, peer = runtime_of(flow.sender).dataplane.engine.paths, flow.receiver.node.id
     with trio.fail_after(60):
         while not stream.path.startswith(kind) or len(paths[peer]) > 1:
             await flow.send(stream, TRICKLE)
@@ -87,7 +87,7 @@ async def test_a_stream_is_large_by_relay_ordinary_when_direct_and_whole_across_
                 await trickle_until(flow, stream, "relay")
                 assert await flow.send(stream, BULK) > 8_000 or loss  # a window that losses keep small is not cut so
             flow.check()
-        assert net._place.network("a").network.drops["too large"] == 0
+        assert world(net).network("a").network.drops["too large"] == 0
 
 
 async def test_packets_that_wait_for_a_session_arrive_on_whatever_path_there_is_then(
@@ -105,7 +105,7 @@ async def test_packets_that_wait_for_a_session_arrive_on_whatever_path_there_is_
 
         async with beside(serve), await a.tcp_connect("b", 80) as stream:
             await flow.send(stream, BULK)
-            endpoint, peer = a._ready().endpoint, b.node.id
+            endpoint, peer = runtime_of(a).endpoint, b.node.id
             endpoint.distrust_sessions(peer)
             net.block(a, "relay")
             async with trio.open_nursery() as nursery:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import dpkt
 import pytest
 import trio
-from tailnet_scripts import beside, echo_service, echoed, until
+from tailnet_scripts import beside, echo_service, echoed, runtime_of, until
 from trio.testing import MockClock
 
 import tailscale
@@ -98,9 +98,9 @@ async def with_resolver(net: Tailnet) -> tuple[tailscale.Device, tailscale.Devic
 
 async def settle(device: tailscale.Device, net: Tailnet, **settings: object) -> None:
     """Change the tailnet's DNS and wait until the device has heard of it."""
-    before = device._ready().directory.netmap
+    before = runtime_of(device).directory.netmap
     net.dns(**settings)
-    await until(lambda: device._ready().directory.netmap is not before)
+    await until(lambda: runtime_of(device).directory.netmap is not before)
 
 
 async def test_own_names_in_every_form_and_record_type(autojump_clock: MockClock, tailnet: Tailnet) -> None:

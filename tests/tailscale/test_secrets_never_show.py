@@ -10,7 +10,7 @@ import pickle
 import pytest
 import trio
 from secret_spy import Spy
-from tailnet_scripts import beside, echo_service, until
+from tailnet_scripts import beside, echo_service, runtime_of, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -49,7 +49,7 @@ async def test_a_whole_life_shows_no_secret(
         await stream.send_all(b"hello")
         spy.see(a, a.node, a.peers, a.status(), a.health, listener, udp, stream, stream.peer, stream.path)
         spy.see(await a.whois(str(b.ipv4)), await a.ping("b"), await a.netcheck())
-        spy.see(a._config, a._store, store, store.state, *vars(a._ready()).values())
+        spy.see(a._config, a._store, store, store.state, *vars(runtime_of(a)).values())
     await a.login()
     await trio.sleep(1)
     for deed in (
@@ -69,7 +69,7 @@ async def test_a_whole_life_shows_no_secret(
     await until(lambda: not a.health, 60)
     tailnet.expire(a)
     await until(lambda: a.health, 60)
-    spy.see(a.health, *a._ready().bus._retained.values())
+    spy.see(a.health, *runtime_of(a).bus._retained.values())
     await a.login()
     await a.logout()
     with trio.move_on_after(1):
@@ -85,9 +85,9 @@ async def test_login_address_goes_to_its_callback_only(
 ) -> None:
     def approve(url: str) -> None:
         spy.words.add(url.rpartition("/")[2])
-        spy.see(*waiting._ready().bus._retained.values(), waiting.status(), waiting)
+        spy.see(*runtime_of(waiting).bus._retained.values(), waiting.status(), waiting)
 
-    network = tailnet._place.network("a")
+    network = world(tailnet).network("a")
     waiting = tailscale.Device.on(
         network, "a", auth_key="", control_url=tailnet.control.url, on_login_url=approve, login_timeout=700
     )
@@ -111,7 +111,7 @@ async def test_state_on_disk_and_its_errors_show_no_key(
     key = tailnet.auth_key(reusable=True)
     spy.words.add(key)
     async with tailnet.device("a", state=path, auth_key=key) as a:
-        spy.see(a._store, a._ready().control.saved, a._ready().control.saved.state)
+        spy.see(a._store, runtime_of(a).control.saved, runtime_of(a).control.saved.state)
     text = path.read_text()
     for damaged in (
         text[: len(text) // 2],

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import trio
-from tailnet_scripts import beside, echo_service, echoed, until
+from tailnet_scripts import beside, echo_service, echoed, until, world
 from trio.testing import MockClock
 
 import tailscale
@@ -21,7 +21,7 @@ Trouble = Callable[[Tailnet], AsyncIterator[None]]
 
 
 def host_of(net: Tailnet, name: str) -> VirtualHost:
-    host = net._place.network(name)
+    host = world(net).network(name)
     assert isinstance(host, VirtualHost)
     return host
 

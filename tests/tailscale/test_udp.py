@@ -6,12 +6,15 @@ import errno
 import socket
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
-from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostUdp, UdpSocket
+from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostSocket, HostUdp
 from tailscale.runtime.underlay import Underlay
 from ts_base.who import RelayedRun
 from ts_dataplane import geneve
@@ -22,6 +25,26 @@ class NoRelays:
 
     def send(self, runs: list[RelayedRun]) -> None:
         raise AssertionError(runs)
+
+
+class Meddled:
+    """The machine's socket, but for what a subclass makes of it."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+@contextmanager
+def meddling(udp: HostUdp, how: Callable[[socket.socket], Meddled]) -> Iterator[None]:
+    """What `udp` writes by IPv4 meets `how` until the block ends."""
+    held = udp._sockets[False]
+    real = held._sock
+    held._sock = how(real)  # type: ignore[assignment]
+    yield
+    held._sock = real
 
 
 async def receive_all(udp: HostUdp, count: int, family: int = 0) -> list[bytes]:
@@ -54,74 +77,57 @@ async def test_ipv6_and_ipv4_share_a_port_and_keep_apart() -> None:
 async def test_what_a_device_cannot_carry_whole_is_not_offered_for_segmentation() -> None:
     """Cut for a relay, sealed when the path was direct: one such run must not end segmentation for everybody."""
     a, b = HostUdp(0), HostUdp(0)
-    target: UdpSocket = a._sockets[False]
-    real = target._sock
 
-    class Ethernet:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
+    class Ethernet(Meddled):
         def sendmsg(self, buffers: list[bytes], options: list[tuple[int, int, bytes]], *rest: Any) -> int:
             if int.from_bytes(options[0][2], sys.byteorder) > 1472:
                 raise OSError(errno.EINVAL, "segments larger than the device's MTU")
-            return real.sendmsg(buffers, options, *rest)
+            return self.real.sendmsg(buffers, options, *rest)
 
-    target._sock = Ethernet()  # type: ignore[assignment]
-    sent = [b"l" * 20_000] * 3 + [b"s" * 1300] * 3
-    a.send_many([(("127.0.0.1", b.local_port), sent)])
-    assert await receive_all(b, len(sent)) == sent
-    assert a.drops["underlay.segmentation_refused"] == 0
-    target._sock = real
+    with meddling(a, Ethernet):
+        sent = [b"l" * 20_000] * 3 + [b"s" * 1300] * 3
+        a.send_many([(("127.0.0.1", b.local_port), sent)])
+        assert await receive_all(b, len(sent)) == sent
+        assert a.drops["underlay.segmentation_refused"] == 0
     a.close()
     b.close()
 
 
 async def test_refused_segmentation_falls_back_to_single_sends() -> None:
     a, b = HostUdp(0), HostUdp(0)
-    target: UdpSocket = a._sockets[False]
-    real = target._sock
 
-    class Refusing:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
+    class Refusing(Meddled):
         def sendmsg(self, *_: object) -> int:
             raise OSError(errno.EIO, "no checksum offload")
 
-    target._sock = Refusing()  # type: ignore[assignment]
-    sent = [b"a" * 100] * 10
-    a.send_many([(("127.0.0.1", b.local_port), sent)])
-    assert await receive_all(b, 10) == sent
-    assert a.statistics().offloads["segmentation"] is False
-    assert a.drops["underlay.segmentation_refused"] == 1
-    target._sock = real
+    with meddling(a, Refusing):
+        sent = [b"a" * 100] * 10
+        a.send_many([(("127.0.0.1", b.local_port), sent)])
+        assert await receive_all(b, 10) == sent
+        assert a.statistics().offloads["segmentation"] is False
+        assert a.drops["underlay.segmentation_refused"] == 1
     a.close()
     b.close()
 
 
 async def test_a_full_kernel_buffer_keeps_datagrams_until_it_drains() -> None:
     a, b = HostUdp(0), HostUdp(0)
-    target: UdpSocket = a._sockets[False]
-    real, refusals = target._sock, [2]
+    refusals = [2]
 
-    class Busy:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
+    class Busy(Meddled):
         def sendto(self, *args: Any) -> int:
             if refusals[0]:
                 refusals[0] -= 1
                 raise BlockingIOError
-            return real.sendto(*args)
+            return self.real.sendto(*args)
 
-    target._sock = Busy()  # type: ignore[assignment]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.run_writers)
-        for text in (b"one", b"two", b"three"):
-            a.send_many([(("127.0.0.1", b.local_port), [text])])
-        assert await receive_all(b, 3) == [b"one", b"two", b"three"]
-        nursery.cancel_scope.cancel()
-    target._sock = real
+    with meddling(a, Busy):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.run_writers)
+            for text in (b"one", b"two", b"three"):
+                a.send_many([(("127.0.0.1", b.local_port), [text])])
+            assert await receive_all(b, 3) == [b"one", b"two", b"three"]
+            nursery.cancel_scope.cancel()
     a.close()
     b.close()
 
@@ -161,14 +167,12 @@ async def test_a_port_in_use_falls_back_to_any_port() -> None:
         a.close()
 
 
-class Failing:
+class Failing(Meddled):
     """A socket whose sends end in one error."""
 
     def __init__(self, real: socket.socket, number: int) -> None:
-        self._real, self._number = real, number
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+        super().__init__(real)
+        self._number = number
 
     def sendto(self, *_: object) -> int:
         raise OSError(self._number, "refused")
@@ -182,18 +186,16 @@ class Failing:
 )
 async def test_where_the_host_has_no_route_to_is_told_once(number: int, is_told: bool) -> None:
     a = HostUdp(0)
-    real = a._sockets[False]._sock
-    a._sockets[False]._sock = Failing(real, number)  # type: ignore[assignment]
-    underlay = Underlay(a, NoRelays())
-    place = ("192.0.2.7", 1)
-    told = underlay.send([(place, [b"x"] * 3), (place, [b"y"])])
-    assert a.drops == {f"underlay.send_{errno.errorcode[number].lower()}": 4}, "datagrams are counted, not writes"
-    assert told == ([place] if is_told else [])
-    for port in range(2 * UNREACHABLE_LIMIT):
-        a.send_many([(("192.0.2.7", 1 + port), [b"x"])])
-    assert len(a.take_unreachable()) == (UNREACHABLE_LIMIT if is_told else 0)
-    assert a.take_unreachable() == []
-    a._sockets[False]._sock = real
+    with meddling(a, partial(Failing, number=number)):
+        underlay = Underlay(a, NoRelays())
+        place = ("192.0.2.7", 1)
+        told = underlay.send([(place, [b"x"] * 3), (place, [b"y"])])
+        assert a.drops == {f"underlay.send_{errno.errorcode[number].lower()}": 4}, "datagrams are counted, not writes"
+        assert told == ([place] if is_told else [])
+        for port in range(2 * UNREACHABLE_LIMIT):
+            a.send_many([(("192.0.2.7", 1 + port), [b"x"])])
+        assert len(a.take_unreachable()) == (UNREACHABLE_LIMIT if is_told else 0)
+        assert a.take_unreachable() == []
     a.close()
 
 
@@ -230,7 +232,7 @@ async def test_socket_that_could_not_be_bound_again_works_once_it_can(monkeypatc
     def refuse(*_: object) -> None:
         raise OSError("no such interface")
 
-    target, a = UdpSocket(socket.AF_INET, 0, Counter(), {}), HostUdp(0)
+    target, a = HostSocket(socket.AF_INET, 0, Counter(), {}), HostUdp(0)
     with monkeypatch.context() as gone:
         gone.setattr("tailscale.runtime.udp.socket.socket", refuse)
         with pytest.raises(OSError, match="no UDP port can be bound"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, until
+from tailnet_scripts import echo_service, runtime_of, until, world
 
 from tailscale.runtime.udp import HostUdp
 from tailscale.runtime.uplinks import IP_BOUND_IF, IP_UNICAST_IF, IPV6_BOUND_IF, SO_BINDTODEVICE, confine
@@ -131,11 +131,11 @@ async def test_a_socket_that_cannot_be_bound_again_rests_until_it_can(monkeypatc
 
 async def test_a_device_finds_and_keeps_a_path_through_each_uplink(autojump_clock: trio.testing.MockClock) -> None:
     async with Tailnet(latency=0.01) as tailnet:
-        internet = tailnet._place.internet  # type: ignore[attr-defined]
+        internet = world(tailnet).internet
         internet.host("van", uplinks=("wlan0", "wwan0"))
         van, nas = await tailnet.device("van"), await tailnet.device("nas")
         internet.change("van%wwan0", "nas", latency=0.03)
-        finder = van._ready().dataplane.finder
+        finder = runtime_of(van).dataplane.finder
         peer = next(iter(finder.paths))
         async with echo_service(nas, 7), await van.tcp_connect("nas", 7) as stream:
 
@@ -162,7 +162,7 @@ async def test_a_device_without_uplinks_names_none(autojump_clock: trio.testing.
         async with echo_service(b, 7), await a.tcp_connect("b", 7) as stream:
             await stream.send_all(b"x")
             await stream.receive_some(1)
-            finder = a._ready().dataplane.finder
+            finder = runtime_of(a).dataplane.finder
             await until(lambda: finder.statistics().standings)
             assert not any("%" in str(path) for paths in finder.paths.values() for path in paths)
             assert all(finder.standbys(peer, trio.current_time()) == () for peer in finder.paths)

@@ -14,7 +14,7 @@ import trio.testing
 from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, Control, run_control
+from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, ControlActor, run_control
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
     ControlStateChanged,
@@ -59,7 +59,7 @@ class Scene:
         config = Config(URL, Preferences("py"), login_timeout=30.0, **settings)
         network = cast(Network, control)
         disco = DiscoPrivate.generate(seeded(8)(32)).public
-        self.actor = Control(config, network, self.store, State.generate(seeded(7), URL), disco, self.bus)
+        self.actor = ControlActor(config, network, self.store, State.generate(seeded(7), URL), disco, self.bus)
 
     def latest(self) -> ControlStateChanged:
         latest = self.bus.latest(ControlStateChanged)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from ts_control.location import Location, base_path, maybe_proxy, parse_url, upgrade_locations
+from ts_control.location import ControlAddress, base_path, maybe_proxy, parse_url, upgrade_locations
 
-PUBLIC = Location("control.example.com", 443, is_tls=True)
+PUBLIC = ControlAddress("control.example.com", 443, is_tls=True)
 
 
 @pytest.mark.parametrize(
     ("url", "location", "authority"),
     [
-        ("https://hs.example.com", Location("hs.example.com", 443, True), "hs.example.com"),
-        ("https://hs.example.com:8443/", Location("hs.example.com", 8443, True), "hs.example.com:8443"),
-        ("http://127.0.0.1:8080", Location("127.0.0.1", 8080, False), "127.0.0.1:8080"),
-        ("http://[::1]", Location("::1", 80, False), "[::1]"),
+        ("https://hs.example.com", ControlAddress("hs.example.com", 443, True), "hs.example.com"),
+        ("https://hs.example.com:8443/", ControlAddress("hs.example.com", 8443, True), "hs.example.com:8443"),
+        ("http://127.0.0.1:8080", ControlAddress("127.0.0.1", 8080, False), "127.0.0.1:8080"),
+        ("http://[::1]", ControlAddress("::1", 80, False), "[::1]"),
     ],
 )
-def test_a_url_names_a_place(url: str, location: Location, authority: str) -> None:
+def test_a_url_names_a_place(url: str, location: ControlAddress, authority: str) -> None:
     assert parse_url(url) == location
     assert location.authority == authority
 
@@ -52,12 +52,12 @@ def test_the_proxy_comes_from_the_variable_of_the_scheme() -> None:
     environment = {"HTTPS_PROXY": "http://user:p%40ss@proxy:3128", "http_proxy": "other:8080"}
     proxy = maybe_proxy(PUBLIC, environment)
     assert proxy is not None
-    assert proxy.location == Location("proxy", 3128, False)
+    assert proxy.location == ControlAddress("proxy", 3128, False)
     assert proxy.authorization == "Basic dXNlcjpwQHNz"
     assert "dXNlcjpwQHNz" not in repr(proxy)
-    plain = maybe_proxy(Location("hs.example", 80, False), environment)
+    plain = maybe_proxy(ControlAddress("hs.example", 80, False), environment)
     assert plain is not None
-    assert plain.location == Location("other", 8080, False)
+    assert plain.location == ControlAddress("other", 8080, False)
     assert maybe_proxy(PUBLIC, {}) is None
 
 
@@ -82,5 +82,5 @@ def test_the_proxy_comes_from_the_variable_of_the_scheme() -> None:
     ],
 )
 def test_no_proxy_follows_the_convention(rules: str, host: str, bypassed: bool) -> None:
-    proxy = maybe_proxy(Location(host, 443, True), {"https_proxy": "http://p:1", "no_proxy": rules})
+    proxy = maybe_proxy(ControlAddress(host, 443, True), {"https_proxy": "http://p:1", "no_proxy": rules})
     assert (proxy is None) == bypassed

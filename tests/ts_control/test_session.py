@@ -16,8 +16,8 @@ from ts_control.session import (
     FOLLOWUP_TIMEOUT,
     LOGOUT_EXPIRY,
     ControlMachine,
-    Identity,
-    IdentityChanged,
+    Credentials,
+    CredentialsChanged,
     Phase,
     PhaseChanged,
     Poll,
@@ -35,9 +35,9 @@ EXPIRED = RegisterResponse(node_key_expired=True)
 
 
 def machine(*, registered: bool = False, auth_key: str | None = None, tags: tuple[str, ...] = ()) -> ControlMachine:
-    identity = Identity(MachinePrivate.generate(seeded(1)(32)), NodePrivate.generate(seeded(2)(32)))
+    credentials = Credentials(MachinePrivate.generate(seeded(1)(32)), NodePrivate.generate(seeded(2)(32)))
     return ControlMachine(
-        replace(identity, is_registered=registered),
+        replace(credentials, is_registered=registered),
         Hostinfo(hostname="py", request_tags=tags),
         entropy=seeded(3),
         wall_clock=lambda: NOW,
@@ -67,8 +67,8 @@ def test_a_new_node_registers_with_its_key_and_polls() -> None:
     assert (request.auth.auth_key, request.old_node_key.is_zero) == ("k", True)
     m.on_registered(OK, 0.0)
     polls(m)
-    assert [type(x) for x in m.take_messages()] == [PhaseChanged, IdentityChanged]
-    assert m.identity.is_registered
+    assert [type(x) for x in m.take_messages()] == [PhaseChanged, CredentialsChanged]
+    assert m.credentials.is_registered
     m.on_self(make_node(1, machine_authorized=True))
     assert m.phase is Phase.RUNNING
 
@@ -114,14 +114,14 @@ def test_a_login_page_stays_shown_while_the_server_is_away() -> None:
 
 def test_an_expired_key_is_replaced_once_and_the_old_one_is_named() -> None:
     m = machine(registered=True, auth_key="k")
-    old = m.identity.node
+    old = m.credentials.node
     registers(m)
     m.on_registered(EXPIRED, 0.0)
     request = m.register_request()
     assert (request.old_node_key, request.node_key != old.public) == (old.public, True)
-    assert m.identity.node == old  # not ours before control said so
+    assert m.credentials.node == old  # not ours before control said so
     m.on_registered(OK, 0.0)
-    assert (m.identity.node.public, m.identity.old_node) == (request.node_key, old)
+    assert (m.credentials.node.public, m.credentials.old_node) == (request.node_key, old)
 
 
 def test_a_server_that_calls_every_key_expired_is_not_asked_without_end() -> None:
@@ -145,7 +145,7 @@ def test_our_own_expiry_in_the_map_waits_for_a_login_or_for_control() -> None:
     m.login(0.0)
     registers(m)
     assert m.register_request().auth is not None
-    assert m.register_request().old_node_key == m.identity.node.public
+    assert m.register_request().old_node_key == m.credentials.node.public
 
 
 @pytest.mark.parametrize("answer", [OK, URL, EXPIRED, RegisterResponse(error="who are you?")])
@@ -153,10 +153,10 @@ def test_a_key_tried_before_a_crash_is_asked_about_first(answer: RegisterRespons
     before = machine(registered=True, auth_key="k")
     before.on_registered(OK, 0.0)
     before.login(0.0)
-    saved = [x.identity for x in before.take_messages() if isinstance(x, IdentityChanged)][-1]
+    saved = [x.credentials for x in before.take_messages() if isinstance(x, CredentialsChanged)][-1]
     tried = before.register_request().node_key
     assert saved.next_node is not None
-    assert (saved.next_node.public, saved.node) == (tried, before.identity.node)
+    assert (saved.next_node.public, saved.node) == (tried, before.credentials.node)
 
     after = ControlMachine(saved, Hostinfo(), entropy=seeded(4), wall_clock=lambda: NOW, auth_key="k")
     registers(after)
@@ -164,10 +164,10 @@ def test_a_key_tried_before_a_crash_is_asked_about_first(answer: RegisterRespons
     request = after.register_request()
     assert (request.node_key, request.old_node_key, request.auth) == (tried, saved.node.public, None)
     after.on_registered(answer, 0.0)
-    assert after.identity.next_node is None
+    assert after.credentials.next_node is None
     if answer is OK:
         polls(after)
-        assert (after.identity.node.public, after.identity.old_node) == (tried, saved.node)
+        assert (after.credentials.node.public, after.credentials.old_node) == (tried, saved.node)
     else:
         registers(after)
         assert after.register_request().node_key == saved.node.public
@@ -249,7 +249,7 @@ def test_an_unsupported_client_is_told_so() -> None:
 def test_login_takes_a_new_key_and_keeps_the_old_one_named() -> None:
     m = machine(registered=True)
     m.on_registered(OK, 0.0)
-    before = m.identity.node
+    before = m.credentials.node
     m.login(5.0, "fresh")
     registers(m, 5.0)
     request = m.register_request()
@@ -269,7 +269,7 @@ def test_a_key_refused_at_login_gives_way_to_the_page() -> None:
     m.on_registered(URL, 5.0)
     assert (m.phase.value, m.register_request().followup) == ("needs_login", URL.auth_url)
     m.on_registered(OK, 6.0)
-    assert m.identity.next_node is None
+    assert m.credentials.next_node is None
     m.login(7.0, "fresh")
     auth = m.register_request().auth
     assert auth is not None
@@ -290,12 +290,12 @@ def test_a_server_without_pages_refuses_the_key_after_all() -> None:
 def test_logout_names_a_moment_in_the_past_and_then_rests() -> None:
     m = machine(registered=True, auth_key="k")
     request = m.logout_request()
-    assert (request.expiry, request.node_key) == (LOGOUT_EXPIRY, m.identity.node.public)
-    before = m.identity
+    assert (request.expiry, request.node_key) == (LOGOUT_EXPIRY, m.credentials.node.public)
+    before = m.credentials
     m.on_logged_out()
     assert m.next_step(0.0) == Wait(math.inf)
-    assert (m.identity.machine, m.identity.is_registered) == (before.machine, False)
-    assert m.identity.node != before.node
+    assert (m.credentials.machine, m.credentials.is_registered) == (before.machine, False)
+    assert m.credentials.node != before.node
     m.login(1.0)
     registers(m, 1.0)
     assert m.register_request().old_node_key.is_zero
@@ -322,7 +322,7 @@ def test_a_lock_credential_behind_the_auth_key_stays_at_home(given: str, sent: s
 def test_secrets_stay_out_of_the_machines_repr() -> None:
     m = machine(auth_key="hskey-secret")
     m.on_registered(URL, 0.0)
-    assert "secret" not in repr(m) + repr(m.take_messages()) + repr(m.identity) + repr(m.register_request())
+    assert "secret" not in repr(m) + repr(m.take_messages()) + repr(m.credentials) + repr(m.register_request())
 
 
 @settings(max_examples=50)

@@ -13,7 +13,7 @@ from ts_base.who import endpoint_of, is_direct, is_peer_relayed, is_relayed
 from ts_dataplane import disco, geneve
 from ts_dataplane.path_messages import BestPathChanged, NeedStun
 from ts_dataplane.paths import PathFinder
-from ts_dataplane.peer_paths import PeerPaths
+from ts_dataplane.peer_paths import PeerPaths, PeerState
 
 REGION = 900
 DIRECT_DELAY = 0.04
@@ -301,6 +301,11 @@ class RelayServer(Host):
             self.world.carry(self, path, header + self.gate.seal(client, answer))
         elif message.kind == disco.ANSWER and message.challenge == self.challenges.get((client, path)):
             self.bound[client] = path
+
+
+def paths_of(host: Host, peer: Host) -> PeerState:
+    """What the finder of one knows of the ways to the other."""
+    return host.finder._states[peer.number]
 
 
 def changes(host: Host, peer: Host) -> list:

@@ -8,7 +8,7 @@ from engine_scripts import ACK, ALLOW_ALL, DIRECT, SYN, US, US6, Desk, fragment,
 from ts_base.ip import TSMP, parse_address
 from ts_dataplane import tsmp
 from ts_dataplane.claims import PeerRoutes
-from ts_dataplane.engine import NoRoute
+from ts_dataplane.engine import RouteMissing
 from ts_dataplane.packets import parse, without_padding
 
 USUAL, DUTCH, SWISS, NARROW, PLAIN = 2, 3, 4, 5, 6  # the exit by preference, two to choose, one for IPv4 only, no exit
@@ -72,7 +72,7 @@ def test_a_subnet_may_be_reached_by_a_router_that_is_not_the_usual_one(desk: Des
 def test_what_the_named_peer_does_not_take_goes_nowhere(desk: Desk, via: int, source: str, destination: str) -> None:
     assert takers(desk, tcp(SYN, source=source, destination=destination), via=via) == []
     assert desk.drops == {"engine.via_not_an_exit": 1}
-    assert desk.engine.take_messages() == [NoRoute(parse_address(destination), via)]
+    assert desk.engine.take_messages() == [RouteMissing(parse_address(destination), via)]
 
 
 def test_an_exit_answers_only_while_flows_go_through_it(desk: Desk) -> None:

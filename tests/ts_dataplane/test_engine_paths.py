@@ -29,7 +29,7 @@ from ts_base.ip import ICMP6, TCP, TSMP, UDP, checksum, parse_address, pseudo_he
 from ts_base.ip_headers import ip_packet
 from ts_dataplane import geneve, stun, tsmp
 from ts_dataplane.claims import PeerRoutes
-from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, NoRoute
+from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, RouteMissing
 from ts_dataplane.packets import parse, with_source, without_padding
 from ts_dataplane.pathless import HELD_DATAGRAMS
 from ts_tunnel.messages import SessionEstablished
@@ -121,7 +121,7 @@ def test_packets_nobody_has_a_route_for_are_surfaced():
     lost = tcp(SYN, source=US, destination="100.64.9.9")
     assert desk.say(lost, lost) == []
     assert desk.drops == {"engine.no_route": 2}
-    assert desk.engine.take_messages() == [NoRoute(parse_address("100.64.9.9"))]
+    assert desk.engine.take_messages() == [RouteMissing(parse_address("100.64.9.9"))]
     assert desk.engine.take_messages() == []
     assert desk.engine.take_sent() == set()
 

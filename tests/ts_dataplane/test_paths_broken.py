@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from path_scripts import DATA, REGION, World, changes, lan, settled
+from path_scripts import DATA, REGION, World, changes, lan, paths_of, settled
 
 from ts_base.who import is_relayed
 from ts_dataplane import disco
@@ -58,11 +58,11 @@ def test_trusted_path_alone_carries_data():
 def test_two_equal_addresses_do_not_flap():
     world, a, b = settled()
     other = ("192.0.2.77", 41641)
-    state = a.finder._states[b.number]
+    state = paths_of(a, b)
     state.best = state.best._replace(latency=0.010)
     first = state.best.path
     for second in range(40):
-        a.finder._states[b.number].candidates.setdefault(other, type(next(iter(state.candidates.values())))())
+        paths_of(a, b).candidates.setdefault(other, type(next(iter(state.candidates.values())))())
         now = world.now + second / 10
         assert not state.credit(state.best._replace(path=other, latency=0.0100 if second % 2 else 0.01005), now)
         state.credit(state.best._replace(latency=0.01005 if second % 2 else 0.0100), now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from path_scripts import DATA, REGION, World, lan, seal, settled, udp_pings
+from path_scripts import DATA, REGION, World, lan, paths_of, seal, settled, udp_pings
 
 from ts_base.keys import DiscoPrivate
 from ts_dataplane import disco
@@ -52,7 +52,7 @@ def test_call_of_a_thousand_endpoints_is_capped():
         world.run(1.0)
     assert len(udp_pings(a)) <= 20 * (MAX_CALLED + 1)
     assert a.finder.drops["disco.call_flood"] >= 900
-    assert len(a.finder._states[b.number].candidates) <= MAX_CALLED + MAX_LISTED + MAX_HEARD
+    assert len(paths_of(a, b).candidates) <= MAX_CALLED + MAX_LISTED + MAX_HEARD
 
 
 def test_call_is_believed_only_over_a_relay_and_from_its_owner():
@@ -69,7 +69,7 @@ def test_pings_from_everywhere_are_answered_but_remembered_within_bounds():
     for n in range(300):
         ping = seal(b, a, disco.Ping(world.rng.randbytes(12), b.key))
         a.finder.receive([(ping, ("198.51.100.4", n + 1))], world.now)
-    candidates = a.finder._states[b.number].candidates
+    candidates = paths_of(a, b).candidates
     assert len(candidates) <= MAX_HEARD + 1
     assert a.finder.drops["disco.flood"] == 300 - 256
 
@@ -147,5 +147,5 @@ def test_nodes_that_share_a_disco_key_are_told_apart():
         ping = seal(b, a, disco.Ping(world.rng.randbytes(12), named))
         a.finder.receive([(ping, c.address)], world.now)
     assert a.finder.drops["disco.ping_of_nobody"] == 1
-    assert c.address in a.finder._states[c.number].candidates
+    assert c.address in paths_of(a, c).candidates
     assert b.number not in a.finder._states

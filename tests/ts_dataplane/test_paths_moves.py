@@ -30,7 +30,7 @@ def test_idle_hour_behind_routers_ends_in_a_direct_path_soon():
     world.meet()
     assert world.time_to_direct(a, b) < 1.0
     world.run(3600.0)
-    assert not a.finder._states
+    assert not a.finder.statistics().standings
     a.router.flush(), b.router.flush()
     a.router.ports, b.router.ports = iter(range(30000, 40000)), iter(range(40000, 50000))
     a.router.owners[41641] = b.router.owners[41641] = "somebody else"
@@ -127,7 +127,7 @@ def test_expired_and_removed_peers_have_no_path():
     assert not a.finder.paths
     a.send_data(b)
     a.finder.receive([(seal(b, a, disco.Ping(bytes(12), b.key)), b.address)], world.now)
-    assert not a.finder._states
+    assert not a.finder.statistics().standings
     assert not a.finder._roster.by_disco
     assert not a.finder._roster.by_node
     world.run(20.0)

@@ -28,7 +28,7 @@ def test_heartbeats_stop_after_45_idle_seconds():
 def test_state_of_a_peer_goes_when_it_has_been_idle_for_long():
     world, a, b = settled()
     world.run(400.0)
-    assert not a.finder._states
+    assert not a.finder.statistics().standings
     assert a.paths_to(b) == ((REGION, b.key),)
     assert a.finder.next_timer() == math.inf
 

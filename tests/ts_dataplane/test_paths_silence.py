@@ -8,7 +8,7 @@ import math
 import random
 
 import pytest
-from path_scripts import REGION, settled
+from path_scripts import REGION, paths_of, settled
 
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_dataplane import disco
@@ -238,7 +238,7 @@ def test_silence_is_none_while_data_comes_but_not_by_a_relay():
 def test_a_block_is_halved_by_hearing_the_tunnel_and_forgotten_when_it_works():
     world, a, b = settled()
     a.finder.on_silence(b.number, world.now)
-    candidate = a.finder._states[b.number].candidates[b.address]
+    candidate = paths_of(a, b).candidates[b.address]
     assert candidate.blocked_until == world.now + FIRST_PENALTY
     a.finder.on_data_heard([(b.number, b.address)], world.now)
     assert candidate.blocked_until == world.now + FIRST_PENALTY / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from path_scripts import REGION, lan, settled
+from path_scripts import REGION, lan, paths_of, settled
 
 from ts_dataplane import disco
 from ts_dataplane.candidates import MAX_CALLED, MAX_LISTED, Candidates
@@ -10,7 +10,7 @@ from ts_dataplane.peer_paths import ACTIVE_TIME, FOLLOWS, STANDBY_LIFE, PeerStat
 
 
 def standing(host, peer) -> Standing:
-    return host.finder._states[peer.number].standing
+    return paths_of(host, peer).standing
 
 
 def test_a_peer_goes_through_the_standings_in_the_order_of_the_drawing():

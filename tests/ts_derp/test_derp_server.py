@@ -86,7 +86,7 @@ def test_peer_gone_reaches_those_who_received_from_it_and_nobody_else() -> None:
     assert room.gone(b) == [PeerGone(A.public.raw, frames.GONE_DISCONNECTED)]
     assert room.gone(c) == []
     room.leave(b)
-    assert room.server._watchers == {}
+    assert room.server.statistics().watchers == 0
 
 
 def test_not_here_answers_disco_only_and_only_so_often() -> None:
@@ -236,7 +236,7 @@ def test_outbox_keeps_each_senders_order(runs: list[tuple[bytes, list[bytes]]]) 
     out = box.take()
     for who in (b"a", b"b", b"c"):
         assert [p for w, ps in out if w == who for p in ps] == [p for w, ps in runs if w == who for p in ps]
-    assert (box._weight, box._weights, box._queues) == (0, {}, {})
+    assert (box.weight, bool(box)) == (0, False)
 
 
 def test_large_packets_take_turns_by_bytes() -> None:
@@ -249,7 +249,7 @@ def test_large_packets_take_turns_by_bytes() -> None:
     while more := box.take():
         out += more
     assert sum(len(packets) for who, packets in out if who == b"bulk") == 20
-    assert (box._weight, box._weights, box._queues) == (0, {}, {})
+    assert (box.weight, bool(box)) == (0, False)
 
 
 def test_an_outbox_nobody_empties_stays_bounded() -> None:
@@ -258,7 +258,7 @@ def test_an_outbox_nobody_empties_stays_bounded() -> None:
     for i in range(3000):
         box.add(bytes([i % 7]), [bytes(1000)] * 3)
         box.add_disco(b"d", [b"disco"])
-    assert box._weight <= outbox.QUEUE_LIMIT
+    assert box.weight <= outbox.QUEUE_LIMIT
     assert len(box) + sum(drops.values()) == 12_000
     assert drops[outbox.DISCO_QUEUE_FULL] == 3000 - outbox.DISCO_LIMIT
 
@@ -296,7 +296,8 @@ def test_nothing_is_left_of_clients_that_left() -> None:
         for number in numbers:
             room.leave(number)
     s = room.server
-    assert (s._clients, s._by_key, s._watchers, len(s._timers)) == ({}, {}, {}, 0)
+    left = s.statistics()
+    assert (left.connections, left.clients, left.watchers) == (0, 0, 0)
     assert s.next_timer() == math.inf
 
 

@@ -247,11 +247,11 @@ def fragments(size: int = 4000, ident: int = 9) -> list[bytes]:
 def test_fragments_expire():
     net = Net()
     net.b.receive([(USUAL, fragments()[:2])], 0.0)
-    assert len(net.b._reassembly) == 1
+    assert net.b.statistics().fragments.assemblies == 1
     net.b.transmit(0.0)
     assert net.b.next_timer() == 30.0
     net.b.handle_timer(30.0)
-    assert len(net.b._reassembly) == 0
+    assert net.b.statistics().fragments.assemblies == 0
     assert net.b.drops["ip.fragment_expired"] == 1
 
 
@@ -286,7 +286,7 @@ def test_fragment_memory_is_bounded():
     net = Net()
     for ident in range(5000):
         net.b.receive([(USUAL, [piece(0, 1200, True, ident)])], 0.0)
-        assert net.b._reassembly.cost <= HIGH_WATER + 4096
+        assert net.b.statistics().fragments.cost <= HIGH_WATER + 4096
     assert net.b.drops["ip.fragment_memory"] > 0
 
 

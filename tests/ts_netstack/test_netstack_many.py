@@ -97,7 +97,7 @@ def test_sequential_connections_leave_nothing_behind(count):
     finally:
         tracemalloc.stop()
     assert net.a.connections == net.b.connections == 0
-    assert not net.a._tcp.time_wait
+    assert not net.a.statistics().tcp.time_wait
     assert grown < 200_000
 
 

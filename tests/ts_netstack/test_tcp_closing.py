@@ -33,7 +33,7 @@ def test_active_close_goes_through_fin_wait(conn):
     assert conn.stack.connections == 0
     conn.quiet_until(60.3)
     conn.quiet_until(60.5)
-    assert not conn.stack._tcp.time_wait
+    assert not conn.stack.statistics().tcp.time_wait
     assert conn.is_asleep()
 
 
@@ -48,7 +48,7 @@ def test_passive_close_goes_through_close_wait(conn):
     conn.segment(0.2, ACK, seq=2, ack=5)
     assert conn.state == "CLOSED"
     assert conn.connection.error is None
-    assert not conn.stack._tcp.time_wait
+    assert not conn.stack.statistics().tcp.time_wait
 
 
 def test_simultaneous_close_goes_through_closing(conn):
@@ -148,21 +148,21 @@ def test_time_wait_ignores_resets():
     conn = time_waiting()
     conn.segment(11.0, RST, seq=2)
     conn.quiet_until(12.0)
-    assert len(conn.stack._tcp.time_wait) == 1
+    assert conn.stack.statistics().tcp.time_wait == 1
 
 
 def test_time_wait_gives_way_to_a_newer_syn():
     conn = time_waiting()
     conn.segment(12.0, SYN, seq=900)
     conn.expect(12.0, SYN | ACK, ack=901)
-    assert not conn.stack._tcp.time_wait
+    assert not conn.stack.statistics().tcp.time_wait
 
 
 def test_time_wait_keeps_out_an_old_syn():
     conn = time_waiting()
     conn.segment(12.0, SYN, seq=-5000, stamp=500)
     conn.expect(12.0, ACK, seq=2, ack=2)
-    assert len(conn.stack._tcp.time_wait) == 1
+    assert conn.stack.statistics().tcp.time_wait == 1
 
 
 def test_time_wait_asks_no_peer_whether_it_is_there():

@@ -218,7 +218,7 @@ def test_ten_thousand_syns_leave_memory_bounded_and_others_working(conn):
     for at in range(0, 10_000, 500):
         conn.stack.receive([(USUAL, [flood_syn(index) for index in range(at, at + 500)])], 0.1)
         conn.stack.transmit(0.1)
-    assert len(conn.stack._tcp.half_open) == HALF_OPEN_LIMIT
+    assert conn.stack.statistics().tcp.half_open == HALF_OPEN_LIMIT
     assert conn.drops["tcp.syn_cookie"] == 10_000 - HALF_OPEN_LIMIT
     conn.now = 0.1
     conn.segment(0.1, ACK, seq=1, ack=1, data=b"still here")
@@ -230,7 +230,7 @@ def test_one_host_may_not_fill_the_table(conn):
     for port in range(2000, 2000 + 400):
         conn.peer_port = port
         conn.segment(0.0, SYN)
-    assert len(conn.stack._tcp.half_open) == HALF_OPEN_LIMIT_PER_HOST
+    assert conn.stack.statistics().tcp.half_open == HALF_OPEN_LIMIT_PER_HOST
 
 
 @pytest.mark.parametrize("stamped", [True, False])
@@ -241,11 +241,11 @@ def test_a_cookie_opens_a_connection_with_its_options(stamped):
     conn.stack.transmit(0.0)
     conn.segment(0.0, SYN)
     conn.expect(0.0, SYN | ACK, seq=0, ack=1)
-    before = len(conn.stack._tcp.half_open)
+    before = conn.stack.statistics().tcp.half_open
     conn.segment(30.0, ACK, seq=1, ack=1, data=b"through the flood")
     connection = listener.accept()
     assert connection.read(100) == b"through the flood"
-    assert len(conn.stack._tcp.half_open) <= before
+    assert conn.stack.statistics().tcp.half_open <= before
     assert connection.mss == (1228 if stamped else 1240)
     assert connection.statistics().selective is stamped
     assert connection.statistics().peer_shift == (7 if stamped else 0)

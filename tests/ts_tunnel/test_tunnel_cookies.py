@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tunnel_scripts import KIND_NAMES, PATH_A, PATH_B, A, Pair, Side, kinds, stream, unpadded
+from tunnel_scripts import KIND_NAMES, PATH_A, PATH_B, A, Pair, Side, guard_of, kinds, peer_of, stream, unpadded
 
 from ts_base.keys import clamp
 from ts_tunnel import drops as because
@@ -121,12 +121,10 @@ def test_cookie_in_answer_to_a_response_is_kept_too():
     p.send_a(b"x")
     p.carry_a_to_b()
     [response] = p.b.wire
-    reply = p.a.endpoint._handshakes.guard._cookies.reply(
-        response, int.from_bytes(response[4:8], "little"), b"source", 0.0
-    )
+    reply = guard_of(p.a.endpoint)._cookies.reply(response, int.from_bytes(response[4:8], "little"), b"source", 0.0)
     p.b.take(PATH_A, [reply], 0.0)
     assert p.b.endpoint.drops == {}
-    assert p.b.endpoint._peers[A].cookie(1.0) is not None
+    assert peer_of(p.b.endpoint, A).cookie(1.0) is not None
 
 
 @pytest.mark.parametrize("mac", ["wrong", "right"])
@@ -171,7 +169,7 @@ def test_asymmetric_work_per_second_is_bounded_even_with_cookies_from_everywhere
         replies = p.b.endpoint.take_replies()
         if not replies:
             break
-        cookie = keyed_mac(p.b.endpoint._handshakes.guard._cookies._secret, source_of(path))
+        cookie = keyed_mac(guard_of(p.b.endpoint)._cookies._secret, source_of(path))
         p.b.take(path, [append_macs(body, key, cookie)], 0.5)
         tried += 1
     assert tried > HANDSHAKES_PER_SECOND
@@ -206,7 +204,7 @@ def test_flood_of_initiations_does_not_keep_our_own_handshake_from_completing():
     p.carry_b_to_a()
     put_under_load(p.b, 0.0)
     for _ in range(HANDSHAKES_PER_SECOND * 2):
-        p.b.endpoint._handshakes.guard._is_within(p.b.endpoint._handshakes.guard._initiations, 0.0)
+        guard_of(p.b.endpoint)._is_within(guard_of(p.b.endpoint)._initiations, 0.0)
     p.settle()
     assert unpadded(p.a.received) == [b"x"]
 

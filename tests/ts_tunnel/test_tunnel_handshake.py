@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from tunnel_scripts import NEVER, PATH_A, PATH_B, A, B, Pair, kinds, private, unpadded
+from tunnel_scripts import NEVER, PATH_A, PATH_B, A, B, Pair, kinds, private, sessions_of, unpadded
 
 from ts_tunnel import drops as because
 from ts_tunnel.cookie import append_macs, mac1_key_of
@@ -281,7 +281,7 @@ def test_no_secret_shows_in_a_repr():
     p = Pair().connect()
     endpoint = p.a.endpoint
     shown = repr(vars(endpoint)) + repr(endpoint._handshakes.private)
-    shown += repr([*endpoint._indices.sessions.values(), *endpoint._peers.values()])
+    shown += repr([*sessions_of(endpoint), *endpoint._peers.values()])
     assert p.a.private.raw.hex() not in shown
     assert repr(p.a.private.raw) not in shown
     assert private(("x", 1)).raw.hex() not in shown

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 
 import pytest
-from tunnel_scripts import NEVER, PATH_A, PATH_B, A, B, Pair, kinds, private, stream, unpadded
+from tunnel_scripts import NEVER, PATH_A, PATH_B, A, B, Pair, kinds, peer_of, private, stream, unpadded
 
 from ts_tunnel import drops as because
 from ts_tunnel.endpoint import Endpoint
@@ -17,7 +17,7 @@ from ts_tunnel.messages import KEY_CHANGED, PeerStatistics, SessionEstablished, 
 
 def test_removed_peer_is_forgotten_with_everything_it_held():
     p = Pair().connect()
-    old = p.a.endpoint._peers[B]
+    old = peer_of(p.a.endpoint, B)
     p.send_b(b"x")
     p.a.endpoint.set_peers({}, 1.0)
     assert p.a.endpoint.take_messages() == [SessionLost(B, KEY_CHANGED)]

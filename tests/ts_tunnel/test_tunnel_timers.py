@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tunnel_scripts import NEVER, PATH_A, A, B, Pair, kinds, unpadded
+from tunnel_scripts import NEVER, PATH_A, A, B, Pair, kinds, sessions_of, unpadded
 
 from ts_tunnel import drops as because
 from ts_tunnel.messages import EXPIRED, SessionEstablished, SessionLost
@@ -278,7 +278,7 @@ def test_counter_at_the_renewal_mark_renews_whoever_sends():
         p = Pair().connect()
         p.run_until(6.0)
         side, send = (p.a, p.send_a) if initiator else (p.b, p.send_b)
-        [session] = side.endpoint._indices.sessions.values()
+        [session] = sessions_of(side.endpoint)
         session.sent = REKEY_AFTER_MESSAGES
         send(b"x")
         assert kinds(side.wire) == ["data", "initiation"]
@@ -287,7 +287,7 @@ def test_counter_at_the_renewal_mark_renews_whoever_sends():
 def test_counter_at_the_limit_seals_nothing_more():
     p = Pair().connect()
     p.run_until(6.0)
-    [session] = p.a.endpoint._indices.sessions.values()
+    [session] = sessions_of(p.a.endpoint)
     session.sent = REJECT_AFTER_MESSAGES - 1
     p.send_a(b"last")
     assert kinds(p.a.wire) == ["data", "initiation"]

@@ -22,7 +22,6 @@ from ts_tunnel.cookie import (
 )
 from ts_tunnel.endpoint import Endpoint
 from ts_tunnel.handshake import IDENTIFIER, NAME, NO_PSK, Initiation, read_initiation_untrusted
-from ts_tunnel.peer import Peer
 from ts_tunnel.session import Session
 from ts_tunnel.wire import MACS_LENGTH, decode_cookie_reply_untrusted, decode_response_untrusted, mac1_of
 
@@ -102,15 +101,14 @@ def test_transport_datagrams_are_those_of_wireguard_go(v):
         "responder": (unhex(v, "responder_sends_key"), unhex(v, "initiator_sends_key")),
     }
     indices = {"initiator": v["initiator_index"], "responder": v["responder_index"]}
-    peer = Peer(1, bytes(32))
     packets = {"initiator": [], "responder": []}
     for entry in v["packets"]:
         packets[entry["from"]].append(bytes.fromhex(entry["packet"]))
     for name, other in (("initiator", "responder"), ("responder", "initiator")):
         sent = [entry for entry in v["datagrams"][2:] if entry["from"] == name]
         datagrams = [bytes.fromhex(entry["datagram"]) for entry in sent]
-        receiver = Session(peer, indices[other], indices[name], keys[other], is_initiator=False, now=0.0)
-        sender = Session(peer, indices[name], indices[other], keys[name], is_initiator=True, now=0.0)
+        receiver = Session(1, indices[other], indices[name], keys[other], is_initiator=False, now=0.0)
+        sender = Session(1, indices[name], indices[other], keys[name], is_initiator=True, now=0.0)
         padded = [bytes.fromhex(entry["padded"]) for entry in sent]
         assert receiver.open_batch(datagrams) == (padded, 0, 0)
         assert [d[:8] == receiver.inbound_prefix for d in datagrams] == [True] * len(datagrams)

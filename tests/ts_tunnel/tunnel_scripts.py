@@ -9,6 +9,9 @@ from collections.abc import Callable
 from ts_base.keys import NodePrivate
 from ts_base.who import Path
 from ts_tunnel.endpoint import Endpoint
+from ts_tunnel.handshake_guard import HandshakeGuard
+from ts_tunnel.peer import Peer
+from ts_tunnel.session import Session
 from ts_tunnel.wire import COOKIE_REPLY, INITIATION, RESPONSE, TRANSPORT, kind_of
 
 A, B = 1, 2  # peer ids: A is who B talks to, and the other way round
@@ -33,6 +36,21 @@ def stream(seed: object) -> Callable[[int], bytes]:
 
 def private(seed: object) -> NodePrivate:
     return NodePrivate.generate(stream(("key", seed))(32))
+
+
+def guard_of(endpoint: Endpoint) -> HandshakeGuard:
+    """Who decides which handshakes are worth computing."""
+    return endpoint._handshakes.guard
+
+
+def peer_of(endpoint: Endpoint, peer_id: int) -> Peer:
+    """What it knows of a peer it has talked to."""
+    return endpoint._peers[peer_id]
+
+
+def sessions_of(endpoint: Endpoint) -> list[Session]:
+    """Every session whose datagrams it would open."""
+    return list(endpoint._indices.sessions.values())
 
 
 def kinds(datagrams: list[bytes]) -> list[str]:

@@ -1,6 +1,6 @@
-"""What every socket of a device has in common: the home it lives in, and how it speaks of addresses.
+"""What every socket of a device has in common: the device as it sees it, and how it speaks of addresses.
 
-Owns no state. Sockets know their device only as a `SocketHome`, so that they also stand on a bare stack.
+Owns no state. Sockets know their device only as a `SocketDevice`, so that they also stand on a bare stack.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Address = tuple[str, int]
 Bytes = bytes | bytearray | memoryview
 
 
-class SocketHome(Protocol):
+class SocketDevice(Protocol):
     """What a socket needs of the device it lives in."""
 
     def kick(self) -> None:

@@ -30,7 +30,7 @@ _PUBLISH: tuple[str, Hashable] = ("publish", None)
 _EXPIRY, _OFFLINE, _EPHEMERAL, _KEEP_ALIVE = "expiry", "offline", "ephemeral", "keep alive"
 
 
-class Roster:
+class News:
     """`note` what happened to a device, then `settle`: whoever must hear of it has it queued."""
 
     def __init__(
@@ -50,8 +50,7 @@ class Roster:
         self._published_at = -BATCH_DELAY
         self._timers: Timers[tuple[str, Hashable]] = Timers()
         self._ready: dict[object, None] = {}
-        self.policy = Policy.allow_all()
-        maps.policy = PolicyIndex(self.policy)
+        self.policy = maps.policy.policy
 
     def take_ready(self) -> list[object]:
         """The owners for which something was queued since last asked."""
