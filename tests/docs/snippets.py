@@ -1,8 +1,8 @@
 """Finds the Python snippets of the docs, and runs one.
 
 A snippet runs in a tailnet with peers db, web, cache and laptop, and the exit node exit-nl. `tailscale`, `trio`,
-`device`, `nursery` and `app` are there unless it makes them itself; in a docstring also what its module knows. Top-level `await` runs under trio. WORDS
-says what may stand after ```python.
+`device`, `nursery` and `app` are there unless it makes them itself; in a docstring also what its module knows.
+Top-level `await` runs under trio. WORDS says what may stand after ```python.
 """
 
 from __future__ import annotations
