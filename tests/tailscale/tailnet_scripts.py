@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from tailscale import Device, TcpListener, TcpStream
+from tailscale._assembly import Runtime
 
 
 async def echo_stream(stream: TcpStream) -> None:
@@ -63,15 +64,21 @@ async def until(fact: Callable[[], Any], patience: float = 10.0) -> Any:
         return found
 
 
+def runtime_of(device: Device) -> Runtime:
+    """What it runs on."""
+    return device._ready()
+
+
 def held_by(device: Device) -> dict[str, int]:
     """Everything of a running device that grows with use and must shrink again."""
-    runtime = device._ready()
+    runtime = runtime_of(device)
     answers, stack = runtime.answers, runtime.stack
     stack._sweep_closed()
     return {
         "connections": stack.connections,
         "listeners": len(stack._tcp.listeners),
         "udp ports": len(stack._udp.ports),
+        "exits": sum(stack.exits_in_use.values()),
         "pings": len(answers._pings),
         "dials": len(answers._dials),
         "event readers": len(runtime.readers),
