@@ -239,6 +239,7 @@ class Device(DeviceFace):
     # Names and identities
 
     way_to = _awaited(TrioDevice.way_to)
+    way_by = _awaited(TrioDevice.way_by)
     resolve = _awaited(TrioDevice.resolve)
     resolve_all = _awaited(TrioDevice.resolve_all)
     whois = _awaited(TrioDevice.whois)

@@ -33,7 +33,7 @@ from tailscale._config import (
     rig_flag_from_environment,
 )
 from tailscale.dial import choose
-from tailscale.dial.dialing import Via, host_and_port
+from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
@@ -303,8 +303,13 @@ class Device(OwnNode):
         """
         return await choose.way_to(self._ready().dialer, host)
 
-    async def _way_by(self, host: str, via: Via) -> tuple[bool, str, Via]:
-        """`way_to` for `connect_anywhere` outside the loop."""
+    async def way_by(self, host: str, via: str | Node | None) -> tuple[bool, str, str | Node | None]:
+        """`way_to`, and the exit node that `connect_anywhere(via=)` goes through: None where the tailnet has it itself.
+
+        ```python
+        is_tailnet, destination, via = await device.way_by("db", "exit-nl")
+        ```
+        """
         return await choose.way_by(self._ready().dialer, host, via)
 
     async def resolve(self, name: str) -> str:

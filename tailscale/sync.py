@@ -127,7 +127,7 @@ class Device(DeviceFace):
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
     ) -> socket.socket:
         """`connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
-        is_tailnet, destination, via = self._await(lambda: self._inside()._way_by(host, via))
+        is_tailnet, destination, via = self.way_by(host, via)
         if is_tailnet:
             return self.connect(destination, port, timeout=timeout, via=via)
         return socket.create_connection((destination, port), timeout)
@@ -157,6 +157,7 @@ class Device(DeviceFace):
     # Names and identities
 
     way_to = _blocking(TrioDevice.way_to)
+    way_by = _blocking(TrioDevice.way_by)
     resolve = _blocking(TrioDevice.resolve)
     resolve_all = _blocking(TrioDevice.resolve_all)
     whois = _blocking(TrioDevice.whois)

@@ -18,7 +18,6 @@ from docs_postgres import speak_postgres
 import tailscale.http
 from tailscale import Device, TcpStream
 from tailscale.testing import Tailnet
-from ts_netstack.forwarder import Knock
 
 ECHO_PORTS = {"db": (7, 5432), "web": (7,), "cache": (), "laptop": (7,)}
 EXIT = "exit-nl"
@@ -84,7 +83,7 @@ async def _live(made: list[World], is_up: threading.Event, is_over: trio.Event) 
     async with Tailnet(real=True) as net, trio.open_nursery() as nursery:
         for name, ports in ECHO_PORTS.items():
             await _serve(nursery, await net.device(name), ports)
-        await _offer_exit(nursery, net)
+        await _offer_exit(net)
         key = net.auth_key(reusable=True, ephemeral=True, lifetime=0.0)
         made.append(World(net.control.url, key, net, trio.lowlevel.current_trio_token()))
         is_up.set()
@@ -101,32 +100,10 @@ async def _serve(nursery: trio.Nursery, device: Device, ports: tuple[int, ...]) 
         await nursery.start(partial(tailscale.http.serve, _page, device, port))
 
 
-class _Internet:
-    """What lies behind the exit node: every port echoes."""
-
-    def __init__(self, nursery: trio.Nursery, device: Device) -> None:
-        runtime = device._ready()
-        self._nursery, self._home, self._forwarder = nursery, runtime.dialer, runtime.stack.forwarder
-        self._forwarder.owner = self
-        self._forwarder.set_routes(self)
-
-    def covers(self, address: bytes) -> bool:
-        return True
-
-    def wake(self) -> None:
-        for knock in self._forwarder.take_news():
-            connection = self._forwarder.admit(knock, self._home.now()) if isinstance(knock, Knock) else None
-            if connection is not None:
-                self._nursery.start_soon(_echo, TcpStream(connection, self._home))
-        self._home.kick()
-
-    def shut(self) -> None: ...
-
-
-async def _offer_exit(nursery: trio.Nursery, net: Tailnet) -> None:
+async def _offer_exit(net: Tailnet) -> None:
+    """An exit node with nothing behind it: dials through it are not answered."""
     device = await net.device(EXIT, advertise_routes=["0.0.0.0/0", "::/0"])
     net.approve_routes(device, "0.0.0.0/0", "::/0")
-    _Internet(nursery, device)
 
 
 async def _echo(stream: TcpStream) -> None:

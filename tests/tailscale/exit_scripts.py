@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
-from tailnet_scripts import echo_stream, until
+from tailnet_scripts import echo_stream, runtime_of, until
 
 from tailscale import Device, TcpStream
 from tailscale.testing import Tailnet
 from ts_netstack.forwarder import ForwardedFlow, Knock
+from ts_netstack.tcp import TcpConnection
 
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 WEB, WEB6 = "9.9.9.9", "2620:fe::9"
@@ -27,23 +28,23 @@ class Internet:
     """All that lies behind an exit: every TCP port but 81 echoes, and every UDP port. Remembers who came."""
 
     def __init__(self, device: Device, nursery: trio.Nursery) -> None:
-        runtime = device._ready()
+        runtime = runtime_of(device)
         self.device = device
-        self.streams: list[TcpStream] = []
+        self.connections: list[TcpConnection] = []
         self.visitors: list[bytes] = []  # their addresses
-        self._forwarder, self._home, self._nursery = runtime.stack.forwarder, runtime.dialer, nursery
+        self.forwarder, self._home, self._nursery = runtime.stack.forwarder, runtime.dialer, nursery
         self._flows: list[ForwardedFlow] = []
-        self._forwarder.owner = self
-        self._forwarder.set_routes(Everything())
+        self.forwarder.owner = self
+        self.forwarder.set_routes(Everything())
 
     def wake(self) -> None:
         now = self._home.now()
-        for news in self._forwarder.take_news():
+        for news in self.forwarder.take_news():
             if isinstance(news, ForwardedFlow):
                 news.owner = self
                 self._flows.append(news)
             elif news.local[1] == 81:
-                self._forwarder.refuse(news, now, reset=True)
+                self.forwarder.refuse(news, now, reset=True)
             else:
                 self._admit(news, now)
         for flow in self._flows:
@@ -53,10 +54,10 @@ class Internet:
 
     def _admit(self, knock: Knock, now: float) -> None:
         self.visitors.append(knock.remote[0])
-        connection = self._forwarder.admit(knock, now)
+        connection = self.forwarder.admit(knock, now)
         if connection is not None:
-            self.streams.append(TcpStream(connection, self._home))
-            self._nursery.start_soon(echo_stream, self.streams[-1])
+            self.connections.append(connection)
+            self._nursery.start_soon(echo_stream, TcpStream(connection, self._home))
 
     def shut(self) -> None:
         """The stack ends."""

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 from exit_scripts import EVERYWHERE, WEB, WEB6, Internet, exits
-from tailnet_scripts import beside, collect, echo_service, echoed, until
+from tailnet_scripts import beside, collect, echo_service, echoed, held_by, runtime_of, until
 from test_cancel_anywhere import cancelled_after
 from trio.testing import MockClock
 
@@ -19,6 +19,7 @@ from tailscale import Device
 from tailscale.testing import Tailnet
 from ts_base.ip_headers import ACK
 from ts_control.wire import Location
+from ts_netstack.tcp import TcpConnection
 from ts_netstack.wire import tcp_packet
 
 
@@ -29,9 +30,8 @@ async def echoed_by(desk: Device, via: str | tailscale.Node, host: str = WEB, po
 
 
 def in_use(desk: Device) -> dict[int, int]:
-    stack = desk._ready().stack
-    stack._sweep_closed()
-    return dict(stack.exits_in_use)
+    held_by(desk)  # what was closed is counted no more
+    return dict(runtime_of(desk).stack.exits_in_use)
 
 
 def id_of(desk: Device, name: str) -> int:
@@ -66,7 +66,7 @@ async def test_each_connection_goes_through_the_exit_it_names(autojump_clock: Mo
 async def test_via_wins_over_the_exit_node_of_the_preferences(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     async with exits(tailnet, "swiss", "dutch") as (desk, [swiss, dutch]):
         await desk.set(exit_node="swiss")
-        await until(lambda: desk._ready().reach.routes_to(bytes([9, 9, 9, 9])))
+        await until(lambda: runtime_of(desk).reach.routes_to(bytes([9, 9, 9, 9])))
         assert await echoed_by(desk, "dutch") == b"hello"
         assert await echoed(desk, WEB, 80) == b"hello"
         assert (len(swiss.visitors), len(dutch.visitors)) == (1, 1)
@@ -117,10 +117,10 @@ async def test_exit_nodes_are_those_whose_routes_are_approved(autojump_clock: Mo
 # Nobody else's word
 
 
-def forged(stream: tailscale.TcpStream, data: bytes) -> bytes:
+def forged(theirs: TcpConnection, data: bytes) -> bytes:
     """The very segment that the other end would send next."""
-    theirs = stream._connection
-    return tcp_packet(theirs.local, theirs.remote, theirs._outbound.nxt, theirs._inbound.expected, ACK, 500, b"", data)
+    next_sequence, expected, _ = theirs.last_numbers()
+    return tcp_packet(theirs.local, theirs.remote, next_sequence, expected, ACK, 500, b"", data)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,19 @@ async def test_an_exit_cannot_speak_in_a_connection_through_another(
                 await others.enter_async_context(await desk.udp(via="dutch"))
             await stream.send_all(b"hello")
             assert await stream.receive_some() == b"hello"
-            packet = forged(swiss.streams[0], b"forged")
-            desk_address = swiss.visitors[0]
-            speak(dutch, desk_address, packet)
+            packet = forged(swiss.connections[0], b"forged")
+            speak(dutch, packet)
             await until(lambda: desk.status().drops.get(reason))
             assert not stream.is_readable, "nothing of it was delivered"
-            speak(swiss, desk_address, packet)  # the same bytes from the right one
+            speak(swiss, packet)  # the same bytes from the right one
             assert await stream.receive_some() == b"forged"
             assert desk.status().drops[reason] == 1
 
 
-def speak(internet: Internet, to: bytes, packet: bytes) -> None:
-    """Send a packet as if it came from behind an exit."""
-    runtime = internet.device._ready()
-    runtime.stack._outbox.post((to, 0), packet)
+def speak(internet: Internet, packet: bytes) -> None:
+    """Send the desk a packet as if it came from behind an exit."""
+    runtime = runtime_of(internet.device)
+    runtime.endpoint.send([(id_of(internet.device, "desk"), [packet])], trio.current_time())
     runtime.dataplane.kick()
 
 
@@ -188,7 +187,7 @@ async def test_a_dial_that_fails_lets_go_of_its_exit(autojump_clock: MockClock, 
         with pytest.raises(tailscale.ConnectionRefused):
             await desk.tcp_connect(WEB, 81, via="swiss")
         assert in_use(desk) == {}
-        swiss._forwarder.owner = None  # a SYN waits there for ever
+        swiss.forwarder.owner = None  # a SYN waits there for ever
         with pytest.raises(tailscale.ConnectionTimedOut, match=r"9\.9\.9\.9 port 80 did not answer .* through swiss"):
             await desk.tcp_connect(WEB, 80, via="swiss", timeout=5)
         await trio.sleep(0.1)
@@ -247,7 +246,7 @@ async def test_what_went_through_an_exit_that_goes_fails_at_once(
         silent = await desk.tcp_connect(WEB, 80, via="swiss")
         other = await desk.tcp_connect(WEB, 80, via="dutch")
         socket = await desk.udp(via="swiss")
-        swiss._forwarder.owner = None  # the next SYN waits
+        swiss.forwarder.owner = None  # the next SYN waits
         failures: dict[str, BaseException] = {}
 
         async def fails(name: str, deed: Callable[[], Awaitable[object]]) -> None:
@@ -305,10 +304,10 @@ async def test_a_connection_outlives_a_moment_without_a_route(autojump_clock: Mo
     tailnet.approve_routes(router, "10.9.0.0/16")
     async with trio.open_nursery() as nursery:
         Internet(router, nursery)
-        await until(lambda: desk._ready().reach.routes_to(bytes([10, 9, 0, 1])))
+        await until(lambda: runtime_of(desk).reach.routes_to(bytes([10, 9, 0, 1])))
         async with await desk.tcp_connect("10.9.0.1", 80) as stream:
             await desk.set(accept_routes=False)
-            await until(lambda: not desk._ready().reach.routes_to(bytes([10, 9, 0, 1])))
+            await until(lambda: not runtime_of(desk).reach.routes_to(bytes([10, 9, 0, 1])))
             await stream.send_all(b"hello")
             await until(lambda: desk.status().drops.get("engine.no_route"))
             await desk.set(accept_routes=True)
@@ -343,7 +342,7 @@ async def test_why_an_exit_will_not_do(autojump_clock: MockClock, tailnet: Tailn
         with pytest.raises(tailscale.NoRoute, match="has left"):
             await desk.udp(via=gone)
         tailnet.approve_routes(swiss.device, "0.0.0.0/0")
-        await until(lambda: not desk._ready().reach.routes_to(b"\x26" * 16, id_of(desk, "swiss")))
+        await until(lambda: not runtime_of(desk).reach.routes_to(b"\x26" * 16, id_of(desk, "swiss")))
         await says(tailscale.NoRoute, "an exit node, but not for that address: does it offer IPv6 too", WEB6, "swiss")
         tailnet.expire(swiss.device)
         await until(lambda: desk.peers["swiss"].expired)
