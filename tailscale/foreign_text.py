@@ -12,7 +12,8 @@ import json
 import logging
 from typing import Any
 
-LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in ("control", "http", "link", "relay", "state", "udp")))
+_PARTS = ("control", "forward", "http", "link", "relay", "state", "udp")
+LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in _PARTS))
 LONGEST_IN_LOG = 2048
 WEB = ("http://", "https://")
 _PASSES = (int, float, bool, type(None))  # formatted by number formats, and harmless

@@ -14,7 +14,7 @@ import trio.testing
 from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, ControlActor, run_control
+from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, SELF_PAUSE, ControlActor, run_control
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import (
     ControlStateChanged,
@@ -390,6 +390,17 @@ async def test_a_router_asks_for_its_own_node_after_a_new_policy_and_not_without
         await scene.until_state("running")
         await trio.sleep(60)
         assert len([request for request in scene.map_requests() if request.stream]) == 2
+
+
+async def test_a_second_policy_is_no_echo_of_asking(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_scene() as scene:
+        scene.bus.publish(PreferencesChanged(Preferences("py", advertise_routes=("10.9.0.0/24",))))
+        policy = frame(MapResponse(packet_filters={"base": ()}))
+        scene.server.map_reply = a_map() + policy * 2
+        await scene.until_state("running")
+        began = trio.current_time()
+        await scene.until(lambda: len([request for request in scene.map_requests() if request.stream]) == 3)
+        assert trio.current_time() - began >= SELF_PAUSE, "asked again, but not at once"
 
 
 async def test_who_routes_nothing_does_not_mind_policies(autojump_clock: trio.testing.MockClock) -> None:
