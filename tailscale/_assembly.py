@@ -160,7 +160,19 @@ class Runtime:
         engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
-        # What is asked of it.
+        self._build_answers(engine)
+        # The world around.
+        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
+        ping_peer = partial(ping_for_control, self.dialer)
+        self.control = ControlActor(
+            config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
+        )
+        self.counters = self._list_counters(engine)
+        self.is_built = True
+
+    def _build_answers(self, engine: Engine) -> None:
+        """What the packet path is asked, and what is opened on it: by the user, and for others."""
+        config, network, bus = self.config, self.network, self.bus
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint)
@@ -178,19 +190,15 @@ class Runtime:
         self.forwarding = Forwarding(
             network, self.stack, self.dataplane.kick, carry, forward_carried, supervision=self.supervision
         )
-        # The world around.
-        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
-        ping_peer = partial(ping_for_control, self.dialer)
-        self.control = ControlActor(
-            config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
-        )
-        # What each of them counts. One that is missing here fails tests/tailscale/test_drops_complete.py.
+
+    def _list_counters(self, engine: Engine) -> CountersTaker:
+        """What each part counts. One that is missing here fails tests/tailscale/test_drops_complete.py."""
         counted: dict[str, Counted] = {
             "engine": engine,
             "tunnel": self.endpoint,
             "stack": self.stack,
             "forward": self.forwarding,
-            "paths": finder,
+            "paths": self.dataplane.finder,
             "answers": self.answers,
             "underlay": self.underlay,
             "relays": self.relays,
@@ -198,13 +206,12 @@ class Runtime:
             "portmap": self.probes.mapper.machine,
             "control": self.control,
             "supervision": self.supervision,
-            "bus": bus,
+            "bus": self.bus,
             "events": self.readers,
         }
         if self._tun is not None:
             counted["tun"] = self._tun
-        self.counters = CountersTaker(engine.received, engine.sent, counted)
-        self.is_built = True
+        return CountersTaker(engine.received, engine.sent, counted)
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:
         try:

@@ -76,7 +76,7 @@ class ForwardStatistics:
     flows: int
     bytes_in: int  # into the tailnet
     bytes_out: int
-    refused: dict[str, int]
+    drops: dict[str, int]
 
 
 class ForwardedRoutes:

@@ -17,6 +17,7 @@ from tailscale.runtime.control_line import JOB_LIMIT, Jobs
 from tailscale.runtime.counters import CountersTaker
 from tailscale.runtime.event_feed import Readers
 from tailscale.runtime.health import WARNING_LIMIT, Health
+from tailscale.runtime.supervision import Supervision
 from tailscale.status import PathTraffic, Status
 from tailscale.testing import Tailnet
 from ts_dataplane.path_messages import PingAnswered, PingLost
@@ -105,7 +106,7 @@ def test_warnings_beyond_the_bound_are_counted() -> None:
 
 
 async def test_jobs_beyond_the_bound_are_counted() -> None:
-    jobs = Jobs()
+    jobs = Jobs(Supervision(Bus()))
     assert [jobs.start(trio.lowlevel.checkpoint) for _ in range(JOB_LIMIT + 1)].count(False) == 1
     assert (jobs.statistics().waiting, jobs.statistics().drops) == (JOB_LIMIT, {"control.jobs_full": 1})
 

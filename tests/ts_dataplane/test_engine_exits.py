@@ -103,7 +103,7 @@ def test_the_overlay_is_told_who_speaks_and_whether_it_is_the_usual_one(desk: De
 
 def test_an_exit_that_opens_something_of_its_own_does_not_speak_for_the_internet_by_the_way() -> None:
     desk = Desk(peers=exits(), exit_node=USUAL, rules=ALLOW_ALL)
-    desk.engine.use_exit(DUTCH)
+    desk.use_exit(DUTCH)
     answer, opening = tcp(ACK, source=WEB), tcp(SYN, source="100.64.0.3")
     desk.hear(answer, opening, answer, opening, answer, peer=DUTCH)
     assert sorted(desk.stack.origins) == [((DUTCH, False), [answer] * 3), ((DUTCH, True), [opening] * 2)]
