@@ -101,7 +101,7 @@ LONGEST_FILE = 500
 PRIVATE_ACCESS_OF_TESTS = {
     "fuzz": 4,
     "interop": 5,
-    "tailscale": 33,
+    "tailscale": 41,
     "ts_base": 1,
     "ts_control": 3,
     "ts_dataplane": 19,
