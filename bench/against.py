@@ -25,6 +25,12 @@ from bench.sample import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 BAR = 0.03
+# A heap that grows once and stays: else whether the allocator gives memory back between rounds decides a row by a third.
+STEADY_HEAP = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+}
 ROUNDS = 9
 SAMPLE_SECONDS = 300
 COLUMNS = f"{'row':<36}{'then':>10}{'now':>10} {'unit':<14}{'cost ratio':>10} {'of best':>8}  {'spread':<14}verdict"
@@ -104,7 +110,7 @@ def checkout(wanted: str) -> Iterator[Path]:
 
 def measure(root: Path, group: str) -> Sample:
     """One sample in a fresh process, where `root` is what is imported."""
-    environment = {**os.environ, **AS_INSTALLED, "PYTHONPATH": str(root), "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, **AS_INSTALLED, **STEADY_HEAP, "PYTHONPATH": str(root), "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-P", str(Path(__file__).with_name("sample.py")), group]
     done = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, timeout=SAMPLE_SECONDS, check=False

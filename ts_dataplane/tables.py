@@ -85,6 +85,7 @@ class Tables:
         "_hosts",
         "_local",
         "_next_hops",
+        "_next_hops_by_peer",
         "_offering",
         "_routes",
         "_rules",
@@ -111,7 +112,8 @@ class Tables:
         self._unsigned: set[PeerId] = set()
         self._offering: set[PeerId] = set()
         self._verdicts: dict[tuple[PeerId, int, bool, bytes], str] = {}
-        self._next_hops: dict[Hop, PeerId | None] = {}
+        self._next_hops: dict[bytes, PeerId | None] = {}
+        self._next_hops_by_peer: dict[Hop, PeerId | None] = {}
         self.exits: frozenset[PeerId] = frozenset()  # who offers a default route and can be reached
 
     @classmethod
@@ -123,21 +125,24 @@ class Tables:
 
     def peer_for(self, destination: bytes, via: PeerId = 0) -> PeerId | None:
         """The peer that packets to `destination` go to; None where nobody has it, or `via` does not take it there."""
-        hop = destination, via
         try:
-            return self._next_hops[hop]
+            return self._next_hops_by_peer[destination, via] if via else self._next_hops[destination]
         except KeyError:
-            hops = self._next_hops
-            if len(hops) >= NEXT_HOPS:
-                hops.clear()
-            if destination in self.own or is_multicast(destination) or stays_on_link(destination):
-                peer = None
-            elif via:
-                peer = via if self.accepts(via, destination) or self.offers(via, destination) else None
-            else:
-                peer = self.owner_of(destination)
-            hops[hop] = peer
-            return peer
+            pass
+        if len(self._next_hops) + len(self._next_hops_by_peer) >= NEXT_HOPS:
+            self._next_hops.clear()
+            self._next_hops_by_peer.clear()
+        if destination in self.own or is_multicast(destination) or stays_on_link(destination):
+            peer = None
+        elif via:
+            peer = via if self.accepts(via, destination) or self.offers(via, destination) else None
+        else:
+            peer = self.owner_of(destination)
+        if via:
+            self._next_hops_by_peer[destination, via] = peer
+        else:
+            self._next_hops[destination] = peer
+        return peer
 
     def owner_of(self, address: bytes) -> PeerId | None:
         """The peer `address` belongs to: its own address, or the longest eligible route (lowest id on a tie)."""
@@ -241,7 +246,7 @@ class Tables:
             exits=len(self.exits),
             filter_entries=self._filter.entries,
             verdicts=len(self._verdicts),
-            next_hops=len(self._next_hops),
+            next_hops=len(self._next_hops) + len(self._next_hops_by_peer),
         )
 
     # The next snapshot

@@ -226,7 +226,7 @@ def test_next_hops_are_bounded(monkeypatch):
     built = tables(PeerRoutes(2, (A,), (A, "10.0.0.0/8")), accept_routes=True)
     for n in range(200):
         assert built.peer_for(bytes([10, 0, 0, n])) == 2
-    assert len(built._next_hops) <= 16
+    assert built.statistics().next_hops <= 16
 
 
 prefixes = st.sampled_from([f"10.{a}.0.0/{n}" for a in (0, 64, 128) for n in (8, 9, 10, 16) if n > 8 or a == 0])
