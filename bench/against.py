@@ -25,7 +25,7 @@ from bench.sample import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 BAR = 0.03
-# A heap that grows once and stays: else whether the allocator gives memory back between rounds decides a row by a third.
+# A heap that grows once and stays: else whether memory is given back between rounds decides a row by a third.
 STEADY_HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),

@@ -39,12 +39,14 @@ from tailscale.runtime.messages import (
     NetInfoChanged,
     NetMapChanged,
     NodeKeyChanged,
+    Offer,
     PreferencesChanged,
     RelaysChanged,
     TablesChanged,
 )
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
+from tailscale.runtime.offers import offer
 from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
@@ -56,6 +58,7 @@ from tailscale.runtime.underlay import Underlay
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
+from ts_control.wire import Service
 from ts_dataplane.engine import Engine
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.paths import PathFinder
@@ -73,6 +76,7 @@ FINDABLE_PATIENCE = 0.5  # readiness waits this long for control to have heard w
 ECHO_PATIENCE = 0.1  # and this much for its showing us so
 ECHO_LEAD = 0.01  # the same news on its way to peers: one that dials before it came waits 5 s for its next handshake
 NOT_JOINED = (Phase.CONNECTING, Phase.REGISTERING, Phase.OFFLINE)
+LONGEST_ANNOUNCEMENT = 64  # bytes; every peer is told
 FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 
 
@@ -412,6 +416,18 @@ class Runtime:
     @property
     def state(self) -> str:
         return self.directory.state.value if self.is_built else Phase.STARTING.value
+
+    def announcing(self, word: str) -> Callable[[int], Callable[[], None]]:
+        """Tells peers of a TCP port under a word, and how to take that back."""
+        if not word.isprintable() or len(word.encode()) > LONGEST_ANNOUNCEMENT:
+            raise ValueError(f"{word!a} announces nothing: 1 to {LONGEST_ANNOUNCEMENT} printable bytes do")
+
+        def announce(port: int) -> Callable[[], None]:
+            who = f"tcp {port} {word}"
+            offer(self.bus, who, Offer(services=(Service(proto="tcp", port=port, description=word),)))
+            return partial(offer, self.bus, who, None)
+
+        return announce
 
     def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """A task that ends by itself or with the device."""

@@ -185,11 +185,12 @@ class Device(DeviceFace):
         *,
         host: str | None = None,
         backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
         limit: int = DEFAULT_STREAM_LIMIT,
         ssl: ssl_module.SSLContext | None = None,
     ) -> asyncio.Server:
         """As `asyncio.start_server`, on the tailnet. `get_extra_info("peername")` is the caller's tailnet address."""
-        sock = await self.forward_listen(port, host=host, backlog=backlog)
+        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
         return self._keep(await asyncio.start_server(connected, sock=sock, limit=limit, ssl=ssl))
 
     async def create_server(
@@ -199,10 +200,11 @@ class Device(DeviceFace):
         *,
         host: str | None = None,
         backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
         ssl: ssl_module.SSLContext | None = None,
     ) -> asyncio.Server:
         """As `loop.create_server`, on the tailnet."""
-        sock = await self.forward_listen(port, host=host, backlog=backlog)
+        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
         return self._keep(await asyncio.get_running_loop().create_server(factory, sock=sock, ssl=ssl))
 
     def _keep(self, server: asyncio.Server) -> asyncio.Server:
@@ -210,10 +212,12 @@ class Device(DeviceFace):
         return server
 
     async def forward_listen(
-        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
     ) -> TailnetListener:
         """A listening socket for servers that take one: `uvicorn.Server(config).serve(sockets=[sock])`."""
-        sock = await self._await(lambda: bridges.listen(self._thread, port, host, backlog), TailnetListener.close)
+        sock = await self._await(
+            lambda: bridges.listen(self._thread, port, host, backlog, announce), TailnetListener.close
+        )
         sock.setblocking(False)
         return sock
 

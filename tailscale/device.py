@@ -243,8 +243,12 @@ class Device(OwnNode):
         runtime = self._ready()
         return await choose.connect_anywhere(runtime.dialer, runtime.network, host, port, timeout=timeout, via=via)
 
-    async def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TcpListener:
+    async def listen(
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
+    ) -> TcpListener:
         """Accept connections on IPv4 and IPv6 unless `host` is one of our addresses; 0 picks a port.
+
+        `announce` is a word by which peers find the port while it is open: `node.announced[word]`.
 
         ```python
         async def handle(stream):
@@ -255,7 +259,8 @@ class Device(OwnNode):
         nursery.start_soon(trio.serve_listeners, handle, [listener])
         ```
         """
-        return await self._ready().dialer.listen(port, host, backlog)
+        runtime = self._ready()
+        return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
 
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet. One with `via` sends all it sends through that exit node, and hears only it.

@@ -42,6 +42,8 @@ class Node:
     """Subnets this node routes for others."""
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     """Capabilities granted to the node (or, from `whois`, granted to the caller towards us)."""
+    announced: Mapping[str, int] = field(default_factory=dict)
+    """TCP ports that programs on the node announce, by the word they chose (`listen(announce=)`)."""
 
     @property
     def ipv4(self) -> str | None:
@@ -71,6 +73,7 @@ class Node:
             "key_expiry": self.key_expiry.isoformat() if self.key_expiry else None,
             "routes": list(self.routes),
             "capabilities": sorted(self.capabilities),
+            "announced": dict(self.announced),
         }
 
 
@@ -95,6 +98,7 @@ def node_from_wire(wire_node: wire.Node, netmap: NetMap) -> Node:
         key_expiry=_time(wire_node.key_expiry),
         routes=tuple(p for p in wire_node.allowed_ips or () if p not in own),
         capabilities=dict(wire_node.cap_map or {}),
+        announced={s.description: s.port for s in hostinfo.services if s.proto == "tcp"} if hostinfo else {},
     )
 
 

@@ -132,12 +132,14 @@ class Device(DeviceFace):
             return self.connect(destination, port, timeout=timeout, via=via)
         return socket.create_connection((destination, port), timeout)
 
-    def listen(self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG) -> TailnetListener:
+    def listen(
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
+    ) -> TailnetListener:
         """A listening socket: `accept()` returns `(socket, (address, port))`, iterating gives one after the other.
 
         `whois(address)` says who that is.
         """
-        return self._await(lambda: bridges.listen(self._thread, port, host, backlog), TailnetListener.close)
+        return self._await(lambda: bridges.listen(self._thread, port, host, backlog, announce), TailnetListener.close)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None

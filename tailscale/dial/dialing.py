@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ts_netstack.stack import Stack
 
 Via = str | Node | None  # a peer as users name it; None: as the routes say
+Announce = Callable[[int], Callable[[], None]]
+
 DIAL_TIMEOUT = 30.0
 STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
 
@@ -150,11 +152,14 @@ class Dialer(AddressDialer):
             return winner[0]
         raise failures[0]
 
-    async def listen(self, port: int, host: str | None, backlog: int) -> TcpListener:
-        """A listener on one of our addresses, or on all."""
+    async def listen(self, port: int, host: str | None, backlog: int, announce: Announce | None = None) -> TcpListener:
+        """A listener on one of our addresses, or on all. `announce` tells others of its port, and returns the end."""
         await trio.lowlevel.checkpoint()
         _check_port(port)
-        return TcpListener([self._stack.listen(port, self._own_address(host), backlog)], self)
+        listens = self._stack.listen(port, self._own_address(host), backlog)
+        if announce is None:
+            return TcpListener([listens], self)
+        return TcpListener([listens], self, on_end=announce(listens.port))
 
     async def udp(self, port: int, host: str | None, via: Via = None) -> UdpSocket:
         """A UDP socket on one of our addresses, or on all; one that goes `via` an exit node speaks with nobody else."""

@@ -45,6 +45,7 @@ async def serve(
     limits: Limits | None = None,
     shutdown: trio.Event | None = None,
     visits: Visits | None = None,
+    announce: str = "",
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an ASGI app for the tailnet until cancelled, or until `shutdown` is set and open requests are done.
@@ -55,11 +56,12 @@ async def serve(
 
     `scope["client"]` is the caller's tailnet address, `scope["extensions"]["tailscale"]` who that is. Under
     `nursery.start` the value is the server's URL. `visits=tailscale.http.Visits()` counts who is connected.
+    `announce` is a word by which peers find the port: `node.announced[word]`.
     """
     limits = limits or Limits()
     shutdown = trio.Event() if shutdown is None else shutdown
     life = Lifespan(app)
-    async with await device.listen(port, host=host) as listener, trio.open_nursery() as nursery:
+    async with await device.listen(port, host=host, announce=announce) as listener, trio.open_nursery() as nursery:
         nursery.start_soon(life.run)
         try:
             if await life.start(limits.startup_timeout):

@@ -17,6 +17,8 @@ from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailscale.nodes import Node
     from tailscale.sockets.socket_device import Address, Bytes, SocketDevice
     from tailscale.status import PathInfo
@@ -264,15 +266,17 @@ PROBLEMS = {
 class _ListenerOwner(SocketOwner):
     """The stack's end of a listener."""
 
-    __slots__ = ("_listens",)
+    __slots__ = ("_listens", "_on_end")
 
-    def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
+    def __init__(self, listens: list[TcpListen], device: SocketDevice, on_end: Callable[[], None]) -> None:
         super().__init__(device)
         self._listens = listens
+        self._on_end = on_end
 
     def _end(self) -> None:
         for listen in self._listens:
             listen.close()
+        self._on_end()
 
 
 class TcpListener(Closable[_ListenerOwner], trio.abc.Listener[TcpStream]):
@@ -294,8 +298,10 @@ class TcpListener(Closable[_ListenerOwner], trio.abc.Listener[TcpStream]):
     ```
     """
 
-    def __init__(self, listens: list[TcpListen], device: SocketDevice) -> None:
-        owner = _ListenerOwner(listens, device)
+    def __init__(
+        self, listens: list[TcpListen], device: SocketDevice, *, on_end: Callable[[], None] = lambda: None
+    ) -> None:
+        owner = _ListenerOwner(listens, device, on_end)
         super().__init__(owner)
         self._listens = listens
         self._device = device

@@ -48,10 +48,10 @@ async def connect(
     return TailnetSocket(theirs, stream.local_address, stream.remote_address)
 
 
-async def listen(thread: LoopThread, port: int, host: str | None, backlog: int) -> TailnetListener:
+async def listen(thread: LoopThread, port: int, host: str | None, backlog: int, announce: str = "") -> TailnetListener:
     """A listening socket that the tailnet's connections arrive at."""
     device = thread.device
-    listener = await device.listen(port, host=host, backlog=backlog)
+    listener = await device.listen(port, host=host, backlog=backlog, announce=announce)
     feeding = trio.CancelScope()
 
     def stop_feeding() -> None:

@@ -159,6 +159,14 @@ async def test_renaming_shows_on_both_sides(r: Rig) -> None:
         assert (await far.dial("porter", SERVICES["echo"], data=b"x")).head == b"x"
 
 
+async def test_an_announced_port_is_found_by_its_word(r: Rig) -> None:
+    async with tailnet(r) as hs, joined(hs, "worker") as worker, joined(hs) as us:
+        async with await worker.listen(0, announce="guestbook") as listener:
+            found = truth(lambda: us.peers["worker"].announced == {"guestbook": listener.port})
+            await poll_until("the word to be here", found)
+        await poll_until("the word to be gone", truth(lambda: not us.peers["worker"].announced))
+
+
 async def test_policy_bites_live_and_lets_go(r: Rig) -> None:
     async with tailnet(r) as hs, far_end(r, hs, "tsnet") as far, joined(hs, services=True) as us:
         assert isinstance(far, FarTsnet)
