@@ -194,6 +194,11 @@ class _IdentityStore:
         self._others.delete(name)
 
 
+def _longest(name: str) -> int:
+    """What is not read is not written either."""
+    return MAX_STATE_LENGTH if name == DEVICE else MAX_ENTRY_LENGTH
+
+
 def _checked_name(name: str) -> str:
     """A name that is no path, and none of the files that stand beside the entries."""
     if not ENTRY_NAME.fullmatch(name) or name.rpartition(".")[2] in {"lock", "new"}:
@@ -308,7 +313,7 @@ class FileStore:
 
     def read(self, name: str) -> bytes | None:
         """What the entry's file holds, if it is there and private."""
-        limit = MAX_STATE_LENGTH if name == DEVICE else MAX_ENTRY_LENGTH
+        limit = _longest(name)
         with self._told_as_ours("read"):
             try:
                 descriptor = os.open(self._path_of(name), os.O_RDONLY | CAREFULLY)
@@ -323,6 +328,8 @@ class FileStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a new file beside the old one, then put it in its place."""
+        if len(data) > _longest(name):
+            raise ValueError(f"{len(data)} bytes are too many for the entry {name!r}: {_longest(name)} at most")
         path = self._path_of(name)
         draft = path.with_name(f"{path.name}.new")
         with self._told_as_ours("write"):

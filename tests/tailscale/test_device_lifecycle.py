@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from tailnet_scripts import echo_service, echoed, runtime_of, until, world
+from tailnet_scripts import echo_service, echoed, host_of, runtime_of, until
 from trio.testing import MockClock
 
 import tailscale
 from tailscale.testing import Tailnet
-from tailscale.testing.network import VirtualHost
-
-
-def host_of(net: Tailnet, name: str) -> VirtualHost:
-    host = world(net).network(name)
-    assert isinstance(host, VirtualHost)
-    return host
 
 
 def device_on(net: Tailnet, name: str, **options: object) -> tailscale.Device:

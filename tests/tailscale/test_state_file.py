@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tailscale.errors import StateCorrupt, StateLocked
 from tailscale.state_file import (
     DEVICE,
+    MAX_ENTRY_LENGTH,
     FileStore,
     MemoryStore,
     State,
@@ -400,3 +401,11 @@ def test_no_secret_shows_in_a_repr(store: FileStore) -> None:
         for key in (STATE.machine_key, STATE.node_key):
             assert key.raw.hex() not in shown
             assert repr(key.raw) not in shown
+
+
+def test_an_entry_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    store.write("host-keys", bytes(MAX_ENTRY_LENGTH))
+    with pytest.raises(ValueError, match="too many for the entry 'host-keys'"):
+        store.write("host-keys", bytes(MAX_ENTRY_LENGTH + 1))
+    assert store.read("host-keys") == bytes(MAX_ENTRY_LENGTH)

@@ -8,22 +8,15 @@ from functools import partial
 
 import pytest
 import trio
-from tailnet_scripts import beside, echo_service, echoed, until, world
+from tailnet_scripts import beside, echo_service, echoed, host_of, until
 from trio.testing import MockClock
 
 import tailscale
 from tailscale.testing import Tailnet
-from tailscale.testing.network import VirtualHost
 
 GONE = 300.0
 RECOVERY = 30.0
 Trouble = Callable[[Tailnet], AsyncIterator[None]]
-
-
-def host_of(net: Tailnet, name: str) -> VirtualHost:
-    host = world(net).network(name)
-    assert isinstance(host, VirtualHost)
-    return host
 
 
 def count_dials(net: Tailnet, name: str) -> list[float]:
