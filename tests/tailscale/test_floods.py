@@ -21,6 +21,7 @@ from tailnet_scripts import runtime_of, until
 from tailscale import Device
 from tailscale.runtime.underlay import Runs
 from tailscale.testing import Tailnet
+from ts_base.who import Direct
 from ts_dataplane import disco, stun
 from ts_dataplane.disco_budget import MAX_BUCKETS
 from ts_dataplane.disco_inbox import MAX_SEEN_PINGS
@@ -126,9 +127,9 @@ async def test_a_good_flow_beside_a_flood_keeps_half_its_rate(kind: str) -> None
         heard: list[bytes] = []
         send = runtime_of(good).underlay.send
 
-        def listening(runs: Runs) -> None:
+        def listening(runs: Runs) -> list[Direct]:
             heard.extend(d for _, datagrams in runs for d in datagrams if d[:1] == b"\1" and kind_of(d) == INITIATION)
-            send(runs)
+            return send(runs)
 
         runtime_of(good).underlay.send = listening  # type: ignore[method-assign]
         flow = Counted()
