@@ -20,8 +20,8 @@ PEERS_PER_STEP = 200  # elements decoded between two checkpoints: some 4 ms
 BYTES_PER_STEP = 256 << 10
 SMALL_MESSAGE = 64 << 10  # at most some 20,000 elements: read at once
 LIST_LIMIT = 100_000  # elements of one list: peers, rules, profiles
-OBJECT_LIMIT = 1_000_000  # objects and arrays in one list; a peer has five to ten
-VALUE_LIMIT = 4_000_000  # values in one list; a peer has about forty
+OBJECT_LIMIT = 1_000_000  # objects and arrays in one message; a peer has five to ten
+VALUE_LIMIT = 4_000_000  # values in one message; a peer has about forty
 REST_OBJECT_LIMIT = 100_000  # in everything that is read at once: relays, DNS, SSH, warnings
 REST_VALUE_LIMIT = 1_000_000
 
@@ -33,6 +33,7 @@ SLICED: dict[str, type[GoStruct]] = {
     "user_profiles": UserProfile,
 }
 NULL = b"null"
+NOTHING = msgspec.Raw(NULL)
 FILTERS = "packet_filters"  # the one map of lists
 
 S = TypeVar("S", bound=GoStruct)
@@ -43,14 +44,15 @@ def decode_map_response_steps(data: bytes, *, at_once: int = SMALL_MESSAGE) -> G
     """Read a map message of any size, yielding often enough that nobody else waits; the result is the return value."""
     if len(data) <= at_once:
         return decode_json_untrusted(MapResponse, data)
-    fields = decode_parts_untrusted(dict[str, msgspec.Raw], data)
+    _check_count(data, OBJECT_LIMIT, VALUE_LIMIT)
+    fields = decode_parts_untrusted(dict[str, msgspec.Raw], data)  # views of `data`, which is large: no copies
     read: dict[str, Any] = {}
     for name, kind in SLICED.items():
-        text = bytes(fields.pop(go_name(name), NULL))
-        if text != NULL:
+        text = fields.pop(go_name(name), NOTHING)
+        if not _is_null(text):
             read[name] = yield from _decode_list(kind, text)
-    text = bytes(fields.pop(go_name(FILTERS), NULL))
-    if text != NULL:
+    text = fields.pop(go_name(FILTERS), NOTHING)
+    if not _is_null(text):
         read[FILTERS] = yield from _decode_filters(text)
     rest = b",".join(msgspec.json.encode(name) + b":" + bytes(text) for name, text in fields.items())
     _check_count(rest, REST_OBJECT_LIMIT, REST_VALUE_LIMIT)
@@ -58,21 +60,23 @@ def decode_map_response_steps(data: bytes, *, at_once: int = SMALL_MESSAGE) -> G
     return msgspec.structs.replace(decode_json_untrusted(MapResponse, b"{" + rest + b"}"), **read)
 
 
-def _decode_filters(text: bytes) -> Steps:
-    _check_count(text, OBJECT_LIMIT, VALUE_LIMIT)
+def _is_null(text: msgspec.Raw) -> bool:
+    return memoryview(text) == NULL
+
+
+def _decode_filters(text: msgspec.Raw) -> Steps:
     lists = decode_parts_untrusted(dict[str, msgspec.Raw], text)
     filters: dict[str, tuple[FilterRule, ...] | None] = {}
     count = 0
     for name, rules in lists.items():
-        filters[name] = None if bytes(rules) == NULL else (yield from _decode_list(FilterRule, bytes(rules)))
+        filters[name] = None if _is_null(rules) else (yield from _decode_list(FilterRule, rules))
         count += 1 + len(filters[name] or ())
         if count > LIST_LIMIT:
             raise BadPacket(f"a map message with more than {LIST_LIMIT} filter rules")
     return filters
 
 
-def _decode_list(kind: type[S], text: bytes) -> Generator[None, None, tuple[S, ...]]:
-    _check_count(text, OBJECT_LIMIT, VALUE_LIMIT)
+def _decode_list(kind: type[S], text: msgspec.Raw) -> Generator[None, None, tuple[S, ...]]:
     parts = decode_parts_untrusted(tuple[msgspec.Raw, ...], text)
     if len(parts) > LIST_LIMIT:
         raise BadPacket(f"a map message with a list of more than {LIST_LIMIT}")

@@ -59,7 +59,8 @@ class Steps(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         took = time.thread_time() - self._began
         name = task.name.rpartition(".")[2]
-        if name.startswith(("run_", "keep", "_read", "_write")):
+        is_part = name == task.name and not name.startswith("<")  # of a device: a name of its own, without a module
+        if is_part or name.startswith(("run_", "keep", "_read", "_write")):
             self.spent += took
             self.longest[name] = max(took, self.longest.get(name, 0.0))
 
