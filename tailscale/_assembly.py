@@ -53,7 +53,6 @@ from tailscale.runtime.reach import Reach
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
-from tailscale.runtime.tun import StackBesideTun, TunDevice
 from tailscale.runtime.underlay import Underlay
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
@@ -68,6 +67,7 @@ from ts_tunnel.endpoint import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
@@ -153,7 +153,7 @@ class Runtime:
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy)
         self._tun = network.open_tun()
-        self.overlay: Overlay = self.stack if self._tun is None else StackBesideTun(self.stack, self._tun)
+        self.overlay: Overlay = self.stack if self._tun is None else _beside_tun(self.stack, self._tun)
         finder = PathFinder(
             disco,
             private.public,
@@ -464,3 +464,9 @@ def _sole_cause(group: BaseExceptionGroup[Any]) -> BaseException:
     if isinstance(cause, CallbackFailed) and cause.__cause__ is not None:
         return cause.__cause__
     return cause
+
+
+def _beside_tun(stack: Stack, tun: TunDevice) -> Overlay:
+    from tailscale.runtime.tun import StackBesideTun  # few want one
+
+    return StackBesideTun(stack, tun)

@@ -12,8 +12,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 import trio
 
@@ -69,8 +68,7 @@ class Opening(Coroutine[Any, Any, B], Generic[B]):
         await self._opened.__aexit__(kind, error, traceback)
 
 
-@dataclass(frozen=True, slots=True)
-class PortStatistics:
+class PortStatistics(NamedTuple):
     """What one forwarded or exposed port has done."""
 
     flows: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -42,8 +42,7 @@ class PingSent:
     answered: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class ControlServerStatistics:
+class ControlServerStatistics(NamedTuple):
     devices: int
     map_streams: int
     open_pings: int

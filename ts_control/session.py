@@ -49,6 +49,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from msgspec.structs import replace as change
 
@@ -127,8 +128,7 @@ class CredentialsChanged:
     credentials: Credentials
 
 
-@dataclass(frozen=True, slots=True)
-class SessionStatistics:
+class SessionStatistics(NamedTuple):
     """Where the session stands, for whoever wants figures."""
 
     phase: Phase

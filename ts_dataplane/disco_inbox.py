@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.budget import Budget
 from ts_base.errors import BadPacket
@@ -29,8 +29,7 @@ MAX_SEEN_PINGS = 1024
 RELAY_HOST = "127.3.3.40"  # stands for "through a relay" where a pong needs an address; the port is the region
 
 
-@dataclass(frozen=True, slots=True)
-class InboxStatistics:
+class InboxStatistics(NamedTuple):
     seen_pings: int  # remembered, to refuse repeated ones
     budgets: int  # of senders heard lately, up to three each
 

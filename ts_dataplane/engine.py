@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from ts_base.ip import TCP, TSMP, UDP
 from ts_base.who import Direct, Hop, Origin, Path, PathRun, PeerId, PeerRun, is_direct
@@ -66,8 +66,7 @@ class RouteMissing:
 EngineMessage = Message | TsmpMessage | RouteMissing | Changed
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStatistics:
+class EngineStatistics(NamedTuple):
     tables: TablesStatistics
     replies: ReplyFlowStatistics
     exits_in_use: int

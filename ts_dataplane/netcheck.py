@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.who import Direct
@@ -81,8 +82,7 @@ class _Probe:
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class NetcheckStatistics:
+class NetcheckStatistics(NamedTuple):
     is_running: bool
     open_probes: int
     drops: dict[str, int]

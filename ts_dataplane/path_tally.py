@@ -6,8 +6,7 @@ Owns the kinds. Refuses to know peers, and what a socket makes of what it is han
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ts_base.who import PathRun
 
@@ -18,8 +17,7 @@ DIRECT: tuple[PathLabel, PathLabel] = ("direct_ipv4", "direct_ipv6")
 BY_PEER: tuple[PathLabel, PathLabel] = ("peer_relay_ipv4", "peer_relay_ipv6")
 
 
-@dataclass(frozen=True, slots=True)
-class PathCount:
+class PathCount(NamedTuple):
     """Without the framing below WireGuard: UDP's, DERP's, Geneve's."""
 
     datagrams: int

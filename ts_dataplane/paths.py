@@ -11,7 +11,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ts_base.keys import DiscoPrivate, NodePublic
 from ts_base.who import Direct, Path, PathRun, PeerId, endpoint_of, is_direct, is_relayed
@@ -26,8 +27,7 @@ from ts_tunnel.messages import PeerSilence
 SILENCE = 15.0  # as long as WireGuard itself waits for any answer; a handshake is repeated twice within it
 
 
-@dataclass(frozen=True, slots=True)
-class FinderStatistics:
+class FinderStatistics(NamedTuple):
     """`standings`: how many peers in use are reached how well."""
 
     peers: int

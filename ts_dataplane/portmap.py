@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, is_link_local, is_loopback, is_private, is_tailscale_address, parse_address
@@ -137,8 +138,7 @@ def is_public(host: str) -> bool:
     return not (is_odd or is_private(address) or is_tailscale_address(address))
 
 
-@dataclass(frozen=True, slots=True)
-class PortMapperStatistics:
+class PortMapperStatistics(NamedTuple):
     is_mapped: bool
     drops: dict[str, int]
 

@@ -5,7 +5,7 @@ Owns what is remembered of them and for how long: the newest REPLY_FLOWS, by use
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.who import PeerId
 
@@ -52,8 +52,7 @@ class ReplyFlows:
         return ReplyFlowStatistics(remembered=len(self._flows), limit=self._limit, forgotten=self.forgotten)
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyFlowStatistics:
+class ReplyFlowStatistics(NamedTuple):
     remembered: int
     limit: int
     forgotten: int  # to make room; an answer on one of these was not known as such any more

@@ -34,7 +34,7 @@ prefixes for both. Refuses to know control's messages, where all is text, and wh
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.ip import (
     CGNAT,
@@ -365,8 +365,7 @@ def local_table_of(own: Iterable[bytes], advertised: Collection[Prefix]) -> Bart
     return local
 
 
-@dataclass(frozen=True, slots=True)
-class TablesStatistics:
+class TablesStatistics(NamedTuple):
     peers: int
     hosts: int
     routes: int

@@ -8,9 +8,9 @@ back. Rules: derp/derphttp/derphttp_client.go. TLS runs over memory buffers: tri
 from __future__ import annotations
 
 import base64
+import os
 import ssl
 import urllib.parse
-import urllib.request
 from typing import Protocol
 
 import h11
@@ -241,6 +241,10 @@ async def upgrade(stream: ByteStream, node: RelayNode, ideal_node: str = "") -> 
 
 def proxy_for(host: str) -> str | None:
     """The proxy the environment wants for TLS to `host` ($HTTPS_PROXY, $NO_PROXY)."""
+    if not any(name.lower() == "https_proxy" for name in os.environ):
+        return None
+    import urllib.request  # with all of email and http.client: few environments name a proxy
+
     proxy = urllib.request.getproxies_environment().get("https")
     if not proxy or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]
         return None

@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.box import NONCE_LENGTH
 from ts_base.errors import BadPacket
@@ -86,8 +87,7 @@ class PongArrived:
     round_trip: float
 
 
-@dataclass(frozen=True, slots=True)
-class DerpStatistics:
+class DerpStatistics(NamedTuple):
     """One connection so far."""
 
     greeted: bool

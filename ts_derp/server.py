@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.box import NONCE_LENGTH
 from ts_base.budget import Budget
@@ -98,8 +99,7 @@ class _Client:
         return bool(self.control or self.pong or self.outbox)
 
 
-@dataclass(frozen=True, slots=True)
-class DerpServerStatistics:
+class DerpServerStatistics(NamedTuple):
     """The relay right now, and what it has dropped so far."""
 
     connections: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ts_base.ip import is_martian_source
 from ts_base.ip_headers import ACK, FIN, RST, SYN
@@ -52,8 +52,7 @@ class Knock:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class ForwarderStatistics:
+class ForwarderStatistics(NamedTuple):
     """What is held, admitted and flowing."""
 
     held: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.ip import IP6_FRAGMENT
 from ts_base.ip_headers import HOP_LIMIT, IP4_HEADER, IP6, IP6_HEADER, MORE_FRAGMENTS, ip4_header
@@ -38,8 +38,7 @@ class Assembly:
         self.expires = expires
 
 
-@dataclass(frozen=True, slots=True)
-class FragmentStatistics:
+class FragmentStatistics(NamedTuple):
     """Unfinished datagrams and the bytes they cost."""
 
     assemblies: int

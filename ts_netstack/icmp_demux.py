@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.budget import Budget
 from ts_base.ip import ICMP
@@ -26,8 +26,7 @@ PINGS_LIMIT = 1024
 PING_MAXIMUM = 65000  # bytes of payload
 
 
-@dataclass(frozen=True, slots=True)
-class IcmpStatistics:
+class IcmpStatistics(NamedTuple):
     """Echo requests of ours that nobody has answered yet."""
 
     pings: int

@@ -5,8 +5,7 @@ Refuses to know how. An overlay that only carries packets, such as a TUN device,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ts_base.who import PeerId
 from ts_netstack.forwarder import ForwarderStatistics
@@ -33,8 +32,7 @@ class Sockets(Protocol):
     ) -> Ping: ...
 
 
-@dataclass(frozen=True, slots=True)
-class StackStatistics:
+class StackStatistics(NamedTuple):
     """How full every table is; `drops` counts by reason what was not taken."""
 
     tcp: TcpTables

@@ -124,6 +124,7 @@ class Stack:
         return [*tcp, *self._udp.ports.values(), *self.forwarder.flows.values()]
 
     def statistics(self) -> StackStatistics:
+        self._sweep_closed()  # what was closed is in no table any more
         transports = self._tcp.statistics(), self._udp.statistics(), self._icmp.statistics()
         rest = self._reassembly.statistics(), self.forwarder.statistics()
         return StackStatistics(*transports, *rest, dict(self.drops))

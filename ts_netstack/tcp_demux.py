@@ -10,7 +10,7 @@ import errno
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.budget import Budget
 from ts_base.ip_headers import ACK, FIN, RST, SYN
@@ -48,8 +48,7 @@ COOKIE_MEMORY = 128.0  # seconds after the last overflow that cookies are still 
 RESETS_PER_SECOND = 1000.0
 
 
-@dataclass(frozen=True, slots=True)
-class TcpTables:
+class TcpTables(NamedTuple):
     """How full the tables are."""
 
     connections: int

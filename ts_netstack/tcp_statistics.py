@@ -5,14 +5,13 @@ Owns names and units only. Sizes are bytes of payload, times are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_netstack.tcp_recovery import Recovery
 from ts_netstack.tcp_states import State
 
 
-@dataclass(frozen=True, slots=True)
-class TcpStatistics:
+class TcpStatistics(NamedTuple):
     """As `ss -ti` would say it."""
 
     state: State

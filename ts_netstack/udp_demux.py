@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ts_base.who import Hop, Origin, PeerId
@@ -22,8 +21,7 @@ from ts_netstack.udp import UdpPort
 from ts_netstack.wire import UDP_FIXED, UDP_HEADER, Address, Packet, Unroutable, is_transport_checksum_right
 
 
-@dataclass(frozen=True, slots=True)
-class UdpStatistics:
+class UdpStatistics(NamedTuple):
     """How many ports are bound."""
 
     ports: int

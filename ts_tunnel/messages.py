@@ -40,8 +40,7 @@ class PeerSilence(NamedTuple):
     packets_in: int  # authentic data and keepalives ever heard: while this grows, the old session works
 
 
-@dataclass(frozen=True, slots=True)
-class PeerStatistics:
+class PeerStatistics(NamedTuple):
     """Bytes are those of the encrypted datagrams; handshakes are not counted."""
 
     handshake_at: float | None  # on the clock of `now`
@@ -52,8 +51,7 @@ class PeerStatistics:
     staged: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointStatistics:
+class EndpointStatistics(NamedTuple):
     peers: int
     active_peers: int  # those talked to at least once
     sessions: int

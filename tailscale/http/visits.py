@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -36,8 +37,7 @@ class _Peer:
     silent: dict[Visit, None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerStatistics:
+class ServerStatistics(NamedTuple):
     """What a server has done."""
 
     connections: int

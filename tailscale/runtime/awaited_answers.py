@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -46,8 +45,7 @@ class AwaitedPong:
         await self._over.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerStatistics:
+class AnswerStatistics(NamedTuple):
     pings: int
     dials: int
     drops: dict[str, int]

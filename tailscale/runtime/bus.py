@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import trio
 
@@ -109,8 +108,7 @@ class Inbox:
         return len(self._waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class BusStatistics:
+class BusStatistics(NamedTuple):
     inboxes: int
     unread: int
     drops: dict[str, int]

@@ -12,8 +12,7 @@ import inspect
 import logging
 import math
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -75,8 +74,7 @@ TALK = "control-conversation"
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
-@dataclass(frozen=True, slots=True)
-class ControlStatistics:
+class ControlStatistics(NamedTuple):
     """The conversation, what was asked of us in it, and the small jobs beside it."""
 
     session: SessionStatistics

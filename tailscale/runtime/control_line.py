@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -58,8 +58,7 @@ class ControlLine:
         return await self._connection.request(method, path, body, timeout=deadline - trio.current_time())
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatistics:
+class JobStatistics(NamedTuple):
     waiting: int
     drops: dict[str, int]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -40,8 +40,7 @@ async def no_ping(host: str, kind: str) -> PingResponse:
     return PingResponse(type=kind, ip=host, err="nothing to ping with")
 
 
-@dataclass(frozen=True, slots=True)
-class PingStatistics:
+class PingStatistics(NamedTuple):
     under_way: int
     drops: dict[str, int]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from ts_dataplane.path_tally import PathTally
 
 
 class Counted(Protocol):
-    """A machine, or whoever else counts: its statistics are a frozen dataclass."""
+    """A machine, or whoever else counts: its statistics are a NamedTuple."""
 
     def statistics(self) -> object: ...
 
@@ -48,8 +47,8 @@ def _read(name: str, value: object, drops: Counter[str], levels: dict[str, int])
         levels[name] = int(value)  # yes and no count as 1 and 0
         return
     parts: Mapping[object, object] = {}
-    if is_dataclass(value):
-        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        parts = value._asdict()
     elif isinstance(value, Mapping):
         parts = value
     for key, part in parts.items():

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 import trio
@@ -61,8 +60,7 @@ async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None
             watch.hear(await inbox.receive())
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderStatistics:
+class ReaderStatistics(NamedTuple):
     readers: int
     drops: dict[str, int]
 

@@ -20,8 +20,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -67,8 +66,7 @@ class CarriedBytes(Protocol):
     received: int
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardStatistics:
+class ForwardStatistics(NamedTuple):
     """What is open now, and what was carried and refused since the device started."""
 
     dials: int

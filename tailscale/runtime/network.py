@@ -9,15 +9,17 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tailscale.runtime.tun import TunDevice
 from tailscale.runtime.udp import HostUdp, HostUdpStatistics
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, is_tailscale_address, parse_address
 from ts_base.who import Direct, DirectRun
+
+if TYPE_CHECKING:
+    from tailscale.runtime.tun import TunDevice
 
 DirectRuns = list[DirectRun]
 
@@ -108,6 +110,8 @@ class HostNetwork:
     def open_tun(self) -> TunDevice | None:
         if not self._tun:
             return None
+        from tailscale.runtime.tun import TunDevice  # few want one
+
         return TunDevice(self._tun)
 
     def interface_addresses(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter, deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -41,8 +41,7 @@ TOO_MANY_LINKS = "relay.too_many_links"
 LINK_CLOSED = "relay.link_closed"
 
 
-@dataclass(frozen=True, slots=True)
-class RelaysStatistics:
+class RelaysStatistics(NamedTuple):
     """`drops` are those of no link, and of links that are gone."""
 
     links: dict[int, RelayLinkStatistics]

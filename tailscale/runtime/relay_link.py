@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -38,8 +37,7 @@ PART = "relay-link"  # whichever it is: control chooses how many there are
 log = logging.getLogger("tailscale.relay")
 
 
-@dataclass(frozen=True, slots=True)
-class RelayLinkStatistics:
+class RelayLinkStatistics(NamedTuple):
     """One region's link, over all its connections."""
 
     connected: bool

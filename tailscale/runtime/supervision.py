@@ -12,8 +12,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -42,8 +41,7 @@ class Start(Protocol):
     def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[object]: ...
 
 
-@dataclass(frozen=True)
-class SupervisionStatistics:
+class SupervisionStatistics(NamedTuple):
     """How often each actor has failed."""
 
     failures: dict[str, int]

@@ -11,8 +11,8 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from struct import pack
+from typing import NamedTuple
 
 import trio
 
@@ -30,8 +30,7 @@ BACKLOG_LIMIT = 1024  # packets kept while the kernel takes none: a burst, not a
 DESTINATION4, DESTINATION6 = slice(16, 20), slice(24, 40)
 
 
-@dataclass(frozen=True, slots=True)
-class TunStatistics:
+class TunStatistics(NamedTuple):
     """What went through the device, in packets."""
 
     read: int

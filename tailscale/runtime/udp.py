@@ -14,9 +14,8 @@ import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -51,8 +50,7 @@ NO_ROUTE = frozenset(
 log = logging.getLogger("tailscale.udp")
 
 
-@dataclass(frozen=True, slots=True)
-class HostUdpStatistics:
+class HostUdpStatistics(NamedTuple):
     """`offloads`: does the kernel batch for us, on every socket? `kept`: runs that wait for room in its buffer."""
 
     sockets: int

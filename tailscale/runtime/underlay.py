@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tailscale.runtime.network import UdpUnderlay
 from tailscale.runtime.udp import HostUdpStatistics
@@ -25,8 +24,7 @@ class RelaySender(Protocol):
     def send(self, runs: list[RelayedRun]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class UnderlayStatistics:
+class UnderlayStatistics(NamedTuple):
     udp: HostUdpStatistics | None
     drops: dict[str, int]
 
