@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import trio
 from tailnet_scripts import echo_service, echoed
@@ -30,14 +30,12 @@ class Mood(Enum):
     GOOD = 1
 
 
-@dataclass(frozen=True)
-class Inner:
+class Inner(NamedTuple):
     full: bool
     drops: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Outer:
+class Outer(NamedTuple):
     open: int
     age: float
     word: str
