@@ -27,22 +27,29 @@ class PathCount(NamedTuple):
 class PathTally:
     """One direction's."""
 
-    __slots__ = ("_bytes", "_datagrams")
+    __slots__ = ("_by_peer", "_by_relay", "_direct")
 
     def __init__(self) -> None:
-        self._datagrams = dict.fromkeys((*DIRECT, BY_RELAY, *BY_PEER), 0)
-        self._bytes = dict.fromkeys(self._datagrams, 0)
+        # Datagrams and bytes; where there are two, of IPv4 and of IPv6.
+        self._by_relay = [0, 0]
+        self._direct = [0, 0], [0, 0]
+        self._by_peer = [0, 0], [0, 0]
 
     def add(self, runs: Sequence[PathRun]) -> None:
-        datagrams_by, bytes_by = self._datagrams, self._bytes
         for path, datagrams in runs:
             place = path[0]
             if isinstance(place, int):
-                label = BY_RELAY
+                count = self._by_relay
             else:
-                label = (DIRECT if len(path) == 2 else BY_PEER)[":" in place]
-            datagrams_by[label] += len(datagrams)
-            bytes_by[label] += sum(map(len, datagrams))
+                count = (self._direct if len(path) == 2 else self._by_peer)[":" in place]
+            if len(datagrams) == 1:  # small things are many
+                count[0] += 1
+                count[1] += len(datagrams[0])
+            else:
+                count[0] += len(datagrams)
+                count[1] += sum(map(len, datagrams))
 
     def statistics(self) -> dict[PathLabel, PathCount]:
-        return {label: PathCount(count, self._bytes[label]) for label, count in self._datagrams.items()}
+        labels = (*DIRECT, BY_RELAY, *BY_PEER)
+        counts = (*self._direct, self._by_relay, *self._by_peer)
+        return {label: PathCount(*count) for label, count in zip(labels, counts, strict=True)}
