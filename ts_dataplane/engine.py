@@ -41,8 +41,9 @@ from ts_dataplane.tsmp import TsmpMessage
 from ts_dataplane.tsmp_talk import TsmpTalk
 from ts_tunnel.messages import Message
 
-# Names of drop counters; the filter's verdicts are counted under their own names.
 P = TypeVar("P", bound=Path)
+
+# Names of drop counters; the filter's verdicts are counted under their own names.
 STRAY, NOT_OURS = "engine.stray_byte", "engine.unknown_datagram"
 DISCO_FULL, STUN_FULL = "engine.disco_full", "engine.stun_full"
 MALFORMED, SOURCE_ROUTED = "engine.malformed", "engine.source_routed"
