@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "tailscale": set(ROOMS),
     "ts_control": {"ts_base"},
     "ts_derp": {"ts_base"},
+    "ts_mesh": {"ts_base"},
+    "ts_proxy": {"ts_base"},
     "ts_netstack": {"ts_base"},
     "ts_dataplane": {"ts_base", "ts_tunnel"},
     "ts_tunnel": {"ts_base"},
@@ -50,15 +52,20 @@ WINGS: dict[str, set[str]] = {
     "device": VALUES | {"_assembly", "_diagnostics", "carry", "dial", "local_ports", "runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"carry", "device", "local_ports", "sockets"},
-    "aio": VALUES | {"device", "local_ports", "sockets", "threads"},
-    "sync": VALUES | {"device", "local_ports", "sockets", "threads"},
+    **dict.fromkeys(("aio", "sync"), VALUES | {"device", "local_ports", "mesh", "proxy", "sockets", "threads"}),
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
     **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
     "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
+    "metrics": VALUES | {"device", "http"},
+    "dask": VALUES | {"aio", "device"},
+    "daemon": VALUES
+    | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
+    "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "cli": VALUES
-    | {"_diagnostics", "carry", "device", "dns", "http", "local_ports", "mesh", "proxy", "serve", "sockets", "testing"},
+    | {"_diagnostics", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics", "proxy", "serve"}
+    | {"sockets", "testing", "tui"},
 }
-FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve"}
+FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",

@@ -16,7 +16,17 @@ from fuzz.campaign import CRASHES, TOO_LONG, Target
 
 NOT_INSTALLED = "atheris is not installed: pip install atheris, or leave --atheris out for the built-in mutations"
 REPORT_TAIL = 4000  # characters of libFuzzer's report on a failure
-OURS = ["tailscale", "ts_base", "ts_control", "ts_dataplane", "ts_derp", "ts_netstack", "ts_tunnel"]
+OURS = [
+    "tailscale",
+    "ts_base",
+    "ts_control",
+    "ts_dataplane",
+    "ts_derp",
+    "ts_mesh",
+    "ts_netstack",
+    "ts_proxy",
+    "ts_tunnel",
+]
 
 
 def run(name: str, inputs: int | None, minutes: float | None, seed: int) -> int:
