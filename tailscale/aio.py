@@ -25,6 +25,7 @@ from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
+from tailscale.threads.awaiting import finished, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
 from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import Job, LoopThread
@@ -54,7 +55,7 @@ def _awaited(
 
     @functools.wraps(verb)
     async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await _finished(asked(face, verb, *args, **kwargs))
+        return await finished(asked(face, verb, *args, **kwargs))
 
     return call
 
@@ -82,7 +83,7 @@ class Device(DeviceFace):
         self._bring_callables_home()
         self._thread.start()
         try:
-            await _outcome(self._thread.ready)
+            await outcome(self._thread.ready)
         except BaseException:
             await self._leave()
             raise
@@ -102,7 +103,7 @@ class Device(DeviceFace):
         cancelled: asyncio.CancelledError | None = None
         while not self._thread.ended.done():
             try:
-                await _settled(self._thread.ended)
+                await settled(self._thread.ended)
             except asyncio.CancelledError as error:
                 cancelled = error
         self._thread.join()
@@ -122,7 +123,7 @@ class Device(DeviceFace):
     # How work gets into the loop thread
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
-        return await _finished(self._thread.submit(work, discard))
+        return await finished(self._thread.submit(work, discard))
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
@@ -259,7 +260,7 @@ class Device(DeviceFace):
         return self._events_of(self._thread.submit(as_work(self._inside().events)))
 
     async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
-        stream = await _finished(subscribing)
+        stream = await finished(subscribing)
         while True:
             try:
                 yield await self._await(stream.__anext__)
@@ -284,41 +285,13 @@ class UdpSocket(UdpFace):
 
     async def close(self) -> None:
         with contextlib.suppress(DeviceClosed):
-            await _finished(self._thread.submit(lambda: self._udp.aclose()))
+            await finished(self._thread.submit(lambda: self._udp.aclose()))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def _settled(future: Future[Any]) -> None:
-    """Wait until it is done, however it went."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is gone: nobody waits
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(tell)
-    await done.wait()
-
-
-async def _outcome(future: Future[T]) -> T:
-    await _settled(future)
-    return future.result()
-
-
-async def _finished(job: Job[T]) -> T:
-    """Its result or its error. Cancelling the wait cancels the job."""
-    try:
-        await _settled(job.future)
-    except asyncio.CancelledError:
-        job.give_up()
-        raise
-    return job.future.result()
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -57,7 +57,7 @@ WINGS: dict[str, set[str]] = {
     **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
     "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
-    "dask": VALUES | {"aio", "device"},
+    "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl

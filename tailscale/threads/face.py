@@ -64,6 +64,11 @@ def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args:
     return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
 
 
+def thread_of(face: Face[Any]) -> LoopThread:
+    """The loop behind a face, for a face of another kind over the same Device."""
+    return face._thread
+
+
 class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
 
