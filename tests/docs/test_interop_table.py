@@ -13,6 +13,7 @@ TOLD_IN_FULL = (
     "test_scenarios.py",
     "test_scenarios_control.py",
     "test_control_scripted.py",
+    "test_dask_real.py",
     "test_derp_real.py",
     "test_embedded_control.py",
     "test_forward_real.py",
