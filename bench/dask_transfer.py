@@ -89,7 +89,7 @@ def cluster() -> Iterator[Any]:
         os.environ.update(TS_CONTROL_URL=where["control_url"], TS_AUTHKEY=where["auth_key"])
         quiet: dict[str, Any] = {"stderr": subprocess.DEVNULL}
         names = {name: {**os.environ, "TS_HOSTNAME": name} for name in ("scheduler", "one", "two")}
-        options = ("--no-dashboard", "--protocol", "ts", "--port", "8786")
+        options = ("--dashboard-address", "127.0.0.1:0", "--protocol", "ts", "--port", "8786")
         start("distributed.cli.dask_scheduler", *options, env=names["scheduler"], **quiet)
         for name in ("one", "two"):
             options = ("ts://scheduler:8786", "--no-nanny", "--nthreads", "1", "--name", name, "--memory-limit", "0")

@@ -96,9 +96,15 @@ def use(device: aio.Device | sync.Device | None) -> None:
     in the file that `distributed.comm.ts.auth-key-file` names.
 
     ```python
-    with sync.Device("notebook") as device:
+    from distributed import LocalCluster
+
+    from tailscale import sync
+
+    with sync.Device("farm") as device:
         tailscale.dask.use(device)
-        client = distributed.Client("ts://scheduler:8786")
+        with LocalCluster(protocol="ts://", processes=False, dashboard_address="127.0.0.1:0") as cluster:
+            print(cluster.scheduler_address)
+        tailscale.dask.use(None)
     ```
     """
     PROCESS_DEVICE.lend(None if device is None else thread_of(device))

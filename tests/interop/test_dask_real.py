@@ -39,7 +39,7 @@ def where():
     return os.getpid(), PROCESS_DEVICE.present().hostname
 
 if __name__ == "__main__":
-    with LocalCluster(protocol="ts://", n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(protocol="ts://", n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         with Client(cluster) as client:
             print(sorted(name for _, name in client.run(where).values()), flush=True)
             big = client.submit(bytearray, 8 << 20)
@@ -77,7 +77,7 @@ class Farm:
         return process
 
     def scheduler(self) -> Process:
-        options = ("--protocol", "ts", "--port", "8786", "--no-dashboard")
+        options = ("--protocol", "ts", "--port", "8786", "--dashboard-address", "127.0.0.1:0")
         return self.start("scheduler", "-m", "distributed.cli.dask_scheduler", *options)
 
     def worker(self, name: str) -> Process:

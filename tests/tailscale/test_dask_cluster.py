@@ -19,7 +19,7 @@ import tailscale.dask  # noqa: E402
 from tailscale.dask import settings  # noqa: E402
 from tailscale.dask.process_device import ProcessDevice  # noqa: E402
 
-QUIET = {"dashboard_address": None, "silence_logs": True}
+QUIET = {"dashboard_address": "127.0.0.1:0", "silence_logs": True}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning:tornado")
 GATE = threading.Event()
 
@@ -48,7 +48,7 @@ def run(test: Callable[[Any, tuple[Any, ...], Any], Awaitable[None]]) -> None:
     async def main() -> None:
         async with (
             asyncio.timeout(60),
-            distributed.Scheduler(protocol="ts", port=0, dashboard=False) as scheduler,
+            distributed.Scheduler(protocol="ts", port=0, dashboard=False, dashboard_address="127.0.0.1:0") as scheduler,
             distributed.Worker(scheduler.address, nthreads=1, name="one", dashboard=False) as one,
             distributed.Worker(scheduler.address, nthreads=1, name="two", dashboard=False) as two,
             distributed.Client(scheduler.address, asynchronous=True) as client,
