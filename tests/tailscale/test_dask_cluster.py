@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from thread_scripts import ThreadedTailnet, our_threads, tailnet_thread
+from thread_scripts import ThreadedTailnet, our_threads, read_all, tailnet_thread
 
 from tailscale import sync
 
@@ -117,6 +117,24 @@ def test_plain_client_and_local_cluster_without_processes(device: sync.Device) -
     while threading.active_count() > before + 2 and time.monotonic() < deadline:  # dask keeps two of its own
         time.sleep(0.01)
     assert len(our_threads()) == 1  # the one we lent
+
+
+def test_preload_lets_the_tailnet_reach_the_dashboard(device: sync.Device) -> None:
+    async def main() -> None:
+        where = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "preload": "tailscale.dask"}
+        async with asyncio.timeout(60), distributed.Scheduler(protocol="ts", port=0, **where) as scheduler:
+            port = scheduler.http_server.port
+            assert await asyncio.to_thread(health, port) == b"ok"
+        with pytest.raises(ConnectionRefusedError):  # closed with the scheduler
+            while True:
+                await asyncio.to_thread(health, port)
+
+    def health(port: int) -> bytes:
+        with device.connect(str(device.ipv4), port, timeout=5) as sock:
+            sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            return read_all(sock).rpartition(b"\r\n\r\n")[2]
+
+    asyncio.run(main())
 
 
 async def refused(address: str) -> BaseException:
