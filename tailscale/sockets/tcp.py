@@ -132,7 +132,7 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
                     data: bytes = connection.read(max_bytes)
                     if connection.is_due:
                         self._device.kick()  # the window has opened
-                elif connection.error is None and connection.at_eof:
+                elif connection.at_eof:  # whole, whatever came after its end
                     data = b""
                 else:
                     self._raise_if_broken()
