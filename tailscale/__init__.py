@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.errors import WrongFace as WrongFace
     from tailscale.events import Event as Event
     from tailscale.events import HealthChanged as HealthChanged
     from tailscale.events import KeyExpiring as KeyExpiring
@@ -90,7 +91,7 @@ _HOMES = {
             "ControlProtocolError",
         ),
         *("ControlUnreachable", "DeviceClosed", "DeviceFailed", "DeviceNotReady", "LoginRequired", "NameNotFound"),
-        *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError", "WrongFace"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),

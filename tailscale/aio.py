@@ -16,12 +16,13 @@ import functools
 import inspect
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed
+from tailscale.errors import DeviceClosed, WrongFace
 from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
@@ -69,39 +70,54 @@ class Device(DeviceFace):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._hostname = hostname
         self._options = options
-        self._thread = LoopThread(self._make, options.get("handle_sigterm", True))
+        self._thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
+        self._end_of_loop = _leaving_with_the_loop(self._thread)
         self._servers: set[asyncio.Server] = set()
-
-    def _make(self) -> TrioDevice:
-        return TrioDevice(self._hostname, **self._options)
 
     # Lifecycle
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends."""
+        _check_asyncio()
         self._bring_callables_home()
-        self._thread.start()
+        self._start()
         try:
             await outcome(self._thread.ready)
+            await anext(self._end_of_loop)
         except BaseException:
             await self._leave()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Leave the tailnet. What made the device fail meanwhile, if anything did, is raised here."""
         for server in self._servers:
             server.close()
         await self._leave()
-        self._thread.ended.result()
+        await self._end_of_loop.aclose()
+        if self._thread.ended.done():
+            self._thread.ended.result()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __enter__(self) -> NoReturn:
+        raise WrongFace("tailscale.aio.Device wants `async with`: for a plain `with` use tailscale.sync.Device")
+
+    def __exit__(self, *_: object) -> None:
+        """Never comes to that: `with` looks for it before it enters."""
 
     async def _leave(self) -> None:
         """Even while being cancelled: the thread is never left behind."""
         self._thread.stop()
         cancelled: asyncio.CancelledError | None = None
-        while not self._thread.ended.done():
+        while self._thread.has_started and not self._thread.ended.done():
             try:
                 await settled(self._thread.ended)
             except asyncio.CancelledError as error:
@@ -130,6 +146,33 @@ class Device(DeviceFace):
         return await self._await(as_work(lambda: self._inside().exit_nodes))
 
     # Connections
+
+    async def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
+        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via)
+        try:
+            return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def connect_anywhere(
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """`tcp_connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
+        is_tailnet, destination, via = await self.way_by(host, via)
+        if is_tailnet:
+            return await self.open_connection(destination, port, timeout=timeout, via=via)
+        async with asyncio.timeout(timeout):
+            return await asyncio.open_connection(destination, port, limit=DEFAULT_STREAM_LIMIT)
 
     async def open_connection(
         self,
@@ -172,10 +215,18 @@ class Device(DeviceFace):
             raise
 
     async def socket(
-        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
     ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        sock = await self._await(
+            lambda: bridges.connect(self._thread, host, port, timeout, via, local_port), TailnetSocket.close
+        )
         sock.setblocking(False)
         return sock
 
@@ -221,6 +272,12 @@ class Device(DeviceFace):
         )
         sock.setblocking(False)
         return sock
+
+    async def listen(
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
+    ) -> TailnetListener:
+        """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
+        return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
@@ -292,6 +349,29 @@ class UdpSocket(UdpFace):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise WrongFace(
+            "tailscale.aio.Device runs under asyncio, and this is not: under trio (anyio's trio backend too) use "
+            "tailscale.Device, which has the same verbs"
+        ) from None
+
+
+async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, None]:
+    """asyncio closes the generators it has begun before a loop ends: `asyncio.run` does, as do uvloop's and anyio's."""
+    try:
+        yield
+    finally:
+        if thread.is_left_open:
+            message = "a tailscale.aio.Device was left open until its event loop ended: use `async with`, or `close()`"
+            warnings.warn(message, ResourceWarning, stacklevel=1)
+            thread.stop()
+            await settled(thread.ended)
+            thread.join()
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import trio
 
@@ -36,7 +36,7 @@ from tailscale._config import (
 from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
-from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.errors import DeviceClosed, DeviceNotReady, WrongFace
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -150,6 +150,11 @@ class Device(OwnNode):
     # Lifecycle
 
     async def __aenter__(self) -> Self:
+        if not trio.lowlevel.in_trio_task():
+            raise WrongFace(
+                "tailscale.Device runs under trio, and this is not: under asyncio (Jupyter, anyio's default backend) "
+                "use tailscale.aio.Device, which has the same verbs"
+            )
         if self._closed or self._runtime is not None:
             raise DeviceClosed("a Device can be entered once: make a new one")
         self._process = OwnProcess()
@@ -167,6 +172,12 @@ class Device(OwnNode):
         runtime = self._ready()
         self._closed = True
         return await runtime.stop(error, DEFAULT_CLOSE_TIMEOUT)
+
+    def __enter__(self) -> NoReturn:
+        raise WrongFace("tailscale.Device wants `async with`, under trio: for a plain `with` use tailscale.sync.Device")
+
+    def __exit__(self, *_: object) -> None:
+        """Never comes to that: `with` looks for it before it enters."""
 
     def _ready(self) -> Runtime:
         if self._closed:

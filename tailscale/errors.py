@@ -41,6 +41,7 @@ __all__ = [
     "StateCorrupt",
     "StateLocked",
     "TailscaleError",
+    "WrongFace",
 ]
 
 
@@ -177,3 +178,7 @@ class DeviceFailed(TailscaleError):
 
 class DeviceNotReady(TailscaleError):
     """The Device has not been entered yet: use it inside `async with`."""
+
+
+class WrongFace(TailscaleError, RuntimeError):
+    """This kind of Device is for programs of another kind; the sentence names the one that fits."""

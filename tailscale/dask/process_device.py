@@ -30,17 +30,17 @@ class ProcessDevice:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lent: LoopThread | None = None
+        self._lent: aio.Device | sync.Device | None = None  # kept: one that is lost would leave
         self._own: LoopThread | None = None
         self._is_over = False
 
-    def lend(self, thread: LoopThread | None) -> None:
+    def lend(self, device: aio.Device | sync.Device | None) -> None:
         with self._lock:
-            self._lent = thread
+            self._lent = device
 
     def present(self) -> Device | None:
         """The Device, when there is one that has joined. Only for what may be read from any thread."""
-        thread = self._lent or self._own
+        thread = self._own if self._lent is None else thread_of(self._lent)
         if thread is None or thread.ended.done() or not thread.ready.done() or thread.ready.exception() is not None:
             return None
         return thread.device
@@ -55,7 +55,7 @@ class ProcessDevice:
         """The thread of a Device that has joined, or is about to."""
         with self._lock:
             if self._lent is not None:
-                return self._lent
+                return thread_of(self._lent)
             if self._is_over:
                 raise DeviceClosed("this process is ending: dask opens no Device any more")
             if self._own is None or self._own.ended.done():
@@ -107,7 +107,7 @@ def use(device: aio.Device | sync.Device | None) -> None:
         tailscale.dask.use(None)
     ```
     """
-    PROCESS_DEVICE.lend(None if device is None else thread_of(device))
+    PROCESS_DEVICE.lend(device)
 
 
 def close() -> None:

@@ -67,19 +67,9 @@ def device_options() -> tuple[str, DeviceOptions]:
     if setting("control-url"):
         options["control_url"] = setting("control-url")
     if setting("auth-key-file"):
-        options["auth_key"] = _key_in(Path(setting("auth-key-file")).expanduser())
+        options["auth_key"] = f"file:{Path(setting('auth-key-file')).expanduser()}"
     if is_started_by_dask():
         return f"{hostname}-worker-{os.getpid()}", options
     if setting("state"):
         options["state"] = setting("state")
     return hostname, options
-
-
-def _key_in(path: Path) -> str:
-    try:
-        key = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UnusableSetting(f"{PREFIX}.auth-key-file is {path}, which cannot be read: {problem}") from None
-    if not key:
-        raise UnusableSetting(f"{PREFIX}.auth-key-file is {path}, which is empty: write the auth key into it")
-    return key

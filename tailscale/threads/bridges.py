@@ -36,9 +36,10 @@ async def connect(
     port: int | None,
     timeout: float | None,
     via: str | Node | None = None,
+    local_port: int = 0,
 ) -> TailnetSocket:
     """Dial, and hand out the near end of a pumped connection."""
-    stream = await thread.device.tcp_connect(host, port, timeout=timeout, via=via)
+    stream = await thread.device.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via)
     try:
         ours, theirs = loopback_pair()
     except BaseException:
