@@ -100,7 +100,7 @@ class Device(DeviceFace):
             self._thread.ended.result()
 
     async def __aenter__(self) -> Self:
-        return await self.open()
+        return self if self.is_open else await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -41,9 +41,7 @@ class ProcessDevice:
     def present(self) -> Device | None:
         """The Device, when there is one that has joined. Only for what may be read from any thread."""
         thread = self._own if self._lent is None else thread_of(self._lent)
-        if thread is None or thread.ended.done() or not thread.ready.done() or thread.ready.exception() is not None:
-            return None
-        return thread.device
+        return thread.device if thread is not None and thread.is_open else None
 
     async def joined(self) -> LoopThread:
         """The thread of a Device that has joined. Giving up this wait does not give up the joining."""
