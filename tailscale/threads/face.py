@@ -87,8 +87,8 @@ class DeviceFace(Face[Device], OwnNode):
     def __del__(self) -> None:
         thread = getattr(self, "_thread", None)  # None: its arguments were refused
         if thread is not None and thread.is_left_open:
-            thread.stop()
             message = f"{self!r} was lost without being closed; it leaves now"
+            thread.stop()  # first: a warning may be an error
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 
     def _inside(self) -> Device:
