@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tailscale.events import PeerUp as PeerUp
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
+    from tailscale.explanation import Explanation as Explanation
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -88,6 +89,7 @@ _HOMES = {
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
         *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
+    "explanation": ("Explanation",),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

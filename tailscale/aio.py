@@ -251,6 +251,7 @@ class Device(DeviceFace):
     # Diagnosis
 
     ping = _awaited(TrioDevice.ping)
+    explain = _awaited(TrioDevice.explain)
     netcheck = _awaited(TrioDevice.netcheck)
     status = _awaited(as_work(TrioDevice.status))
 

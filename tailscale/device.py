@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.events import EventStream
+    from tailscale.explanation import Explanation
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PingResult, Status
 
@@ -361,6 +362,34 @@ class Device(OwnNode):
         ```
         """
         return await self._ready().dialer.ping(host, kind, size, timeout)
+
+    async def explain(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        protocol: str = "tcp",
+        timeout: float = 10.0,
+        via: str | Node | None = None,
+    ) -> Explanation:
+        """Why a port can be reached or not: name, route, peer, path, policies, and the port itself, in this order.
+
+        Where a dial would fail, the verdict is that error's sentence. Without a port only the way to the machine is
+        looked at; a port of this device itself tells whom the policy lets in. `protocol` is `tcp` or `udp`.
+
+        ```python
+        explanation = await device.explain("db", 5432)
+        print(explanation)
+        print(explanation.code, explanation.remedy)
+        ```
+        """
+        from tailscale.dial.explaining import Explainer  # few ask
+
+        runtime = self._ready()
+        if port is not None or isinstance(host, tuple):
+            host, port = host_and_port(host, port)
+        walk = Explainer(runtime.dialer, runtime.health.active, runtime.netcheck, host, port, protocol, via)
+        return await walk.explain(timeout)
 
     def status(self) -> Status:
         """Everything the device knows about itself, as plain values.

@@ -9,6 +9,8 @@ try:
 except tailscale.NameNotFound as error:
     print(error, error.suggestions)
 ```
+
+`error.fault` is a code of `docs/explain.md`, the same that `device.explain` and `pytailscale doctor` use.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ __all__ = [
 class LoginRequired(TailscaleError):
     """Somebody has to open `url` and approve this device, and nobody did in time."""
 
+    fault = "login-needed"
+
     def __init__(self, url: str, message: str | None = None) -> None:
         self.url = url
         super().__init__(
@@ -64,6 +68,8 @@ class AuthKeyRejected(TailscaleError, PermissionError):
 class ControlUnreachable(TailscaleError, ConnectionError):
     """The control server could not be reached in time."""
 
+    fault = "control-unreachable"
+
 
 class ControlProtocolError(TailscaleError, ConnectionError):
     """Something answered, but it is not a coordination server we can talk to."""
@@ -76,9 +82,16 @@ class NameNotFound(TailscaleError, socket.gaierror):
     """
 
     def __init__(
-        self, name: str, suggestions: Sequence[str] = (), detail: str = "", *, is_temporary: bool = False
+        self,
+        name: str,
+        suggestions: Sequence[str] = (),
+        detail: str = "",
+        *,
+        is_temporary: bool = False,
+        fault: str = "",
     ) -> None:
         self.name = name
+        self.fault = fault or ("name-unanswered" if is_temporary else "name-not-found")
         self.suggestions = tuple(suggestions)
         self.is_temporary = is_temporary
         if is_temporary:
@@ -98,8 +111,10 @@ class _Dial(TailscaleError, OSError):
 
     code = errno.EHOSTUNREACH
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, fault: str = "") -> None:
         OSError.__init__(self, self.code, message)
+        if fault:
+            self.fault = fault
 
     def __str__(self) -> str:
         return str(self.args[1])
@@ -108,35 +123,46 @@ class _Dial(TailscaleError, OSError):
 class PeerOffline(_Dial):
     """The control server says the peer is offline, and it did not answer."""
 
+    fault = "peer-offline"
+
 
 class PeerKeyExpired(_Dial):
     """The peer's node key has expired: nobody can talk to it until it logs in again."""
 
+    fault = "peer-key-expired"
+
 
 class NoRoute(_Dial):
     """No peer owns or routes this address."""
+
+    fault = "no-route"
 
 
 class ConnectionRefused(_Dial, ConnectionRefusedError):
     """The peer answered with a reset, or its policy rejected us at once."""
 
     code = errno.ECONNREFUSED
+    fault = "port-closed"
 
 
 class ConnectionTimedOut(_Dial, TimeoutError):
     """Nothing answered in time."""
 
     code = errno.ETIMEDOUT
+    fault = "port-silent"
 
 
 class ConnectionReset(_Dial, ConnectionResetError, trio.BrokenResourceError):
     """An open connection was reset by the other side, or gave up on it; trio's streams call this broken."""
 
     code = errno.ECONNRESET
+    fault = "port-resets"
 
 
 class StateLocked(TailscaleError):
     """Another process holds the state; `pid` names it when known."""
+
+    fault = "state-in-use"
 
     def __init__(self, where: str, pid: int | None = None) -> None:
         self.where = where

@@ -167,6 +167,7 @@ class Device(DeviceFace):
     # Diagnosis
 
     ping = _blocking(TrioDevice.ping)
+    explain = _blocking(TrioDevice.explain)
     netcheck = _blocking(TrioDevice.netcheck)
     status = _blocking(as_work(TrioDevice.status))
 

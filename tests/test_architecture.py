@@ -37,7 +37,7 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_config", "_ownership", "_private_files"),
-    *("errors", "events", "foreign_text", "nodes", "state_file", "status"),
+    *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "state_file", "status"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -81,6 +81,8 @@ PURE = {
     "tailscale/cli/findings.py",
     "tailscale/cli/peers_table.py",
     "tailscale/dial/failures.py",
+    "tailscale/explanation.py",
+    "tailscale/faults.py",
     "tailscale/dns/messages.py",
     "tailscale/dns/names.py",
     "tailscale/nodes.py",

@@ -81,7 +81,7 @@ class Dialer(AddressDialer):
         try:
             addresses = [literal] if literal else await self.resolver.address_bytes(host)
         except NameNotFound as problem:
-            raise failures.unknown_name(problem, self.directory.standing) from None
+            raise failures.unknown_name(problem, self.ourselves()) from None
         return self.usable(addresses, host, via)
 
     # Streams
@@ -189,7 +189,7 @@ class Dialer(AddressDialer):
             address = (await self.destinations(host))[0]
             latency, path = await self._pinger.ping(address, kind, size)
             return PingResult(latency, path, kind, self.identify(address))
-        raise failures.ping_silence(host, kind, timeout, self.directory.standing)
+        raise failures.ping_silence(host, kind, timeout, self.ourselves())
 
 
 def _check_port(port: int) -> None:
