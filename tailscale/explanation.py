@@ -68,7 +68,11 @@ class Explanation:
 
     def __str__(self) -> str:
         where = self.host if self.port is None else f"{self.host} port {self.port} ({self.protocol})"
-        rows = [f"  {MARKS[step.outcome]}  {step.name:<{TITLE_WIDTH}}  {step.sentence}" for step in self.steps]
+        rows = [
+            f"  {MARKS[step.outcome]}  {step.name:<{TITLE_WIDTH}}  {step.sentence}"
+            for step in self.steps
+            if step.outcome != "skip"
+        ]
         end = [self.verdict, *([f"  try: {self.remedy}"] if self.remedy else [])]
         return "\n".join(for_terminal(line) for line in (f"the way to {where}", *rows, *end))
 

@@ -32,6 +32,7 @@ HOMES = {
     "nc": "streams",
     "listen": "streams",
     "doctor": "doctor",
+    "why": "why",
     "login": "account",
     "logout": "account",
 }

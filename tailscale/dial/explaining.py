@@ -198,7 +198,7 @@ class Explainer:
     async def _look_at_relay(self, path: PathInfo) -> None:
         """Why it is not direct, as far as that is this side's business."""
         if not (await self._measure()).udp:
-            self._note("path", "warn", f"by {path}: UDP is blocked here, so that no path is direct", "udp-blocked")
+            self._note("path", "warn", "UDP is blocked here, so that no path can be direct", "udp-blocked")
         else:
             self._note("path", "ok", f"by {path}; no direct path has been found so far")
 
@@ -237,7 +237,7 @@ class Explainer:
         except TailscaleError as problem:
             self._judge_port(port, problem)
         else:
-            stream.abort()
+            await stream.aclose()  # a FIN: a reset would stand in somebody's log
             self._note("policy there", "ok", "lets this device in")
             self._note("tcp", "ok", f"port {port} accepts connections")
 

@@ -208,7 +208,7 @@ SCRIPTS: dict[str, tuple[Script, str]] = {
     "clock-wrong": (clock_wrong, r"no encrypted session .*clock is 2 hours behind the control server's.*set it"),
     "key-expired": (key_expired, r"our own key has expired.*device\.login"),
     "approval-needed": (approval_needed, r"waits for an administrator's approval"),
-    "udp-blocked": (udp_blocked, r"b port 80 can be reached, by relay test.*but by relay test: UDP is blocked here"),
+    "udp-blocked": (udp_blocked, r"b port 80 can be reached, by relay test.*but UDP is blocked here"),
     "relay-home-unreachable": (relay_unreachable, r"no encrypted session.*No relay can be reached from here.*TCP 443"),
     "name-not-found": (name_not_found, r"no node or record is called 'databse'; did you mean 'database'\?"),
     "peer-offline": (peer_offline, r"b is offline .*did not answer within 10 s: start it"),
