@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 from tailscale._ownership import check_import_name
 
 if TYPE_CHECKING:
+    from tailscale.capturing import Capture as Capture
+    from tailscale.capturing import CaptureStatistics as CaptureStatistics
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
+    from tailscale.errors import CaptureFailed as CaptureFailed
     from tailscale.errors import ConnectionRefused as ConnectionRefused
     from tailscale.errors import ConnectionReset as ConnectionReset
     from tailscale.errors import ConnectionTimedOut as ConnectionTimedOut
@@ -78,11 +81,20 @@ check_import_name()
 __version__ = "0.1.0"
 
 _HOMES = {
+    "capturing": ("Capture", "CaptureStatistics"),
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *("AuthKeyRejected", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut", "ControlProtocolError"),
-        *("ControlUnreachable", "DeviceClosed", "DeviceFailed", "DeviceNotReady", "LoginRequired", "NameNotFound"),
+        *("AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut"),
+        *(
+            "ControlProtocolError",
+            "ControlUnreachable",
+            "DeviceClosed",
+            "DeviceFailed",
+            "DeviceNotReady",
+            "LoginRequired",
+            "NameNotFound",
+        ),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (

@@ -26,7 +26,7 @@ from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import Job, LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
     from tailscale.status import ExitNode
@@ -255,6 +257,26 @@ class Device(DeviceFace):
     netcheck = _awaited(TrioDevice.netcheck)
     status = _awaited(as_work(TrioDevice.status))
 
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file: `async with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        async def open_face() -> Capture:
+            return Capture(await self._await(begin), self._thread)
+
+        return Opening(open_face())
+
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
         return self._events_of(self._thread.submit(as_work(self._inside().events)))
@@ -272,6 +294,25 @@ class Device(DeviceFace):
     set = _awaited(TrioDevice.set)
     login = _awaited(TrioDevice.login)
     logout = _awaited(TrioDevice.logout)
+
+
+class Capture(CaptureFace):
+    """`tailscale.Capture` for asyncio: the same verbs, awaited in this event loop."""
+
+    async def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        await _finished(self._thread.submit(self._capture.wait))
+
+    async def aclose(self) -> None:
+        """No more packets; returns when the file is whole."""
+        with contextlib.suppress(DeviceClosed):  # the device's end was the capture's
+            await _finished(self._thread.submit(self._capture.aclose))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 class UdpSocket(UdpFace):
@@ -351,4 +392,4 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> C
     return call
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

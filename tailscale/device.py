@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from tailscale.capturing import Capture, Sink
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.state_file import NamedStore, Store
@@ -390,6 +391,32 @@ class Device(OwnNode):
             host, port = host_and_port(host, port)
         walk = Explainer(runtime.dialer, runtime.health.active, runtime.netcheck, host, port, protocol, via)
         return await walk.explain(timeout)
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file, or to a file that is open for bytes.
+
+        Each packet has a comment: peer, path, and why it was dropped if it was. `peer` keeps those of one peer,
+        `snaplen` the first bytes of each. A file of that name is private, and there when the block is left.
+
+        ```python
+        async with device.capture("x.pcapng", peer="db") as capture:
+            await device.ping("db", "tsmp")
+        print(capture.statistics())
+        ```
+        """
+        from tailscale.capturing import Limits, open_capture  # few do
+
+        runtime, limits = self._ready(), Limits(snaplen, max_packets, max_bytes)
+        number, name = runtime.dialer.peer_named(peer), self.hostname
+        return Opening(open_capture(file, number, runtime.packets, runtime.spawn, device=name, limits=limits))
 
     def status(self) -> Status:
         """Everything the device knows about itself, as plain values.

@@ -26,6 +26,7 @@ from ts_base.errors import BadPacket, TailscaleError
 __all__ = [
     "AuthKeyRejected",
     "BadPacket",
+    "CaptureFailed",
     "ConnectionRefused",
     "ConnectionReset",
     "ConnectionTimedOut",
@@ -173,6 +174,10 @@ class StateLocked(TailscaleError):
 
 class StateCorrupt(TailscaleError):
     """The state cannot be read or written as it is. It is never overwritten silently."""
+
+
+class CaptureFailed(TailscaleError, OSError):
+    """What was captured could not be written; its cause is what the file said."""
 
 
 class DeviceClosed(TailscaleError):

@@ -24,7 +24,7 @@ from tailscale.errors import DeviceClosed
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
     from tailscale.sockets.socket_device import Address
@@ -171,6 +173,23 @@ class Device(DeviceFace):
     netcheck = _blocking(TrioDevice.netcheck)
     status = _blocking(as_work(TrioDevice.status))
 
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Capture:
+        """Write the packets inside the tunnel to a pcapng file: `with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        return Capture(self._await(begin), self._thread)
+
     def events(self) -> Iterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
         return self._events_of(self._await(as_work(self._inside().events)))
@@ -187,6 +206,25 @@ class Device(DeviceFace):
     set = _blocking(TrioDevice.set)
     login = _blocking(TrioDevice.login)
     logout = _blocking(TrioDevice.logout)
+
+
+class Capture(CaptureFace):
+    """`tailscale.Capture` for plain threads: the same verbs, blocking."""
+
+    def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        self._thread.submit(self._capture.wait).wait()
+
+    def close(self) -> None:
+        """No more packets; returns when the file is whole."""
+        if not self._thread.ended.done():
+            self._thread.submit(self._capture.aclose).wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class UdpSocket(UdpFace):
@@ -226,4 +264,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

@@ -136,6 +136,14 @@ def _add_reading(adder: _Adder) -> None:
     )
     why = adder.add("why", "why a port can be reached, or what stands in the way", json=True)
     why.add_argument("where", type=_host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
+    capture = adder.add("capture", "write the packets inside the tunnel to a file for Wireshark")
+    capture.add_argument("file", metavar="FILE", help="pcapng; - is standard output, as in `| wireshark -k -i -`")
+    capture.add_argument("--peer", metavar="PEER", help="only what goes to this peer, or comes from it")
+    capture.add_argument("-c", "--count", type=_positive, default=None, metavar="N", help="end after N packets")
+    capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
+    capture.add_argument(
+        "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
+    )
     why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
     adder.add("version", "versions of this program and what it stands on", json=True)
 

@@ -33,6 +33,7 @@ HOMES = {
     "listen": "streams",
     "doctor": "doctor",
     "why": "why",
+    "capture": "capture",
     "login": "account",
     "logout": "account",
 }

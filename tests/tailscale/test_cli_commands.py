@@ -179,6 +179,21 @@ def test_why_walks_the_way_and_says_the_verdict(join: list[str], capsys: pytest.
     assert "did you mean 'db'?" in capsys.readouterr().out
 
 
+def test_capture_writes_a_file_or_down_a_pipe(
+    rig: Rig, join: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Its own hellos are what a device that does nothing else sees: the rig's peer pings it meanwhile."""
+    for target in (str(tmp_path / "x.pcapng"), "-"):
+        assert main(["capture", *join, target, "--seconds", "0.1", "-c", "50", "--peer", "db"]) == 0
+    written = (tmp_path / "x.pcapng").read_bytes()
+    out, err = capfdbinary.readouterr()
+    for data in (written, out):
+        assert data.startswith(b"\x0a\x0d\x0d\x0a")
+        assert b"pytailscale" in data
+    assert b"capturing db of " in err
+    assert b"packets, " in err
+
+
 def test_version_needs_no_tailnet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version", "--json"]) == 0
     assert read_json(capsys)["pytailscale"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import trio
@@ -107,3 +108,10 @@ async def test_names_of_others_reach_no_terminal_raw() -> None:
 
 def test_every_fault_of_a_script_has_a_remedy() -> None:
     assert SCRIPTS.keys() <= REMEDIES.keys()
+
+
+def test_the_page_lists_every_fault_with_its_remedy() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \| (.+) \|$", page.split("## Faults")[1].split("## ")[0], re.MULTILINE) == [
+        *REMEDIES.items()
+    ]
