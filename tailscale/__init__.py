@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import CaptureStatistics as CaptureStatistics
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
+    from tailscale.errors import AuthKeyMissing as AuthKeyMissing
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import CaptureFailed as CaptureFailed
     from tailscale.errors import ConnectionRefused as ConnectionRefused
@@ -85,16 +86,9 @@ _HOMES = {
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *("AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut"),
-        *(
-            "ControlProtocolError",
-            "ControlUnreachable",
-            "DeviceClosed",
-            "DeviceFailed",
-            "DeviceNotReady",
-            "LoginRequired",
-            "NameNotFound",
-        ),
+        *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
+        *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
+        *("DeviceNotReady", "LoginRequired", "NameNotFound"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (

@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_ownership", "_private_files"),
+    *("_config", "_ownership", "_private_files", "_process"),
     *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "pcapng", "state_file", "status"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
@@ -64,6 +64,7 @@ WINGS: dict[str, set[str]] = {
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
+    "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {
         "_diagnostics",
