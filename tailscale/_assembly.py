@@ -184,7 +184,7 @@ class Runtime:
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint)
-        self.packets = PacketWatch(engine, self.directory, self.reach)
+        self.packets = PacketWatch(self.dataplane, self.directory, self.reach)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick

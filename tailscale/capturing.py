@@ -78,7 +78,7 @@ class Capture:
         peer: PeerId,
         limits: Limits,
     ) -> None:
-        self._drops = watch.drops
+        self._watch = watch
         self._sink, self._finish = sink, finish
         self._may_block = finish is _leave_open  # a pipe that nobody reads; our own file is written to its end
         self._limits = limits
@@ -95,13 +95,15 @@ class Capture:
     # What the packet path calls
 
     def _show(self, seen: Sighting) -> None:
+        if self._is_full.is_set():
+            return  # the rest of a burst
         data = seen.packet[: self._limits.snaplen]
         block = pcapng.packet_block(seen.at, data, len(seen.packet), is_inbound=seen.is_inbound, comment=seen.comment)
         if self._limits.bytes is not None and self._bytes + len(block) > self._limits.bytes:
             self._end_early()
         elif self._waiting + len(block) > QUEUE_LIMIT:
             self._dropped += 1
-            self._drops[QUEUE_FULL] += 1
+            self._watch.drops[QUEUE_FULL] += 1
         else:
             self._packets += 1
             self._newest = seen.at
@@ -169,6 +171,8 @@ class Capture:
 
     async def aclose(self) -> None:
         """No more packets; returns when the file is whole, and raises `CaptureFailed` where it could not be."""
+        if not self._is_full.is_set():
+            self._watch.flush()
         self._stop_watching()
         self._is_ending = True
         self._news.set()

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import trio
 
 from tailscale.foreign_text import for_terminal
+from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.reach import Reach
 from ts_base.ip import TSMP
 from ts_base.who import Path, PeerId
-from ts_dataplane.engine import Engine
 from ts_dataplane.packets import parse
 
 COMMENTS_LIMIT = 1024  # sentences remembered; peers and paths are few
@@ -43,9 +43,9 @@ class WatchStatistics(NamedTuple):
 class PacketWatch:
     """One per device."""
 
-    def __init__(self, engine: Engine, directory: Directory, reach: Reach) -> None:
+    def __init__(self, dataplane: Dataplane, directory: Directory, reach: Reach) -> None:
         self.drops: Counter[str] = Counter()
-        self._engine = engine
+        self._dataplane = dataplane
         self._directory = directory
         self._reach = reach
         self._captures = 0
@@ -54,7 +54,8 @@ class PacketWatch:
         """Call `show` with every packet from now on, those of one peer if asked; returns what ends it."""
         offset = self._directory.wall_clock() - trio.current_time()
         tap = _Tap(self._directory, self._reach, show, peer, offset)
-        self._engine.watch(tap)
+        engine = self._dataplane.engine
+        engine.watch(tap)
         self._captures += 1
         is_over = False
 
@@ -62,10 +63,14 @@ class PacketWatch:
             nonlocal is_over
             if not is_over:
                 is_over = True
-                self._engine.unwatch(tap)
+                engine.unwatch(tap)
                 self._captures -= 1
 
         return end
+
+    def flush(self) -> None:
+        """What programs have written so far goes by now, so that whoever stops watching next has seen it."""
+        self._dataplane.flush(trio.current_time())
 
     def statistics(self) -> WatchStatistics:
         return WatchStatistics(self._captures, dict(self.drops))
