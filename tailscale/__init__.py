@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
     from tailscale.errors import NoRoute as NoRoute
+    from tailscale.errors import NoSuchPeer as NoSuchPeer
     from tailscale.errors import PeerKeyExpired as PeerKeyExpired
     from tailscale.errors import PeerOffline as PeerOffline
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.errors import WrongFace as WrongFace
     from tailscale.events import Event as Event
     from tailscale.events import HealthChanged as HealthChanged
     from tailscale.events import KeyExpiring as KeyExpiring
@@ -88,7 +90,7 @@ _HOMES = {
     "errors": (
         *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
         *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
-        *("DeviceNotReady", "LoginRequired", "NameNotFound"),
+        *("DeviceNotReady", "LoginRequired", "NameNotFound", "NoSuchPeer", "WrongFace"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (

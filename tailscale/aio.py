@@ -19,9 +19,10 @@ import ssl as ssl_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed
+from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
@@ -61,7 +62,7 @@ def _awaited(
     return call
 
 
-class Device(DeviceFace):
+class Device(DeviceFace, AsyncWithOnly):
     """A node of the tailnet, for asyncio. Takes what `tailscale.Device` takes; callables run in this event loop.
 
     Belongs to the event loop it was entered in. A Device is used once. What is not told here does what it does in
@@ -81,6 +82,8 @@ class Device(DeviceFace):
     # Lifecycle
 
     async def __aenter__(self) -> Self:
+        if not _is_asyncio():
+            raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
         self._bring_callables_home()
         self._thread.start()
         try:
@@ -360,7 +363,18 @@ async def _finished(job: Job[T]) -> T:
     except asyncio.CancelledError:
         job.give_up()
         raise
-    return job.future.result()
+    try:
+        return job.future.result()
+    except TailscaleError as error:  # where the program was, not the thread that did it
+        raise error.with_traceback(None) from error.__cause__
+
+
+def _is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,11 +39,13 @@ __all__ = [
     "LoginRequired",
     "NameNotFound",
     "NoRoute",
+    "NoSuchPeer",
     "PeerKeyExpired",
     "PeerOffline",
     "StateCorrupt",
     "StateLocked",
     "TailscaleError",
+    "WrongFace",
 ]
 
 
@@ -204,6 +206,17 @@ class DeviceFailed(TailscaleError):
             f"this device ended itself: its {part} failed {times} times within {seconds:g} s. That is a mistake of "
             "pytailscale: please report it with the tracebacks in the log; a new Device may be entered at once"
         )
+
+
+class NoSuchPeer(TailscaleError, KeyError):
+    """`device.peers[...]` knows nobody of that name, address or id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WrongFace(TailscaleError, TypeError):
+    """The Device, or what was made from it, is for another kind of program: trio, asyncio, or none of the two."""
 
 
 class DeviceNotReady(TailscaleError):

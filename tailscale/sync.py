@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
+from tailscale._faces import WithOnly, nor_here
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
@@ -57,7 +58,7 @@ def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Conca
     return call
 
 
-class Device(DeviceFace):
+class Device(DeviceFace, WithOnly):
     """A node of the tailnet, for programs without an event loop. Takes what `tailscale.Device` takes.
 
     Use it in a `with` block, or call `open()` and `close()`. A Device is used once; it may be shared by threads.
@@ -132,7 +133,10 @@ class Device(DeviceFace):
         is_tailnet, destination, via = self.way_by(host, via)
         if is_tailnet:
             return self.connect(destination, port, timeout=timeout, via=via)
-        return socket.create_connection((destination, port), timeout)
+        try:
+            return socket.create_connection((destination, port), timeout)
+        except socket.gaierror as error:
+            raise nor_here(host, self.peers) or error from error
 
     def listen(
         self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""

@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_ownership", "_private_files", "_process"),
+    *("_config", "_ownership", "_private_files", "_faces", "_process"),
     *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "pcapng", "state_file", "status"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
