@@ -22,6 +22,8 @@ SECTIONS = [
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
+    ("Explanations",      "tailscale/explanation.py",           None),
+    ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),
     ("Events",            "tailscale/events.py",                None),
     ("Errors",            "ts_base/errors.py",                  ["TailscaleError"]),
     ("",                  "tailscale/errors.py",                None),
@@ -46,7 +48,7 @@ SECTIONS = [
     ("tailscale.testing.sync", "tailscale/testing/sync.py",     ["Tailnet"]),
     ("tailscale.testing.aio",  "tailscale/testing/aio.py",      ["Tailnet"]),
 ]  # fmt: skip
-HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
+HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "CaptureFace", "UdpFace", "_Port"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own
 MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {

@@ -19,14 +19,15 @@ import ssl as ssl_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed
+from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import Job, LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
     from tailscale.status import ExitNode
@@ -59,7 +62,7 @@ def _awaited(
     return call
 
 
-class Device(DeviceFace):
+class Device(DeviceFace, AsyncWithOnly):
     """A node of the tailnet, for asyncio. Takes what `tailscale.Device` takes; callables run in this event loop.
 
     Belongs to the event loop it was entered in. A Device is used once. What is not told here does what it does in
@@ -79,6 +82,8 @@ class Device(DeviceFace):
     # Lifecycle
 
     async def __aenter__(self) -> Self:
+        if not _is_asyncio():
+            raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
         self._bring_callables_home()
         self._thread.start()
         try:
@@ -251,8 +256,29 @@ class Device(DeviceFace):
     # Diagnosis
 
     ping = _awaited(TrioDevice.ping)
+    explain = _awaited(TrioDevice.explain)
     netcheck = _awaited(TrioDevice.netcheck)
     status = _awaited(as_work(TrioDevice.status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file: `async with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        async def open_face() -> Capture:
+            return Capture(await self._await(begin), self._thread)
+
+        return Opening(open_face())
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
@@ -271,6 +297,25 @@ class Device(DeviceFace):
     set = _awaited(TrioDevice.set)
     login = _awaited(TrioDevice.login)
     logout = _awaited(TrioDevice.logout)
+
+
+class Capture(CaptureFace):
+    """`tailscale.Capture` for asyncio: the same verbs, awaited in this event loop."""
+
+    async def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        await _finished(self._thread.submit(self._capture.wait))
+
+    async def aclose(self) -> None:
+        """No more packets; returns when the file is whole."""
+        with contextlib.suppress(DeviceClosed):  # the device's end was the capture's
+            await _finished(self._thread.submit(self._capture.aclose))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 class UdpSocket(UdpFace):
@@ -318,7 +363,18 @@ async def _finished(job: Job[T]) -> T:
     except asyncio.CancelledError:
         job.give_up()
         raise
-    return job.future.result()
+    try:
+        return job.future.result()
+    except TailscaleError as error:  # where the program was, not the thread that did it
+        raise error.with_traceback(None) from error.__cause__
+
+
+def _is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -350,4 +406,4 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> C
     return call
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

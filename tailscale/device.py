@@ -28,15 +28,17 @@ from tailscale._config import (
     auth_key_from_environment,
     clean_hostname,
     clean_routes,
+    clean_tags,
     control_url_from_environment,
     default_hostname,
     key_or_its_file,
     rig_flag_from_environment,
 )
+from tailscale._faces import AsyncWithOnly, briefly, wrong_face
 from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
-from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from tailscale.capturing import Capture, Sink
     from tailscale.events import EventStream
+    from tailscale.explanation import Explanation
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PingResult, Status
 
@@ -58,7 +62,7 @@ DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
 
 
-class Device(OwnNode):
+class Device(OwnNode, AsyncWithOnly):
     """A node of the tailnet, alive inside `async with`.
 
     ```python
@@ -112,7 +116,7 @@ class Device(OwnNode):
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(
                 hostname=clean_hostname(hostname) if hostname else default_hostname(),
-                tags=tuple(tags),
+                tags=clean_tags(tags),
                 accept_routes=accept_routes,
                 exit_node=exit_node,
                 advertise_routes=clean_routes(advertise_routes),
@@ -150,12 +154,17 @@ class Device(OwnNode):
     # Lifecycle
 
     async def __aenter__(self) -> Self:
+        if not trio.lowlevel.in_trio_task():
+            raise wrong_face("tailscale.Device was entered outside of trio")
         if self._closed or self._runtime is not None:
             raise DeviceClosed("a Device can be entered once: make a new one")
         self._process = OwnProcess()
         self._runtime = Runtime(self._config, self._network, self._store, self._readers)
         try:
             await self._runtime.start()
+        except TailscaleError as error:
+            self._closed = True
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             self._closed = True
             raise
@@ -214,6 +223,7 @@ class Device(OwnNode):
 
     # Connections
 
+    @briefly
     async def tcp_connect(
         self,
         host: str | tuple[str, int],
@@ -238,6 +248,7 @@ class Device(OwnNode):
         host, port = host_and_port(host, port)
         return await self._ready().dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via)
 
+    @briefly
     async def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
     ) -> trio.abc.HalfCloseableStream:
@@ -272,6 +283,7 @@ class Device(OwnNode):
         runtime = self._ready()
         return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
 
+    @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet. One with `via` sends all it sends through that exit node, and hears only it.
 
@@ -327,6 +339,7 @@ class Device(OwnNode):
         """
         return await choose.way_by(self._ready().dialer, host, via)
 
+    @briefly
     async def resolve(self, name: str) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.
 
@@ -338,6 +351,7 @@ class Device(OwnNode):
         """
         return (await self._ready().dialer.resolver.addresses(name))[0]
 
+    @briefly
     async def resolve_all(self, name: str, type: str = "A") -> list[str]:
         """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text.
 
@@ -347,6 +361,7 @@ class Device(OwnNode):
         """
         return await self._ready().dialer.resolver.records(name, type)
 
+    @briefly
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
 
@@ -360,6 +375,7 @@ class Device(OwnNode):
 
     # Diagnosis
 
+    @briefly
     async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
         """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
 
@@ -371,6 +387,60 @@ class Device(OwnNode):
         ```
         """
         return await self._ready().dialer.ping(host, kind, size, timeout)
+
+    async def explain(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        protocol: str = "tcp",
+        timeout: float = 10.0,
+        via: str | Node | None = None,
+    ) -> Explanation:
+        """Why a port can be reached or not: name, route, peer, path, policies, and the port itself, in this order.
+
+        Where a dial would fail, the verdict is that error's sentence. Without a port only the way to the machine is
+        looked at; a port of this device itself tells whom the policy lets in. `protocol` is `tcp` or `udp`.
+
+        ```python
+        explanation = await device.explain("db", 5432)
+        print(explanation)
+        print(explanation.code, explanation.remedy)
+        ```
+        """
+        from tailscale.dial.explaining import Explainer  # few ask
+
+        runtime = self._ready()
+        if port is not None or isinstance(host, tuple):
+            host, port = host_and_port(host, port)
+        walk = Explainer(runtime.dialer, runtime.health.active, runtime.netcheck, host, port, protocol, via)
+        return await walk.explain(timeout)
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file, or to a file that is open for bytes.
+
+        Each packet has a comment: peer, path, and why it was dropped if it was. `peer` keeps those of one peer,
+        `snaplen` the first bytes of each. A file of that name is private, and there when the block is left.
+
+        ```python
+        async with device.capture("x.pcapng", peer="db") as capture:
+            await device.ping("db", "tsmp")
+        print(capture.statistics())
+        ```
+        """
+        from tailscale.capturing import Limits, open_capture  # few do
+
+        runtime, limits = self._ready(), Limits(snaplen, max_packets, max_bytes)
+        number, name = runtime.dialer.peer_named(peer), self.hostname
+        return Opening(open_capture(file, number, runtime.packets, runtime.spawn, device=name, limits=limits))
 
     def status(self) -> Status:
         """Everything the device knows about itself, as plain values.
@@ -438,7 +508,7 @@ class Device(OwnNode):
         changes: dict[str, Any] = {
             "hostname": clean_hostname(hostname) if hostname is not None else None,
             "wants_the_name": True if hostname is not None else None,
-            "tags": None if tags is None else tuple(tags),
+            "tags": None if tags is None else clean_tags(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
             "shields_up": shields_up,

@@ -18,13 +18,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
+from tailscale._faces import WithOnly, nor_here
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
     from tailscale.sockets.socket_device import Address
@@ -55,7 +58,7 @@ def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Conca
     return call
 
 
-class Device(DeviceFace):
+class Device(DeviceFace, WithOnly):
     """A node of the tailnet, for programs without an event loop. Takes what `tailscale.Device` takes.
 
     Use it in a `with` block, or call `open()` and `close()`. A Device is used once; it may be shared by threads.
@@ -130,7 +133,10 @@ class Device(DeviceFace):
         is_tailnet, destination, via = self.way_by(host, via)
         if is_tailnet:
             return self.connect(destination, port, timeout=timeout, via=via)
-        return socket.create_connection((destination, port), timeout)
+        try:
+            return socket.create_connection((destination, port), timeout)
+        except socket.gaierror as error:
+            raise nor_here(host, self.peers) or error from error
 
     def listen(
         self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
@@ -167,8 +173,26 @@ class Device(DeviceFace):
     # Diagnosis
 
     ping = _blocking(TrioDevice.ping)
+    explain = _blocking(TrioDevice.explain)
     netcheck = _blocking(TrioDevice.netcheck)
     status = _blocking(as_work(TrioDevice.status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Capture:
+        """Write the packets inside the tunnel to a pcapng file: `with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        return Capture(self._await(begin), self._thread)
 
     def events(self) -> Iterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
@@ -186,6 +210,25 @@ class Device(DeviceFace):
     set = _blocking(TrioDevice.set)
     login = _blocking(TrioDevice.login)
     logout = _blocking(TrioDevice.logout)
+
+
+class Capture(CaptureFace):
+    """`tailscale.Capture` for plain threads: the same verbs, blocking."""
+
+    def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        self._thread.submit(self._capture.wait).wait()
+
+    def close(self) -> None:
+        """No more packets; returns when the file is whole."""
+        if not self._thread.ended.done():
+            self._thread.submit(self._capture.aclose).wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class UdpSocket(UdpFace):
@@ -225,4 +268,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

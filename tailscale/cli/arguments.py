@@ -126,7 +126,25 @@ def _add_reading(adder: _Adder) -> None:
 
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
-    doctor.add_argument("host", nargs="?", help="a peer to reach as well")
+    doctor.add_argument(
+        "where",
+        nargs="?",
+        type=_host_maybe_port,
+        default=(None, None),
+        metavar="HOST[:PORT]",
+        help="whom to reach as well",
+    )
+    why = adder.add("why", "why a port can be reached, or what stands in the way", json=True)
+    why.add_argument("where", type=_host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
+    capture = adder.add("capture", "write the packets inside the tunnel to a file for Wireshark")
+    capture.add_argument("file", metavar="FILE", help="pcapng; - is standard output, as in `| wireshark -k -i -`")
+    capture.add_argument("--peer", metavar="PEER", help="only what goes to this peer, or comes from it")
+    capture.add_argument("-c", "--count", type=_positive, default=None, metavar="N", help="end after N packets")
+    capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
+    capture.add_argument(
+        "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
+    )
+    why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
     adder.add("version", "versions of this program and what it stands on", json=True)
 
 
@@ -187,6 +205,14 @@ def _port_or_zero(text: str) -> int:
     return 0 if text == "0" else _port(text)
 
 
+def _host_maybe_port(text: str) -> tuple[str, int | None]:
+    """`db`, `db:5432`, `[fd7a::1]:5432`; an IPv6 address without brackets has no port."""
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        return text.strip("[]"), None
+    return host.strip("[]"), _port(port)
+
+
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     try:
@@ -195,5 +221,11 @@ def _host_and_port(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT") from None
 
 
-for _kind, _name in ((_seconds, "number"), (_positive, "number"), (_whole, "number"), (_port, "port")):
+for _kind, _name in (
+    (_seconds, "number"),
+    (_positive, "number"),
+    (_whole, "number"),
+    (_port, "port"),
+    (_host_maybe_port, "HOST:PORT"),
+):
     _kind.__name__ = _name  # argparse says "invalid port value: 'x'"

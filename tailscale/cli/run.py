@@ -32,6 +32,8 @@ HOMES = {
     "nc": "streams",
     "listen": "streams",
     "doctor": "doctor",
+    "why": "why",
+    "capture": "capture",
     "login": "account",
     "logout": "account",
 }

@@ -37,8 +37,13 @@ def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, i
     """Both spellings: `("db", 80)` and `"db", 80`."""
     if port is None:
         if not isinstance(host, tuple):
-            raise TypeError("tcp_connect needs a port: tcp_connect('db', 5432)")
+            name, colon, number = host.rpartition(":") if isinstance(host, str) else ("", "", "")
+            if colon and number.isdigit():
+                raise TypeError(f"host and port are two things: {name!r}, {number}, not {host!r}")
+            raise TypeError("a connection needs a port too: 'db', 5432")
         host, port = host
+    if isinstance(port, str) and port.isdigit():
+        raise TypeError(f"host is text and port is a number: {port}, not {port!r}")
     if not isinstance(host, str) or not isinstance(port, int):
         raise TypeError("host is text and port is a number")
     if not 0 < port < 65536:
@@ -81,7 +86,7 @@ class Dialer(AddressDialer):
         try:
             addresses = [literal] if literal else await self.resolver.address_bytes(host)
         except NameNotFound as problem:
-            raise failures.unknown_name(problem, self.directory.standing) from None
+            raise failures.unknown_name(problem, self.ourselves()) from None
         return self.usable(addresses, host, via)
 
     # Streams
@@ -189,7 +194,7 @@ class Dialer(AddressDialer):
             address = (await self.destinations(host))[0]
             latency, path = await self._pinger.ping(address, kind, size)
             return PingResult(latency, path, kind, self.identify(address))
-        raise failures.ping_silence(host, kind, timeout, self.directory.standing)
+        raise failures.ping_silence(host, kind, timeout, self.ourselves())
 
 
 def _check_port(port: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import ssl
 
     from tailscale._config import AuthKey
+    from tailscale.capturing import Capture, CaptureStatistics
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
@@ -96,6 +97,21 @@ class DeviceFace(Face[Device], OwnNode):
         if not self.is_open:
             return f"<{kind} {'closed' if self._thread.ended.done() else 'not open'}>"
         return f"<{kind} {self.node.hostname} {', '.join(self.node.addresses)}>"
+
+
+class CaptureFace(Face["Capture"]):
+    """Packets inside the tunnel, being written to a file."""
+
+    def __init__(self, capture: Capture, thread: LoopThread) -> None:
+        self._capture = capture
+        self._thread = thread
+
+    def _inside(self) -> Capture:
+        return self._capture
+
+    def statistics(self) -> CaptureStatistics:
+        """Packets and bytes so far."""
+        return self._capture.statistics()
 
 
 class UdpFace(Face[UdpSocket]):

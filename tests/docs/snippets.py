@@ -26,6 +26,7 @@ import tailscale
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
+    *("capturing", "explanation"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
     *("aio", "sync", "http", "testing"),
 )

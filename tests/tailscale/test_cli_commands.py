@@ -143,14 +143,15 @@ def test_netcheck_measures_the_relay(join: list[str], capsys: pytest.CaptureFixt
 
 
 def test_doctor_is_content_in_a_healthy_tailnet(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", *join, "db", "--json"]) == 0
+    assert main(["doctor", *join, f"db:{ECHO_PORT}", "--json"]) == 0
     report = read_json(capsys)
     checks = {check["check"]: check["verdict"] for check in report["checks"]}  # type: ignore[attr-defined]
     assert list(checks) == [
         *("import name", "Python", "dependencies", "environment", "state", "clock", "control"),
-        *("joining", "key", "UDP", "relays", "MTU", "health", "peers"),
+        *("joining", "key", "UDP", "relays", "MTU", "health", "peers", "the way"),
     ]
-    assert set(checks.values()) <= {"ok", "skip"}
+    doubts = {check["sentence"] for check in report["checks"] if check["verdict"] not in ("ok", "skip")}  # type: ignore[attr-defined]
+    assert doubts <= {"expired keys: keeper"}, "one that has logged out"
 
 
 def test_doctor_without_a_tailnet_says_what_it_would_take(
@@ -163,6 +164,34 @@ def test_doctor_without_a_tailnet_says_what_it_would_take(
     assert "skip  tailnet" in out
     assert "pytailscale login" in out
     assert not (tmp_path / "none").exists()
+
+
+def test_why_walks_the_way_and_says_the_verdict(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", *join, f"db:{ECHO_PORT}"]) == 0
+    out = capsys.readouterr().out
+    assert "ok    name          db is 100.64.0.1" in out
+    assert f"db port {ECHO_PORT} can be reached, by " in out
+    assert main(["why", *join[:2], "db:9", "--json"]) == 6
+    found = read_json(capsys)
+    assert (found["code"], found["error"], found["is_reachable"]) == ("port-closed", "ConnectionRefused", False)
+    assert found["remedy"]
+    assert main(["why", *join[:2], "dbb"]) == 5
+    assert "did you mean 'db'?" in capsys.readouterr().out
+
+
+def test_capture_writes_a_file_or_down_a_pipe(
+    rig: Rig, join: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Its own hellos are what a device that does nothing else sees: the rig's peer pings it meanwhile."""
+    for target in (str(tmp_path / "x.pcapng"), "-"):
+        assert main(["capture", *join, target, "--seconds", "0.1", "-c", "50", "--peer", "db"]) == 0
+    written = (tmp_path / "x.pcapng").read_bytes()
+    out, err = capfdbinary.readouterr()
+    for data in (written, out):
+        assert data.startswith(b"\x0a\x0d\x0d\x0a")
+        assert b"pytailscale" in data
+    assert b"capturing db of " in err
+    assert b"packets, " in err
 
 
 def test_version_needs_no_tailnet(capsys: pytest.CaptureFixture[str]) -> None:
