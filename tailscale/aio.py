@@ -16,16 +16,18 @@ import functools
 import inspect
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed, TailscaleError
+from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
+from tailscale.threads.awaiting import finished, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import Job, LoopThread
@@ -57,7 +59,7 @@ def _awaited(
 
     @functools.wraps(verb)
     async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await _finished(asked(face, verb, *args, **kwargs))
+        return await finished(asked(face, verb, *args, **kwargs))
 
     return call
 
@@ -71,43 +73,51 @@ class Device(DeviceFace, AsyncWithOnly):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._hostname = hostname
         self._options = options
-        self._thread = LoopThread(self._make, options.get("handle_sigterm", True))
+        self._thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
+        self._end_of_loop = _leaving_with_the_loop(self._thread)
         self._servers: set[asyncio.Server] = set()
-
-    def _make(self) -> TrioDevice:
-        return TrioDevice(self._hostname, **self._options)
 
     # Lifecycle
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends."""
         if not _is_asyncio():
             raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
         self._bring_callables_home()
-        self._thread.start()
+        self._start()
         try:
-            await _outcome(self._thread.ready)
+            await outcome(self._thread.ready)
+            await anext(self._end_of_loop)
         except BaseException:
             await self._leave()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Leave the tailnet. What made the device fail meanwhile, if anything did, is raised here."""
         for server in self._servers:
             server.close()
         await self._leave()
-        self._thread.ended.result()
+        await self._end_of_loop.aclose()
+        if self._thread.ended.done():
+            self._thread.ended.result()
+
+    async def __aenter__(self) -> Self:
+        return self if self.is_open else await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def _leave(self) -> None:
         """Even while being cancelled: the thread is never left behind."""
         self._thread.stop()
         cancelled: asyncio.CancelledError | None = None
-        while not self._thread.ended.done():
+        while self._thread.has_started and not self._thread.ended.done():
             try:
-                await _settled(self._thread.ended)
+                await settled(self._thread.ended)
             except asyncio.CancelledError as error:
                 cancelled = error
         self._thread.join()
@@ -127,13 +137,40 @@ class Device(DeviceFace, AsyncWithOnly):
     # How work gets into the loop thread
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
-        return await _finished(self._thread.submit(work, discard))
+        return await finished(self._thread.submit(work, discard))
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
         return await self._await(as_work(lambda: self._inside().exit_nodes))
 
     # Connections
+
+    async def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
+        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via)
+        try:
+            return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def connect_anywhere(
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """`tcp_connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
+        is_tailnet, destination, via = await self.way_by(host, via)
+        if is_tailnet:
+            return await self.open_connection(destination, port, timeout=timeout, via=via)
+        async with asyncio.timeout(timeout):
+            return await asyncio.open_connection(destination, port, limit=DEFAULT_STREAM_LIMIT)
 
     async def open_connection(
         self,
@@ -176,10 +213,18 @@ class Device(DeviceFace, AsyncWithOnly):
             raise
 
     async def socket(
-        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
     ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        sock = await self._await(
+            lambda: bridges.connect(self._thread, host, port, timeout, via, local_port), TailnetSocket.close
+        )
         sock.setblocking(False)
         return sock
 
@@ -225,6 +270,12 @@ class Device(DeviceFace, AsyncWithOnly):
         )
         sock.setblocking(False)
         return sock
+
+    async def listen(
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
+    ) -> TailnetListener:
+        """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
+        return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
@@ -285,7 +336,7 @@ class Device(DeviceFace, AsyncWithOnly):
         return self._events_of(self._thread.submit(as_work(self._inside().events)))
 
     async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
-        stream = await _finished(subscribing)
+        stream = await finished(subscribing)
         while True:
             try:
                 yield await self._await(stream.__anext__)
@@ -304,12 +355,12 @@ class Capture(CaptureFace):
 
     async def wait(self) -> None:
         """Until a limit is reached, or nothing more can be written."""
-        await _finished(self._thread.submit(self._capture.wait))
+        await finished(self._thread.submit(self._capture.wait))
 
     async def aclose(self) -> None:
         """No more packets; returns when the file is whole."""
         with contextlib.suppress(DeviceClosed):  # the device's end was the capture's
-            await _finished(self._thread.submit(self._capture.aclose))
+            await finished(self._thread.submit(self._capture.aclose))
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,7 +380,7 @@ class UdpSocket(UdpFace):
 
     async def close(self) -> None:
         with contextlib.suppress(DeviceClosed):
-            await _finished(self._thread.submit(lambda: self._udp.aclose()))
+            await finished(self._thread.submit(lambda: self._udp.aclose()))
 
     async def __aenter__(self) -> Self:
         return self
@@ -338,43 +389,25 @@ class UdpSocket(UdpFace):
         await self.close()
 
 
-async def _settled(future: Future[Any]) -> None:
-    """Wait until it is done, however it went."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is gone: nobody waits
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(tell)
-    await done.wait()
-
-
-async def _outcome(future: Future[T]) -> T:
-    await _settled(future)
-    return future.result()
-
-
-async def _finished(job: Job[T]) -> T:
-    """Its result or its error. Cancelling the wait cancels the job."""
-    try:
-        await _settled(job.future)
-    except asyncio.CancelledError:
-        job.give_up()
-        raise
-    try:
-        return job.future.result()
-    except TailscaleError as error:  # where the program was, not the thread that did it
-        raise error.with_traceback(None) from error.__cause__
-
-
 def _is_asyncio() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
     return True
+
+
+async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, None]:
+    """asyncio closes the generators it has begun before a loop ends: `asyncio.run` does, as do uvloop's and anyio's."""
+    try:
+        yield
+    finally:
+        if thread.is_left_open:
+            message = "a tailscale.aio.Device was left open until its event loop ended: use `async with`, or `close()`"
+            warnings.warn(message, ResourceWarning, stacklevel=1)
+            thread.stop()
+            await settled(thread.ended)
+            thread.join()
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:

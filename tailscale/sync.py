@@ -11,9 +11,7 @@ own; this module only hands work to it and waits.
 
 from __future__ import annotations
 
-import atexit
 import socket
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
 def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Concatenate[Face[X], P], T]:
@@ -73,8 +70,7 @@ class Device(DeviceFace, WithOnly):
 
     def open(self) -> Self:
         """Join the tailnet; returns when the device is usable."""
-        self._thread.start()
-        _open_devices.add(self)
+        self._start()
         try:
             self._thread.ready.result()
         except BaseException:
@@ -89,7 +85,6 @@ class Device(DeviceFace, WithOnly):
             self._thread.ended.result()
 
     def _leave(self) -> None:
-        _open_devices.discard(self)
         self._thread.stop()
         self._thread.join()
 
@@ -119,12 +114,27 @@ class Device(DeviceFace, WithOnly):
         port: int | None = None,
         *,
         timeout: float | None = None,
+        local_port: int = 0,
         via: str | Node | None = None,
     ) -> socket.socket:
         """A connected socket, as `socket.create_connection` makes them: `timeout` also becomes the socket's own."""
-        sock = self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        sock = self._await(
+            lambda: bridges.connect(self._thread, host, port, timeout, via, local_port), TailnetSocket.close
+        )
         sock.settimeout(timeout)
         return sock
+
+    def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+    ) -> socket.socket:
+        """`connect` by the name it has in `tailscale.Device`."""
+        return self.connect(host, port, timeout=timeout, local_port=local_port, via=via)
 
     def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
@@ -259,13 +269,6 @@ class UdpSocket(UdpFace):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A program that ends says goodbye for the devices it forgot."""
-    for device in tuple(_open_devices):
-        device._leave()
 
 
 __all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

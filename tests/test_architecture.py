@@ -61,7 +61,7 @@ WINGS: dict[str, set[str]] = {
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
-    "dask": VALUES | {"aio", "device"},
+    "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl

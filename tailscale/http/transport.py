@@ -165,9 +165,9 @@ def _asyncio_backend() -> Any:
     return AsyncioTailnetBackend
 
 
-def _check_device(device: object, *verbs: str, takes: str) -> None:
-    """Now, rather than by what is missing in the middle of a request."""
-    if not any(hasattr(device, verb) for verb in verbs):
+def _check_device(device: object, is_blocking: bool, takes: str) -> None:
+    """Now, rather than by what is missing in the middle of a request. Only the Device for threads has `connect`."""
+    if not hasattr(device, "tcp_connect") or hasattr(device, "connect") is not is_blocking:
         given = f"{type(device).__module__}.{type(device).__qualname__}"
         raise WrongFace(f"{takes}, not a {given}: AsyncTransport is for httpx.AsyncClient, Transport for httpx.Client")
 
@@ -185,12 +185,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, device: Device | AioDevice, **options: Unpack[PoolOptions]) -> None:
-        _check_device(
-            device,
-            "open_connection",
-            "tcp_connect",
-            takes="AsyncTransport takes a tailscale.Device or tailscale.aio.Device",
-        )
+        _check_device(device, False, "AsyncTransport takes a tailscale.Device or tailscale.aio.Device")
         backend = _asyncio_backend() if hasattr(device, "open_connection") else TailnetBackend
         self._pools = _Pools(backend, "AsyncConnectionPool", device, **options)
 
@@ -217,7 +212,7 @@ class Transport(httpx.BaseTransport):
     """The same for `httpx.Client` in plain threads, over a `tailscale.sync.Device`."""
 
     def __init__(self, device: SyncDevice, **options: Unpack[PoolOptions]) -> None:
-        _check_device(device, "connect", takes="Transport takes a tailscale.sync.Device")
+        _check_device(device, True, "Transport takes a tailscale.sync.Device")
         self._pools = _Pools(SyncTailnetBackend, "ConnectionPool", device, **options)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:

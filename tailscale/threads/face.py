@@ -6,7 +6,10 @@ the face wraps the trio Device's, signature and docstring included.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
@@ -66,8 +69,28 @@ def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args:
     return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
 
 
+def thread_of(face: Face[Any]) -> LoopThread:
+    """The loop behind a face, for a face of another kind over the same Device."""
+    return face._thread
+
+
+_open: weakref.WeakSet[DeviceFace] = weakref.WeakSet()
+
+
 class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
+
+    def _start(self) -> None:
+        """Begin to join; until it is left, the end of the process says goodbye for it."""
+        self._thread.start()
+        _open.add(self)
+
+    def __del__(self) -> None:
+        thread = getattr(self, "_thread", None)  # None: its arguments were refused
+        if thread is not None and thread.is_left_open:
+            message = f"{self!r} was lost without being closed; it leaves now"
+            warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
+            thread.stop()
 
     def _inside(self) -> Device:
         return self._thread.device
@@ -138,3 +161,13 @@ def as_work(function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
         return function(*args, **kwargs)
 
     return work
+
+
+@atexit.register
+def _leave_all() -> None:
+    """A program that ends says goodbye for the devices it forgot."""
+    for face in tuple(_open):
+        thread = thread_of(face)
+        if thread.is_left_open:
+            thread.stop()
+            thread.join()

@@ -82,6 +82,7 @@ class LoopThread:
         self._handle_sigterm = handle_sigterm
         self._device: Device | None = None
         self._thread: threading.Thread | None = None
+        self._is_wanted = False  # from `start` to `stop`
         self._started = threading.Event()  # the loop runs, or never will
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
@@ -106,7 +107,17 @@ class LoopThread:
         if self._handle_sigterm:  # here, where it may be the main thread; the device itself is in another
             TERMINATION.hear()
         self._thread = threading.Thread(target=self._run, name="tailscale", daemon=True)
+        self._is_wanted = True
         self._thread.start()
+
+    @property
+    def has_started(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def is_left_open(self) -> bool:
+        """Whether it runs, in this process, and nobody has asked it to end."""
+        return self._is_wanted and not self.ended.done() and self._process.is_here
 
     @property
     def is_open(self) -> bool:
@@ -115,6 +126,7 @@ class LoopThread:
 
     def stop(self) -> None:
         """Ask it to end; `ended` tells when it has. Before it is ready this gives up starting."""
+        self._is_wanted = False
         if self._thread is None:
             return
         with contextlib.suppress(DeviceClosed):
