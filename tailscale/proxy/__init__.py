@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tailscale.proxy.errors import NoExit as NoExit
+    from tailscale.proxy.events import ExitBroken as ExitBroken
+    from tailscale.proxy.events import ExitChosen as ExitChosen
+    from tailscale.proxy.events import ExitLost as ExitLost
+    from tailscale.proxy.events import ExitRecovered as ExitRecovered
     from tailscale.proxy.exits import DIRECT as DIRECT
     from tailscale.proxy.exits import NO_EXIT as NO_EXIT
     from tailscale.proxy.exits import Exits as Exits
     from tailscale.proxy.exits_status import ExitsStatus as ExitsStatus
+    from tailscale.proxy.exits_status import ExitStanding as ExitStanding
     from ts_proxy.breaker import Breaker as Breaker
     from ts_proxy.policy import BadPolicy as BadPolicy
 
 _HOMES = {
     "tailscale.proxy.errors": ("NoExit",),
+    "tailscale.proxy.events": ("ExitBroken", "ExitChosen", "ExitLost", "ExitRecovered"),
     "tailscale.proxy.exits": ("DIRECT", "NO_EXIT", "Exits"),
-    "tailscale.proxy.exits_status": ("ExitsStatus",),
+    "tailscale.proxy.exits_status": ("ExitStanding", "ExitsStatus"),
     "ts_proxy.breaker": ("Breaker",),
     "ts_proxy.policy": ("BadPolicy",),
 }
