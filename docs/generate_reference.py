@@ -45,7 +45,13 @@ SECTIONS = [
     ("tailscale.dask",    "tailscale/dask/process_device.py",   ["use", "close"]),
     ("",                  "tailscale/dask/dashboard.py",        ["dask_setup", "dask_teardown"]),
     ("",                  "tailscale/dask/settings.py",         ["UnusableSetting"]),
+    ("tailscale.proxy",   "tailscale/proxy/exits.py",           ["Exits"]),
+    ("",                  "ts_proxy/breaker.py",                ["Breaker"]),
+    ("",                  "tailscale/proxy/exits_status.py",    None),
+    ("",                  "tailscale/proxy/errors.py",          None),
+    ("",                  "ts_proxy/policy.py",                 ["BadPolicy"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
+    ("",                  "tailscale/testing/exits.py",         ["PlayedExit"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
     ("tailscale.testing.sync", "tailscale/testing/sync.py",     ["Tailnet"]),
@@ -53,7 +59,7 @@ SECTIONS = [
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "CaptureFace", "UdpFace", "_Port"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own
-MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
+MADE_BY_USERS = {"Device", "Exits", "Breaker", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",
     "wait_connected",

@@ -18,7 +18,7 @@ import socket
 import ssl as ssl_module
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from tailscale.capturing import Sink
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy.exits import ExitsOptions
+    from tailscale.proxy.exits_status import ExitsStatus
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
@@ -153,9 +155,10 @@ class Device(DeviceFace, AsyncWithOnly):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
-        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via)
+        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
         try:
             return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
         except BaseException:
@@ -220,11 +223,13 @@ class Device(DeviceFace, AsyncWithOnly):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(
-            lambda: bridges.connect(self._thread, host, port, timeout, via, local_port), TailnetSocket.close
+        dial = functools.partial(
+            self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns
         )
+        sock = await self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.setblocking(False)
         return sock
 
@@ -310,6 +315,7 @@ class Device(DeviceFace, AsyncWithOnly):
     explain = _awaited(TrioDevice.explain)
     netcheck = _awaited(TrioDevice.netcheck)
     status = _awaited(as_work(TrioDevice.status))
+    peer_status = _awaited(as_work(TrioDevice.peer_status))
 
     def capture(
         self,
@@ -389,6 +395,91 @@ class UdpSocket(UdpFace):
         await self.close()
 
 
+class Exits:
+    """`tailscale.proxy.Exits` for asyncio: the exits of an entered Device. Takes what that takes.
+
+    A `where=` function is called in the device's own thread.
+    """
+
+    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
+        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
+
+        self._device = device
+        self._exits = TrioExits(device._thread.device, **options)
+
+    @classmethod
+    def from_spec(cls, device: Device, text: str) -> Self:
+        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
+        from tailscale.proxy.exits import Exits as TrioExits
+
+        made = cls.__new__(cls)
+        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
+        return made
+
+    async def open_connection(
+        self,
+        host: str,
+        port: int,
+        *,
+        timeout: float | None = None,
+        session: str = "",
+        limit: int = DEFAULT_STREAM_LIMIT,
+        ssl: ssl_module.SSLContext | bool | None = None,
+        server_hostname: str | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As `asyncio.open_connection`, by the exit of this moment."""
+        sock = await self.socket(host, port, timeout=timeout, session=session)
+        try:
+            name = server_hostname or (host if ssl else None)
+            return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
+
+    tcp_connect = open_connection
+
+    async def socket(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
+        """A connected, non-blocking socket, for libraries that take one."""
+        thread = self._device._thread
+
+        async def dial() -> TailnetSocket:
+            return bridges.as_socket(
+                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
+            )
+
+        sock = await self._device._await(dial, TailnetSocket.close)
+        sock.setblocking(False)
+        return sock
+
+    async def udp(self, *, session: str = "") -> UdpSocket:
+        """A UDP socket through the exit of this moment."""
+        udp = await self._device._await(lambda: self._exits.udp(session=session))
+        return UdpSocket(udp, self._device._thread)
+
+    async def candidates(self) -> tuple[ExitNode, ...]:
+        """The exits that the policy lets in and that are not broken, best first."""
+        return await self._device._await(as_work(lambda: self._exits.candidates))
+
+    async def current(self) -> ExitNode | None:
+        """The exit that the next connection without a session takes."""
+        return await self._device._await(as_work(lambda: self._exits.current))
+
+    async def status(self) -> ExitsStatus:
+        """What is used, what could be, and why the others are not."""
+        return await self._device._await(as_work(self._exits.status))
+
+    async def pin(self, node: str | None) -> None:
+        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
+        await self._device._await(lambda: self._exits.pin(node))
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on; ends when the device is closed."""
+        return self._device._events_of(self._device._thread.submit(as_work(self._exits.events)))
+
+    def __repr__(self) -> str:
+        return repr(self._exits)
+
+
 def _is_asyncio() -> bool:
     try:
         asyncio.get_running_loop()
@@ -439,4 +530,4 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> C
     return call
 
 
-__all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]

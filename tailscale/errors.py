@@ -158,6 +158,11 @@ class ConnectionRefused(_Dial, ConnectionRefusedError):
     code = errno.ECONNREFUSED
     fault = "port-closed"
 
+    @property
+    def by_policy(self) -> bool:
+        """The machine is there and its policy, or the tailnet's, let nothing through."""
+        return self.fault == "policy-there"
+
 
 class ConnectionTimedOut(_Dial, TimeoutError):
     """Nothing answered in time."""

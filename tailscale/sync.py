@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import WithOnly, nor_here
 from tailscale.device import DEFAULT_BACKLOG
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tailscale.capturing import Sink
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy.exits import ExitsOptions
+    from tailscale.proxy.exits_status import ExitsStatus
     from tailscale.sockets.socket_device import Address
     from tailscale.status import ExitNode
 
@@ -116,11 +118,11 @@ class Device(DeviceFace, WithOnly):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected socket, as `socket.create_connection` makes them: `timeout` also becomes the socket's own."""
-        sock = self._await(
-            lambda: bridges.connect(self._thread, host, port, timeout, via, local_port), TailnetSocket.close
-        )
+        dial = partial(self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
+        sock = self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.settimeout(timeout)
         return sock
 
@@ -132,9 +134,10 @@ class Device(DeviceFace, WithOnly):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """`connect` by the name it has in `tailscale.Device`."""
-        return self.connect(host, port, timeout=timeout, local_port=local_port, via=via)
+        return self.connect(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
 
     def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
@@ -186,6 +189,7 @@ class Device(DeviceFace, WithOnly):
     explain = _blocking(TrioDevice.explain)
     netcheck = _blocking(TrioDevice.netcheck)
     status = _blocking(as_work(TrioDevice.status))
+    peer_status = _blocking(as_work(TrioDevice.peer_status))
 
     def capture(
         self,
@@ -271,4 +275,70 @@ class UdpSocket(UdpFace):
         self.close()
 
 
-__all__ = ["Capture", "Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+class Exits:
+    """`tailscale.proxy.Exits` for plain threads: the exits of an open Device. Takes what that takes.
+
+    A `where=` function is called in the device's own thread.
+    """
+
+    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
+        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
+
+        self._device = device
+        self._exits = TrioExits(device._thread.device, **options)
+
+    @classmethod
+    def from_spec(cls, device: Device, text: str) -> Self:
+        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
+        from tailscale.proxy.exits import Exits as TrioExits
+
+        made = cls.__new__(cls)
+        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
+        return made
+
+    def connect(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
+        """A connected socket, by the exit of this moment: `timeout` also becomes the socket's own."""
+        thread = self._device._thread
+
+        async def dial() -> TailnetSocket:
+            return bridges.as_socket(
+                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
+            )
+
+        sock = self._device._await(dial, TailnetSocket.close)
+        sock.settimeout(timeout)
+        return sock
+
+    tcp_connect = connect
+
+    def udp(self, *, session: str = "") -> UdpSocket:
+        """A UDP socket through the exit of this moment."""
+        return UdpSocket(self._device._await(lambda: self._exits.udp(session=session)), self._device._thread)
+
+    @property
+    def candidates(self) -> tuple[ExitNode, ...]:
+        """The exits that the policy lets in and that are not broken, best first."""
+        return self._device._await(as_work(lambda: self._exits.candidates))
+
+    @property
+    def current(self) -> ExitNode | None:
+        """The exit that the next connection without a session takes."""
+        return self._device._await(as_work(lambda: self._exits.current))
+
+    def status(self) -> ExitsStatus:
+        """What is used, what could be, and why the others are not."""
+        return self._device._await(as_work(self._exits.status))
+
+    def pin(self, node: str | None) -> None:
+        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
+        self._device._await(lambda: self._exits.pin(node))
+
+    def events(self) -> Iterator[Event]:
+        """What happens from now on; ends when the device is closed."""
+        return self._device._events_of(self._device._await(as_work(self._exits.events)))
+
+    def __repr__(self) -> str:
+        return repr(self._exits)
+
+
+__all__ = ["Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
