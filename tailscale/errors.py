@@ -118,9 +118,13 @@ class NoRoute(_Dial):
 
 
 class ConnectionRefused(_Dial, ConnectionRefusedError):
-    """The peer answered with a reset, or its policy rejected us at once."""
+    """The peer answered with a reset, or its policy rejected us at once: `by_policy` tells which."""
 
     code = errno.ECONNREFUSED
+
+    def __init__(self, message: str, *, by_policy: bool = False) -> None:
+        self.by_policy = by_policy
+        super().__init__(message)
 
 
 class ConnectionTimedOut(_Dial, TimeoutError):

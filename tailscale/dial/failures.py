@@ -86,7 +86,7 @@ def _named(host: str, address: bytes) -> str:
 def refusal(host: str, port: int, policy: str = "") -> TailscaleError:
     """The other side said no; `policy` is what it said of its reasons."""
     why = policy or "the machine is there, but nothing listens on that port"
-    return ConnectionRefused(f"{host} port {port} refused the connection: {why}")
+    return ConnectionRefused(f"{host} port {port} refused the connection: {why}", by_policy=bool(policy))
 
 
 def silence(
