@@ -1,4 +1,4 @@
-"""What a proxy makes of an HTTP message: where it goes, what is taken out of its head, and what is put in. RFC 9110, 9112.
+"""What a proxy makes of an HTTP message: where it goes, what leaves its head, and what is put in. RFC 9110, 9112.
 
 Heads come from a parser and are lists of `(lower-case name, value)`. Where a message ends is the parser's to say.
 Knows no stream and no user.
@@ -52,9 +52,11 @@ class OwnPage(NamedTuple):
     """Somebody looks at the proxy as if it were a web server."""
 
 
-def read_request(method: bytes, target: bytes) -> Tunnel | Forward | OwnPage | Refusal:
+def read_request(method: bytes, target: bytes, headers: Headers) -> Tunnel | Forward | OwnPage | Refusal:
     """RFC 9112, 3.2: what the request line asks for."""
     if method == b"CONNECT":
+        if has_body(headers):  # RFC 9110, 9.3.6: what follows would be the tunnel's or the body's, as one likes
+            return Refusal(400, "CONNECT has no body")
         try:
             return Tunnel(decode_authority_untrusted(target))
         except BadPacket as problem:
@@ -114,19 +116,29 @@ def is_proxys(name: bytes) -> bool:
     return name.startswith(b"proxy-")
 
 
-def request_head(forward: Forward, headers: Headers, *, is_chunked: bool) -> Headers:
+def request_head(forward: Forward, headers: Headers, *, http_version: bytes) -> Headers:
     """What the server is sent: its Host is what the request line names (RFC 9112, 3.2.2)."""
     head = [(b"host", forward.authority), *(one for one in passed_on(headers) if one[0] != b"host")]
-    return head + _framing(headers, is_chunked) + _upgrading(headers)
+    upgrading = _upgrading(headers) if http_version == b"1.1" else []  # RFC 9110, 7.8
+    return head + _framing(is_coded(headers)) + upgrading
 
 
-def response_head(status: int, headers: Headers, *, is_chunked: bool) -> Headers:
+def response_head(status: int, headers: Headers) -> Headers:
     """What the client is sent. Of two ways to frame a body the coding counts (RFC 9112, 6.3, rule 3)."""
     head = passed_on(headers)
-    if is_chunked:
+    if is_coded(headers):
         head = [one for one in head if one[0] != b"content-length"]
     may_switch = status in (101, 426)  # RFC 9110, 15.2.2 and 15.5.22: these say to what
-    return head + _framing(headers, is_chunked) + (_upgrading(headers) if may_switch else [])
+    return head + _framing(is_coded(headers)) + (_upgrading(headers) if may_switch else [])
+
+
+def is_coded(headers: Headers) -> bool:
+    """Whether the body comes in chunks."""
+    return any(name == b"transfer-encoding" for name, _ in headers)
+
+
+def has_body(headers: Headers) -> bool:
+    return is_coded(headers) or any(name == b"content-length" and value.strip(b"0") for name, value in headers)
 
 
 def trailers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
@@ -135,7 +147,7 @@ def trailers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     return [(name, value) for name, value in headers if name not in barred and not is_proxys(name)]
 
 
-def _framing(headers: Headers, is_chunked: bool) -> Headers:
+def _framing(is_chunked: bool) -> Headers:
     return [(b"transfer-encoding", b"chunked")] if is_chunked else []
 
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from tailscale.proxy.exits import NO_EXIT as NO_EXIT
     from tailscale.proxy.exits import Exits as Exits
     from tailscale.proxy.exits_status import ExitsStatus as ExitsStatus
+    from tailscale.proxy.limits import ProxyLimits as ProxyLimits
+    from tailscale.proxy.requests import Request as Request
+    from tailscale.proxy.server import Proxy as Proxy
+    from tailscale.proxy.server import serve as serve
+    from tailscale.proxy.service import ProxyStatistics as ProxyStatistics
     from ts_proxy.breaker import Breaker as Breaker
     from ts_proxy.policy import BadPolicy as BadPolicy
 
@@ -20,6 +25,10 @@ _HOMES = {
     "tailscale.proxy.errors": ("NoExit",),
     "tailscale.proxy.exits": ("DIRECT", "NO_EXIT", "Exits"),
     "tailscale.proxy.exits_status": ("ExitsStatus",),
+    "tailscale.proxy.limits": ("ProxyLimits",),
+    "tailscale.proxy.requests": ("Request",),
+    "tailscale.proxy.server": ("Proxy", "serve"),
+    "tailscale.proxy.service": ("ProxyStatistics",),
     "ts_proxy.breaker": ("Breaker",),
     "ts_proxy.policy": ("BadPolicy",),
 }

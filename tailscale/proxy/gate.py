@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.carry import reset
 from tailscale.errors import ConnectionTimedOut
+from tailscale.proxy.doors import Listener, address_of
+from tailscale.proxy.ends import remote_host
 from tailscale.proxy.outcomes import ProxyLoop, RequestDenied
 from ts_base.ip import is_tailscale_address, maybe_address
 from ts_proxy.local_places import is_local, is_local_name
@@ -32,7 +34,7 @@ Allow = Callable[["Request"], bool | Awaitable[bool]]
 
 
 class Gate:
-    """One proxy's. `doors` are the addresses and ports it listens on."""
+    """One proxy's, which is reached by `listeners`."""
 
     def __init__(
         self,
@@ -40,14 +42,14 @@ class Gate:
         exits: Exits,
         allow: Allow | None,
         limits: ProxyLimits,
-        doors: Sequence[tuple[str, int]],
+        listeners: Sequence[Listener],
     ) -> None:
         self.device = device
         self.exits = exits
         self._allow = allow
         self._limits = limits
-        self._doors = frozenset(doors)
-        self._ports = {port for _, port in doors}
+        self._doors = frozenset(map(address_of, listeners))
+        self._ports = {port for _, port in self._doors}
         self._sessions = Sessions()
 
     async def check(self, request: Request) -> None:
@@ -108,19 +110,3 @@ class Gate:
     def session_of(self, request: Request) -> str:
         who = UserName(request.user, request.session, request.ttl)
         return self._sessions.word_for(who, trio.current_time())
-
-
-def remote_host(stream: Any) -> str:
-    """The address at the other end of a stream of any make; "" where it does not say."""
-    if isinstance(stream, trio.SocketStream):
-        return str(stream.socket.getpeername()[0]).partition("%")[0]
-    return str(getattr(stream, "remote_address", ("",))[0])
-
-
-def local_address(stream: Any) -> tuple[str, int] | None:
-    """Our end of it."""
-    if isinstance(stream, trio.SocketStream):
-        host, port = stream.socket.getsockname()[:2]
-        return str(host).partition("%")[0], port
-    address: tuple[str, int] | None = getattr(stream, "local_address", None)
-    return address

@@ -25,6 +25,8 @@ class ProxyLimits:
     udp_targets: int = 256
     """Destinations of one UDP association; the one silent longest makes room."""
     udp_idle: float = 300.0
+    grace: float = 10.0
+    """For what is open when `shutdown` is set."""
     proxy_protocol: bool = False
     """Every connection must begin with a PROXY header, which is believed. Only behind a load balancer."""
     allow_local: bool = False

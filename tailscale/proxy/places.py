@@ -21,6 +21,7 @@ class Places:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._quiet: dict[trio.CancelScope, None] = {}  # the one that has been quiet longest is first
+        self._is_closed = False
         self.open = 0
         self.accepted = 0
         self.hung_up = 0  # quiet ones that made room
@@ -42,6 +43,12 @@ class Places:
         finally:
             self.open -= 1
 
+    def close(self) -> None:
+        """Who is quiet goes now; the others go when they are done."""
+        self._is_closed = True
+        for scope in tuple(self._quiet):
+            scope.cancel()
+
     def _make_room(self) -> bool:
         """Whether somebody leaves. It is gone a turn of the loop later, and `open` may be over the limit until then."""
         longest = next(iter(self._quiet), None)
@@ -57,6 +64,8 @@ class Places:
         """The client says nothing yet, and may be hung up on: the scope tells whether it was, or came too late."""
         with trio.CancelScope(deadline=deadline) as scope:
             self._quiet[scope] = None
+            if self._is_closed:
+                scope.cancel()
             try:
                 yield scope
             finally:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from tailscale.carry import LOST, Carried, Splice, Stream, reset
+from tailscale.proxy.ends import local_address
 from tailscale.proxy.outcomes import ClientGone
 
 EARLY_BYTES = 64 << 10  # that a client may send ahead of our reply
@@ -37,6 +38,7 @@ class Relay:
     def __init__(self, idle: float) -> None:
         self._idle = idle
         self._sessions: set[_Session] = set()
+        self._dialled: set[tuple[str, int] | None] = set()
         self._ended = Carried()  # by those that have ended
         self.timed_out = 0
 
@@ -58,10 +60,16 @@ class Relay:
         self._ended.sent += sent
         self._ended.received += received
 
+    def has_dialled(self, address: tuple[str, int]) -> bool:
+        """Whether that is our end of a connection that is carried: who comes from there comes from ourselves."""
+        return address in self._dialled
+
     async def carry(self, near: Stream, far: Stream, early: bytes = b"") -> None:
         """Until both sides are done. `early` is what the client has sent already. Errors are of `LOST`."""
         session = _Session(trio.current_time())
         self._sessions.add(session)
+        here = local_address(far)
+        self._dialled.add(here)
         try:
             with session.scope:
                 if early:
@@ -70,6 +78,7 @@ class Relay:
                 await Splice(near, far, session.carried).run()
         finally:
             self._sessions.discard(session)
+            self._dialled.discard(here)
             self.count(sent=session.carried.sent, received=session.carried.received)
 
     async def end_the_idle(self) -> None:

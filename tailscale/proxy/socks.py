@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from tailscale.carry import reset
-from tailscale.proxy.gate import local_address
+from tailscale.proxy.ends import local_address
 from tailscale.proxy.outcomes import ClientGone
 from tailscale.proxy.relay import say_goodbye
 from tailscale.proxy.requests import Request

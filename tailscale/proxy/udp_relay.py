@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -28,7 +27,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.proxy")
 QUEUE_BYTES = 64 << 10  # of datagrams that wait until their destination has been looked up
+LOOKED_UP_AT_ONCE = 16
 ROUTE_LIFETIME = 60.0  # seconds that what a name led to is believed
+READ = 4096
+PAUSE = 0.1  # seconds, after an error of the socket towards the client
 FAILED = (OSError, TailscaleError, trio.BrokenResourceError, trio.ClosedResourceError, UnicodeError)
 
 
@@ -68,18 +70,161 @@ class _Association:
         self._waiting: dict[Destination, list[bytes]] = {}
         self._waiting_bytes = 0
         self._last_heard = trio.current_time()
-        self._is_over = False
 
     async def run(self) -> None:
         self._service.associations.add(self)
         try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._contained, self._hear_client)
-                self._nursery.start_soon(self._contained, self._wait_until_idle)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hear_client, nursery)
+                nursery.start_soon(self._wait_until_idle, nursery.cancel_scope)
                 await self._wait_until_hung_up()
-                self._nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
         finally:
             self._service.associations.discard(self)
             with trio.CancelScope(shield=True):
                 for one in self._sockets.values():
                     await one.aclose()
+
+    # How it ends
+
+    async def _wait_until_hung_up(self) -> None:
+        """RFC 1928, section 7: an association ends with the connection that asked for it."""
+        try:
+            while await self._client.stream.receive_some(READ):
+                pass  # nothing is said there any more, and whoever says something is not answered
+        except LOST:
+            return
+
+    async def _wait_until_idle(self, scope: trio.CancelScope) -> None:
+        patience = self._service.limits.udp_idle
+        while (until := self._last_heard + patience) > trio.current_time():  # noqa: ASYNC110 - it moves on
+            await trio.sleep_until(until)
+        scope.cancel()
+
+    # From the client
+
+    async def _hear_client(self, nursery: trio.Nursery) -> None:
+        drops = self._service.drops
+        while True:
+            try:
+                data, source = await self._near.receive_from()
+            except trio.ClosedResourceError:  # the device is closing
+                nursery.cancel_scope.cancel()
+                return
+            except OSError as problem:  # some systems tell here that the client's port was closed for a moment
+                log.debug("an association: %s", problem)
+                await trio.sleep(PAUSE)
+                continue
+            if source[0] != self._host or self._port not in (0, source[1]):
+                drops["proxy.udp_stranger"] += 1
+                continue
+            self._port = source[1]
+            if is_fragment(data):
+                drops["proxy.udp_fragment"] += 1
+                continue
+            try:
+                destination, payload = decode_datagram_untrusted(data)
+            except BadPacket:
+                drops["proxy.udp_malformed"] += 1
+                continue
+            self._last_heard = trio.current_time()
+            await self._pass_on(destination, payload, nursery)
+
+    async def _pass_on(self, destination: Destination, payload: bytes, nursery: trio.Nursery) -> None:
+        target = self._targets.get(destination)
+        if target is not None and target.until > self._last_heard:
+            self._targets.move_to_end(destination)
+            await self._send(target.route, payload, nursery)
+            return
+        if self._waiting_bytes + len(payload) > QUEUE_BYTES or len(self._waiting) >= LOOKED_UP_AT_ONCE:
+            self._service.drops["proxy.udp_queue_full"] += 1
+            return
+        self._waiting_bytes += len(payload)
+        if destination in self._waiting:
+            self._waiting[destination].append(payload)
+        else:
+            self._waiting[destination] = [payload]
+            nursery.start_soon(self._look_up, destination, nursery)
+
+    async def _look_up(self, destination: Destination, nursery: trio.Nursery) -> None:
+        """Find the way there, once for all that waits for it."""
+        request = replace(self._request, host=destination.host, port=destination.port)
+        route: Route | None = None
+        try:
+            with trio.fail_after(self._service.limits.dial):
+                await self._service.gate.check(request)
+                route = await self._far.route_to(*destination)
+        except (*FAILED, trio.TooSlowError) as problem:
+            self._service.fail(problem, request)
+        waiting = self._waiting.pop(destination)
+        self._waiting_bytes -= sum(map(len, waiting))
+        if route is None:
+            self._service.drops["proxy.udp_unreachable"] += len(waiting)
+            return
+        self._remember(destination, route)
+        for payload in waiting:
+            await self._send(route, payload, nursery)
+
+    def _remember(self, destination: Destination, route: Route) -> None:
+        self._forget(destination)
+        while len(self._targets) >= self._service.limits.udp_targets:
+            self._forget(next(iter(self._targets)))
+        self._targets[destination] = _Target(route, trio.current_time() + ROUTE_LIFETIME)
+        self._spoken_to[route.address[0]] += 1
+
+    def _forget(self, destination: Destination) -> None:
+        if (target := self._targets.pop(destination, None)) is not None:
+            host = target.route.address[0]
+            self._spoken_to[host] -= 1
+            if not self._spoken_to[host]:
+                del self._spoken_to[host]
+
+    async def _send(self, route: Route, payload: bytes, nursery: trio.Nursery) -> None:
+        try:
+            out = self._sockets.get(route.way)
+            if out is None:
+                out = await self._far.open(route.way)
+                if route.way in self._sockets:  # another datagram was quicker
+                    await out.aclose()
+                    out = self._sockets[route.way]
+                else:
+                    self._sockets[route.way] = out
+                    nursery.start_soon(self._hear_far, route.way, out)
+            await out.send_to(payload, route.address)
+        except FAILED as problem:
+            self._service.drops["proxy.udp_unreachable"] += 1
+            log.debug("an association cannot reach %s: %s", route.address, problem)
+            return
+        self._service.relay.count(sent=len(payload))
+
+    # From the destinations
+
+    async def _hear_far(self, way: str, far: Datagrams) -> None:
+        """Until its exit is gone; what comes next for its destinations opens another."""
+        try:
+            while True:
+                data, source = await far.receive_from()
+                await self._pass_back(data, source)
+        except FAILED as problem:
+            log.debug("an association lost its way by %s: %s", way, problem)
+            if self._sockets.get(way) is far:
+                del self._sockets[way]
+            await far.aclose()
+
+    async def _pass_back(self, data: bytes, source: Address) -> None:
+        drops = self._service.drops
+        if source[0] not in self._spoken_to:
+            drops["proxy.udp_unasked"] += 1
+            return
+        datagram = encode_datagram(*source, data)
+        if len(datagram) > MAXIMUM_DATAGRAM:
+            drops["proxy.udp_too_large"] += 1
+            return
+        self._last_heard = trio.current_time()
+        try:
+            await self._near.send_to(datagram, (self._host, self._port))
+        except OSError as problem:
+            drops["proxy.udp_unreachable"] += 1
+            log.debug("an association cannot reach its client: %s", problem)
+            return
+        self._service.relay.count(received=len(data))
