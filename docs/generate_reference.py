@@ -38,13 +38,19 @@ SECTIONS = [
     ("tailscale.sync",    "tailscale/sync.py",                  None),
     ("",                  "tailscale/threads/bridges.py",       ["Forward"]),
     ("",                  "tailscale/threads/loopback.py",      ["TailnetListener", "TailnetSocket"]),
+    ("tailscale.proxy",   "tailscale/proxy/exits.py",           ["Exits"]),
+    ("",                  "ts_proxy/breaker.py",                ["Breaker"]),
+    ("",                  "tailscale/proxy/exits_status.py",    None),
+    ("",                  "tailscale/proxy/errors.py",          None),
+    ("",                  "ts_proxy/policy.py",                 ["BadPolicy"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
+    ("",                  "tailscale/testing/exits.py",         ["PlayedExit"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own
-MADE_BY_USERS = {"Device", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
+MADE_BY_USERS = {"Device", "Exits", "Breaker", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
     "wake",
     "wait_connected",

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import trio
 
@@ -45,12 +45,12 @@ from tailscale.sockets.udp import UdpSocket
 from tailscale.state_file import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from tailscale.events import EventStream
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PeerStatus, PingResult, Status
 
 DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
@@ -212,11 +212,13 @@ class Device(OwnNode):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> TcpStream:
         """Connect to a port of a peer, by short name, full name or address (also of an accepted subnet route).
 
         Every address of the name is tried. `timeout` is 30 s unless given. `via` names a peer to go through, an exit
-        node or subnet router, for this connection only. The error says what stands in the way:
+        node or subnet router, for this connection only; a name that is not the tailnet's is then looked up there, or
+        with `dns="tailnet"` as without `via`. The error says what stands in the way:
         `NameNotFound`, `NoRoute`, `PeerOffline`, `PeerKeyExpired`, `ConnectionRefused`, `ConnectionTimedOut`.
 
         ```python
@@ -226,7 +228,8 @@ class Device(OwnNode):
         ```
         """
         host, port = host_and_port(host, port)
-        return await self._ready().dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via)
+        dialer = self._ready().dialer
+        return await dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
 
     async def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
@@ -317,25 +320,28 @@ class Device(OwnNode):
         """
         return await choose.way_by(self._ready().dialer, host, via)
 
-    async def resolve(self, name: str) -> str:
+    async def resolve(self, name: str, *, via: str | Node | None = None) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.
 
-        A name in the tailnet's domain is never shown to the machine's own resolver.
+        A name in the tailnet's domain is never shown to the machine's own resolver. With `via`, what the tailnet does
+        not know is asked of that exit node, and of nobody else.
 
         ```python
         print(await device.resolve("db"))
         ```
         """
-        return (await self._ready().dialer.resolver.addresses(name))[0]
+        dialer = self._ready().dialer
+        return (await dialer.resolver.addresses(name, dialer.peer_named(via)))[0]
 
-    async def resolve_all(self, name: str, type: str = "A") -> list[str]:
-        """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text.
+    async def resolve_all(self, name: str, type: str = "A", *, via: str | Node | None = None) -> list[str]:
+        """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text; asked of the exit `via` if named.
 
         ```python
         print(await device.resolve_all("db", "AAAA"))
         ```
         """
-        return await self._ready().dialer.resolver.records(name, type)
+        dialer = self._ready().dialer
+        return await dialer.resolver.records(name, type, dialer.peer_named(via))
 
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
@@ -376,6 +382,16 @@ class Device(OwnNode):
         asked = runtime.directory, runtime.reach, runtime.traffic
         return diagnostics.status(*asked, runtime.counters.take(), runtime.health.active)
 
+    def peer_status(self, peer: str | Node) -> PeerStatus:
+        """How traffic to one peer is doing: its part of `status()`, which asks for all. KeyError for a stranger.
+
+        ```python
+        print(device.peer_status("db").handshake_age)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.peer_status(runtime.directory, runtime.reach, runtime.traffic, peer)
+
     @property
     def health(self) -> tuple[HealthWarning, ...]:
         """What is wrong right now; empty when all is well.
@@ -406,6 +422,17 @@ class Device(OwnNode):
         if self._closed:
             raise DeviceClosed(CLOSED)
         return self._readers.open_stream()
+
+    def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run a task beside the device: it ends by itself, or is cancelled when the device is closed.
+
+        What it raises is logged, and ends nothing else.
+
+        ```python
+        device.spawn(trio.sleep, 1)
+        ```
+        """
+        self._ready().spawn(function, *arguments)
 
     # Changing our mind
 

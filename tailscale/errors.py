@@ -118,7 +118,7 @@ class NoRoute(_Dial):
 
 
 class ConnectionRefused(_Dial, ConnectionRefusedError):
-    """The peer answered with a reset, or its policy rejected us at once: `by_policy` tells which."""
+    """The peer answered with a reset, or its policy rejected us at once: `by_policy` then."""
 
     code = errno.ECONNREFUSED
 

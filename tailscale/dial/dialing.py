@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ts_netstack.stack import Stack
 
 Via = str | Node | None  # a peer as users name it; None: as the routes say
+Dns = Literal["exit", "tailnet"]  # who is asked for names that are dialled through an exit
 Announce = Callable[[int], Callable[[], None]]
 
 DIAL_TIMEOUT = 30.0
@@ -75,11 +76,16 @@ class Dialer(AddressDialer):
             raise NameNotFound(via, self.resolver.names.close_to(via), "via= names a peer")
         return peer
 
-    async def destinations(self, host: str, via: PeerId = 0) -> list[bytes]:
-        """The addresses of a host that we may try, or the error that says why none."""
+    async def destinations(self, host: str, via: PeerId = 0, asked: PeerId | None = None) -> list[bytes]:
+        """The addresses of a host that we may try, or the error that says why none.
+
+        The exit `via` is asked for a name, unless `asked` says whom; 0 for the tailnet's resolvers.
+        """
         literal = literal_address(host)
         try:
-            addresses = [literal] if literal else await self.resolver.address_bytes(host)
+            addresses = (
+                [literal] if literal else await self.resolver.address_bytes(host, via if asked is None else asked)
+            )
         except NameNotFound as problem:
             raise failures.unknown_name(problem, self.directory.standing) from None
         return self.usable(addresses, host, via)
@@ -94,13 +100,16 @@ class Dialer(AddressDialer):
         timeout: float | None = None,
         local_port: int = 0,
         via: Via = None,
+        dns: Dns = "exit",
     ) -> TcpStream:
         """Try the addresses of `host`: those of one peer in turn, those of several as a race."""
+        if dns not in ("exit", "tailnet"):
+            raise ValueError(f"dns={dns!r} is neither 'exit' nor 'tailnet'")
         timeout = DIAL_TIMEOUT if timeout is None else timeout
         peer = self.peer_named(via)
         addresses: list[bytes] = []
         with trio.move_on_after(timeout):
-            addresses = await self.destinations(host, peer)
+            addresses = await self.destinations(host, peer, None if dns == "exit" else 0)
             # What lies behind an exit is far from it in two families: only a peer's own addresses share every path.
             is_shared = not peer and len({self.reach.peer_for(address) for address in addresses}) == 1
             if local_port or is_shared or len(addresses) == 1:

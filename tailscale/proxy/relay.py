@@ -22,10 +22,11 @@ LINGER_BYTES = 1 << 20
 class _Session:
     """One connection that is carried."""
 
-    __slots__ = ("before", "carried", "is_idle", "scope", "since")
+    __slots__ = ("before", "carried", "early", "is_idle", "scope", "since")
 
     def __init__(self, now: float) -> None:
         self.carried = Carried()
+        self.early = 0  # bytes sent before it began
         self.scope = trio.CancelScope()
         self.since = now
         self.before = 0  # bytes, at `since`
@@ -39,7 +40,7 @@ class Relay:
         self._idle = idle
         self._sessions: set[_Session] = set()
         self._dialled: set[tuple[str, int] | None] = set()
-        self._ended = Carried()  # by those that have ended
+        self._sent = self._received = 0  # by those that have ended
         self.timed_out = 0
 
     @property
@@ -47,18 +48,18 @@ class Relay:
         return len(self._sessions)
 
     @property
-    def carried(self) -> Carried:
-        """Towards the destinations, and back."""
-        total = Carried(self._ended.sent, self._ended.received)
-        for session in self._sessions:
-            total.sent += session.carried.sent
-            total.received += session.carried.received
-        return total
+    def sent(self) -> int:
+        """Bytes towards the destinations."""
+        return self._sent + sum(one.early + one.carried.sent for one in self._sessions)
+
+    @property
+    def received(self) -> int:
+        return self._received + sum(one.carried.received for one in self._sessions)
 
     def count(self, *, sent: int = 0, received: int = 0) -> None:
         """Bytes that others have carried."""
-        self._ended.sent += sent
-        self._ended.received += received
+        self._sent += sent
+        self._received += received
 
     def has_dialled(self, address: tuple[str, int]) -> bool:
         """Whether that is our end of a connection that is carried: who comes from there comes from ourselves."""
@@ -74,12 +75,12 @@ class Relay:
             with session.scope:
                 if early:
                     await _send_early(near, far, early)
-                    session.carried.sent += len(early)
+                    session.early = len(early)
                 await Splice(near, far, session.carried).run()
         finally:
             self._sessions.discard(session)
             self._dialled.discard(here)
-            self.count(sent=session.carried.sent, received=session.carried.received)
+            self.count(sent=session.early + session.carried.sent, received=session.carried.received)
 
     async def end_the_idle(self) -> None:
         """Runs until cancelled. One task for all, so that an idle connection costs no timer of its own."""

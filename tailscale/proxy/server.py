@@ -141,6 +141,7 @@ class Proxy:
                     await self._converse(Client(stream, caller.address, caller.door, peer, is_welcome))
                     is_whole = True
         except (ClientGone, *LOST) as problem:
+            is_whole = True  # what could be told has been told; a tunnel that broke has been reset
             log.debug("a client of the proxy at port %d went away: %r", self.port, problem)
         except Exception:
             log.exception("a client of the proxy at port %d failed", self.port)

@@ -101,7 +101,6 @@ class Service:
 
     def statistics(self) -> ProxyStatistics:
         """Counts so far."""
-        carried = self.relay.carried
         return ProxyStatistics(
             clients=self.places.accepted,
             open=self.places.open,
@@ -113,8 +112,8 @@ class Service:
             turned_away=self.places.turned_away,
             logins_refused=self.doorkeeper.refused,
             timed_out=self.relay.timed_out,
-            bytes_sent=carried.sent,
-            bytes_received=carried.received,
+            bytes_sent=self.relay.sent,
+            bytes_received=self.relay.received,
             drops=dict(self.drops),
         )
 

@@ -204,12 +204,15 @@ class VirtualNetwork:
     def wall_clock(self) -> float:
         return self.clock_offset + trio.current_time()
 
-    def host(self, name: str, *, uplinks: Sequence[str] = ()) -> VirtualHost:
-        """The host `name`, made when new, with an address for each of its uplinks."""
+    def host(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> VirtualHost:
+        """The host `name`, made when new, with an address for each of its uplinks, or with these of its own."""
         known = self._names.get(name)
         if known is None:
-            known = self._names[name] = VirtualHost(self, name, self._new_address())
-            self._hosts[known.address] = known
+            own = addresses or (self._new_address(),)
+            if taken := next((address for address in own if address in self._hosts), ""):
+                raise ValueError(f"{taken} is the address of {self._hosts[taken].name}")
+            known = self._names[name] = VirtualHost(self, name, own[0])
+            self._hosts |= dict.fromkeys(own, known)
             for uplink in uplinks:
                 address = self._new_address() if known.uplinks else known.address
                 known.uplinks[uplink] = address

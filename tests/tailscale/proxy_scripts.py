@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,13 @@ class Scene:
         """Send the pieces one by one, then read until the proxy hangs up."""
         with trio.fail_after(120):
             async with await self.connect() as stream:
-                for piece in pieces:
-                    await stream.send_all(piece)
-                    if len(pieces) > 1:
-                        await trio.sleep(0.001)
-                if eof:
-                    await stream.send_eof()
+                with suppress(trio.BrokenResourceError):  # it may hang up before it has read all
+                    for piece in pieces:
+                        await stream.send_all(piece)
+                        if len(pieces) > 1:
+                            await trio.sleep(0.001)
+                    if eof:
+                        await stream.send_eof()
                 return await read_all(stream)
 
 
