@@ -12,14 +12,17 @@ import trio
 
 from tailscale.errors import NameNotFound, NoRoute
 from tailscale.sockets.tcp import TcpStream
+from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import MAXIMUM_DATAGRAM, maybe_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailscale.proxy.gate import Gate
-    from tailscale.proxy.requests import Request
     from tailscale.proxy.service import Client
 
 Address = tuple[str, int]
+TAILNET, EXIT, HERE, HERE6 = "the tailnet", "an exit", "IPv4 of this machine", "IPv6 of this machine"
 
 
 class Datagrams(Protocol):
@@ -78,40 +81,73 @@ class Route(NamedTuple):
 
 
 class FarSockets:
-    """The ways out of one association."""
+    """The ways out of one association. `opened` hears of each new socket, by the word for its way."""
 
-    def __init__(self, gate: Gate, request: Request) -> None:
+    def __init__(self, gate: Gate, session: str, opened: Callable[[str, Datagrams], None]) -> None:
         self._gate = gate
-        self._request = request
+        self._session = session
+        self._opened = opened
+        self._sockets: dict[str, Datagrams] = {}
 
     async def route_to(self, host: str, port: int) -> Route:
-        """The error that says why there is none."""
-        device, exits = self._gate.device, self._gate.exits
-        if exits.kind == "policy":
+        """How a destination is reached; the error that says why it is not."""
+        gate = self._gate
+        device, kind = gate.device, gate.exits.kind
+        if gate.is_tailnets(host):
+            return Route(TAILNET, (await device.resolve(host), port))
+        if kind == "policy":
             is_tailnet, found, via = await device.way_by(host, "any")
             if is_tailnet and via is not None:
-                address = await exits.resolve(found, session=self._gate.session_of(self._request))
-                return Route("exit", (address, port))
+                return Route(EXIT, (await self._resolved_at_exit(found), port))
         else:
             is_tailnet, found = await device.way_to(host)
         if is_tailnet:
-            return Route("tailnet", (await device.resolve(found), port))
-        if exits.kind == "direct":
-            address = await _resolved(found)
-            self._gate.check_outside(address)  # a name may lead to this machine too
-            return Route("host6" if ":" in address else "host", (address, port))
+            return Route(TAILNET, (await device.resolve(found), port))
+        if kind == "direct":
+            address = await _resolved_here(found)
+            gate.check_outside(address)  # a name may lead to this machine too
+            return Route(HERE6 if ":" in address else HERE, (address, port))
         raise NoRoute(f"{host} is not in the tailnet, and no exit is to be used")
 
-    async def open(self, way: str) -> Datagrams:
-        """A socket for one of the ways."""
-        if way == "tailnet":
+    async def _resolved_at_exit(self, host: str) -> str:
+        if maybe_address(host) is not None:
+            return host
+        way_out = await self.socket_for(EXIT)
+        assert isinstance(way_out, UdpSocket)
+        return await self._gate.device.resolve(host, via=way_out.exit)
+
+    async def socket_for(self, way: str) -> Datagrams:
+        """The socket of one way, opened when it is first needed."""
+        known = self._sockets.get(way)
+        if known is not None:
+            return known
+        made = await self._open(way)
+        if way in self._sockets:  # another datagram was quicker
+            await made.aclose()
+            return self._sockets[way]
+        self._sockets[way] = made
+        self._opened(way, made)
+        return made
+
+    async def _open(self, way: str) -> Datagrams:
+        if way == TAILNET:
             return await self._gate.device.udp()
-        if way == "exit":
-            return await self._gate.exits.udp(session=self._gate.session_of(self._request))
-        return HostDatagrams("::" if way == "host6" else "0.0.0.0")
+        if way == EXIT:
+            return await self._gate.exits.udp(session=self._session)
+        return HostDatagrams("::" if way == HERE6 else "0.0.0.0")
+
+    async def lose(self, way: str, lost: Datagrams) -> None:
+        """It leads nowhere any more; what comes next for its destinations opens another."""
+        if self._sockets.get(way) is lost:
+            del self._sockets[way]
+        await lost.aclose()
+
+    async def aclose(self) -> None:
+        for one in self._sockets.values():
+            await one.aclose()
 
 
-async def _resolved(host: str) -> str:
+async def _resolved_here(host: str) -> str:
     """The first address that this machine's resolver gives."""
     if maybe_address(host) is not None:
         return host

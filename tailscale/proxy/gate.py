@@ -96,6 +96,8 @@ class Gate:
         await self.check(request)
         patience = self._limits.dial + self._limits.exit_wait
         with trio.move_on_after(patience):
+            if self.is_tailnets(request.host):
+                return await self.device.tcp_connect(request.host, request.port, timeout=self._limits.dial)
             stream = await self.exits.connect_anywhere(
                 request.host, request.port, timeout=self._limits.dial, session=self.session_of(request)
             )
@@ -106,6 +108,10 @@ class Gate:
                 raise
             return stream
         raise ConnectionTimedOut(f"{request.host} port {request.port} could not be reached within {patience:g} s")
+
+    def is_tailnets(self, host: str) -> bool:
+        """Whether nobody but the tailnet can know this name: one without a dot, unless this machine is asked too."""
+        return self.exits.kind != "direct" and "." not in host and maybe_address(host) is None
 
     def session_of(self, request: Request) -> str:
         who = UserName(request.user, request.session, request.ttl)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import logging
 
-from tailscale.carry import reset
+import trio
+
+from tailscale.carry import Stream, reset
+from tailscale.proxy.datagrams import Datagrams, open_near
 from tailscale.proxy.ends import local_address
 from tailscale.proxy.outcomes import ClientGone
 from tailscale.proxy.relay import say_goodbye
 from tailscale.proxy.requests import Request
 from tailscale.proxy.service import NOBODY, Client, Service
+from tailscale.proxy.udp_relay import associate
 from ts_base.errors import BadPacket
 from ts_proxy.socks5 import UNSPECIFIED, Command, Credentials, Reply, Socks5Server, SocksRequest
 
@@ -27,13 +31,14 @@ async def converse(service: Service, client: Client, deadline: float) -> None:
         request = await _negotiate(service, client, machine)
     if request is None:
         return
+    far: Stream | None = None
+    near: Datagrams | None = None
     try:
         if request.kind == "udp":
-            from tailscale.proxy.udp_relay import associate  # most clients want TCP
-
-            await associate(service, client, machine, request)
-            return
-        far = await service.connect(client, request)
+            service.admit(client, request)
+            near = await open_near(service.gate, client)
+        else:
+            far = await service.connect(client, request)
     except ClientGone:
         raise
     except Exception as problem:
@@ -41,6 +46,13 @@ async def converse(service: Service, client: Client, deadline: float) -> None:
         await client.send(machine.transmit())
         await say_goodbye(client.stream)
         return
+    if near is not None:
+        await _associate(service, client, machine, request, near)
+    elif far is not None:
+        await _carry(service, client, machine, far)
+
+
+async def _carry(service: Service, client: Client, machine: Socks5Server, far: Stream) -> None:
     machine.reply(Reply.SUCCEEDED, local_address(far) or UNSPECIFIED)
     try:
         await client.send(machine.transmit())
@@ -48,6 +60,18 @@ async def converse(service: Service, client: Client, deadline: float) -> None:
         await reset(far)
         raise
     await service.relay.carry(client.stream, far, client.take())
+
+
+async def _associate(
+    service: Service, client: Client, machine: Socks5Server, request: Request, near: Datagrams
+) -> None:
+    try:
+        machine.reply(Reply.SUCCEEDED, near.local_address)
+        await client.send(machine.transmit())
+        await associate(service, client, request, near)
+    finally:
+        with trio.CancelScope(shield=True):
+            await near.aclose()
 
 
 async def _negotiate(service: Service, client: Client, machine: Socks5Server) -> Request | None:

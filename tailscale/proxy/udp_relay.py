@@ -15,11 +15,11 @@ import trio
 
 from tailscale.carry import LOST
 from tailscale.errors import TailscaleError
-from tailscale.proxy.datagrams import Address, Datagrams, FarSockets, Route, open_near
+from tailscale.proxy.datagrams import Address, Datagrams, FarSockets, Route
 from ts_base.errors import BadPacket
 from ts_base.ip import MAXIMUM_DATAGRAM
 from ts_proxy.destinations import Destination
-from ts_proxy.socks5 import Reply, Socks5Server, decode_datagram_untrusted, encode_datagram, is_fragment
+from ts_proxy.socks5 import decode_datagram_untrusted, encode_datagram, is_fragment
 
 if TYPE_CHECKING:
     from tailscale.proxy.requests import Request
@@ -34,17 +34,18 @@ PAUSE = 0.1  # seconds, after an error of the socket towards the client
 FAILED = (OSError, TailscaleError, trio.BrokenResourceError, trio.ClosedResourceError, UnicodeError)
 
 
-async def associate(service: Service, client: Client, machine: Socks5Server, request: Request) -> None:
+async def associate(service: Service, client: Client, request: Request, near: Datagrams) -> None:
     """Until the client closes its connection, or has been silent for too long."""
-    service.admit(client, request)
-    near = await open_near(service.gate, client)
-    try:
-        machine.reply(Reply.SUCCEEDED, near.local_address)
-        await client.send(machine.transmit())
-        await _Association(service, client, request, near).run()
-    finally:
-        with trio.CancelScope(shield=True):
-            await near.aclose()
+    async with trio.open_nursery() as nursery:
+        association = _Association(service, client, request, near, nursery)
+        service.associations.add(association)
+        try:
+            await association.run()
+        finally:
+            service.associations.discard(association)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await association.aclose()
 
 
 @dataclass(slots=True)
@@ -56,15 +57,17 @@ class _Target:
 
 
 class _Association:
-    def __init__(self, service: Service, client: Client, request: Request, near: Datagrams) -> None:
+    def __init__(
+        self, service: Service, client: Client, request: Request, near: Datagrams, nursery: trio.Nursery
+    ) -> None:
         self._service = service
         self._client = client
         self._request = request
         self._near = near
+        self._nursery = nursery
         self._host = client.address[0]
         self._port = request.port  # of the client; 0 until its first datagram tells
-        self._far = FarSockets(service.gate, request)
-        self._sockets: dict[str, Datagrams] = {}
+        self._far = FarSockets(service.gate, service.gate.session_of(request), self._on_opened)
         self._targets: OrderedDict[Destination, _Target] = OrderedDict()
         self._spoken_to: Counter[str] = Counter()  # addresses, by how many targets
         self._waiting: dict[Destination, list[bytes]] = {}
@@ -72,18 +75,15 @@ class _Association:
         self._last_heard = trio.current_time()
 
     async def run(self) -> None:
-        self._service.associations.add(self)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hear_client, nursery)
-                nursery.start_soon(self._wait_until_idle, nursery.cancel_scope)
-                await self._wait_until_hung_up()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._service.associations.discard(self)
-            with trio.CancelScope(shield=True):
-                for one in self._sockets.values():
-                    await one.aclose()
+        self._nursery.start_soon(self._hear_client)
+        self._nursery.start_soon(self._wait_until_idle)
+        await self._wait_until_hung_up()
+
+    async def aclose(self) -> None:
+        await self._far.aclose()
+
+    def _on_opened(self, way: str, far: Datagrams) -> None:
+        self._nursery.start_soon(self._hear_far, way, far)
 
     # How it ends
 
@@ -95,21 +95,21 @@ class _Association:
         except LOST:
             return
 
-    async def _wait_until_idle(self, scope: trio.CancelScope) -> None:
+    async def _wait_until_idle(self) -> None:
         patience = self._service.limits.udp_idle
         while (until := self._last_heard + patience) > trio.current_time():  # noqa: ASYNC110 - it moves on
             await trio.sleep_until(until)
-        scope.cancel()
+        self._nursery.cancel_scope.cancel()
 
     # From the client
 
-    async def _hear_client(self, nursery: trio.Nursery) -> None:
+    async def _hear_client(self) -> None:
         drops = self._service.drops
         while True:
             try:
                 data, source = await self._near.receive_from()
             except trio.ClosedResourceError:  # the device is closing
-                nursery.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
                 return
             except OSError as problem:  # some systems tell here that the client's port was closed for a moment
                 log.debug("an association: %s", problem)
@@ -128,13 +128,13 @@ class _Association:
                 drops["proxy.udp_malformed"] += 1
                 continue
             self._last_heard = trio.current_time()
-            await self._pass_on(destination, payload, nursery)
+            await self._pass_on(destination, payload)
 
-    async def _pass_on(self, destination: Destination, payload: bytes, nursery: trio.Nursery) -> None:
+    async def _pass_on(self, destination: Destination, payload: bytes) -> None:
         target = self._targets.get(destination)
         if target is not None and target.until > self._last_heard:
             self._targets.move_to_end(destination)
-            await self._send(target.route, payload, nursery)
+            await self._send(target.route, payload)
             return
         if self._waiting_bytes + len(payload) > QUEUE_BYTES or len(self._waiting) >= LOOKED_UP_AT_ONCE:
             self._service.drops["proxy.udp_queue_full"] += 1
@@ -144,9 +144,9 @@ class _Association:
             self._waiting[destination].append(payload)
         else:
             self._waiting[destination] = [payload]
-            nursery.start_soon(self._look_up, destination, nursery)
+            self._nursery.start_soon(self._look_up, destination)
 
-    async def _look_up(self, destination: Destination, nursery: trio.Nursery) -> None:
+    async def _look_up(self, destination: Destination) -> None:
         """Find the way there, once for all that waits for it."""
         request = replace(self._request, host=destination.host, port=destination.port)
         route: Route | None = None
@@ -163,7 +163,7 @@ class _Association:
             return
         self._remember(destination, route)
         for payload in waiting:
-            await self._send(route, payload, nursery)
+            await self._send(route, payload)
 
     def _remember(self, destination: Destination, route: Route) -> None:
         self._forget(destination)
@@ -179,17 +179,9 @@ class _Association:
             if not self._spoken_to[host]:
                 del self._spoken_to[host]
 
-    async def _send(self, route: Route, payload: bytes, nursery: trio.Nursery) -> None:
+    async def _send(self, route: Route, payload: bytes) -> None:
         try:
-            out = self._sockets.get(route.way)
-            if out is None:
-                out = await self._far.open(route.way)
-                if route.way in self._sockets:  # another datagram was quicker
-                    await out.aclose()
-                    out = self._sockets[route.way]
-                else:
-                    self._sockets[route.way] = out
-                    nursery.start_soon(self._hear_far, route.way, out)
+            out = await self._far.socket_for(route.way)
             await out.send_to(payload, route.address)
         except FAILED as problem:
             self._service.drops["proxy.udp_unreachable"] += 1
@@ -200,16 +192,14 @@ class _Association:
     # From the destinations
 
     async def _hear_far(self, way: str, far: Datagrams) -> None:
-        """Until its exit is gone; what comes next for its destinations opens another."""
+        """Until its exit is gone."""
         try:
             while True:
                 data, source = await far.receive_from()
                 await self._pass_back(data, source)
         except FAILED as problem:
             log.debug("an association lost its way by %s: %s", way, problem)
-            if self._sockets.get(way) is far:
-                del self._sockets[way]
-            await far.aclose()
+            await self._far.lose(way, far)
 
     async def _pass_back(self, data: bytes, source: Address) -> None:
         drops = self._service.drops
