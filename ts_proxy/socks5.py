@@ -139,20 +139,20 @@ class Socks5Server:
         received = self._received
         if received and received[0] != SUB_VERSION:
             self.reject()
-            raise self._over("the login is not of version 1")
+            raise BadPacket("the login is not of version 1")
         if len(received) < 2:
             return None
         end_of_user = 2 + received[1]
         if end_of_user == 2:
             self.reject()
-            raise self._over("the login has no user name")
+            raise BadPacket("the login has no user name")
         if len(received) <= end_of_user:
             return None
         end = end_of_user + 1 + received[end_of_user]
         # RFC 1929 has passwords of 1 to 255 bytes. Where nobody is asked for one, an empty one does as well.
         if end == end_of_user + 1 and self._needs_user:
             self.reject()
-            raise self._over("the login has no password")
+            raise BadPacket("the login has no password")
         if len(received) < end:
             return None
         found = Credentials(bytes(received[2:end_of_user]), bytes(received[end_of_user + 1 : end]))

@@ -132,6 +132,8 @@ class _Conversation:
             await self._tunnel(wanted)
         except (ClientGone, ClientDisconnected):
             raise
+        except h11.RemoteProtocolError as problem:
+            await self._refuse(problem.error_status_hint, str(problem), has_body=has_body)
         except Exception as problem:
             outcome = self._service.fail(problem, wanted)
             await self._refuse(outcome.status, str(problem), outcome, has_body=has_body)
@@ -139,6 +141,8 @@ class _Conversation:
 
     def _judge(self, request: h11.Request, headers: http_rules.Headers) -> Asked:
         head = self._wire.take_head()
+        if len(head) > self._service.limits.head:  # h11 measures what is not whole yet
+            return Refusal(431, "the request has too long a head")
         if request.http_version not in (b"1.0", b"1.1"):
             return Refusal(505, "this proxy speaks HTTP/1.1")
         if problem := framing.objection(head, request.http_version):

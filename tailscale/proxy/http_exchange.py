@@ -101,10 +101,11 @@ class Exchange:
             raise
         if self._problem is not None:
             await reset(self._upstream.stream)
-            if isinstance(self._problem, ClientDisconnected) or not (self._is_begun or self._upstream.is_used):
+            # A server may close a connection that was used before at any moment. So may we: the client, whose
+            # connection was used before as well, sends its request again where that is safe (RFC 9110, 9.2.2).
+            is_stale = self._upstream.is_used and isinstance(self._problem, ConnectionReset)
+            if isinstance(self._problem, ClientDisconnected) or not (self._is_begun or is_stale):
                 raise self._problem
-            # One that broke on a connection that was used before: the client, whose connection was used before as
-            # well, sends it again by itself if that is safe (RFC 9110, 9.2.2).
             return Ending.BROKEN
         return self._ending
 
