@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tailscale._private_files import CAREFULLY, make_folder, read_pid, sync_directory, try_lock
+from tailscale._private_files import CAREFULLY, make_folder, read_pid, replace_file, try_lock
 from tailscale.errors import StateCorrupt, StateLocked
 from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, NodePrivate
@@ -330,23 +330,8 @@ class FileStore:
         """Write a new file beside the old one, then put it in its place."""
         if len(data) > _longest(name):
             raise ValueError(f"{len(data)} bytes are too many for the entry {name!r}: {_longest(name)} at most")
-        path = self._path_of(name)
-        draft = path.with_name(f"{path.name}.new")
         with self._told_as_ours("write"):
-            make_folder(path.parent)
-            draft.unlink(missing_ok=True)  # left by a crash; O_EXCL then proves that the file is ours from its birth
-            try:
-                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(draft, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    draft.unlink(missing_ok=True)
-                raise
-            sync_directory(path.parent)
+            replace_file(self._path_of(name), data)
 
     def delete(self, name: str) -> None:
         """Remove the entry's file."""

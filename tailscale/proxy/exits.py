@@ -6,27 +6,30 @@ exit. Refuses to know the protocols of clients.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import trio
 
-from tailscale.errors import DeviceNotReady, NoRoute
-from tailscale.proxy.errors import NoExit
-from tailscale.proxy.exits_status import ExitsStatus
+from tailscale.errors import ConnectionTimedOut, DeviceNotReady, NoRoute
+from tailscale.proxy.exit_dial import DIAL_TIMEOUT, Dns, Race, udp_socket
+from tailscale.proxy.exits_status import ExitsStatus, describe
+from tailscale.proxy.live import LiveChoice
+from tailscale.proxy.pool_file import PoolFile
 from ts_proxy.breaker import USUAL, Breaker
-from ts_proxy.filters import Candidate, fits, place_in
-from ts_proxy.policy import Policy, Reconnect, make_policy
+from ts_proxy.choice import Choice
+from ts_proxy.policy import BadPolicy, Policy, Reconnect, make_policy
 from ts_proxy.spec import Kind, parse_spec
 
 if TYPE_CHECKING:
     from tailscale.device import Device
+    from tailscale.events import EventStream
     from tailscale.sockets.tcp import TcpStream
     from tailscale.sockets.udp import UdpSocket
     from tailscale.status import ExitNode
 
-ANY = "any"  # `way_by` asks for an exit's name only to hand it back
+EXIT = "exit"  # `way_by` hands back the exit that it is given: here that only means some exit
 
 
 class Exits:
@@ -34,9 +37,23 @@ class Exits:
 
     ```python
     dutch = Exits(device, country="NL")
-    stream = await dutch.tcp_connect("example.com", 443)
-    print(stream.exit.hostname, dutch.current)
+    async with await dutch.tcp_connect("example.com", 443) as stream:
+        print(stream.exit.hostname, dutch.current)
     ```
+
+    Lives as long as its device; nothing has to be closed. Raises `BadPolicy` for a wish that can never be met.
+
+    - `nodes`: names of exits in order of preference, and nobody else; `fallback` lets the filters choose after them.
+    - `country`, `city`, `tag`: filters: `"NL"` or a name, `"ams"` or a name, `"tag:exit"`.
+    - `where`: a function of an `ExitNode` that says whether it may be used.
+    - `direct_only`: never by a relay.
+    - `sticky`: stay with the exit used last; without it, with the best by path and latency.
+    - `pool`: of so many exits sessions choose, and so many are remembered.
+    - `reconnect`: after a silence the same exit again after 1, 2 and 4 s ("backoff"), or the next at once ("fast").
+    - `hedge`: seconds of silence after which the next exit is dialled beside; `math.inf` for never.
+    - `dns`: names are looked up by the exit they are dialled through, or by the tailnet's own resolvers.
+    - `state`: a directory or file that keeps the pool between runs.
+    - `breaker`: how much an exit may fail before it is left alone.
     """
 
     def __init__(
@@ -54,8 +71,8 @@ class Exits:
         fallback: bool = False,
         reconnect: Reconnect = "backoff",
         hedge: float = 1.0,
-        dns: Literal["exit", "tailnet"] = "exit",
-        state: Path | None = None,
+        dns: Dns = "exit",
+        state: str | os.PathLike[str] | None = None,
         breaker: Breaker = USUAL,
     ) -> None:
         policy = make_policy(
@@ -71,7 +88,7 @@ class Exits:
             hedge=hedge,
             has_predicate=where is not None,
         )
-        self._begin("policy", device, policy, where, breaker)
+        self._begin("policy", device, policy, where, breaker, dns, state)
 
     def _begin(
         self,
@@ -80,12 +97,19 @@ class Exits:
         policy: Policy,
         where: Callable[[ExitNode], bool] | None = None,
         breaker: Breaker = USUAL,
+        dns: Dns = "exit",
+        state: str | os.PathLike[str] | None = None,
     ) -> None:
+        if dns not in ("exit", "tailnet"):
+            raise BadPolicy(f"dns={dns!r} is neither 'exit' nor 'tailnet'", str(dns))
         self.kind: Kind = kind
+        """"policy", or "none" and "direct" for the two constants."""
         self._device = device
         self._policy = policy
-        self._where = where
-        self._pinned = ""
+        self._dns: Dns = dns
+        pool_file = PoolFile(state, policy.fingerprint) if state is not None else None
+        live = LiveChoice(device, Choice(policy, breaker), where, pool_file) if device is not None else None
+        self._live = live if kind == "policy" else None
 
     @classmethod
     def _fixed(cls, kind: Kind, device: Device | None = None) -> Self:
@@ -95,7 +119,12 @@ class Exits:
 
     @classmethod
     def from_spec(cls, device: Device, text: str) -> Exits:
-        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`, `direct`."""
+        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`, `direct`.
+
+        ```python
+        exits = Exits.from_spec(device, "NL/ams")
+        ```
+        """
         spec = parse_spec(text)
         if spec.kind != "policy":
             return (NO_EXIT if spec.kind == "none" else DIRECT).on(device)
@@ -116,82 +145,120 @@ class Exits:
             raise DeviceNotReady("NO_EXIT and DIRECT belong to no device: NO_EXIT.on(device) says which")
         return self._device
 
+    # What is chosen
+
     @property
     def candidates(self) -> tuple[ExitNode, ...]:
-        """The exits that the policy lets in, best first."""
-        if self.kind != "policy":
-            return ()
-        found = [(exit_node, self._as_candidate(exit_node)) for exit_node in self._bound().exit_nodes]
-        fitting = [pair for pair in found if fits(self._policy, pair[1])]
-        fitting.sort(key=lambda pair: place_in(self._policy, pair[1]) or 0)
-        return tuple(exit_node for exit_node, _ in fitting)
+        """The exits that the policy lets in and that are not broken, best first."""
+        return self._live.exits_in_order() if self._live is not None else ()
 
     @property
     def current(self) -> ExitNode | None:
-        """The exit that the next connection without a session takes."""
-        return next(iter(self.candidates), None)
+        """The exit that the next connection without a session takes; None when there is nobody it could go by."""
+        if self._live is None:
+            return None
+        with self._live.turn():
+            return self._live.exit_of(self._live.choice.current)
+
+    async def pin(self, node: str | None) -> None:
+        """Use this exit and nobody else from the next connection on; None goes back to the policy.
+
+        Any exit node of the tailnet will do, also one that the policy does not want. Open connections stay.
+
+        ```python
+        await exits.pin("hq-backup")
+        ```
+        """
+        if self._live is None:
+            raise BadPolicy(f"nothing can be pinned: these exits are {self.kind!r}")
+        await self._live.ready()
+        await trio.lowlevel.checkpoint()
+        name = self._live.key_named(node) if node is not None else ""
+        with self._live.turn() as now:
+            self._live.choice.pin(name, now)
+
+    def status(self) -> ExitsStatus:
+        """What is used, what could be, and why the others are not. `to_dict()` of it is ready for JSON.
+
+        ```python
+        for exit_state in exits.status().exits:
+            print(exit_state.exit.node.hostname, exit_state.state, exit_state.reason)
+        ```
+        """
+        return describe(self.kind, self._policy, self._live)
+
+    def events(self) -> EventStream:
+        """What happens from now on: `ExitChosen`, `ExitLost`, `ExitBroken`, `ExitRecovered`, and `Lagged`.
+
+        Ends when the device is closed.
+
+        ```python
+        async for event in exits.events():
+            print(event)
+        ```
+        """
+        if self._live is None:
+            raise BadPolicy(f"nothing ever happens to exits that are {self.kind!r}")
+        return self._live.open_stream()
+
+    # Connections
 
     async def tcp_connect(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> TcpStream:
         """Connect by the exit of this moment; the tailnet's own names and routes directly.
 
-        `session` is any word: connections of one session go through one exit, as long as that lives.
+        `session` is any word: connections of one session go through one exit, as long as that lives. Where no exit
+        can be used, it waits for one for 10 s, then raises `NoExit`, which says of each why. What else can go wrong is
+        what `Device.tcp_connect` raises.
+
+        ```python
+        async with await exits.tcp_connect("example.com", 443, session="shop") as stream:
+            print(stream.exit.hostname)
+        ```
         """
         device = self._bound()
-        is_tailnet, destination, via = await device.way_by(host, ANY)
+        patience = DIAL_TIMEOUT if timeout is None else timeout
+        is_tailnet, destination, via = False, host, None
+        began = trio.current_time()
+        with trio.move_on_after(patience) as looking_up:
+            is_tailnet, destination, via = await device.way_by(host, EXIT)
+        if looking_up.cancelled_caught:
+            raise ConnectionTimedOut(f"{host} could not be looked up within {patience:g} s")
+        patience -= trio.current_time() - began
         if is_tailnet and via is None:
-            return await device.tcp_connect(destination, port, timeout=timeout)
-        if self.kind != "policy" or not is_tailnet:
-            raise NoRoute(f"{host} is not in the tailnet, and no exit is to be used")
-        return await device.tcp_connect(destination, port, timeout=timeout, via=self._chosen().node)
+            return await device.tcp_connect(destination, port, timeout=patience)
+        if not is_tailnet:
+            raise NoRoute(f"{host} is this machine itself: exits lead away from it")
+        if self._live is None:
+            raise NoRoute(f"{host} is not in the tailnet, and no exit is to be used: these exits are {self.kind!r}")
+        await self._live.ready()
+        race = Race(self._live, destination, port, timeout=patience, session=session, dns=self._dns)
+        return await race.run()
 
     async def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, session: str = ""
     ) -> trio.abc.HalfCloseableStream:
-        """`tcp_connect`; with DIRECT, what the tailnet does not have goes by this machine's own network."""
+        """`tcp_connect`; with DIRECT, what the tailnet does not have goes by this machine's own network.
+
+        ```python
+        stream = await DIRECT.on(device).connect_anywhere("example.com", 443)
+        ```
+        """
         if self.kind == "direct":
             return await self._bound().connect_anywhere(host, port, timeout=timeout)
         return await self.tcp_connect(host, port, timeout=timeout, session=session)
 
-    async def pin(self, node: str | None) -> None:
-        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
-        if self.kind != "policy":
-            raise NoExit(f"nothing can be pinned: these exits are {self.kind!r}")
-        await trio.lowlevel.checkpoint()
-        names = [node] if node is not None else []
-        self._pinned = next(iter(make_policy(nodes=tuple(names)).nodes), "")
-
-    def status(self) -> ExitsStatus:
-        """What is used, what could be, and why the others are not."""
-        return ExitsStatus(self.kind, str(self._policy), self.current, self._pinned)
-
     async def udp(self, *, session: str = "") -> UdpSocket:
-        """A UDP socket through the exit of this moment; with NO_EXIT and DIRECT, one on the tailnet."""
-        if self.kind != "policy":
+        """A UDP socket through the exit of this moment, and that one only; with NO_EXIT and DIRECT, one on the tailnet.
+
+        ```python
+        async with await exits.udp() as socket:
+            await socket.send_to(b"hello", ("example.com", 7))
+        ```
+        """
+        if self._live is None:
             return await self._bound().udp()
-        return await self._bound().udp(via=self._chosen().node)
-
-    def _chosen(self) -> ExitNode:
-        chosen = self.current
-        if chosen is None:
-            raise NoExit(f"no exit fits {self._policy}")
-        return chosen
-
-    def _as_candidate(self, exit_node: ExitNode) -> Candidate:
-        node = exit_node.node
-        return Candidate(
-            key=node.stable_id,
-            names=tuple(name.lower() for name in (node.hostname, node.name, *node.addresses, node.stable_id)),
-            country=exit_node.country.lower(),
-            country_code=exit_node.country_code.lower(),
-            city=exit_node.city.lower(),
-            city_code=exit_node.city_code.lower(),
-            tags=tuple(tag.lower() for tag in node.tags),
-            priority=exit_node.priority,
-            is_online=exit_node.online is not False,
-            is_direct=exit_node.path.kind == "direct",
-            latency=exit_node.latency,
-            is_welcome=self._where is None or bool(self._where(exit_node)),
-        )
+        await self._live.ready()
+        return await udp_socket(self._live, session)
 
     def __repr__(self) -> str:
         return f"<Exits {self._policy if self.kind == 'policy' else self.kind}>"

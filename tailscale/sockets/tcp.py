@@ -197,6 +197,12 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         """Reset the connection at once and drop what is buffered."""
         self._owner.abort()
 
+    def give_up(self) -> None:
+        """Break it as if its way were known to be gone: whoever reads or writes gets ConnectionReset at once."""
+        self._connection.fail(ConnectionProblem.NO_ROUTE)
+        self._device.kick()
+        self._owner.unpark_all()
+
     def _check_can_send(self) -> None:
         if self._owner.is_closed or self._sent_eof:
             raise trio.ClosedResourceError("this stream was closed for sending")

@@ -1,131 +1,86 @@
-"""What the tests of the proxy share: a tailnet with a proxy on it, and clients that speak to it in raw bytes."""
+"""What tests of exits by policy share: a desk, exits at their places, and a host outside that says who came."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
-from tailnet_scripts import echo_stream
+from tailnet_scripts import beside, until, world
 
-from tailscale import Device, TcpStream
-from tailscale.proxy import NO_EXIT, Exits, Proxy, serve
-from tailscale.testing import Tailnet
+from tailscale import Device
+from tailscale.proxy import Exits
+from tailscale.testing import PlayedExit, Tailnet
+from tailscale.testing.pipes import VirtualStream
 
-NO_LOGIN = b"\x05\x01\x00"
-CHOSEN_NO_LOGIN = b"\x05\x00"
-ECHO_PORT = 7
-
-
-def socks_request(host: str | bytes, port: int, command: int = 1) -> bytes:
-    """A request by name."""
-    name = host.encode() if isinstance(host, str) else host
-    return bytes((5, command, 0, 3, len(name))) + name + port.to_bytes(2, "big")
+WEB, WEB6, OTHER = "198.51.100.7", "2620:fe::7", "198.51.100.8"
+NAME = "www.example"
+RECORDS = {NAME: [WEB]}
 
 
-def login(user: bytes, password: bytes) -> bytes:
-    return bytes((1, len(user))) + user + bytes((len(password),)) + password
+class Outside:
+    """A host of the internet that echoes on port 80, refuses on every other, and remembers who came."""
 
+    def __init__(self, net: Tailnet) -> None:
+        self._net = net
+        self._addresses: list[str] = []
 
-@dataclass
-class Scene:
-    """`desk` serves the proxy on the tailnet, `web` echoes, `laptop` is the client."""
+    @property
+    def visitors(self) -> list[str]:
+        """The machines that they came from."""
+        return [world(self._net).internet.find(address).name for address in self._addresses]
 
-    net: Tailnet
-    desk: Device
-    web: Device
-    laptop: Device
-    proxy: Proxy
-    shutdown: trio.Event
-    done: trio.Event
-
-    async def connect(self) -> TcpStream:
-        return await self.laptop.tcp_connect("desk", self.proxy.port)
-
-    async def exchange(self, *pieces: bytes, eof: bool = False) -> bytes:
-        """Send the pieces one by one, then read until the proxy hangs up."""
-        with trio.fail_after(120):
-            async with await self.connect() as stream:
-                with suppress(trio.BrokenResourceError):  # it may hang up before it has read all
-                    for piece in pieces:
-                        await stream.send_all(piece)
-                        if len(pieces) > 1:
-                            await trio.sleep(0.001)
-                    if eof:
-                        await stream.send_eof()
-                return await read_all(stream)
-
-
-async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
-    """What comes until the end; a reset ends it too."""
-    received = bytearray()
-    try:
-        while data := await stream.receive_some():
-            received += data
-    except trio.BrokenResourceError:
-        received += b"<reset>"
-    return bytes(received)
-
-
-async def read_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        data = await stream.receive_some(count - len(received))
-        assert data, f"the stream ended after {bytes(received)!r}"
-        received += data
-    return bytes(received)
-
-
-async def read_head(stream: trio.abc.ReceiveStream) -> bytes:
-    """A head of HTTP, and nothing behind it."""
-    received = bytearray()
-    while not received.endswith(b"\r\n\r\n"):
-        received += await read_exactly(stream, 1)
-    return bytes(received)
-
-
-def bytewise(data: bytes) -> Iterable[bytes]:
-    return (data[at : at + 1] for at in range(len(data)))
+    async def answer(self, stream: VirtualStream) -> None:
+        self._addresses.append(stream.remote_address[0])
+        async with stream:
+            try:
+                async for chunk in stream:
+                    await stream.send_all(chunk)
+            except trio.BrokenResourceError:
+                return
 
 
 @asynccontextmanager
-async def scene(net: Tailnet, exits: Exits = NO_EXIT, **options: Any) -> AsyncIterator[Scene]:
-    desk, web, laptop = await net.device("desk"), await net.device("web"), await net.device("laptop")
-    async with serving(desk, "tailnet:1080", exits, **options) as (proxy, shutdown, done):
-        listener = await web.listen(ECHO_PORT)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(functools.partial(trio.serve_listeners, echo_stream, [listener]))
-            yield Scene(net, desk, web, laptop, proxy, shutdown, done)
-            nursery.cancel_scope.cancel()
+async def outside(net: Tailnet, *addresses: str, name: str = "web") -> AsyncIterator[Outside]:
+    """That host, while the block runs."""
+    host = Outside(net)
+    listener = net.host(name, *(addresses or (WEB,))).listen_tcp(80)
+    async with beside(functools.partial(trio.serve_listeners, host.answer, [listener])):
+        yield host
 
 
-@asynccontextmanager
-async def serving(
-    device: Device, listen: Any, exits: Exits = NO_EXIT, **options: Any
-) -> AsyncIterator[tuple[Proxy, trio.Event, trio.Event]]:
-    shutdown, done = trio.Event(), trio.Event()
-
-    async def run(*, task_status: trio.TaskStatus[Proxy]) -> None:
-        await serve(device, listen, exits, shutdown=shutdown, task_status=task_status, **options)
-        done.set()
-
-    async with trio.open_nursery() as nursery:
-        yield await nursery.start(run), shutdown, done
-        nursery.cancel_scope.cancel()
+async def desk_and_exits(net: Tailnet, *names: str, **options: object) -> tuple[Device, list[PlayedExit]]:
+    """A desk, and exits that know the one name there is."""
+    desk = await net.device("desk")
+    made = [await net.exit_node(name, records=RECORDS, **options) for name in names]
+    await until(lambda: len(desk.exit_nodes) == len(names))
+    return desk, made
 
 
-async def socks_open(stream: trio.abc.Stream, host: str, port: int) -> bytes:
-    """Connect through the proxy; its reply."""
-    await stream.send_all(NO_LOGIN)
-    assert await read_exactly(stream, 2) == CHOSEN_NO_LOGIN
-    await stream.send_all(socks_request(host, port))
-    head = await read_exactly(stream, 4)
-    return head + await read_exactly(stream, (4 if head[3] == 1 else 16) + 2)
+def cut(net: Tailnet, *exits: str) -> None:
+    """The cable of an exit is pulled: to everybody."""
+    for name in exits:
+        for other in ("desk", "relay", "control"):
+            net.block(name, other)
 
 
-async def echoed(stream: trio.abc.Stream, data: bytes = b"hello") -> bytes:
-    await stream.send_all(data)
-    return await read_exactly(stream, len(data))
+def mend(net: Tailnet, *exits: str) -> None:
+    for name in exits:
+        for other in ("desk", "relay", "control"):
+            net.unblock(name, other)
+
+
+async def echoed_by(chosen: Exits, host: str = WEB, session: str = "", timeout: float | None = None) -> str:
+    """One round trip; the exit it went through."""
+    async with await chosen.tcp_connect(host, 80, session=session, timeout=timeout) as stream:
+        await stream.send_all(b"hello")
+        assert await stream.receive_some() == b"hello"
+        assert stream.exit is not None
+        return stream.exit.hostname
+
+
+async def timed(chosen: Exits, host: str = WEB, session: str = "") -> tuple[str, float]:
+    """The exit it went through, and the seconds that took."""
+    began = trio.current_time()
+    return await echoed_by(chosen, host, session), trio.current_time() - began

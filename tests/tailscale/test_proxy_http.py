@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import trio
-from proxy_scripts import (
+from proxy_clients import (
     ECHO_PORT,
     Scene,
     bytewise,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from proxy_scripts import (
+from proxy_clients import (
     ECHO_PORT,
     NO_LOGIN,
     echoed,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-from proxy_scripts import (
+from proxy_clients import (
     ECHO_PORT,
     NO_LOGIN,
     bytewise,

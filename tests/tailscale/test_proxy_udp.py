@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import trio
-from proxy_scripts import ECHO_PORT, NO_LOGIN, read_all, read_exactly, scene, serving, socks_request
+from proxy_clients import ECHO_PORT, NO_LOGIN, read_all, read_exactly, scene, serving, socks_request
 from tailnet_scripts import held_by, until
 from trio.testing import MockClock
 
