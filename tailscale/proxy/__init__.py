@@ -17,15 +17,12 @@ if TYPE_CHECKING:
     from tailscale.proxy.exits import NO_EXIT as NO_EXIT
     from tailscale.proxy.exits import Exits as Exits
     from tailscale.proxy.exits_status import ExitsStatus as ExitsStatus
-<<<<<<< HEAD
+    from tailscale.proxy.exits_status import ExitStanding as ExitStanding
     from tailscale.proxy.limits import ProxyLimits as ProxyLimits
     from tailscale.proxy.requests import Request as Request
     from tailscale.proxy.server import Proxy as Proxy
     from tailscale.proxy.server import serve as serve
     from tailscale.proxy.service import ProxyStatistics as ProxyStatistics
-=======
-    from tailscale.proxy.exits_status import ExitStanding as ExitStanding
->>>>>>> exits
     from ts_proxy.breaker import Breaker as Breaker
     from ts_proxy.policy import BadPolicy as BadPolicy
 
@@ -33,15 +30,11 @@ _HOMES = {
     "tailscale.proxy.errors": ("NoExit",),
     "tailscale.proxy.events": ("ExitBroken", "ExitChosen", "ExitLost", "ExitRecovered"),
     "tailscale.proxy.exits": ("DIRECT", "NO_EXIT", "Exits"),
-<<<<<<< HEAD
-    "tailscale.proxy.exits_status": ("ExitsStatus",),
+    "tailscale.proxy.exits_status": ("ExitStanding", "ExitsStatus"),
     "tailscale.proxy.limits": ("ProxyLimits",),
     "tailscale.proxy.requests": ("Request",),
     "tailscale.proxy.server": ("Proxy", "serve"),
     "tailscale.proxy.service": ("ProxyStatistics",),
-=======
-    "tailscale.proxy.exits_status": ("ExitStanding", "ExitsStatus"),
->>>>>>> exits
     "ts_proxy.breaker": ("Breaker",),
     "ts_proxy.policy": ("BadPolicy",),
 }
