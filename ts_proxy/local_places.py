@@ -6,7 +6,7 @@ act as the machine itself. Tables only.
 
 from __future__ import annotations
 
-from ts_base.ip import is_link_local, is_loopback, is_multicast, parse_address
+from ts_base.ip import is_link_local, is_martian_source, parse_address
 
 # Link-local ones need no line of their own: 169.254.169.254 of most clouds, 169.254.170.2 of ECS.
 METADATA = frozenset(map(parse_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")))
@@ -15,8 +15,7 @@ METADATA_NAMES = frozenset(("metadata.google.internal", "metadata.goog", "instan
 
 def is_local(address: bytes) -> bool:
     """Whether only the machine that dials it knows what `address` is."""
-    is_here = is_loopback(address) or address[0] == 0 if len(address) == 4 else address[:15] == bytes(15)
-    return is_here or is_link_local(address) or is_multicast(address) or address in METADATA
+    return is_martian_source(address) or is_link_local(address) or address in METADATA
 
 
 def is_local_name(name: str) -> bool:
