@@ -125,7 +125,7 @@ async def measure(rounds: int, size: int, report: Report) -> None:
         ):
             host, theirs = server.ip4, stock.socks_port
             proxy = await nursery.start(serve, device, None)
-            while (await device.ping(host)).path.kind != "direct":
+            while (await device.ping(host)).path.kind != "direct":  # noqa: ASYNC110
                 await trio.sleep(0.1)
             await asked("connects", theirs, host, ECHO, 3)
             sides: dict[str, Measure] = {
@@ -148,7 +148,9 @@ async def measure(rounds: int, size: int, report: Report) -> None:
             }
             samples = await in_turn(rounds, sides)
             report.add(Row("proxy: one stream", "Mbit/s", samples, "our proxy", "bare stream", aim=0.9, floor=0.7))
-            report.add(Row("proxy: beside tailscaled's", "Mbit/s", samples, "our proxy", "tailscaled", aim=1.5, floor=1))
+            report.add(
+                Row("proxy: beside tailscaled's", "Mbit/s", samples, "our proxy", "tailscaled", aim=1.5, floor=1)
+            )
             memory = [await idle_memory(proxy.port, host)]
             report.add(Row("proxy: an idle connection", "KiB", {"our proxy": memory}, "our proxy"))
             nursery.cancel_scope.cancel()

@@ -14,7 +14,8 @@ from ts_base.ip import format_address, maybe_address
 LONGEST_NAME = 253  # RFC 1035, 2.3.4, without the dot at its end
 LONGEST_LABEL = 63
 LONGEST_WRITTEN = 255  # what SOCKS can carry; nothing longer is looked at
-OF_NAMES = frozenset((string.ascii_letters + string.digits + "-_.").encode())
+OF_ADDRESSES = frozenset(string.hexdigits + ".:[]")
+OF_NAMES = frozenset(string.ascii_letters + string.digits + "-_.")
 
 
 class Destination(NamedTuple):
@@ -32,12 +33,13 @@ def decode_host_untrusted(written: bytes) -> str:
     if not 0 < len(written) <= LONGEST_WRITTEN:
         raise BadPacket("a host has between 1 and 255 bytes")
     text = _ascii(written)
-    in_brackets = text.startswith("[") and text.endswith("]")
-    address = maybe_address(text[1:-1] if in_brackets else text)
-    if address is not None and (len(address) == 16 or ":" in text or not in_brackets):
-        return format_address(address)
+    if OF_ADDRESSES.issuperset(text):
+        in_brackets = text.startswith("[") and text.endswith("]")
+        address = maybe_address(text[1:-1] if in_brackets else text)
+        if address is not None and (":" in text or not in_brackets):
+            return format_address(address)
     name = text.removesuffix(".")
-    if not OF_NAMES.issuperset(name.encode()):
+    if not OF_NAMES.issuperset(name):
         raise BadPacket("a host name holds letters, digits, hyphens and dots")
     labels = name.split(".")
     if len(name) > LONGEST_NAME or not all(0 < len(label) <= LONGEST_LABEL for label in labels):

@@ -104,8 +104,6 @@ def let_in(accepted: Any) -> Caller:
     """What a listener has accepted, as the conversations take it."""
     if isinstance(accepted, trio.SocketStream):
         here, there = accepted.socket.getsockname(), accepted.socket.getpeername()
-        if accepted.socket.family in (socket.AF_INET, socket.AF_INET6):
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Caller(LocalStream.adopt(accepted), _of_name(there), _of_name(here))
     if isinstance(accepted, TcpStream):
         return Caller(accepted, accepted.remote_address, accepted.local_address)

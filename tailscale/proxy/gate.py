@@ -94,24 +94,25 @@ class Gate:
     async def connect(self, request: Request) -> Stream:
         """An open stream to where the request leads, or the error that says why there is none."""
         await self.check(request)
-        patience = self._limits.dial + self._limits.exit_wait
-        with trio.move_on_after(patience):
-            if self.is_tailnets(request.host):
-                return await self.device.tcp_connect(request.host, request.port, timeout=self._limits.dial)
-            stream = await self.exits.connect_anywhere(
-                request.host, request.port, timeout=self._limits.dial, session=self.session_of(request)
-            )
-            try:
-                self.check_outside(remote_host(stream))  # before a byte has been passed on
-            except RequestDenied:
-                await reset(stream)
-                raise
+        host, port, patience = request.host, request.port, self._limits.dial
+        if self.is_tailnets(host):
+            return await self.device.tcp_connect(host, port, timeout=patience)
+        if self.exits.kind != "policy":
+            stream = await self.exits.connect_anywhere(host, port, timeout=patience)
+            if self.exits.kind == "direct":
+                try:
+                    self.check_outside(remote_host(stream))  # before a byte has been passed on
+                except RequestDenied:
+                    await reset(stream)
+                    raise
             return stream
-        raise ConnectionTimedOut(f"{request.host} port {request.port} could not be reached within {patience:g} s")
+        with trio.move_on_after(patience + self._limits.exit_wait):
+            return await self.exits.tcp_connect(host, port, timeout=patience, session=self.session_of(request))
+        raise ConnectionTimedOut(f"{host} port {port} could not be reached within {patience:g} s by any exit")
 
     def is_tailnets(self, host: str) -> bool:
         """Whether nobody but the tailnet can know this name: one without a dot, unless this machine is asked too."""
-        return self.exits.kind != "direct" and "." not in host and maybe_address(host) is None
+        return self.exits.kind != "direct" and "." not in host and ":" not in host
 
     def session_of(self, request: Request) -> str:
         who = UserName(request.user, request.session, request.ttl)

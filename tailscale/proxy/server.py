@@ -151,27 +151,27 @@ class Proxy:
 
     async def _converse(self, client: Client) -> None:
         service = self._service
-        deadline = trio.current_time() + self._limits.handshake
-        language = Language.UNKNOWN
-        with service.places.quiet(deadline) as waiting:
+        language: Language | None = None
+        asked: socks.Asked | None = None
+        with service.places.quiet(trio.current_time() + self._limits.handshake):
             if self._limits.proxy_protocol:
                 await _believe_header(client)
             while not client.early:
                 await client.more()
+            if service.relay.has_dialled(client.address):
+                service.drops["proxy.looped"] += 1
+                service.say_once("a connection of the proxy at port %d led back to it, and was ended", self.port)
+                raise ClientGone
             language = language_of(client.early[0])
-        if waiting.cancelled_caught:
-            return
-        if service.relay.has_dialled(client.address):
-            service.drops["proxy.looped"] += 1
-            service.say_once("a connection of the proxy at port %d led back to it, and was ended", self.port)
-            raise ClientGone
-        if language is Language.SOCKS5:
-            await socks.converse(service, client, deadline)
+            if language is Language.SOCKS5:
+                asked = await socks.negotiate(service, client)
+        if asked is not None:
+            await socks.fulfil(service, client, asked)
         elif language is Language.HTTP:
             from tailscale.proxy import http  # h11 is loaded for those who speak HTTP
 
             await http.converse(service, client)
-        else:
+        elif language is not None and language is not Language.SOCKS5:
             await self._refuse(client, language)
 
     async def _refuse(self, client: Client, language: Language) -> None:

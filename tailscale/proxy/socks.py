@@ -6,6 +6,7 @@ No reply says that a connection is there before it is.
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import trio
 
@@ -14,7 +15,7 @@ from tailscale.proxy.datagrams import Datagrams, open_near
 from tailscale.proxy.ends import local_address
 from tailscale.proxy.outcomes import ClientGone
 from tailscale.proxy.relay import say_goodbye
-from tailscale.proxy.requests import Request
+from tailscale.proxy.requests import Kind, Request
 from tailscale.proxy.service import NOBODY, Client, Service
 from tailscale.proxy.udp_relay import associate
 from ts_base.errors import BadPacket
@@ -23,14 +24,16 @@ from ts_proxy.socks5 import UNSPECIFIED, Command, Credentials, Reply, Socks5Serv
 log = logging.getLogger("tailscale.proxy")
 
 
-async def converse(service: Service, client: Client, deadline: float) -> None:
-    """Negotiate until `deadline`, then do what was asked for."""
-    machine = Socks5Server(needs_user=service.doorkeeper.asks)
-    request: Request | None = None
-    with service.places.quiet(deadline):
-        request = await _negotiate(service, client, machine)
-    if request is None:
-        return
+class Asked(NamedTuple):
+    """What a client wants, and where the reply to that is made."""
+
+    machine: Socks5Server
+    request: Request
+
+
+async def fulfil(service: Service, client: Client, asked: Asked) -> None:
+    """Do what was asked for, to its end."""
+    machine, request = asked
     far: Stream | None = None
     near: Datagrams | None = None
     try:
@@ -74,9 +77,9 @@ async def _associate(
             await near.aclose()
 
 
-async def _negotiate(service: Service, client: Client, machine: Socks5Server) -> Request | None:
+async def negotiate(service: Service, client: Client) -> Asked | None:
     """What the client wants; None once it has been told that it will not get it."""
-    who = NOBODY
+    machine, who = Socks5Server(needs_user=service.doorkeeper.asks), NOBODY
     try:
         while True:
             event = machine.receive(client.take())
@@ -92,9 +95,8 @@ async def _negotiate(service: Service, client: Client, machine: Socks5Server) ->
                 await client.send(out)
             if isinstance(event, SocksRequest):
                 client.early += machine.take_rest()
-                return client.request(
-                    "socks" if event.command is Command.CONNECT else "udp", *event.destination, who=who
-                )
+                kind: Kind = "socks" if event.command is Command.CONNECT else "udp"
+                return Asked(machine, client.request(kind, *event.destination, who=who))
             await client.more()
     except BadPacket as problem:
         service.drops["proxy.socks_malformed"] += 1

@@ -300,7 +300,7 @@ def _led_to(device: Any, address: str) -> Any:
         def on(self, device: Any) -> Misled:
             return self
 
-        async def connect_anywhere(self, host: str, port: int, *, timeout: float, session: str) -> trio.SocketStream:
+        async def connect_anywhere(self, host: str, port: int, *, timeout: float) -> trio.SocketStream:
             return await trio.open_tcp_stream(address, port)
 
     return Misled()
