@@ -5,6 +5,7 @@ Owns the listeners, the clients and their end. What is said with a client is in 
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tailscale.device import Device
 
 log = logging.getLogger("tailscale.proxy")
+OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+PAUSE = 0.1  # seconds until there may be some of it again
 
 
 async def serve(
@@ -109,7 +112,8 @@ class Proxy:
             nursery.start_soon(self._service.relay.end_the_idle)
             async with trio.open_nursery() as clients:
                 async with trio.open_nursery() as accepting:
-                    accepting.start_soon(self._accept, clients, accepting.cancel_scope)
+                    for listener in self._listeners:
+                        accepting.start_soon(self._accept, listener, clients, accepting.cancel_scope)
                     task_status.started(self)
                     await shutdown.wait()
                     accepting.cancel_scope.cancel()
@@ -118,11 +122,20 @@ class Proxy:
                 clients.cancel_scope.deadline = trio.current_time() + self._limits.grace
             nursery.cancel_scope.cancel()
 
-    async def _accept(self, clients: trio.Nursery, accepting: trio.CancelScope) -> None:
-        try:
-            await trio.serve_listeners(self._attend, self._listeners, handler_nursery=clients)
-        except* trio.ClosedResourceError:
-            accepting.cancel()  # the device is closing: nobody can come any more
+    async def _accept(self, listener: doors.Listener, clients: trio.Nursery, accepting: trio.CancelScope) -> None:
+        while True:
+            try:
+                accepted = await listener.accept()
+            except trio.ClosedResourceError:
+                accepting.cancel()  # the device is closing: nobody can come any more
+                return
+            except OSError as problem:
+                if problem.errno not in OUT_OF_SOMETHING:
+                    raise
+                self._service.say_once("the proxy at port %d cannot take more clients: %s", self.port, problem)
+                await trio.sleep(PAUSE)
+            else:
+                clients.start_soon(self._attend, accepted)
 
     @trio.lowlevel.enable_ki_protection
     async def _attend(self, accepted: Any) -> None:
@@ -133,21 +146,23 @@ class Proxy:
             await trio.aclose_forcefully(accepted)
             return
         stream = caller.stream
-        is_whole = False
         try:
             with self._service.places.one() as is_welcome:
                 if is_welcome is not None:
                     peer = stream.peer if isinstance(stream, TcpStream) else None
                     await self._converse(Client(stream, caller.address, caller.door, peer, is_welcome))
-                    is_whole = True
-        except (ClientGone, *LOST) as problem:
-            is_whole = True  # what could be told has been told; a tunnel that broke has been reset
+            await stream.aclose()
+            return
+        except (ClientGone, *LOST) as problem:  # what could be told has been told; a tunnel that broke has been reset
             log.debug("a client of the proxy at port %d went away: %r", self.port, problem)
+            await stream.aclose()
+            return
         except Exception:
             log.exception("a client of the proxy at port %d failed", self.port)
-        finally:
-            with trio.CancelScope(shield=True):
-                await (stream.aclose() if is_whole else reset(stream))
+        except BaseException:
+            await reset(stream)
+            raise
+        await reset(stream)
 
     async def _converse(self, client: Client) -> None:
         service = self._service
