@@ -31,6 +31,8 @@ HOMES = {
     "version": "queries",
     "nc": "streams",
     "listen": "streams",
+    "proxy": "proxying",
+    "exec": "proxying",
     "doctor": "doctor",
     "login": "account",
     "logout": "account",
