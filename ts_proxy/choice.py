@@ -22,7 +22,7 @@ and clocks: `now` is an argument, and who dials tells what came of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -198,6 +198,11 @@ class Choice:
                 self._records.pop(next(idle, ""), None)
         return record
 
+    def _wanted(self, candidates: Iterable[Candidate] | None = None) -> Iterator[tuple[str, _Record]]:
+        """The records of these exits, or of those that the policy lets in."""
+        for candidate in self._fitting if candidates is None else candidates:
+            yield candidate.key, self._records[candidate.key]
+
     def _is_named(self, key: str) -> bool:
         candidate = self._candidates.get(key)
         return candidate is not None and place_in(self.policy, candidate) is not None
@@ -206,16 +211,16 @@ class Choice:
 
     def selection(self, now: float, session: str = "") -> Selection:
         """The whole order at this moment."""
+        candidates = list(self._candidates.values()) if self.pinned else self._fitting
         standings = {
             key: Standing(
                 is_lost=bool(record.lost) or record.breaker.cause == SILENCE,
                 is_broken=record.breaker.state(now) == "open",
                 direct_since=record.direct_since,
             )
-            for key, record in self._records.items()
+            for key, record in self._wanted(candidates)
         }
         memory = Memory(self.pinned, self.current, self.pool.keys, self.sessions.exit_of(session) if session else "")
-        candidates = list(self._candidates.values()) if self.pinned else self._fitting
         return select(self.policy, candidates, standings, memory, now, session)
 
     def next_exit(self, now: float, session: str = "", without: Collection[str] = ()) -> Pick:
@@ -233,7 +238,7 @@ class Choice:
                 again_at = min(again_at, record.retry_at)
                 continue
             return Pick(key)
-        closed = [r.breaker.until for r in self._records.values() if r.breaker.state(now) == "open"]
+        closed = [r.breaker.until for _, r in self._wanted() if r.breaker.state(now) == "open"]
         return Pick("", min(again_at, *closed, math.inf))
 
     # What becomes of dials
@@ -364,7 +369,7 @@ class Choice:
 
     def handle_timer(self, now: float) -> None:
         """What time alone changes: paths that stayed direct, losses that are forgiven, breakers whose time is over."""
-        for key, record in self._records.items():
+        for key, record in self._wanted():
             if record.lost and not self._is_named(key) and now - record.lost_at >= FORGIVEN_AFTER:
                 self._restore(key, record)
         self._settle(now)
@@ -372,8 +377,8 @@ class Choice:
     def next_timer(self, now: float) -> float:
         """When `asks` or `handle_timer` have something to say."""
         due = [self._record(key).ask_at for key in self._better_and_lost(now)]
-        for key, record in self._records.items():
-            if record.direct_since is not None:
+        for key, record in self._wanted():
+            if record.direct_since is not None and self.policy.sticky and not self.policy.nodes:
                 due.append(record.direct_since + DIRECT_FOR)
             if record.lost and not self._is_named(key):
                 due.append(record.lost_at + FORGIVEN_AFTER)

@@ -154,6 +154,8 @@ def clean_word(word: str, what: str) -> str:
         raise BadPolicy(
             f"{what}={word[:LONGEST_WORD]!r} is not a printable word of at most {LONGEST_WORD} letters", word
         )
+    if word and not word.strip():
+        raise BadPolicy(f"{what}={word!r} is blank: leave it out for any", word)
     return word.strip().lower()
 
 

@@ -275,17 +275,15 @@ class Race:
                 self._done.add(attempt.key)  # it does not go there: it may offer one family only
                 self._failure = failure
                 return Outcome.CUT
-            case NameNotFound() | ConnectionTimedOut() | PeerOffline() if not is_speaking:
+            case NameNotFound(is_temporary=True) | ConnectionTimedOut() | PeerOffline() if not is_speaking:
                 return Outcome.SILENT
+        self._end(failure)
+        match failure:
             case ConnectionTimedOut() | PeerOffline():
-                self._end(failure)
                 return Outcome.TIMED_OUT
-            case NameNotFound() | ConnectionRefused() | ConnectionReset():
-                self._end(failure)
+            case NameNotFound() | ConnectionRefused() | ConnectionReset() if is_speaking:
                 return Outcome.TARGET
-            case _:
-                self._end(failure)
-                return Outcome.CUT
+        return Outcome.CUT  # known without asking the exit, as a name that was asked for before
 
     def _end(self, failure: TailscaleError) -> None:
         self._failure = failure

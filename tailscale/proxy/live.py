@@ -84,6 +84,7 @@ class LiveChoice:
         self._bell = trio.Event()
         self._loaded = trio.Event()
         self._is_loading = False
+        self._saved: tuple[str, ...] = ()
         self._is_following = False
         self._used_at = self._seen_at = -math.inf
         self._is_stale = True
@@ -244,8 +245,11 @@ class LiveChoice:
         with self.turn() as now:
             states = self.choice.states(now)
         reasons: dict[str, str] = {}
+        pinned = self.choice.pinned
         for state in states:
             name = self._nodes[state.key].hostname
+            if pinned and not self._is_called(state.key, pinned):
+                continue
             again = f", tried again in {state.again_at - now:.0f} s" if state.again_at > now else ""
             if not state.fits:
                 reasons[name] = state.why_not
@@ -253,14 +257,13 @@ class LiveChoice:
                 reasons[name] = f"it is left alone because {state.reason}{again}"
             else:
                 reasons[name] = f"{state.reason or 'its tunnel did not answer'}{again}"
-        missing = [
-            node for node in self.choice.policy.nodes if not any(self._is_called(key, node) for key in self._exits)
-        ]
+        named = (pinned,) if pinned else self.choice.policy.nodes
+        missing = [name for name in named if not any(self._is_called(key, name) for key in self._exits)]
         reasons |= dict.fromkeys(missing, "no exit node has that name")
         candidates = [self._as_candidate(exit_node) for exit_node in self._exits.values()]
         close = suggestions(self.choice.policy, candidates)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        wanted = f"the pinned exit {self.choice.pinned}" if self.choice.pinned else f"an exit ({self.choice.policy})"
+        wanted = f"the pinned exit {pinned}" if pinned else f"an exit ({self.choice.policy})"
         if not states and not missing:
             return NoExit(f"there is no way out by {wanted}: this tailnet has no exit node that we may use")
         told = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:8])
@@ -308,7 +311,7 @@ class LiveChoice:
         if not self._is_loading:
             self._is_loading = True
             try:
-                keys = await self._pool_file.load()
+                keys = self._saved = await self._pool_file.load()
                 with self.turn() as now:
                     self.choice.use_pool(keys, now)
             finally:
@@ -344,6 +347,8 @@ class LiveChoice:
                 nursery.cancel_scope.cancel()
         finally:
             self._is_following = False
+            if self._pool_file is not None and self._saved != self.choice.pool.keys:
+                self._pool_file.save_now(self.choice.pool.keys)
             for reader in list(self._readers):  # the device ends
                 reader.close()
 
@@ -390,10 +395,10 @@ class LiveChoice:
 
     async def _save(self) -> None:
         assert self._pool_file is not None
-        saved: tuple[str, ...] = ()
-        while saved != self.choice.pool.keys:
-            saved = self.choice.pool.keys
-            await self._pool_file.save(saved)
+        while self._saved != self.choice.pool.keys:
+            newest = self.choice.pool.keys
+            await self._pool_file.save(newest)
+            self._saved = newest
 
     def _start(self, what: str, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """One task of a kind at a time, beside the device."""

@@ -38,7 +38,7 @@ class PoolFile:
 
     async def save(self, keys: Sequence[str]) -> None:
         """Replace the file."""
-        await trio.to_thread.run_sync(self._save, keys)
+        await trio.to_thread.run_sync(self.save_now, keys)
 
     def _load(self) -> tuple[str, ...]:
         try:
@@ -67,7 +67,8 @@ class PoolFile:
                 "%s cannot be used: %s. It is %s now, and the pool of exits begins empty", self.path, reason, aside
             )
 
-    def _save(self, keys: Sequence[str]) -> None:
+    def save_now(self, keys: Sequence[str]) -> None:
+        """The last chance, when the event loop is about to end."""
         try:
             replace_file(self.path, encode_pool(self._fingerprint, keys))
         except OSError as problem:
