@@ -16,7 +16,7 @@ import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy import ProxyLimits
+    from tailscale.proxy.gate import Allow
+    from tailscale.proxy.hosted import HostedProxy
+    from tailscale.proxy.users import Users
     from tailscale.sockets.socket_device import Address
     from tailscale.status import ExitNode
 
@@ -219,6 +223,33 @@ class UdpSocket(UdpFace):
         self.close()
 
 
+def serve(
+    device: Device,
+    listen: str | None = "127.0.0.1:1080",
+    exits: Any = None,
+    *,
+    users: Users | None = None,
+    allow: Allow | None = None,
+    limits: ProxyLimits | None = None,
+) -> HostedProxy:
+    """`tailscale.proxy.serve` in the device's thread, where `users` and `allow` are called: `with sync.serve(...)`.
+
+    ```python no-run: it runs as long as the block does
+    with tailscale.sync.serve(device, "127.0.0.1:1080") as proxy:
+        requests.get("http://db/", proxies={"http": f"socks5h://127.0.0.1:{proxy.port}"})
+    ```
+    """
+    from tailscale.proxy import NO_EXIT
+    from tailscale.proxy.hosted import HostedProxy, open_proxy
+
+    way = exits or NO_EXIT
+    thread = device._thread
+    options = {"users": users, "allow": allow, "limits": limits}
+    return device._await(
+        lambda: open_proxy(thread.spawn, thread.call_soon, thread.device, listen, way, **options), HostedProxy.close
+    )
+
+
 @atexit.register
 def _close_all() -> None:
     """A program that ends says goodbye for the devices it forgot."""
@@ -226,4 +257,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]

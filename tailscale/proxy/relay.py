@@ -50,11 +50,11 @@ class Relay:
     @property
     def sent(self) -> int:
         """Bytes towards the destinations."""
-        return self._sent + sum(one.early + one.carried.sent for one in self._sessions)
+        return self._sent + sum(one.early + one.carried.sent for one in tuple(self._sessions))
 
     @property
     def received(self) -> int:
-        return self._received + sum(one.carried.received for one in self._sessions)
+        return self._received + sum(one.carried.received for one in tuple(self._sessions))
 
     def count(self, *, sent: int = 0, received: int = 0) -> None:
         """Bytes that others have carried."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ sys.exit(7)
 """
 
 
+@pytest.mark.slow
 async def test_exec_runs_a_command_through_the_tailnet_and_passes_its_code_on() -> None:
     async with Tailnet(real=True) as net:
         web = await net.device("web")
@@ -175,14 +177,8 @@ async def test_exec_runs_a_command_through_the_tailnet_and_passes_its_code_on() 
 
 async def _proxy_runs_until_it_is_told(common: list[str]) -> None:
     async with trio.open_nursery() as nursery:
-        started = await nursery.start(
-            lambda task_status: trio.run_process(
-                [*common, "proxy", "127.0.0.1:0", "tailnet:1080=direct"],
-                task_status=task_status,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
-        )
+        command = [*common, "proxy", "127.0.0.1:0", "tailnet:1080=direct"]
+        started = await nursery.start(partial(trio.run_process, command, stderr=subprocess.PIPE, check=False))
         said = b""
         with trio.fail_after(20):
             while said.count(b"proxy at") < 2 or not said.endswith(b"\n"):
