@@ -176,9 +176,7 @@ class Socks5Server:
             return None
         command = Command(received[1])
         try:
-            destination = decode_address_untrusted(bytes(received[:end]))
-            if destination.port == 0 and command is Command.CONNECT:
-                raise BadPacket("port 0 cannot be connected to")
+            destination = _destination(command, bytes(received[:end]))
         except BadPacket:
             self.reply(Reply.GENERAL_FAILURE)
             raise
@@ -189,6 +187,16 @@ class Socks5Server:
     def _over(self, why: str) -> BadPacket:
         self._step = _Step.OVER
         return BadPacket(why)
+
+
+def _destination(command: Command, head: bytes) -> Destination:
+    if command is Command.UDP_ASSOCIATE:
+        # From where datagrams will come. Clients do not know their address as we see it, and some write the name "0".
+        return Destination(UNSPECIFIED[0], PORT.unpack(head[-2:])[0])
+    found = decode_address_untrusted(head)
+    if found.port == 0:
+        raise BadPacket("port 0 cannot be connected to")
+    return found
 
 
 def end_of_address(head: bytes | bytearray) -> int | None:

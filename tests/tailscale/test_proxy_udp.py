@@ -90,6 +90,13 @@ async def test_udp_goes_to_names_and_addresses_of_the_tailnet_and_back(
         await until(lambda: s.proxy.statistics().associations == 0)
 
 
+async def test_udp_address_that_a_client_announces_is_no_matter(tailnet: Tailnet, autojump_clock: MockClock) -> None:
+    async with scene(tailnet) as s, udp_echo(s.web):
+        for announced in (b"\3\1" + b"0", b"\1\xc0\xa8\0\1", b"\4" + bytes(16)):
+            async with associated(s.laptop, request=b"\5\3\0" + announced + b"\0\0") as one:
+                assert await one.asked(by_name(b"web", ECHO_PORT, b"a"))
+
+
 async def test_udp_association_ends_with_its_connection_and_leaves_nothing(
     tailnet: Tailnet, autojump_clock: MockClock
 ) -> None:
