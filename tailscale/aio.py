@@ -311,8 +311,8 @@ def serve(
 
     `users` and `allow` that are functions are called in this event loop, and may be async.
 
-    ```python no-run: it runs as long as the block does
-    async with tailscale.aio.serve(device, "127.0.0.1:1080") as proxy:
+    ```python
+    async with tailscale.aio.serve(device, "127.0.0.1:0") as proxy:
         print(proxy.address, proxy.statistics())
     ```
     """

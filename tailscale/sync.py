@@ -234,9 +234,9 @@ def serve(
 ) -> HostedProxy:
     """`tailscale.proxy.serve` in the device's thread, where `users` and `allow` are called: `with sync.serve(...)`.
 
-    ```python no-run: it runs as long as the block does
-    with tailscale.sync.serve(device, "127.0.0.1:1080") as proxy:
-        requests.get("http://db/", proxies={"http": f"socks5h://127.0.0.1:{proxy.port}"})
+    ```python
+    with tailscale.sync.serve(device, "127.0.0.1:0") as proxy:
+        print(f"socks5h://127.0.0.1:{proxy.port}", proxy.statistics())
     ```
     """
     from tailscale.proxy import NO_EXIT

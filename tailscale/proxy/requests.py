@@ -15,7 +15,7 @@ Kind = Literal["socks", "udp", "connect", "http"]
 class Request:
     """One connection, or one destination of datagrams, that a client wants.
 
-    ```python no-run: a rule on its own
+    ```python
     def only_web(request: Request) -> bool:
         return request.port in (80, 443) or request.user == "alice"
     ```

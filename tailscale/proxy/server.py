@@ -47,8 +47,8 @@ async def serve(
 ) -> None:
     """Run a proxy until cancelled, or until `shutdown` is set and what is open has ended or had `limits.grace`.
 
-    ```python forever=1080
-    await tailscale.proxy.serve(device, "127.0.0.1:1080")
+    ```python
+    await tailscale.proxy.serve(device, "tailnet:1080")
     ```
 
     One port speaks SOCKS 5 (TCP and UDP) and HTTP (CONNECT, and http URLs). What the tailnet has is reached over the
