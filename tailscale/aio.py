@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy import Exits as TrioExits
     from tailscale.proxy import ProxyLimits
+    from tailscale.proxy.exits import ExitsOptions
+    from tailscale.proxy.exits_status import ExitsStatus
     from tailscale.proxy.gate import Allow
     from tailscale.proxy.hosted import HostedProxy
     from tailscale.proxy.users import Users
@@ -298,10 +301,93 @@ class UdpSocket(UdpFace):
         await self.close()
 
 
+class Exits:
+    """`tailscale.proxy.Exits` for asyncio: the exits of an entered Device. Takes what that takes.
+
+    A `where=` function is called in the device's own thread.
+    """
+
+    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
+        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
+
+        self._device = device
+        self._exits = TrioExits(device._thread.device, **options)
+
+    @classmethod
+    def from_spec(cls, device: Device, text: str) -> Self:
+        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
+        from tailscale.proxy.exits import Exits as TrioExits
+
+        made = cls.__new__(cls)
+        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
+        return made
+
+    async def open_connection(
+        self,
+        host: str,
+        port: int,
+        *,
+        timeout: float | None = None,
+        session: str = "",
+        limit: int = DEFAULT_STREAM_LIMIT,
+        ssl: ssl_module.SSLContext | bool | None = None,
+        server_hostname: str | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As `asyncio.open_connection`, by the exit of this moment."""
+        sock = await self.socket(host, port, timeout=timeout, session=session)
+        try:
+            name = server_hostname or (host if ssl else None)
+            return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def socket(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
+        """A connected, non-blocking socket, for libraries that take one."""
+        thread = self._device._thread
+
+        async def dial() -> TailnetSocket:
+            return bridges.as_socket(
+                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
+            )
+
+        sock = await self._device._await(dial, TailnetSocket.close)
+        sock.setblocking(False)
+        return sock
+
+    async def udp(self, *, session: str = "") -> UdpSocket:
+        """A UDP socket through the exit of this moment."""
+        udp = await self._device._await(lambda: self._exits.udp(session=session))
+        return UdpSocket(udp, self._device._thread)
+
+    async def candidates(self) -> tuple[ExitNode, ...]:
+        """The exits that the policy lets in and that are not broken, best first."""
+        return await self._device._await(as_work(lambda: self._exits.candidates))
+
+    async def current(self) -> ExitNode | None:
+        """The exit that the next connection without a session takes."""
+        return await self._device._await(as_work(lambda: self._exits.current))
+
+    async def status(self) -> ExitsStatus:
+        """What is used, what could be, and why the others are not."""
+        return await self._device._await(as_work(self._exits.status))
+
+    async def pin(self, node: str | None) -> None:
+        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
+        await self._device._await(lambda: self._exits.pin(node))
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on; ends when the device is closed."""
+        return self._device._events_of(self._device._thread.submit(as_work(self._exits.events)))
+
+    def __repr__(self) -> str:
+        return repr(self._exits)
+
+
 def serve(
     device: Device,
     listen: str | None = "127.0.0.1:1080",
-    exits: Any = None,
+    exits: Exits | TrioExits | None = None,
     *,
     users: Users | None = None,
     allow: Allow | None = None,
@@ -322,7 +408,7 @@ def serve(
 async def _serve(
     device: Device,
     listen: str | None,
-    exits: Any,
+    exits: Exits | TrioExits | None,
     users: Users | None,
     allow: Allow | None,
     limits: ProxyLimits | None,
@@ -331,7 +417,7 @@ async def _serve(
     from tailscale.proxy.hosted import HostedProxy, open_proxy
 
     loop, thread = asyncio.get_running_loop(), device._thread
-    way = exits or NO_EXIT
+    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
     options = {
         "users": _in_loop(loop, users) if callable(users) else users,
         "allow": _in_loop(loop, allow) if allow is not None else None,
@@ -399,4 +485,4 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> C
     return call
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]
+__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]

@@ -16,7 +16,7 @@ import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy import Exits as TrioExits
     from tailscale.proxy import ProxyLimits
+    from tailscale.proxy.exits import ExitsOptions
+    from tailscale.proxy.exits_status import ExitsStatus
     from tailscale.proxy.gate import Allow
     from tailscale.proxy.hosted import HostedProxy
     from tailscale.proxy.users import Users
@@ -223,10 +226,74 @@ class UdpSocket(UdpFace):
         self.close()
 
 
+class Exits:
+    """`tailscale.proxy.Exits` for plain threads: the exits of an open Device. Takes what that takes.
+
+    A `where=` function is called in the device's own thread.
+    """
+
+    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
+        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
+
+        self._device = device
+        self._exits = TrioExits(device._thread.device, **options)
+
+    @classmethod
+    def from_spec(cls, device: Device, text: str) -> Self:
+        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
+        from tailscale.proxy.exits import Exits as TrioExits
+
+        made = cls.__new__(cls)
+        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
+        return made
+
+    def connect(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
+        """A connected socket, by the exit of this moment: `timeout` also becomes the socket's own."""
+        thread = self._device._thread
+
+        async def dial() -> TailnetSocket:
+            return bridges.as_socket(
+                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
+            )
+
+        sock = self._device._await(dial, TailnetSocket.close)
+        sock.settimeout(timeout)
+        return sock
+
+    def udp(self, *, session: str = "") -> UdpSocket:
+        """A UDP socket through the exit of this moment."""
+        return UdpSocket(self._device._await(lambda: self._exits.udp(session=session)), self._device._thread)
+
+    @property
+    def candidates(self) -> tuple[ExitNode, ...]:
+        """The exits that the policy lets in and that are not broken, best first."""
+        return self._device._await(as_work(lambda: self._exits.candidates))
+
+    @property
+    def current(self) -> ExitNode | None:
+        """The exit that the next connection without a session takes."""
+        return self._device._await(as_work(lambda: self._exits.current))
+
+    def status(self) -> ExitsStatus:
+        """What is used, what could be, and why the others are not."""
+        return self._device._await(as_work(self._exits.status))
+
+    def pin(self, node: str | None) -> None:
+        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
+        self._device._await(lambda: self._exits.pin(node))
+
+    def events(self) -> Iterator[Event]:
+        """What happens from now on; ends when the device is closed."""
+        return self._device._events_of(self._device._await(as_work(self._exits.events)))
+
+    def __repr__(self) -> str:
+        return repr(self._exits)
+
+
 def serve(
     device: Device,
     listen: str | None = "127.0.0.1:1080",
-    exits: Any = None,
+    exits: Exits | TrioExits | None = None,
     *,
     users: Users | None = None,
     allow: Allow | None = None,
@@ -242,7 +309,7 @@ def serve(
     from tailscale.proxy import NO_EXIT
     from tailscale.proxy.hosted import HostedProxy, open_proxy
 
-    way = exits or NO_EXIT
+    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
     thread = device._thread
     options = {"users": users, "allow": allow, "limits": limits}
     return device._await(
@@ -257,4 +324,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]
+__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]

@@ -125,6 +125,16 @@ def _add_reading(adder: _Adder) -> None:
     family.add_argument("-4", dest="family", action="store_const", const=4, default=None, help="only IPv4")
     family.add_argument("-6", dest="family", action="store_const", const=6, help="only IPv6")
 
+    exits = adder.add("exits", "exit nodes: where, how far, and which one a choice takes", json=True)
+    exits.add_argument(
+        "choice",
+        nargs="?",
+        type=_exit_choice,
+        default="any",
+        metavar="CHOICE",
+        help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
+    )
+
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument("host", nargs="?", help="a peer to reach as well")
@@ -173,6 +183,18 @@ def _add_account(adder: _Adder) -> None:
 def _epilog() -> str:
     rows = "\n".join(f"  {code:<4}{meaning}" for code, meaning in EXIT_TABLE)
     return f"exit codes:\n{rows}"
+
+
+def _exit_choice(text: str) -> str:
+    """Checked where it was typed; the same words mean the same in `proxy` and `exec`."""
+    from ts_proxy.policy import BadPolicy
+    from ts_proxy.spec import parse_spec
+
+    try:
+        parse_spec(text)
+    except BadPolicy as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -27,6 +27,7 @@ HOMES = {
     "ping": "queries",
     "whois": "queries",
     "ip": "queries",
+    "exits": "exits",
     "netcheck": "queries",
     "version": "queries",
     "nc": "streams",

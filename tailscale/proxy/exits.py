@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict
 
 import trio
 
@@ -28,6 +28,26 @@ if TYPE_CHECKING:
     from tailscale.sockets.tcp import TcpStream
     from tailscale.sockets.udp import UdpSocket
     from tailscale.status import ExitNode
+
+
+class ExitsOptions(TypedDict, total=False):
+    """The keyword arguments of `Exits`."""
+
+    nodes: Sequence[str]
+    country: str
+    city: str
+    tag: str
+    where: Callable[[ExitNode], bool] | None
+    direct_only: bool
+    sticky: bool
+    pool: int
+    fallback: bool
+    reconnect: Reconnect
+    hedge: float
+    dns: Dns
+    state: str | os.PathLike[str] | None
+    breaker: Breaker
+
 
 EXIT = "exit"  # `way_by` hands back the exit that it is given: here that only means some exit
 

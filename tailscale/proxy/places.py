@@ -30,16 +30,15 @@ class Places:
     @contextlib.contextmanager
     def one(self) -> Iterator[bool | None]:
         """A place while the block lasts. False: only to be told that there is none. None: not even that."""
-        if self.open >= self._limit + SPARE and not self._make_room():
-            self.turned_away += 1
+        has_place = self.open < self._limit or self._make_room()
+        self.turned_away += not has_place
+        if not has_place and self.open >= self._limit + SPARE:
             yield None
             return
-        is_free = self.open < self._limit or self._make_room()
-        self.turned_away += not is_free
         self.open += 1
         self.accepted += 1
         try:
-            yield is_free
+            yield has_place
         finally:
             self.open -= 1
 

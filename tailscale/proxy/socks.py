@@ -6,7 +6,8 @@ No reply says that a connection is there before it is.
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -21,6 +22,8 @@ from tailscale.proxy.udp_relay import associate
 from ts_base.errors import BadPacket
 from ts_proxy.socks5 import UNSPECIFIED, Command, Credentials, Reply, Socks5Server, SocksRequest
 
+T = TypeVar("T")
+
 log = logging.getLogger("tailscale.proxy")
 
 
@@ -34,25 +37,36 @@ class Asked(NamedTuple):
 async def fulfil(service: Service, client: Client, asked: Asked) -> None:
     """Do what was asked for, to its end."""
     machine, request = asked
-    far: Stream | None = None
-    near: Datagrams | None = None
+    if request.kind == "udp":
+        near = await _or_told(service, client, asked, open_association)
+        if near is not None:
+            await _associate(service, client, machine, request, near)
+    else:
+        far = await _or_told(service, client, asked, Service.connect)
+        if far is not None:
+            await _carry(service, client, machine, far)
+
+
+async def _or_told(
+    service: Service, client: Client, asked: Asked, opening: Callable[[Service, Client, Request], Awaitable[T]]
+) -> T | None:
+    """What it opens; None once the client has been told why that failed."""
+    machine, request = asked
     try:
-        if request.kind == "udp":
-            service.admit(client, request)
-            near = await open_near(service.gate, client)
-        else:
-            far = await service.connect(client, request)
+        return await opening(service, client, request)
     except ClientGone:
         raise
     except Exception as problem:
         machine.reply(service.fail(problem, request).reply)
-        await client.send(machine.transmit())
-        await say_goodbye(client.stream)
-        return
-    if near is not None:
-        await _associate(service, client, machine, request, near)
-    elif far is not None:
-        await _carry(service, client, machine, far)
+    await client.send(machine.transmit())
+    await say_goodbye(client.stream)
+    return None
+
+
+async def open_association(service: Service, client: Client, request: Request) -> Datagrams:
+    """The socket that its datagrams are taken at."""
+    service.admit(client, request)
+    return await open_near(service.gate, client)
 
 
 async def _carry(service: Service, client: Client, machine: Socks5Server, far: Stream) -> None:

@@ -38,7 +38,11 @@ async def connect(
     via: str | Node | None = None,
 ) -> TailnetSocket:
     """Dial, and hand out the near end of a pumped connection."""
-    stream = await thread.device.tcp_connect(host, port, timeout=timeout, via=via)
+    return as_socket(thread, await thread.device.tcp_connect(host, port, timeout=timeout, via=via))
+
+
+def as_socket(thread: LoopThread, stream: TcpStream) -> TailnetSocket:
+    """The near end of a pumped connection, whoever made it. Inside the loop."""
     try:
         ours, theirs = loopback_pair()
     except BaseException:

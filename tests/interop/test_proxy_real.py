@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -22,11 +23,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from tailscale.proxy import Proxy, serve
+from tailscale.proxy import NO_EXIT, Exits, Proxy, serve
+from tests.interop import natlab
+from tests.interop.natlab import inside
 from tests.interop.ours import joined
 from tests.interop.pattern import pattern
-from tests.interop.processes import PORTS
+from tests.interop.processes import PORTS, poll_until
 from tests.interop.rig import Rig
+from tests.interop.test_exits_real import SIZE, WEB, exit_nodes, web_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.peers("tailscaled", "tailscale")]
 BODY = pattern(4 << 20)
@@ -315,3 +319,50 @@ async def test_pysocks_sends_datagrams_to_a_tsnet_peer(r: Rig, tmp_path: Path) -
         program = f"host, port = {s.tsnet!r}, {s.proxy.port}\n{DATAGRAMS}"
         assert await said_by(sys.executable, "-c", program) == b"echoed\n"
         assert s.proxy.statistics().requests == {"udp": 1}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(natlab.why_not()), reason=natlab.why_not() or "-")
+async def test_two_ports_lead_out_by_two_stock_exits_at_once(r: Rig) -> None:
+    """What left by which is said by the web server that was asked, from which address."""
+    async with natlab.lab(r) as (made, hs):
+        key = await hs.auth_key()
+        async with web_server(made) as port, exit_nodes(r, made, hs, key) as stock:
+            with inside(made.site("easy").client):
+                async with joined(hs, auth_key=key) as us, trio.open_nursery() as nursery:
+
+                    async def both_offered() -> bool:
+                        return len(us.exit_nodes) == len(stock)
+
+                    await poll_until("both exits to be offered", both_offered, 30)
+                    seen = {}
+                    for name in stock:
+                        proxy = await nursery.start(serve, us, "127.0.0.1:0", Exits(us, nodes=[name]))
+                        seen[name] = await source_seen(proxy.port, port)
+                    refusing = await nursery.start(serve, us, "127.0.0.1:0", NO_EXIT)
+                    async with await trio.open_tcp_stream("127.0.0.1", refusing.port) as stream:
+                        assert (await socks_reply(stream, port))[1] == 3
+                    nursery.cancel_scope.cancel()
+    assert seen == {name: one.site.address for name, one in stock.items()}
+
+
+async def source_seen(proxy_port: int, port: int) -> str:
+    async with await trio.open_tcp_stream("127.0.0.1", proxy_port) as stream:
+        assert (await socks_reply(stream, port))[1] == 0
+        await stream.send_all(f"POST / HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: {SIZE}\r\n\r\n".encode())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, pattern(SIZE))
+            received = b"".join([chunk async for chunk in stream])
+        head, body = received.split(b"\r\n\r\n", 1)
+        assert hashlib.sha256(body).hexdigest() == hashlib.sha256(pattern(SIZE)).hexdigest()
+        source: str = json.loads(head.partition(b"X-Seen: ")[2].partition(b"\r\n")[0])["source"]
+        return source
+
+
+async def socks_reply(stream: trio.SocketStream, port: int) -> bytes:
+    address = bytes(map(int, WEB.split(".")))
+    await stream.send_all(b"\5\1\0\5\1\0\1" + address + port.to_bytes(2, "big"))
+    answer = b""
+    while len(answer) < 12:
+        answer += await stream.receive_some(12 - len(answer))
+    return answer[2:]

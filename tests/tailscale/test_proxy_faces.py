@@ -46,7 +46,7 @@ def test_threads_hold_a_proxy(net: ThreadedTailnet) -> None:
             with pytest.raises(OSError):
                 sync.serve(desk, f"127.0.0.1:{proxy.port}")
         desk.status()  # a proxy that could not begin, and one that has ended, end nothing else
-        with sync.serve(desk, "tailnet:1080") as other:
+        with sync.serve(desk, "tailnet:1080", sync.Exits(desk, nodes=["nobody"])) as other:
             assert other.address == ("tailnet", 1080)
 
 
