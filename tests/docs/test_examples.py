@@ -26,6 +26,7 @@ CLIENTS = [
     ("http_client.py",     ["http://web/"],     r"200 hello fetcher"),
     ("sync_client.py",     ["db", "5432"],      r"hello\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
+    ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
 SERVERS = [
