@@ -27,7 +27,7 @@ import tailscale
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "testing"),
+    *("aio", "sync", "http", "proxy", "testing"),
 )
 UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
