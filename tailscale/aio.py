@@ -13,57 +13,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
+import importlib
 import socket
 import ssl as ssl_module
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
-from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
-from tailscale.threads.awaiting import finished, outcome, settled
+from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
-from tailscale.threads.loop_thread import Job, LoopThread
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
     import os
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Unpack
 
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
-    from tailscale.events import Event, EventStream
+    from tailscale.events import Event
     from tailscale.nodes import Node
-    from tailscale.proxy.exits import ExitsOptions
-    from tailscale.proxy.exits_status import ExitsStatus
+    from tailscale.proxy.aio_face import Exits as Exits
+    from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
-DEFAULT_STREAM_LIMIT = 1 << 20  # asyncio's 64 KiB would pause a fast peer all the time
-
-
-def _awaited(
-    verb: Callable[Concatenate[X, P], Awaitable[T]],
-) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:
-    """The same verb for this face: done in the device's own loop, awaited in this one."""
-
-    @functools.wraps(verb)
-    async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await finished(asked(face, verb, *args, **kwargs))
-
-    return call
 
 
 class Device(DeviceFace, AsyncWithOnly):
@@ -131,10 +117,10 @@ class Device(DeviceFace, AsyncWithOnly):
         loop = asyncio.get_running_loop()
         key = self._options.get("auth_key")
         if callable(key):
-            self._options["auth_key"] = _in_loop(loop, key)
+            self._options["auth_key"] = in_loop(loop, key)
         notify = self._options.get("on_login_url")
         if notify is not None:
-            self._options["on_login_url"] = _in_loop(loop, notify)
+            self._options["on_login_url"] = in_loop(loop, notify)
 
     # How work gets into the loop thread
 
@@ -303,19 +289,19 @@ class Device(DeviceFace, AsyncWithOnly):
 
     # Names and identities
 
-    way_to = _awaited(TrioDevice.way_to)
-    way_by = _awaited(TrioDevice.way_by)
-    resolve = _awaited(TrioDevice.resolve)
-    resolve_all = _awaited(TrioDevice.resolve_all)
-    whois = _awaited(TrioDevice.whois)
+    way_to = awaited(TrioDevice.way_to)
+    way_by = awaited(TrioDevice.way_by)
+    resolve = awaited(TrioDevice.resolve)
+    resolve_all = awaited(TrioDevice.resolve_all)
+    whois = awaited(TrioDevice.whois)
 
     # Diagnosis
 
-    ping = _awaited(TrioDevice.ping)
-    explain = _awaited(TrioDevice.explain)
-    netcheck = _awaited(TrioDevice.netcheck)
-    status = _awaited(as_work(TrioDevice.status))
-    peer_status = _awaited(as_work(TrioDevice.peer_status))
+    ping = awaited(TrioDevice.ping)
+    explain = awaited(TrioDevice.explain)
+    netcheck = awaited(TrioDevice.netcheck)
+    status = awaited(as_work(TrioDevice.status))
+    peer_status = awaited(as_work(TrioDevice.peer_status))
 
     def capture(
         self,
@@ -339,21 +325,13 @@ class Device(DeviceFace, AsyncWithOnly):
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-        return self._events_of(self._thread.submit(as_work(self._inside().events)))
-
-    async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
-        stream = await finished(subscribing)
-        while True:
-            try:
-                yield await self._await(stream.__anext__)
-            except (StopAsyncIteration, DeviceClosed):
-                return
+        return events_of(self._thread, self._thread.submit(as_work(self._inside().events)))
 
     # Changing our mind
 
-    set = _awaited(TrioDevice.set)
-    login = _awaited(TrioDevice.login)
-    logout = _awaited(TrioDevice.logout)
+    set = awaited(TrioDevice.set)
+    login = awaited(TrioDevice.login)
+    logout = awaited(TrioDevice.logout)
 
 
 class Capture(CaptureFace):
@@ -373,111 +351,6 @@ class Capture(CaptureFace):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-class UdpSocket(UdpFace):
-    """`tailscale.UdpSocket` for asyncio: the same verbs, awaited in this event loop."""
-
-    connect = _awaited(TrioUdpSocket.connect)
-    send_to = _awaited(TrioUdpSocket.send_to)
-    send = _awaited(TrioUdpSocket.send)
-    receive_from = _awaited(TrioUdpSocket.receive_from)
-    receive = _awaited(TrioUdpSocket.receive)
-
-    async def close(self) -> None:
-        with contextlib.suppress(DeviceClosed):
-            await finished(self._thread.submit(lambda: self._udp.aclose()))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-class Exits:
-    """`tailscale.proxy.Exits` for asyncio: the exits of an entered Device. Takes what that takes.
-
-    A `where=` function is called in the device's own thread.
-    """
-
-    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
-        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
-
-        self._device = device
-        self._exits = TrioExits(device._thread.device, **options)
-
-    @classmethod
-    def from_spec(cls, device: Device, text: str) -> Self:
-        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
-        from tailscale.proxy.exits import Exits as TrioExits
-
-        made = cls.__new__(cls)
-        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
-        return made
-
-    async def open_connection(
-        self,
-        host: str,
-        port: int,
-        *,
-        timeout: float | None = None,
-        session: str = "",
-        limit: int = DEFAULT_STREAM_LIMIT,
-        ssl: ssl_module.SSLContext | bool | None = None,
-        server_hostname: str | None = None,
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """As `asyncio.open_connection`, by the exit of this moment."""
-        sock = await self.socket(host, port, timeout=timeout, session=session)
-        try:
-            name = server_hostname or (host if ssl else None)
-            return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=name)
-        except BaseException:
-            sock.close()
-            raise
-
-    tcp_connect = open_connection
-
-    async def socket(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
-        """A connected, non-blocking socket, for libraries that take one."""
-        thread = self._device._thread
-
-        async def dial() -> TailnetSocket:
-            return bridges.as_socket(
-                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
-            )
-
-        sock = await self._device._await(dial, TailnetSocket.close)
-        sock.setblocking(False)
-        return sock
-
-    async def udp(self, *, session: str = "") -> UdpSocket:
-        """A UDP socket through the exit of this moment."""
-        udp = await self._device._await(lambda: self._exits.udp(session=session))
-        return UdpSocket(udp, self._device._thread)
-
-    async def candidates(self) -> tuple[ExitNode, ...]:
-        """The exits that the policy lets in and that are not broken, best first."""
-        return await self._device._await(as_work(lambda: self._exits.candidates))
-
-    async def current(self) -> ExitNode | None:
-        """The exit that the next connection without a session takes."""
-        return await self._device._await(as_work(lambda: self._exits.current))
-
-    async def status(self) -> ExitsStatus:
-        """What is used, what could be, and why the others are not."""
-        return await self._device._await(as_work(self._exits.status))
-
-    async def pin(self, node: str | None) -> None:
-        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
-        await self._device._await(lambda: self._exits.pin(node))
-
-    def events(self) -> AsyncIterator[Event]:
-        """What happens from now on; ends when the device is closed."""
-        return self._device._events_of(self._device._thread.submit(as_work(self._exits.events)))
-
-    def __repr__(self) -> str:
-        return repr(self._exits)
 
 
 def _is_asyncio() -> bool:
@@ -501,33 +374,20 @@ async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, Non
             thread.join()
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The program's function, called by the device's thread but run by the program's event loop."""
-
-    async def call(*arguments: Any) -> Any:
-        import trio
-
-        async def run() -> Any:
-            result = function(*arguments)
-            return await result if inspect.isawaitable(result) else result
-
-        answer = asyncio.run_coroutine_threadsafe(run(), loop)
-        arrived = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def tell(_: Future[Any]) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(arrived.set)
-
-        answer.add_done_callback(tell)
-        try:
-            await arrived.wait()
-        except trio.Cancelled:
-            answer.cancel()
-            raise
-        return answer.result()
-
-    return call
+_LATER = {
+    "Exits": "tailscale.proxy.aio_face",
+    "serve": "tailscale.proxy.aio_face",
+}
 
 
-__all__ = ["Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+def __getattr__(name: str) -> Any:
+    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+__all__ = [
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"),
+]

@@ -57,7 +57,9 @@ WINGS: dict[str, set[str]] = {
         ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
     ),
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
-    **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
+    # Their faces stand beside them, and `aio` and `sync` show them.
+    **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
+    "serve": VALUES | {"carry", "device", "http", "sockets"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},

@@ -31,7 +31,7 @@ RANDOM_ID = Struct(">H").unpack
 PEER_APIS = {4: "peerapi4", 16: "peerapi6"}  # what the port is announced as, by length of address
 DNS_PATH, DNS_MESSAGE = "/dns-query", "application/dns-message"
 REFUSAL = (
-    "does not look names up for us (HTTP {status}): it must belong to the same user, or the policy must let us reach "
+    "does not look names up for us (HTTP 403): it must belong to the same user, or the policy must let us reach "
     "autogroup:internet"
 )
 NO_DNS = "looks no names up: it has no peer API, and the control server names no resolver behind it"
@@ -141,7 +141,7 @@ class ResolverAccess:
         finally:
             stream.abort()  # nobody waits for anything more of it
         if reply.status != 200:
-            raise NoAnswer(REFUSAL.format(status=403) if reply.status == 403 else f"answered HTTP {reply.status}")
+            raise NoAnswer(REFUSAL if reply.status == 403 else f"answered HTTP {reply.status}")
         return reply.body
 
     async def _ask_behind(

@@ -186,7 +186,8 @@ class Exits:
         Any exit node of the tailnet will do, also one that the policy does not want. Open connections stay.
 
         ```python
-        await exits.pin("hq-backup")
+        exits = Exits(device, country="NL")
+        await exits.pin("exit-nl")
         ```
         """
         if self._live is None:
@@ -201,8 +202,8 @@ class Exits:
         """What is used, what could be, and why the others are not. `to_dict()` of it is ready for JSON.
 
         ```python
-        for exit_state in exits.status().exits:
-            print(exit_state.exit.node.hostname, exit_state.state, exit_state.reason)
+        for standing in Exits(device).status().exits:
+            print(standing.exit.node.hostname, standing.state, standing.reason)
         ```
         """
         return describe(self.kind, self._policy, self._live)
@@ -212,8 +213,8 @@ class Exits:
 
         Ends when the device is closed.
 
-        ```python
-        async for event in exits.events():
+        ```python forever
+        async for event in Exits(device).events():
             print(event)
         ```
         """
@@ -231,6 +232,7 @@ class Exits:
         what `Device.tcp_connect` raises.
 
         ```python
+        exits = Exits(device, city="Amsterdam")
         async with await exits.tcp_connect("example.com", 443, session="shop") as stream:
             print(stream.exit.hostname)
         ```
@@ -260,7 +262,8 @@ class Exits:
         """`tcp_connect`; with DIRECT, what the tailnet does not have goes by this machine's own network.
 
         ```python
-        stream = await DIRECT.on(device).connect_anywhere("example.com", 443)
+        async with await DIRECT.on(device).connect_anywhere("db", 5432) as stream:
+            await stream.send_all(b"hello")
         ```
         """
         if self.kind == "direct":
@@ -271,7 +274,7 @@ class Exits:
         """A UDP socket through the exit of this moment, and that one only; with NO_EXIT and DIRECT, one on the tailnet.
 
         ```python
-        async with await exits.udp() as socket:
+        async with await Exits(device).udp() as socket:
             await socket.send_to(b"hello", ("example.com", 7))
         ```
         """
