@@ -31,6 +31,7 @@ from tailscale.daemon.places import Places, places
 from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
+from tailscale.state_file import FileStore
 
 LOOK_AGAIN = 0.02
 END_PATIENCE = 10.0
@@ -92,7 +93,8 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
         login_timeout=float("inf"),
         ready_timeout=options.timeout,
     )
-    daemon = Daemon(where, make, run_hosted, wishes=wishes)
+    kept = state_path(options)
+    daemon = Daemon(where, make, run_hosted, wishes=wishes, store=FileStore(kept) if kept is not None else None)
     async with trio.open_nursery() as nursery:
         await nursery.start(_hear_signals, daemon)
         nursery.start_soon(_leave_if_hopeless, daemon)

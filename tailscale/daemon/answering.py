@@ -121,8 +121,9 @@ def lines_answer(values: AsyncIterator[Any]) -> Answer:
 
 
 async def _as_lines(values: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    async for value in values:
-        yield for_json(value).encode() + b"\n"
+    async with aclosing(values) as all_values:  # type: ignore[type-var]
+        async for value in all_values:
+            yield for_json(value).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,18 +16,22 @@ import trio
 
 from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
+from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls
 from tailscale.daemon.door import Door
 from tailscale.daemon.frames import PROTOCOL
 from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
+from tailscale.daemon.localapi import LocalApi
 from tailscale.daemon.log import DaemonLog
 from tailscale.daemon.notify import notify, watchdog_interval
 from tailscale.daemon.own_api import ROOT, OwnApi
 from tailscale.daemon.places import Places
+from tailscale.daemon.prefs import Prefs
 from tailscale.daemon.transport import Transport, transport_for
 from tailscale.device import Device
 from tailscale.errors import StateLocked, TailscaleError
 from tailscale.foreign_text import guard_logs
+from tailscale.state_file import MemoryStore, NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
@@ -52,6 +56,7 @@ class Daemon:
         run_command: RunCommand,
         *,
         wishes: Wishes | None = None,
+        store: NamedStore | None = None,
         transport: Transport | None = None,
     ) -> None:
         self.places = where
@@ -59,6 +64,7 @@ class Daemon:
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
+        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
         self._ending = trio.Event()
         self._outcome = ENDED
         routes = Routes()
@@ -69,6 +75,9 @@ class Daemon:
             routes.add("POST", ROOT + name, handler)
         self.door = Door(self._transport, routes)
         self.door.add_upgrade(f"{ROOT}run", PROTOCOL, self.calls.serve)
+        localapi = LocalApi(self.keeper, self.prefs, self.own_api)
+        localapi.add_to(routes, self.door)
+        Bus(self.keeper, self.prefs, localapi).add_to(routes)
 
     # Lifecycle
 
@@ -79,6 +88,7 @@ class Daemon:
         """
         guard_logs()
         with pid_file(self.places.pid), self.log.running():
+            self.prefs.load()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.door.run)
                 log.info("the daemon listens at %s, process %d", self._transport.path, os.getpid())

@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 
+from tailscale._config import Preferences, control_url_from_environment, default_hostname
 from tailscale.device import Device
 from tailscale.errors import (
     AuthKeyRejected,
@@ -63,6 +64,7 @@ class Keeper:
         self._beside = beside
         self._device: Device | None = None
         self._life: trio.CancelScope | None = None
+        self._work: trio.Nursery | None = None
         self._readers: list[EventStream] = []
         self._news = trio.Condition()
         self._hurry = trio.Event()
@@ -120,6 +122,18 @@ class Keeper:
         """Wait until it is usable, or somebody has to do something, or nothing is wanted."""
         await self.until(lambda: self.is_ready or self.login_url or self.problem or not self.wishes.is_wanted)
 
+    @property
+    def control_url(self) -> str:
+        """The coordination server of the next Device, and of this one."""
+        return self.wishes.options.get("control_url") or control_url_from_environment()
+
+    def wished_preferences(self) -> Preferences:
+        """Those of the next Device."""
+        options = self.wishes.options
+        known = {name: options[name] for name in ("accept_routes", "exit_node", "shields_up") if name in options}
+        lists = {name: tuple(options.get(name, ())) for name in ("advertise_routes", "tags")}
+        return Preferences(hostname=options.get("hostname") or default_hostname(), **known, **lists)
+
     # What others want
 
     async def start(self, **options: Any) -> None:
@@ -147,6 +161,17 @@ class Keeper:
             self._life.cancel()
         self._hurry.set()
         await trio.lowlevel.checkpoint()
+
+    def log_in(self) -> None:
+        """Have the Device ask for a new login, in its own time; the events tell where somebody has to go."""
+        if self._work is not None and self._device is not None:
+            self._work.start_soon(self._log_in, self._device)
+
+    async def _log_in(self, device: Device) -> None:
+        try:
+            await device.login()
+        except (TailscaleError, OSError) as error:
+            log.warning("the login failed: %s", error)
 
     # The life of Devices
 
@@ -179,6 +204,7 @@ class Keeper:
         self.problem = None
         try:
             async with trio.open_nursery() as nursery:
+                self._work = nursery
                 nursery.start_soon(self._pass_on, device.events())
                 with trio.CancelScope() as self._life:
                     await self._tell()
@@ -190,7 +216,7 @@ class Keeper:
                         await trio.sleep_forever()
                 nursery.cancel_scope.cancel()
         finally:
-            self._life = self._device = None
+            self._life = self._work = self._device = None
             self.is_ready, self.login_url = False, ""
             with trio.CancelScope(shield=True):
                 await self._tell()
