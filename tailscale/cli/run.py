@@ -123,7 +123,8 @@ def logging_to(screen: Screen, verbose: int) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = log.level, log.propagate
     log.addHandler(handler)
-    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    handler.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    log.setLevel(handler.level)
     log.propagate = False
     try:
         yield

@@ -7,6 +7,7 @@ steps and no facts. Bits: ipn/backend.go of upstream.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -103,16 +104,18 @@ class Bus:
 
     def _of_peers(self, event: Event, mask: int) -> dict[str, Any]:
         if mask & PEER_CHANGES and isinstance(event, PeerUp | PeerDown | PeerChanged):
-            netmap = self._keeper.device.netmap if self._keeper.has_device else None
+            netmap = self._keeper.netmap()
             node = netmap.peers.get(event.node.id) if netmap is not None else None
-            return {"PeersChanged": [ipn.go(node)]} if node is not None else {"PeersRemoved": [event.node.id]}
+            if node is None or netmap is None:
+                return {"PeersRemoved": [event.node.id]}
+            return {"PeersChanged": [ipn.node_json(node, netmap)]}
         return {"NetMap": self._netmap()} if mask & INITIAL_NETMAP and not mask & NO_NETMAP else {}
 
     def _state(self) -> int:
-        return ipn.STATES.index(self._api.status_json(peers=False)["BackendState"])
+        return ipn.STATES.index(self._api.backend_state())
 
     def _netmap(self) -> dict[str, Any] | None:
-        netmap = self._keeper.device.netmap if self._keeper.has_device else None
+        netmap = self._keeper.netmap()
         return ipn.netmap_json(netmap) if netmap is not None else None
 
     def _health(self) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class Bus:
         return ipn.health_json(status.health if status is not None else ())
 
 
+@dataclass(frozen=True, slots=True)
 class PrefsChanged(Event):
     """Preferences are others now."""
 

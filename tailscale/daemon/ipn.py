@@ -16,7 +16,7 @@ from tailscale.nodes import named
 from tailscale.status import HealthWarning, PeerStatus, Status
 from ts_control.gojson import GoStruct, encode_json
 from ts_control.netmap import NetMap
-from ts_control.wire import Hostinfo, Node
+from ts_control.wire import Hostinfo, Node, UserProfile
 
 STATES = ("NoState", "InUseOtherUser", "NeedsLogin", "NeedsMachineAuth", "Stopped", "Starting", "Running")
 _STATE_OF = {
@@ -29,6 +29,7 @@ _STATE_OF = {
 }
 NO_TIME = "0001-01-01T00:00:00Z"
 EXITS = ("0.0.0.0/0", "::/0")
+NETFILTER_ON = 2  # upstream's default; there is nothing here that it could rule
 ACTIVE_FOR = 180.0  # seconds after its handshake that a session is certainly in use: WireGuard's reject-after-time
 
 
@@ -56,17 +57,18 @@ def go_time(moment: datetime | None) -> str:
 
 
 def status_json(
-    state: str, login_url: str, status: Status | None, netmap: NetMap | None, exit_node: str | None, *, peers: bool
+    state: str, login_url: str, status: Status | None, netmap: NetMap | None, preferences: Preferences, *, peers: bool
 ) -> dict[str, Any]:
     """ipnstate.Status."""
+    hostname, exit_node = preferences.hostname, preferences.exit_node
     found: dict[str, Any] = {
         "Version": f"{__version__}-pytailscale",
         "TUN": False,
         "BackendState": backend_state(state, netmap is not None),
         "HaveNodeKey": True,
         "AuthURL": login_url,
-        "TailscaleIPs": None,
-        "Self": None,
+        "TailscaleIPs": [],
+        "Self": _node_json(Node(hostinfo=Hostinfo(hostname=hostname))),
         "Health": [f"{w.sentence} {w.remedy}".strip() for w in status.health] if status is not None else [],
         "MagicDNSSuffix": "",
         "CurrentTailnet": None,
@@ -173,6 +175,7 @@ def _self_json(node: Node, status: Status) -> dict[str, Any]:
     found |= {"Addrs": list(status.endpoints), "Relay": status.relay, "Online": status.state == "running"}
     found["RxBytes"] = sum(peer.bytes_received for peer in status.peers)
     found["TxBytes"] = sum(peer.bytes_sent for peer in status.peers)
+    found.setdefault("Capabilities", sorted(node.cap_map))  # the older form of the same
     return found
 
 
@@ -201,7 +204,7 @@ def suffix_of(netmap: NetMap) -> str:
 
 
 def resolvers_for(name: str, netmap: NetMap) -> list[dict[str, Any]]:
-    """Who would be asked for a name: nobody for the tailnet's own, else those of the longest route, else the tailnet's."""
+    """Who would be asked for a name: nobody for the tailnet's own, else the longest route's, else the tailnet's."""
     if f".{name}".endswith(f".{suffix_of(netmap)}"):
         return []
     routes = [route for route in netmap.dns.routes if f".{name}".endswith(f".{route.strip('.')}")]
@@ -255,7 +258,7 @@ def prefs_json(
         "AdvertiseServices": None,
         "Sync": None,
         "NoSNAT": False,
-        "NetfilterMode": 0,
+        "NetfilterMode": NETFILTER_ON,
         "AutoUpdate": {"Check": False, "Apply": None},
         "AppConnector": {"Advertise": False},
         "PostureChecking": False,
@@ -271,12 +274,18 @@ def whois_json(node: Node, netmap: NetMap, capabilities: dict[str, Any]) -> dict
     """apitype.WhoIsResponse."""
     profile = netmap.user_profiles.get(node.user)
     return {
-        "Node": go(node),
-        "UserProfile": _profile(profile)
-        if profile is not None
-        else {"ID": node.user, "LoginName": "", "DisplayName": ""},
+        "Node": node_json(node, netmap),
+        "UserProfile": _profile(profile if profile is not None else UserProfile(id=node.user)),
         "CapMap": capabilities or None,
     }
+
+
+def node_json(node: Node, netmap: NetMap) -> dict[str, Any]:
+    """tailcfg.Node with the names that upstream computes for people: without the tailnet's own domain."""
+    name = node.name.rstrip(".").removesuffix(f".{suffix_of(netmap)}")
+    hostname = (node.hostinfo or Hostinfo()).hostname
+    with_host = name if hostname in ("", name) else f"{name} ({hostname})"
+    return go(node) | {"ComputedName": name, "ComputedNameWithHost": with_host}
 
 
 # Notices
@@ -285,8 +294,8 @@ def whois_json(node: Node, netmap: NetMap, capabilities: dict[str, Any]) -> dict
 def netmap_json(netmap: NetMap) -> dict[str, Any]:
     """netmap.NetworkMap, as far as clients read it."""
     return {
-        "SelfNode": go(netmap.self_node),
-        "Peers": [go(peer) for peer in netmap.peers.values()],
+        "SelfNode": node_json(netmap.self_node, netmap),
+        "Peers": [node_json(peer, netmap) for peer in netmap.peers.values()],
         "DNS": go(netmap.dns),
         "Domain": netmap.domain,
         "UserProfiles": {str(user): go(profile) for user, profile in netmap.user_profiles.items()},

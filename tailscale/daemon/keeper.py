@@ -28,6 +28,7 @@ from tailscale.errors import (
 )
 from tailscale.events import Event, EventStream, LoginNeeded, StateChanged
 from tailscale.status import Status
+from ts_control.netmap import NetMap
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # between attempts, doubled each time
@@ -127,17 +128,34 @@ class Keeper:
         """The coordination server of the next Device, and of this one."""
         return self.wishes.options.get("control_url") or control_url_from_environment()
 
-    def wished_preferences(self) -> Preferences:
-        """Those of the next Device."""
+    def netmap(self) -> NetMap | None:
+        """The Device's; None while there is none."""
+        if self._device is not None:
+            with suppress(DeviceNotReady, DeviceClosed):
+                return self._device.netmap
+        return None
+
+    def preferences(self) -> Preferences:
+        """The Device's, or those of the next one."""
+        if self._device is not None:
+            with suppress(DeviceNotReady, DeviceClosed):
+                return self._device.preferences
         options = self.wishes.options
-        known = {name: options[name] for name in ("accept_routes", "exit_node", "shields_up") if name in options}
-        lists = {name: tuple(options.get(name, ())) for name in ("advertise_routes", "tags")}
-        return Preferences(hostname=options.get("hostname") or default_hostname(), **known, **lists)
+        return Preferences(
+            hostname=options.get("hostname") or default_hostname(),
+            tags=tuple(options.get("tags", ())),
+            accept_routes=options.get("accept_routes", True),
+            exit_node=options.get("exit_node"),
+            advertise_routes=tuple(options.get("advertise_routes", ())),
+            shields_up=options.get("shields_up", False),
+        )
 
     # What others want
 
     async def start(self, **options: Any) -> None:
         """Want a Device. Options that differ from those of the present one make a new one of it."""
+        if self.is_ready and self._device is not None and self._device.state == "running":
+            options.pop("auth_key", None)  # it is in already
         is_other = any(self.wishes.options.get(name) != value for name, value in options.items())
         self.wishes.options |= options
         self.wishes.is_wanted = True

@@ -8,7 +8,6 @@ No `Tailscale-Version` is sent: the command line would warn of a version that is
 from __future__ import annotations
 
 import base64
-from contextlib import suppress
 from typing import Any
 
 import trio
@@ -22,7 +21,7 @@ from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.own_api import OwnApi
 from tailscale.daemon.prefs import Prefs
 from tailscale.device import Device
-from tailscale.errors import DeviceNotReady, NameNotFound, TailscaleError
+from tailscale.errors import NameNotFound, TailscaleError
 from tailscale.nodes import named
 
 ROOT = "/localapi/v0/"
@@ -91,15 +90,17 @@ class LocalApi:
 
     # Who is there
 
+    def backend_state(self) -> str:
+        """One of `ipn.STATES`."""
+        return ipn.backend_state(self._own.state(), self._keeper.netmap() is not None)
+
     def status_json(self, *, peers: bool, may_see_login: bool = True) -> dict[str, Any]:
         """ipnstate.Status."""
         keeper = self._keeper
-        netmap = exit_node = None
-        if keeper.has_device:
-            with suppress(DeviceNotReady):
-                netmap, exit_node = keeper.device.netmap, keeper.device.preferences.exit_node
         url = keeper.login_url if may_see_login else ""
-        return ipn.status_json(self._own.state(), url, keeper.status(), netmap, exit_node, peers=peers)
+        return ipn.status_json(
+            self._own.state(), url, keeper.status(), keeper.netmap(), keeper.preferences(), peers=peers
+        )
 
     async def _status(self, question: Question) -> Answer:
         await trio.lowlevel.checkpoint()
@@ -133,7 +134,7 @@ class LocalApi:
     async def _ping(self, question: Question) -> Answer:
         device, query = self._keeper.usable, question.query
         address, kind = query.get("ip", ""), query.get("type", "disco")
-        node = device.peers[address] if address in device.peers else None
+        node = device.peers.get(address)
         found: dict[str, Any] = {"IP": address, "NodeIP": "", "NodeName": "", "Err": "", "LatencySeconds": 0.0}
         found |= {"Endpoint": "", "PeerRelay": "", "DERPRegionID": 0, "DERPRegionCode": ""}
         if node is not None:
@@ -274,7 +275,7 @@ class LocalApi:
 
     def _the_profile(self) -> dict[str, Any]:
         """ipn.LoginProfile: a daemon keeps one."""
-        netmap = self._keeper.device.netmap if self._keeper.has_device else None
+        netmap = self._keeper.netmap()
         found: dict[str, Any] = {
             "ID": "0000",
             "Key": "profile-0000",

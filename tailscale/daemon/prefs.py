@@ -14,7 +14,7 @@ from typing import Any
 from tailscale.daemon import ipn
 from tailscale.daemon.answering import NotBuilt
 from tailscale.daemon.keeper import Keeper
-from tailscale.errors import DeviceClosed, DeviceNotReady, StateCorrupt
+from tailscale.errors import StateCorrupt
 from tailscale.nodes import named
 from tailscale.state_file import NamedStore
 
@@ -71,15 +71,11 @@ class Prefs:
     def to_json(self) -> dict[str, Any]:
         """ipn.Prefs."""
         keeper = self._keeper
-        try:
-            preferences, netmap = keeper.device.preferences, keeper.device.netmap
-        except (DeviceNotReady, DeviceClosed):
-            preferences, netmap = keeper.wished_preferences(), None
         is_logged_out = keeper.has_device and keeper.device.state == "logged_out"
         return ipn.prefs_json(
             keeper.control_url,
-            preferences,
-            netmap,
+            keeper.preferences(),
+            keeper.netmap(),
             self._kept,
             is_wanted=keeper.wishes.is_wanted,
             is_logged_out=is_logged_out,
@@ -122,7 +118,7 @@ class Prefs:
 
     def _exit_node(self, wanted: str) -> str:
         """Upstream refuses one that does not offer it, when it can know."""
-        netmap = self._keeper.device.netmap if self._keeper.has_device else None
+        netmap = self._keeper.netmap()
         if netmap is None:
             return wanted
         found = named(wanted, netmap.peers.values())
