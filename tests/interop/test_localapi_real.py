@@ -178,7 +178,6 @@ async def test_status_has_the_keys_of_tailscaleds(r: Rig, hs: Headscale, db: Tsn
             "UserID",
             "TailscaleIPs",
             "AllowedIPs",
-            "Created",
             "Online",
         }
         same |= {"Relay", "PeerAPIURL", "LastSeen", "ExitNode", "ExitNodeOption", "InNetworkMap", "NodeID"}
