@@ -36,6 +36,9 @@ HOMES = {
     "logout": "account",
     "up": "up",
     "down": "up",
+    "config": "config",
+    "completion": "completion",
+    "schema": "schema",
 }
 HEARS_SIGNALS_ITSELF = {"up"}
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
