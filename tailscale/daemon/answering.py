@@ -76,10 +76,11 @@ class Question:
     async def body(self) -> bytes:
         """All of it; 413 for more than any request of ours has."""
         data = bytearray()
-        async for chunk in self.chunks():
-            data += chunk
-            if len(data) > LONGEST_BODY:
-                raise Refused(413, f"a body of more than {LONGEST_BODY} bytes")
+        async with aclosing(self.chunks()) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > LONGEST_BODY:
+                    raise Refused(413, f"a body of more than {LONGEST_BODY} bytes")
         return bytes(data)
 
     async def json(self) -> dict[str, Any]:
@@ -145,7 +146,11 @@ class Routes:
         self._routes.setdefault(path, {})[method] = _Route(handler, only)
 
     def find(self, method: str, path: str, asker: Asker) -> Handler:
-        known = self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1] + "*")
+        known = self._routes.get(path)
+        above = path
+        while known is None and above:
+            above = above.rpartition("/")[0]
+            known = self._routes.get(f"{above}/*")
         if known is None:
             raise Refused(404, f"there is nothing at {path}")
         route = known.get("GET" if method == "HEAD" else method)
