@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import stat
@@ -29,7 +30,7 @@ from tailscale.cli.session import LOGIN_PATIENCE, control_url, hostname, remembe
 from tailscale.cli.unit import NAME, unit_path, unit_text
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import AGAIN, Daemon, device_options
-from tailscale.daemon.keeper import FINAL, Wishes
+from tailscale.daemon.keeper import FINAL, STOPPED, Wishes
 from tailscale.daemon.places import Places, places
 from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.device import Device
@@ -128,7 +129,8 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
         hostname=hostname(options),
         state=state_path(options),
         ephemeral=options.ephemeral,
-        login_timeout=float("inf"),
+        login_timeout=math.inf,
+        handle_sigterm=False,  # the daemon hears it
         ready_timeout=options.timeout,
     )
     kept = state_path(options)
@@ -219,7 +221,7 @@ class _Ended(Exception):
 
 def _watch(options: argparse.Namespace, screen: Screen, client: Client, child: subprocess.Popen[bytes] | None) -> int:
     """Tell how the joining goes, until it is done or this person's patience is."""
-    began, told = time.monotonic(), ""
+    began, told, has_asked = time.monotonic(), "", False
     while True:
         if child is not None and (code := child.poll()) is not None:
             raise _Ended(code)
@@ -231,6 +233,10 @@ def _watch(options: argparse.Namespace, screen: Screen, client: Client, child: s
             time.sleep(LOOK_AGAIN)
             continue
         daemon, device = found["daemon"], found["device"]
+        if daemon["state"] == STOPPED and not has_asked:
+            client.post("up", {})  # somebody said `tailscale down` once, and that outlives the daemon
+            has_asked = True
+            continue
         if daemon["is_ready"]:
             return _say_ready(options, screen, daemon, device)
         if daemon["login_url"] and daemon["login_url"] != told:

@@ -208,8 +208,7 @@ def device_options(table: dict[str, Any]) -> dict[str, Any]:
     """The section [device] as options of a Device."""
     options = dict(table)
     if "auth_key_file" in options:
-        file = Path(options.pop("auth_key_file")).expanduser()
-        options["auth_key"] = lambda: file.read_text(encoding="utf-8").strip()
+        options["auth_key"] = f"file:{Path(options.pop('auth_key_file')).expanduser()}"
     return options
 
 
