@@ -61,6 +61,8 @@ async def up(options: argparse.Namespace, screen: Screen) -> int:
         await trio.to_thread.run_sync(_await_end, client, daemon["since"], abandon_on_cancel=True)
     else:
         client.post("up", _wishes(options))
+        for app in options.apps:
+            client.post("up", {"app": app})
     return await trio.to_thread.run_sync(_watch, options, screen, client, None, abandon_on_cancel=True)
 
 
@@ -94,7 +96,8 @@ def _given(options: argparse.Namespace) -> list[str]:
     files = {"--state": options.state, "--socket": options.socket, "--config": options.config}
     given = {name: os.path.abspath(os.path.expanduser(file)) for name, file in files.items() if file}
     given |= {"--hostname": options.hostname, "--control-url": options.control_url}
-    return [word for name, value in given.items() if value for word in (name, value)]
+    words = [word for name, value in given.items() if value for word in (name, value)]
+    return words + [word for app in options.apps for word in ("--app", app)]
 
 
 def _install_unit(options: argparse.Namespace, screen: Screen) -> int:
@@ -135,7 +138,13 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
     )
     kept = state_path(options)
     daemon = Daemon(
-        where, make, run_hosted, wishes=wishes, read=read, store=FileStore(kept) if kept is not None else None
+        where,
+        make,
+        run_hosted,
+        wishes=wishes,
+        read=read,
+        apps=options.apps,
+        store=FileStore(kept) if kept is not None else None,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(_hear_signals, daemon)

@@ -39,11 +39,11 @@ class World:
         return trio.from_thread.run(verb, *arguments, trio_token=self.token)
 
     @contextmanager
-    def daemon(self, state: Path, **more: Any) -> Iterator[Daemon]:
+    def daemon(self, state: Path, *, run: Any = run_hosted, **more: Any) -> Iterator[Daemon]:
         """One that has joined."""
         options = {"hostname": "keeper", "control_url": self.url, "auth_key": self.auth_key}
         make = partial(Device, state=state)
-        daemon = Daemon(places(state), make, run_hosted, wishes=Wishes(options=options), **more)
+        daemon = Daemon(places(state), make, run, wishes=Wishes(options=options), **more)
         ended = threading.Event()
 
         async def live(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
