@@ -30,6 +30,7 @@ class World:
     url: str = ""
     auth_key: str = ""
     net: Any = None
+    db: Any = None
     token: Any = None
     nursery: Any = None
     daemons: list[Daemon] = field(default_factory=list)
@@ -81,6 +82,7 @@ def world() -> Iterator[World]:
                 db: Device = await net.device("db")
                 nursery.start_soon(trio.serve_listeners, echo, [await db.listen(ECHO_PORT)])
                 made.url, made.auth_key, made.net = net.control.url, net.auth_key(reusable=True), net
+                made.db = db
                 made.token, made.nursery = trio.lowlevel.current_trio_token(), nursery
                 scopes.append(scope)
                 ready.set()
