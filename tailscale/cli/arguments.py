@@ -9,11 +9,13 @@ from typing import Any
 
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
+    "socket": None,
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -23,23 +25,35 @@ DEFAULTS: dict[str, Any] = {
     "plain": False,
     "json": False,
 }
-DESCRIPTION = "A Tailscale node for one command: no root, no daemon. Each command joins the tailnet, works, and leaves."
+DESCRIPTION = (
+    "A Tailscale node without root. `up` starts a daemon that keeps one; every other command uses it where it "
+    "runs, and joins the tailnet for itself where not."
+)
 
 
 def default_state() -> Path:
     """Where the device of this user is kept between commands."""
-    import platformdirs
-
-    return platformdirs.user_state_path("pytailscale", appauthor=False)
+    return Path(places.default_state())
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return build_parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One that can be asked what it takes: for what completes, and for tests."""
+
+    def actions(self) -> list[argparse.Action]:
+        return list(self._actions)
+
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the commands, by name; {} for that of a command."""
+        return next((dict(action.choices) for action in self._actions if isinstance(action.choices, dict)), {})
+
+
+def build_parser() -> Parser:
     common = _common_options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pytailscale",
         description=DESCRIPTION,
         epilog=_epilog(),
@@ -53,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_connecting(adder)
     _add_proxying(adder)
     _add_account(adder)
+    _add_daemon(adder)
+    _add_about(adder)
     return parser
 
 
@@ -67,6 +83,7 @@ def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("this device")
     group.add_argument("--state", metavar="PATH", help=f"directory or file that keeps the device ({default_state()})")
+    group.add_argument("--socket", metavar="PATH", help="where the daemon listens (beside the state)")
     group.add_argument("--hostname", metavar="NAME", help=f"name in the tailnet (TS_HOSTNAME, or {default_hostname()})")
     group.add_argument(
         "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
@@ -196,6 +213,29 @@ def _add_proxying(adder: _Adder) -> None:
 def _add_account(adder: _Adder) -> None:
     adder.add("login", "join the tailnet and keep the device for the other commands", json=True)
     adder.add("logout", "leave the tailnet and give the device's key back")
+
+
+def _add_daemon(adder: _Adder) -> None:
+    up = adder.add("up", "start a daemon that keeps this device, and wait until it has joined", json=True)
+    up.add_argument("--foreground", action="store_true", help="be the daemon, until Ctrl-C or SIGTERM")
+    up.add_argument("--restart", action="store_true", help="one that runs already begins again, in the same process")
+    up.add_argument("--install-unit", action="store_true", help="write a systemd unit that starts it at boot")
+    up.add_argument(
+        "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
+    )
+    up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
+    adder.add("down", "end the daemon")
+
+    config = adder.add("config", "check the settings of the daemon, by line", json=True)
+    config.add_argument("deed", choices=("check",), help="say what is wrong with it; 1 if anything is")
+    config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="another one than the daemon's")
+
+
+def _add_about(adder: _Adder) -> None:
+    completion = adder.add("completion", "print what makes a shell complete commands, options and peers")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "peers"), help="or `peers`: the names that fit")
+    schema = adder.add("schema", "print the JSON schema of what a command prints with --json")
+    schema.add_argument("verb", nargs="?", help="a command (all that have one)")
 
 
 def _epilog() -> str:
