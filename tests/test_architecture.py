@@ -83,6 +83,7 @@ PURE = {
     "tailscale/dial/failures.py",
     "tailscale/dns/messages.py",
     "tailscale/dns/names.py",
+    "tailscale/metrics/table.py",
     "tailscale/nodes.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",

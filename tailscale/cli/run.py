@@ -32,6 +32,7 @@ HOMES = {
     "nc": "streams",
     "listen": "streams",
     "doctor": "doctor",
+    "metrics": "metrics",
     "login": "account",
     "logout": "account",
 }

@@ -27,7 +27,7 @@ import tailscale
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "testing"),
+    *("aio", "sync", "http", "metrics", "testing"),
 )
 UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -45,7 +45,15 @@ FACES = {
     "tailscale/sync.py": "sync",
     "tailscale/http/requests_adapter.py": "sync",
 }  # what a docstring there means
-NOT_REQUIRED = ("asyncpg", "fastapi", "psycopg", "redis", "requests", "uvicorn")  # the gate installs them
+NOT_REQUIRED = (
+    "asyncpg",
+    "fastapi",
+    "prometheus_client",
+    "psycopg",
+    "redis",
+    "requests",
+    "uvicorn",
+)  # the gate installs them
 PATIENCE = 10.0
 A_WHILE = 0.15
 WEB_PORTS = (80, 8000)

@@ -112,6 +112,15 @@ def test_status_as_json_has_the_promised_fields(join: list[str], capsys: pytest.
     assert status["state"] == "running"
 
 
+def test_metrics_are_printed_as_prometheus_reads_them(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", *join, "--peers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "pytailscale_running 1" in lines
+    assert any(line.startswith('pytailscale_peer_online{peer="db.tailnet.test"') for line in lines)
+    assert main(["metrics", *join[:2], "--listen", "9100"]) == 2
+    assert "HOST:PORT" in capsys.readouterr().err
+
+
 def test_ping_says_latency_and_path(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ping", *join, "db", "-c", "2", "-i", "0.01", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
