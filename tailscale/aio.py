@@ -253,6 +253,7 @@ class Device(DeviceFace):
     ping = _awaited(TrioDevice.ping)
     netcheck = _awaited(TrioDevice.netcheck)
     status = _awaited(as_work(TrioDevice.status))
+    flows = _awaited(as_work(TrioDevice.flows))
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from tailscale.events import EventStream
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from tailscale.status import ExitNode, Flow, HealthWarning, Identity, NetcheckReport, PingResult, Status
 
 DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
@@ -375,6 +375,16 @@ class Device(OwnNode):
         runtime = self._ready()
         asked = runtime.directory, runtime.reach, runtime.traffic
         return diagnostics.status(*asked, runtime.counters.take(), runtime.health.active)
+
+    def flows(self, limit: int = 256) -> tuple[Flow, ...]:
+        """Who talks to whom right now: what is open, the busiest first, and no more than `limit` of it.
+
+        ```python
+        for flow in device.flows(10):
+            print(flow.peer, flow.port, flow.bytes_received, flow.bytes_sent)
+        ```
+        """
+        return self._ready().flows.busiest(limit)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:

@@ -169,6 +169,7 @@ class Device(DeviceFace):
     ping = _blocking(TrioDevice.ping)
     netcheck = _blocking(TrioDevice.netcheck)
     status = _blocking(as_work(TrioDevice.status))
+    flows = _blocking(as_work(TrioDevice.flows))
 
     def events(self) -> Iterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""

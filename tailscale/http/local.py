@@ -17,8 +17,8 @@ import trio
 from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
 from tailscale.http.exchange import HttpExchange
-from tailscale.http.heads import headers_of, refusal
 from tailscale.http.limits import Limits
+from tailscale.http.requests import headers_of, next_request
 from tailscale.http.visits import Visit, Visits
 from tailscale.http.wire import Wire
 from tailscale.sockets.local import LocalStream
@@ -69,8 +69,11 @@ class _Caller:
     async def run(self) -> None:
         wire = Wire(self._stream, self._limits)
         try:
-            while (request := await self._next_request(wire)) is not None:
+            while (request := await next_request(wire, set())) is not None:
                 self._visits.on_request(self._visit)
+                if problem := _misled(request):
+                    await wire.refuse(*problem, has_body=request.method != b"HEAD")
+                    break
                 if not await HttpExchange(wire, request, _scope(request)).run(self._app):
                     break
                 wire.http.start_next_cycle()
@@ -86,26 +89,6 @@ class _Caller:
         finally:
             with trio.CancelScope(shield=True):
                 await self._stream.aclose()
-
-    async def _next_request(self, wire: Wire) -> h11.Request | None:
-        """The head of the next request; None when there is none to come."""
-        wire.begin_head()
-        try:
-            if not wire.has_input:
-                wire.feed(await wire.read_some(self._limits.idle_timeout))
-            with trio.fail_after(self._limits.head_timeout):
-                event = await wire.next_event(self._limits.head_timeout)
-            if not isinstance(event, h11.Request):
-                return None
-            problem = refusal(event, wire.take_head()) or _misled(event)
-            if problem is None:
-                return event
-            await wire.refuse(*problem, has_body=event.method != b"HEAD")
-        except h11.RemoteProtocolError as error:
-            await wire.refuse(error.error_status_hint, str(error))
-        except trio.TooSlowError:
-            await wire.refuse(408, "the request took too long to arrive")
-        return None
 
 
 def _misled(request: h11.Request) -> tuple[int, str] | None:

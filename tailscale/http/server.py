@@ -18,9 +18,9 @@ from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
 from tailscale.http.caller import describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
-from tailscale.http.heads import headers_of, refusal, wants_websocket
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
+from tailscale.http.requests import headers_of, next_request
 from tailscale.http.visits import Visit, Visits
 from tailscale.http.wire import Wire
 from tailscale.sockets.tcp import TcpListener, TcpStream
@@ -156,10 +156,10 @@ class _Server:
                 await stream.aclose()
 
     async def _serve_requests(self, wire: Wire, tcp: TcpStream, visit: Visit) -> None:
-        while (request := await self._next_request(wire)) is not None:
+        while (request := await next_request(wire, self._idle)) is not None and not self._is_stopping:
             self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
-            if wants_websocket(request):
+            if _wants_websocket(request):
                 await self._serve_websocket(wire, request, scope)
                 return
             if not await HttpExchange(wire, request, scope).run(self._app) or self._is_stopping:
@@ -168,39 +168,11 @@ class _Server:
             wire.http.start_next_cycle()
             self._visits.on_silence(visit)
 
-    async def _next_request(self, wire: Wire) -> h11.Request | None:
-        """The head of the next request; None when there is none to come."""
-        wire.begin_head()
-        try:
-            if not wire.has_input:
-                with trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout) as idle:
-                    self._idle.add(idle)
-                    try:
-                        wire.feed(await wire.read_some())
-                    finally:
-                        self._idle.discard(idle)
-                if idle.cancelled_caught or self._is_stopping:
-                    return None
-            with trio.fail_after(self._limits.head_timeout):
-                event = await wire.next_event(self._limits.head_timeout)
-            if not isinstance(event, h11.Request):
-                return None
-            problem = refusal(event, wire.take_head())
-            if problem is None:
-                return event
-            await wire.refuse(*problem, has_body=event.method != b"HEAD")
-        except h11.RemoteProtocolError as error:
-            await wire.refuse(error.error_status_hint, str(error))
-        except (trio.TooSlowError, TimeoutError):
-            await wire.refuse(408, "the request took too long to arrive")
-        await wire.finish()
-        return None
-
     async def _scope(self, request: h11.Request, tcp: TcpStream) -> Scope:
         caller = await describe_caller(self._device, tcp.remote_address)
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
-        is_websocket = wants_websocket(request)
+        is_websocket = _wants_websocket(request)
         extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
         if is_websocket:
             extensions["websocket.http.response"] = {}
@@ -243,3 +215,9 @@ class _Server:
         finally:
             self._websockets.discard(exchange)
         await wire.finish()
+
+
+def _wants_websocket(request: h11.Request) -> bool:
+    tokens = b",".join(value for name, value in request.headers if name == b"connection").lower().split(b",")
+    upgrades = [value.lower() for name, value in request.headers if name == b"upgrade"]
+    return request.method == b"GET" and b"upgrade" in map(bytes.strip, tokens) and upgrades == [b"websocket"]
