@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tailscale.events import EventStream
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import ExitNode, Flow, HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
@@ -177,6 +178,39 @@ class Device(OwnNode):
         ```
         """
         return self._ready().directory.self_node()
+
+    @property
+    def state(self) -> str:
+        """Where we stand with the control server: starting, connecting, needs_login, running, offline, expired, ...
+
+        ```python
+        print(device.state)
+        ```
+        """
+        return "closed" if self._closed else "starting" if self._runtime is None else self._runtime.state
+
+    @property
+    def preferences(self) -> Preferences:
+        """What this device was asked to be, with what `set` has changed since.
+
+        ```python
+        print(device.preferences.hostname, device.preferences.exit_node)
+        ```
+        """
+        runtime = self._ready()
+        return runtime.directory.preferences
+
+    @property
+    def netmap(self) -> NetMap | None:
+        """Everything the control server has said, in its own words; None before it has said anything.
+
+        For programs that pass it on, as our daemon does. `peers`, `node` and `whois` are easier to read.
+
+        ```python
+        print(device.netmap.domain, device.netmap.self_node.key)
+        ```
+        """
+        return self._ready().directory.netmap
 
     @property
     def peers(self) -> Peers:

@@ -14,16 +14,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailscale.metrics.looking import view as view
     from tailscale.metrics.registry import collector as collector
     from tailscale.metrics.server import serve_metrics as serve_metrics
     from tailscale.metrics.text import exposition as exposition
 
-__all__ = ["collector", "exposition", "serve_metrics"]
+__all__ = ["collector", "exposition", "serve_metrics", "view"]
 
 _HOMES = {
     "collector": "tailscale.metrics.registry",
     "exposition": "tailscale.metrics.text",
     "serve_metrics": "tailscale.metrics.server",
+    "view": "tailscale.metrics.looking",
 }
 
 

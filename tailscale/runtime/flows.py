@@ -55,7 +55,7 @@ class Flows:
         for one in sockets:
             if isinstance(one, TcpConnection):
                 host, port = one.local
-                is_inbound = bool({(port, host), (port, None)} & doors) or not self._directory.is_ours(host)
+                is_inbound = (port, None) in doors or (port, host) in doors or not self._directory.is_ours(host)
                 yield _Seen(one.carried, one.local, one.remote, one.via, is_inbound)
             elif isinstance(one, ForwardedFlow):
                 yield _Seen(None, one.local, one.peer_address, 0, True)

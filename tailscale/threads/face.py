@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     import os
     import ssl
 
-    from tailscale._config import AuthKey
+    from tailscale._config import AuthKey, Preferences
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import HealthWarning
     from tailscale.threads.loop_thread import Job, LoopThread
+    from ts_control.netmap import NetMap
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,6 +75,21 @@ class DeviceFace(Face[Device], OwnNode):
     def node(self) -> Node:
         """Ourselves, as the tailnet sees us right now."""
         return self._inside().node
+
+    @property
+    def state(self) -> str:
+        """Where we stand with the control server: starting, needs_login, running, offline, ..."""
+        return self._inside().state
+
+    @property
+    def preferences(self) -> Preferences:
+        """What this device was asked to be, with what `set` has changed since."""
+        return self._inside().preferences
+
+    @property
+    def netmap(self) -> NetMap | None:
+        """Everything the control server has said, in its own words."""
+        return self._inside().netmap
 
     @property
     def peers(self) -> Peers:
