@@ -9,11 +9,13 @@ from typing import Any
 
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
+    "socket": None,
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -23,14 +25,15 @@ DEFAULTS: dict[str, Any] = {
     "plain": False,
     "json": False,
 }
-DESCRIPTION = "A Tailscale node for one command: no root, no daemon. Each command joins the tailnet, works, and leaves."
+DESCRIPTION = (
+    "A Tailscale node without root. `up` starts a daemon that keeps one; every other command uses it where it "
+    "runs, and joins the tailnet for itself where not."
+)
 
 
 def default_state() -> Path:
     """Where the device of this user is kept between commands."""
-    import platformdirs
-
-    return platformdirs.user_state_path("pytailscale", appauthor=False)
+    return Path(places.default_state())
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reading(adder)
     _add_connecting(adder)
     _add_account(adder)
+    _add_daemon(adder)
     return parser
 
 
@@ -66,6 +70,7 @@ def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("this device")
     group.add_argument("--state", metavar="PATH", help=f"directory or file that keeps the device ({default_state()})")
+    group.add_argument("--socket", metavar="PATH", help="where the daemon listens (beside the state)")
     group.add_argument("--hostname", metavar="NAME", help=f"name in the tailnet (TS_HOSTNAME, or {default_hostname()})")
     group.add_argument(
         "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
@@ -151,6 +156,13 @@ def _add_connecting(adder: _Adder) -> None:
 def _add_account(adder: _Adder) -> None:
     adder.add("login", "join the tailnet and keep the device for the other commands", json=True)
     adder.add("logout", "leave the tailnet and give the device's key back")
+
+
+def _add_daemon(adder: _Adder) -> None:
+    up = adder.add("up", "start a daemon that keeps this device, and wait until it has joined", json=True)
+    up.add_argument("--foreground", action="store_true", help="be the daemon, until Ctrl-C or SIGTERM")
+    up.add_argument("--restart", action="store_true", help="one that runs already begins again, in the same process")
+    adder.add("down", "end the daemon")
 
 
 def _epilog() -> str:

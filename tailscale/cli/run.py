@@ -35,17 +35,21 @@ HOMES = {
     "metrics": "metrics",
     "login": "account",
     "logout": "account",
+    "up": "up",
+    "down": "up",
 }
+HEARS_SIGNALS_ITSELF = {"up"}
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command that was asked for."""
     screen = Screen(plain=options.plain)
-    module = importlib.import_module(f"tailscale.cli.{HOMES[options.command]}")
-    command: Command = getattr(module, options.command)
+    command = find_command(options.command)
     with logging_to(screen, options.verbose):
         try:
+            if options.command in HEARS_SIGNALS_ITSELF:
+                return trio.run(command, options, screen)
             return trio.run(_until_signal, command, options, screen)
         except BaseException as error:
             cause = sole_cause(error)
@@ -53,9 +57,15 @@ def run(options: argparse.Namespace) -> int:
                 return _reader_has_gone()
             if isinstance(cause, KeyboardInterrupt):  # before the command began to hear signals, or after it ended
                 return INTERRUPTED
-            return _report(error, options, screen)
+            return report(error, options, screen)
         finally:
             screen.hide()
+
+
+def find_command(name: str) -> Command:
+    """The function that a command is."""
+    command: Command = getattr(importlib.import_module(f"tailscale.cli.{HOMES[name]}"), name)
+    return command
 
 
 async def _until_signal(command: Command, options: argparse.Namespace, screen: Screen) -> int:
@@ -85,7 +95,7 @@ async def _watch_signals(
             scope.cancel()
 
 
-def _report(error: BaseException, options: argparse.Namespace, screen: Screen) -> int:
+def report(error: BaseException, options: argparse.Namespace, screen: Screen) -> int:
     """One sentence and what helps; the traceback only for those who asked."""
     if options.verbose:
         screen.hide()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import trio
 
 from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.cli.arguments import default_state
+from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time
 from tailscale.device import Device
 from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
@@ -53,7 +53,7 @@ def hostname(options: argparse.Namespace) -> str:
         return default_hostname()
 
 
-def _remember_hostname(options: argparse.Namespace) -> None:
+def remember_hostname(options: argparse.Namespace) -> None:
     """Or the next command, which names none, would rename the device."""
     note = _hostname_note(options)
     if note is not None and options.hostname:
@@ -67,8 +67,14 @@ def _hostname_note(options: argparse.Namespace) -> Path | None:
 
 @asynccontextmanager
 async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[Device]:
-    """A device, usable inside. Leaves the tailnet properly however the block ends."""
-    patient = options.command == "login" or sys.stdin.isatty()
+    """A device, usable inside: the daemon's where the command runs in one, else one of the command's own.
+
+    The latter leaves the tailnet properly however the block ends.
+    """
+    if (host := hosting()) is not None:
+        yield await borrow(host, options, screen)
+        return
+    patient = options.command == "login" or is_input_terminal()
     name = hostname(options)
     device = Device(
         name,
@@ -86,7 +92,7 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         async with device:
             following.cancel()
             screen.hide()
-            _remember_hostname(options)
+            remember_hostname(options)
             if options.verbose:
                 screen.note((progress.line(), "dim"))
             yield device

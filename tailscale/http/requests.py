@@ -1,4 +1,4 @@
-"""The next request of a connection, whoever serves it: waited for, read whole, refused where it may not be believed.
+"""The next request of a connection, whoever serves it: waited for, read whole, refused if not to be believed.
 
 Shared by the server on the tailnet and by those on sockets of this machine. Knows no app.
 """

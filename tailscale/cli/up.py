@@ -1,0 +1,238 @@
+"""`up` and `down`: starting and ending the daemon that keeps this user's device.
+
+Owns the process: in the background it is a child that outlives us, watched until it has joined; in the foreground it is
+us. What the daemon does is `tailscale.daemon`'s; which commands it runs for others is `hosted.py`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tailscale.cli.exit_codes import FAILED, LOGIN, OK, UNREACHABLE
+from tailscale.cli.hosted import run_hosted
+from tailscale.cli.screen import Screen
+from tailscale.cli.session import LOGIN_PATIENCE, control_url, hostname, remember_hostname, state_path
+from tailscale.daemon.client import Client
+from tailscale.daemon.daemon import AGAIN, Daemon
+from tailscale.daemon.keeper import FINAL, Wishes
+from tailscale.daemon.places import Places, places
+from tailscale.daemon.requests import DaemonAbsent, DaemonError
+from tailscale.device import Device
+from tailscale.errors import TailscaleError
+
+LOOK_AGAIN = 0.02
+END_PATIENCE = 10.0
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+
+
+async def up(options: argparse.Namespace, screen: Screen) -> int:
+    if options.foreground:
+        return await _be_the_daemon(options, screen)
+    where = places_of(options)
+    client = Client(where.socket)
+    try:
+        daemon = client.get("status")["daemon"]
+    except DaemonAbsent:
+        return await trio.to_thread.run_sync(_start, options, screen, client, abandon_on_cancel=True)
+    if options.restart:
+        client.post("restart")
+        await trio.to_thread.run_sync(_await_end, client, daemon["since"], abandon_on_cancel=True)
+    else:
+        client.post("up", _wishes(options))
+    return await trio.to_thread.run_sync(_watch, options, screen, client, None, abandon_on_cancel=True)
+
+
+async def down(options: argparse.Namespace, screen: Screen) -> int:
+    client = Client(places_of(options).socket)
+    try:
+        since = client.get("status")["daemon"]["since"]
+        pid = client.post("stop")["pid"]
+    except DaemonAbsent:
+        await trio.lowlevel.checkpoint()
+        screen.say("no daemon runs: nothing to do")
+        return OK
+    await trio.to_thread.run_sync(_await_end, client, since, abandon_on_cancel=True)
+    screen.say(f"the daemon (process {pid}) has ended")
+    return OK
+
+
+def places_of(options: argparse.Namespace) -> Places:
+    where = places(options.state)
+    return where._replace(socket=os.path.abspath(options.socket)) if options.socket else where
+
+
+def _wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for on this command line, as options of a Device."""
+    asked = {"hostname": options.hostname, "auth_key": options.auth_key, "control_url": options.control_url}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+# The daemon itself
+
+
+async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
+    where = places_of(options)
+    wishes = Wishes(options={"hostname": hostname(options), "control_url": control_url(options)} | _wishes(options))
+    make = partial(
+        Device,
+        state=state_path(options),
+        ephemeral=options.ephemeral,
+        login_timeout=float("inf"),
+        ready_timeout=options.timeout,
+    )
+    daemon = Daemon(where, make, run_hosted, wishes=wishes)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_hear_signals, daemon)
+        nursery.start_soon(_leave_if_hopeless, daemon)
+        outcome = await daemon.run()
+        nursery.cancel_scope.cancel()
+    if isinstance(daemon.keeper.problem, FINAL):
+        raise daemon.keeper.problem
+    if outcome == AGAIN:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same words again
+    return OK
+
+
+async def _hear_signals(daemon: Daemon, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(*ENDS) as signals:
+        task_status.started()
+        async for number in signals:
+            if daemon.is_ending:
+                os._exit(128 + number)  # asked twice: the goodbye is not wanted
+            daemon.end()
+
+
+async def _leave_if_hopeless(daemon: Daemon) -> None:
+    """A first Device that can never be is the end: whoever started us hears why. Later ones wait to be mended."""
+    await daemon.keeper.settle()
+    if isinstance(daemon.keeper.problem, FINAL):
+        daemon.end()
+    _let_go_of_stderr()
+
+
+def _let_go_of_stderr() -> None:
+    """Whoever started us in the background reads our first words from a file without a name; it must not grow."""
+    status = os.fstat(2)
+    if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
+
+# Starting it, and looking on
+
+
+def _start(options: argparse.Namespace, screen: Screen, client: Client) -> int:
+    """A child that nothing ties to this terminal. Secrets go by its environment, which `ps` does not show."""
+    command = [sys.executable, "-m", "tailscale.cli", "up", "--foreground", "--timeout", f"{options.timeout:g}"]
+    given = {
+        "--state": options.state and os.path.abspath(os.path.expanduser(options.state)),
+        "--hostname": options.hostname,
+        "--control-url": options.control_url,
+        "--socket": options.socket and os.path.abspath(options.socket),
+    }
+    for name, value in given.items():
+        if value:
+            command += [name, value]
+    command += ["--ephemeral"] * options.ephemeral
+    environment = os.environ | ({"TS_AUTHKEY": options.auth_key} if options.auth_key else {})
+    with tempfile.TemporaryFile() as words:
+        child = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=words,
+            env=environment,
+            start_new_session=True,
+            close_fds=True,
+        )
+        try:
+            return _watch(options, screen, client, child)
+        except _Ended as ended:
+            words.seek(0)
+            screen.note(words.read().decode(errors="replace").strip() or "the daemon has ended")
+            return ended.code
+
+
+class _Ended(Exception):
+    """The child is no more."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def _watch(options: argparse.Namespace, screen: Screen, client: Client, child: subprocess.Popen[bytes] | None) -> int:
+    """Tell how the joining goes, until it is done or this person's patience is."""
+    began, told = time.monotonic(), ""
+    while True:
+        if child is not None and (code := child.poll()) is not None:
+            raise _Ended(code)
+        try:
+            found = client.get("status")
+        except DaemonAbsent as absent:
+            if time.monotonic() - began > options.timeout:
+                raise TailscaleError(f"the daemon did not come up: {absent}") from None
+            time.sleep(LOOK_AGAIN)
+            continue
+        daemon, device = found["daemon"], found["device"]
+        if daemon["is_ready"]:
+            return _say_ready(options, screen, daemon, device)
+        if daemon["login_url"] and daemon["login_url"] != told:
+            told = daemon["login_url"]
+            screen.note(("To let this device into the tailnet, open:", "bold"))
+            screen.note("")
+            screen.note("    ", (told, "cyan"))
+            screen.note("")
+        waited = time.monotonic() - began
+        patience = LOGIN_PATIENCE if told and sys.stdin.isatty() else options.timeout
+        if daemon["problem"] or waited > patience:
+            return _say_not_yet(screen, daemon, told)
+        screen.show(f"the daemon is {daemon['state']} ... {waited:.1f} s")
+        time.sleep(0.05)
+
+
+def _say_ready(options: argparse.Namespace, screen: Screen, daemon: dict[str, Any], device: dict[str, Any]) -> int:
+    remember_hostname(options)
+    if options.json:
+        screen.json({"daemon": daemon, "device": device})
+        return OK
+    node = device["self"]
+    screen.say(("up as ", "green"), (node["name"], "bold"), f" ({', '.join(node['addresses'])})")
+    screen.say((f"process {daemon['pid']}, socket {daemon['socket']}, log {daemon['log']}", "dim"))
+    return OK
+
+
+def _say_not_yet(screen: Screen, daemon: dict[str, Any], login_url: str) -> int:
+    screen.hide()
+    reason = daemon["problem"] or ("nobody has opened the address yet" if login_url else f"it is {daemon['state']}")
+    screen.note(("pytailscale: ", "bold red"), f"the daemon runs, and has not joined: {reason}")
+    screen.note(("  try: ", "cyan"), f"it goes on trying; its log is {daemon['log']}, `pytailscale down` ends it")
+    return LOGIN if login_url or daemon["problem_kind"] == "AuthKeyRejected" else UNREACHABLE if reason else FAILED
+
+
+def _await_end(client: Client, since: float) -> None:
+    """Until another daemon answers there, or none."""
+    deadline = time.monotonic() + END_PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if client.get("status")["daemon"]["since"] != since:
+                return
+        except DaemonAbsent:
+            if not Path(client.path).exists():
+                return
+        except DaemonError:
+            return
+        time.sleep(LOOK_AGAIN)
+    raise TailscaleError(f"the daemon at {client.path} did not end within {END_PATIENCE:g} s")
