@@ -36,6 +36,7 @@ SECTIONS = [
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.metrics", "tailscale/metrics/text.py",          ["exposition"]),
     ("",                  "tailscale/metrics/registry.py",      ["collector"]),
+    ("",                  "tailscale/metrics/looking.py",       ["view"]),
     ("",                  "tailscale/metrics/server.py",        ["serve_metrics"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),

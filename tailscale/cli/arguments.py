@@ -132,6 +132,7 @@ def _add_reading(adder: _Adder) -> None:
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument("host", nargs="?", help="a peer to reach as well")
+    adder.add("top", "peers, paths, flows, exits and what is wrong, live in this terminal", json=True)
     metrics = adder.add("metrics", "everything that is counted, as Prometheus reads it")
     metrics.add_argument("--listen", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz until Ctrl-C")
     metrics.add_argument("--peers", action="store_true", help="tell of each peer by name")

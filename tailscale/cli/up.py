@@ -82,8 +82,8 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
 # The daemon itself
 
 
-async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
-    where = places_of(options)
+def daemon_for(options: argparse.Namespace) -> Daemon:
+    """The daemon that these words mean."""
     wishes = Wishes(options={"hostname": hostname(options), "control_url": control_url(options)} | _wishes(options))
     make = partial(
         Device,
@@ -92,7 +92,11 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
         login_timeout=float("inf"),
         ready_timeout=options.timeout,
     )
-    daemon = Daemon(where, make, run_hosted, wishes=wishes)
+    return Daemon(places_of(options), make, run_hosted, wishes=wishes)
+
+
+async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
+    daemon = daemon_for(options)
     async with trio.open_nursery() as nursery:
         await nursery.start(_hear_signals, daemon)
         nursery.start_soon(_leave_if_hopeless, daemon)

@@ -25,6 +25,7 @@ from tailscale.daemon.notify import notify, watchdog_interval
 from tailscale.daemon.own_api import ROOT, OwnApi
 from tailscale.daemon.places import Places
 from tailscale.daemon.transport import Transport, transport_for
+from tailscale.daemon.views import Views
 from tailscale.device import Device
 from tailscale.errors import StateLocked, TailscaleError
 from tailscale.foreign_text import guard_logs
@@ -65,6 +66,7 @@ class Daemon:
         facts: dict[str, Any] = {"socket": self._transport.path, "state_file": where.state, "log": where.log}
         self.own_api = OwnApi(self.keeper, self.log, facts)
         self.own_api.add_to(routes)
+        Views(self.keeper, self.own_api).add_to(routes)
         for name, handler in {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}.items():
             routes.add("POST", ROOT + name, handler)
         self.door = Door(self._transport, routes)

@@ -18,9 +18,9 @@ from textual.binding import Binding, BindingType
 from textual.events import MouseScrollDown, MouseScrollUp, Resize
 from textual.widgets import Static
 
-from tailscale.tui.drawing import Line, Row, beside, cut, header_line, table_line, widths
+from tailscale.tui.drawing import Line, Row, beside, cut, header_line, table_line, widths, wrapped
 from tailscale.tui.history import History
-from tailscale.tui.pages import PAGES, Look, Page
+from tailscale.tui.pages import NARROW, PAGES, Look, Page
 from tailscale.tui.source import Source
 from tailscale.tui.words import safe, width_of
 
@@ -33,6 +33,7 @@ COLOURS = {
     "cyan": "#56c8d8",
     "blue": "#6ea8fe",
     "magenta": "#c792ea",
+    "chosen": "on #2a3948",
 }
 STATE_STYLES = {"running": "green", "offline": "yellow", "connecting": "yellow", "expired": "red", "failed": "red"}
 EXITS, LOG = "Exits", "Log"
@@ -149,7 +150,7 @@ class Top(App[None]):
         try:
             self._export_to.write_text(json.dumps(self._view, indent=1))
         except OSError as error:
-            self._say(f"{self._export_to}: {error.strerror or error}")
+            self._say(f"not written, {error.strerror or error}: {self._export_to}")
         else:
             self._say(f"written: {self._export_to}")
 
@@ -217,8 +218,13 @@ class Top(App[None]):
         return PAGES[self._page].rows(look) if look is not None else []
 
     def _body(self, width: int, height: int) -> list[Line]:
+        margin = 1 if width >= NARROW else 0
+        lines = self._inside(width - 2 * margin, height)
+        return [[(" " * margin, ""), *line] for line in lines] if margin else lines
+
+    def _inside(self, width: int, height: int) -> list[Line]:
         look, page = self._look(), PAGES[self._page]
-        if look is None or not width:
+        if look is None or width < 1:
             return []
         if page.lines is not None:
             lines = page.lines(look, width, height)
@@ -227,7 +233,7 @@ class Top(App[None]):
             return lines[offset : offset + height]
         rows = page.rows(look)
         if not rows:
-            return [[], [(f" {page.empty}", "dim")]]
+            return [[], *wrapped(page.empty, width, "dim")]
         return self._table(page, rows, width, height)
 
     def _table(self, page: Page, rows: Sequence[Row], width: int, height: int) -> list[Line]:
@@ -241,7 +247,7 @@ class Top(App[None]):
             line = cut(table_line(page.columns, kept, row.cells), width)
             if number == cursor and page.name != LOG:
                 pad = " " * (width - sum(width_of(text) for text, _ in line))
-                line = [(text, f"{style} reverse") for text, style in [*line, (pad, "")]]
+                line = [(text, f"{style} chosen") for text, style in [*line, (pad, "")]]
             lines.append(line)
         return lines
 

@@ -19,8 +19,11 @@ KIND_OF_LABEL = {
     "peer_relay_ipv4": "peer relay",
     "peer_relay_ipv6": "peer relay, IPv6",
 }
+SHORT_KIND = {"peer relay": "peer"}
 SPARK = 12
-TOP = 5
+ROOMY = 18  # lines from which on the overview has air between its parts
+NARROW = 60  # columns below which nothing is spent on air
+TOP = 6
 
 
 class Look(NamedTuple):
@@ -47,17 +50,17 @@ class Page(NamedTuple):
 
 
 def overview(look: Look, width: int, height: int) -> list[Line]:
-    """Traffic of the last minute, how peers are reached, who carries most, and what is wrong."""
+    """Traffic of the last minutes, how peers are reached, who carries most, and what is wrong."""
     view, history = look.view, look.history
-    lines = _warnings(view, width, limit=2 if height < 14 else 4)
-    lines += _summary(view, width)
-    room = height - len(lines)
-    plotted = max(1, min(4, (room - 2 - TOP) // 2))
+    air: list[Line] = [[]] if height >= ROOMY else []
+    lines = _warnings(view, width, limit=2 if height < ROOMY else 4)
+    lines += [*_summary(view, width), *air]
+    plotted = max(1, min(5, (height - len(lines) - 2 * len(air) - 2 - TOP) // 2))
     for word, way, style in (("received", IN, "green"), ("sent", OUT, "blue")):
-        total = sum(view[word].values())
-        rate, told = in_rate(history.rate("total", way)), f"{in_bytes(total)} in all"
-        lines.append(beside([(f"{word:<9}", "bold"), (f"{rate:>10}", style)], [(told, "dim")], width))
+        rate, told = in_rate(history.rate("total", way)), f"{in_bytes(sum(view[word].values()))} in all"
+        lines.append(beside([(f"{word:<9}", "bold"), (f"{rate:>9}", style)], [(told, "dim")], width))
         lines += [[(row, style)] for row in plot(history.series("total", way), width, plotted)]
+        lines += air
     busiest = sorted(view["peers"], key=lambda peer: -history.rate("peer", peer["id"]))
     rows = [peer for peer in busiest if peer["has_spoken"]][: max(0, height - len(lines))]
     return [cut(line, width) for line in [*lines, *(_talker(peer, history, width) for peer in rows)]]
@@ -76,12 +79,13 @@ def _summary(view: View, width: int) -> list[Line]:
 
 
 def _talker(peer: dict[str, Any], history: History, width: int) -> Line:
-    left: Line = [(fit(peer["hostname"], 16), ""), (f" {peer['kind'] or '-'}", KIND_STYLE[peer["kind"]])]
-    rates = (
-        f"{in_rate(history.rate('peer', peer['id'], IN)):>9} ↓ {in_rate(history.rate('peer', peer['id'], OUT)):>9} ↑"
-    )
-    bars: Line = [(spark(history.series("peer", peer["id"]), SPARK), "cyan"), (" ", "")] if width >= 60 else []
-    return beside(left, [*bars, (rates, "")], width)
+    key, style = peer["id"], KIND_STYLE[peer["kind"]]
+    received, sent = in_rate(history.rate("peer", key, IN)), in_rate(history.rate("peer", key, OUT))
+    rates: Line = [(f"{received:>8} ", "green"), (f"{sent:>8}", "blue")]
+    if width < NARROW:
+        return beside([("● ", style), (fit(peer["hostname"], width - 20), "")], rates, width)
+    bars: Line = [(spark(history.series("peer", key), SPARK), "cyan"), ("  ", "")]
+    return beside([("● ", style), (fit(peer["hostname"], 18), ""), (f" {peer['kind']}", style)], [*bars, *rates], width)
 
 
 def _warnings(view: View, width: int, limit: int) -> list[Line]:
@@ -129,7 +133,7 @@ def paths(look: Look) -> list[Row]:
         key, history = peer["id"], look.history
         cells = [
             (peer["hostname"], "bold"),
-            (peer["kind"] or "-", KIND_STYLE[peer["kind"]]),
+            (SHORT_KIND.get(peer["kind"], peer["kind"]) or "-", KIND_STYLE[peer["kind"]]),
             (in_time(peer["latency"]), ""),
             (in_rate(history.rate("peer", key, IN)), "green"),
             (in_rate(history.rate("peer", key, OUT)), "blue"),
@@ -231,7 +235,7 @@ def _none(_: Look) -> list[Row]:
     return []
 
 
-RATES = (Column("↓", 9, 1, True), Column("↑", 9, 1, True))
+RATES = (Column("↓", 8, 1, True), Column("↑", 8, 1, True))
 PAGES: tuple[Page, ...] = (
     Page("Overview", (), _none, overview),
     Page(
@@ -247,7 +251,7 @@ PAGES: tuple[Page, ...] = (
     Page(
         "Paths",
         (
-            *(Column("name", 14, 0, share=1), Column("path", 10), Column("latency", 8, 3, True), *RATES),
+            *(Column("name", 10, 0, share=1), Column("path", 6), Column("latency", 8, 3, True), *RATES),
             *(Column("", SPARK, 5), Column("where", 22, 6, share=1)),
         ),
         paths,
@@ -256,8 +260,8 @@ PAGES: tuple[Page, ...] = (
     Page(
         "Flows",
         (
-            *(Column("peer", 13, 0, share=1), Column("", 4, 4), Column("port", 9), Column("n", 4, 6, True)),
-            *(*RATES, Column("received", 8, 7, True), Column("sent", 8, 8, True), Column("", 10, 9)),
+            *(Column("peer", 9, 0, share=2), Column("", 4, 4), Column("port", 9), Column("n", 4, 6, True)),
+            *(*RATES, Column("received", 8, 7, True), Column("sent", 8, 8, True), Column("", 10, 9, share=1)),
         ),
         flows,
         empty="nothing is open",

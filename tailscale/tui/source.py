@@ -41,7 +41,7 @@ class DaemonSource:
 
     async def looks(self) -> AsyncIterator[dict[str, Any] | str]:
         async for look in self._stream(f"view?watch={EVERY:g}"):
-            yield look if isinstance(look, str) or look.get("at") else f"no device: {look.get('problem', '')}"
+            yield look if isinstance(look, str) else str(look["problem"]) if "problem" in look else look
 
     async def news(self) -> AsyncIterator[Row]:
         """Events and lines of the log as they happen; between two daemons there are none."""

@@ -121,6 +121,13 @@ def test_metrics_are_printed_as_prometheus_reads_them(join: list[str], capsys: p
     assert "HOST:PORT" in capsys.readouterr().err
 
 
+def test_top_is_a_table_where_there_is_no_terminal(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", *join]) == 0
+    assert any(line.split()[:1] == ["db"] for line in capsys.readouterr().out.splitlines())
+    assert main(["top", *join[:2], "--json"]) == 0
+    assert read_json(capsys)["count"]["peers"] >= 1  # type: ignore[index]
+
+
 def test_ping_says_latency_and_path(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ping", *join, "db", "-c", "2", "-i", "0.01", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
