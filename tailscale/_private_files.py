@@ -46,6 +46,31 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+_locked: set[int] = set()
+
+
+def keep_lock(descriptor: int) -> None:
+    """It is locked as long as this process has it open, or gives it back. A fork does not inherit it."""
+    _locked.add(descriptor)
+
+
+def give_lock_back(descriptor: int) -> None:
+    if descriptor in _locked:
+        _locked.remove(descriptor)
+        os.close(descriptor)
+
+
+def _drop_locks_of_parent() -> None:
+    """A child that outlives its parent would lock the state for as long as it lives."""
+    for descriptor in _locked:
+        os.close(descriptor)
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks_of_parent)
+
+
 def read_pid(descriptor: int) -> int | None:
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)

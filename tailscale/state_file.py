@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tailscale._private_files import CAREFULLY, make_folder, read_pid, sync_directory, try_lock
+from tailscale._private_files import (
+    CAREFULLY,
+    give_lock_back,
+    keep_lock,
+    make_folder,
+    read_pid,
+    sync_directory,
+    try_lock,
+)
 from tailscale.errors import StateCorrupt, StateLocked
 from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, NodePrivate
@@ -286,6 +294,7 @@ class FileStore:
             make_folder(self.path.parent)
             # A file of its own: the state file is replaced at every save, and a lock would stay with the old one.
             descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+        keep_lock(descriptor)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
@@ -297,7 +306,7 @@ class FileStore:
                 os.write(descriptor, b"%d\n" % os.getpid())
             yield
         finally:
-            os.close(descriptor)
+            give_lock_back(descriptor)
 
     def load(self) -> State | None:
         """What the file says, if it is there, private and whole."""

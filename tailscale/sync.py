@@ -64,7 +64,7 @@ class Device(DeviceFace):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._thread = LoopThread(partial(TrioDevice, hostname, **options))
+        self._thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
 
     # Lifecycle
 

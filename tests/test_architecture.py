@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_ownership", "_private_files"),
+    *("_config", "_ownership", "_private_files", "_process"),
     *("errors", "events", "foreign_text", "nodes", "state_file", "status"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
@@ -61,6 +61,7 @@ WINGS: dict[str, set[str]] = {
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
+    "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics", "proxy", "serve"}
     | {"sockets", "testing", "tui"},

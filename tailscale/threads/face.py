@@ -48,6 +48,7 @@ class DeviceOptions(TypedDict, total=False):
     ready_timeout: float
     udp_port: int
     tls: ssl.SSLContext | None
+    handle_sigterm: bool
 
 
 class Face(Generic[X]):
