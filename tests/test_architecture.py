@@ -57,6 +57,7 @@ WINGS: dict[str, set[str]] = {
     **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
     "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
+    "web": VALUES | {"device", "http", "metrics"},
     "dask": VALUES | {"aio", "device"},
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
@@ -64,9 +65,9 @@ WINGS: dict[str, set[str]] = {
     "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics", "proxy", "serve"}
-    | {"sockets", "testing", "tui"},
+    | {"sockets", "testing", "tui", "web"},
 }
-FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui"}
+FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",

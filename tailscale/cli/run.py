@@ -36,6 +36,7 @@ HOMES = {
     "login": "account",
     "logout": "account",
     "top": "top",
+    "web": "web",
     "up": "up",
     "down": "up",
 }

@@ -126,7 +126,7 @@ def flows(wave: list[float]) -> list[dict[str, Any]]:
 
 def exit_node(name: str, country: str, city: str, is_used: bool) -> dict[str, Any]:
     return {
-        "id": f"x-{name}",
+        "id": "n3" if is_used else "n8",
         "node": name,
         "country": country,
         "country_code": country[:2].upper(),
