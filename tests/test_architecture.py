@@ -106,7 +106,7 @@ ASSIGNED_FROM_ABOVE = {
 }
 LONGEST_FUNCTION = 60
 LONG_FILES = {
-    "tailscale/device.py": "every public verb, a line or two of code under an example each",
+    "tailscale/device.py": "every public verb, a line or two each below what it says to its users",
     "ts_netstack/tcp.py": "one connection's whole life, RFC 9293 section 3.10 in its order",
 }
 LONGEST_FILE = 500

@@ -16,6 +16,7 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
+    "config": None,
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -40,9 +41,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return build_parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One that can be asked what it takes: for what completes, and for tests."""
+
+    def actions(self) -> list[argparse.Action]:
+        return list(self._actions)
+
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the commands, by name; {} for that of a command."""
+        return next((dict(action.choices) for action in self._actions if isinstance(action.choices, dict)), {})
+
+
+def build_parser() -> Parser:
     common = _common_options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pytailscale",
         description=DESCRIPTION,
         epilog=_epilog(),
@@ -56,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_connecting(adder)
     _add_account(adder)
     _add_daemon(adder)
+    _add_about(adder)
     return parser
 
 
@@ -166,7 +179,20 @@ def _add_daemon(adder: _Adder) -> None:
     up = adder.add("up", "start a daemon that keeps this device, and wait until it has joined", json=True)
     up.add_argument("--foreground", action="store_true", help="be the daemon, until Ctrl-C or SIGTERM")
     up.add_argument("--restart", action="store_true", help="one that runs already begins again, in the same process")
+    up.add_argument("--install-unit", action="store_true", help="write a systemd unit that starts it at boot")
+    up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
     adder.add("down", "end the daemon")
+
+    config = adder.add("config", "check the settings of the daemon, by line", json=True)
+    config.add_argument("deed", choices=("check",), help="say what is wrong with it; 1 if anything is")
+    config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="another one than the daemon's")
+
+
+def _add_about(adder: _Adder) -> None:
+    completion = adder.add("completion", "print what makes a shell complete commands, options and peers")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "peers"), help="or `peers`: the names that fit")
+    schema = adder.add("schema", "print the JSON schema of what a command prints with --json")
+    schema.add_argument("verb", nargs="?", help="a command (all that have one)")
 
 
 def _epilog() -> str:

@@ -20,6 +20,7 @@ import tailscale
 from tailscale.cli.findings import BAD, SKIP, Finding, good, warn
 from tailscale.cli.queries import EXTRAS, STANDS_ON
 from tailscale.cli.session import control_url, state_path
+from tailscale.errors import StateLocked
 from tailscale.state_file import FileStore
 from ts_base.optional import optional
 
@@ -99,9 +100,14 @@ async def state(options: argparse.Namespace) -> list[Finding]:
         if not os.access(parent, os.W_OK):
             return [Finding(BAD, f"{parent} cannot be written", "--state names another place")]
         return [good(f"none yet at {store.path}: `pytailscale login` makes it")]
-    with store.lock():
-        pass
     known = f"registered with {saved.control_url}" if saved.registered else "not registered yet"
+    try:
+        with store.lock():
+            pass
+    except StateLocked as held:
+        if held.pid != os.getpid():
+            raise
+        return [good(f"{store.path}: private, in use by the daemon that runs this, {known}")]
     return [good(f"{store.path}: private, readable, {known}")]
 
 

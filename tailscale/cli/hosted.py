@@ -39,7 +39,7 @@ class Hosting:
     """One command's surroundings in the daemon."""
 
     call: Call
-    daemon: Daemon
+    served_by: Daemon
 
 
 _HOSTING: ContextVar[Hosting | None] = ContextVar("hosting", default=None)
@@ -93,6 +93,7 @@ async def run_hosted(daemon: Daemon, call: Call) -> int | None:
         await trio.lowlevel.checkpoint()
         return None
     _make_paths_absolute(options, call.cwd)
+    vars(options)["state"] = daemon.places.state  # however the client came to mean it
     screen = Screen(plain=options.plain, out=out, err=err)
     token = _HOSTING.set(Hosting(call, daemon))
     try:
@@ -133,7 +134,7 @@ def _make_paths_absolute(options: argparse.Namespace, cwd: str) -> None:
 
 async def borrow(host: Hosting, options: argparse.Namespace, screen: Screen) -> Device:
     """The daemon's Device for a command, once it is usable, with what the options ask of it."""
-    keeper = host.daemon.keeper
+    keeper = host.served_by.keeper
     if not keeper.is_ready:
         if options.auth_key or options.command == "login":
             await keeper.start(**({"auth_key": options.auth_key} if options.auth_key else {}))
@@ -145,12 +146,12 @@ async def borrow(host: Hosting, options: argparse.Namespace, screen: Screen) -> 
             "of its own (--state), or move the daemon (pytailscale down, then up --control-url)"
         )
     if options.hostname and options.hostname != device.preferences.hostname:
-        await device.set(hostname=options.hostname)
+        await host.served_by.prefs.apply({"Hostname": options.hostname, "HostnameSet": True})
     return device
 
 
 async def _until_usable(host: Hosting, options: argparse.Namespace, screen: Screen) -> None:
-    keeper = host.daemon.keeper
+    keeper = host.served_by.keeper
     if not keeper.wishes.is_wanted:
         return  # `usable` says so
     patient = options.command == "login" or host.call.is_input_terminal

@@ -39,6 +39,9 @@ HOMES = {
     "web": "web",
     "up": "up",
     "down": "up",
+    "config": "config",
+    "completion": "completion",
+    "schema": "schema",
 }
 HEARS_SIGNALS_ITSELF = {"up"}
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -137,7 +140,8 @@ def logging_to(screen: Screen, verbose: int) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = log.level, log.propagate
     log.addHandler(handler)
-    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    handler.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    log.setLevel(handler.level)
     log.propagate = False
     try:
         yield

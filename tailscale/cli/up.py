@@ -7,6 +7,7 @@ us. What the daemon does is `tailscale.daemon`'s; which commands it runs for oth
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import stat
@@ -20,24 +21,32 @@ from typing import Any
 
 import trio
 
+from tailscale.cli.config import read_file
 from tailscale.cli.exit_codes import FAILED, LOGIN, OK, UNREACHABLE
 from tailscale.cli.hosted import run_hosted
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import LOGIN_PATIENCE, control_url, hostname, remember_hostname, state_path
+from tailscale.cli.unit import NAME, unit_path, unit_text
 from tailscale.daemon.client import Client
-from tailscale.daemon.daemon import AGAIN, Daemon
+from tailscale.daemon.daemon import AGAIN, Daemon, device_options
 from tailscale.daemon.keeper import FINAL, Wishes
 from tailscale.daemon.places import Places, places
 from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
+from tailscale.state_file import FileStore
 
 LOOK_AGAIN = 0.02
 END_PATIENCE = 10.0
+log = logging.getLogger("tailscale.daemon")
+RELOADS = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 
 
 async def up(options: argparse.Namespace, screen: Screen) -> int:
+    if options.install_unit:
+        await trio.lowlevel.checkpoint()
+        return _install_unit(options, screen)
     if options.foreground:
         return await _be_the_daemon(options, screen)
     where = places_of(options)
@@ -79,20 +88,52 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
+def _given(options: argparse.Namespace) -> list[str]:
+    """The words that say which daemon it is, for another process that is to be it. No secrets."""
+    files = {"--state": options.state, "--socket": options.socket, "--config": options.config}
+    given = {name: os.path.abspath(os.path.expanduser(file)) for name, file in files.items() if file}
+    given |= {"--hostname": options.hostname, "--control-url": options.control_url}
+    return [word for name, value in given.items() if value for word in (name, value)]
+
+
+def _install_unit(options: argparse.Namespace, screen: Screen) -> int:
+    """Write it, and say what is left to do: systemd is the user's to command."""
+    is_root = os.geteuid() == 0
+    path = unit_path(is_root=is_root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(unit_text(_given(options), is_root=is_root))
+    flag = "" if is_root else "--user "
+    screen.say(("written: ", "green"), str(path))
+    screen.say(
+        f"to start it now and at every boot:  systemctl {flag}daemon-reload && systemctl {flag}enable --now {NAME}"
+    )
+    if options.auth_key:
+        screen.note(
+            "the key is not in the unit: log in once (`pytailscale login`), or name a file as [device] auth_key_file"
+        )
+    return OK
+
+
 # The daemon itself
 
 
 def daemon_for(options: argparse.Namespace) -> Daemon:
     """The daemon that these words mean."""
-    wishes = Wishes(options={"hostname": hostname(options), "control_url": control_url(options)} | _wishes(options))
+    where = places_of(options)
+    read = partial(read_file, options.config or where.settings, must_exist=options.config is not None)
+    settings = read()
+    asked = {"control_url": control_url(options)} | device_options(settings.device) | _wishes(options)
     make = partial(
         Device,
+        hostname=hostname(options),
         state=state_path(options),
         ephemeral=options.ephemeral,
         login_timeout=float("inf"),
         ready_timeout=options.timeout,
     )
-    return Daemon(places_of(options), make, run_hosted, wishes=wishes)
+    kept = state_path(options)
+    store = FileStore(kept) if kept is not None else None
+    return Daemon(where, make, run_hosted, wishes=Wishes(options=asked), read=read, store=store)
 
 
 async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
@@ -110,12 +151,23 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
 
 
 async def _hear_signals(daemon: Daemon, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(*ENDS) as signals:
+    with trio.open_signal_receiver(*ENDS, *RELOADS) as signals:
         task_status.started()
         async for number in signals:
+            if number in RELOADS:
+                await _reload(daemon)
+                continue
             if daemon.is_ending:
                 os._exit(128 + number)  # asked twice: the goodbye is not wanted
             daemon.end()
+
+
+async def _reload(daemon: Daemon) -> None:
+    """SIGHUP: a file that is wrong changes nothing."""
+    try:
+        await daemon.reload()
+    except (TailscaleError, OSError) as error:
+        log.warning("the settings stay as they are: %s", error)
 
 
 async def _leave_if_hopeless(daemon: Daemon) -> None:
@@ -140,24 +192,15 @@ def _let_go_of_stderr() -> None:
 
 def _start(options: argparse.Namespace, screen: Screen, client: Client) -> int:
     """A child that nothing ties to this terminal. Secrets go by its environment, which `ps` does not show."""
-    command = [sys.executable, "-m", "tailscale.cli", "up", "--foreground", "--timeout", f"{options.timeout:g}"]
-    given = {
-        "--state": options.state and os.path.abspath(os.path.expanduser(options.state)),
-        "--hostname": options.hostname,
-        "--control-url": options.control_url,
-        "--socket": options.socket and os.path.abspath(options.socket),
-    }
-    for name, value in given.items():
-        if value:
-            command += [name, value]
-    command += ["--ephemeral"] * options.ephemeral
+    words = ["--timeout", f"{options.timeout:g}", *_given(options), *["--ephemeral"] * options.ephemeral]
+    command = [sys.executable, "-m", "tailscale.cli", "up", "--foreground", *words]
     environment = os.environ | ({"TS_AUTHKEY": options.auth_key} if options.auth_key else {})
-    with tempfile.TemporaryFile() as words:
+    with tempfile.TemporaryFile() as last_words:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=words,
+            stderr=last_words,
             env=environment,
             start_new_session=True,
             close_fds=True,
@@ -165,8 +208,8 @@ def _start(options: argparse.Namespace, screen: Screen, client: Client) -> int:
         try:
             return _watch(options, screen, client, child)
         except _Ended as ended:
-            words.seek(0)
-            screen.note(words.read().decode(errors="replace").strip() or "the daemon has ended")
+            last_words.seek(0)
+            screen.note(last_words.read().decode(errors="replace").strip() or "the daemon has ended")
             return ended.code
 
 

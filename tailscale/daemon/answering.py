@@ -36,6 +36,7 @@ LONGEST_BODY = 1 << 20
 JSON, LINES, TEXT = "application/json", "application/x-ndjson", "text/plain; charset=utf-8"
 WITH_ALL = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 READS = ("GET", "HEAD")
+UPSTREAMS = "/localapi/"
 
 
 class NotBuilt(TailscaleError):
@@ -121,8 +122,9 @@ def lines_answer(values: AsyncIterator[Any]) -> Answer:
 
 
 async def _as_lines(values: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    async for value in values:
-        yield for_json(value).encode() + b"\n"
+    async with aclosing(values) as all_values:  # type: ignore[type-var]
+        async for value in all_values:
+            yield for_json(value).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ class Routes:
         except ClientDisconnected:
             raise
         except (TailscaleError, OSError, ValueError) as error:
-            answer = error_answer(error)
+            answer = error_answer(error, as_text=question.path.startswith(UPSTREAMS))
         await _send_answer(answer, receive, send)
         if answer.then is not None:
             answer.then()
@@ -227,6 +229,7 @@ def status_of(error: BaseException) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
-def error_answer(error: BaseException) -> Answer:
-    """`{"error": {"kind": ..., "message": ...}}`: what our own clients raise again."""
-    return json_answer({"error": {"kind": type(error).__name__, "message": str(error)}}, status_of(error))
+def error_answer(error: BaseException, *, as_text: bool = False) -> Answer:
+    """`{"error": {"kind": ..., "message": ...}}`, which our clients raise; upstream's print `{"error": ...}`."""
+    told = str(error) if as_text else {"kind": type(error).__name__, "message": str(error)}
+    return json_answer({"error": told}, status_of(error))

@@ -16,22 +16,37 @@ import trio
 
 from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
+from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls
 from tailscale.daemon.door import Door
 from tailscale.daemon.frames import PROTOCOL
 from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
-from tailscale.daemon.log import DaemonLog
+from tailscale.daemon.localapi import LocalApi
+from tailscale.daemon.log import LEVELS, LOG_FILES, LOG_SIZE, DaemonLog
 from tailscale.daemon.notify import notify, watchdog_interval
 from tailscale.daemon.own_api import ROOT, OwnApi
+from tailscale.daemon.parts import KINDS, Parts
 from tailscale.daemon.places import Places
+from tailscale.daemon.prefs import LIVE, Prefs
+from tailscale.daemon.settings import Settings
 from tailscale.daemon.transport import Transport, transport_for
 from tailscale.daemon.views import Views
 from tailscale.device import Device
 from tailscale.errors import StateLocked, TailscaleError
 from tailscale.foreign_text import guard_logs
+from tailscale.state_file import MemoryStore, NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
+# What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
+DEFAULTS: dict[str, Any] = {
+    "accept_routes": True,
+    "advertise_routes": (),
+    "exit_node": None,
+    "shields_up": False,
+    "tags": (),
+    "udp_port": 0,
+}
 
 RunCommand = Callable[["Daemon", Call], Awaitable["int | None"]]
 """How the words of a light client become a command; the command line hands it in."""
@@ -53,13 +68,22 @@ class Daemon:
         run_command: RunCommand,
         *,
         wishes: Wishes | None = None,
+        read: Callable[[], Settings] = Settings,
+        store: NamedStore | None = None,
         transport: Transport | None = None,
     ) -> None:
         self.places = where
-        self.log = DaemonLog(where.log)
+        self._read = read
+        self.settings = settings = read()
+        level = LEVELS[settings.log.get("level", "info")]
+        size, files = settings.log.get("size", LOG_SIZE), settings.log.get("files", LOG_FILES)
+        self.log = DaemonLog(where.log, level, size, files)
+        self.parts = Parts(KINDS)
+        self.parts.want(list(settings.parts))
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
+        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
         self._ending = trio.Event()
         self._outcome = ENDED
         routes = Routes()
@@ -67,10 +91,15 @@ class Daemon:
         self.own_api = OwnApi(self.keeper, self.log, facts)
         self.own_api.add_to(routes)
         Views(self.keeper, self.own_api).add_to(routes)
-        for name, handler in {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}.items():
+        doing = {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}
+        for name, handler in (doing | {"reload": self._reload}).items():
             routes.add("POST", ROOT + name, handler)
+        routes.add("GET", f"{ROOT}config", self._config, writers=True)
         self.door = Door(self._transport, routes)
         self.door.add_upgrade(f"{ROOT}run", PROTOCOL, self.calls.serve)
+        localapi = LocalApi(self.keeper, self.prefs, self.own_api)
+        localapi.add_to(routes, self.door)
+        Bus(self.keeper, self.prefs, localapi).add_to(routes)
 
     # Lifecycle
 
@@ -81,6 +110,7 @@ class Daemon:
         """
         guard_logs()
         with pid_file(self.places.pid), self.log.running():
+            self.prefs.load()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.door.run)
                 log.info("the daemon listens at %s, process %d", self._transport.path, os.getpid())
@@ -105,7 +135,29 @@ class Daemon:
 
     async def _beside(self, device: Device) -> None:
         """What runs while a Device is usable."""
-        await trio.sleep_forever()
+        await self.parts.run(device)
+
+    async def reload(self) -> None:
+        """Read config.toml again. Raises BadSettings, and then nothing has changed."""
+        before, after = self.settings, self._read()
+        self.settings = after
+        self.parts.want(list(after.parts))
+        names = before.device.keys() | after.device.keys()
+        changed = {
+            name: after.device.get(name, DEFAULTS.get(name))
+            for name in names
+            if before.device.get(name) != after.device.get(name) and (name in after.device or name in DEFAULTS)
+        }
+        options = device_options(changed)
+        live = {name: value for name, value in options.items() if name in LIVE}
+        if live and self.keeper.is_ready:
+            await self.keeper.device.set(**live)
+        self.keeper.wishes.options |= live
+        others = {name: value for name, value in options.items() if name not in LIVE}
+        if others and self.keeper.wishes.is_wanted:
+            await self.keeper.start(**others)
+        self.prefs.tell()
+        log.info("%s was read again", after.path or "config.toml")
 
     async def _tell_systemd(self) -> None:
         """Ready once the device is usable, or somebody has to do something about it: services behind us may start."""
@@ -133,11 +185,29 @@ class Daemon:
         answer.then = self.end
         return answer
 
+    async def _reload(self, _: Question) -> Answer:
+        await self.reload()
+        return json_answer({})
+
+    async def _config(self, _: Question) -> Answer:
+        await trio.lowlevel.checkpoint()
+        settings = self.settings
+        return json_answer({"file": settings.path, "device": settings.device, "parts": self.parts.to_list()})
+
     async def _restart(self, _: Question) -> Answer:
         await trio.lowlevel.checkpoint()
         answer = json_answer({"pid": os.getpid()})
         answer.then = lambda: self.end(AGAIN)
         return answer
+
+
+def device_options(table: dict[str, Any]) -> dict[str, Any]:
+    """The section [device] as options of a Device."""
+    options = dict(table)
+    if "auth_key_file" in options:
+        file = Path(options.pop("auth_key_file")).expanduser()
+        options["auth_key"] = lambda: file.read_text(encoding="utf-8").strip()
+    return options
 
 
 async def _feed_watchdog(interval: float) -> None:

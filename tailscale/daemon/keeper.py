@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 
+from tailscale._config import Preferences, control_url_from_environment, default_hostname
 from tailscale.device import Device
 from tailscale.errors import (
     AuthKeyRejected,
@@ -27,6 +28,7 @@ from tailscale.errors import (
 )
 from tailscale.events import Event, EventStream, LoginNeeded, StateChanged
 from tailscale.status import Status
+from ts_control.netmap import NetMap
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # between attempts, doubled each time
@@ -63,6 +65,7 @@ class Keeper:
         self._beside = beside
         self._device: Device | None = None
         self._life: trio.CancelScope | None = None
+        self._work: trio.Nursery | None = None
         self._readers: list[EventStream] = []
         self._news = trio.Condition()
         self._hurry = trio.Event()
@@ -120,10 +123,39 @@ class Keeper:
         """Wait until it is usable, or somebody has to do something, or nothing is wanted."""
         await self.until(lambda: self.is_ready or self.login_url or self.problem or not self.wishes.is_wanted)
 
+    @property
+    def control_url(self) -> str:
+        """The coordination server of the next Device, and of this one."""
+        return self.wishes.options.get("control_url") or control_url_from_environment()
+
+    def netmap(self) -> NetMap | None:
+        """The Device's; None while there is none."""
+        if self._device is not None:
+            with suppress(DeviceNotReady, DeviceClosed):
+                return self._device.netmap
+        return None
+
+    def preferences(self) -> Preferences:
+        """The Device's, or those of the next one."""
+        if self._device is not None:
+            with suppress(DeviceNotReady, DeviceClosed):
+                return self._device.preferences
+        options = self.wishes.options
+        return Preferences(
+            hostname=options.get("hostname") or default_hostname(),
+            tags=tuple(options.get("tags", ())),
+            accept_routes=options.get("accept_routes", True),
+            exit_node=options.get("exit_node"),
+            advertise_routes=tuple(options.get("advertise_routes", ())),
+            shields_up=options.get("shields_up", False),
+        )
+
     # What others want
 
     async def start(self, **options: Any) -> None:
         """Want a Device. Options that differ from those of the present one make a new one of it."""
+        if self.is_ready and self._device is not None and self._device.state == "running":
+            options.pop("auth_key", None)  # it is in already
         is_other = any(self.wishes.options.get(name) != value for name, value in options.items())
         self.wishes.options |= options
         self.wishes.is_wanted = True
@@ -147,6 +179,17 @@ class Keeper:
             self._life.cancel()
         self._hurry.set()
         await trio.lowlevel.checkpoint()
+
+    def log_in(self) -> None:
+        """Have the Device ask for a new login, in its own time; the events tell where somebody has to go."""
+        if self._work is not None and self._device is not None:
+            self._work.start_soon(self._log_in, self._device)
+
+    async def _log_in(self, device: Device) -> None:
+        try:
+            await device.login()
+        except (TailscaleError, OSError) as error:
+            log.warning("the login failed: %s", error)
 
     # The life of Devices
 
@@ -179,6 +222,7 @@ class Keeper:
         self.problem = None
         try:
             async with trio.open_nursery() as nursery:
+                self._work = nursery
                 nursery.start_soon(self._pass_on, device.events())
                 with trio.CancelScope() as self._life:
                     await self._tell()
@@ -190,7 +234,7 @@ class Keeper:
                         await trio.sleep_forever()
                 nursery.cancel_scope.cancel()
         finally:
-            self._life = self._device = None
+            self._life = self._work = self._device = None
             self.is_ready, self.login_url = False, ""
             with trio.CancelScope(shield=True):
                 await self._tell()

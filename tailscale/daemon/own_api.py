@@ -38,11 +38,11 @@ CONTRACT = {
     "GET ping?host=&kind=disco&size=0": "one PingResult",
     "GET whois?address=": "Identity",
     "GET netcheck": "NetcheckReport",
-    "GET config": "{file, device, parts}: the settings in force and what they started",
-    "GET explain?host=&port=": "why a connection works or not, step by step",
+    "GET config": "{file, device, parts}: the settings in force, and what they started",
     "POST run": "Upgrade: pytailscale-run; a command of the command line, see frames.py",
     "POST exit": "{exit_node: name or null}: use that exit node, or none",
     "POST up, down, stop, restart": "{}: want a device; want none; end the daemon; have it begin again",
+    "POST reload": "{}: read config.toml again; 400 with all its faults if it is wrong, and nothing has changed then",
 }
 """Every stream is bounded: a reader that is too slow gets {event: 'Lagged', missed} in place of what it missed."""
 

@@ -1,4 +1,4 @@
-"""Where a daemon's files are: all beside the state, named after it.
+"""Where a daemon's files are: beside the state, named after it; the settings of the default one where settings are.
 
 Owns the names and the default. Imports next to nothing, because every command asks this before anything else is loaded.
 """
@@ -35,6 +35,14 @@ def default_state() -> str:
     return os.path.join(base, "pytailscale")
 
 
+def default_settings_folder() -> str:
+    """Where this user's config.toml is."""
+    if sys.platform in ("win32", "darwin"):
+        return default_state()
+    base = os.environ.get("XDG_CONFIG_HOME", "").strip() or os.path.expanduser("~/.config")
+    return os.path.join(base, "pytailscale")
+
+
 def places(state: str | os.PathLike[str] | None = None) -> Places:
     """The files that belong to a state, which may be named by its file or its directory; None is the default."""
     chosen = os.path.abspath(os.path.expanduser(os.fspath(state) if state is not None else default_state()))
@@ -42,5 +50,5 @@ def places(state: str | os.PathLike[str] | None = None) -> Places:
     is_file = os.path.isfile(chosen) or (not os.path.exists(chosen) and has_suffix)
     file = chosen if is_file else os.path.join(chosen, STATE_FILE)
     root = os.path.splitext(file)[0]
-    folder = os.path.dirname(file)
+    folder = os.path.dirname(file) if state is not None else default_settings_folder()
     return Places(file, f"{root}.sock", f"{root}.pid", f"{root}.log", os.path.join(folder, "config.toml"))

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from tailscale._private_files import CAREFULLY, make_folder
-from tailscale.errors import StateLocked, TailscaleError
+from tailscale.errors import TailscaleError
 
 BACKLOG = 128
 LONGEST_PATH = 107 if sys.platform != "darwin" else 103  # bytes, of what the kernel keeps for the name of a socket
@@ -83,7 +83,7 @@ class UnixTransport:
             )
         try:
             make_folder(Path(self.path).parent)
-            await self._remove_stale()
+            await remove_stale_socket(self.path)
             door = socket.socket(socket.AF_UNIX)
             try:
                 door.bind(self.path)
@@ -99,20 +99,6 @@ class UnixTransport:
             ) from error
         door.setblocking(False)
         return trio.SocketListener(trio.socket.from_stdlib_socket(door))
-
-    async def _remove_stale(self) -> None:
-        """What a killed daemon left. A socket that somebody listens at, and any other file, stays."""
-        try:
-            status = os.lstat(self.path)
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(status.st_mode):
-            raise SocketPlaceTaken(f"{self.path} is there and is no socket: --socket names another place")
-        if status.st_uid != os.geteuid():
-            raise SocketPlaceTaken(f"{self.path} belongs to user {status.st_uid}: --socket names another place")
-        if await _answers(self.path):
-            raise StateLocked(self.path)
-        os.unlink(self.path)
 
     def asker(self, stream: trio.SocketStream, headers: dict[bytes, bytes]) -> Asker | None:
         uid = _peer_uid(stream.socket)
@@ -183,6 +169,22 @@ class LoopbackTransport:
 def transport_for(path: str) -> Transport:
     """What this system has."""
     return UnixTransport(path) if hasattr(socket, "AF_UNIX") and sys.platform != "win32" else LoopbackTransport(path)
+
+
+async def remove_stale_socket(path: str) -> None:
+    """What a killed process left. A socket that somebody listens at, and any other file, stays."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        await trio.lowlevel.checkpoint()
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise SocketPlaceTaken(f"{path} is there and is no socket: name another place")
+    if status.st_uid != os.geteuid():
+        raise SocketPlaceTaken(f"{path} belongs to user {status.st_uid}: name another place")
+    if await _answers(path):
+        raise SocketPlaceTaken(f"another program listens at {path}: name another place")
+    os.unlink(path)
 
 
 async def _answers(path: str) -> bool:

@@ -151,7 +151,7 @@ class StatusPage:
             raise Refusal(403, "this page only looks: --allow-changes lets it choose the exit node")
         name = (await _json(receive)).get("exit_node")
         known = {one.node.stable_id for one in self._device.exit_nodes}
-        if name is not None and name not in known:
+        if name is not None and (not isinstance(name, str) or name not in known):
             raise Refusal(400, "that is no exit node of this tailnet")
         try:
             await self._device.set(exit_node=name)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import h11
 import pytest
 import trio
 from httpx import AsyncClient, Response
@@ -18,6 +19,34 @@ from tailscale.testing import Tailnet
 from tailscale.web import serve_page, server
 from tailscale.web.entry import LINK_LIFETIME, Entry
 from tailscale.web.server import FILES, FOLDER, STREAMS_LIMIT
+
+
+class Lines:
+    """The lines of an answer."""
+
+    def __init__(self, http: h11.Connection, stream: trio.SocketStream) -> None:
+        self._http, self._stream, self._text = http, stream, b""
+        self.status = 0
+
+    async def begin(self) -> None:
+        response = await self._event()
+        assert isinstance(response, h11.Response)
+        self.status = response.status_code
+
+    async def next(self) -> dict[str, Any]:
+        """The next look; nothing at the end, or of a refusal."""
+        while b"\n" not in self._text:
+            event = await self._event()
+            if not isinstance(event, h11.Data) or self.status != 200:
+                return {}
+            self._text += bytes(event.data)
+        line, _, self._text = self._text.partition(b"\n")
+        return dict(json.loads(line))
+
+    async def _event(self) -> Any:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(await self._stream.receive_some())
+        return event
 
 
 class Visitor:
@@ -37,10 +66,21 @@ class Visitor:
 
     async def look(self, **headers: str) -> dict[str, Any]:
         """One look; {"status": ...} where it is refused."""
-        async with self.client.stream("GET", f"{self.base}/looks", headers=self.headers | headers) as answer:
-            if answer.status_code != 200:
-                return {"status": answer.status_code}
-            return dict(json.loads(await anext(answer.aiter_lines())))
+        async with self.watching(**headers) as lines:
+            return await lines.next() or {"status": lines.status}
+
+    @asynccontextmanager
+    async def watching(self, **headers: str) -> AsyncIterator[Lines]:
+        """The stream of looks. httpx would leave generators of its own behind."""
+        host, port = self.base.removeprefix("http://").split(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            sent = {"host": f"{host}:{port}"} | self.headers | headers
+            http = h11.Connection(h11.CLIENT)
+            request = h11.Request(method="GET", target="/looks", headers=list(sent.items()))
+            await stream.send_all((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+            lines = Lines(http, stream)
+            await lines.begin()
+            yield lines
 
     async def use(self, exit_node: object, **headers: str) -> int:
         body = json.dumps({"exit_node": exit_node})
@@ -139,9 +179,8 @@ async def test_so_many_tabs_and_no_more_look_at_once() -> None:
         await visitor.enter()
 
         async def stay(task_status: trio.TaskStatus[None]) -> None:
-            async with visitor.client.stream("GET", f"{visitor.base}/looks", headers=visitor.headers) as answer:
-                lines = answer.aiter_lines()
-                await anext(lines)
+            async with visitor.watching() as lines:
+                await lines.next()
                 task_status.started()
                 await trio.sleep_forever()
 
@@ -157,12 +196,11 @@ async def test_looks_go_on_until_the_device_ends(monkeypatch: pytest.MonkeyPatch
         a, leave = await net.join("a")
         visitor = Visitor(await nursery.start(serve_page, a), client)
         await visitor.enter()
-        async with client.stream("GET", f"{visitor.base}/looks", headers=visitor.headers) as answer:
-            lines = answer.aiter_lines()
+        async with visitor.watching() as lines:
             for _ in range(3):
-                assert json.loads(await anext(lines))["state"] == "running"
+                assert (await lines.next())["state"] == "running"
             nursery.start_soon(leave)
-            async for _ in lines:
+            while await lines.next():
                 pass
         nursery.cancel_scope.cancel()
 
