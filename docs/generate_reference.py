@@ -38,6 +38,7 @@ SECTIONS = [
     ("",                  "tailscale/metrics/registry.py",      ["collector"]),
     ("",                  "tailscale/metrics/looking.py",       ["view"]),
     ("",                  "tailscale/metrics/server.py",        ["serve_metrics"]),
+    ("tailscale.web",     "tailscale/web/server.py",            ["serve_page"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),
     ("",                  "tailscale/threads/bridges.py",       ["Forward"]),

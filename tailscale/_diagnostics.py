@@ -80,9 +80,11 @@ def status(
                     handshake_age=counted.handshake_age,
                 )
             )
+    node = directory.self_node() if netmap is not None else None
+    advertised = directory.preferences.advertise_routes
     return Status(
         state=directory.state.value,
-        node=directory.self_node() if netmap is not None else None,
+        node=node,
         tailnet=netmap.domain if netmap is not None else "",
         control_url=directory.control_url,
         relay=directory.home_relay(),
@@ -91,6 +93,8 @@ def status(
         peers=tuple(sorted(peers, key=lambda p: p.node.name)),
         health=health,
         counters=counters,
+        advertised_routes=advertised,
+        approved_routes=tuple(route for route in advertised if node is not None and route in node.routes),
     )
 
 

@@ -223,6 +223,10 @@ class Status:
     peers: tuple[PeerStatus, ...]
     health: tuple[HealthWarning, ...]
     counters: Counters
+    advertised_routes: tuple[str, ...] = ()
+    """What we offer to forward for others."""
+    approved_routes: tuple[str, ...] = ()
+    """Of those, what control has let us: what is really forwarded."""
 
     @property
     def drops(self) -> dict[str, int]:
@@ -239,6 +243,8 @@ class Status:
             "relay": self.relay,
             "udp_port": self.udp_port,
             "endpoints": list(self.endpoints),
+            "advertised_routes": list(self.advertised_routes),
+            "approved_routes": list(self.approved_routes),
             "peers": [p.to_dict() for p in self.peers],
             "health": [w.to_dict() for w in self.health],
             "drops": dict(self.drops),

@@ -6,6 +6,7 @@ the settings. One that cannot start costs nothing but a line in the log and its 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import trio
 from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
+from tailscale.metrics import serve_metrics
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -137,4 +139,10 @@ async def run_expose(device: Device, keys: dict[str, Any], started: Started) -> 
         await trio.sleep_forever()
 
 
-KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose}
+async def run_metrics(device: Device, keys: dict[str, Any], started: Started) -> None:
+    async with trio.open_nursery() as nursery:
+        serve = functools.partial(serve_metrics, device, keys["listen"], peers=keys.get("peers", False))
+        started(await nursery.start(serve))
+
+
+KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics}

@@ -152,6 +152,11 @@ def _each_warning(status: Status) -> Iterable[Sample]:
     return [((warning.code,), 1) for warning in status.health]
 
 
+def _routes(read: Callable[[Status], tuple[str, ...]]) -> Read:
+    """As tailscaled counts them: without those of an exit node."""
+    return lambda status: [((), sum(not route.endswith("/0") for route in read(status)))]
+
+
 def _key_expiry(status: Status) -> Iterable[Sample]:
     expiry = status.node.key_expiry if status.node is not None else None
     return [((), expiry.timestamp())] if expiry is not None else []
@@ -234,6 +239,10 @@ METRICS: tuple[Metric, ...] = (
            "Entries of TCP's other tables.", _levels(TCP_TABLES), "table"),
     _gauge("pytailscale_udp_sockets", "Sockets",
            "UDP sockets that are open on the tailnet.", _level("stack.udp.ports")),
+    _gauge("tailscaled_advertised_routes", "Forwarding for others",
+           "Subnets that we offer to forward.", _routes(lambda status: status.advertised_routes)),
+    _gauge("tailscaled_approved_routes", "Forwarding for others",
+           "Of those, the ones that control has approved.", _routes(lambda status: status.approved_routes)),
     _gauge("pytailscale_forwarded_flows", "Forwarding for others",
            "Open flows carried for others.", _levels(FORWARDED_FLOWS), "protocol"),
     _counter("pytailscale_forwarded_bytes_total", "Forwarding for others",

@@ -27,7 +27,7 @@ import tailscale
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "metrics", "testing"),
+    *("aio", "sync", "http", "metrics", "testing", "web"),
 )
 UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

@@ -84,6 +84,8 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
             await stream.send_all(b"page")
             await stream.receive_some()
             look()
+    await router.set(advertise_routes=[])
+    look()
     net.policy(DENIED)
     await trio.sleep(1)
     with pytest.raises(TailscaleError):

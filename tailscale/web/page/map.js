@@ -6,6 +6,7 @@ const DRAWN = 60; // peers; the rest are in the table
 const NAMED = 36; // with so many, only those that were spoken with have their names drawn
 const FAST = 100_000; // bytes a second
 const LONGEST_NAME = 18;
+const HUB = 0.58; // of the way, where a relay stands
 
 export function drawMap(svg, look, history) {
   const width = svg.clientWidth || 800, height = svg.clientHeight || 400;
@@ -54,7 +55,7 @@ function linkTo(from, to, kind, rate) {
 
 function hub(from, to, kind, where) {
   const name = kind === "relay" ? where : "peer", half = 6 + name.length * 3.2;
-  const x = from.x + (to.x - from.x) * 0.52, y = from.y + (to.y - from.y) * 0.52;
+  const x = from.x + (to.x - from.x) * HUB, y = from.y + (to.y - from.y) * HUB;
   const box = { x: x - half, y: y - 9, width: 2 * half, height: 18, rx: 9 };
   return shape("g", { class: `hub ${kind}` }, shape("title", {}, where), shape("rect", box), shape("text", { x, y: y + 3.5 }, name));
 }

@@ -7,21 +7,24 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import trio
-from tailnet_scripts import echo_service, echoed, until
 from textual.pilot import Pilot
-from tui_scripts import screen_of
 
 from tailscale import Device
 from tailscale.daemon import AsyncClient, Client, DaemonError
 from tailscale.daemon.calls import Call
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.places import places
+from tailscale.daemon.settings import read_settings
 from tailscale.testing import Tailnet
 from tailscale.tui.app import Top
 from tailscale.tui.source import DaemonSource, log_row, sentence
+from tests.tailscale.tailnet_scripts import echo_service, echoed, until
+from tests.tailscale.tui_scripts import screen_of
 
 PATIENCE = 300  # looks at a screen
 
@@ -31,10 +34,10 @@ async def decline(_: Daemon, __: Call) -> None:
 
 
 @asynccontextmanager
-async def kept(net: Tailnet, folder: Path) -> AsyncIterator[Daemon]:
+async def kept(net: Tailnet, folder: Path, **more: Any) -> AsyncIterator[Daemon]:
     """A daemon whose device has joined."""
     make = partial(Device, "laptop", control_url=net.control.url, auth_key=net.auth_key(), state=folder / "state")
-    daemon = Daemon(places(str(folder / "state")), make, decline)
+    daemon = Daemon(places(str(folder / "state")), make, decline, **more)
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         await until(lambda: daemon.keeper.is_ready)
@@ -75,6 +78,16 @@ async def test_an_exit_is_used_when_it_is_one(tmp_path: Path) -> None:
             assert one["is_used"]
             await trio.to_thread.run_sync(client.post, "exit", {"exit_node": None})
             assert device.preferences.exit_node is None
+
+
+async def test_a_daemon_serves_metrics_where_its_settings_say_so(tmp_path: Path) -> None:
+    settings = read_settings('[metrics]\nlisten = "127.0.0.1:0"\npeers = true\n', "config.toml")
+    async with Tailnet(real=True) as net, net.device("db"), kept(net, tmp_path, read=lambda: settings) as daemon:
+        await until(lambda: daemon.parts.to_list()[0]["where"])
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(daemon.parts.to_list()[0]["where"] + "/metrics")
+        assert "pytailscale_running 1" in answer.text
+        assert 'peer="db.tailnet.test"' in answer.text
 
 
 async def seen(pilot: Pilot[None], fact: Callable[[str], bool]) -> str:
