@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -51,8 +52,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.events import EventStream
+    from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import ExitNode, Flow, HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from tailscale.status import (
+        ExitNode,
+        FileTransfer,
+        Flow,
+        HealthWarning,
+        Identity,
+        NetcheckReport,
+        PingResult,
+        Status,
+    )
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
@@ -137,6 +148,7 @@ class Device(OwnNode):
         self._runtime: Runtime | None = None
         self._process = OwnProcess()
         self._closed = False
+        self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
     def on(cls, network: Network, hostname: str | None = None, **options: Any) -> Self:
@@ -429,6 +441,48 @@ class Device(OwnNode):
         ```
         """
         return self._ready().flows.busiest(limit)
+
+    @property
+    def transfers(self) -> tuple[FileTransfer, ...]:
+        """Files on their way that whoever carries them has shown by `show_transfer`.
+
+        ```python
+        for transfer in device.transfers:
+            print(transfer.name, transfer.peer, transfer.done, transfer.total)
+        ```
+        """
+        return tuple(look() for look in self._transfers)
+
+    @contextmanager
+    def show_transfer(self, look: Callable[[], FileTransfer]) -> Iterator[None]:
+        """Show a transfer to those who watch the device, while the block lasts; `look` is called when they do.
+
+        ```python
+        def look():
+            return tailscale.FileTransfer("a.jpg", "phone", True, done=10, total=100, rate=None)
+
+
+        with device.show_transfer(look):
+            print(device.transfers)
+        ```
+        """
+        self._transfers[look] = None
+        try:
+            yield
+        finally:
+            del self._transfers[look]
+
+    def include(self, name: str, counted: Counted) -> AbstractContextManager[None]:
+        """Tell in `status().counters`, and so in metrics, what a part of your program counts, while the block lasts.
+
+        Its `statistics()` is a NamedTuple: a field `drops` counts by reason, every other whole number is a level.
+
+        ```python
+        with device.include("visits", tailscale.http.Visits()):
+            print(device.status().counters.levels["visits.open"])
+        ```
+        """
+        return self._ready().counters.include(name, counted)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:

@@ -158,6 +158,33 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class FileTransfer:
+    """One file, or folder, that is on its way: what those who watch a device are shown of it."""
+
+    name: str
+    peer: str
+    """Host name of the other end."""
+    is_outgoing: bool
+    done: int
+    """Bytes that the receiver has."""
+    total: int | None
+    """None where nobody knows yet."""
+    rate: float | None
+    """Bytes a second."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "name": self.name,
+            "peer": self.peer,
+            "is_outgoing": self.is_outgoing,
+            "done": self.done,
+            "total": self.total,
+            "rate": self.rate,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class PathTraffic:
     """What went by one kind of path, as WireGuard datagrams."""
 

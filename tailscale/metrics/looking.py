@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ PEERS_SHOWN, FLOWS_SHOWN, EXITS_SHOWN, TRANSFERS_SHOWN = 500, 200, 500, 100
 SOCKETS = {"tcp": "stack.tcp.connections", "udp": "stack.udp.ports", "listeners": "stack.tcp.listeners"}
 
 
-def view(device: Device, transfers: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def view(device: Device) -> dict[str, Any]:
     """Everything worth showing, at this moment.
 
     ```python
@@ -27,8 +26,6 @@ def view(device: Device, transfers: Sequence[dict[str, Any]] = ()) -> dict[str, 
 
     print(view(device)["peers"])
     ```
-
-    `transfers` are told as they are: `{name, peer, outgoing, done, total, rate}` each.
     """
     status = device.status()
     exits = device.exit_nodes
@@ -47,7 +44,7 @@ def view(device: Device, transfers: Sequence[dict[str, Any]] = ()) -> dict[str, 
         "count": _counts(status),
         "peers": [_peer(peer, offers) for peer in peers[:PEERS_SHOWN]],
         "flows": [flow.to_dict() for flow in device.flows(FLOWS_SHOWN)],
-        "transfers": list(transfers)[:TRANSFERS_SHOWN],
+        "transfers": [one.to_dict() for one in device.transfers[:TRANSFERS_SHOWN]],
         "exits": [_exit(one, wanted) for one in exits[:EXITS_SHOWN]],
     }
 

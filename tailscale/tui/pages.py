@@ -179,7 +179,7 @@ def transfers(look: Look) -> list[Row]:
         bar = "█" * int(part * 10) + "░" * (10 - int(part * 10))
         cells = [
             (one["name"], "bold"),
-            ("→" if one["outgoing"] else "←", "dim"),
+            ("→" if one["is_outgoing"] else "←", "dim"),
             (one["peer"], ""),
             (bar, "cyan"),
             (f"{part * 100:.0f} %", ""),

@@ -60,7 +60,7 @@ def compare(name: str, shown: str) -> None:
 @under_asyncio
 async def test_every_page_is_what_it_was(size: tuple[int, int]) -> None:
     source = Told()
-    transfer = {"name": "holiday.mkv", "peer": "phone", "outgoing": True, "done": 3e8, "total": 4e8, "rate": 2.5e6}
+    transfer = {"name": "holiday.mkv", "peer": "phone", "is_outgoing": True, "done": 3e8, "total": 4e8, "rate": 2.5e6}
     async with Top(source).run_test(size=size) as pilot:
         source.say(*(look(s) for s in range(LOOKS)), look(LOOKS, health=[WARNING], transfers=[transfer]))
         source.happen("12:00:01", "PeerUp db")
@@ -109,7 +109,7 @@ async def test_names_command_no_terminal_and_are_no_markup() -> None:
     view["peers"] = [peer(n, name, "direct", f"direct {name}", 0.1, name, name, 1, 1) for n, name in enumerate(WICKED)]
     view["flows"] = [view["flows"][0] | {"peer": name} for name in WICKED]
     view["exits"] = [view["exits"][0] | {"node": name, "city": name} for name in WICKED]
-    one = {"outgoing": False, "done": 1, "total": 0, "rate": None}
+    one = {"is_outgoing": False, "done": 1, "total": 0, "rate": None}
     view["transfers"] = [one | {"name": name, "peer": name} for name in WICKED]
     async with Top(source).run_test(size=WIDE) as pilot:
         for name in WICKED:

@@ -66,6 +66,7 @@ function show(newest) {
   draw();
   showPeers();
   showFlows();
+  showTransfers();
   showExits();
   showDrops();
   document.body.dataset.looks = Number(document.body.dataset.looks ?? 0) + 1;
@@ -167,6 +168,21 @@ function grouped(flows) {
   const groups = {};
   for (const flow of flows) (groups[serviceOf(flow)] ??= []).push(flow);
   return groups;
+}
+
+function showTransfers() {
+  byId("transfers-card").hidden = !look.transfers.length;
+  const heads = [["file", "name"], ["peer"], ["done", "number"], ["rate", "number"], ["size", "number optional"]];
+  const rows = look.transfers.map((one) => ({
+    cells: [
+      one.name,
+      `${one.is_outgoing ? "to" : "from"} ${one.peer}`,
+      one.total ? `${Math.floor((100 * one.done) / one.total)} %` : inBytes(one.done),
+      rateCell(one.rate ?? 0),
+      one.total ? inBytes(one.total) : "",
+    ],
+  }));
+  fillTable(byId("transfers"), heads, rows);
 }
 
 function showExits() {
