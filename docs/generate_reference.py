@@ -46,6 +46,8 @@ SECTIONS = [
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
+    ("tailscale.testing.sync", "tailscale/testing/sync.py",     ["Tailnet"]),
+    ("tailscale.testing.aio",  "tailscale/testing/aio.py",      ["Tailnet"]),
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own

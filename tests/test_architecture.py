@@ -55,7 +55,8 @@ WINGS: dict[str, set[str]] = {
     **dict.fromkeys(("aio", "sync"), VALUES | {"device", "local_ports", "mesh", "proxy", "sockets", "threads"}),
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
     **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
-    "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
+    "testing": VALUES
+    | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
     "web": VALUES | {"device", "http", "metrics"},
     "dask": VALUES | {"aio", "device"},
