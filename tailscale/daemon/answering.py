@@ -28,7 +28,6 @@ from tailscale.errors import (
     PeerOffline,
     TailscaleError,
 )
-from tailscale.foreign_text import for_json
 from tailscale.http.asgi import ClientDisconnected, Receive, Scope, Send
 
 log = logging.getLogger("tailscale.daemon")
@@ -76,10 +75,11 @@ class Question:
     async def body(self) -> bytes:
         """All of it; 413 for more than any request of ours has."""
         data = bytearray()
-        async for chunk in self.chunks():
-            data += chunk
-            if len(data) > LONGEST_BODY:
-                raise Refused(413, f"a body of more than {LONGEST_BODY} bytes")
+        async with aclosing(self.chunks()) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > LONGEST_BODY:
+                    raise Refused(413, f"a body of more than {LONGEST_BODY} bytes")
         return bytes(data)
 
     async def json(self) -> dict[str, Any]:
@@ -109,11 +109,17 @@ class Answer:
 Handler = Callable[[Question], Awaitable[Answer]]
 
 
+def encode(value: Any) -> bytes:
+    """A line of JSON that may be shown on a terminal, whatever names and texts are in it: printable ASCII alone.
+
+    `foreign_text.for_json` keeps letters of all languages, and looks at each: too slow for a tailnet of thousands.
+    """
+    return json.dumps(value).replace("\x7f", "\\u007f").encode() + b"\n"
+
+
 def json_answer(value: Any, status: int = 200, **headers: str) -> Answer:
-    """JSON that may be shown on a terminal, whatever names and texts are in it."""
-    return Answer(
-        for_json(value).encode() + b"\n", status, JSON, {name.replace("_", "-"): v for name, v in headers.items()}
-    )
+    """One JSON value."""
+    return Answer(encode(value), status, JSON, {name.replace("_", "-"): v for name, v in headers.items()})
 
 
 def lines_answer(values: AsyncIterator[Any]) -> Answer:
@@ -124,7 +130,7 @@ def lines_answer(values: AsyncIterator[Any]) -> Answer:
 async def _as_lines(values: AsyncIterator[Any]) -> AsyncIterator[bytes]:
     async with aclosing(values) as all_values:  # type: ignore[type-var]
         async for value in all_values:
-            yield for_json(value).encode() + b"\n"
+            yield encode(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,11 @@ class Routes:
         self._routes.setdefault(path, {})[method] = _Route(handler, only)
 
     def find(self, method: str, path: str, asker: Asker) -> Handler:
-        known = self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1] + "*")
+        known = self._routes.get(path)
+        above = path
+        while known is None and above:
+            above = above.rpartition("/")[0]
+            known = self._routes.get(f"{above}/*")
         if known is None:
             raise Refused(404, f"there is nothing at {path}")
         route = known.get("GET" if method == "HEAD" else method)

@@ -140,7 +140,7 @@ class Calls:
             with trio.move_on_after(CALL_TIMEOUT):
                 kind, payload = await incoming.next()
                 if kind == frames.CALL:
-                    call = _read_call_untrusted(payload, changed.stream.send_all)
+                    call = read_call_untrusted(payload, changed.stream.send_all)
             if kind == frames.CALL:
                 await self._carry(call, incoming)
 
@@ -192,7 +192,7 @@ class _Incoming:
         return self._ready.pop()
 
 
-def _read_call_untrusted(payload: bytes, send: Callable[[Any], Awaitable[None]]) -> Call:
+def read_call_untrusted(payload: bytes, send: Callable[[Any], Awaitable[None]]) -> Call:
     try:
         told = json.loads(payload)
     except (ValueError, RecursionError):

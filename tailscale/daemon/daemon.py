@@ -38,6 +38,7 @@ from tailscale.state_file import MemoryStore, NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
+ASKED = ("hostname", "auth_key", "control_url")
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
@@ -172,7 +173,11 @@ class Daemon:
     # What may be asked of it
 
     async def _up(self, question: Question) -> Answer:
-        await self.keeper.start(**(await question.json()))
+        options = await question.json()
+        for name, value in options.items():
+            if name not in ASKED or not isinstance(value, str):
+                raise ValueError(f"`up` takes {', '.join(ASKED)}, each a text, not {name}")
+        await self.keeper.start(**options)
         return json_answer({})
 
     async def _down(self, _: Question) -> Answer:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from tailscale._config import clean_routes
 from tailscale.daemon import ipn
 from tailscale.daemon.answering import NotBuilt
 from tailscale.daemon.keeper import Keeper
@@ -27,6 +28,11 @@ REMEMBERED = frozenset(
         *("NetfilterMode", "NoSNAT", "NoStatefulFiltering", "NotepadURLs", "ProfileName", "Sync"),
     )
 )
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("ControlURL", "ExitNodeID", "ExitNodeIP", "Hostname"), str),
+    **dict.fromkeys(("RouteAll", "ShieldsUp", "WantRunning"), bool),
+    **dict.fromkeys(("AdvertiseRoutes", "AdvertiseTags"), list),
+}
 LIVE = frozenset(("accept_routes", "advertise_routes", "exit_node", "hostname", "shields_up", "tags"))
 
 
@@ -94,6 +100,8 @@ class Prefs:
 
     def _translate(self, name: str, masked: dict[str, Any], present: dict[str, Any], changes: dict[str, Any]) -> None:
         value = masked.get(name)
+        if name in KINDS and value is not None and not _is(value, KINDS[name]):
+            raise ValueError(f"{name} is of the wrong type")
         if name in REMEMBERED:
             changes.setdefault("remembered", {})[name] = value
         elif name == "Hostname":
@@ -105,7 +113,7 @@ class Prefs:
         elif name == "AdvertiseTags":
             changes["tags"] = tuple(value or ())
         elif name == "AdvertiseRoutes":
-            changes["advertise_routes"] = tuple(value or ())
+            changes["advertise_routes"] = clean_routes(value or ())
         elif name in ("ExitNodeID", "ExitNodeIP"):
             wanted = masked.get("ExitNodeID") or masked.get("ExitNodeIP")
             changes["exit_node"] = self._exit_node(wanted) if wanted else None
@@ -160,6 +168,10 @@ class Prefs:
     def tell(self) -> None:
         for changed in self._watchers:
             changed()
+
+
+def _is(value: Any, kind: type) -> bool:
+    return type(value) is kind and (not isinstance(value, list) or all(isinstance(each, str) for each in value))
 
 
 def _is_default(value: Any) -> bool:

@@ -64,8 +64,8 @@ def _routes(value: Any) -> str:
         try:
             clean_routes(value)
             return ""
-        except ValueError as problem:
-            return str(problem)
+        except ValueError:
+            pass
     return 'a list of prefixes such as "192.168.7.0/24"'
 
 

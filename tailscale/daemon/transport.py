@@ -74,7 +74,7 @@ class UnixTransport:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._file: tuple[int, int] | None = None
+        self._file: tuple[int, int, int] | None = None
 
     async def listen(self) -> trio.SocketListener:
         if len(os.fsencode(self.path)) > LONGEST_PATH:
@@ -197,9 +197,10 @@ async def _answers(path: str) -> bool:
     return True  # connected, or its backlog is full
 
 
-def _file_at(path: str) -> tuple[int, int]:
+def _file_at(path: str) -> tuple[int, int, int]:
+    """Which file that is, told apart from another that took its place and even its number."""
     status = os.lstat(path)
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _peer_uid(connection: trio.socket.SocketType) -> int | None:

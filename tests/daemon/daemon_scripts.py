@@ -20,7 +20,7 @@ from tailscale.daemon.places import places
 from tailscale.device import Device
 from tailscale.testing import Tailnet
 
-ECHO_PORT, PATIENCE = 7, 20.0
+ECHO_PORT, PATIENCE = 7, 40.0
 
 
 @dataclass
