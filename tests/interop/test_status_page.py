@@ -18,7 +18,7 @@ from tests.interop.browser import Tab
 from tests.tailscale.tailnet_scripts import echo_service, until
 
 WICKED = "<img src=x onerror=alert(1)>"
-needs_chromium = pytest.mark.skipif(browser.chromium() is None, reason=browser.MISSING)
+pytestmark = [pytest.mark.peerless, pytest.mark.skipif(browser.chromium() is None, reason=browser.MISSING)]
 LOOKED = "Number(document.body?.dataset.looks ?? 0) >= 3"
 
 
@@ -53,7 +53,6 @@ async def in_browser(look: Callable[[Tab], None]) -> None:
     await trio.to_thread.run_sync(run)
 
 
-@needs_chromium
 async def test_the_page_shows_what_lives_and_the_link_works_once(tmp_path: Path) -> None:
     async with living() as (_, _, link):
 
@@ -86,7 +85,6 @@ async def test_the_page_shows_what_lives_and_the_link_works_once(tmp_path: Path)
         await in_browser(come_late)
 
 
-@needs_chromium
 @pytest.mark.parametrize("width", [320, 390, 800, 1600])
 async def test_nothing_is_wider_than_the_window(width: int, tmp_path: Path) -> None:
     async with living() as (_, _, link):
@@ -101,7 +99,6 @@ async def test_nothing_is_wider_than_the_window(width: int, tmp_path: Path) -> N
         await in_browser(look)
 
 
-@needs_chromium
 async def test_names_become_text_and_never_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control would not give such a name; a look that has it stands for one that would."""
     from tailscale.metrics import view
@@ -132,7 +129,6 @@ async def test_names_become_text_and_never_markup(monkeypatch: pytest.MonkeyPatc
         await in_browser(look)
 
 
-@needs_chromium
 async def test_a_page_that_may_change_things_uses_an_exit() -> None:
     async with living(changes=True) as (_, laptop, link):
 
@@ -147,7 +143,6 @@ async def test_a_page_that_may_change_things_uses_an_exit() -> None:
         assert laptop.preferences.exit_node == laptop.peers["exit-nl"].stable_id
 
 
-@needs_chromium
 async def test_another_site_reads_nothing_even_with_the_secret() -> None:
     async with living() as (_, _, link):
         base, secret = link.split("/#")

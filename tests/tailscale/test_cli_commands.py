@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,6 +278,21 @@ def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_pat
     assert listening.returncode == 130
     assert "Traceback" not in err
     assert rig.net is not None
+
+
+@pytest.mark.parametrize("words", [["web"], ["metrics", "--listen", "127.0.0.1:0"]], ids=["web", "metrics"])
+def test_what_serves_on_this_machine_says_where_and_leaves_on_ctrl_c(words: list[str], join: list[str]) -> None:
+    with subprocess.Popen(
+        command(*words, *join), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as serving:
+        assert serving.stdout is not None
+        line = next(line for line in serving.stdout if "http://" in line)
+        url = line[line.index("http://") :].split()[0].rstrip(",")
+        with urllib.request.urlopen(url.partition("#")[0], timeout=TIMEOUT) as answer:
+            assert answer.status == 200
+        serving.send_signal(signal.SIGINT)
+        assert "Traceback" not in serving.communicate(timeout=TIMEOUT)[0]
+    assert serving.returncode == 130
 
 
 def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:
