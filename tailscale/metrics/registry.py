@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from tailscale.errors import TailscaleError
 from tailscale.foreign_text import for_terminal
-from tailscale.metrics.table import chosen
+from tailscale.metrics.table import HasStatus, chosen
 from ts_base.optional import optional
 
 if TYPE_CHECKING:
-    from tailscale.device import Device
     from tailscale.status import Status
 
 MISSING = "this needs prometheus-client: pip install 'pytailscale[metrics]'"
 
 
-def collector(device: Device, peers: bool = False) -> Any:
+def collector(device: HasStatus, peers: bool = False) -> Any:
     """A collector of everything that `device` counts, for a registry of prometheus-client.
 
     ```python
@@ -31,7 +30,8 @@ def collector(device: Device, peers: bool = False) -> Any:
     print(generate_latest(registry).decode())
     ```
 
-    Collect in the thread the device runs in. A device that is closed, or not joined yet, has nothing to tell.
+    Collect in the thread the device runs in; one of `tailscale.sync` may be collected from any. A device that is
+    closed, or not joined yet, has nothing to tell.
     """
     core = optional("prometheus_client.core", "CounterMetricFamily", "GaugeMetricFamily")
     if core is None:
@@ -42,7 +42,7 @@ def collector(device: Device, peers: bool = False) -> Any:
 class _Collector:
     """What prometheus-client asks of a collector."""
 
-    def __init__(self, device: Device, peers: bool, core: Any) -> None:
+    def __init__(self, device: HasStatus, peers: bool, core: Any) -> None:
         self._device, self._peers = device, peers
         self._makers = {"counter": core.CounterMetricFamily, "gauge": core.GaugeMetricFamily}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from tailscale.status import PathTraffic, PeerStatus, Status
 
@@ -31,6 +31,12 @@ NOT_SENT = ("underlay.send_", "underlay.backlog_full", "underlay.no_socket", "re
 TCP_TABLES = {f"stack.tcp.{word}": word for word in ("half_open", "listeners", "waiting", "time_wait")}
 FORWARDED_FLOWS = {"forward.connections": "tcp", "forward.flows": "udp"}
 FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
+
+
+class HasStatus(Protocol):
+    """A Device, or its twin of `tailscale.sync`."""
+
+    def status(self) -> Status: ...
 
 
 class Metric(NamedTuple):

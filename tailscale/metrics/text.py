@@ -10,17 +10,16 @@ import math
 from typing import TYPE_CHECKING
 
 from tailscale.foreign_text import for_terminal
-from tailscale.metrics.table import Metric, chosen
+from tailscale.metrics.table import HasStatus, Metric, chosen
 
 if TYPE_CHECKING:
-    from tailscale.device import Device
     from tailscale.status import Status
 
 PLAIN_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-def exposition(device: Device, peers: bool = False) -> str:
+def exposition(device: HasStatus, peers: bool = False) -> str:
     """Everything that is counted, as Prometheus reads it; with `peers`, also what is counted for each.
 
     ```python
