@@ -28,6 +28,8 @@ SECTIONS = [
     ("State",             "tailscale/state_file.py",            ["Store", "NamedStore", "MemoryStore", "FileStore"]),
     ("",                  "tailscale/state_file.py",            ["State"]),
     ("",                  "tailscale/state_file.py",            ["encode_state", "decode_state_untrusted"]),
+    ("tailscale.stores",  "tailscale/stores.py",                ["EnvironmentStore", "KeyringStore"]),
+    ("",                  "tailscale/stores.py",                ["KubernetesStore"]),
     ("tailscale.http",    "tailscale/http/server.py",           ["serve"]),
     ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport", "PoolOptions"]),
     ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),

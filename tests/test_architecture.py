@@ -37,7 +37,7 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_config", "_ownership", "_private_files", "_process"),
-    *("errors", "events", "foreign_text", "nodes", "state_file", "status"),
+    *("errors", "events", "foreign_text", "nodes", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
