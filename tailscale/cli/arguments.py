@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
     "config": None,
+    "apps": [],
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -180,6 +181,9 @@ def _add_daemon(adder: _Adder) -> None:
     up.add_argument("--foreground", action="store_true", help="be the daemon, until Ctrl-C or SIGTERM")
     up.add_argument("--restart", action="store_true", help="one that runs already begins again, in the same process")
     up.add_argument("--install-unit", action="store_true", help="write a systemd unit that starts it at boot")
+    up.add_argument(
+        "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
+    )
     up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
     adder.add("down", "end the daemon")
 

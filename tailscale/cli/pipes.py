@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -53,3 +54,15 @@ class StandardOutput:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
+
+
+async def run_program(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program where the command was typed, with `environment` added; its exit code as shells say it.
+
+    FileNotFoundError and PermissionError where this process would run it and cannot; a light client says so itself.
+    """
+    host = hosting()
+    if host is not None:
+        return await host.call.run_program(list(argv), dict(environment))
+    done = await trio.run_process(list(argv), stdin=None, check=False, env={**os.environ, **environment})
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -18,6 +19,7 @@ from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.cli.arguments import default_state
 from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time
+from tailscale.daemon.meshes import mesh_class
 from tailscale.device import Device
 from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
 from tailscale.state_file import FileStore
@@ -97,6 +99,19 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
                 screen.note((progress.line(), "dim"))
             yield device
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> AsyncIterator[Any]:
+    """The mesh of an app, over `joined`: in the daemon the one that all its commands share."""
+    async with joined(options, screen) as device:
+        host = hosting()
+        if host is not None:
+            async with host.served_by.meshes.of(app) as mesh:
+                yield mesh
+        else:
+            async with mesh_class()(device, app) as mesh:
+                yield mesh
 
 
 def _ask_to_open(url: str, screen: Screen, patient: bool) -> None:

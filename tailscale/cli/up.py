@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import stat
@@ -29,7 +30,7 @@ from tailscale.cli.session import LOGIN_PATIENCE, control_url, hostname, remembe
 from tailscale.cli.unit import NAME, unit_path, unit_text
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import AGAIN, Daemon, device_options
-from tailscale.daemon.keeper import FINAL, Wishes
+from tailscale.daemon.keeper import FINAL, STOPPED, Wishes
 from tailscale.daemon.places import Places, places
 from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.device import Device
@@ -60,6 +61,8 @@ async def up(options: argparse.Namespace, screen: Screen) -> int:
         await trio.to_thread.run_sync(_await_end, client, daemon["since"], abandon_on_cancel=True)
     else:
         client.post("up", _wishes(options))
+        for app in options.apps:
+            client.post("up", {"app": app})
     return await trio.to_thread.run_sync(_watch, options, screen, client, None, abandon_on_cancel=True)
 
 
@@ -93,7 +96,8 @@ def _given(options: argparse.Namespace) -> list[str]:
     files = {"--state": options.state, "--socket": options.socket, "--config": options.config}
     given = {name: os.path.abspath(os.path.expanduser(file)) for name, file in files.items() if file}
     given |= {"--hostname": options.hostname, "--control-url": options.control_url}
-    return [word for name, value in given.items() if value for word in (name, value)]
+    words = [word for name, value in given.items() if value for word in (name, value)]
+    return words + [word for app in options.apps for word in ("--app", app)]
 
 
 def _install_unit(options: argparse.Namespace, screen: Screen) -> int:
@@ -128,12 +132,14 @@ def daemon_for(options: argparse.Namespace) -> Daemon:
         hostname=hostname(options),
         state=state_path(options),
         ephemeral=options.ephemeral,
-        login_timeout=float("inf"),
+        login_timeout=math.inf,
+        handle_sigterm=False,  # the daemon hears it
         ready_timeout=options.timeout,
     )
     kept = state_path(options)
     store = FileStore(kept) if kept is not None else None
-    return Daemon(where, make, run_hosted, wishes=Wishes(options=asked), read=read, store=store)
+    wished = Wishes(options=asked)
+    return Daemon(where, make, run_hosted, wishes=wished, read=read, apps=options.apps, store=store)
 
 
 async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
@@ -222,7 +228,7 @@ class _Ended(Exception):
 
 def _watch(options: argparse.Namespace, screen: Screen, client: Client, child: subprocess.Popen[bytes] | None) -> int:
     """Tell how the joining goes, until it is done or this person's patience is."""
-    began, told = time.monotonic(), ""
+    began, told, has_asked = time.monotonic(), "", False
     while True:
         if child is not None and (code := child.poll()) is not None:
             raise _Ended(code)
@@ -234,6 +240,10 @@ def _watch(options: argparse.Namespace, screen: Screen, client: Client, child: s
             time.sleep(LOOK_AGAIN)
             continue
         daemon, device = found["daemon"], found["device"]
+        if daemon["state"] == STOPPED and not has_asked:
+            client.post("up", {})  # somebody said `tailscale down` once, and that outlives the daemon
+            has_asked = True
+            continue
         if daemon["is_ready"]:
             return _say_ready(options, screen, daemon, device)
         if daemon["login_url"] and daemon["login_url"] != told:

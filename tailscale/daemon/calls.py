@@ -55,6 +55,7 @@ class Call:
         self._news = trio.Event()
         self._drained = trio.Condition()
         self._input_in, self._input_out = trio.open_memory_channel[bytes](INPUT_PIECES)
+        self._ended_in, self._ended_out = trio.open_memory_channel[int](1)
         self._reading = trio.Lock()
         self._has_ended = False
 
@@ -85,7 +86,18 @@ class Call:
             self._has_ended = not data
             return data
 
+    async def run_program(self, argv: list[str], environment: dict[str, str]) -> int:
+        """Have the client run a program, in its own terminal, folder and environment with `environment` added."""
+        self._waiting += frames.frame(frames.PROGRAM, json.dumps({"argv": argv, "environment": environment}).encode())
+        self._news.set()
+        return await self._ended_out.receive()
+
     # What the connection does
+
+    def hear_ended(self, payload: bytes) -> None:
+        """A program of the client's has ended; its exit code in one byte."""
+        with suppress(trio.WouldBlock):
+            self._ended_in.send_nowait(payload[0] if payload else 0)
 
     def hear_input(self, data: bytes) -> None:
         with suppress(trio.WouldBlock):  # more than was asked for
@@ -166,6 +178,8 @@ async def _listen(call: Call, incoming: _Incoming, command: trio.CancelScope) ->
             kind, payload = await incoming.next()
             if kind == frames.INPUT:
                 call.hear_input(payload)
+            elif kind == frames.ENDED:
+                call.hear_ended(payload)
             elif kind == frames.SIGNAL:
                 break
     except (trio.BrokenResourceError, trio.EndOfChannel, BadPacket) as gone:

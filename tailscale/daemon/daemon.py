@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from tailscale.daemon.frames import PROTOCOL
 from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
 from tailscale.daemon.localapi import LocalApi
 from tailscale.daemon.log import LEVELS, LOG_FILES, LOG_SIZE, DaemonLog
+from tailscale.daemon.meshes import Meshes
 from tailscale.daemon.notify import notify, watchdog_interval
 from tailscale.daemon.own_api import ROOT, OwnApi
-from tailscale.daemon.parts import KINDS, Parts
+from tailscale.daemon.parts import KINDS, Parts, Started
 from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
 from tailscale.daemon.settings import Settings
@@ -38,7 +39,7 @@ from tailscale.state_file import MemoryStore, NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
-ASKED = ("hostname", "auth_key", "control_url")
+ASKED = ("hostname", "auth_key", "control_url", "app")
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
@@ -70,6 +71,7 @@ class Daemon:
         *,
         wishes: Wishes | None = None,
         read: Callable[[], Settings] = Settings,
+        apps: Sequence[str] = (),
         store: NamedStore | None = None,
         transport: Transport | None = None,
     ) -> None:
@@ -79,8 +81,10 @@ class Daemon:
         level = LEVELS[settings.log.get("level", "info")]
         size, files = settings.log.get("size", LOG_SIZE), settings.log.get("files", LOG_FILES)
         self.log = DaemonLog(where.log, level, size, files)
-        self.parts = Parts(KINDS)
-        self.parts.want(list(settings.parts))
+        self.meshes = Meshes()
+        self.parts = Parts({**KINDS, "mesh": self._run_mesh})
+        self._apps = list(apps)
+        self._want_parts()
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
@@ -136,13 +140,25 @@ class Daemon:
 
     async def _beside(self, device: Device) -> None:
         """What runs while a Device is usable."""
-        await self.parts.run(device)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.meshes.run, device)
+            nursery.start_soon(self.parts.run, device)
+
+    async def _run_mesh(self, device: Device, keys: dict[str, Any], started: Started) -> None:
+        """A mesh that is there whether a command wants it or not."""
+        async with self.meshes.of(keys["app"]):
+            started(device.name)
+            await trio.sleep_forever()
+
+    def _want_parts(self) -> None:
+        """Those of the settings, and the meshes that `up --app` asked for."""
+        self.parts.want([*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)])
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""
         before, after = self.settings, self._read()
         self.settings = after
-        self.parts.want(list(after.parts))
+        self._want_parts()
         names = before.device.keys() | after.device.keys()
         changed = {
             name: after.device.get(name, DEFAULTS.get(name))
@@ -177,6 +193,10 @@ class Daemon:
         for name, value in options.items():
             if name not in ASKED or not isinstance(value, str):
                 raise ValueError(f"`up` takes {', '.join(ASKED)}, each a text, not {name}")
+        app = options.pop("app", None)
+        if app is not None and app not in self._apps:
+            self._apps.append(app)
+            self._want_parts()
         await self.keeper.start(**options)
         return json_answer({})
 
@@ -210,8 +230,7 @@ def device_options(table: dict[str, Any]) -> dict[str, Any]:
     """The section [device] as options of a Device."""
     options = dict(table)
     if "auth_key_file" in options:
-        file = Path(options.pop("auth_key_file")).expanduser()
-        options["auth_key"] = lambda: file.read_text(encoding="utf-8").strip()
+        options["auth_key"] = f"file:{Path(options.pop('auth_key_file')).expanduser()}"
     return options
 
 

@@ -3,8 +3,8 @@
 A frame is one byte of kind, four of length and its payload. Owns the kinds and the bounds; knows neither sockets nor
 commands, and imports next to nothing: the light client starts with it.
 
-    client   CALL, then INPUT when it is asked for, SIGNAL, COLUMNS
-    daemon   OUT, ERR, WANT_INPUT, and last EXIT; or DECLINED alone: run it yourself
+    client   CALL, then INPUT when it is asked for, ENDED of a program, SIGNAL
+    daemon   OUT, ERR, WANT_INPUT, PROGRAM to be run there, and last EXIT; or DECLINED alone: run it yourself
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from struct import Struct
 from ts_base.errors import BadPacket
 
 PROTOCOL = "pytailscale-run"  # what the Upgrade header names
-CALL, INPUT, SIGNAL, COLUMNS = b"C", b"I", b"S", b"W"
-OUT, ERR, WANT_INPUT, EXIT, DECLINED = b"1", b"2", b"R", b"X", b"N"
-KINDS = frozenset(b"".join((CALL, INPUT, SIGNAL, COLUMNS, OUT, ERR, WANT_INPUT, EXIT, DECLINED)))
+CALL, INPUT, SIGNAL, ENDED = b"C", b"I", b"S", b"E"
+OUT, ERR, WANT_INPUT, PROGRAM, EXIT, DECLINED = b"1", b"2", b"R", b"P", b"X", b"N"
+KINDS = frozenset(b"".join((CALL, INPUT, SIGNAL, ENDED, OUT, ERR, WANT_INPUT, PROGRAM, EXIT, DECLINED)))
 HEAD = Struct("!cI")
 LONGEST_FRAME = 1 << 20
 

@@ -204,7 +204,7 @@ class Keeper:
                 await self._live()
                 continue
             except* (TailscaleError, OSError, ValueError) as group:
-                self.problem = _sole(group)
+                self.problem = sole(group)
             if trio.current_time() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE  # it was well for a while
             is_final = isinstance(self.problem, FINAL)
@@ -263,7 +263,8 @@ class Keeper:
             self._news.notify_all()
 
 
-def _sole(group: BaseException) -> BaseException:
+def sole(group: BaseException) -> BaseException:
+    """The first error of a group."""
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group

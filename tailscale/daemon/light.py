@@ -29,7 +29,7 @@ TAKES_A_VALUE = frozenset(("--auth-key", "--control-url", "--hostname", "--socke
 ALONE = frozenset(("--ephemeral", "--help", "--version", "-h"))
 RUN = "/pytailscale/v1/run"
 CHUNK = 64 << 10
-FAILED = 1
+FAILED, NOT_EXECUTABLE, NO_SUCH_COMMAND = 1, 126, 127
 
 
 class Wanted(NamedTuple):
@@ -169,12 +169,32 @@ class _Call:
             _write(2, payload)
         elif kind == frames.WANT_INPUT:
             self._wants_input = True
+        elif kind == frames.PROGRAM:
+            told = json.loads(payload)
+            code = self._run_program(told["argv"], told["environment"])
+            self._door.sendall(frames.frame(frames.ENDED, bytes([code])))
         elif kind == frames.DECLINED:
             return None
         elif kind == frames.EXIT:
             code = json.loads(payload)["code"]
             return 128 + self._last_signal if self._signals else int(code)
         return CONTINUES
+
+    def _run_program(self, argv: list[str], environment: dict[str, str]) -> int:
+        """In this terminal, which gives it Ctrl-C itself; its exit code as shells say it."""
+        import subprocess
+
+        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _caught()]
+        try:
+            with subprocess.Popen(argv, env=os.environ | environment, preexec_fn=_hear_signals_again) as program:  # noqa: S603
+                code = program.wait()
+        except OSError as error:
+            print(f"pytailscale: {argv[0]}: {error.strerror}", file=sys.stderr)
+            return NO_SUCH_COMMAND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+        return code if code >= 0 else 128 - code
 
     def _pass_signals_on(self, wake: socket.socket) -> None:
         with suppress(BlockingIOError):
@@ -190,6 +210,11 @@ class _Call:
 
 
 CONTINUES = -1
+
+
+def _hear_signals_again() -> None:
+    for number in _caught():
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _caught() -> list[int]:

@@ -6,18 +6,21 @@ the settings. One that cannot start costs nothing but a line in the log and its 
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
 
+from tailscale.daemon.answering import NotBuilt
+from tailscale.daemon.keeper import sole
 from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
 from tailscale.metrics import serve_metrics
+from ts_base.optional import optional
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -97,8 +100,8 @@ class Parts:
             while True:
                 try:
                     await self._kinds[part.kind](device, part.keys, lambda where: self._on_started(part, where))
-                    return
-                except (TailscaleError, OSError, ValueError) as error:
+                except* (TailscaleError, OSError, ValueError) as group:
+                    error = sole(group)
                     part.state, part.problem = FAILED, str(error)
                     log.warning("%s %s failed: %s. Again in %g s", part.kind, _name(part), error, pause)
                 await trio.sleep(pause)
@@ -141,8 +144,18 @@ async def run_expose(device: Device, keys: dict[str, Any], started: Started) -> 
 
 async def run_metrics(device: Device, keys: dict[str, Any], started: Started) -> None:
     async with trio.open_nursery() as nursery:
-        serve = functools.partial(serve_metrics, device, keys["listen"], peers=keys.get("peers", False))
+        serve = partial(serve_metrics, device, keys["listen"], peers=keys.get("peers", False))
         started(await nursery.start(serve))
 
 
-KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics}
+async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> None:
+    server, exits = optional("tailscale.proxy.server", "serve"), optional("tailscale.proxy.exits", "Exits")
+    if server is None or exits is None:
+        raise NotBuilt("a proxy: this installation has no tailscale.proxy")
+    way_out = exits.Exits.from_spec(device, keys.get("exit", "none"))
+    async with trio.open_nursery() as nursery:
+        proxy = await nursery.start(partial(server.serve, users=keys.get("users")), device, keys["listen"], way_out)
+        started(f"{proxy.host}:{proxy.port}")
+
+
+KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics, "proxy": run_proxy}

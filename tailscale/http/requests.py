@@ -10,6 +10,7 @@ import trio
 
 from tailscale.http import framing
 from tailscale.http.caller import Headers
+from tailscale.http.heads import refusal_of
 from tailscale.http.wire import Wire
 
 
@@ -33,7 +34,7 @@ async def next_request(wire: Wire, idle: set[trio.CancelScope]) -> h11.Request |
             event = await wire.next_event(wire.limits.head_timeout)
         if not isinstance(event, h11.Request):
             return None
-        refusal = _refusal(event, wire.take_head())
+        refusal = refusal_of(event, wire.take_head())
         if refusal is None:
             return event
         await wire.refuse(*refusal, has_body=event.method != b"HEAD")
@@ -42,21 +43,6 @@ async def next_request(wire: Wire, idle: set[trio.CancelScope]) -> h11.Request |
     except (trio.TooSlowError, TimeoutError):
         await wire.refuse(408, "the request took too long to arrive")
     await wire.finish()
-    return None
-
-
-def _refusal(request: h11.Request, head: bytes) -> tuple[int, str] | None:
-    """The answer to a request that no app may see."""
-    if request.http_version not in (b"1.0", b"1.1"):
-        return 505, "this server speaks HTTP/1.1"
-    if problem := framing.objection(head, request.http_version):
-        return 400, problem
-    if request.method == b"CONNECT":
-        return 501, "this server is no proxy"
-    if framing.read_target(request.method, request.target) is None:
-        return 400, "the request target is neither a path nor an http URL"
-    if request.http_version == b"1.1" and framing.expects_the_impossible(list(request.headers)):
-        return 417, "this server can only be expected to 100-continue"
     return None
 
 

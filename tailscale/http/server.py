@@ -18,6 +18,7 @@ from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
 from tailscale.http.caller import describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
+from tailscale.http.heads import wants_websocket
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
 from tailscale.http.requests import headers_of, next_request
@@ -159,7 +160,7 @@ class _Server:
         while (request := await next_request(wire, self._idle)) is not None and not self._is_stopping:
             self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
-            if _wants_websocket(request):
+            if wants_websocket(request):
                 await self._serve_websocket(wire, request, scope)
                 return
             if not await HttpExchange(wire, request, scope).run(self._app) or self._is_stopping:
@@ -172,7 +173,7 @@ class _Server:
         caller = await describe_caller(self._device, tcp.remote_address)
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
-        is_websocket = _wants_websocket(request)
+        is_websocket = wants_websocket(request)
         extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
         if is_websocket:
             extensions["websocket.http.response"] = {}
@@ -215,9 +216,3 @@ class _Server:
         finally:
             self._websockets.discard(exchange)
         await wire.finish()
-
-
-def _wants_websocket(request: h11.Request) -> bool:
-    tokens = b",".join(value for name, value in request.headers if name == b"connection").lower().split(b",")
-    upgrades = [value.lower() for name, value in request.headers if name == b"upgrade"]
-    return request.method == b"GET" and b"upgrade" in map(bytes.strip, tokens) and upgrades == [b"websocket"]

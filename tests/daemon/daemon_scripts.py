@@ -30,6 +30,7 @@ class World:
     url: str = ""
     auth_key: str = ""
     net: Any = None
+    db: Any = None
     token: Any = None
     nursery: Any = None
     daemons: list[Daemon] = field(default_factory=list)
@@ -39,11 +40,11 @@ class World:
         return trio.from_thread.run(verb, *arguments, trio_token=self.token)
 
     @contextmanager
-    def daemon(self, state: Path, **more: Any) -> Iterator[Daemon]:
+    def daemon(self, state: Path, *, run: Any = run_hosted, **more: Any) -> Iterator[Daemon]:
         """One that has joined."""
         options = {"hostname": "keeper", "control_url": self.url, "auth_key": self.auth_key}
         make = partial(Device, state=state)
-        daemon = Daemon(places(state), make, run_hosted, wishes=Wishes(options=options), **more)
+        daemon = Daemon(places(state), make, run, wishes=Wishes(options=options), **more)
         ended = threading.Event()
 
         async def live(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -81,6 +82,7 @@ def world() -> Iterator[World]:
                 db: Device = await net.device("db")
                 nursery.start_soon(trio.serve_listeners, echo, [await db.listen(ECHO_PORT)])
                 made.url, made.auth_key, made.net = net.control.url, net.auth_key(reusable=True), net
+                made.db = db
                 made.token, made.nursery = trio.lowlevel.current_trio_token(), nursery
                 scopes.append(scope)
                 ready.set()

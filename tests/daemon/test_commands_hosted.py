@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon.daemon_scripts import ECHO_PORT, PATIENCE, World
+from daemon.daemon_scripts import ECHO_PORT, PATIENCE, World, client_of
 from daemon.json_schema import check
 
 from tailscale.cli import main
 from tailscale.cli.arguments import build_parser
 from tailscale.cli.schema import read_schema
+from tailscale.daemon.calls import Call
 from tailscale.daemon.daemon import Daemon
+from tailscale.daemon.frames import OUT
 from tailscale.daemon.light import look_at
+from tailscale.daemon.settings import Settings
 
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
@@ -165,3 +168,40 @@ def test_hostname_asked_for_renames_the_daemons_device(state: list[str], capfd: 
     assert main(["ip", *state, "--hostname", "renamed"]) == 0
     assert main(["status", *state]) == 0
     assert main(["ip", *state, "--hostname", "keeper"]) == 0
+
+
+def test_a_program_runs_where_the_command_was_typed(net: World, tmp_path: Path) -> None:
+    """As `exec` has it: the program's folder, environment, input and exit code are the client's."""
+
+    async def run_it(_: Daemon, call: Call) -> int:
+        code = await call.run_program(call.argv[3:], {"FROM_DAEMON": "yes"})
+        missing = await call.run_program(["/no/such/program"], {})
+        call.write(OUT, f"{missing}\n".encode())
+        return code
+
+    with net.daemon(tmp_path, run=run_it):
+        script = "read x; echo $x $FROM_DAEMON $FROM_HERE; pwd; exit 7"
+        words = ["exec", "sh", "-c", script]
+        done = subprocess.run(
+            command("--state", str(tmp_path), *words),
+            input=b"hello\n",
+            capture_output=True,
+            timeout=PATIENCE,
+            cwd="/",
+            env=environment() | {"FROM_HERE": "too"},
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (7, b"hello yes too\n/\n127\n")
+    assert b"/no/such/program: No such file or directory" in done.stderr
+
+
+def test_a_part_that_this_installation_has_not_says_so(net: World, tmp_path: Path) -> None:
+    listed = (("proxy", {"listen": "127.0.0.1:0"}), ("mesh", {"app": "Not A Name"}))
+    with net.daemon(tmp_path, read=lambda: Settings("c.toml", parts=listed)) as daemon:
+        client = client_of(daemon)
+        wait_until(lambda: all(part["state"] != "starting" for part in client.get("config")["parts"]))
+        for part in client.get("config")["parts"]:
+            assert part["state"] == "running" or part["problem"]
+        assert client.get("status")["daemon"]["is_ready"]
+        client.post("up", {"app": "notes"})
+        assert client.get("config")["parts"][-1]["keys"] == {"app": "notes"}

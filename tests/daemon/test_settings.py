@@ -41,6 +41,14 @@ to = "[fd7a::1]:5432"
 [[expose]]
 port = 80
 to = "127.0.0.1:3000"
+
+[[proxy]]
+listen = "127.0.0.1:1080"
+exit = "NL"
+users = {alice = "secret"}
+
+[[mesh]]
+app = "notes"
 """
 
 
@@ -54,12 +62,12 @@ def test_every_section_and_key_is_taken() -> None:
     found = read_settings(WHOLE, "c.toml")
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
-    assert used >= {(name, key) for name in ("device", "log", "forward", "expose") for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose"]
+    assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
+    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
-    assert KINDS.keys() == SECTIONS.keys() - {"device", "log"}
+    assert KINDS.keys() | {"mesh"} == SECTIONS.keys() - {"device", "log"}
 
 
 @pytest.mark.parametrize(
