@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from tailscale.state_file import Store as Store
     from tailscale.status import Counters as Counters
     from tailscale.status import ExitNode as ExitNode
+    from tailscale.status import FileTransfer as FileTransfer
+    from tailscale.status import Flow as Flow
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
     from tailscale.status import NetcheckReport as NetcheckReport
@@ -102,7 +104,7 @@ _HOMES = {
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": (
-        *("Counters", "ExitNode", "HealthWarning", "Identity", "NetcheckReport"),
+        *("Counters", "ExitNode", "FileTransfer", "Flow", "HealthWarning", "Identity", "NetcheckReport"),
         *("PathInfo", "PathTraffic", "PeerStatus", "PingResult", "Status"),
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),

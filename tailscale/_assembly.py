@@ -29,6 +29,7 @@ from tailscale.runtime.counters import Counted, CountersTaker
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Readers, Watch, run_watch
+from tailscale.runtime.flows import Flows
 from tailscale.runtime.forward_actor import Forwarding, run_forward
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
@@ -185,6 +186,7 @@ class Runtime:
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint)
         self.packets = PacketWatch(self.dataplane, self.directory, self.reach)
+        self.flows = Flows(self.stack, self.directory)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick

@@ -301,6 +301,7 @@ class Device(DeviceFace, AsyncWithOnly):
     explain = awaited(TrioDevice.explain)
     netcheck = awaited(TrioDevice.netcheck)
     status = awaited(as_work(TrioDevice.status))
+    flows = awaited(as_work(TrioDevice.flows))
     peer_status = awaited(as_work(TrioDevice.peer_status))
 
     def capture(

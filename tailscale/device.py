@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -55,8 +56,19 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture, Sink
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PeerStatus, PingResult, Status
+    from tailscale.status import (
+        ExitNode,
+        FileTransfer,
+        Flow,
+        HealthWarning,
+        Identity,
+        NetcheckReport,
+        PeerStatus,
+        PingResult,
+        Status,
+    )
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
@@ -141,6 +153,7 @@ class Device(OwnNode, AsyncWithOnly):
         self._runtime: Runtime | None = None
         self._process = OwnProcess()
         self._closed = False
+        self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
     def on(cls, network: Network, hostname: str | None = None, **options: Any) -> Self:
@@ -505,6 +518,58 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return diagnostics.peer_status(runtime.directory, runtime.reach, runtime.traffic, peer)
+
+    def flows(self, limit: int = 256) -> tuple[Flow, ...]:
+        """Who talks to whom right now: what is open, the busiest first, and no more than `limit` of it.
+
+        ```python
+        for flow in device.flows(10):
+            print(flow.peer, flow.port, flow.bytes_received, flow.bytes_sent)
+        ```
+        """
+        return self._ready().flows.busiest(limit)
+
+    @property
+    def transfers(self) -> tuple[FileTransfer, ...]:
+        """Files on their way that whoever carries them has shown by `show_transfer`.
+
+        ```python
+        for transfer in device.transfers:
+            print(transfer.name, transfer.peer, transfer.done, transfer.total)
+        ```
+        """
+        return tuple(look() for look in self._transfers)
+
+    @contextmanager
+    def show_transfer(self, look: Callable[[], FileTransfer]) -> Iterator[None]:
+        """Show a transfer to those who watch the device, while the block lasts; `look` is called when they do.
+
+        ```python
+        def look():
+            return tailscale.FileTransfer("a.jpg", "phone", True, done=10, total=100, rate=None)
+
+
+        with device.show_transfer(look):
+            print(device.transfers)
+        ```
+        """
+        self._transfers[look] = None
+        try:
+            yield
+        finally:
+            del self._transfers[look]
+
+    def include(self, name: str, counted: Counted) -> AbstractContextManager[None]:
+        """Tell in `status().counters`, and so in metrics, what a part of your program counts, while the block lasts.
+
+        Its `statistics()` is a NamedTuple: a field `drops` counts by reason, every other whole number is a level.
+
+        ```python
+        with device.include("visits", tailscale.http.Visits()):
+            print(device.status().counters.levels["visits.open"])
+        ```
+        """
+        return self._ready().counters.include(name, counted)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:

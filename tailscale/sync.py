@@ -178,6 +178,7 @@ class Device(DeviceFace, WithOnly):
     explain = blocking(TrioDevice.explain)
     netcheck = blocking(TrioDevice.netcheck)
     status = blocking(as_work(TrioDevice.status))
+    flows = blocking(as_work(TrioDevice.flows))
     peer_status = blocking(as_work(TrioDevice.peer_status))
 
     def capture(

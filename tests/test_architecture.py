@@ -64,6 +64,7 @@ WINGS: dict[str, set[str]] = {
     | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
+    "web": VALUES | {"device", "http", "metrics"},
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
@@ -83,9 +84,9 @@ WINGS: dict[str, set[str]] = {
         "proxy",
         "serve",
     }
-    | {"sockets", "testing", "tui"},
+    | {"sockets", "testing", "tui", "web"},
 }
-FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui"}
+FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",
@@ -106,6 +107,7 @@ PURE = {
     "tailscale/pcapng.py",
     "tailscale/dns/messages.py",
     "tailscale/dns/names.py",
+    "tailscale/metrics/table.py",
     "tailscale/nodes.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",

@@ -12,10 +12,13 @@ from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
+STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
+    "config": None,
+    "apps": [],
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -64,6 +67,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
+    _add_watching(adder)
     _add_connecting(adder)
     _add_proxying(adder)
     _add_account(adder)
@@ -162,18 +166,30 @@ def _add_reading(adder: _Adder) -> None:
         metavar="HOST[:PORT]",
         help="whom to reach as well",
     )
+    adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_watching(adder: _Adder) -> None:
     why = adder.add("why", "why a port can be reached, or what stands in the way", json=True)
     why.add_argument("where", type=_host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
+    why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
     capture = adder.add("capture", "write the packets inside the tunnel to a file for Wireshark")
-    capture.add_argument("file", metavar="FILE", help="pcapng; - is standard output, as in `| wireshark -k -i -`")
+    capture.add_argument(
+        "file", type=_file_or_dash, metavar="FILE", help="pcapng; - is standard output, as in `| wireshark -k -i -`"
+    )
     capture.add_argument("--peer", metavar="PEER", help="only what goes to this peer, or comes from it")
     capture.add_argument("-c", "--count", type=_positive, default=None, metavar="N", help="end after N packets")
     capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
     capture.add_argument(
         "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
     )
-    why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
-    adder.add("version", "versions of this program and what it stands on", json=True)
+    adder.add("top", "peers, paths, flows, exits and what is wrong, live in this terminal", json=True)
+    web = adder.add("web", "a status page for the browser, on this machine only")
+    web.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="by default a free port of loopback")
+    web.add_argument("--allow-changes", action="store_true", help="let the page choose the exit node")
+    metrics = adder.add("metrics", "everything that is counted, as Prometheus reads it")
+    metrics.add_argument("--listen", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz until Ctrl-C")
+    metrics.add_argument("--peers", action="store_true", help="tell of each peer by name")
 
 
 def _add_connecting(adder: _Adder) -> None:
@@ -285,6 +301,10 @@ def _port(text: str) -> int:
 
 def _port_or_zero(text: str) -> int:
     return 0 if text == "0" else _port(text)
+
+
+def _file_or_dash(text: str) -> Path | str:
+    return text if text == STANDARD_OUTPUT else Path(text)
 
 
 def _host_maybe_port(text: str) -> tuple[str, int | None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.cli.arguments import STANDARD_OUTPUT
 from tailscale.cli.exit_codes import FAILED, OK
+from tailscale.cli.pipes import OutputFile
 from tailscale.cli.screen import Screen, in_bytes
 from tailscale.cli.session import joined
 from tailscale.errors import CaptureFailed
@@ -17,11 +19,9 @@ from tailscale.errors import CaptureFailed
 if TYPE_CHECKING:
     from tailscale.capturing import CaptureStatistics, Sink
 
-STANDARD_OUTPUT = "-"
-
 
 async def capture(options: argparse.Namespace, screen: Screen) -> int:
-    where: str | Sink = sys.stdout.buffer if options.file == STANDARD_OUTPUT else options.file
+    where: Path | Sink = OutputFile() if options.file == STANDARD_OUTPUT else options.file
     limits = {"snaplen": options.snaplen, "max_packets": options.count}
     async with joined(options, screen) as device:
         try:

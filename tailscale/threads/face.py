@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import HealthWarning
+    from tailscale.status import FileTransfer, HealthWarning
     from tailscale.threads.loop_thread import Job, LoopThread
     from ts_control.netmap import NetMap
 
@@ -120,6 +120,11 @@ class DeviceFace(Face[Device], OwnNode):
     def peers(self) -> Peers:
         """Every other node we are allowed to see, right now."""
         return self._inside().peers
+
+    @property
+    def transfers(self) -> tuple[FileTransfer, ...]:
+        """Files on their way that whoever carries them has shown."""
+        return self._inside().transfers
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:

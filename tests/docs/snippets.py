@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = (
     *("capturing", "explanation"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "proxy", "dask", "testing"),
+    *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
 )
 UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -55,6 +55,7 @@ NOT_REQUIRED = (
     "asyncpg",
     "distributed",
     "fastapi",
+    "prometheus_client",
     "psycopg",
     "redis",
     "requests",

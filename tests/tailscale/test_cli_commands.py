@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,22 @@ def test_status_as_json_has_the_promised_fields(join: list[str], capsys: pytest.
     status = read_json(capsys)
     assert {"state", "self", "tailnet", "control_url", "relay", "peers", "health", "drops"} <= status.keys()
     assert status["state"] == "running"
+
+
+def test_metrics_are_printed_as_prometheus_reads_them(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", *join, "--peers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "pytailscale_running 1" in lines
+    assert any(line.startswith('pytailscale_peer_online{peer="db.tailnet.test"') for line in lines)
+    assert main(["metrics", *join[:2], "--listen", "9100"]) == 2
+    assert "HOST:PORT" in capsys.readouterr().err
+
+
+def test_top_is_a_table_where_there_is_no_terminal(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", *join]) == 0
+    assert any(line.split()[:1] == ["db"] for line in capsys.readouterr().out.splitlines())
+    assert main(["top", *join[:2], "--json"]) == 0
+    assert read_json(capsys)["count"]["peers"] >= 1  # type: ignore[index]
 
 
 def test_ping_says_latency_and_path(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +307,21 @@ def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_pat
     assert listening.returncode == 130
     assert "Traceback" not in err
     assert rig.net is not None
+
+
+@pytest.mark.parametrize("words", [["web"], ["metrics", "--listen", "127.0.0.1:0"]], ids=["web", "metrics"])
+def test_what_serves_on_this_machine_says_where_and_leaves_on_ctrl_c(words: list[str], join: list[str]) -> None:
+    with subprocess.Popen(
+        command(*words, *join), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as serving:
+        assert serving.stdout is not None
+        line = next(line for line in serving.stdout if "http://" in line)
+        url = line[line.index("http://") :].split()[0].rstrip(",")
+        with urllib.request.urlopen(url.partition("#")[0], timeout=TIMEOUT) as answer:
+            assert answer.status == 200
+        serving.send_signal(signal.SIGINT)
+        assert "Traceback" not in serving.communicate(timeout=TIMEOUT)[0]
+    assert serving.returncode == 130
 
 
 def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:
