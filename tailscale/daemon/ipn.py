@@ -57,7 +57,14 @@ def go_time(moment: datetime | None) -> str:
 
 
 def status_json(
-    state: str, login_url: str, status: Status | None, netmap: NetMap | None, preferences: Preferences, *, peers: bool
+    state: str,
+    login_url: str,
+    status: Status | None,
+    netmap: NetMap | None,
+    preferences: Preferences,
+    *,
+    peers: bool,
+    now: datetime,
 ) -> dict[str, Any]:
     """ipnstate.Status."""
     hostname, exit_node = preferences.hostname, preferences.exit_node
@@ -99,7 +106,7 @@ def status_json(
         found["Peer"] = {}
         for node in netmap.peers.values():
             is_exit = chosen is not None and chosen.id == node.id
-            found["Peer"][str(node.key)] = _peer_json(node, by_id.get(node.id), is_exit, netmap)
+            found["Peer"][str(node.key)] = _peer_json(node, by_id.get(node.id), is_exit, netmap, now)
             users.add(node.user)
         if chosen is not None:
             found["ExitNodeStatus"] = {
@@ -179,7 +186,7 @@ def _self_json(node: Node, status: Status) -> dict[str, Any]:
     return found
 
 
-def _peer_json(node: Node, peer: PeerStatus | None, is_exit: bool, netmap: NetMap) -> dict[str, Any]:
+def _peer_json(node: Node, peer: PeerStatus | None, is_exit: bool, netmap: NetMap, now: datetime) -> dict[str, Any]:
     found = _node_json(node)
     region = netmap.derp_map.live_regions().get(node.home_derp)
     found["Relay"] = region.region_code if region is not None else ""
@@ -191,7 +198,7 @@ def _peer_json(node: Node, peer: PeerStatus | None, is_exit: bool, netmap: NetMa
     found["PeerRelay"] = peer.path.where if peer.path.kind == "peer relay" else ""
     found["RxBytes"], found["TxBytes"] = peer.bytes_received, peer.bytes_sent
     if peer.handshake_age is not None:
-        shaken = go_time(datetime.now(UTC) - timedelta(seconds=peer.handshake_age))
+        shaken = go_time(now - timedelta(seconds=peer.handshake_age))
         found["LastHandshake"] = found["LastWrite"] = shaken
         found["Active"] = peer.handshake_age < ACTIVE_FOR
         found["InEngine"] = True
