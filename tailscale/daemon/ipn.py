@@ -57,10 +57,16 @@ def go_time(moment: datetime | None) -> str:
 
 
 def status_json(
-    state: str, login_url: str, status: Status | None, netmap: NetMap | None, preferences: Preferences, *, peers: bool
+    state: str,
+    login_url: str,
+    status: Status | None,
+    netmap: NetMap | None,
+    preferences: Preferences,
+    *,
+    peers: bool,
+    now: datetime,
 ) -> dict[str, Any]:
     """ipnstate.Status."""
-    hostname, exit_node = preferences.hostname, preferences.exit_node
     found: dict[str, Any] = {
         "Version": f"{__version__}-pytailscale",
         "TUN": False,
@@ -68,7 +74,7 @@ def status_json(
         "HaveNodeKey": True,
         "AuthURL": login_url,
         "TailscaleIPs": [],
-        "Self": _node_json(Node(hostinfo=Hostinfo(hostname=hostname))),
+        "Self": _node_json(Node(hostinfo=Hostinfo(hostname=preferences.hostname))),
         "Health": [f"{w.sentence} {w.remedy}".strip() for w in status.health] if status is not None else [],
         "MagicDNSSuffix": "",
         "CurrentTailnet": None,
@@ -94,21 +100,27 @@ def status_json(
     found["Self"] = _self_json(own, status)
     users = {own.user}
     if peers:
-        chosen = named(exit_node, netmap.peers.values()) if exit_node else None
-        by_id = {peer.node.id: peer for peer in status.peers}
-        found["Peer"] = {}
-        for node in netmap.peers.values():
-            is_exit = chosen is not None and chosen.id == node.id
-            found["Peer"][str(node.key)] = _peer_json(node, by_id.get(node.id), is_exit, netmap)
-            users.add(node.user)
-        if chosen is not None:
-            found["ExitNodeStatus"] = {
-                "ID": chosen.stable_id,
-                "Online": bool(chosen.online),
-                "TailscaleIPs": list(chosen.addresses),
-            }
+        found |= _peers_json(status, netmap, preferences.exit_node, now)
+        users |= {node.user for node in netmap.peers.values()}
     profiles = netmap.user_profiles
     found["User"] = {str(user): _profile(profiles[user]) for user in sorted(users) if user in profiles}
+    return found
+
+
+def _peers_json(status: Status, netmap: NetMap, exit_node: str | None, now: datetime) -> dict[str, Any]:
+    chosen = named(exit_node, netmap.peers.values()) if exit_node else None
+    by_id = {peer.node.id: peer for peer in status.peers}
+    found: dict[str, Any] = {"Peer": {}}
+    for node in netmap.peers.values():
+        is_exit = chosen is not None and chosen.id == node.id
+        found["Peer"][str(node.key)] = _peer_json(node, by_id.get(node.id), is_exit, netmap, now)
+    if chosen is not None:
+        addresses = list(chosen.addresses)
+        found["ExitNodeStatus"] = {
+            "ID": chosen.stable_id,
+            "Online": bool(chosen.online),
+            "TailscaleIPs": addresses,
+        }
     return found
 
 
@@ -179,7 +191,7 @@ def _self_json(node: Node, status: Status) -> dict[str, Any]:
     return found
 
 
-def _peer_json(node: Node, peer: PeerStatus | None, is_exit: bool, netmap: NetMap) -> dict[str, Any]:
+def _peer_json(node: Node, peer: PeerStatus | None, is_exit: bool, netmap: NetMap, now: datetime) -> dict[str, Any]:
     found = _node_json(node)
     region = netmap.derp_map.live_regions().get(node.home_derp)
     found["Relay"] = region.region_code if region is not None else ""
@@ -191,7 +203,7 @@ def _peer_json(node: Node, peer: PeerStatus | None, is_exit: bool, netmap: NetMa
     found["PeerRelay"] = peer.path.where if peer.path.kind == "peer relay" else ""
     found["RxBytes"], found["TxBytes"] = peer.bytes_received, peer.bytes_sent
     if peer.handshake_age is not None:
-        shaken = go_time(datetime.now(UTC) - timedelta(seconds=peer.handshake_age))
+        shaken = go_time(now - timedelta(seconds=peer.handshake_age))
         found["LastHandshake"] = found["LastWrite"] = shaken
         found["Active"] = peer.handshake_age < ACTIVE_FOR
         found["InEngine"] = True

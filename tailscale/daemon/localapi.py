@@ -8,6 +8,7 @@ No `Tailscale-Version` is sent: the command line would warn of a version that is
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 from typing import Any
 
 import trio
@@ -99,7 +100,13 @@ class LocalApi:
         keeper = self._keeper
         url = keeper.login_url if may_see_login else ""
         return ipn.status_json(
-            self._own.state(), url, keeper.status(), keeper.netmap(), keeper.preferences(), peers=peers
+            self._own.state(),
+            url,
+            keeper.status(),
+            keeper.netmap(),
+            keeper.preferences(),
+            peers=peers,
+            now=datetime.now(UTC),
         )
 
     async def _status(self, question: Question) -> Answer:
