@@ -26,7 +26,7 @@ from tailscale.tui.source import DaemonSource, log_row, sentence
 from tests.tailscale.tailnet_scripts import echo_service, echoed, until
 from tests.tailscale.tui_scripts import screen_of
 
-PATIENCE = 300  # looks at a screen
+PATIENCE = 1500  # looks at a screen, 20 ms apart
 
 
 async def decline(_: Daemon, __: Call) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -309,19 +310,35 @@ def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_pat
     assert rig.net is not None
 
 
-@pytest.mark.parametrize("words", [["web"], ["metrics", "--listen", "127.0.0.1:0"]], ids=["web", "metrics"])
-def test_what_serves_on_this_machine_says_where_and_leaves_on_ctrl_c(words: list[str], join: list[str]) -> None:
+@contextmanager
+def serving(*words: str) -> Iterator[str]:
+    """A command that serves on this machine until Ctrl-C; what it says of where."""
     with subprocess.Popen(
-        command(*words, *join), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as serving:
-        assert serving.stdout is not None
-        line = next(line for line in serving.stdout if "http://" in line)
-        url = line[line.index("http://") :].split()[0].rstrip(",")
-        with urllib.request.urlopen(url.partition("#")[0], timeout=TIMEOUT) as answer:
-            assert answer.status == 200
-        serving.send_signal(signal.SIGINT)
-        assert "Traceback" not in serving.communicate(timeout=TIMEOUT)[0]
-    assert serving.returncode == 130
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "http://" in line)
+        yield line[line.index("http://") :].split()[0].rstrip(",")
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == 130
+
+
+def test_metrics_are_served_until_ctrl_c(join: list[str]) -> None:
+    with serving("metrics", *join, "--listen", "127.0.0.1:0") as url:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            assert b"pytailscale_running 1" in answer.read()
+
+
+@pytest.mark.parametrize("more", [[], ["--allow-changes"]])
+def test_the_status_page_is_served_until_ctrl_c(more: list[str], join: list[str]) -> None:
+    with serving("web", *join, "--listen", "127.0.0.1:0", *more) as link:
+        url, secret = link.split("/#")
+        with urllib.request.urlopen(f"{url}/session", json.dumps({"link": secret}).encode(), TIMEOUT) as answer:
+            bearer = f"Bearer {json.load(answer)['session']}"
+        looks = urllib.request.Request(f"{url}/looks", headers={"Authorization": bearer})
+        with urllib.request.urlopen(looks, timeout=TIMEOUT) as answer:
+            assert json.loads(answer.readline())["may_change"] is bool(more)
 
 
 def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:

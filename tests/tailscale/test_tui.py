@@ -37,12 +37,15 @@ def under_asyncio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
-async def watch(source: Told, pilot: Pilot[None], *keys: str) -> str:
-    """The screen once all was heard and these keys were pressed."""
-    await pilot.pause()
-    await pilot.press(*keys)
-    await pilot.pause()
+async def watch(source: Told, pilot: Pilot[None], *keys: str, page: int | None = None) -> str:
+    """The screen once all was heard and these keys were pressed; `page` is shown without a key, which is quicker."""
     assert isinstance(pilot.app, Top)
+    await pilot.pause()
+    if page is not None:
+        pilot.app.action_show(page - 1)
+    if keys:
+        await pilot.press(*keys)
+    await pilot.pause()
     return screen_of(pilot.app)
 
 
@@ -66,7 +69,7 @@ async def test_every_page_is_what_it_was(size: tuple[int, int]) -> None:
         source.happen("12:00:01", "PeerUp db")
         source.happen("12:00:02", "PathChanged db direct 192.0.2.7:41641 3.1 ms")
         for number, page in enumerate(PAGES, 1):
-            shown = await watch(source, pilot, str(number))
+            shown = await watch(source, pilot, page=number)
             lines = shown.splitlines()
             assert len(lines) == size[1]
             assert max(map(width_of, lines)) <= size[0]
@@ -88,14 +91,14 @@ async def test_nothing_is_drawn_while_nothing_changes() -> None:
         still = [look(5) | {"at": 1_000.0 + second} for second in range(200)]
         source.say(*still[:150])
         for page in range(1, 8):
-            await watch(source, pilot, str(page))
+            await watch(source, pilot, page=page)
             drawn.clear()
             source.say(still[150 + page])
             await pilot.pause()
             assert not drawn, f"page {page} was drawn for nothing"
         source.say(look(6) | {"at": 5_000.0})
         await pilot.pause()
-        await watch(source, pilot, "2")
+        await watch(source, pilot, page=2)
         assert drawn
 
 
@@ -116,7 +119,7 @@ async def test_names_command_no_terminal_and_are_no_markup() -> None:
             source.happen(name, name)
         for number, name in zip(range(1, len(PAGES) + 1), [*WICKED, ""], strict=True):
             source.say(view | {"state": name, "hostname": name, "relay": name, "tailnet": name})
-            shown = await watch(source, pilot, str(number))
+            shown = await watch(source, pilot, page=number)
             assert all(line.isprintable() for line in shown.splitlines())
             assert len(shown.splitlines()) == WIDE[1]
             assert "[bold red]mark[/]"[:6] in shown or number in (1, 7, 8)
@@ -134,6 +137,16 @@ async def test_enter_uses_an_exit_and_x_none() -> None:
         assert "no exit node" in await watch(source, pilot, "x")
         await watch(source, pilot, "2", "enter", "x")
         assert source.pinned == ["exit-se", ""]
+
+
+@under_asyncio
+async def test_keys_turn_pages() -> None:
+    source = Told()
+    async with Top(source).run_test(size=WIDE) as pilot:
+        source.say(look(1))
+        assert "Malmö" in await watch(source, pilot, "6")
+        assert "nothing is wrong" in await watch(source, pilot, "right")
+        assert "no file is on its way" in await watch(source, pilot, "left", "shift+tab")
 
 
 @under_asyncio
