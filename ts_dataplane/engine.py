@@ -356,8 +356,15 @@ class Engine:
         return self._talk.peerapi_port
 
     def ping(self, peer: PeerId, token: bytes) -> bool:
-        """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it."""
-        return self._talk.ping(self.tables, peer, token)
+        """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it.
+
+        Like data of the user's it has the paths looked after: a peer that saw us restart may answer the handshake to
+        where we were, and a path that is found anew has it asked again.
+        """
+        is_asked = self._talk.ping(self.tables, peer, token)
+        if is_asked:
+            self._sent.add(peer)
+        return is_asked
 
     # The rest of the contract, and what the shell takes to other rooms
 
