@@ -8,6 +8,7 @@ understood is an error, never a new identity. The disco key is not here on purpo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -22,8 +23,10 @@ from typing import Any, Protocol, cast
 from tailscale._private_files import (
     CAREFULLY,
     give_lock_back,
+    is_on_read_only_mount,
     keep_lock,
     make_folder,
+    open_mounted,
     read_pid,
     sync_directory,
     try_lock,
@@ -294,7 +297,7 @@ class FileStore:
         with self._told_as_ours("lock"):
             make_folder(self.path.parent)
             # A file of its own: the state file is replaced at every save, and a lock would stay with the old one.
-            descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+            descriptor = self._open_lock()
         keep_lock(descriptor)
         try:
             status = os.fstat(descriptor)
@@ -302,12 +305,21 @@ class FileStore:
                 raise self._corrupt("its lock file is not a file of its own: somebody has linked it to another")
             if not try_lock(descriptor):
                 raise StateLocked(os.fspath(self.path), read_pid(descriptor))
-            with self._told_as_ours("lock"):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, b"%d\n" % os.getpid())
+            if not is_on_read_only_mount(descriptor):
+                with self._told_as_ours("lock"):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, b"%d\n" % os.getpid())
             yield
         finally:
             give_lock_back(descriptor)
+
+    def _open_lock(self) -> int:
+        try:
+            return os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return open_mounted(self.path)
 
     def load(self) -> State | None:
         """What the file says, if it is there, private and whole."""
@@ -326,12 +338,12 @@ class FileStore:
         limit = _longest(name)
         with self._told_as_ours("read"):
             try:
-                descriptor = os.open(self._path_of(name), os.O_RDONLY | CAREFULLY)
+                descriptor = open_mounted(self._path_of(name))
             except FileNotFoundError:
                 return None
             with os.fdopen(descriptor, "rb") as file:
+                self._check_private(file.fileno())
                 data = file.read(limit + 1)
-                self._check_private(os.fstat(file.fileno()), looks_like_ours=data[:1] == OPENS)
         if len(data) > limit:
             raise self._corrupt("it is far larger than any state file")
         return data
@@ -369,16 +381,19 @@ class FileStore:
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{ending}")
 
-    def _check_private(self, status: os.stat_result, *, looks_like_ours: bool) -> None:
+    def _check_private(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise self._corrupt("it is not a regular file")
         if sys.platform == "win32":
             return  # access lists decide there, and the mode bits say nothing
+        if is_on_read_only_mount(descriptor):
+            return  # as a Kubernetes secret is: whoever mounted it chose owner and mode, and we cannot mend them
         if status.st_uid != os.geteuid():
             raise self._corrupt(f"it belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
-            if not looks_like_ours:
+            if os.pread(descriptor, 1, 0) != OPENS:
                 raise self._corrupt("it is no state of a device: state= names a directory, or a file of its own")
             raise self._corrupt(f"others may read it (mode {mode:04o}): its keys may be known. If not, chmod 600 it")
 

@@ -94,7 +94,7 @@ class Device(DeviceFace, WithOnly):
         self._thread.join()
 
     def __enter__(self) -> Self:
-        return self.open()
+        return self if self.is_open else self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

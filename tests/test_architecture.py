@@ -36,8 +36,8 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_ownership", "_private_files", "_faces", "_process"),
-    *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "pcapng", "state_file", "status"),
+    *("_config", "_faces", "_ownership", "_private_files", "_process"),
+    *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -58,7 +58,8 @@ WINGS: dict[str, set[str]] = {
     ),
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
     **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
-    "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
+    "testing": VALUES
+    | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
     "dask": VALUES | {"aio", "device"},
     "daemon": VALUES
@@ -66,21 +67,8 @@ WINGS: dict[str, set[str]] = {
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "__main__": VALUES | {"cli"},
     "cli": VALUES
-    | {
-        "_diagnostics",
-        "capturing",
-        "carry",
-        "daemon",
-        "device",
-        "dns",
-        "http",
-        "local_ports",
-        "mesh",
-        "metrics",
-        "proxy",
-        "serve",
-    }
-    | {"sockets", "testing", "tui"},
+    | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
+    | {"proxy", "serve", "sockets", "testing", "tui"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}

@@ -99,13 +99,19 @@ class LoopThread:
     def start(self) -> None:
         """`ready` tells when the device is usable, or why it is not."""
         if self._thread is not None:
-            raise DeviceClosed("a Device can be entered once: make a new one")
+            what = "is open already" if self.is_open else "has been closed"
+            raise DeviceClosed(f"this Device {what}, and one can be opened once: make a new one")
         self._device = self._make_device()
         self._process = OwnProcess()
         if self._handle_sigterm:  # here, where it may be the main thread; the device itself is in another
             TERMINATION.hear()
         self._thread = threading.Thread(target=self._run, name="tailscale", daemon=True)
         self._thread.start()
+
+    @property
+    def is_open(self) -> bool:
+        """The device is usable."""
+        return self.ready.done() and self.ready.exception() is None and not self.ended.done()
 
     def stop(self) -> None:
         """Ask it to end; `ended` tells when it has. Before it is ready this gives up starting."""

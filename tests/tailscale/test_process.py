@@ -154,7 +154,10 @@ def test_a_fork_does_not_keep_the_state_locked(tmp_path: Path) -> None:
 
 
 async def test_sigterm_is_given_back_when_the_last_device_leaves(tailnet: Tailnet) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    async with tailnet.device("one"):
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        async with tailnet.device("one"):
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
