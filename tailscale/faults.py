@@ -17,6 +17,7 @@ REMEDIES = {
     "clock-wrong": "set this machine's clock (timedatectl set-ntp true)",
     "relay-home-unreachable": "let TCP 443 out to the tailnet's relays; tls= (or SSL_CERT_FILE) must know their CA",
     "udp-blocked": "let UDP out to port 3478 and to peers; relays carry everything until then",
+    "no-socket": "leave local ports free; both ends need an address of the same family",
     # The name and the way
     "name-not-found": "check the name: `pytailscale status` lists those that this device may see",
     "name-unanswered": "try again; the tailnet's DNS servers must be reachable from here",

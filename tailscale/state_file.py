@@ -342,8 +342,8 @@ class FileStore:
             except FileNotFoundError:
                 return None
             with os.fdopen(descriptor, "rb") as file:
+                self._check_private(file.fileno())
                 data = file.read(limit + 1)
-                self._check_private(file.fileno(), looks_like_ours=data[:1] == OPENS)
         if len(data) > limit:
             raise self._corrupt("it is far larger than any state file")
         return data
@@ -366,7 +366,7 @@ class FileStore:
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{ending}")
 
-    def _check_private(self, descriptor: int, *, looks_like_ours: bool) -> None:
+    def _check_private(self, descriptor: int) -> None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise self._corrupt("it is not a regular file")
@@ -378,7 +378,7 @@ class FileStore:
             raise self._corrupt(f"it belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
-            if not looks_like_ours:
+            if os.pread(descriptor, 1, 0) != OPENS:
                 raise self._corrupt("it is no state of a device: state= names a directory, or a file of its own")
             raise self._corrupt(f"others may read it (mode {mode:04o}): its keys may be known. If not, chmod 600 it")
 

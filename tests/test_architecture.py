@@ -70,21 +70,8 @@ WINGS: dict[str, set[str]] = {
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "__main__": VALUES | {"cli"},
     "cli": VALUES
-    | {
-        "_diagnostics",
-        "capturing",
-        "carry",
-        "daemon",
-        "device",
-        "dns",
-        "http",
-        "local_ports",
-        "mesh",
-        "metrics",
-        "proxy",
-        "serve",
-    }
-    | {"sockets", "testing", "tui", "web"},
+    | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
+    | {"proxy", "serve", "sockets", "testing", "tui", "web"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}

@@ -336,7 +336,9 @@ class Engine:
                 before = self.drops.copy()
                 for origin, passed in self._admit([(peer, path, [packet])], now):
                     admitted.setdefault(origin, []).extend(passed)
-                reason = next((reason for reason, count in self.drops.items() if count > before[reason]), "")
+                counted = [reason for reason, count in self.drops.items() if count > before[reason]]
+                counted.sort(key=lambda reason: not reason.startswith("filter."))  # its refusal may be counted as well
+                reason = counted[0] if counted else ""
                 for tap in self._taps:
                     tap.heard(peer, path, without_padding(packet) or packet, reason, now)
         return list(admitted.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,7 @@ Dns = Literal["exit", "tailnet"]  # who is asked for names that are dialled thro
 Announce = Callable[[int], Callable[[], None]]
 
 DIAL_TIMEOUT = 30.0
+DENIED_PATIENCE = 1.5  # for another address of a peer whose policy has refused one
 STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
 
 
@@ -125,11 +127,17 @@ class Dialer(AddressDialer):
     async def _dial_in_turn(
         self, addresses: list[bytes], host: str, port: int, local_port: int, via: PeerId
     ) -> TcpStream:
-        """One peer's addresses share every path: the second is worth trying only where the first was refused."""
+        """One peer's addresses share every path: the second is worth trying only where the first was refused.
+
+        A policy may name one family and not the other. Stock nodes say what their policy refuses over IPv4 only, so
+        that a second address which is refused too says nothing: it is given less time.
+        """
         failures: list[TailscaleError] = []
         for address in addresses:
+            is_denied = bool(failures) and failures[0].fault == "policy-there"
             try:
-                return await self.connect(address, host, port, local_port=local_port, via=via)
+                with trio.move_on_after(DENIED_PATIENCE if is_denied else math.inf):
+                    return await self.connect(address, host, port, local_port=local_port, via=via)
             except ConnectionRefused as failure:
                 failures.append(failure)
         raise failures[0]

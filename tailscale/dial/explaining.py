@@ -30,7 +30,7 @@ FULL = 1200  # bytes of padding: with the headers around it what a full packet n
 PROBE_PATIENCE = 3.0
 UDP_PATIENCE = 2.0  # for the answer to an empty datagram, which need not come
 REMAINING = ("name", "route", "peer", "path", "tunnel", "policy here", "policy there")
-SKIPPED = "not looked at: something before it failed"
+SKIPPED = "not looked at"
 
 
 class Explainer:
@@ -54,7 +54,7 @@ class Explainer:
         self._host, self._port, self._protocol = host, port, protocol
         self._via_named, self._via = via, 0
         self._steps: dict[str, Step] = {}
-        self._failure: TailscaleError | None = None
+        self._failure: TailscaleError | OSError | None = None
         self._path: PathInfo | None = None
         self._latency = 0.0
 
@@ -145,6 +145,16 @@ class Explainer:
                 nursery.start_soon(self._try_port, address, self._port, timeout)
         if peer is not None:
             self._look_back_at_path(peer)
+        port = self._steps.get(self._protocol)
+        if port is not None and port.outcome == "ok":
+            self._forgive_silence()
+
+    def _forgive_silence(self) -> None:
+        """The port answers, so there is a way: a plain WireGuard peer knows no pings of ours."""
+        for name in ("path", "tunnel"):
+            step = self._steps.get(name)
+            if step is not None and step.outcome == "bad":
+                self._note(name, "warn", "does not answer our pings, and carries what we send all the same")
 
     def _note_peer(self, node: Node | None) -> None:
         if node is None:
@@ -234,7 +244,7 @@ class Explainer:
                 return
             # The very addresses that a program's own dial would try, by name where there is one.
             stream = await self._dialer.tcp_connect(self._host, port, timeout=timeout, via=self._via_named)
-        except TailscaleError as problem:
+        except (TailscaleError, OSError) as problem:
             self._judge_port(port, problem)
         else:
             await stream.aclose()  # a FIN: a reset would stand in somebody's log
@@ -255,14 +265,15 @@ class Explainer:
         else:
             self._note("udp", "warn", f"port {port} says nothing to an empty datagram", "port-unanswered")
 
-    def _judge_port(self, port: int, problem: TailscaleError) -> None:
+    def _judge_port(self, port: int, problem: TailscaleError | OSError) -> None:
         """Who refused decides which step failed."""
-        if problem.fault == "policy-there":
+        fault = fault_of(problem)
+        if fault == "policy-there":
             self._fail("policy there", problem)
             return
         if isinstance(problem, ConnectionRefused):
             self._note("policy there", "ok", "lets this device in")
-        elif problem.fault == "port-silent":
+        elif fault == "port-silent":
             self._note("policy there", "warn", "says nothing: it may drop what this device opens without a word")
         self._fail(self._protocol, problem)
 
@@ -298,8 +309,8 @@ class Explainer:
 
     # The verdict
 
-    def _fail(self, step: str, problem: TailscaleError) -> None:
-        self._note(step, "bad", str(problem), problem.fault)
+    def _fail(self, step: str, problem: TailscaleError | OSError) -> None:
+        self._note(step, "bad", str(problem), fault_of(problem))
         self._failure = problem
 
     def _conclude(self, address: bytes | None) -> Explanation:
@@ -317,7 +328,7 @@ class Explainer:
         """The sentence, its code, and whether the port can be reached."""
         bad = next((step for step in steps if step.outcome == "bad" and step.name != "this device"), None)
         if self._failure is not None:
-            return str(self._failure), self._failure.fault, False
+            return str(self._failure), fault_of(self._failure), False
         if bad is not None:
             return bad.sentence, bad.fault, False
         doubts = [step for step in steps if step.outcome == "warn" and step.fault]
@@ -328,3 +339,8 @@ class Explainer:
         way = f", by {self._path} in {self._latency * 1000:.1f} ms" if self._path is not None else ""
         said = "".join(f"; but {step.sentence}" for step in doubts)
         return f"{self._host} {what}{way}{said}", doubts[0].fault if doubts else REACHABLE, True
+
+
+def fault_of(problem: TailscaleError | OSError) -> str:
+    """Its code; what the stack itself refuses before a packet left has none of its own."""
+    return problem.fault if isinstance(problem, TailscaleError) else "no-socket"

@@ -18,7 +18,7 @@ from tailscale.runtime.directory import Directory
 from tailscale.runtime.reach import Reach
 from ts_base.ip import TSMP
 from ts_base.who import Path, PeerId
-from ts_dataplane.packets import parse
+from ts_dataplane.packets import parse, without_padding
 
 COMMENTS_LIMIT = 1024  # sentences remembered; peers and paths are few
 
@@ -105,7 +105,7 @@ class _Tap:
             if len(self._said) >= COMMENTS_LIMIT:
                 self._said.clear()
             comment = self._said[key] = self._sentence(*key)
-        if parse(packet).protocol == TSMP:
+        if without_padding(packet) and parse(packet).protocol == TSMP:  # what is no packet is shown as it came
             comment += "; between the nodes themselves (TSMP)"
         self._show(Sighting(self._offset + now, packet, is_inbound, comment))
 

@@ -131,6 +131,23 @@ async def test_what_the_filter_drops_is_there_with_its_reason(
     assert not any("dropped" in p.comment for p in passed)
 
 
+async def test_what_a_peer_sends_that_is_no_packet_is_there_too(
+    autojump_clock: MockClock, tailnet: Tailnet, tmp_path: Path
+) -> None:
+    a, b = await pair(tailnet)
+    await b.ping("a", "tsmp")
+    junk = [bytes([first]) * size for first in (0x00, 0x45, 0x46, 0x60, 0xFF) for size in (1, 3, 19, 20, 39, 40, 100)]
+    async with a.capture(tmp_path / "x.pcapng", peer="b") as capture:
+        runtime = runtime_of(b)
+        runtime.endpoint.send([(a.node.id, junk)], trio.current_time())
+        runtime.dataplane.flush(trio.current_time())
+        await trio.sleep(1)
+        assert await exchange(a, b, 1) is None
+    data = (tmp_path / "x.pcapng").read_bytes()
+    assert capture.statistics().packets >= len(junk) + 2
+    assert data.count(b"dropped: engine.malformed") >= 20
+
+
 async def test_what_nobody_routes_is_there_too(autojump_clock: MockClock, tailnet: Tailnet, tmp_path: Path) -> None:
     a, b = await pair(tailnet)
     async with a.capture(tmp_path / "x.pcapng"), await a.udp() as socket:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from fault_scripts import PORT, SCRIPTS, Script, black_hole_just_begun, healthy, pair
+from tailnet_scripts import runtime_of, until
 from trio.testing import MockClock
 
 import tailscale
@@ -16,6 +17,7 @@ from tailscale import TailscaleError
 from tailscale.explanation import Step
 from tailscale.faults import REMEDIES
 from tailscale.testing import Tailnet
+from ts_control.gojson import encode_json
 
 HEALS = {"clock-wrong"}  # by the time of a second dial the peer has said hello itself
 
@@ -97,6 +99,20 @@ async def test_a_via_that_is_no_exit_is_said(autojump_clock: MockClock, tailnet:
         found = await a.explain("198.51.100.7", PORT, via="b")
         assert found.code == "no-exit"
         assert (await a.explain("198.51.100.7", PORT, via="nobody")).code == "name-not-found"
+
+
+async def test_what_no_socket_can_be_opened_for_is_said(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with pair(tailnet) as (a, b):
+        netmap = runtime_of(a).directory.netmap
+        assert netmap is not None
+        own = json.loads(encode_json(netmap.self_node))
+        ipv4_only = {"Node": own | {name: [f"{a.ipv4}/32"] for name in ("Addresses", "AllowedIPs")}}
+        tailnet.control.do(tailnet.control.server.send_to, a.node.id, ipv4_only)
+        await until(lambda: a.ipv6 is None)
+        found = await a.explain(b.ipv6 or "", PORT)
+        assert (found.code, found.is_reachable) == ("no-socket", False)
+        with pytest.raises(OSError, match=re.escape(found.verdict)):
+            await a.tcp_connect(b.ipv6 or "", PORT)
 
 
 async def test_names_of_others_reach_no_terminal_raw() -> None:
