@@ -368,11 +368,11 @@ async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, Non
         yield
     finally:
         if thread.is_left_open:
-            message = "a tailscale.aio.Device was left open until its event loop ended: use `async with`, or `close()`"
-            warnings.warn(message, ResourceWarning, stacklevel=1)
             thread.stop()
             await settled(thread.ended)
             thread.join()
+            message = "a tailscale.aio.Device was left open until its event loop ended: use `async with`, or `close()`"
+            warnings.warn(message, ResourceWarning, stacklevel=1)
 
 
 _LATER = {

@@ -61,7 +61,7 @@ WINGS: dict[str, set[str]] = {
     **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
     "testing": VALUES
-    | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
+    | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "web": VALUES | {"device", "http", "metrics"},

@@ -23,7 +23,7 @@ _exposed: WeakKeyDictionary[Any, Exposure] = WeakKeyDictionary()
 
 async def dask_setup(server: ServerNode) -> None:
     """Let the tailnet reach the HTTP server of `server` at the port it has on this machine."""
-    http = server.services.get("dashboard")
+    http = (server.services or {}).get("dashboard")  # a nanny has none
     if http is None:
         return
     thread = await PROCESS_DEVICE.joined()

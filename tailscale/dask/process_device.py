@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tailscale.dask.settings import device_options
 from tailscale.device import Device
-from tailscale.errors import DeviceClosed
+from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.threads.awaiting import outcome
 from tailscale.threads.face import thread_of
 from tailscale.threads.loop_thread import LoopThread
@@ -35,6 +35,8 @@ class ProcessDevice:
         self._is_over = False
 
     def lend(self, device: aio.Device | sync.Device | None) -> None:
+        if device is not None and not device.is_open:
+            raise DeviceNotReady("dask can be lent only a Device that is open: enter it first")
         with self._lock:
             self._lent = device
 

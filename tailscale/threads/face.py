@@ -90,8 +90,8 @@ class DeviceFace(Face[Device], OwnNode):
         thread = getattr(self, "_thread", None)  # None: its arguments were refused
         if thread is not None and thread.is_left_open:
             message = f"{self!r} was lost without being closed; it leaves now"
+            thread.stop()  # first: a warning may be an error
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
-            thread.stop()
 
     def _inside(self) -> Device:
         return self._thread.device

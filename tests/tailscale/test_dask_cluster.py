@@ -144,6 +144,11 @@ async def refused(address: str) -> BaseException:
     return caught.value
 
 
+def test_only_an_open_device_can_be_lent(device: sync.Device) -> None:
+    with pytest.raises(tailscale.DeviceNotReady, match="enter it first"):
+        tailscale.dask.use(sync.Device("later"))
+
+
 def test_failed_dials_say_why(device: sync.Device) -> None:
     async def test() -> None:
         assert "no node or record is called 'nobody'" in str(await refused("nobody:8786"))
