@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.live import LiveChoice
     from tailscale.sockets.tcp import TcpStream
     from tailscale.sockets.udp import UdpSocket
-    from tailscale.status import ExitNode, PeerStatus
+    from tailscale.status import ExitNode
 
 DIAL_TIMEOUT = 30.0
 LOOK_EVERY = 0.05  # seconds between looks at a tunnel that has not spoken yet, and at one that has
@@ -181,7 +181,7 @@ class Race:
 
     def _spoke(self, attempt: _Attempt, now: float) -> bool:
         """Whether its tunnel gave something authenticated since the last look."""
-        status = self._traffic(attempt.key)
+        status = self._live.traffic(attempt.key)
         if status is None:
             return False
         since = now - max(attempt.began, attempt.quiet_since)
@@ -189,13 +189,6 @@ class Race:
         has_more = status.bytes_received > attempt.received
         attempt.received = status.bytes_received
         return is_new or has_more
-
-    def _traffic(self, key: str) -> PeerStatus | None:
-        exit_node = self._live.exit_of(key)
-        try:
-            return self._live.device.peer_status(exit_node.node) if exit_node is not None else None
-        except KeyError:
-            return None  # it has left
 
     async def _ask(self, attempt: _Attempt) -> None:
         """Inside the tunnel. Whatever comes back is seen by what WireGuard counts."""
@@ -205,7 +198,7 @@ class Race:
         attempt.is_being_asked = False
 
     def _pause_between_questions(self) -> float:
-        return min(LOOK_SELDOM, self._hedge / 4)
+        return min(2 * LOOK_SELDOM, self._hedge / 2)
 
     # One attempt
 
@@ -216,7 +209,7 @@ class Race:
             return
         now = trio.current_time()
         attempt = _Attempt(self._live.begin(key), now, quiet_since=now)
-        status = self._traffic(key)
+        status = self._live.traffic(key)
         attempt.received = status.bytes_received if status is not None else 0
         self._running[key] = attempt
         nursery.start_soon(self._dial, attempt, exit_node)
@@ -300,7 +293,9 @@ async def udp_socket(live: LiveChoice, session: str) -> UdpSocket:
             pick = live.next_exit(session, set())
             exit_node = live.exit_of(pick.key)
             if exit_node is not None:
-                return await live.device.udp(via=exit_node.node)
+                socket = await live.device.udp(via=exit_node.node)
+                live.keep(pick.key, socket)
+                return socket
             now = trio.current_time()
             if now >= until:
                 raise live.no_exit()

@@ -466,6 +466,45 @@ async def test_what_goes_through_a_dead_tunnel_is_reset_and_everything_else_stay
             await stream.aclose()
 
 
+async def test_a_dead_tunnel_is_noticed_without_a_new_connection(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
+    async with outside(tailnet):
+        chosen = Exits(desk, nodes=["swiss", "dutch"])
+        async with await chosen.tcp_connect(WEB, 80) as stream, await chosen.udp() as socket:
+            assert chosen.status().exits[0].connections == 2
+            await trio.sleep(300)
+            assert chosen.status().exits[0].state == "in use", "an idle tunnel owes nothing"
+            cut(tailnet, "swiss")
+            began = trio.current_time()
+            await stream.send_all(b"anybody there?")
+            with pytest.raises(tailscale.ConnectionReset):
+                await stream.receive_some()
+            with pytest.raises(tailscale.NoRoute, match="open another socket"):
+                await socket.receive()
+            assert 15 < trio.current_time() - began < 32
+        name, seconds = await timed(chosen)
+        assert (name, seconds < 0.1) == ("dutch", True)
+
+
+async def test_an_exit_whose_policy_says_no_makes_room_for_the_next_and_is_not_blamed(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
+    tailnet.policy({"acls": [{"action": "accept", "src": ["*"], "dst": ["*:443", "autogroup:internet:443"]}]})
+    await trio.sleep(1)
+    async with outside(tailnet) as web:
+        chosen = Exits(desk, nodes=["swiss", "dutch"])
+        began = trio.current_time()
+        with pytest.raises(tailscale.ConnectionRefused, match="its tailnet policy does not let us in") as refused:
+            await chosen.tcp_connect(WEB, 80)
+        assert trio.current_time() - began < 0.5
+        assert refused.value.by_policy
+        asked = [desk.peer_status(name).bytes_received for name in ("swiss", "dutch")]
+        assert all(asked), "both said it"
+        assert [(one.state, one.failures) for one in chosen.status().exits] == [("in use", 0), ("ready", 0)]
+    assert web.visitors == []
+
+
 async def test_connections_live_on_where_an_exit_was_only_slow(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
     async with outside(tailnet):
