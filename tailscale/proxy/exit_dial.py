@@ -165,6 +165,8 @@ class Race:
 
     def _look_at_tunnels(self, now: float, nursery: trio.Nursery) -> None:
         for attempt in list(self._running.values()):
+            if now == attempt.began:
+                continue
             if self._spoke(attempt, now):
                 is_news = not attempt.is_speaking
                 attempt.quiet_since = self._heard_at = now
