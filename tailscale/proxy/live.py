@@ -297,6 +297,11 @@ class LiveChoice:
         with self.turn() as now:
             return self.choice.next_exit(now, session, without)
 
+    def may_dial(self, key: str) -> bool:
+        """Whether its breaker lets somebody pass, wherever it ranks."""
+        with self.turn() as now:
+            return key in self._exits and self.choice.may_dial(key, now)
+
     def begin(self, key: str) -> Dial:
         with self.turn() as now:
             return self.choice.begin(key, now)
