@@ -104,6 +104,7 @@ def _peer_status(node: Node, reach: Reach, traffic: Traffic) -> PeerStatus:
         bytes_received=counted.bytes_received,
         bytes_sent=counted.bytes_sent,
         handshake_age=counted.handshake_age,
+        unanswered_for=counted.unanswered_for,
     )
 
 

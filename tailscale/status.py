@@ -95,6 +95,8 @@ class PeerStatus:
     bytes_sent: int
     handshake_age: float | None
     """Seconds since the last WireGuard handshake; None without a session."""
+    unanswered_for: float | None = None
+    """Seconds since it was asked for a handshake that it has not answered; None when it owes none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -104,6 +106,7 @@ class PeerStatus:
             "bytes_received": self.bytes_received,
             "bytes_sent": self.bytes_sent,
             "handshake_age": self.handshake_age,
+            "unanswered_for": self.unanswered_for,
         }
 
 

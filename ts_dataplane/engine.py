@@ -236,12 +236,12 @@ class Engine:
             return
         tables, parsed = self.tables, parse(packet)
         is_usual = tables.accepts(peer, parsed.source)
-        if not is_usual and not (
-            peer in self._exits and parsed.protocol != TSMP and tables.offers(peer, parsed.source)
-        ):
+        if not is_usual and not (peer in self._exits and tables.offers(peer, parsed.source)):
             self.drops[NOT_OWNER] += 1
         elif parsed.protocol == TSMP:
-            self._talk.hear(tables, peer, packet, parsed)  # before the filter: a ping is answered whatever it says
+            self._talk.hear(
+                tables, peer, packet, parsed, is_usual=is_usual
+            )  # before the filter: a ping is answered whatever it says
         elif is_source_routed(packet):
             self.drops[SOURCE_ROUTED] += 1
         else:

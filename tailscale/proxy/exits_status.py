@@ -30,7 +30,7 @@ class ExitStanding:
     dials: int
     """Under way."""
     connections: int
-    """Open, of those that were made by these exits."""
+    """Streams and UDP sockets that are open, of those that were made by these exits."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -64,6 +64,8 @@ class ExitsStatus:
     """Connections that are not made yet."""
     sessions: int
     """That are remembered."""
+    events_dropped: int
+    """Of readers of `events()` that were too slow."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -77,20 +79,21 @@ class ExitsStatus:
             "exits": [standing.to_dict() for standing in self.exits],
             "waiting": self.waiting,
             "sessions": self.sessions,
+            "events_dropped": self.events_dropped,
         }
 
 
 def describe(kind: str, policy: Policy, live: LiveChoice | None) -> ExitsStatus:
     """The whole of it; nothing but the kind for the two constants."""
     if live is None:
-        return ExitsStatus(kind, kind, None, "", "", (), (), 0, 0)
+        return ExitsStatus(kind, kind, None, "", "", (), (), 0, 0, 0)
     choice = live.choice
     with live.turn() as now:
         selection = choice.selection(now)
         states = {state.key: state for state in choice.states(now)}
     order = [*selection.order, *(key for key in states if key not in selection.order)]
     standings = [
-        _standing(states[key], exit_node, now, is_current=key == choice.current, connections=live.streams_of(key))
+        _standing(states[key], exit_node, now, is_current=key == choice.current, connections=live.open_through(key))
         for key in order
         if (exit_node := live.exit_of(key)) is not None
     ]
@@ -106,6 +109,7 @@ def describe(kind: str, policy: Policy, live: LiveChoice | None) -> ExitsStatus:
         exits=tuple(standings),
         waiting=live.waiting,
         sessions=len(choice.sessions),
+        events_dropped=live.drops.total(),
     )
 
 

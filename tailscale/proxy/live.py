@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 import trio
@@ -52,16 +52,29 @@ if TYPE_CHECKING:
     from tailscale.nodes import Node
     from tailscale.proxy.pool_file import PoolFile
     from tailscale.sockets.tcp import TcpStream
-    from tailscale.status import ExitNode
+    from tailscale.sockets.udp import UdpSocket
+    from tailscale.status import ExitNode, PeerStatus
 
 IDLE = 300.0  # seconds without use after which nobody follows the device any more
 FRESH = 1.0  # how old a latency may be that a choice is made by
 ASK_PATIENCE = 0.95  # for the answer to one question; the pinger would ask a second time after a second
-DEATH_PATIENCE = 10.0  # how long a lost exit's tunnel is asked before what goes through it is broken
+DEATH_PATIENCE = 10.0  # how long a silent exit's tunnel is asked before what goes through it is broken
+LAST_QUESTION = 5.0  # the same for one that has owed us a word for OWED seconds already
+WATCH_EVERY = 5.0  # seconds between looks at the tunnels that something is open through
+OWED = 15.0  # a peer that gets data says something within 10 s, if only that it got it (WireGuard, section 6.5)
 PATHS_SOUGHT = 4  # relayed exits at once that are asked for a direct path
+DEFAULT_ROUTES = frozenset(("0.0.0.0/0", "::/0"))
 WAIT = 10.0  # how long a client without any exit waits for one
 
 log = logging.getLogger("tailscale.proxy")
+
+
+class _Watched(NamedTuple):
+    """What WireGuard had counted of a tunnel when it was last not owed anything."""
+
+    sent: int
+    received: int
+    since: float
 
 
 class LiveChoice:
@@ -79,7 +92,8 @@ class LiveChoice:
         self._exits: dict[str, ExitNode] = {}
         self._nodes: dict[str, Node] = {}  # also of exits that have gone: events name them
         self._readers: WeakSet[EventStream] = WeakSet()
-        self._streams: dict[str, WeakSet[TcpStream]] = {}
+        self._open: dict[str, WeakSet[TcpStream | UdpSocket]] = {}  # what goes through each exit
+        self._watched: dict[str, _Watched] = {}
         self._bells: set[trio.Event] = set()
         self._bell = trio.Event()
         self._loaded = trio.Event()
@@ -190,10 +204,10 @@ class LiveChoice:
     def _do(self, message: News) -> None:
         match message:
             case TunnelDead(key):
-                for stream in self._streams.pop(key, ()):
-                    stream.give_up()
+                for one in self._open.pop(key, ()):
+                    one.give_up()
             case Lost(key, reason):
-                if reason == FELL_SILENT and self._streams.get(key):
+                if reason == FELL_SILENT and self._open.get(key):
                     self._start(f"dead {key}", self._find_out_whether_dead, key)
 
     def _as_event(self, message: News) -> Event | None:
@@ -216,12 +230,15 @@ class LiveChoice:
         self.use()
         return stream
 
-    def keep(self, key: str, stream: TcpStream) -> None:
+    def keep(self, key: str, one: TcpStream | UdpSocket) -> None:
         """It goes with its exit's tunnel."""
-        self._streams.setdefault(key, WeakSet()).add(stream)
+        self._open.setdefault(key, WeakSet()).add(one)
+        if key not in self._watched:
+            self._bell.set()
 
-    def streams_of(self, key: str) -> int:
-        return len(self._streams.get(key, ()))
+    def open_through(self, key: str) -> int:
+        """Streams and sockets."""
+        return len(self._open.get(key, ()))
 
     # Who waits
 
@@ -279,6 +296,11 @@ class LiveChoice:
     def next_exit(self, session: str, without: set[str]) -> Pick:
         with self.turn() as now:
             return self.choice.next_exit(now, session, without)
+
+    def may_dial(self, key: str) -> bool:
+        """Whether its breaker lets somebody pass, wherever it ranks."""
+        with self.turn() as now:
+            return key in self._exits and self.choice.may_dial(key, now)
 
     def begin(self, key: str) -> Dial:
         with self.turn() as now:
@@ -342,7 +364,8 @@ class LiveChoice:
                         asks = self.choice.asks(now)
                     for key in asks:
                         nursery.start_soon(self._ask, key)
-                    with trio.move_on_at(min(self.choice.next_timer(now), now + IDLE)):
+                    self._look_at_tunnels(now)
+                    with trio.move_on_at(min(self.choice.next_timer(now), now + (WATCH_EVERY if self._open else IDLE))):
                         await self._bell.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -354,7 +377,7 @@ class LiveChoice:
 
     def _is_needed(self) -> bool:
         is_in_use = trio.current_time() - self._used_at < IDLE
-        return is_in_use or bool(self._readers) or bool(self.waiting) or any(self._streams.values())
+        return is_in_use or bool(self._readers) or bool(self.waiting) or any(self._open.values())
 
     async def _hear(self, events: EventStream) -> None:
         async for event in events:
@@ -364,8 +387,9 @@ class LiveChoice:
                 self.look_again()
 
     def _may_matter(self, event: PeerUp | PeerDown | PeerChanged | PathChanged) -> bool:
-        """Only a changed node can become an exit node, or stop being one."""
-        return not isinstance(event, PathChanged) or event.node.stable_id in self._exits
+        """Of a large tailnet's news, those of exit nodes, and of nodes that may be one from now on."""
+        node = event.node
+        return node.stable_id in self._exits or not DEFAULT_ROUTES.isdisjoint(node.routes)
 
     async def _ask(self, key: str) -> None:
         has_answered = await self._ping(key, "disco", ASK_PATIENCE)
@@ -382,6 +406,40 @@ class LiveChoice:
     async def ask_inside(self, key: str, patience: float) -> bool:
         """Whether an exit answers inside the tunnel."""
         return await self._ping(key, "tsmp", patience)
+
+    def _look_at_tunnels(self, now: float) -> None:
+        """Something is open, data went in, and for long nothing came out: nobody has to dial for that to be noticed."""
+        self._open = {key: through for key, through in self._open.items() if through}
+        self._watched = {key: watched for key, watched in self._watched.items() if key in self._open}
+        for key in self._open:
+            status, watched = self.traffic(key), self._watched.get(key)
+            if status is None:
+                continue
+            owes_data = watched is not None and status.bytes_sent > watched.sent
+            if watched is None or status.bytes_received != watched.received:
+                self._watched[key] = _Watched(status.bytes_sent, status.bytes_received, now)
+            elif (status.unanswered_for or 0) >= OWED or (owes_data and now - watched.since >= OWED):
+                self._start(f"dead {key}", self._find_out_whether_silent, key)
+            elif not owes_data:
+                self._watched[key] = watched._replace(since=now)
+
+    def traffic(self, key: str) -> PeerStatus | None:
+        """What WireGuard counts of an exit; None once it has left."""
+        exit_node = self._exits.get(key)
+        try:
+            return self.device.peer_status(exit_node.node) if exit_node is not None else None
+        except KeyError:
+            return None
+
+    async def _find_out_whether_silent(self, key: str) -> None:
+        before = self.traffic(key)
+        if await self.ask_inside(key, LAST_QUESTION):
+            return
+        after = self.traffic(key)
+        if before is not None and after is not None and before.bytes_received == after.bytes_received:
+            with self.turn() as now:
+                self.choice.fell_silent(key, now)
+                self.choice.tunnel_stayed_silent(key, now)
 
     async def _ping(self, key: str, kind: str, patience: float) -> bool:
         node = self._nodes.get(key)

@@ -17,10 +17,12 @@ from trio.testing import MockClock
 import tailscale
 from tailscale import Device
 from tailscale.testing import Tailnet
-from ts_base.ip import UDP
+from ts_base.ip import TCP, UDP
 from ts_base.ip import parse_address as address_of
 from ts_base.ip_headers import ACK, SYN, ip_packet
 from ts_control.wire import Location
+from ts_dataplane.packets import Parsed
+from ts_dataplane.tsmp import encode_pong, encode_rejected
 from ts_netstack.icmp import host_unreachable
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.wire import Address, tcp_packet, udp_payload
@@ -172,6 +174,33 @@ async def test_an_exit_cannot_report_on_a_connection_through_another(
             assert not failures
             speak(swiss, report)  # the same words from the right one
             await until(lambda: failures)
+
+
+async def test_an_exit_cannot_refuse_a_dial_through_another(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    """A peer's policy speaks inside the tunnel, as the place that was dialled: of its own flows only."""
+    async with exits(tailnet, "swiss", "dutch") as (desk, [swiss, dutch]), await desk.udp(via="dutch"):
+        swiss.forwarder.owner = None  # a SYN waits there for ever
+        failures: list[tailscale.ConnectionRefused] = []
+
+        async def dial() -> None:
+            with pytest.raises(tailscale.ConnectionRefused, match=r"does not let us in \(access rules\)") as caught:
+                await desk.tcp_connect(WEB, 80, via="swiss", timeout=30)
+            failures.append(caught.value)
+
+        async with beside(dial):
+            await until(lambda: swiss.forwarder.statistics().held)
+            [connection] = (one for one in runtime_of(desk).stack.sockets() if isinstance(one, TcpConnection))
+            ends = (*connection.local, *connection.remote)
+            opening = Parsed(TCP, ends[0], ends[2], ends[1], ends[3], SYN)
+            for wrong in (encode_rejected(opening, "A"), encode_pong(ends[2], ends[0], bytes(8), 0)):
+                speak(dutch, wrong)
+            await until(lambda: desk.status().drops.get("answers.wrong_peer"))
+            await until(lambda: desk.status().drops.get("filter.not_owner"))
+            await trio.sleep(1)
+            assert not failures
+            speak(swiss, encode_rejected(opening, "A"))  # the same words from the right one
+            await until(lambda: failures)
+            assert failures[0].by_policy
 
 
 async def test_an_exit_cannot_answer_a_datagram_sent_through_another(

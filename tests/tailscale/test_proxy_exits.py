@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import trio
 from proxy_scripts import NAME, WEB, WEB6, cut, desk_and_exits, echoed_by, mend, outside, timed
 from tailnet_scripts import beside, echo_service, held_by, runtime_of, until
+from test_cancel_anywhere import cancelled_after
 from trio.testing import MockClock
 
 import tailscale
@@ -466,6 +469,45 @@ async def test_what_goes_through_a_dead_tunnel_is_reset_and_everything_else_stay
             await stream.aclose()
 
 
+async def test_a_dead_tunnel_is_noticed_without_a_new_connection(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
+    async with outside(tailnet):
+        chosen = Exits(desk, nodes=["swiss", "dutch"])
+        async with await chosen.tcp_connect(WEB, 80) as stream, await chosen.udp() as socket:
+            assert chosen.status().exits[0].connections == 2
+            await trio.sleep(300)
+            assert chosen.status().exits[0].state == "in use", "an idle tunnel owes nothing"
+            cut(tailnet, "swiss")
+            began = trio.current_time()
+            await stream.send_all(b"anybody there?")
+            with pytest.raises(tailscale.ConnectionReset):
+                await stream.receive_some()
+            with pytest.raises(tailscale.NoRoute, match="open another socket"):
+                await socket.receive()
+            assert 15 < trio.current_time() - began < 32
+        name, seconds = await timed(chosen)
+        assert (name, seconds < 0.1) == ("dutch", True)
+
+
+async def test_an_exit_whose_policy_says_no_makes_room_for_the_next_and_is_not_blamed(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
+    tailnet.policy({"acls": [{"action": "accept", "src": ["*"], "dst": ["*:443", "autogroup:internet:443"]}]})
+    await trio.sleep(1)
+    async with outside(tailnet) as web:
+        chosen = Exits(desk, nodes=["swiss", "dutch"])
+        began = trio.current_time()
+        with pytest.raises(tailscale.ConnectionRefused, match="its tailnet policy does not let us in") as refused:
+            await chosen.tcp_connect(WEB, 80)
+        assert trio.current_time() - began < 0.5
+        assert refused.value.by_policy
+        asked = [desk.peer_status(name).bytes_received for name in ("swiss", "dutch")]
+        assert all(asked), "both said it"
+        assert [(one.state, one.failures) for one in chosen.status().exits] == [("in use", 0), ("ready", 0)]
+    assert web.visitors == []
+
+
 async def test_connections_live_on_where_an_exit_was_only_slow(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
     async with outside(tailnet):
@@ -622,8 +664,8 @@ async def test_without_a_hedge_the_same_exit_is_tried_again_or_the_next_at_once(
             assert name == "dutch"
             mend(tailnet, "swiss")
             await trio.sleep(60)
-    assert took["fast"] < 4
-    assert took["fast"] < took["backoff"] < 10
+    assert took["fast"] < 4, "one try of three seconds"
+    assert 11 < took["backoff"] < 14, "three of them, a second and two seconds apart: then its breaker is open"
 
 
 async def test_a_shorter_hedge_is_quicker(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -732,3 +774,20 @@ class EventLog:
 
     def kinds(self) -> list[str]:
         return [type(event).__name__ for event in self.seen]
+
+
+async def test_cancelled_at_every_step_a_dial_leaves_nothing(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
+    async with outside(tailnet):
+        for is_dead in (False, True):
+            chosen = Exits(desk, nodes=["swiss", "dutch"])
+            await echoed_by(chosen)
+            if is_dead:
+                cut(tailnet, "swiss")
+            for steps in itertools.count(1):
+                was_cut = await cancelled_after(steps, partial(echoed_by, chosen))
+                status = chosen.status()
+                assert (status.waiting, sum(one.dials for one in status.exits)) == (0, 0), f"after {steps} steps"
+                if not was_cut:
+                    break
+            assert steps > 3
