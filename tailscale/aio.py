@@ -38,8 +38,13 @@ if TYPE_CHECKING:
 
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy import Exits as TrioExits
+    from tailscale.proxy import ProxyLimits
     from tailscale.proxy.exits import ExitsOptions
     from tailscale.proxy.exits_status import ExitsStatus
+    from tailscale.proxy.gate import Allow
+    from tailscale.proxy.hosted import HostedProxy
+    from tailscale.proxy.users import Users
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
@@ -379,6 +384,50 @@ class Exits:
         return repr(self._exits)
 
 
+def serve(
+    device: Device,
+    listen: str | None = "127.0.0.1:1080",
+    exits: Exits | TrioExits | None = None,
+    *,
+    users: Users | None = None,
+    allow: Allow | None = None,
+    limits: ProxyLimits | None = None,
+) -> Opening[HostedProxy]:
+    """`tailscale.proxy.serve` in the device's thread: `await` it, or use it in `async with`.
+
+    `users` and `allow` that are functions are called in this event loop, and may be async.
+
+    ```python
+    async with tailscale.aio.serve(device, "127.0.0.1:0") as proxy:
+        print(proxy.address, proxy.statistics())
+    ```
+    """
+    return Opening(_serve(device, listen, exits, users, allow, limits))
+
+
+async def _serve(
+    device: Device,
+    listen: str | None,
+    exits: Exits | TrioExits | None,
+    users: Users | None,
+    allow: Allow | None,
+    limits: ProxyLimits | None,
+) -> HostedProxy:
+    from tailscale.proxy import NO_EXIT
+    from tailscale.proxy.hosted import HostedProxy, open_proxy
+
+    loop, thread = asyncio.get_running_loop(), device._thread
+    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
+    options = {
+        "users": _in_loop(loop, users) if callable(users) else users,
+        "allow": _in_loop(loop, allow) if allow is not None else None,
+        "limits": limits,
+    }
+    return await device._await(
+        lambda: open_proxy(thread.spawn, thread.call_soon, thread.device, listen, way, **options), HostedProxy.close
+    )
+
+
 async def _settled(future: Future[Any]) -> None:
     """Wait until it is done, however it went."""
     loop = asyncio.get_running_loop()
@@ -436,4 +485,4 @@ def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> C
     return call
 
 
-__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]

@@ -35,8 +35,13 @@ if TYPE_CHECKING:
 
     from tailscale.events import Event, EventStream
     from tailscale.nodes import Node
+    from tailscale.proxy import Exits as TrioExits
+    from tailscale.proxy import ProxyLimits
     from tailscale.proxy.exits import ExitsOptions
     from tailscale.proxy.exits_status import ExitsStatus
+    from tailscale.proxy.gate import Allow
+    from tailscale.proxy.hosted import HostedProxy
+    from tailscale.proxy.users import Users
     from tailscale.sockets.socket_device import Address
     from tailscale.status import ExitNode
 
@@ -285,6 +290,33 @@ class Exits:
         return repr(self._exits)
 
 
+def serve(
+    device: Device,
+    listen: str | None = "127.0.0.1:1080",
+    exits: Exits | TrioExits | None = None,
+    *,
+    users: Users | None = None,
+    allow: Allow | None = None,
+    limits: ProxyLimits | None = None,
+) -> HostedProxy:
+    """`tailscale.proxy.serve` in the device's thread, where `users` and `allow` are called: `with sync.serve(...)`.
+
+    ```python
+    with tailscale.sync.serve(device, "127.0.0.1:0") as proxy:
+        print(f"socks5h://127.0.0.1:{proxy.port}", proxy.statistics())
+    ```
+    """
+    from tailscale.proxy import NO_EXIT
+    from tailscale.proxy.hosted import HostedProxy, open_proxy
+
+    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
+    thread = device._thread
+    options = {"users": users, "allow": allow, "limits": limits}
+    return device._await(
+        lambda: open_proxy(thread.spawn, thread.call_soon, thread.device, listen, way, **options), HostedProxy.close
+    )
+
+
 @atexit.register
 def _close_all() -> None:
     """A program that ends says goodbye for the devices it forgot."""
@@ -292,4 +324,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]

@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     adder = _Adder(commands, common)
     _add_reading(adder)
     _add_connecting(adder)
+    _add_proxying(adder)
     _add_account(adder)
     return parser
 
@@ -153,6 +154,25 @@ def _add_connecting(adder: _Adder) -> None:
     deed.add_argument("--to", type=_host_and_port, metavar="HOST:PORT", help="forward to a TCP port of this machine")
     deed.add_argument("--echo", action="store_true", help="send everything back")
     listen.add_argument("--once", action="store_true", help="end after the first connection")
+
+
+def _add_proxying(adder: _Adder) -> None:
+    proxy = adder.add("proxy", "let other programs use the tailnet and its exits, by SOCKS 5 and HTTP")
+    proxy.add_argument(
+        "listen", nargs="*", metavar="LISTEN[=SPEC]", help="where (127.0.0.1:1080; tailnet:1080), and by which exits"
+    )
+    proxy.add_argument("--users", metavar="FILE", type=Path, help="name:password, one in a line")
+    proxy.add_argument("--config", metavar="FILE.toml", type=Path, help="all of this in a file")
+    proxy.add_argument("--no-ui", action="store_true", help="no live line")
+    command = adder.add("exec", "run a command whose connections go through the tailnet and an exit")
+    command.add_argument("program", nargs=argparse.REMAINDER, metavar="-- CMD", help="its exit code is passed on")
+    for parser in (proxy, command):
+        parser.add_argument("--exit", metavar="SPEC", help="NL, NL/ams, node:hq,hq-backup, tag:exit, any, none (none)")
+        parser.add_argument(
+            "--direct",
+            action=argparse.BooleanOptionalAction,
+            help="what the tailnet has not: by this machine's network",
+        )
 
 
 def _add_account(adder: _Adder) -> None:

@@ -32,6 +32,8 @@ HOMES = {
     "version": "queries",
     "nc": "streams",
     "listen": "streams",
+    "proxy": "proxying",
+    "exec": "proxying",
     "doctor": "doctor",
     "login": "account",
     "logout": "account",
