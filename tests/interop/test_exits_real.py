@@ -268,6 +268,9 @@ async def test_two_policies_and_the_direct_way_are_seen_from_three_addresses(r: 
                     assert await us.resolve(NAME, via="exit-a") == WEB
                     with pytest.raises(tailscale.NameNotFound):
                         await us.resolve("no.lab.example", via="exit-a")
+                    with pytest.raises(tailscale.ConnectionRefused) as refused:  # an exit offers no private networks
+                        await us.tcp_connect("172.16.0.9", 80, via="exit-a", timeout=10)
+                    assert refused.value.by_policy
     addresses = {name: stock[name].site.address for name in EXITS}
     print(f"seen from {seen}; the resolver was asked by {dict(asked)}")
     assert seen == addresses | {"direct": f"10.99.{ours.number}.2"}

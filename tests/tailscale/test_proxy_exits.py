@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import trio
 from proxy_scripts import NAME, WEB, WEB6, cut, desk_and_exits, echoed_by, mend, outside, timed
 from tailnet_scripts import beside, echo_service, held_by, runtime_of, until
+from test_cancel_anywhere import cancelled_after
 from trio.testing import MockClock
 
 import tailscale
@@ -771,3 +774,20 @@ class EventLog:
 
     def kinds(self) -> list[str]:
         return [type(event).__name__ for event in self.seen]
+
+
+async def test_cancelled_at_every_step_a_dial_leaves_nothing(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    desk, _ = await desk_and_exits(tailnet, "swiss", "dutch")
+    async with outside(tailnet):
+        for is_dead in (False, True):
+            chosen = Exits(desk, nodes=["swiss", "dutch"])
+            await echoed_by(chosen)
+            if is_dead:
+                cut(tailnet, "swiss")
+            for steps in itertools.count(1):
+                was_cut = await cancelled_after(steps, partial(echoed_by, chosen))
+                status = chosen.status()
+                assert (status.waiting, sum(one.dials for one in status.exits)) == (0, 0), f"after {steps} steps"
+                if not was_cut:
+                    break
+            assert steps > 3
