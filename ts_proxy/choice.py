@@ -241,6 +241,10 @@ class Choice:
         closed = [r.breaker.until for _, r in self._wanted() if r.breaker.state(now) == "open"]
         return Pick("", min(again_at, *closed, math.inf))
 
+    def may_dial(self, key: str, now: float) -> bool:
+        """Whether its breaker lets somebody pass."""
+        return self._record(key).breaker.may_pass(now)
+
     # What becomes of dials
 
     def begin(self, key: str, now: float) -> Dial:

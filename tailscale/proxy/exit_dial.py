@@ -33,7 +33,7 @@ from tailscale.errors import (
     TailscaleError,
 )
 from tailscale.proxy.live import WAIT
-from ts_proxy.choice import Dial, Outcome
+from ts_proxy.choice import Dial, Outcome, Pick
 
 if TYPE_CHECKING:
     from tailscale.proxy.live import LiveChoice
@@ -89,6 +89,8 @@ class Race:
         self._running: dict[str, _Attempt] = {}
         self._done: set[str] = set()  # exits that are of no use to this connection
         self._retries: dict[str, int] = {}
+        self._again = ""  # the exit that is tried once more before all others
+        self._is_patient = False
         self._pause_until = -math.inf
         self._heard_at = self._began  # any exit, last
         self._failure: TailscaleError | None = None
@@ -106,9 +108,7 @@ class Race:
         except BaseException as problem:
             if self._winner is not None:  # cancelled in the very moment of success
                 self._winner.abort()
-            if isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
-                raise problem.exceptions[0] from None
-            raise
+            raise _plain(problem) from None
         finally:
             self._live.waiting -= 1
         if self._winner is not None:
@@ -122,7 +122,7 @@ class Race:
             again_at = self._next_look(now)
             wants_another = self._wants_another(now)
             if wants_another:
-                pick = self._live.next_exit(self._session, self._done | self._running.keys())
+                pick = self._next_pick()
                 if pick.key:
                     self._start(pick.key, nursery)
                     continue
@@ -133,9 +133,16 @@ class Race:
                         return  # everybody who could be tried said why not
             if self._is_hopeless(now):
                 return
-            await self._live.wait(self._bell, min(again_at, self._wait_until()), for_news=wants_another)
+            until = self._wait_until()
+            await self._live.wait(self._bell, min(again_at, until) if until > now else again_at, for_news=wants_another)
 
     # When another exit is dialled
+
+    def _next_pick(self) -> Pick:
+        again, self._again = self._again, ""
+        if again and self._live.may_dial(again):
+            return Pick(again)
+        return self._live.next_exit(self._session, self._done | self._running.keys())
 
     def _wants_another(self, now: float) -> bool:
         """Nobody is dialled, or nobody who is has said a word for long enough."""
@@ -154,8 +161,8 @@ class Race:
         return at
 
     def _wait_until(self) -> float:
-        """A client that no exit speaks to waits so long."""
-        return min(self._deadline, self._heard_at + WAIT)
+        """A client that no exit speaks to waits so long; one that tries the same exit again, as long as it wants."""
+        return self._deadline if self._is_patient else min(self._deadline, self._heard_at + WAIT)
 
     def _is_hopeless(self, now: float) -> bool:
         """A dial through an exit that speaks ends by itself, at the deadline, and says why."""
@@ -165,6 +172,8 @@ class Race:
 
     def _look_at_tunnels(self, now: float, nursery: trio.Nursery) -> None:
         for attempt in list(self._running.values()):
+            if now == attempt.began:
+                continue
             if self._spoke(attempt, now):
                 is_news = not attempt.is_speaking
                 attempt.quiet_since = self._heard_at = now
@@ -173,10 +182,11 @@ class Race:
                     self._live.spoke(attempt.key)
             if now - attempt.quiet_since >= min(ASKED_AFTER, self._hedge / 4) and not attempt.is_being_asked:
                 nursery.start_soon(self._ask, attempt)
-            if now >= attempt.quiet_since + min(self._hedge, UNHEDGED_PATIENCE) and not attempt.is_lost:
+            is_unhedged = math.isinf(self._hedge)
+            if now >= attempt.quiet_since + (UNHEDGED_PATIENCE if is_unhedged else self._hedge) and not attempt.is_lost:
                 attempt.is_lost = True
                 self._live.fell_silent(attempt.key)
-                if self._hedge > UNHEDGED_PATIENCE:
+                if is_unhedged:
                     attempt.scope.cancel()
 
     def _spoke(self, attempt: _Attempt, now: float) -> bool:
@@ -223,15 +233,19 @@ class Race:
             if outcome is Outcome.CUT and attempt.is_lost:
                 outcome = Outcome.SILENT
             del self._running[attempt.key]
-            if outcome is Outcome.SILENT:
-                self._retry_or_leave(attempt.key)
             self._live.end(attempt.dial, outcome, self._target, self._session)
+            if outcome is Outcome.SILENT and not self._is_over:
+                self._retry_or_leave(attempt.key)
             self._bell.set()
 
     def _retry_or_leave(self, key: str) -> None:
-        """The same exit again after a pause, or never again for this connection."""
+        """The same exit again after a pause, or never again for this connection if there is another."""
         tried = self._retries[key] = self._retries.get(key, 0) + 1
-        if self._live.choice.policy.reconnect == "backoff" and tried <= RETRIES:
+        if not self._live.next_exit(self._session, {key, *self._done, *self._running}).key:
+            return  # it comes up again when it may be tried
+        is_patient = self._live.choice.policy.reconnect == "backoff" and tried <= RETRIES
+        if is_patient and self._live.may_dial(key):
+            self._again, self._is_patient = key, True
             self._pause_until = trio.current_time() + min(2.0 ** (tried - 1), LONGEST_PAUSE)
         else:
             self._done.add(key)
@@ -281,6 +295,17 @@ class Race:
     def _end(self, failure: TailscaleError) -> None:
         self._failure = failure
         self._is_over = True
+
+
+def _plain(problem: BaseException) -> BaseException:
+    """The first failure of a race, without the wrapping; a cancellation stays what it is."""
+    if not isinstance(problem, BaseExceptionGroup):
+        return problem
+    _, failures = problem.split(trio.Cancelled)
+    first: BaseException = failures if failures is not None else problem
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 async def udp_socket(live: LiveChoice, session: str) -> UdpSocket:

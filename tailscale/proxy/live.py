@@ -63,6 +63,7 @@ LAST_QUESTION = 5.0  # the same for one that has owed us a word for OWED seconds
 WATCH_EVERY = 5.0  # seconds between looks at the tunnels that something is open through
 OWED = 15.0  # a peer that gets data says something within 10 s, if only that it got it (WireGuard, section 6.5)
 PATHS_SOUGHT = 4  # relayed exits at once that are asked for a direct path
+DEFAULT_ROUTES = frozenset(("0.0.0.0/0", "::/0"))
 WAIT = 10.0  # how long a client without any exit waits for one
 
 log = logging.getLogger("tailscale.proxy")
@@ -296,6 +297,11 @@ class LiveChoice:
         with self.turn() as now:
             return self.choice.next_exit(now, session, without)
 
+    def may_dial(self, key: str) -> bool:
+        """Whether its breaker lets somebody pass, wherever it ranks."""
+        with self.turn() as now:
+            return key in self._exits and self.choice.may_dial(key, now)
+
     def begin(self, key: str) -> Dial:
         with self.turn() as now:
             return self.choice.begin(key, now)
@@ -381,8 +387,9 @@ class LiveChoice:
                 self.look_again()
 
     def _may_matter(self, event: PeerUp | PeerDown | PeerChanged | PathChanged) -> bool:
-        """Only a changed node can become an exit node, or stop being one."""
-        return not isinstance(event, PathChanged) or event.node.stable_id in self._exits
+        """Of a large tailnet's news, those of exit nodes, and of nodes that may be one from now on."""
+        node = event.node
+        return node.stable_id in self._exits or not DEFAULT_ROUTES.isdisjoint(node.routes)
 
     async def _ask(self, key: str) -> None:
         has_answered = await self._ping(key, "disco", ASK_PATIENCE)
