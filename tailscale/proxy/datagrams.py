@@ -114,6 +114,8 @@ class FarSockets:
             return host
         way_out = await self.socket_for(EXIT)
         assert isinstance(way_out, UdpSocket)
+        if way_out.exit is None:  # nobody else is asked in its place
+            raise NoRoute(f"{host} cannot be looked up: the exit node has left the tailnet")
         return await self._gate.device.resolve(host, via=way_out.exit)
 
     async def socket_for(self, way: str) -> Datagrams:

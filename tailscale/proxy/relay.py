@@ -1,19 +1,15 @@
-"""From a dial to the last byte: dials while the client is still there, and carries bytes until one side is done.
+"""From the first byte to the last: what one proxy carries, how much, and until when.
 
 Owns the connections that are being carried, their count and their end. How bytes are carried is `tailscale/carry.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import trio
 
 from tailscale.carry import LOST, Carried, Splice, Stream, reset
 from tailscale.proxy.ends import local_address
-from tailscale.proxy.outcomes import ClientGone
 
-EARLY_BYTES = 64 << 10  # that a client may send ahead of our reply
 LOOKS_PER_IDLE = 8  # how often within `limits.idle` it is looked who has carried nothing
 LINGER = 1.0
 LINGER_BYTES = 1 << 20
@@ -105,53 +101,6 @@ async def _send_early(near: Stream, far: Stream, early: bytes) -> None:
         await reset(far)
         await reset(near)
         raise
-
-
-async def dial_for(near: Stream, early: bytearray, dial: Callable[[], Awaitable[Stream]]) -> Stream:
-    """What `dial` opens, unless the client goes meanwhile. What the client sends ahead is added to `early`.
-
-    A client that has sent something ahead and then only finished sending is still there, and waits for an answer.
-    """
-    made: list[Stream] = []
-    problems: list[Exception] = []
-    is_gone = False
-
-    async def watch(scope: trio.CancelScope) -> None:
-        nonlocal is_gone
-        try:
-            while len(early) < EARLY_BYTES:
-                data = await near.receive_some(EARLY_BYTES)
-                if not data:
-                    if early:
-                        return
-                    break
-                early.extend(data)
-            else:
-                return
-        except LOST:
-            pass
-        is_gone = True
-        scope.cancel()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, nursery.cancel_scope)
-            try:
-                made.append(await dial())
-            except Exception as problem:
-                problems.append(problem)
-            nursery.cancel_scope.cancel()
-    except BaseException:
-        for far in made:
-            await reset(far)
-        raise
-    if is_gone:
-        for far in made:
-            await reset(far)
-        raise ClientGone
-    if problems:
-        raise problems[0]
-    return made[0]
 
 
 async def say_goodbye(stream: Stream) -> None:

@@ -110,6 +110,7 @@ class Proxy:
     async def run(self, shutdown: trio.Event, task_status: trio.TaskStatus[Proxy]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._service.relay.end_the_idle)
+            nursery.start_soon(self._service.dials.run, nursery)
             async with trio.open_nursery() as clients:
                 async with trio.open_nursery() as accepting:
                     for listener in self._listeners:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tailscale.carry import LOST, Stream
 from tailscale.errors import TailscaleError
+from tailscale.proxy.dials import Dials
 from tailscale.proxy.outcomes import ClientGone, Outcome, ProxyBusy, outcome_of
-from tailscale.proxy.relay import dial_for
 from tailscale.proxy.requests import Kind, Request
 from ts_proxy.user_names import UserName
 
@@ -66,6 +66,7 @@ class Service:
     places: Places
     relay: Relay
     limits: ProxyLimits
+    dials: Dials = field(default_factory=Dials)
     requests: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
@@ -74,7 +75,7 @@ class Service:
 
     async def connect(self, client: Client, request: Request) -> Stream:
         """An open stream to where the request leads, given up when the client goes."""
-        return await dial_for(client.stream, client.early, partial(self._connect, client, request))
+        return await self.dials.make(client.stream, client.early, partial(self._connect, client, request))
 
     async def _connect(self, client: Client, request: Request) -> Stream:
         self.admit(client, request)

@@ -87,8 +87,8 @@ async def read_head(stream: trio.abc.ReceiveStream) -> bytes:
     return bytes(received)
 
 
-def bytewise(data: bytes) -> Iterable[bytes]:
-    return (data[at : at + 1] for at in range(len(data)))
+def bytewise(data: bytes, size: int = 1) -> Iterable[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
 
 
 @asynccontextmanager

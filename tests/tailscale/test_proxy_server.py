@@ -83,6 +83,30 @@ async def test_udp_of_this_machine_is_taken_at_the_address_of_the_connection(tai
                 assert (await socket.recv(100)).endswith(b"\0\7HELLO")
 
 
+async def test_udp_leaves_by_this_machine_where_direct_says_so_and_never_to_it(tailnet: Tailnet) -> None:
+    desk = await tailnet.device("desk")
+    with (
+        trio.socket.socket(type=trio.socket.SOCK_DGRAM) as server,
+        trio.socket.socket(type=trio.socket.SOCK_DGRAM) as socket,
+    ):
+        await server.bind(("127.0.0.1", 0))
+        where = server.getsockname()[1].to_bytes(2, "big")
+        datagrams = [b"\0\0\0\1\x7f\0\0\1" + where + b"hello", b"\0\0\0\3\x09127.0.0.1" + where + b"hello"]
+        for allow_local, dropped in ((False, 2), (True, 0)):
+            limits = ProxyLimits(allow_local=allow_local)
+            async with serving(desk, None, DIRECT, limits=limits) as (proxy, _, _):
+                async with await trio.open_tcp_stream(*proxy.address) as control:
+                    await control.send_all(NO_LOGIN + b"\5\3\0\1" + bytes(6))
+                    answer = await read_exactly(control, 12)
+                    for datagram in datagrams:
+                        await socket.sendto(datagram, ("127.0.0.1", int.from_bytes(answer[10:], "big")))
+                        if allow_local:
+                            data, source = await server.recvfrom(100)
+                            await server.sendto(data.upper(), source)
+                            assert (await socket.recv(100)) == datagrams[0][:-5] + b"HELLO"
+                    await until(lambda many=dropped: proxy.statistics().drops.get("proxy.udp_unreachable", 0) == many)
+
+
 # --- the crowd ------------------------------------------------------------------------------------
 
 
