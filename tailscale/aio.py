@@ -13,55 +13,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
+import importlib
 import socket
 import ssl as ssl_module
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
+from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed, WrongFace
+from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
-from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
-from tailscale.threads.awaiting import finished, outcome, settled
+from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
-from tailscale.threads.loop_thread import Job, LoopThread
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
     import os
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event, EventStream
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
+    from tailscale.events import Event
     from tailscale.nodes import Node
+    from tailscale.proxy.aio_face import Exits as Exits
+    from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
-DEFAULT_STREAM_LIMIT = 1 << 20  # asyncio's 64 KiB would pause a fast peer all the time
 
 
-def _awaited(
-    verb: Callable[Concatenate[X, P], Awaitable[T]],
-) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:
-    """The same verb for this face: done in the device's own loop, awaited in this one."""
-
-    @functools.wraps(verb)
-    async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await finished(asked(face, verb, *args, **kwargs))
-
-    return call
-
-
-class Device(DeviceFace):
+class Device(DeviceFace, AsyncWithOnly):
     """A node of the tailnet, for asyncio. Takes what `tailscale.Device` takes; callables run in this event loop.
 
     Belongs to the event loop it was entered in. A Device is used once. What is not told here does what it does in
@@ -79,7 +70,8 @@ class Device(DeviceFace):
 
     async def open(self) -> Self:
         """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends."""
-        _check_asyncio()
+        if not _is_asyncio():
+            raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
         self._bring_callables_home()
         self._start()
         try:
@@ -107,12 +99,6 @@ class Device(DeviceFace):
     ) -> None:
         await self.close()
 
-    def __enter__(self) -> NoReturn:
-        raise WrongFace("tailscale.aio.Device wants `async with`: for a plain `with` use tailscale.sync.Device")
-
-    def __exit__(self, *_: object) -> None:
-        """Never comes to that: `with` looks for it before it enters."""
-
     async def _leave(self) -> None:
         """Even while being cancelled: the thread is never left behind."""
         self._thread.stop()
@@ -131,10 +117,10 @@ class Device(DeviceFace):
         loop = asyncio.get_running_loop()
         key = self._options.get("auth_key")
         if callable(key):
-            self._options["auth_key"] = _in_loop(loop, key)
+            self._options["auth_key"] = in_loop(loop, key)
         notify = self._options.get("on_login_url")
         if notify is not None:
-            self._options["on_login_url"] = _in_loop(loop, notify)
+            self._options["on_login_url"] = in_loop(loop, notify)
 
     # How work gets into the loop thread
 
@@ -155,9 +141,10 @@ class Device(DeviceFace):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
-        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via)
+        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
         try:
             return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
         except BaseException:
@@ -222,11 +209,13 @@ class Device(DeviceFace):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(
-            lambda: bridges.connect(self._thread, host, port, timeout, via, local_port), TailnetSocket.close
+        dial = functools.partial(
+            self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns
         )
+        sock = await self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.setblocking(False)
         return sock
 
@@ -300,65 +289,77 @@ class Device(DeviceFace):
 
     # Names and identities
 
-    way_to = _awaited(TrioDevice.way_to)
-    way_by = _awaited(TrioDevice.way_by)
-    resolve = _awaited(TrioDevice.resolve)
-    resolve_all = _awaited(TrioDevice.resolve_all)
-    whois = _awaited(TrioDevice.whois)
+    way_to = awaited(TrioDevice.way_to)
+    way_by = awaited(TrioDevice.way_by)
+    resolve = awaited(TrioDevice.resolve)
+    resolve_all = awaited(TrioDevice.resolve_all)
+    whois = awaited(TrioDevice.whois)
 
     # Diagnosis
 
-    ping = _awaited(TrioDevice.ping)
-    netcheck = _awaited(TrioDevice.netcheck)
-    status = _awaited(as_work(TrioDevice.status))
+    ping = awaited(TrioDevice.ping)
+    explain = awaited(TrioDevice.explain)
+    netcheck = awaited(TrioDevice.netcheck)
+    status = awaited(as_work(TrioDevice.status))
+    flows = awaited(as_work(TrioDevice.flows))
+    peer_status = awaited(as_work(TrioDevice.peer_status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file: `async with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        async def open_face() -> Capture:
+            return Capture(await self._await(begin), self._thread)
+
+        return Opening(open_face())
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-        return self._events_of(self._thread.submit(as_work(self._inside().events)))
-
-    async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
-        stream = await finished(subscribing)
-        while True:
-            try:
-                yield await self._await(stream.__anext__)
-            except (StopAsyncIteration, DeviceClosed):
-                return
+        return events_of(self._thread, self._thread.submit(as_work(self._inside().events)))
 
     # Changing our mind
 
-    set = _awaited(TrioDevice.set)
-    login = _awaited(TrioDevice.login)
-    logout = _awaited(TrioDevice.logout)
+    set = awaited(TrioDevice.set)
+    login = awaited(TrioDevice.login)
+    logout = awaited(TrioDevice.logout)
 
 
-class UdpSocket(UdpFace):
-    """`tailscale.UdpSocket` for asyncio: the same verbs, awaited in this event loop."""
+class Capture(CaptureFace):
+    """`tailscale.Capture` for asyncio: the same verbs, awaited in this event loop."""
 
-    connect = _awaited(TrioUdpSocket.connect)
-    send_to = _awaited(TrioUdpSocket.send_to)
-    send = _awaited(TrioUdpSocket.send)
-    receive_from = _awaited(TrioUdpSocket.receive_from)
-    receive = _awaited(TrioUdpSocket.receive)
+    async def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        await finished(self._thread.submit(self._capture.wait))
 
-    async def close(self) -> None:
-        with contextlib.suppress(DeviceClosed):
-            await finished(self._thread.submit(lambda: self._udp.aclose()))
+    async def aclose(self) -> None:
+        """No more packets; returns when the file is whole."""
+        with contextlib.suppress(DeviceClosed):  # the device's end was the capture's
+            await finished(self._thread.submit(self._capture.aclose))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self.aclose()
 
 
-def _check_asyncio() -> None:
+def _is_asyncio() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        raise WrongFace(
-            "tailscale.aio.Device runs under asyncio, and this is not: under trio (anyio's trio backend too) use "
-            "tailscale.Device, which has the same verbs"
-        ) from None
+        return False
+    return True
 
 
 async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, None]:
@@ -374,33 +375,20 @@ async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, Non
             warnings.warn(message, ResourceWarning, stacklevel=1)
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The program's function, called by the device's thread but run by the program's event loop."""
-
-    async def call(*arguments: Any) -> Any:
-        import trio
-
-        async def run() -> Any:
-            result = function(*arguments)
-            return await result if inspect.isawaitable(result) else result
-
-        answer = asyncio.run_coroutine_threadsafe(run(), loop)
-        arrived = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def tell(_: Future[Any]) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(arrived.set)
-
-        answer.add_done_callback(tell)
-        try:
-            await arrived.wait()
-        except trio.Cancelled:
-            answer.cancel()
-            raise
-        return answer.result()
-
-    return call
+_LATER = {
+    "Exits": "tailscale.proxy.aio_face",
+    "serve": "tailscale.proxy.aio_face",
+}
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+def __getattr__(name: str) -> Any:
+    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+__all__ = [
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"),
+]

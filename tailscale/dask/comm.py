@@ -68,7 +68,7 @@ class TailnetConnector(Connector):
         host, port = parse_host_port(address)
         try:
             thread = await PROCESS_DEVICE.joined()
-            dial = partial(bridges.connect, thread, host, port, None)
+            dial = partial(bridges.connect, thread, partial(thread.device.tcp_connect, host, port))
             sock = await finished(thread.submit(dial, TailnetSocket.close))
         except (TailscaleError, OSError) as problem:
             raise _as_comm_error(PREFIX + address, problem) from problem

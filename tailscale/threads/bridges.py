@@ -20,8 +20,8 @@ from tailscale.threads.loopback import FarEnd, TailnetListener, TailnetSocket, c
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Awaitable, Callable
 
-    from tailscale.nodes import Node
     from tailscale.sockets.tcp import TcpListener, TcpStream
     from tailscale.threads.loop_thread import LoopThread
 
@@ -30,16 +30,13 @@ log = logging.getLogger("tailscale")
 B = TypeVar("B", TrioForward, TrioExposure)
 
 
-async def connect(
-    thread: LoopThread,
-    host: str | tuple[str, int],
-    port: int | None,
-    timeout: float | None,
-    via: str | Node | None = None,
-    local_port: int = 0,
-) -> TailnetSocket:
+async def connect(thread: LoopThread, dial: Callable[[], Awaitable[TcpStream]]) -> TailnetSocket:
     """Dial, and hand out the near end of a pumped connection."""
-    stream = await thread.device.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via)
+    return as_socket(thread, await dial())
+
+
+def as_socket(thread: LoopThread, stream: TcpStream) -> TailnetSocket:
+    """The near end of a pumped connection, whoever made it. Inside the loop."""
     try:
         ours, theirs = loopback_pair()
     except BaseException:

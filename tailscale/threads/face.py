@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     import os
     import ssl
 
-    from tailscale._config import AuthKey
+    from tailscale._config import AuthKey, Preferences
+    from tailscale.capturing import Capture, CaptureStatistics
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import HealthWarning
+    from tailscale.status import FileTransfer, HealthWarning
     from tailscale.threads.loop_thread import Job, LoopThread
+    from ts_control.netmap import NetMap
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,9 +102,29 @@ class DeviceFace(Face[Device], OwnNode):
         return self._inside().node
 
     @property
+    def state(self) -> str:
+        """Where we stand with the control server: starting, needs_login, running, offline, ..."""
+        return self._inside().state
+
+    @property
+    def preferences(self) -> Preferences:
+        """What this device was asked to be, with what `set` has changed since."""
+        return self._inside().preferences
+
+    @property
+    def netmap(self) -> NetMap | None:
+        """Everything the control server has said, in its own words."""
+        return self._inside().netmap
+
+    @property
     def peers(self) -> Peers:
         """Every other node we are allowed to see, right now."""
         return self._inside().peers
+
+    @property
+    def transfers(self) -> tuple[FileTransfer, ...]:
+        """Files on their way that whoever carries them has shown."""
+        return self._inside().transfers
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:
@@ -119,6 +141,21 @@ class DeviceFace(Face[Device], OwnNode):
         if not self.is_open:
             return f"<{kind} {'closed' if self._thread.ended.done() else 'not open'}>"
         return f"<{kind} {self.node.hostname} {', '.join(self.node.addresses)}>"
+
+
+class CaptureFace(Face["Capture"]):
+    """Packets inside the tunnel, being written to a file."""
+
+    def __init__(self, capture: Capture, thread: LoopThread) -> None:
+        self._capture = capture
+        self._thread = thread
+
+    def _inside(self) -> Capture:
+        return self._capture
+
+    def statistics(self) -> CaptureStatistics:
+        """Packets and bytes so far."""
+        return self._capture.statistics()
 
 
 class UdpFace(Face[UdpSocket]):

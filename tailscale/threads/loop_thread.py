@@ -16,7 +16,7 @@ import trio
 
 from tailscale._process import TERMINATION, OwnProcess
 from tailscale.carry import LOST, Splice
-from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -64,6 +64,10 @@ class Job(Generic[T]):
         """Block until done. Ctrl-C gives the job up."""
         try:
             return self.future.result()
+        except TailscaleError as error:  # where the program was, not the thread that did it
+            if not self.future.done():
+                self.give_up()
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             if not self.future.done() or self.future.exception() is None:
                 self.give_up()

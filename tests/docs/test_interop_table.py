@@ -12,6 +12,7 @@ COLUMNS = ["scenario", "peers", "path", "expectation", "test"]
 TOLD_IN_FULL = (
     "test_scenarios.py",
     "test_scenarios_control.py",
+    "test_capture_tshark.py",
     "test_control_scripted.py",
     "test_dask_notebook.py",
     "test_dask_real.py",

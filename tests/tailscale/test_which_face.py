@@ -44,9 +44,9 @@ async def enter(device: Any) -> None:
 
 def test_trio_device_elsewhere_names_the_face_that_fits() -> None:
     for run in (asyncio.run, lambda main: anyio.run(lambda: main)):
-        with pytest.raises(WrongFace, match=r"under asyncio .* use tailscale\.aio\.Device"):
+        with pytest.raises(WrongFace, match=r"outside of trio: .*tailscale\.aio\.Device for asyncio"):
             run(enter(tailscale.Device()))
-    with pytest.raises(WrongFace, match=r"a plain `with` use tailscale\.sync\.Device"), tailscale.Device():
+    with pytest.raises(WrongFace, match=r"not with `with`: .*tailscale\.sync\.Device for"), tailscale.Device():
         pass
 
 
@@ -54,14 +54,16 @@ def test_asyncio_device_elsewhere_names_the_face_that_fits() -> None:
     async def under_trio() -> None:
         await enter(aio.Device())
 
-    with pytest.raises(WrongFace, match=r"under trio .* use tailscale\.Device"):
+    with pytest.raises(WrongFace, match=r"outside of asyncio: tailscale\.Device is for trio"):
         trio.run(under_trio)
     with pytest.raises(WrongFace, match=r"tailscale\.sync\.Device"), aio.Device():
         pass
 
 
 def test_plain_device_in_async_with_names_both_others() -> None:
-    with pytest.raises(WrongFace, match=r"tailscale\.aio\.Device under asyncio, tailscale\.Device under trio"):
+    with pytest.raises(
+        WrongFace, match=r"not with `async with`: tailscale\.Device is for trio, tailscale\.aio\.Device for"
+    ):
         asyncio.run(enter(sync.Device()))
 
 
