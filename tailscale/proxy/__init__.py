@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from tailscale.proxy.exits import Exits as Exits
     from tailscale.proxy.exits_status import ExitsStatus as ExitsStatus
     from tailscale.proxy.exits_status import ExitStanding as ExitStanding
+    from tailscale.proxy.hosted import HostedProxy as HostedProxy
+    from tailscale.proxy.limits import ProxyLimits as ProxyLimits
+    from tailscale.proxy.requests import Request as Request
+    from tailscale.proxy.server import Proxy as Proxy
+    from tailscale.proxy.server import serve as serve
+    from tailscale.proxy.service import ProxyStatistics as ProxyStatistics
     from ts_proxy.breaker import Breaker as Breaker
     from ts_proxy.policy import BadPolicy as BadPolicy
 
@@ -26,6 +32,11 @@ _HOMES = {
     "tailscale.proxy.events": ("ExitBroken", "ExitChosen", "ExitLost", "ExitRecovered"),
     "tailscale.proxy.exits": ("DIRECT", "NO_EXIT", "Exits"),
     "tailscale.proxy.exits_status": ("ExitStanding", "ExitsStatus"),
+    "tailscale.proxy.hosted": ("HostedProxy",),
+    "tailscale.proxy.limits": ("ProxyLimits",),
+    "tailscale.proxy.requests": ("Request",),
+    "tailscale.proxy.server": ("Proxy", "serve"),
+    "tailscale.proxy.service": ("ProxyStatistics",),
     "ts_proxy.breaker": ("Breaker",),
     "ts_proxy.policy": ("BadPolicy",),
 }
