@@ -105,11 +105,12 @@ class _Call:
             for end in (wake, woken):
                 end.setblocking(False)
             before = signal.set_wakeup_fd(woken.fileno())
-            for number in _caught():
-                signal.signal(number, self._on_signal)
+            handlers = [(number, signal.signal(number, self._on_signal)) for number in _caught()]
             try:
                 return self._carry(rest, wake)
             finally:
+                for number, handler in handlers:
+                    signal.signal(number, handler)
                 signal.set_wakeup_fd(before)
 
     def _change_to_frames(self) -> bytes:
