@@ -183,8 +183,14 @@ class Daemon:
             if interval is not None:
                 nursery.start_soon(_feed_watchdog, interval)
             await self.keeper.settle()
-            state = "joined" if self.keeper.is_ready else "needs a login: `pytailscale status` says where"
-            notify(READY="1", STATUS=state, MAINPID=str(os.getpid()))
+            notify(READY="1", STATUS=self._in_a_word(), MAINPID=str(os.getpid()))
+
+    def _in_a_word(self) -> str:
+        if self.keeper.is_ready:
+            return "joined"
+        if self.keeper.login_url:
+            return "needs a login: `pytailscale status` says where"
+        return str(self.keeper.problem) if self.keeper.problem is not None else "down, as it was told"
 
     # What may be asked of it
 

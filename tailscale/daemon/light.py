@@ -109,7 +109,7 @@ class _Call:
             try:
                 return self._carry(rest, wake)
             finally:
-                for number, handler in handlers:  # for programs that call `main` and go on
+                for number, handler in handlers:
                     signal.signal(number, handler)
                 signal.set_wakeup_fd(before)
 

@@ -13,7 +13,6 @@ from ts_base.errors import TailscaleError
 
 HOST = "local-tailscaled.sock"  # what upstream's clients call it
 LONGEST_HEAD = 64 << 10
-TOKEN_LIMIT = 256
 
 
 class DaemonError(TailscaleError):

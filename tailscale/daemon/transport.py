@@ -48,9 +48,6 @@ class Asker(NamedTuple):
     may_write: bool
 
 
-NOBODY = Asker(None, False)
-
-
 class Transport(Protocol):
     """Where a daemon is found."""
 

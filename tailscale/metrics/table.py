@@ -30,6 +30,8 @@ INBOUND_REASONS: dict[str, tuple[str, ...]] = {
 NOT_SENT = ("underlay.send_", "underlay.backlog_full", "underlay.no_socket", "relay.", "derp.queue_full")
 TCP_TABLES = {f"stack.tcp.{word}": word for word in ("half_open", "listeners", "waiting", "time_wait")}
 FORWARDED_FLOWS = {"forward.connections": "tcp", "forward.flows": "udp"}
+PROXY_OPEN = {"proxy.open": "clients", "proxy.carried": "connections", "proxy.associations": "associations"}
+PROXY_BYTES = {"proxy.bytes_received": "in", "proxy.bytes_sent": "out"}
 FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
 
 
@@ -73,6 +75,16 @@ def _levels(words: Mapping[str, str]) -> Read:
     def read(status: Status) -> Iterable[Sample]:
         levels = status.counters.levels
         return [((word,), levels[name]) for name, word in words.items() if name in levels]
+
+    return read
+
+
+def _below(prefix: str) -> Read:
+    """Every level whose name begins so, told apart by what follows."""
+
+    def read(status: Status) -> Iterable[Sample]:
+        levels = sorted(status.counters.levels.items())
+        return [((name.removeprefix(prefix),), level) for name, level in levels if name.startswith(prefix)]
 
     return read
 
@@ -253,6 +265,15 @@ METRICS: tuple[Metric, ...] = (
            "Open flows carried for others.", _levels(FORWARDED_FLOWS), "protocol"),
     _counter("pytailscale_forwarded_bytes_total", "Forwarding for others",
              "Bytes carried for others, into the tailnet and out of it.", _levels(FORWARDED_BYTES), "direction"),
+
+    _gauge("pytailscale_proxy_open", "Proxies",
+           "What is open on all proxies together.", _levels(PROXY_OPEN), "what"),
+    _counter("pytailscale_proxy_requests_total", "Proxies",
+             "Requests of proxies' clients.", _below("proxy.requests."), "kind"),
+    _counter("pytailscale_proxy_failures_total", "Proxies",
+             "Requests that failed, by the error types of RFC 9209.", _below("proxy.failures."), "error"),
+    _counter("pytailscale_proxy_bytes_total", "Proxies",
+             "Bytes carried for proxies' clients, from destinations and to them.", _levels(PROXY_BYTES), "direction"),
 
     _counter("pytailscale_peer_received_bytes_total", "Bytes received, by peer",
              "Bytes received from a peer.", _of_peers(lambda peer: peer.bytes_received), *PEER_LABELS, each_peer=True),

@@ -69,7 +69,8 @@ async def serve(
     listeners = await doors.open_doors(device, listen, has_users=doorkeeper.asks)
     try:
         proxy = Proxy(listeners, Gate(device, exits, allow, limits, listeners), doorkeeper, limits)
-        await proxy.run(shutdown, task_status)
+        with device.include("proxy", proxy):
+            await proxy.run(shutdown, task_status)
     finally:
         await doors.close_all(listeners)
 

@@ -205,3 +205,9 @@ def test_a_part_that_this_installation_has_not_says_so(net: World, tmp_path: Pat
         assert client.get("status")["daemon"]["is_ready"]
         client.post("up", {"app": "notes"})
         assert client.get("config")["parts"][-1]["keys"] == {"app": "notes"}
+
+
+def test_signals_are_as_they_were_after_a_command(state: list[str]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert main(["ip", *state]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
-from tailscale import Device, TailscaleError
+from tailscale import Device, TailscaleError, proxy
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
 from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
@@ -86,6 +86,17 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
             look()
     await router.set(advertise_routes=[])
     look()
+    async with trio.open_nursery() as nursery, echo_service(client, 7):
+        await nursery.start(proxy.serve, router, "tailnet:1080")
+        for target in ("client:7", "nobody:7"):
+            async with await client.tcp_connect(router.hostname, 1080) as stream:
+                await stream.send_all(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+                answer = await stream.receive_some()
+                if b" 200 " in answer:
+                    await stream.send_all(b"through the proxy")
+                    await stream.receive_some()
+                look()
+        nursery.cancel_scope.cancel()
     net.policy(DENIED)
     await trio.sleep(1)
     with pytest.raises(TailscaleError):
@@ -131,6 +142,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
         assert watched.constant() == set()
+        assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
 async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:
