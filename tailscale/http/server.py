@@ -18,6 +18,7 @@ from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
 from tailscale.http.caller import Headers, describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
+from tailscale.http.heads import refusal_of, wants_websocket
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
 from tailscale.http.visits import Visit, Visits
@@ -158,7 +159,7 @@ class _Server:
         while (request := await self._next_request(wire)) is not None:
             self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
-            if _wants_websocket(request):
+            if wants_websocket(request):
                 await self._serve_websocket(wire, request, scope)
                 return
             if not await HttpExchange(wire, request, scope).run(self._app) or self._is_stopping:
@@ -184,7 +185,7 @@ class _Server:
                 event = await wire.next_event(self._limits.head_timeout)
             if not isinstance(event, h11.Request):
                 return None
-            refusal = _refusal(event, wire.take_head())
+            refusal = refusal_of(event, wire.take_head())
             if refusal is None:
                 return event
             await wire.refuse(*refusal, has_body=event.method != b"HEAD")
@@ -199,7 +200,7 @@ class _Server:
         caller = await describe_caller(self._device, tcp.remote_address)
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
-        is_websocket = _wants_websocket(request)
+        is_websocket = wants_websocket(request)
         extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
         if is_websocket:
             extensions["websocket.http.response"] = {}
@@ -242,27 +243,6 @@ class _Server:
         finally:
             self._websockets.discard(exchange)
         await wire.finish()
-
-
-def _wants_websocket(request: h11.Request) -> bool:
-    tokens = b",".join(value for name, value in request.headers if name == b"connection").lower().split(b",")
-    upgrades = [value.lower() for name, value in request.headers if name == b"upgrade"]
-    return request.method == b"GET" and b"upgrade" in map(bytes.strip, tokens) and upgrades == [b"websocket"]
-
-
-def _refusal(request: h11.Request, head: bytes) -> tuple[int, str] | None:
-    """The answer to a request that no app may see."""
-    if request.http_version not in (b"1.0", b"1.1"):
-        return 505, "this server speaks HTTP/1.1"
-    if problem := framing.objection(head, request.http_version):
-        return 400, problem
-    if request.method == b"CONNECT":
-        return 501, "this server is no proxy"
-    if framing.read_target(request.method, request.target) is None:
-        return 400, "the request target is neither a path nor an http URL"
-    if request.http_version == b"1.1" and framing.expects_the_impossible(list(request.headers)):
-        return 417, "this server can only be expected to 100-continue"
-    return None
 
 
 def _headers(request: h11.Request, target: framing.Target) -> Headers:

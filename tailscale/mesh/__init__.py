@@ -1,0 +1,65 @@
+"""Messages, requests and shared state between the devices of one app, found in the tailnet without asking around.
+
+```python no-run: needs a tailnet
+from tailscale.mesh import Mesh
+
+async with tailscale.Device("laptop") as device, Mesh(device, "notes") as notes:
+    await notes.send("bob", "chat", {"text": "hello"})
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
+    from tailscale.mesh.errors import MeshError as MeshError
+    from tailscale.mesh.errors import MessageTooLarge as MessageTooLarge
+    from tailscale.mesh.errors import NobodyListens as NobodyListens
+    from tailscale.mesh.errors import NotInMesh as NotInMesh
+    from tailscale.mesh.errors import PeerGone as PeerGone
+    from tailscale.mesh.errors import RemoteError as RemoteError
+    from tailscale.mesh.errors import TransferFailed as TransferFailed
+    from tailscale.mesh.errors import TransferRefused as TransferRefused
+    from tailscale.mesh.errors import WrongShape as WrongShape
+    from tailscale.mesh.events import PeerConnected as PeerConnected
+    from tailscale.mesh.events import PeerDisconnected as PeerDisconnected
+    from tailscale.mesh.events import PeerJoined as PeerJoined
+    from tailscale.mesh.events import PeerLeft as PeerLeft
+    from tailscale.mesh.events import PeerRenamed as PeerRenamed
+    from tailscale.mesh.events import TransferDone as TransferDone
+    from tailscale.mesh.mesh import Mesh as Mesh
+    from tailscale.mesh.peers import Members as Members
+    from tailscale.mesh.peers import MeshPeer as MeshPeer
+    from tailscale.mesh.subscriptions import Message as Message
+    from tailscale.mesh.subscriptions import Subscription as Subscription
+    from ts_mesh.limits import MeshLimits as MeshLimits
+
+_HOMES = {
+    "tailscale.events": ("Lagged",),
+    "tailscale.mesh.errors": (
+        *("AmbiguousPeer", "MeshError", "MessageTooLarge", "NobodyListens", "NotInMesh", "PeerGone", "RemoteError"),
+        *("TransferFailed", "TransferRefused", "WrongShape"),
+    ),
+    "tailscale.mesh.events": (
+        *("PeerConnected", "PeerDisconnected", "PeerJoined", "PeerLeft", "PeerRenamed", "TransferDone"),
+    ),
+    "tailscale.mesh.mesh": ("Mesh",),
+    "tailscale.mesh.peers": ("Members", "MeshPeer"),
+    "tailscale.mesh.subscriptions": ("Message", "Subscription"),
+    "ts_mesh.limits": ("MeshLimits",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
