@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer as MeshPeer
     from tailscale.mesh.subscriptions import Message as Message
     from tailscale.mesh.subscriptions import Subscription as Subscription
+    from tailscale.mesh.transfers import Inbox as Inbox
+    from tailscale.mesh.transfers import Offer as Offer
+    from tailscale.mesh.transfers import Progress as Progress
+    from tailscale.mesh.transfers import Transfer as Transfer
+    from tailscale.mesh.transfers import TransferReport as TransferReport
+    from tailscale.mesh.tree import Skipped as Skipped
     from ts_mesh.limits import MeshLimits as MeshLimits
 
 _HOMES = {
@@ -49,6 +55,8 @@ _HOMES = {
     "tailscale.mesh.mesh": ("Mesh",),
     "tailscale.mesh.peers": ("Members", "MeshPeer"),
     "tailscale.mesh.subscriptions": ("Message", "Subscription"),
+    "tailscale.mesh.transfers": ("Inbox", "Offer", "Progress", "Transfer", "TransferReport"),
+    "tailscale.mesh.tree": ("Skipped",),
     "ts_mesh.limits": ("MeshLimits",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -12,8 +12,9 @@ import platform
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import trio
@@ -21,7 +22,7 @@ import trio
 from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.events import EventStream, Lagged, PathChanged, PeerChanged, PeerDown, PeerUp
 from tailscale.mesh.errors import AmbiguousPeer, NotInMesh, PeerGone
-from tailscale.mesh.events import PeerJoined, PeerLeft, PeerRenamed, Readers
+from tailscale.mesh.events import PeerJoined, PeerLeft, PeerRenamed, Readers, TransferDone
 from tailscale.mesh.lines import Line
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
 
     from tailscale.device import Device
     from tailscale.mesh.file_seam import FileService
+    from tailscale.mesh.files import Files
+    from tailscale.mesh.transfers import Inbox, Transfer
     from tailscale.nodes import Node
 
 T = TypeVar("T")
 log = logging.getLogger("tailscale.mesh")
 DEFAULT_PORT = 9417
+HASHES = "hashes.sqlite"  # in the directory of the state
 INTRODUCTION = 5.0  # for the first session with a peer that somebody looks up
 GENERATIONS_KEPT = 4096
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -58,7 +62,9 @@ class Mesh:
     - `app`: the app's name, 1 to 32 of a-z, 0-9, dot, underscore and dash; only devices of one app meet.
     - `port`: where members listen; several meshes of one device share it.
     - `name`: what others see this device as; its host name unless given.
-    - `state`: a directory that keeps the mesh id; None: a new one every time.
+    - `state`: a directory that keeps the mesh id and what files were hashed; None: both are new every time.
+    - `receive`: an `Inbox` for files that members push; None: nothing arrives.
+    - `share`: folders or files that members may pull, by the names they ask for; None: nothing.
     - `limits`: sizes, counts and patience.
     """
 
@@ -70,6 +76,8 @@ class Mesh:
         port: int = DEFAULT_PORT,
         name: str | None = None,
         state: str | os.PathLike[str] | None = None,
+        receive: Inbox | None = None,
+        share: Mapping[str, Path] | None = None,
         limits: MeshLimits | None = None,
     ) -> None:
         if not APP.fullmatch(app):
@@ -92,6 +100,11 @@ class Mesh:
         self._shared: Shared | None = None
         self._port: Port | None = None
         self._files: FileService | None = None
+        self._receive, self._share, self._state = (
+            receive,
+            share,
+            Path(state).expanduser() if state is not None else None,
+        )
         self._is_closed = False
 
     # Lifecycle
@@ -111,6 +124,10 @@ class Mesh:
     async def _open(self) -> None:
         device = self.device
         events = device.events()
+        if self._files is None:
+            files = self._make_files()
+            self._held.callback(files.close)
+            self._files = files
         self._shared = Shared(
             device=device,
             app=self.app,
@@ -131,6 +148,20 @@ class Mesh:
         self._look_at_all()
         self.start(self._port.accept, self)
         self.start(self._follow, events)
+
+    def _make_files(self) -> Files:
+        from tailscale.mesh.file_ways import MeshWays
+        from tailscale.mesh.files import Files
+
+        return Files(
+            MeshWays(self.line_of, self.start),
+            inbox=self._receive,
+            share=self._share,
+            cache=self._state / HASHES if self._state is not None else None,
+            limits=self.limits,
+            drops=self.drops,
+            on_done=lambda peer, name, problem: self._readers.put(TransferDone(peer, name, problem)),
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -306,6 +337,29 @@ class Mesh:
         self._ready()
         _check_namespace(namespace)
         await self._peer(to).send(namespace, data, kind=kind, wait=wait, timeout=timeout)
+
+    # Files
+
+    def push(self, to: str | MeshPeer, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """Send files and folders to a member's `Inbox`, below `into` there; what broke off before goes on.
+
+        ```python no-run: inside a mesh
+        report = await notes.push("bob", "thesis/", "photo.jpg")
+        print(report.files, report.bytes_sent, report.bytes_skipped)
+        ```
+        """
+        self._ready()
+        return self._peer(to).push(*paths, into=into, resume=resume)
+
+    def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """Fetch a file or folder that a member shares, into a folder here; what broke off before goes on.
+
+        ```python no-run: inside a mesh
+        await notes.pull("bob", "docs/thesis", "fetched")
+        ```
+        """
+        self._ready()
+        return self._peer(source).pull(path, into, resume=resume)
 
     # Membership
 
