@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -60,6 +61,14 @@ class Part(NamedTuple):
     """It came without Content-Range: its own end says that the file is complete. A part is completed by a root."""
 
 
+class _Running:
+    """A PUT under way."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+
 class Arrivals:
     """What an inbox does with what comes."""
 
@@ -67,6 +76,7 @@ class Arrivals:
         self._inbox = inbox
         self._landing = Landing(inbox.folder, inbox.exists, cache, threads) if inbox is not None else None
         self._threads = threads
+        self._running: dict[tuple[str, str], _Running] = {}
 
     async def judge(self, sender: MeshPeer, entries: Sequence[Entry]) -> dict[int, Hashes]:
         """What is there already of an offer that is taken. Raises Refused."""
@@ -77,9 +87,17 @@ class Arrivals:
             raise Refused("too-large")
         if not await self._is_wanted(Offer(sender, tuple(e.path for e in entries if not e.dir), total)):
             raise Refused("declined")
-        return await trio.to_thread.run_sync(
-            self._look, self._landing, sender.node.stable_id, entries, limiter=self._threads
-        )
+        owner = sender.node.stable_id
+        for entry in entries if self._running else ():
+            await self._end(owner, entry.path)
+        return await trio.to_thread.run_sync(self._look, self._landing, owner, entries, limiter=self._threads)
+
+    async def _end(self, owner: str, path: str) -> None:
+        """A PUT of the same file that still runs: its sender was killed or lost the way, for it begins anew."""
+        running = self._running.get((owner, path))
+        if running is not None:
+            running.scope.cancel()
+            await running.ended.wait()
 
     async def _is_wanted(self, offer: Offer) -> bool:
         """A program that fails to decide has not agreed."""
@@ -116,10 +134,24 @@ class Arrivals:
 
     # One PUT
 
-    async def put(self, request: Request, owner: str, entry: Entry) -> Answered:
-        """Take what one PUT of `owner` brings. The answer may come before all of it was read."""
+    async def put(self, request: Request, owner: str, entry: Entry, *, is_inside: bool) -> Answered:
+        """Take what one PUT of `owner` brings. The answer may come before all of it was read.
+
+        `is_inside`: the folder that the file is in was offered as well, and gets a PUT of its own at the end.
+        """
         landing = self._landing
         assert landing is not None, "without an inbox nobody has a ticket to push"
+        await self._end(owner, entry.path)
+        running = self._running[owner, entry.path] = _Running()
+        try:
+            with running.scope:
+                return await self._put(landing, request, owner, entry, is_inside)
+        finally:
+            del self._running[owner, entry.path]
+            running.ended.set()
+        raise ClientDisconnected("the same file is sent anew")
+
+    async def _put(self, landing: Landing, request: Request, owner: str, entry: Entry, is_inside: bool) -> Answered:
         try:
             part = _part(request, entry)
             if entry.dir:
@@ -128,10 +160,8 @@ class Arrivals:
                 return Answered(200)
             if part.is_whole and entry.size <= WHOLE:
                 data = await read_whole(request.read, entry.size)
-                stored = await trio.to_thread.run_sync(
-                    landing.store, owner, entry, data, request.root(), limiter=self._threads
-                )
-                return _stored(stored)
+                store = partial(landing.store, owner, entry, data, request.root(), is_inside=is_inside)
+                return _stored(await trio.to_thread.run_sync(store, limiter=self._threads))
             if part.start == part.end:  # nothing is missing but the name
                 await read_whole(request.read, 0)
                 return _stored(

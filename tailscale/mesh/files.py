@@ -74,6 +74,13 @@ class Ticket:
     used_at: float
     running: int = 0
 
+    def __post_init__(self) -> None:
+        self._folders = {entry.path for entry in self.entries if entry.dir}
+
+    def is_inside(self, entry: Entry) -> bool:
+        """Whether the folder that it is in was offered as well."""
+        return entry.path.rpartition("/")[0] in self._folders
+
 
 @dataclass(eq=False)
 class _Offered:
@@ -320,7 +327,7 @@ class Files:
             await self._departures.get(request, held.items[number])
             return
         entry = held.entries[number]
-        answered = await self._arrivals.put(request, held.member, entry)
+        answered = await self._arrivals.put(request, held.member, entry, is_inside=held.is_inside(entry))
         if answered.status == 200 and not entry.dir:
             self._taken += 1
         await request.answer(answered)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from ts_mesh.blocks import HASH, Hashes
 
 T = TypeVar("T")
 ROWS_LIMIT = 1 << 18
-VERSION = 1
+WAITING_LIMIT = 512
 UNKNOWN = bytes(HASH)
 SIGNED = 1 << 63  # SQLite's integers have a sign; device and inode numbers have not
 SCHEMA = """
@@ -42,13 +42,14 @@ class FileKey(NamedTuple):
 
 
 class HashCache:
-    """`path` None keeps it in memory."""
+    """`path` None keeps it in memory. Small files are written down many at a time."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
-        self._is_closed = False
+        self._rows = 0
+        self._waiting: dict[FileKey, Hashes] = {}
 
     def get(self, key: FileKey) -> list[bytes | None]:
         """What is known of a file; short or empty when little or nothing is."""
@@ -58,30 +59,45 @@ class HashCache:
                 "SELECT hashes FROM hashed WHERE device = ? AND inode = ? AND size = ? AND mtime_ns = ?", _bound(key)
             ).fetchall()
 
-        rows = self._ask(read)
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                return list(waiting)
+            rows = self._ask(read) if self._rows or self._database is None else None
         return _unpacked(rows[0][0]) if rows else []
 
-    def put(self, files: Iterable[tuple[FileKey, Hashes]]) -> None:
+    def put(self, key: FileKey, hashes: Hashes) -> None:
         """Remember; what was known of the same file in another state is forgotten."""
-        rows = [(*_bound(key), _packed(hashes)) for key, hashes in files]
+        with self._lock:
+            self._waiting[key] = list(hashes)
+            # What took long to hash is kept even if we are killed right now.
+            if len(hashes) > 1 or len(self._waiting) >= WAITING_LIMIT:
+                self.flush()
 
-        def write(database: sqlite3.Connection) -> None:
-            with database:
-                database.executemany("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?)", rows)
-                excess = database.execute("SELECT count(*) FROM hashed").fetchone()[0] - ROWS_LIMIT
-                if excess > 0:  # those longest untouched
-                    oldest = "SELECT rowid FROM hashed ORDER BY rowid LIMIT ?"
-                    database.execute(f"DELETE FROM hashed WHERE rowid IN ({oldest})", (excess,))  # noqa: S608
+    def flush(self) -> None:
+        """Write down what waits."""
+        with self._lock:
+            rows = [(*_bound(key), _packed(hashes)) for key, hashes in self._waiting.items()]
+            self._waiting.clear()
+            if rows:
+                self._ask(lambda database: self._write(database, rows))
 
-        if rows:
-            self._ask(write)
+    def _write(self, database: sqlite3.Connection, rows: list[tuple[object, ...]]) -> None:
+        with database:
+            database.executemany("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?, ?)", rows)
+            self._rows += len(rows)
+            if self._rows > ROWS_LIMIT:  # those longest untouched go
+                oldest = "SELECT rowid FROM hashed ORDER BY rowid LIMIT ?"
+                database.execute(f"DELETE FROM hashed WHERE rowid IN ({oldest})", (ROWS_LIMIT // 8,))  # noqa: S608
+                self._rows = _count(database)
 
     def close(self) -> None:
         with self._lock:
-            self._is_closed = True
+            self.flush()
             if self._database is not None:
                 self._database.close()
                 self._database = None
+            self._path = None  # whatever still asks finds an empty one
 
     def _ask(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """One thread at a time. A damaged file is put aside; what else is wrong with the disk is no concern of ours."""
@@ -101,7 +117,7 @@ class HashCache:
                 return None
 
     def _open(self) -> sqlite3.Connection:
-        if self._is_closed or self._path is None:
+        if self._path is None:
             database = sqlite3.connect(":memory:", check_same_thread=False)
         else:
             make_folder(self._path.parent)
@@ -109,7 +125,13 @@ class HashCache:
             # Lost in a power cut it costs one more look at a file; until then it must cost little.
             database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")
         database.executescript(SCHEMA)
+        self._rows = _count(database)
         return database
+
+
+def _count(database: sqlite3.Connection) -> int:
+    count: int = database.execute("SELECT count(*) FROM hashed").fetchone()[0]
+    return count
 
 
 def _bound(key: FileKey) -> tuple[int, ...]:

@@ -83,13 +83,15 @@ class Landing:
         folder = walk(self.top, parts, make=not resume_only)
         return Sink(folder, name, key, entry.mode, self.exists, resume_only=resume_only)
 
-    def store(self, owner: str, entry: Entry, data: Sequence[bytes], root: bytes | None) -> Stored:
-        """A file that came in one piece."""
+    def store(
+        self, owner: str, entry: Entry, data: Sequence[bytes], root: bytes | None, *, is_inside: bool = False
+    ) -> Stored:
+        """A file that came in one piece. `is_inside`: its folder comes later and is put on the disk then."""
         sink = self.open(owner, entry)
         try:
             sink.begin_run(0)
             sink.write(data)
-            return self.finish(sink, entry, root)
+            return self.finish(sink, entry, root, is_inside=is_inside)
         finally:
             sink.close()
 
@@ -103,13 +105,13 @@ class Landing:
         finally:
             sink.close()
 
-    def finish(self, sink: Sink, entry: Entry, root: bytes | None) -> Stored:
+    def finish(self, sink: Sink, entry: Entry, root: bytes | None, *, is_inside: bool = False) -> Stored:
         """Raises Missing, Unequal or Occupied."""
         found = sink.compare(root)
         if self._confirm(entry, found):  # it was sent twice, because an answer was lost or nobody knew that it is there
             sink.discard()
             return Stored(sink.name, found)
-        return Stored(sink.take_place(self._cache), found)
+        return Stored(sink.take_place(self._cache, sync_folder=not is_inside), found)
 
     def _confirm(self, entry: Entry, root: bytes) -> bool:
         """Whether the file has its name already. Its permissions are then those that are asked for."""
@@ -132,6 +134,7 @@ class Landing:
         """With its own attributes, once nothing more is put into it."""
         with walk(self.top, entry.path.split("/"), make=True) as folder:
             folder.set_attributes(entry.mode & PERMISSIONS, entry.mtime_ns)
+            folder.sync()
 
     async def pump(self, read: Read, sink: Sink, start: int, end: int) -> None:
         """Everything that `read` yields, into the run from `start` to `end`. Raises WrongLength."""
@@ -144,7 +147,7 @@ class Landing:
         hashes = complete(self._cache.get(key), key.size)
         if hashes is None:
             hashes = hash_file(folder, name)
-            self._cache.put([(key, hashes)])
+            self._cache.put(key, hashes)
         return hashes
 
 

@@ -230,7 +230,7 @@ class Sink:
             raise Unequal
         return found
 
-    def take_place(self, cache: HashCache) -> str:
+    def take_place(self, cache: HashCache, *, sync_folder: bool = True) -> str:
         """Put it on the disk, then give it its name, which is returned. Raises Occupied."""
         os.ftruncate(self._part_file, self.size)
         os.fchmod(self._part_file, self._mode)
@@ -241,9 +241,11 @@ class Sink:
         except Occupied:
             os.fchmod(self._part_file, 0o600)  # to be opened again
             raise
-        self._folder.remove(self._journal_name)
-        self._folder.sync()
-        cache.put([(FileKey.of(os.fstat(self._part_file)), self.hashes)])
+        if self._journal >= 0:
+            self._folder.remove(self._journal_name)
+        if sync_folder:
+            self._folder.sync()
+        cache.put(FileKey.of(os.fstat(self._part_file)), self.hashes)
         return name
 
     def _take_name(self) -> str:

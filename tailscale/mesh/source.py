@@ -142,5 +142,5 @@ class Source:
 
     def _remember(self) -> None:
         if self._fresh and self._may_remember:
-            self._cache.put([(self.key, self.hashes)])
+            self._cache.put(self.key, self.hashes)
         self._fresh = 0
