@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from tailscale.mesh.events import PeerLeft as PeerLeft
     from tailscale.mesh.events import PeerRenamed as PeerRenamed
     from tailscale.mesh.events import TransferDone as TransferDone
+    from tailscale.mesh.mesh import BroadcastReport as BroadcastReport
     from tailscale.mesh.mesh import Mesh as Mesh
     from tailscale.mesh.peers import Members as Members
     from tailscale.mesh.peers import MeshPeer as MeshPeer
+    from tailscale.mesh.stores import Slice as Slice
+    from tailscale.mesh.stores import Store as Store
     from tailscale.mesh.subscriptions import Message as Message
     from tailscale.mesh.subscriptions import Subscription as Subscription
     from ts_mesh.limits import MeshLimits as MeshLimits
@@ -46,8 +49,9 @@ _HOMES = {
     "tailscale.mesh.events": (
         *("PeerConnected", "PeerDisconnected", "PeerJoined", "PeerLeft", "PeerRenamed", "TransferDone"),
     ),
-    "tailscale.mesh.mesh": ("Mesh",),
+    "tailscale.mesh.mesh": ("BroadcastReport", "Mesh"),
     "tailscale.mesh.peers": ("Members", "MeshPeer"),
+    "tailscale.mesh.stores": ("Slice", "Store"),
     "tailscale.mesh.subscriptions": ("Message", "Subscription"),
     "ts_mesh.limits": ("MeshLimits",),
 }

@@ -58,8 +58,9 @@ _encode = msgspec.json.Encoder().encode
 class Line:
     """To one node. There is one while it is a member."""
 
-    def __init__(self, shared: Shared, node: Node, generation: int) -> None:
+    def __init__(self, shared: Shared, node: Node, generation: int, on_lost: Callable[[Line], None]) -> None:
         self.shared = shared
+        self._on_lost = on_lost
         self.node = node
         self.identity: Identity | None = None
         self.features: frozenset[str] = frozenset()
@@ -256,7 +257,8 @@ class Line:
         is_binary = "bin" in self.features
         frames = [encode_envelope(envelope, binary=is_binary) for envelope in self.window.transmit()]
         self._hear()
-        self._session.use(trio.current_time())
+        if frames:
+            self._session.use(trio.current_time())
         try:
             await link.send(frames)
         except LinkLost as problem:
@@ -295,7 +297,7 @@ class Line:
                     case Restarted():
                         for server in self.shared.router.servers.values():
                             server.cancel(self)
-            self._admission.let_in()
+        self._admission.let_in()
 
     def _arrive(self, envelope: Envelope, life: int) -> None:
         if envelope.size > self.shared.limits.message:
@@ -423,6 +425,7 @@ class Line:
             chance = random.random()  # noqa: S311 - a pause, no secret
             self._session.closed(number, trio.current_time(), chance, again=code not in CALM_CODES and not self.is_gone)
             self.shared.readers.put(PeerDisconnected(self.peer, reason))
+            self._on_lost(self)
         self.kick()
 
     # The end
