@@ -19,7 +19,7 @@ import trio
 from tailscale.errors import ConnectionRefused, ConnectionTimedOut, TailscaleError
 from tailscale.mesh.errors import MessageTooLarge, PeerGone
 from tailscale.mesh.events import PeerConnected, PeerDisconnected, PeerJoined, PeerLeft
-from tailscale.mesh.links import ABNORMAL, Link, LinkLost
+from tailscale.mesh.links import ABNORMAL, NORMAL, Link, LinkLost
 from tailscale.mesh.peers import MeshPeer
 from tailscale.mesh.shared import Shared
 from tailscale.mesh.subscriptions import decoder_of
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.mesh")
 DIAL_PATIENCE = 30.0
-NORMAL = 1000
 CODES = {sessions.DUPLICATE: hellos.DUPLICATE, sessions.IDLE: NORMAL}
 CALM_CODES = (NORMAL, hellos.DUPLICATE, hellos.GOING_AWAY)  # after which nobody dials only because it broke
 _encode = msgspec.json.Encoder().encode
@@ -392,9 +391,10 @@ class Line:
                 if frames or link.has_output:
                     self.kick()
         except LinkLost as problem:
-            code, reason = problem.code, str(problem)
+            code, reason = link.parting or problem.code, str(problem)
             if problem.is_told:
                 await link.close(code, reason)
+            await link.agree()
         except BadPacket as problem:
             code, reason = hellos.MALFORMED, str(problem)
             self.shared.drops["mesh.malformed"] += 1

@@ -6,6 +6,7 @@ No compression: a few bytes must not become many megabytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,7 +41,7 @@ PATH = "/ws"
 MOST_CONTROL_FRAMES = 16  # pings and pongs before a hello
 STALL = 30.0  # for a peer that does not read
 GOODBYE = 1.0  # for its answer to a close
-ABNORMAL = 1006
+NORMAL, ABNORMAL = 1000, 1006
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError)
 
 
@@ -69,6 +70,7 @@ class Link:
         self._is_torn = False
         self._is_read = False  # by a task that will notice the end
         self._is_over = trio.Event()
+        self.parting = 0  # the code we closed it with
 
     # Opening
 
@@ -168,6 +170,7 @@ class Link:
 
     async def close(self, code: int, reason: str) -> None:
         """Say why, wait a moment for the peer to agree, then end. Nobody else writes any more."""
+        self.parting = code
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE):
             try:
                 if self._machine.state is ConnectionState.OPEN and not self._is_torn:
@@ -181,6 +184,12 @@ class Link:
             except (LinkLost, *BROKEN):
                 pass  # nobody is there: it ends all the same
         self.end()
+
+    async def agree(self) -> None:
+        """The peer closed: say that we heard it (RFC 6455, 5.5.1). Whoever is in the middle of writing says it all."""
+        if self._machine.state is ConnectionState.REMOTE_CLOSING and not self._is_torn:
+            with trio.move_on_after(GOODBYE), contextlib.suppress(LinkLost):
+                await self._write(self._machine.send(CloseConnection(code=NORMAL)))
 
     def end(self) -> None:
         """Whatever state it is in; what was written of a goodbye still leaves."""
@@ -229,7 +238,7 @@ class Link:
                 self._control_frames += 1
                 if self._control_frames > MOST_CONTROL_FRAMES:
                     raise BadPacket(f"more than {MOST_CONTROL_FRAMES} control frames before a hello")
-            if isinstance(event, Ping):
+            if isinstance(event, Ping) and self._machine.state is ConnectionState.OPEN:
                 self._pong = self._machine.send(event.response())  # RFC 6455, 5.5.3: the latest is enough
         elif isinstance(event, CloseConnection):
             # wsproto's own word for frames that make no sense is the same event, in another state.

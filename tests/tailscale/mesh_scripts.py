@@ -40,6 +40,7 @@ async def meshes(net: Tailnet, *names: str, app: str = APP, **options: Any) -> A
         for mesh in found:
             await until_met(mesh, len(names) - 1)
         yield found
+    assert not [mesh for mesh in found if mesh.drops["mesh.failed_task"]], "a task failed: see the log"
 
 
 async def until_met(mesh: Mesh, count: int) -> None:
