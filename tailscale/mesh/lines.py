@@ -393,14 +393,13 @@ class Line:
         except LinkLost as problem:
             code, reason = link.parting or problem.code, str(problem)
             if problem.is_told:
-                await link.close(code, reason)
+                await link.close(code, reason, by_reader=True)
             await link.agree()
         except BadPacket as problem:
             code, reason = hellos.MALFORMED, str(problem)
             self.shared.drops["mesh.malformed"] += 1
             log.info("%s broke the rules: %s", self.node.hostname, problem)
-            link.abandon()
-            await link.close(code, reason)
+            await link.close(code, reason, by_reader=True)
         finally:
             link.end()
             self._lose(number, code, reason)

@@ -66,6 +66,7 @@ class Link:
         self._control_frames = 0
         self._is_greeted = False
         self._ping = self._pong = b""  # written with what is written next
+        self._turn = trio.Lock()  # to write: a goodbye may come from another task than messages do
         self._writing = trio.CancelScope()
         self._is_torn = False
         self._is_read = False  # by a task that will notice the end
@@ -168,15 +169,15 @@ class Link:
         """Whoever waits to write need not: another connection is in use, or this one is dead."""
         self._writing.cancel()
 
-    async def close(self, code: int, reason: str) -> None:
-        """Say why, wait a moment for the peer to agree, then end. Nobody else writes any more."""
+    async def close(self, code: int, reason: str, *, by_reader: bool = False) -> None:
+        """Say why, wait a moment for the peer to agree, then end."""
         self.parting = code
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE):
             try:
-                if self._machine.state is ConnectionState.OPEN and not self._is_torn:
+                if self._machine.state is ConnectionState.OPEN:
                     await self._write(self._machine.send(CloseConnection(code=code, reason=reason[:100])))
                     await self.stream.send_eof()
-                if self._is_read:
+                if self._is_read and not by_reader:
                     await self._is_over.wait()
                 else:
                     while await self.stream.receive_some():
@@ -187,7 +188,7 @@ class Link:
 
     async def agree(self) -> None:
         """The peer closed: say that we heard it (RFC 6455, 5.5.1). Whoever is in the middle of writing says it all."""
-        if self._machine.state is ConnectionState.REMOTE_CLOSING and not self._is_torn:
+        if self._machine.state is ConnectionState.REMOTE_CLOSING:
             with trio.move_on_after(GOODBYE), contextlib.suppress(LinkLost):
                 await self._write(self._machine.send(CloseConnection(code=NORMAL)))
 
@@ -263,12 +264,15 @@ class Link:
 
     async def _write(self, data: bytes) -> None:
         with trio.move_on_after(STALL) as patience:
-            with trio.CancelScope() as self._writing:
-                self._is_torn = True
-                try:
-                    await self.stream.send_all(data)
-                except BROKEN as problem:
-                    raise LinkLost(ABNORMAL, str(problem)) from None
-                self._is_torn = False
-                return
+            async with self._turn:
+                if self._is_torn:
+                    raise LinkLost(ABNORMAL, "half a frame was written")
+                with trio.CancelScope() as self._writing:
+                    self._is_torn = True
+                    try:
+                        await self.stream.send_all(data)
+                    except BROKEN as problem:
+                        raise LinkLost(ABNORMAL, str(problem)) from None
+                    self._is_torn = False
+                    return
         raise LinkLost(ABNORMAL, "the peer does not read" if patience.cancelled_caught else "another is in use")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.file_seam import FileService
     from tailscale.mesh.lines import Line
     from tailscale.nodes import Node
+    from tailscale.state_file import NamedStore
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Mesh:
     - `app`: the app's name, 1 to 32 of a-z, 0-9, dot, underscore and dash; only devices of one app meet.
     - `port`: where members listen; several meshes of one device share it.
     - `name`: what others see this device as; its host name unless given.
-    - `state`: a directory that keeps the mesh id and the values of stores; None: memory.
+    - `state`: a directory (or a `NamedStore`) that keeps the mesh id and the values of stores; None: memory.
     - `discover`: which nodes to ask whether they are members, where control does not pass on what members announce;
       None: nobody.
     - `limits`: sizes, counts and patience.
@@ -86,7 +87,7 @@ class Mesh:
         *,
         port: int = DEFAULT_PORT,
         name: str | None = None,
-        state: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | NamedStore | None = None,
         discover: Callable[[Node], bool] | None = None,
         limits: MeshLimits | None = None,
     ) -> None:

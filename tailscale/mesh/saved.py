@@ -38,9 +38,11 @@ class _Entry(msgspec.Struct):
 class Saved:
     """Of one app, in a directory or in memory."""
 
-    def __init__(self, where: str | os.PathLike[str] | None, app: str) -> None:
-        self._store: NamedStore = MemoryStore() if where is None else FileStore(Path(where) / f"mesh-{app}")
-        self._is_kept = where is not None
+    def __init__(self, where: str | os.PathLike[str] | NamedStore | None, app: str) -> None:
+        if isinstance(where, str | os.PathLike):
+            where = FileStore(Path(where) / f"mesh-{app}")
+        self._store: NamedStore = where if where is not None else MemoryStore()
+        self._is_slow = not isinstance(self._store, MemoryStore)
         self.id = ""
         self.asked: dict[str, tuple[int, bool]] = {}
         """Nodes that were asked whether they are members: when (Unix seconds), and whether they are."""
@@ -85,18 +87,19 @@ class Saved:
         return decode_own_untrusted(text) if text is not None else None
 
     async def save_slice(self, name: str, own: Own) -> None:
-        if self._is_kept:
-            await self._write(_entry_of(name), encode_own(own))
+        await self._write(_entry_of(name), encode_own(own))
 
     async def forget_slice(self, name: str) -> None:
-        if self._is_kept:
+        if self._is_slow:
             await trio.to_thread.run_sync(self._store.delete, _entry_of(name))
+        else:
+            self._store.delete(_entry_of(name))
 
     async def _read(self, entry: str) -> bytes | None:
-        return await trio.to_thread.run_sync(self._store.read, entry) if self._is_kept else self._store.read(entry)
+        return await trio.to_thread.run_sync(self._store.read, entry) if self._is_slow else self._store.read(entry)
 
     async def _write(self, entry: str, data: bytes) -> None:
-        if self._is_kept:
+        if self._is_slow:
             await trio.to_thread.run_sync(self._store.write, entry, data)
         else:
             self._store.write(entry, data)

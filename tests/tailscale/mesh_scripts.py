@@ -87,10 +87,13 @@ class Bare:
         self.stream = stream
         self.machine = WSConnection(kind)
         self._events: list[Event] = []
+        self._turn = trio.Lock()
+        self._pieces: list[str] = []
         self.closed_with: int | None = None
 
     async def send(self, *events: Event) -> None:
-        await self.stream.send_all(b"".join(self.machine.send(event) for event in events))
+        async with self._turn:
+            await self.stream.send_all(b"".join(self.machine.send(event) for event in events))
 
     async def say(self, *values: Any) -> None:
         """JSON, each in a text frame."""
@@ -112,8 +115,11 @@ class Bare:
             while True:
                 event = await self.event()
                 if isinstance(event, TextMessage):
-                    return json.loads(event.data)
-                if isinstance(event, BytesMessage):
+                    self._pieces.append(event.data)
+                    if event.message_finished:
+                        whole, self._pieces = "".join(self._pieces), []
+                        return json.loads(whole)
+                elif isinstance(event, BytesMessage):
                     return bytes(event.data)
                 if isinstance(event, Ping):
                     await self.send(event.response())

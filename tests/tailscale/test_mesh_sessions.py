@@ -16,7 +16,7 @@ from mesh_scripts import PORT, bare_server, break_streams, hello_of, meshes, nex
 from tailnet_scripts import beside, held_by, until
 from trio.testing import MockClock
 
-from tailscale import ConnectionRefused, Device
+from tailscale import ConnectionRefused, Device, MemoryStore
 from tailscale.mesh import (
     Mesh,
     Message,
@@ -223,12 +223,13 @@ async def test_both_dial_at_once_and_one_connection_stays(autojump_clock: MockCl
 
 
 async def test_a_new_process_gets_what_the_old_one_had_not_acknowledged(
-    autojump_clock: MockClock, tailnet: Tailnet, tmp_path: Path
+    autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     """To others, a program that cannot say goodbye is one that crashed."""
+    state = MemoryStore()
     async with meshes(tailnet, "a") as (a,):
         device = await tailnet.device("b")
-        async with Mesh(device, "notes", state=tmp_path) as b, b.subscribe("chat", int) as inbox:
+        async with Mesh(device, "notes", state=state) as b, b.subscribe("chat", int) as inbox:
             bob = await a.peer("b", timeout=5)
             await bob.send("chat", 0)
             assert (await next_of(inbox)).data == 0
@@ -236,7 +237,7 @@ async def test_a_new_process_gets_what_the_old_one_had_not_acknowledged(
                 tailnet.block("b", other)
             await bob.send("chat", 1, wait=False)
             await trio.sleep(0.5)
-        async with Mesh(device, "notes", state=tmp_path) as b, b.subscribe("chat", int) as inbox:
+        async with Mesh(device, "notes", state=state) as b, b.subscribe("chat", int) as inbox:
             for other in ("a", "relay", "control"):
                 tailnet.unblock("b", other)
             assert (await next_of(inbox, 120)).data == 1
