@@ -145,11 +145,15 @@ class Line:
         """Admit it, and wait. Cancelled or late, it is taken back where that is possible."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._admission.admit(ticket)
-        self.kick()
         try:
-            with trio.move_on_after(math.inf if timeout is None else timeout):
+            await self._write_soon()
+            if timeout is None:
                 while not is_done():
                     await ticket.changed.wait()
+            else:
+                with trio.move_on_after(timeout):
+                    while not is_done():
+                        await ticket.changed.wait()
         finally:
             if not is_done():
                 self._admission.abandon(ticket)
@@ -166,7 +170,8 @@ class Line:
 
     def took(self, namespace: str, life: int) -> None:
         self.window.took(namespace, life)
-        self.kick()
+        if self.window.has_output:
+            self.kick()
 
     def hold(self, envelope: Envelope, *, for_listener: bool) -> None:
         self.window.hold(envelope, trio.current_time(), for_listener=for_listener)
@@ -251,6 +256,16 @@ class Line:
             return False
         is_kept = bool(self.shared.keeps_open) and self.node.online is not False
         return self._admission.is_busy or not self.window.is_quiet or is_kept
+
+    async def _write_soon(self) -> None:
+        """A little is written by whoever made it: to wake the owner costs a turn of the loop, and a packet."""
+        number = self._session.current
+        link = self._links.get(number)
+        if link is not None and link.is_free and self.window.is_light and self.window.has_output:
+            with trio.CancelScope(shield=True):  # half a frame would end the connection; this waits for nobody
+                await self._write(number, link)
+        else:
+            self.kick()
 
     async def _write(self, number: int, link: Link) -> None:
         is_binary = "bin" in self.features
@@ -388,8 +403,8 @@ class Line:
             while True:
                 frames = await link.receive()
                 self._take(frames, is_current=number == self._session.current)
-                if frames or link.has_output:
-                    self.kick()
+                if self.window.has_output or link.has_output:
+                    await self._write_soon()
         except LinkLost as problem:
             code, reason = link.parting or problem.code, str(problem)
             if problem.is_told:

@@ -165,6 +165,11 @@ class Link:
         """Whether a ping, or the answer to one, waits for `send`."""
         return bool(self._ping or self._pong)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a little can be written without waiting for anybody."""
+        return not self._turn.locked() and self.stream.is_writable
+
     def abandon(self) -> None:
         """Whoever waits to write need not: another connection is in use, or this one is dead."""
         self._writing.cancel()
@@ -263,16 +268,17 @@ class Link:
         return "".join(pieces) if isinstance(data, str) else b"".join(pieces)
 
     async def _write(self, data: bytes) -> None:
-        with trio.move_on_after(STALL) as patience:
-            async with self._turn:
-                if self._is_torn:
-                    raise LinkLost(ABNORMAL, "half a frame was written")
-                with trio.CancelScope() as self._writing:
-                    self._is_torn = True
-                    try:
-                        await self.stream.send_all(data)
-                    except BROKEN as problem:
-                        raise LinkLost(ABNORMAL, str(problem)) from None
-                    self._is_torn = False
-                    return
-        raise LinkLost(ABNORMAL, "the peer does not read" if patience.cancelled_caught else "another is in use")
+        async with self._turn:
+            if self._is_torn:
+                raise LinkLost(ABNORMAL, "half a frame was written")
+            deadline = trio.current_time() + STALL
+            with trio.CancelScope(deadline=deadline) as self._writing:
+                self._is_torn = True
+                try:
+                    await self.stream.send_all(data)
+                except BROKEN as problem:
+                    raise LinkLost(ABNORMAL, str(problem)) from None
+                self._is_torn = False
+                return
+        is_late = trio.current_time() >= deadline
+        raise LinkLost(ABNORMAL, "the peer does not read" if is_late else "another connection is in use")
