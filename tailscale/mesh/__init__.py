@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
     from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
     from tailscale.mesh.errors import MeshError as MeshError
     from tailscale.mesh.errors import MessageTooLarge as MessageTooLarge
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from tailscale.mesh.events import PeerLeft as PeerLeft
     from tailscale.mesh.events import PeerRenamed as PeerRenamed
     from tailscale.mesh.events import TransferDone as TransferDone
-    from tailscale.mesh.mesh import BroadcastReport as BroadcastReport
     from tailscale.mesh.mesh import Mesh as Mesh
     from tailscale.mesh.peers import Members as Members
     from tailscale.mesh.peers import MeshPeer as MeshPeer
@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     from tailscale.mesh.stores import Store as Store
     from tailscale.mesh.subscriptions import Message as Message
     from tailscale.mesh.subscriptions import Subscription as Subscription
+    from tailscale.mesh.transfers import Inbox as Inbox
+    from tailscale.mesh.transfers import Offer as Offer
+    from tailscale.mesh.transfers import Progress as Progress
+    from tailscale.mesh.transfers import Transfer as Transfer
+    from tailscale.mesh.transfers import TransferReport as TransferReport
+    from tailscale.mesh.tree import Skipped as Skipped
     from ts_mesh.limits import MeshLimits as MeshLimits
 
 _HOMES = {
@@ -49,10 +55,13 @@ _HOMES = {
     "tailscale.mesh.events": (
         *("PeerConnected", "PeerDisconnected", "PeerJoined", "PeerLeft", "PeerRenamed", "TransferDone"),
     ),
-    "tailscale.mesh.mesh": ("BroadcastReport", "Mesh"),
+    "tailscale.mesh.broadcasting": ("BroadcastReport",),
+    "tailscale.mesh.mesh": ("Mesh",),
     "tailscale.mesh.peers": ("Members", "MeshPeer"),
     "tailscale.mesh.stores": ("Slice", "Store"),
     "tailscale.mesh.subscriptions": ("Message", "Subscription"),
+    "tailscale.mesh.transfers": ("Inbox", "Offer", "Progress", "Transfer", "TransferReport"),
+    "tailscale.mesh.tree": ("Skipped",),
     "ts_mesh.limits": ("MeshLimits",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from tailscale.errors import TailscaleError
+from tailscale.nodes import Node
 
-if TYPE_CHECKING:
-    from tailscale.mesh.peers import MeshPeer
+
+class Member(Protocol):
+    """A `MeshPeer`."""
+
+    @property
+    def node(self) -> Node: ...
 
 
 class MeshError(TailscaleError):
@@ -32,7 +37,7 @@ class NotInMesh(MeshError, LookupError):
 class AmbiguousPeer(MeshError, LookupError):
     """Several members are meant by this; `candidates` are they."""
 
-    def __init__(self, who: str, candidates: Sequence[MeshPeer]) -> None:
+    def __init__(self, who: str, candidates: Sequence[Member]) -> None:
         self.candidates = tuple(candidates)
         names = ", ".join(sorted(peer.node.name for peer in candidates))
         super().__init__(f"{who!r} means several devices: use one of {names}")
@@ -72,12 +77,28 @@ class RemoteError(MeshError):
 
 
 class TransferRefused(MeshError):
-    """The peer does not want these files; `reason` is what it said."""
+    """The peer does not take, or does not give, what was asked for; `reason` is its word for why."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, peer: str = "the peer") -> None:
         self.reason = reason
-        super().__init__(f"the peer refused the transfer: {reason}")
+        super().__init__(f"{peer} refused the transfer: {REFUSALS.get(reason, reason)}")
+
+
+REFUSALS = {
+    "declined": "declined: its Inbox(accept=...) does not want these files",
+    "exists": "exists: it has a file of that name already; Inbox(exists=) says whether that may be replaced",
+    "too-large": "too-large: more bytes or files than it takes at once; see Inbox(largest=)",
+    "no-space": "no-space: its disk is full",
+    "busy": "busy: too many transfers, or somebody sends the same file; try again later",
+    "not-allowed": "not-allowed: it takes no files (Mesh(receive=)) or shares none of that name (Mesh(share=))",
+    "not-found": "not-found: there is nothing of that name below what it shares",
+    "unsupported": "unsupported: it does not speak this protocol",
+}
 
 
 class TransferFailed(MeshError, OSError):
-    """A transfer began and did not end well."""
+    """Files did not arrive whole. `failed` says of each by its name why; what did arrive is kept and not sent again."""
+
+    def __init__(self, sentence: str, failed: Mapping[str, str] | None = None) -> None:
+        self.failed = dict(failed or {})
+        super().__init__(sentence)

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tailscale.http.wire import Wire
     from tailscale.mesh.peers import MeshPeer
+    from tailscale.mesh.transfers import Transfer
     from tailscale.nodes import Node
 
 
@@ -55,6 +58,12 @@ class FileService(Protocol):
 
         Cancelled when the connection has to end. What it raises ends this connection only.
         """
+
+    def push(self, member: MeshPeer, paths: Sequence[Path], into: str = "", *, resume: bool = True) -> Transfer:
+        """Files and folders to a member's inbox."""
+
+    def pull(self, member: MeshPeer, path: str, into: Path, *, resume: bool = True) -> Transfer:
+        """A file or folder that a member shares, into a folder here."""
 
 
 # What the mesh gives to the service: `mesh.carry_files(service)` before the mesh is entered, then

@@ -44,6 +44,7 @@ from ts_mesh.session import Close, Dial, Ping, Session
 from ts_mesh.window import Window
 
 if TYPE_CHECKING:
+    from tailscale.mesh.file_seam import FileService
     from tailscale.nodes import Node
     from tailscale.sockets.tcp import TcpStream
 
@@ -77,6 +78,13 @@ class Line:
         self._is_due = False
         self._is_owned = False
         self.settled = trio.Event()  # a dial has ended, either way
+
+    @property
+    def files(self) -> FileService:
+        """Who sends and takes files here."""
+        files = self.shared.files
+        assert files is not None, "a mesh has one from its entering on"
+        return files
 
     @property
     def is_connected(self) -> bool:

@@ -12,16 +12,18 @@ import os
 import platform
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import trio
 
-from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
+from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.events import EventStream
 from tailscale.mesh.answering import answer_forever
-from tailscale.mesh.events import Readers
+from tailscale.mesh.broadcasting import BroadcastReport, broadcast
+from tailscale.mesh.events import Readers, TransferDone
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
 from tailscale.mesh.probing import Prober
@@ -30,8 +32,7 @@ from tailscale.mesh.saved import Saved
 from tailscale.mesh.shared import Shared
 from tailscale.mesh.stores import Store
 from tailscale.mesh.subscriptions import Message, Router, Server, Subscription, decoder_of
-from tailscale.mesh.tickets import encoded
-from ts_mesh.envelope import MESSAGE, is_namespace
+from ts_mesh.envelope import is_namespace
 from ts_mesh.hello import APP, Identity
 from ts_mesh.limits import MeshLimits
 from ts_mesh.slices import PREFIX
@@ -41,25 +42,19 @@ if TYPE_CHECKING:
 
     from tailscale.device import Device
     from tailscale.mesh.file_seam import FileService
+    from tailscale.mesh.files import Files
     from tailscale.mesh.lines import Line
+    from tailscale.mesh.transfers import Inbox, Transfer
     from tailscale.nodes import Node
     from tailscale.state_file import NamedStore
 
 T = TypeVar("T")
 
 
-class BroadcastReport(NamedTuple):
-    """What became of a broadcast, peer by peer."""
-
-    delivered: tuple[MeshPeer, ...]
-    failed: dict[MeshPeer, Exception]
-
-
 log = logging.getLogger("tailscale.mesh")
 DEFAULT_PORT = 9417
+HASHES = "hashes.sqlite"  # in the directory of the state
 INTRODUCTION = 5.0  # for the first session with a peer that somebody looks up
-GENERATIONS_KEPT = 4096
-CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class Mesh:
@@ -74,7 +69,10 @@ class Mesh:
     - `app`: the app's name, 1 to 32 of a-z, 0-9, dot, underscore and dash; only devices of one app meet.
     - `port`: where members listen; several meshes of one device share it.
     - `name`: what others see this device as; its host name unless given.
-    - `state`: a directory (or a `NamedStore`) that keeps the mesh id and the values of stores; None: memory.
+    - `state`: a directory (or a `NamedStore`) that keeps the mesh id, the values of stores, and, if it is a directory,
+      what files were hashed; None: memory.
+    - `receive`: an `Inbox` for files that members push; None: nothing arrives.
+    - `share`: folders or files that members may pull, by the names they ask for; None: nothing.
     - `discover`: which nodes to ask whether they are members, where control does not pass on what members announce;
       None: nobody.
     - `limits`: sizes, counts and patience.
@@ -88,6 +86,8 @@ class Mesh:
         port: int = DEFAULT_PORT,
         name: str | None = None,
         state: str | os.PathLike[str] | NamedStore | None = None,
+        receive: Inbox | None = None,
+        share: Mapping[str, Path] | None = None,
         discover: Callable[[Node], bool] | None = None,
         limits: MeshLimits | None = None,
     ) -> None:
@@ -110,6 +110,8 @@ class Mesh:
         self._roster: Roster | None = None
         self._port: Port | None = None
         self._files: FileService | None = None
+        self._receive, self._share = receive, share
+        self._folder = Path(state).expanduser() if isinstance(state, str | os.PathLike) else None
         self._is_closed = False
 
     # Lifecycle
@@ -131,6 +133,10 @@ class Mesh:
         events = device.events()
         self._held.enter_context(self._saved.lock())
         await self._saved.load()
+        if self._files is None:
+            files = self._make_files()
+            self._held.callback(files.close)
+            self._files = files
         shared = self._shared = Shared(
             device=device,
             app=self.app,
@@ -153,6 +159,20 @@ class Mesh:
         roster.look_at_all()
         self.start(self._port.accept, self)
         self.start(roster.follow, events, look)
+
+    def _make_files(self) -> Files:
+        from tailscale.mesh.file_ways import MeshWays
+        from tailscale.mesh.files import Files
+
+        return Files(
+            MeshWays(self.line_of, self.start),
+            inbox=self._receive,
+            share=self._share,
+            cache=self._folder / HASHES if self._folder is not None else None,
+            limits=self.limits,
+            drops=self.drops,
+            on_done=lambda peer, name, problem: self._readers.put(TransferDone(peer, name, problem)),
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -323,24 +343,8 @@ class Mesh:
         """
         self._ready()
         _check_namespace(namespace)
-        encoded(namespace, data, MESSAGE, 0)  # what cannot be sent at all is an error of the caller's
-        delivered: list[MeshPeer] = []
-        failed: dict[MeshPeer, Exception] = {}
-
-        async def tell(peer: MeshPeer) -> None:
-            try:
-                await peer.send(namespace, data, timeout=timeout)
-            except (TailscaleError, OSError) as problem:
-                failed[peer] = problem
-            else:
-                delivered.append(peer)
-
-        await trio.lowlevel.checkpoint()
-        async with trio.open_nursery() as nursery:
-            for peer in self.peers.values():
-                if peer.online:
-                    nursery.start_soon(tell, peer)
-        return BroadcastReport(tuple(delivered), failed)
+        online = [peer for peer in self.peers.values() if peer.online]
+        return await broadcast(online, namespace, data, timeout)
 
     async def request(
         self,
@@ -411,6 +415,27 @@ class Mesh:
         assert self._shared is not None
         assert self._roster is not None
         return Store(self._shared, self._roster, self._saved, name, type)
+
+    # Files
+
+    def push(self, to: str | MeshPeer, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """Send files and folders to a member's `Inbox`, below `into` there; what broke off before goes on.
+
+        ```python no-run: inside a mesh
+        report = await notes.push("bob", "thesis/", "photo.jpg")
+        print(report.files, report.bytes_sent, report.bytes_skipped)
+        ```
+        """
+        return self._ready().named(to).push(*paths, into=into, resume=resume)
+
+    def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """Fetch a file or folder that a member shares, into a folder here; what broke off before goes on.
+
+        ```python no-run: inside a mesh
+        await notes.pull("bob", "docs/thesis", "fetched")
+        ```
+        """
+        return self._ready().named(source).pull(path, into, resume=resume)
 
     # What a port and a file service ask
 

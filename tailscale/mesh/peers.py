@@ -5,16 +5,27 @@ A `MeshPeer` is a name for a line; it owns nothing. When a device leaves and com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tailscale.nodes import Node, clean_name
 
 if TYPE_CHECKING:
+    from tailscale.mesh.transfers import Transfer
     from ts_mesh.hello import Identity
 
 T = TypeVar("T")
 SHORTEST_PREFIX = 4
+
+
+class FileVerbs(Protocol):
+    """What a peer asks of the files of its mesh."""
+
+    def push(self, member: MeshPeer, paths: Sequence[Path], into: str = "", *, resume: bool = True) -> Transfer: ...
+
+    def pull(self, member: MeshPeer, path: str, into: Path, *, resume: bool = True) -> Transfer: ...
 
 
 class Line(Protocol):
@@ -31,6 +42,9 @@ class Line(Protocol):
 
     @property
     def features(self) -> frozenset[str]: ...
+
+    @property
+    def files(self) -> FileVerbs: ...
 
     async def send(
         self, peer: MeshPeer, namespace: str, data: object, kind: str, *, wait: bool, timeout: float | None
@@ -101,6 +115,14 @@ class MeshPeer:
         """As `Mesh.request`."""
         answer: T = await self._line.request(self, namespace, data, type=type, timeout=timeout)
         return answer
+
+    def push(self, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """As `Mesh.push`."""
+        return self._line.files.push(self, [Path(path) for path in paths], into, resume=resume)
+
+    def pull(self, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """As `Mesh.pull`."""
+        return self._line.files.pull(self, path, Path(into), resume=resume)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MeshPeer):

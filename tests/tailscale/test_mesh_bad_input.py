@@ -144,7 +144,7 @@ async def test_hello_of_a_later_version_is_heard(autojump_clock: MockClock, tail
         async with bare_client(x, "b") as bare:
             hello = {**hello_of(x, features=[*FEATURES, "telepathy"], epoch=EPOCH), "version": 7, "mood": ["good"]}
             assert (await greeted(bare, hello))["version"] == 2
-            await until(lambda: b.peers["x"].features == {"ack", "bin", "store"})
+            await until(lambda: b.peers["x"].features == {"ack", "bin", "files", "store"})
 
 
 async def test_hello_of_a_server_is_checked_as_well(autojump_clock: MockClock, tailnet: Tailnet) -> None:
