@@ -39,6 +39,7 @@ from ts_mesh.words import ACK, CANCEL, NACK, Ack, Cancel, Nack, decode_ack, deco
 
 MOST_CONTROL = 4096  # refusals and cancellations under way; an honest peer has at most one per message of its window
 BURST = 256 << 10  # bytes of messages handed down at a time
+LIGHT = 4 << 10
 
 _encode = msgspec.json.Encoder().encode
 
@@ -74,6 +75,7 @@ class Window:
         self._ack_due = self._ack_whole = self._is_whole_awaited = False
         self._took: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
+        self._large: set[str] = set()  # namespaces whose credit may run out in bytes
         self._held: dict[int, _Held] = {}
         self._unnumbered = 0
         self._facts: list[Fact] = []
@@ -115,11 +117,17 @@ class Window:
             self._say(CANCEL, Cancel(parcel.envelope.n))
 
     def took(self, namespace: str, life: int, count: int = 1) -> None:
-        """Messages of this namespace were taken: the peer may send as many more."""
-        if life == self.life and self._waiting[namespace]:
-            self._lower(namespace, count)
-            if self._acks:
-                self._took[namespace] += count
+        """Messages of this namespace were taken: the peer may send as many more.
+
+        It is told with the next ack; at once where it may be waiting for that, or where much has come together.
+        """
+        if life != self.life or not self._waiting[namespace]:
+            return
+        self._lower(namespace, count)
+        if self._acks:
+            told = self._took[namespace] = self._took[namespace] + count
+            credit = self._limits.credit
+            if 4 * told >= credit or self._waiting[namespace] + told >= credit or namespace in self._large:
                 self._ack_due = True
 
     def hold(self, envelope: Envelope, now: float, *, for_listener: bool) -> None:
@@ -202,6 +210,8 @@ class Window:
             raise BadPacket("more messages than there was credit for")
         if len(self._control) + self._control_out > MOST_CONTROL:
             raise BadPacket("more messages to nobody than are ever under way")
+        if envelope.size > self._limits.credit_bytes // self._limits.credit:
+            self._large.add(envelope.namespace)
         self._facts.append(Arrived(envelope, self.life))
 
     def _receive_control(self, envelope: Envelope, is_current: bool) -> None:
@@ -286,6 +296,7 @@ class Window:
         if self._ack_whole:
             ack.took, ack.waiting = {}, dict(self._waiting)
         self._took.clear()
+        self._large.clear()
         self._ack_due = self._ack_whole = False
         return Envelope(OURS, ACK, msgspec.Raw(_encode(ack)))
 
@@ -310,6 +321,13 @@ class Window:
     def is_quiet(self) -> bool:
         """Nothing of ours is under way."""
         return not (self._queue or self._control or self._unacked)
+
+    @property
+    def is_light(self) -> bool:
+        """All that is to be written is an ack, or one small message with nothing under way before it."""
+        if self._again or self._control or len(self._queue) > 1:
+            return False
+        return not self._queue or (not self._unacked and self._queue[0].size <= LIGHT)
 
     @property
     def has_output(self) -> bool:

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
     from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
     from tailscale.mesh.errors import MeshError as MeshError
     from tailscale.mesh.errors import MessageTooLarge as MessageTooLarge
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tailscale.mesh.mesh import Mesh as Mesh
     from tailscale.mesh.peers import Members as Members
     from tailscale.mesh.peers import MeshPeer as MeshPeer
+    from tailscale.mesh.stores import Slice as Slice
+    from tailscale.mesh.stores import Store as Store
     from tailscale.mesh.subscriptions import Message as Message
     from tailscale.mesh.subscriptions import Subscription as Subscription
     from tailscale.mesh.transfers import Inbox as Inbox
@@ -52,8 +55,10 @@ _HOMES = {
     "tailscale.mesh.events": (
         *("PeerConnected", "PeerDisconnected", "PeerJoined", "PeerLeft", "PeerRenamed", "TransferDone"),
     ),
+    "tailscale.mesh.broadcasting": ("BroadcastReport",),
     "tailscale.mesh.mesh": ("Mesh",),
     "tailscale.mesh.peers": ("Members", "MeshPeer"),
+    "tailscale.mesh.stores": ("Slice", "Store"),
     "tailscale.mesh.subscriptions": ("Message", "Subscription"),
     "tailscale.mesh.transfers": ("Inbox", "Offer", "Progress", "Transfer", "TransferReport"),
     "tailscale.mesh.tree": ("Skipped",),

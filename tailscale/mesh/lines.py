@@ -19,7 +19,7 @@ import trio
 from tailscale.errors import ConnectionRefused, ConnectionTimedOut, TailscaleError
 from tailscale.mesh.errors import MessageTooLarge, PeerGone
 from tailscale.mesh.events import PeerConnected, PeerDisconnected, PeerJoined, PeerLeft
-from tailscale.mesh.links import ABNORMAL, Link, LinkLost
+from tailscale.mesh.links import ABNORMAL, NORMAL, Link, LinkLost
 from tailscale.mesh.peers import MeshPeer
 from tailscale.mesh.shared import Shared
 from tailscale.mesh.subscriptions import decoder_of
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.mesh")
 DIAL_PATIENCE = 30.0
-NORMAL = 1000
 CODES = {sessions.DUPLICATE: hellos.DUPLICATE, sessions.IDLE: NORMAL}
 CALM_CODES = (NORMAL, hellos.DUPLICATE, hellos.GOING_AWAY)  # after which nobody dials only because it broke
 _encode = msgspec.json.Encoder().encode
@@ -59,8 +58,9 @@ _encode = msgspec.json.Encoder().encode
 class Line:
     """To one node. There is one while it is a member."""
 
-    def __init__(self, shared: Shared, node: Node, generation: int) -> None:
+    def __init__(self, shared: Shared, node: Node, generation: int, on_lost: Callable[[Line], None]) -> None:
         self.shared = shared
+        self._on_lost = on_lost
         self.node = node
         self.identity: Identity | None = None
         self.features: frozenset[str] = frozenset()
@@ -153,11 +153,15 @@ class Line:
         """Admit it, and wait. Cancelled or late, it is taken back where that is possible."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._admission.admit(ticket)
-        self.kick()
         try:
-            with trio.move_on_after(math.inf if timeout is None else timeout):
+            await self._write_soon()
+            if timeout is None:
                 while not is_done():
                     await ticket.changed.wait()
+            else:
+                with trio.move_on_after(timeout):
+                    while not is_done():
+                        await ticket.changed.wait()
         finally:
             if not is_done():
                 self._admission.abandon(ticket)
@@ -174,7 +178,8 @@ class Line:
 
     def took(self, namespace: str, life: int) -> None:
         self.window.took(namespace, life)
-        self.kick()
+        if self.window.has_output:
+            self.kick()
 
     def hold(self, envelope: Envelope, *, for_listener: bool) -> None:
         self.window.hold(envelope, trio.current_time(), for_listener=for_listener)
@@ -260,11 +265,22 @@ class Line:
         is_kept = bool(self.shared.keeps_open) and self.node.online is not False
         return self._admission.is_busy or not self.window.is_quiet or is_kept
 
+    async def _write_soon(self) -> None:
+        """A little is written by whoever made it: to wake the owner costs a turn of the loop, and a packet."""
+        number = self._session.current
+        link = self._links.get(number)
+        if link is not None and link.is_free and self.window.is_light and self.window.has_output:
+            with trio.CancelScope(shield=True):  # half a frame would end the connection; this waits for nobody
+                await self._write(number, link)
+        else:
+            self.kick()
+
     async def _write(self, number: int, link: Link) -> None:
         is_binary = "bin" in self.features
         frames = [encode_envelope(envelope, binary=is_binary) for envelope in self.window.transmit()]
         self._hear()
-        self._session.use(trio.current_time())
+        if frames:
+            self._session.use(trio.current_time())
         try:
             await link.send(frames)
         except LinkLost as problem:
@@ -303,7 +319,7 @@ class Line:
                     case Restarted():
                         for server in self.shared.router.servers.values():
                             server.cancel(self)
-            self._admission.let_in()
+        self._admission.let_in()
 
     def _arrive(self, envelope: Envelope, life: int) -> None:
         if envelope.size > self.shared.limits.message:
@@ -395,18 +411,18 @@ class Line:
             while True:
                 frames = await link.receive()
                 self._take(frames, is_current=number == self._session.current)
-                if frames or link.has_output:
-                    self.kick()
+                if self.window.has_output or link.has_output:
+                    await self._write_soon()
         except LinkLost as problem:
-            code, reason = problem.code, str(problem)
+            code, reason = link.parting or problem.code, str(problem)
             if problem.is_told:
-                await link.close(code, reason)
+                await link.close(code, reason, by_reader=True)
+            await link.agree()
         except BadPacket as problem:
             code, reason = hellos.MALFORMED, str(problem)
             self.shared.drops["mesh.malformed"] += 1
             log.info("%s broke the rules: %s", self.node.hostname, problem)
-            link.abandon()
-            await link.close(code, reason)
+            await link.close(code, reason, by_reader=True)
         finally:
             link.end()
             self._lose(number, code, reason)
@@ -431,6 +447,7 @@ class Line:
             chance = random.random()  # noqa: S311 - a pause, no secret
             self._session.closed(number, trio.current_time(), chance, again=code not in CALM_CODES and not self.is_gone)
             self.shared.readers.put(PeerDisconnected(self.peer, reason))
+            self._on_lost(self)
         self.kick()
 
     # The end

@@ -6,6 +6,7 @@ No compression: a few bytes must not become many megabytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,7 +41,7 @@ PATH = "/ws"
 MOST_CONTROL_FRAMES = 16  # pings and pongs before a hello
 STALL = 30.0  # for a peer that does not read
 GOODBYE = 1.0  # for its answer to a close
-ABNORMAL = 1006
+NORMAL, ABNORMAL = 1000, 1006
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError)
 
 
@@ -65,10 +66,12 @@ class Link:
         self._control_frames = 0
         self._is_greeted = False
         self._ping = self._pong = b""  # written with what is written next
+        self._turn = trio.Lock()  # to write: a goodbye may come from another task than messages do
         self._writing = trio.CancelScope()
         self._is_torn = False
         self._is_read = False  # by a task that will notice the end
         self._is_over = trio.Event()
+        self.parting = 0  # the code we closed it with
 
     # Opening
 
@@ -162,18 +165,24 @@ class Link:
         """Whether a ping, or the answer to one, waits for `send`."""
         return bool(self._ping or self._pong)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a little can be written without waiting for anybody."""
+        return not self._turn.locked() and self.stream.is_writable
+
     def abandon(self) -> None:
         """Whoever waits to write need not: another connection is in use, or this one is dead."""
         self._writing.cancel()
 
-    async def close(self, code: int, reason: str) -> None:
-        """Say why, wait a moment for the peer to agree, then end. Nobody else writes any more."""
+    async def close(self, code: int, reason: str, *, by_reader: bool = False) -> None:
+        """Say why, wait a moment for the peer to agree, then end."""
+        self.parting = code
         with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE):
             try:
-                if self._machine.state is ConnectionState.OPEN and not self._is_torn:
+                if self._machine.state is ConnectionState.OPEN:
                     await self._write(self._machine.send(CloseConnection(code=code, reason=reason[:100])))
                     await self.stream.send_eof()
-                if self._is_read:
+                if self._is_read and not by_reader:
                     await self._is_over.wait()
                 else:
                     while await self.stream.receive_some():
@@ -181,6 +190,12 @@ class Link:
             except (LinkLost, *BROKEN):
                 pass  # nobody is there: it ends all the same
         self.end()
+
+    async def agree(self) -> None:
+        """The peer closed: say that we heard it (RFC 6455, 5.5.1). Whoever is in the middle of writing says it all."""
+        if self._machine.state is ConnectionState.REMOTE_CLOSING:
+            with trio.move_on_after(GOODBYE), contextlib.suppress(LinkLost):
+                await self._write(self._machine.send(CloseConnection(code=NORMAL)))
 
     def end(self) -> None:
         """Whatever state it is in; what was written of a goodbye still leaves."""
@@ -229,7 +244,7 @@ class Link:
                 self._control_frames += 1
                 if self._control_frames > MOST_CONTROL_FRAMES:
                     raise BadPacket(f"more than {MOST_CONTROL_FRAMES} control frames before a hello")
-            if isinstance(event, Ping):
+            if isinstance(event, Ping) and self._machine.state is ConnectionState.OPEN:
                 self._pong = self._machine.send(event.response())  # RFC 6455, 5.5.3: the latest is enough
         elif isinstance(event, CloseConnection):
             # wsproto's own word for frames that make no sense is the same event, in another state.
@@ -253,8 +268,11 @@ class Link:
         return "".join(pieces) if isinstance(data, str) else b"".join(pieces)
 
     async def _write(self, data: bytes) -> None:
-        with trio.move_on_after(STALL) as patience:
-            with trio.CancelScope() as self._writing:
+        async with self._turn:
+            if self._is_torn:
+                raise LinkLost(ABNORMAL, "half a frame was written")
+            deadline = trio.current_time() + STALL
+            with trio.CancelScope(deadline=deadline) as self._writing:
                 self._is_torn = True
                 try:
                     await self.stream.send_all(data)
@@ -262,4 +280,5 @@ class Link:
                     raise LinkLost(ABNORMAL, str(problem)) from None
                 self._is_torn = False
                 return
-        raise LinkLost(ABNORMAL, "the peer does not read" if patience.cancelled_caught else "another is in use")
+        is_late = trio.current_time() >= deadline
+        raise LinkLost(ABNORMAL, "the peer does not read" if is_late else "another connection is in use")

@@ -7,10 +7,10 @@ where they announce themselves: nobody is asked who is not one.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import secrets
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
@@ -19,18 +19,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import trio
 
-from tailscale.errors import DeviceClosed, TailscaleError
-from tailscale.events import EventStream, Lagged, PathChanged, PeerChanged, PeerDown, PeerUp
-from tailscale.mesh.errors import AmbiguousPeer, NotInMesh, PeerGone
-from tailscale.mesh.events import PeerJoined, PeerLeft, PeerRenamed, Readers, TransferDone
-from tailscale.mesh.lines import Line
+from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.events import EventStream
+from tailscale.mesh.answering import answer_forever
+from tailscale.mesh.broadcasting import BroadcastReport, broadcast
+from tailscale.mesh.events import Readers, TransferDone
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
+from tailscale.mesh.probing import Prober
+from tailscale.mesh.roster import Roster
+from tailscale.mesh.saved import Saved
 from tailscale.mesh.shared import Shared
-from tailscale.mesh.subscriptions import Router, Subscription
+from tailscale.mesh.stores import Store
+from tailscale.mesh.subscriptions import Message, Router, Server, Subscription, decoder_of
 from ts_mesh.envelope import is_namespace
 from ts_mesh.hello import APP, Identity
 from ts_mesh.limits import MeshLimits
+from ts_mesh.slices import PREFIX
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,16 +43,18 @@ if TYPE_CHECKING:
     from tailscale.device import Device
     from tailscale.mesh.file_seam import FileService
     from tailscale.mesh.files import Files
+    from tailscale.mesh.lines import Line
     from tailscale.mesh.transfers import Inbox, Transfer
     from tailscale.nodes import Node
+    from tailscale.state_file import NamedStore
 
 T = TypeVar("T")
+
+
 log = logging.getLogger("tailscale.mesh")
 DEFAULT_PORT = 9417
 HASHES = "hashes.sqlite"  # in the directory of the state
 INTRODUCTION = 5.0  # for the first session with a peer that somebody looks up
-GENERATIONS_KEPT = 4096
-CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class Mesh:
@@ -62,9 +69,12 @@ class Mesh:
     - `app`: the app's name, 1 to 32 of a-z, 0-9, dot, underscore and dash; only devices of one app meet.
     - `port`: where members listen; several meshes of one device share it.
     - `name`: what others see this device as; its host name unless given.
-    - `state`: a directory that keeps the mesh id and what files were hashed; None: both are new every time.
+    - `state`: a directory (or a `NamedStore`) that keeps the mesh id, the values of stores, and, if it is a directory,
+      what files were hashed; None: memory.
     - `receive`: an `Inbox` for files that members push; None: nothing arrives.
     - `share`: folders or files that members may pull, by the names they ask for; None: nothing.
+    - `discover`: which nodes to ask whether they are members, where control does not pass on what members announce;
+      None: nobody.
     - `limits`: sizes, counts and patience.
     """
 
@@ -75,9 +85,10 @@ class Mesh:
         *,
         port: int = DEFAULT_PORT,
         name: str | None = None,
-        state: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | NamedStore | None = None,
         receive: Inbox | None = None,
         share: Mapping[str, Path] | None = None,
+        discover: Callable[[Node], bool] | None = None,
         limits: MeshLimits | None = None,
     ) -> None:
         if not APP.fullmatch(app):
@@ -86,25 +97,21 @@ class Mesh:
         self.app = app
         self.limits = limits or MeshLimits()
         self.drops: Counter[str] = Counter()
-        self.id = new_mesh_id()
         self._wanted_port = port
         self._name = name
         self._readers = Readers(self.drops)
         self._router = Router(self.drops)
-        self._lines: dict[str, Line] = {}
-        self._generations: dict[str, int] = {}
-        self._changed = trio.Event()
+        self._saved = Saved(state, app)
+        self._discover = discover
         self._held = ExitStack()
         self._manager: Any = None
         self._nursery: trio.Nursery | None = None
         self._shared: Shared | None = None
+        self._roster: Roster | None = None
         self._port: Port | None = None
         self._files: FileService | None = None
-        self._receive, self._share, self._state = (
-            receive,
-            share,
-            Path(state).expanduser() if state is not None else None,
-        )
+        self._receive, self._share = receive, share
+        self._folder = Path(state).expanduser() if isinstance(state, str | os.PathLike) else None
         self._is_closed = False
 
     # Lifecycle
@@ -124,11 +131,13 @@ class Mesh:
     async def _open(self) -> None:
         device = self.device
         events = device.events()
+        self._held.enter_context(self._saved.lock())
+        await self._saved.load()
         if self._files is None:
             files = self._make_files()
             self._held.callback(files.close)
             self._files = files
-        self._shared = Shared(
+        shared = self._shared = Shared(
             device=device,
             app=self.app,
             port=self._wanted_port,
@@ -141,13 +150,15 @@ class Mesh:
             start=self.start,
             files=self._files,
         )
-        self._router.lines = self._lines.values()
+        roster = self._roster = Roster(shared, lambda node: self._saved.recently_asked().get(node.stable_id, False))
+        self._router.lines = roster.lines.values()
         self._port = await PORTS.enter(device, self._wanted_port, self)
         self._held.callback(PORTS.leave, device, self._port, self)
-        self._held.enter_context(device.announce(self._shared.word, self._port.number))
-        self._look_at_all()
+        self._held.enter_context(device.announce(shared.word, self._port.number))
+        look = Prober(shared, roster, self._saved, self._discover).look if self._discover is not None else _nothing
+        roster.look_at_all()
         self.start(self._port.accept, self)
-        self.start(self._follow, events)
+        self.start(roster.follow, events, look)
 
     def _make_files(self) -> Files:
         from tailscale.mesh.file_ways import MeshWays
@@ -157,7 +168,7 @@ class Mesh:
             MeshWays(self.line_of, self.start),
             inbox=self._receive,
             share=self._share,
-            cache=self._state / HASHES if self._state is not None else None,
+            cache=self._folder / HASHES if self._folder is not None else None,
             limits=self.limits,
             drops=self.drops,
             on_done=lambda peer, name, problem: self._readers.put(TransferDone(peer, name, problem)),
@@ -172,11 +183,13 @@ class Mesh:
         assert self._nursery is not None
         self._is_closed = True
         crashed = self._nursery.cancel_scope.cancel_called
+        if self._roster is not None:
+            self._roster.close()
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as closing:
+                    for line in self._roster.lines.values():
+                        closing.start_soon(line.close)
         self._held.close()
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as closing:
-                for line in self._lines.values():
-                    closing.start_soon(line.close)
         self._nursery.cancel_scope.cancel()
         self._readers.close()
         try:
@@ -201,12 +214,17 @@ class Mesh:
             self.drops["mesh.failed_task"] += 1
             log.exception("a task of the mesh failed; the rest of it goes on")
 
-    def _ready(self) -> Shared:
+    def _ready(self) -> Roster:
         if self._is_closed:
             raise DeviceClosed("this Mesh has been closed: make a new one")
-        if self._shared is None:
-            raise RuntimeError("this Mesh has not been entered: use it inside `async with`")
-        return self._shared
+        if self._roster is None:
+            raise DeviceNotReady("this Mesh has not been entered: use it inside `async with`")
+        return self._roster
+
+    @property
+    def id(self) -> str:
+        """Of this device in this mesh, kept over restarts with `state=`; "" before the mesh is entered."""
+        return self._saved.id
 
     def _identity(self) -> Identity:
         node = self.device.node
@@ -228,8 +246,7 @@ class Mesh:
             print(peer.name, peer.online, peer.connected)
         ```
         """
-        self._ready()
-        return Members(line.peer for line in self._lines.values() if not line.is_hidden)
+        return self._ready().members
 
     async def peer(self, who: str | Node, *, timeout: float | None = None) -> MeshPeer:
         """A member, once it is one. A session with it is opened meanwhile, so that `id` and `features` are known.
@@ -241,42 +258,20 @@ class Mesh:
         bob = await notes.peer("bob", timeout=5)
         ```
         """
-        self._ready()
+        roster = self._ready()
         name = who if isinstance(who, str) else who.stable_id
-        with trio.move_on_after(float("inf") if timeout is None else timeout):
+        with trio.move_on_after(math.inf if timeout is None else timeout):
             await trio.lowlevel.checkpoint()
-            while (found := self._find(name)) is None:
-                await self._changed.wait()
-            line = self._line_of(found)
-            if line is not None and not line.is_connected and found.online:
+            while (found := roster.find(name)) is None:
+                await roster.changed.wait()
+                self._ready()
+            line = roster.line_of(found)
+            if not line.is_connected and found.online:
                 with trio.move_on_after(INTRODUCTION):
                     line.want()
                     await line.settled.wait()
-            return line.peer if line is not None else found
-        found = self._find(name)
-        if found is None:
-            raise self._unknown(name)
-        return found
-
-    def _find(self, who: str) -> MeshPeer | None:
-        found = self.peers.meant(who)
-        if len(found) > 1:
-            raise AmbiguousPeer(who, found)
-        return found[0] if found else None
-
-    def _unknown(self, who: str) -> NotInMesh:
-        return NotInMesh(who, self.app, (peer.node.hostname for peer in self.peers.values()))
-
-    def _peer(self, to: str | MeshPeer) -> MeshPeer:
-        if isinstance(to, MeshPeer):
-            return to
-        found = self._find(to)
-        if found is None:
-            raise self._unknown(to)
-        return found
-
-    def _line_of(self, peer: MeshPeer) -> Line | None:
-        return self._lines.get(peer.node.stable_id)
+            return line.peer
+        return roster.named(name)
 
     def events(self) -> EventStream:
         """What happens from now on: `PeerJoined`, `PeerLeft`, `PeerRenamed`, `PeerConnected`, `PeerDisconnected`,
@@ -334,9 +329,92 @@ class Mesh:
         await notes.send("bob", "chat", {"text": "hello"}, timeout=5)
         ```
         """
+        roster = self._ready()
+        _check_namespace(namespace)
+        await roster.named(to).send(namespace, data, kind=kind, wait=wait, timeout=timeout)
+
+    async def broadcast(self, namespace: str, data: object, *, timeout: float = 5.0) -> BroadcastReport:
+        """`send` to every member that is online, at once: a slow one costs the others nothing.
+
+        ```python no-run: inside a mesh
+        report = await notes.broadcast("chat", {"text": "hello, all"})
+        print(len(report.delivered), "heard it;", report.failed)
+        ```
+        """
         self._ready()
         _check_namespace(namespace)
-        await self._peer(to).send(namespace, data, kind=kind, wait=wait, timeout=timeout)
+        online = [peer for peer in self.peers.values() if peer.online]
+        return await broadcast(online, namespace, data, timeout)
+
+    async def request(
+        self,
+        to: str | MeshPeer,
+        namespace: str,
+        data: object,
+        *,
+        type: type[T] = Any,  # type: ignore[assignment]
+        timeout: float = 30.0,
+    ) -> T:
+        """Ask, and return the answer of whoever serves this namespace there, as `type`.
+
+        What the handler raises is `RemoteError` here. Given up (cancelled, or late: `ConnectionTimedOut`), the handler
+        is cancelled as well.
+
+        ```python no-run: inside a mesh
+        print(await notes.request("bob", "weather", {"city": "Oslo"}, timeout=3))
+        ```
+        """
+        roster = self._ready()
+        _check_namespace(namespace)
+        return await roster.named(to).request(namespace, data, type=type, timeout=timeout)
+
+    async def serve(
+        self,
+        namespace: str,
+        handler: Callable[[Message[T]], Awaitable[object]],
+        *,
+        type: type[T] = Any,  # type: ignore[assignment]
+        limit: int = 64,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer requests in a namespace until cancelled, `limit` at once: what the handler returns is the answer.
+
+        ```python no-run: inside a mesh
+        async def weather(question):
+            return {"city": question.data["city"], "sky": "clear"}
+
+
+        await nursery.start(notes.serve, "weather", weather)
+        ```
+        """
+        self._ready()
+        _check_namespace(namespace)
+        if limit < 1:
+            raise ValueError("limit= is at least 1")
+        if namespace in self._router.servers:
+            raise ValueError(f"somebody serves {namespace!r} here already")
+        server = Server(decoder_of(type))
+        self._router.serve(namespace, server)
+        try:
+            task_status.started()
+            at_once = trio.CapacityLimiter(min(limit, self.limits.handlers))
+            await answer_forever(server, handler, at_once, self.limits.message)
+        finally:
+            self._router.stop_serving(namespace)
+
+    def store(self, name: str, type: type[T] = dict) -> Store[T]:  # type: ignore[assignment]
+        """A value of each device under one name, `type` being what each of them is: `async with`.
+
+        ```python no-run: inside a mesh
+        async with notes.store("presence") as presence:
+            presence.mine = {"status": "writing"}
+        ```
+        """
+        self._ready()
+        _check_namespace(PREFIX + name)
+        assert self._shared is not None
+        assert self._roster is not None
+        return Store(self._shared, self._roster, self._saved, name, type)
 
     # Files
 
@@ -348,8 +426,7 @@ class Mesh:
         print(report.files, report.bytes_sent, report.bytes_skipped)
         ```
         """
-        self._ready()
-        return self._peer(to).push(*paths, into=into, resume=resume)
+        return self._ready().named(to).push(*paths, into=into, resume=resume)
 
     def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
         """Fetch a file or folder that a member shares, into a folder here; what broke off before goes on.
@@ -358,103 +435,14 @@ class Mesh:
         await notes.pull("bob", "docs/thesis", "fetched")
         ```
         """
-        self._ready()
-        return self._peer(source).pull(path, into, resume=resume)
+        return self._ready().named(source).pull(path, into, resume=resume)
 
-    # Membership
-
-    async def _follow(self, events: EventStream) -> None:
-        async for event in events:
-            match event:
-                case PeerUp(node=node):
-                    self._look_at(node)
-                    if (line := self._lines.get(node.stable_id)) is not None:
-                        line.hope()
-                case PeerChanged(node=node):
-                    self._look_at(node)
-                case PeerDown(node=node):
-                    self._look_away(node)
-                case PathChanged(node=node):
-                    if (line := self._lines.get(node.stable_id)) is not None:
-                        line.suspect()
-                case Lagged():
-                    self._look_at_all()
-
-    def _look_at_all(self) -> None:
-        nodes = {node.stable_id: node for node in self.device.peers.values()}
-        for node in nodes.values():
-            self._look_at(node)
-        for stable_id in [each for each in self._lines if each not in nodes]:
-            self._remove(stable_id)
-
-    def _look_at(self, node: Node) -> None:
-        """A node that appeared or changed."""
-        shared = self._shared
-        if shared is None or self._is_closed:
-            return
-        line = self._lines.get(node.stable_id)
-        is_announced = shared.word in node.announced
-        if line is None:
-            if is_announced:
-                self.admit(self.line_to(node))
-            return
-        before, line.node = line.node, node
-        if before.name != node.name and not line.is_hidden:
-            self._readers.put(PeerRenamed(line.peer, before.name))
-        if before.addresses != node.addresses:
-            line.suspect()
-        if is_announced:
-            self.admit(line)
-        elif shared.word in before.announced and not line.is_connected:
-            self._remove(node.stable_id)
-
-    def _look_away(self, node: Node) -> None:
-        """It went offline, or left the tailnet."""
-        line = self._lines.get(node.stable_id)
-        if line is None:
-            return
-        if node.stable_id not in self.device.peers:
-            self._remove(node.stable_id)
-            return
-        self._look_at(node)
-        line.suspect()
-
-    def _remove(self, stable_id: str) -> None:
-        line = self._lines.pop(stable_id, None)
-        if line is not None:
-            line.leave()
-            if not line.is_hidden:
-                self._readers.put(PeerLeft(line.peer))
-            self._tell_changed()
-
-    def line_to(self, node: Node) -> Line:
-        """The line to a node, which may be no member yet."""
-        shared = self._shared
-        assert shared is not None
-        line = self._lines.get(node.stable_id)
-        if line is None:
-            generation = self._generations.pop(node.stable_id, 0) + 1
-            self._generations[node.stable_id] = generation
-            while len(self._generations) > GENERATIONS_KEPT:
-                del self._generations[next(iter(self._generations))]
-            line = self._lines[node.stable_id] = Line(shared, node, generation)
-        return line
-
-    def admit(self, line: Line) -> None:
-        """It is a member: it announces the app, or said hello and is who it says."""
-        if line.is_hidden:
-            line.is_hidden = False
-            self._readers.put(PeerJoined(line.peer))
-            self._tell_changed()
-
-    def _tell_changed(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+    # What a port and a file service ask
 
     @property
     def sessions(self) -> int:
         """Open ones."""
-        return sum(line.is_connected for line in self._lines.values())
+        return sum(line.is_connected for line in self._ready().lines.values())
 
     @property
     def files(self) -> FileService | None:
@@ -470,13 +458,19 @@ class Mesh:
 
     def line_of(self, peer: MeshPeer) -> Line:
         """The line to a member, by which a file service speaks to its twin. Raises PeerGone."""
-        line = self._lines.get(peer.node.stable_id)
-        if line is None or line.peer != peer:
-            raise PeerGone(f"{peer.node.hostname} left the mesh; mesh.peer() finds it when it comes back")
-        return line
+        return self._ready().line_of(peer)
+
+    def line_to(self, node: Node) -> Line:
+        """The line to a node that said hello and may be no member yet."""
+        return self._ready().line_to(node)
+
+    def admit(self, line: Line) -> None:
+        """Who is at its other end is who it says: a member from now on."""
+        self._ready().admit(line)
 
     def __repr__(self) -> str:
-        return f"<Mesh {self.app!r} {'closed' if self._is_closed else f'with {len(self._lines)} peers'}>"
+        state = "new" if self._roster is None else "closed" if self._is_closed else f"with {len(self.peers)} peers"
+        return f"<Mesh {self.app!r} {state}>"
 
 
 def _check_namespace(namespace: str) -> None:
@@ -486,10 +480,5 @@ def _check_namespace(namespace: str) -> None:
         )
 
 
-def new_mesh_id() -> str:
-    """In the form of a ULID: when it was made, then chance."""
-    number = int(time.time() * 1000) << 80 | secrets.randbits(80)
-    return "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
-
-
-__all__ = ["Mesh", "TailscaleError"]
+def _nothing() -> None:
+    """Nobody is asked."""

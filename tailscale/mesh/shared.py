@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from tailscale.mesh.subscriptions import Router, Subscription
 from ts_mesh.hello import Identity
 from ts_mesh.limits import MeshLimits
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from tailscale.device import Device
     from tailscale.mesh.events import Readers
     from tailscale.mesh.file_seam import FileService
-    from tailscale.mesh.subscriptions import Router
     from tailscale.nodes import Node
+
+T = TypeVar("T")
+STORE_QUEUE = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +38,20 @@ class Shared:
     """Run a task that lives no longer than the mesh, and ends nothing but itself."""
     files: FileService | None = None
     keeps_open: set[str] = field(default_factory=set)
-    """Names of stores: while there is one, members are connected to whether anything is sent or not."""
+    """Namespaces of stores: while there is one, members are connected to whether anything is sent or not."""
+
+    def subscribe(self, namespace: str, type: type[T]) -> Subscription[T]:
+        """For what the mesh itself reads; what is not read makes its sender wait."""
+        return Subscription(self.router, namespace, type, STORE_QUEUE, "wait")
+
+    def keep_open(self, namespace: str, *, is_kept: bool) -> None:
+        """Connect to every member, from now on or no more."""
+        if is_kept:
+            self.keeps_open.add(namespace)
+        else:
+            self.keeps_open.discard(namespace)
+        for line in tuple(self.router.lines):
+            line.kick()
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import trio
 from tailscale.events import Lagged
 from ts_base.errors import BadPacket
 from ts_mesh.envelope import Envelope, decode_payload
-from ts_mesh.facts import SHAPE
+from ts_mesh.facts import NOBODY, SHAPE
 
 if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer
@@ -42,6 +42,9 @@ class Sender(Protocol):
 
     def refuse(self, envelope: Envelope, why: str) -> None:
         """It cannot be had here."""
+
+    def kick(self) -> None:
+        """What it is to do may be another now."""
 
     def look_again(self, namespace: str) -> None:
         """What is held for a namespace may be taken now."""
@@ -117,7 +120,7 @@ class Server:
     def close(self) -> None:
         """What waits is given back: another server may come."""
         for question in self._waiting:
-            question.line.refuse(question.envelope, "nobody")
+            question.line.refuse(question.envelope, NOBODY)
         self._waiting.clear()
 
 
@@ -139,6 +142,15 @@ class Router:
             self._subscriptions[namespace] = left
         else:
             self._subscriptions.pop(namespace, None)
+
+    def serve(self, namespace: str, server: Server) -> None:
+        """From now on its questions are answered; those that came too early first."""
+        self.servers[namespace] = server
+        for line in tuple(self.lines):
+            line.look_again(namespace)
+
+    def stop_serving(self, namespace: str) -> None:
+        self.servers.pop(namespace).close()
 
     def deliver(self, line: Sender, envelope: Envelope, life: int) -> None:
         """Into the queues of those who listen; or it is held, or refused."""

@@ -32,7 +32,9 @@ class Ticket(Parcel):
     def tell(self) -> None:
         """Whoever waits looks again."""
         self.changed.set()
-        self.changed = trio.Event()
+        is_settled = bool(self.why) or (self.why is not None and not self.envelope.ask)
+        if not is_settled and self.answer is None:
+            self.changed = trio.Event()  # more is to come
 
 
 class Admission:
