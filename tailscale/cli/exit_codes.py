@@ -20,8 +20,9 @@ from tailscale.errors import (
     StateLocked,
     TailscaleError,
 )
+from tailscale.mesh.errors import AmbiguousPeer, NotInMesh, PeerGone, TransferFailed, TransferRefused
 
-OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE = range(8)
+OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE, TRANSFER = range(9)
 INTERRUPTED = 130
 EXIT_TABLE = (
     (OK, "done"),
@@ -32,6 +33,7 @@ EXIT_TABLE = (
     (NOT_FOUND, "no such name or address in the tailnet"),
     (REFUSED, "the peer refused the connection: closed port or policy"),
     (STATE, "the state file is in use or cannot be used"),
+    (TRANSFER, "a transfer of files failed or was refused; the same again goes on where it broke off"),
     (INTERRUPTED, "Ctrl-C (128 + the signal's number for others)"),
 )
 
@@ -64,6 +66,11 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
     (NoRoute, UNREACHABLE, "`pytailscale status` lists the peers this device may see"),
     (ConnectionRefused, REFUSED, ""),
     (ConnectionTimedOut, UNREACHABLE, "`pytailscale doctor HOST` looks at the way there"),
+    (TransferRefused, TRANSFER, ""),
+    (TransferFailed, TRANSFER, ""),
+    (NotInMesh, NOT_FOUND, "the peer must run the same app: --app names it"),
+    (AmbiguousPeer, NOT_FOUND, ""),
+    (PeerGone, UNREACHABLE, "the same again goes on where it broke off"),
     (StateLocked, STATE, "give this command a device of its own: --state DIRECTORY, or --ephemeral"),
     (StateCorrupt, STATE, "--state names another place"),
 )
