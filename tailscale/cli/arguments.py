@@ -9,6 +9,7 @@ from typing import Any
 
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.status import PING_KINDS
 
 DEFAULT_TIMEOUT = 30.0
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reading(adder)
     _add_connecting(adder)
     _add_account(adder)
+    add_mesh(adder)
     return parser
 
 

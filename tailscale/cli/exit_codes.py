@@ -69,6 +69,15 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
 )
 
 
+# By name: who uses no mesh imports none.
+_OF_A_MESH = {
+    "NotInMesh": (NOT_FOUND, "`pytailscale ls -a` lists who is in the mesh and who is not"),
+    "AmbiguousPeer": (NOT_FOUND, "`pytailscale ls -l` lists names, addresses and mesh ids"),
+    "NobodyListens": (REFUSED, "run `pytailscale recv` there"),
+    "PeerGone": (UNREACHABLE, ""),
+}
+
+
 def explain(error: BaseException) -> Failure:
     """The failure behind `error`, whatever groups it is wrapped in."""
     cause = sole_cause(error)
@@ -76,6 +85,8 @@ def explain(error: BaseException) -> Failure:
     for known, code, remedy in _KNOWN:
         if isinstance(cause, known):
             return Failure(code, kind, str(cause), remedy)
+    if kind in _OF_A_MESH:
+        return Failure(_OF_A_MESH[kind][0], kind, str(cause), _OF_A_MESH[kind][1])
     if isinstance(cause, TailscaleError):
         return Failure(FAILED, kind, str(cause))
     if isinstance(cause, OSError):

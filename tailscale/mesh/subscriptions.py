@@ -310,4 +310,4 @@ class Subscription(Generic[T]):
 
 def decoder_of(type: Any) -> msgspec.json.Decoder[Any] | None:
     """How payloads of this type are read; None where anything will do."""
-    return None if type is Any else msgspec.json.Decoder(type)
+    return None if type in (Any, object) else msgspec.json.Decoder(type)
