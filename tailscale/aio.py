@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -25,6 +24,10 @@ from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
 from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
+from tailscale.threads.awaiting import finished as _finished
+from tailscale.threads.awaiting import in_loop as _in_loop
+from tailscale.threads.awaiting import outcome as _outcome
+from tailscale.threads.awaiting import settled as _settled
 from tailscale.threads.bridges import Exposure, Forward
 from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
 from tailscale.threads.loop_thread import Job, LoopThread
@@ -32,11 +35,11 @@ from tailscale.threads.loopback import TailnetListener, TailnetSocket
 
 if TYPE_CHECKING:
     import os
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
+    from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.status import ExitNode
 
@@ -293,61 +296,14 @@ class UdpSocket(UdpFace):
         await self.close()
 
 
-async def _settled(future: Future[Any]) -> None:
-    """Wait until it is done, however it went."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
+def __getattr__(name: str) -> Any:
+    """`Mesh` is imported when it is first used."""
+    if name != "Mesh":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tailscale.mesh.aio_face import Mesh
 
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is gone: nobody waits
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(tell)
-    await done.wait()
+    globals()[name] = Mesh
+    return Mesh
 
 
-async def _outcome(future: Future[T]) -> T:
-    await _settled(future)
-    return future.result()
-
-
-async def _finished(job: Job[T]) -> T:
-    """Its result or its error. Cancelling the wait cancels the job."""
-    try:
-        await _settled(job.future)
-    except asyncio.CancelledError:
-        job.give_up()
-        raise
-    return job.future.result()
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The program's function, called by the device's thread but run by the program's event loop."""
-
-    async def call(*arguments: Any) -> Any:
-        import trio
-
-        async def run() -> Any:
-            result = function(*arguments)
-            return await result if inspect.isawaitable(result) else result
-
-        answer = asyncio.run_coroutine_threadsafe(run(), loop)
-        arrived = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def tell(_: Future[Any]) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(arrived.set)
-
-        answer.add_done_callback(tell)
-        try:
-            await arrived.wait()
-        except trio.Cancelled:
-            answer.cancel()
-            raise
-        return answer.result()
-
-    return call
-
-
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"]

@@ -16,7 +16,7 @@ import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale.events import Event, EventStream
+    from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.sockets.socket_device import Address
     from tailscale.status import ExitNode
@@ -218,6 +219,16 @@ class UdpSocket(UdpFace):
         self.close()
 
 
+def __getattr__(name: str) -> Any:
+    """`Mesh` is imported when it is first used."""
+    if name != "Mesh":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tailscale.mesh.sync_face import Mesh
+
+    globals()[name] = Mesh
+    return Mesh
+
+
 @atexit.register
 def _close_all() -> None:
     """A program that ends says goodbye for the devices it forgot."""
@@ -225,4 +236,4 @@ def _close_all() -> None:
         device._leave()
 
 
-__all__ = ["Device", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = ["Device", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"]

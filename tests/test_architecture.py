@@ -54,7 +54,8 @@ WINGS: dict[str, set[str]] = {
     "threads": VALUES | {"carry", "device", "local_ports", "sockets"},
     **dict.fromkeys(("aio", "sync"), VALUES | {"device", "local_ports", "mesh", "proxy", "sockets", "threads"}),
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
-    **dict.fromkeys(("mesh", "proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
+    "mesh": VALUES | {"carry", "device", "http", "sockets", "threads"},  # and its own faces, which aio and sync show
+    **dict.fromkeys(("proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},

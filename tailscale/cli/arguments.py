@@ -9,10 +9,10 @@ from typing import Any
 
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.status import PING_KINDS
 
 DEFAULT_TIMEOUT = 30.0
-DEFAULT_APP = "pytailscale"
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "hostname": None,
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reading(adder)
     _add_connecting(adder)
     _add_account(adder)
+    add_mesh(adder)
     return parser
 
 
@@ -144,14 +145,6 @@ def _add_connecting(adder: _Adder) -> None:
     deed.add_argument("--to", type=_host_and_port, metavar="HOST:PORT", help="forward to a TCP port of this machine")
     deed.add_argument("--echo", action="store_true", help="send everything back")
     listen.add_argument("--once", action="store_true", help="end after the first connection")
-
-    cp = adder.add("cp", "copy files and folders to a device of your mesh, or from one", json=True)
-    cp.add_argument(
-        "source", nargs="+", metavar="SRC", help="a file or folder here, or PEER:PATH of what a peer shares"
-    )
-    cp.add_argument("target", metavar="DST", help="PEER: or PEER:FOLDER in its inbox, or a folder here")
-    cp.add_argument("--app", default=DEFAULT_APP, metavar="NAME", help=f"the mesh both belong to ({DEFAULT_APP})")
-    cp.add_argument("--no-resume", dest="resume", action="store_false", help="send all, whatever is there already")
 
 
 def _add_account(adder: _Adder) -> None:

@@ -20,7 +20,6 @@ from tailscale.errors import (
     StateLocked,
     TailscaleError,
 )
-from tailscale.mesh.errors import AmbiguousPeer, NotInMesh, PeerGone, TransferFailed, TransferRefused
 
 OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE, TRANSFER = range(9)
 INTERRUPTED = 130
@@ -66,14 +65,20 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
     (NoRoute, UNREACHABLE, "`pytailscale status` lists the peers this device may see"),
     (ConnectionRefused, REFUSED, ""),
     (ConnectionTimedOut, UNREACHABLE, "`pytailscale doctor HOST` looks at the way there"),
-    (TransferRefused, TRANSFER, ""),
-    (TransferFailed, TRANSFER, ""),
-    (NotInMesh, NOT_FOUND, "the peer must run the same app: --app names it"),
-    (AmbiguousPeer, NOT_FOUND, ""),
-    (PeerGone, UNREACHABLE, "the same again goes on where it broke off"),
     (StateLocked, STATE, "give this command a device of its own: --state DIRECTORY, or --ephemeral"),
     (StateCorrupt, STATE, "--state names another place"),
 )
+
+
+# By name: who uses no mesh imports none.
+_OF_A_MESH = {
+    "NotInMesh": (NOT_FOUND, "`pytailscale ls -a` lists who is in the mesh and who is not"),
+    "AmbiguousPeer": (NOT_FOUND, "`pytailscale ls -l` lists names, addresses and mesh ids"),
+    "NobodyListens": (REFUSED, "run `pytailscale recv` there"),
+    "PeerGone": (UNREACHABLE, ""),
+    "TransferFailed": (TRANSFER, ""),
+    "TransferRefused": (TRANSFER, ""),
+}
 
 
 def explain(error: BaseException) -> Failure:
@@ -83,6 +88,8 @@ def explain(error: BaseException) -> Failure:
     for known, code, remedy in _KNOWN:
         if isinstance(cause, known):
             return Failure(code, kind, str(cause), remedy)
+    if kind in _OF_A_MESH:
+        return Failure(_OF_A_MESH[kind][0], kind, str(cause), _OF_A_MESH[kind][1])
     if isinstance(cause, TailscaleError):
         return Failure(FAILED, kind, str(cause))
     if isinstance(cause, OSError):

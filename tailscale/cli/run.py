@@ -35,6 +35,7 @@ HOMES = {
     "doctor": "doctor",
     "login": "account",
     "logout": "account",
+    **dict.fromkeys(("ls", "send", "recv", "wait", "watch", "tcp"), "mesh"),
 }
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,6 +22,9 @@ from tailscale.cli.screen import Screen, in_time
 from tailscale.device import Device
 from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
 from tailscale.state_file import FileStore
+
+if TYPE_CHECKING:
+    from tailscale.mesh import Mesh
 
 LOGIN_PATIENCE = 300.0
 REDRAW = 0.25
@@ -91,6 +95,15 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
                 screen.note((progress.line(), "dim"))
             yield device
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> AsyncIterator[Mesh]:
+    """The mesh of an app, over `joined`."""
+    from tailscale.mesh import Mesh
+
+    async with joined(options, screen) as device, Mesh(device, app) as mesh:
+        yield mesh
 
 
 def _ask_to_open(url: str, screen: Screen, patient: bool) -> None:

@@ -23,13 +23,16 @@ Handler = Callable[[Message[Any]], Awaitable[object]]
 LONGEST_SENTENCE = 1024
 
 
-async def answer_forever(server: Server, handler: Handler, at_once: trio.CapacityLimiter, largest: int) -> None:
+async def answer_all(server: Server, handler: Handler, at_once: trio.CapacityLimiter, largest: int) -> None:
     """Hand each question to the handler, as many at once as allowed."""
     async with trio.open_nursery() as nursery:
         while True:
             await at_once.acquire_on_behalf_of(turn := object())
             try:
                 question = await server.next()
+            except trio.EndOfChannel:
+                nursery.cancel_scope.cancel()
+                return
             except BaseException:
                 at_once.release_on_behalf_of(turn)
                 raise

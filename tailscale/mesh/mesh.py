@@ -21,7 +21,7 @@ import trio
 
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.events import EventStream
-from tailscale.mesh.answering import answer_forever
+from tailscale.mesh.answering import answer_all
 from tailscale.mesh.broadcasting import BroadcastReport, broadcast
 from tailscale.mesh.events import Readers, TransferDone
 from tailscale.mesh.peers import Members, MeshPeer
@@ -185,6 +185,7 @@ class Mesh:
         crashed = self._nursery.cancel_scope.cancel_called
         if self._roster is not None:
             self._roster.close()
+            self._router.close()
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as closing:
                     for line in self._roster.lines.values():
@@ -377,7 +378,9 @@ class Mesh:
         limit: int = 64,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer requests in a namespace until cancelled, `limit` at once: what the handler returns is the answer.
+        """Answer requests in a namespace until cancelled, or the mesh is left: `limit` at once.
+
+        What the handler returns is the answer.
 
         ```python no-run: inside a mesh
         async def weather(question):
@@ -398,7 +401,7 @@ class Mesh:
         try:
             task_status.started()
             at_once = trio.CapacityLimiter(min(limit, self.limits.handlers))
-            await answer_forever(server, handler, at_once, self.limits.message)
+            await answer_all(server, handler, at_once, self.limits.message)
         finally:
             self._router.stop_serving(namespace)
 

@@ -94,6 +94,7 @@ class Server:
         self.decoder = decoder
         self._waiting: deque[Question] = deque()
         self._lot = trio.lowlevel.ParkingLot()
+        self._is_over = False
         self.running: dict[Question, trio.CancelScope] = {}
 
     def put(self, question: Question) -> None:
@@ -101,8 +102,10 @@ class Server:
         self._lot.unpark()
 
     async def next(self) -> Question:
-        """The next one; its sender may ask another."""
+        """The next one; its sender may ask another. Raises EndOfChannel once the mesh is left."""
         while not self._waiting:
+            if self._is_over:
+                raise trio.EndOfChannel
             await self._lot.park()
         question = self._waiting.popleft()
         question.line.took(question.envelope.namespace, question.life)
@@ -116,6 +119,11 @@ class Server:
         for question, scope in self.running.items():
             if question.line is line and n in (None, question.envelope.n):
                 scope.cancel()
+
+    def end(self) -> None:
+        """The mesh is left: there are no more questions."""
+        self._is_over = True
+        self._lot.unpark_all()
 
     def close(self) -> None:
         """What waits is given back: another server may come."""
@@ -151,6 +159,14 @@ class Router:
 
     def stop_serving(self, namespace: str) -> None:
         self.servers.pop(namespace).close()
+
+    def close(self) -> None:
+        """The mesh is left: everybody who reads comes to an end."""
+        for subscriptions in tuple(self._subscriptions.values()):
+            for subscription in subscriptions:
+                subscription.close()
+        for server in self.servers.values():
+            server.end()
 
     def deliver(self, line: Sender, envelope: Envelope, life: int) -> None:
         """Into the queues of those who listen; or it is held, or refused."""
@@ -294,4 +310,4 @@ class Subscription(Generic[T]):
 
 def decoder_of(type: Any) -> msgspec.json.Decoder[Any] | None:
     """How payloads of this type are read; None where anything will do."""
-    return None if type is Any else msgspec.json.Decoder(type)
+    return None if type in (Any, object) else msgspec.json.Decoder(type)

@@ -111,7 +111,7 @@ def test_cp_finds_only_members_of_its_app(join: list[str], tmp_path: Path, capsy
     (tmp_path / "x").write_bytes(b"x")
     join[-1] = "1"
     assert main(["cp", *join, "--app", "other", "x", "bob:"]) == 5
-    assert "--app names it" in capsys.readouterr().err
+    assert "no device 'bob' in the mesh 'other'" in capsys.readouterr().err
 
 
 def test_cp_needs_exactly_one_side_to_be_a_peer(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
