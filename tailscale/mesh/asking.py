@@ -128,7 +128,7 @@ class Asking:
                     have.setdefault(number, []).extend(_have(texts, entries, number))
             tally.begin(tree.total)
             known: Mapping[int, Hashes] = have if resume else {}
-            where = f"/f/{ticket}", member.node.name
+            where = f"/f/{ticket}", _host(member)
             await Push(tree.items, known, *where, self._cache, self._threads, tally).run(partial(self._dial, member))
 
     async def _pull(self, member: MeshPeer, path: str, into: Path, resume: bool, tally: Tally) -> None:
@@ -152,7 +152,7 @@ class Asking:
                 await trio.to_thread.run_sync(landing.prepare, limiter=self._threads)
             except OSError as problem:
                 raise TransferFailed(f"cannot write to {into}: {problem.strerror}") from problem
-            where = member.node.stable_id, f"/f/{ticket}", member.node.name
+            where = member.node.stable_id, f"/f/{ticket}", _host(member)
             pull = Pull(entries, landing, *where, self._threads, tally, resume=resume)
             await pull.run(partial(self._dial, member))
 
@@ -226,6 +226,11 @@ class _Question:
         if not isinstance(message, kind):
             raise TransferFailed(f"{name} answers with something else than was asked")
         return message
+
+
+def _host(member: MeshPeer) -> str:
+    """For the Host header: an address, since a name may be any text."""
+    return member.node.ipv4 or f"[{member.node.ipv6}]"
 
 
 def _have(texts: Sequence[str], entries: Sequence[Entry], number: int) -> list[bytes | None]:

@@ -30,6 +30,8 @@ class MeshWays:
             await self._line_of(member).say(member, word, payload, timeout=WORD_PATIENCE)
         except NobodyListens:
             raise TransferRefused("unsupported", member.name) from None
+        if member.connected and "files" not in member.features:  # it hears words of no use to it in silence
+            raise TransferRefused("unsupported", member.name)
 
     async def dial(self, member: MeshPeer) -> TcpStream:
         return await self._line_of(member).connect_port(timeout=DIAL_PATIENCE)
