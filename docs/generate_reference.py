@@ -28,6 +28,8 @@ SECTIONS = [
     ("State",             "tailscale/state_file.py",            ["Store", "NamedStore", "MemoryStore", "FileStore"]),
     ("",                  "tailscale/state_file.py",            ["State"]),
     ("",                  "tailscale/state_file.py",            ["encode_state", "decode_state_untrusted"]),
+    ("tailscale.stores",  "tailscale/stores.py",                ["EnvironmentStore", "KeyringStore"]),
+    ("",                  "tailscale/stores.py",                ["KubernetesStore"]),
     ("tailscale.http",    "tailscale/http/server.py",           ["serve"]),
     ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport", "PoolOptions"]),
     ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),
@@ -53,6 +55,8 @@ SECTIONS = [
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
+    ("tailscale.testing.sync", "tailscale/testing/sync.py",     ["Tailnet"]),
+    ("tailscale.testing.aio",  "tailscale/testing/aio.py",      ["Tailnet"]),
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own

@@ -20,6 +20,7 @@ from tailscale._ownership import check_import_name
 if TYPE_CHECKING:
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
+    from tailscale.errors import AuthKeyMissing as AuthKeyMissing
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import ConnectionRefused as ConnectionRefused
     from tailscale.errors import ConnectionReset as ConnectionReset
@@ -80,7 +81,14 @@ _HOMES = {
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *("AuthKeyRejected", "ConnectionRefused", "ConnectionReset", "ConnectionTimedOut", "ControlProtocolError"),
+        *(
+            "AuthKeyMissing",
+            "AuthKeyRejected",
+            "ConnectionRefused",
+            "ConnectionReset",
+            "ConnectionTimedOut",
+            "ControlProtocolError",
+        ),
         *("ControlUnreachable", "DeviceClosed", "DeviceFailed", "DeviceNotReady", "LoginRequired", "NameNotFound"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),

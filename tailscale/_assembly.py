@@ -1,7 +1,7 @@
 """The composition root: builds every machine, starts every actor, and knows in which order to stop them.
 
-The one file that names them all: each is made from those above it, and nothing is filled in later. Owns the nursery,
-readiness and shutdown.
+The one file that names them all: each is made from those above it, and nothing is filled in later. Owns the nursery
+and shutdown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tailscale._config import Config, Preferences
+from tailscale._config import DEFAULT_CLOSE_TIMEOUT, Config, Preferences
+from tailscale._process import TERMINATION
 from tailscale.carry import Carried, carry_outward
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.control_pings import ping_for_control
@@ -21,7 +22,6 @@ from tailscale.dial.dialing import Dialer
 from tailscale.dial.pinging import Pinger
 from tailscale.dial.resolver_access import ResolverAccess
 from tailscale.dns.resolvers import NameResolver
-from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import ControlActor, run_control
@@ -33,16 +33,10 @@ from tailscale.runtime.forward_actor import Forwarding, run_forward
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
-    ControlInformed,
-    ControlStateChanged,
-    EndpointsChanged,
-    NetInfoChanged,
     NetMapChanged,
     NodeKeyChanged,
     Offer,
     PreferencesChanged,
-    RelaysChanged,
-    TablesChanged,
 )
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
@@ -50,6 +44,7 @@ from tailscale.runtime.offers import offer
 from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
+from tailscale.runtime.readiness import Readiness
 from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
@@ -67,15 +62,12 @@ from ts_tunnel.endpoint import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tailscale._process import Goodbye
     from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
 
 log = logging.getLogger("tailscale")
-FINDABLE_PATIENCE = 0.5  # readiness waits this long for control to have heard where we are
-ECHO_PATIENCE = 0.1  # and this much for its showing us so
-ECHO_LEAD = 0.01  # the same news on its way to peers: one that dials before it came waits 5 s for its next handshake
-NOT_JOINED = (Phase.CONNECTING, Phase.REGISTERING, Phase.OFFLINE)
 LONGEST_ANNOUNCEMENT = 64  # bytes; every peer is told
 FLUSH_TIMEOUT = 0.5  # how long closing connections may take to say goodbye
 
@@ -108,11 +100,22 @@ class Runtime:
         try:
             await self._take_shelter(self._guard)
             await self._build()
+            if self.config.handle_sigterm:
+                TERMINATION.hear()
+                self._held.callback(TERMINATION.let_go)
+                self._held.callback(TERMINATION.register(self._on_sigterm()))
+            log.info("joining %s as %s", self.config.control_url, self.config.preferences.hostname)
             await self._start_actors()
-            await self._until_ready()
+            await Readiness(self.config, self.bus, self.dataplane.engine).wait()
+            self._log_joined()
         except BaseException as error:
             await self.stop(error, 1.0)
             raise
+
+    def _log_joined(self) -> None:
+        ourselves, peers = self.directory.self_node(), self.bus.latest(NetMapChanged)
+        addresses = ", ".join(ourselves.addresses)
+        log.info("joined as %s (%s), peers: %s", ourselves.name, addresses, len(peers.netmap.peers) if peers else 0)
 
     async def _take_shelter(self, guard: trio.Nursery) -> None:
         """Open the nursery where actors live, even for a Device entered in a scope that is cancelled already.
@@ -280,86 +283,6 @@ class Runtime:
             self.endpoint.expect_restart(peer)
         self.dataplane.flush(now)
 
-    # Readiness
-
-    async def _until_ready(self) -> None:
-        """Return once usable; raise what stands in the way. A login that somebody must do has its own patience."""
-        began = trio.current_time()
-        deadline, login_deadline = began + self.config.ready_timeout, began + self.config.login_timeout
-        kinds = (ControlStateChanged, NetMapChanged, TablesChanged, RelaysChanged, NetInfoChanged)
-        with self.bus.subscribe(*kinds, name="readiness") as inbox:
-            while not self._is_usable():
-                state = self.bus.latest(ControlStateChanged)
-                if state is not None and state.error is not None:
-                    raise state.error
-                waits_for_login = state is not None and state.state in (Phase.NEEDS_LOGIN, Phase.NEEDS_APPROVAL)
-                with trio.move_on_at(login_deadline if waits_for_login else deadline) as waiting:
-                    await inbox.receive()
-                if waiting.cancelled_caught:
-                    raise self._not_ready_in_time(state)
-                if waits_for_login:  # the time it took somebody is not the time we may take afterwards
-                    deadline = max(deadline, trio.current_time() + self.config.ready_timeout)
-        await self._until_findable()
-
-    async def _until_findable(self) -> None:
-        """A peer that dials us first has to know where we are; a slow control server only costs so much.
-
-        Peers hear of us when we do: our own node with what we reported. Not every server shows us that.
-        """
-        kinds = (ControlInformed, NetInfoChanged, EndpointsChanged, NetMapChanged)
-        with self.bus.subscribe(*kinds, name="findable") as inbox:
-            with trio.move_on_after(FINDABLE_PATIENCE):
-                while not self._control_knows_where_we_are():
-                    await inbox.receive()
-            with trio.move_on_after(ECHO_PATIENCE):
-                while not self._peers_know_where_we_are():
-                    await inbox.receive()
-        await trio.sleep(ECHO_LEAD)
-
-    def _control_knows_where_we_are(self) -> bool:
-        told, found = self.bus.latest(ControlInformed), self.bus.latest(NetInfoChanged)
-        endpoints = self.bus.latest(EndpointsChanged)
-        here = {endpoint for endpoint, _ in endpoints.endpoints} if endpoints is not None else set()
-        return bool(told and found and told.home_region == found.home_region and told.endpoints == here)
-
-    def _peers_know_where_we_are(self) -> bool:
-        told, shown = self.bus.latest(ControlInformed), self.bus.latest(NetMapChanged)
-        if told is None or shown is None:
-            return False
-        ourselves = shown.netmap.self_node
-        return ourselves.home_derp == told.home_region and told.endpoints <= set(ourselves.endpoints)
-
-    def _is_usable(self) -> bool:
-        """Registered, netmap folded into tables, and some way to send packets."""
-        if self.bus.latest(NetMapChanged) is None or not self.dataplane.engine.tables.own:
-            return False
-        state = self.bus.latest(ControlStateChanged)
-        if state is not None and state.state is Phase.NEEDS_APPROVAL:
-            return False
-        relays, found = self.bus.latest(RelaysChanged), self.bus.latest(NetInfoChanged)
-        return bool((relays and relays.home_connected) or (found and found.working_udp))
-
-    def _not_ready_in_time(self, state: ControlStateChanged | None) -> TailscaleError:
-        config = self.config
-        if state is not None and state.url:
-            return LoginRequired(state.url)
-        if state is not None and state.state is Phase.NEEDS_APPROVAL:
-            return LoginRequired(
-                config.control_url,
-                "this device waits for an administrator to approve it: do so on "
-                f"{config.control_url}; login_timeout= sets the patience",
-            )
-        if state is None or state.state in NOT_JOINED:
-            why = f": {state.detail}" if state is not None and state.detail else ""
-            return ControlUnreachable(
-                f"the control server {config.control_url} did not let us in within {config.ready_timeout:g} s{why}. "
-                "Check control_url= (or TS_CONTROL_URL) and the network; ready_timeout= sets the patience"
-            )
-        return ControlUnreachable(
-            f"joined {config.control_url}, but no relay and no direct path came up within {config.ready_timeout:g} s. "
-            "Check that TCP to the tailnet's relays is allowed, and that tls= (or SSL_CERT_FILE) knows their CA"
-        )
-
     # Shutdown
 
     async def stop(self, error: BaseException | None, patience: float) -> bool:
@@ -369,6 +292,7 @@ class Runtime:
         if self.is_built and not crashed:
             deadline = trio.current_time() + patience
             with trio.CancelScope(shield=True, deadline=deadline), self.supervision.contained("goodbye"):
+                self._shut_sockets()
                 await self._say_goodbye()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
@@ -399,9 +323,23 @@ class Runtime:
             if socket.owner is not None:
                 socket.owner.shut()
 
+    def _on_sigterm(self) -> Goodbye:
+        """What the process does for this Device before it dies: it is still running when it does."""
+        token = trio.lowlevel.current_trio_token()
+
+        async def say(said: Callable[[], None]) -> None:
+            with trio.move_on_after(DEFAULT_CLOSE_TIMEOUT), self.supervision.contained("goodbye"):
+                await self._say_goodbye()
+            said()
+
+        def begin(said: Callable[[], None]) -> None:
+            assert self._nursery is not None  # it was there before we were registered
+            self._nursery.start_soon(say, said)
+
+        return lambda said: token.run_sync_soon(begin, said)
+
     async def _say_goodbye(self) -> None:
         """FIN or RST for every connection, then give ephemeral keys back."""
-        self._shut_sockets()
         self.stack.close_all(trio.current_time())  # those that nobody has accepted yet
         self.dataplane.kick()
         with trio.move_on_after(FLUSH_TIMEOUT):
@@ -410,6 +348,7 @@ class Runtime:
         self.stack.abort_all(trio.current_time())
         self.dataplane.flush(trio.current_time())
         await self.control.leave()
+        log.info("left the tailnet")
 
     # What the Device asks
 

@@ -9,8 +9,10 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from tailscale.errors import AuthKeyMissing
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 
@@ -19,6 +21,7 @@ DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
 DEFAULT_LOGIN_TIMEOUT = 300.0
 DEFAULT_READY_TIMEOUT = 60.0
 DEFAULT_CLOSE_TIMEOUT = 4.0
+LONGEST_KEY = 4096
 
 AuthKey = str | Callable[[], "str | Awaitable[str]"] | None
 
@@ -33,6 +36,7 @@ class Preferences:
     exit_node: str | None = None
     advertise_routes: tuple[str, ...] = ()
     shields_up: bool = False
+    wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Config:
     ready_timeout: float = DEFAULT_READY_TIMEOUT
     udp_port: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    handle_sigterm: bool = True
     relay_over_http: bool = False
     never_direct: bool = False
 
@@ -57,6 +62,24 @@ class Config:
 
 def auth_key_from_environment() -> str | None:
     return os.environ.get("TS_AUTHKEY") or os.environ.get("TS_AUTH_KEY") or None
+
+
+def key_or_its_file(key: AuthKey) -> AuthKey:
+    """`file:/run/secrets/key` stands for what that file holds when a key is needed: it may be replaced meanwhile."""
+    if not isinstance(key, str) or not key.startswith("file:"):
+        return key
+    return partial(_read_key, key.removeprefix("file:"))
+
+
+def _read_key(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="strict") as file:
+            key = file.read(LONGEST_KEY + 1).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuthKeyMissing(f"the file {path} cannot be read: {getattr(error, 'strerror', 'it is no text')}") from None
+    if not key or len(key) > LONGEST_KEY:
+        raise AuthKeyMissing(f"the file {path} is {'empty' if not key else 'far longer than any key'}")
+    return key
 
 
 def control_url_from_environment() -> str:

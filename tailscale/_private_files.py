@@ -19,6 +19,27 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
     CAREFULLY |= getattr(os, _flag, 0)
 
 
+def open_mounted(path: Path) -> int:
+    """Open to read, through no link, unless what it leads to is on a read-only mount.
+
+    Kubernetes mounts secrets as links, and nobody here can swap them.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | CAREFULLY)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        descriptor = os.open(path, os.O_RDONLY | (CAREFULLY & ~os.O_NOFOLLOW))
+        if not is_on_read_only_mount(descriptor):
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
+def is_on_read_only_mount(descriptor: int) -> bool:
+    return sys.platform != "win32" and bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+
+
 def make_folder(folder: Path) -> None:
     """Every folder that is made on the way is ours alone: who may rename one of them may swap what is inside."""
     for missing in [step for step in (*reversed(folder.parents), folder) if not step.exists()]:
@@ -44,6 +65,31 @@ def try_lock(descriptor: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+_locked: set[int] = set()
+
+
+def keep_lock(descriptor: int) -> None:
+    """It is locked as long as this process has it open, or gives it back. A fork does not inherit it."""
+    _locked.add(descriptor)
+
+
+def give_lock_back(descriptor: int) -> None:
+    if descriptor in _locked:
+        _locked.remove(descriptor)
+        os.close(descriptor)
+
+
+def _drop_locks_of_parent() -> None:
+    """A child that outlives its parent would lock the state for as long as it lives."""
+    for descriptor in _locked:
+        os.close(descriptor)
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks_of_parent)
 
 
 def read_pid(descriptor: int) -> int | None:

@@ -73,7 +73,7 @@ class Device(DeviceFace):
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
         self._hostname = hostname
         self._options = options
-        self._thread = LoopThread(self._make)
+        self._thread = LoopThread(self._make, options.get("handle_sigterm", True))
         self._servers: set[asyncio.Server] = set()
 
     def _make(self) -> TrioDevice:

@@ -67,6 +67,9 @@ class Splice:
         self._is_finishing = False
         self._open_directions = 2
         self._problem: BaseException | None = None
+        for stream in (near, far):
+            if isinstance(stream, TcpStream):
+                stream.reset_with_device()
 
     def finish(self) -> None:
         """Take what is there of `near`, hear nothing more of `far`, then end."""

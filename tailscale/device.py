@@ -31,8 +31,10 @@ from tailscale._config import (
     clean_routes,
     control_url_from_environment,
     default_hostname,
+    key_or_its_file,
     rig_flag_from_environment,
 )
+from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady
@@ -69,7 +71,8 @@ class Device(OwnNode):
     Device is used once; several live side by side in one process.
 
     - `hostname`: the name in the tailnet; `$TS_HOSTNAME`, then a clean form of the machine's name.
-    - `auth_key`: text, or a callable (sync or async) that returns it; `$TS_AUTHKEY`, then `$TS_AUTH_KEY`.
+    - `auth_key`: text, `file:` and a path, or a callable (sync or async) that returns it; `$TS_AUTHKEY`, then
+      `$TS_AUTH_KEY`.
     - `control_url`: the coordination server; `$TS_CONTROL_URL`, then Tailscale's own.
     - `state`: a directory, a file or a `Store` that keeps the identity between runs; None keeps it in memory.
     - `ephemeral`: ask to be forgotten after leaving; by default exactly when `state` is None.
@@ -82,6 +85,7 @@ class Device(OwnNode):
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
+    - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Device(OwnNode):
         ready_timeout: float = DEFAULT_READY_TIMEOUT,
         udp_port: int = 0,
         tls: ssl.SSLContext | None = None,
+        handle_sigterm: bool = True,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -113,14 +118,16 @@ class Device(OwnNode):
                 exit_node=exit_node,
                 advertise_routes=clean_routes(advertise_routes),
                 shields_up=shields_up,
+                wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
             ),
-            auth_key=auth_key if auth_key is not None else auth_key_from_environment(),
+            auth_key=key_or_its_file(auth_key if auth_key is not None else auth_key_from_environment()),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
             ready_timeout=ready_timeout,
             udp_port=udp_port,
             tls=tls,
+            handle_sigterm=handle_sigterm,
             relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
             never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
         )
@@ -128,6 +135,7 @@ class Device(OwnNode):
         self._network: Network = HostNetwork()
         self._readers = Readers()
         self._runtime: Runtime | None = None
+        self._process = OwnProcess()
         self._closed = False
 
     @classmethod
@@ -145,6 +153,7 @@ class Device(OwnNode):
     async def __aenter__(self) -> Self:
         if self._closed or self._runtime is not None:
             raise DeviceClosed("a Device can be entered once: make a new one")
+        self._process = OwnProcess()
         self._runtime = Runtime(self._config, self._network, self._store, self._readers)
         try:
             await self._runtime.start()
@@ -165,6 +174,7 @@ class Device(OwnNode):
             raise DeviceClosed(CLOSED)
         if self._runtime is None or not self._runtime.is_built:
             raise DeviceNotReady("this Device has not been entered: use it inside `async with`")
+        self._process.check()
         return self._runtime
 
     # Who we are and who is there
@@ -444,6 +454,7 @@ class Device(OwnNode):
         """
         changes: dict[str, Any] = {
             "hostname": clean_hostname(hostname) if hostname is not None else None,
+            "wants_the_name": True if hostname is not None else None,
             "tags": None if tags is None else tuple(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),

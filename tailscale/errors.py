@@ -22,6 +22,7 @@ import trio
 from ts_base.errors import BadPacket, TailscaleError
 
 __all__ = [
+    "AuthKeyMissing",
     "AuthKeyRejected",
     "BadPacket",
     "ConnectionRefused",
@@ -59,6 +60,16 @@ class AuthKeyRejected(TailscaleError, PermissionError):
     def __init__(self, reason: str, remedy: str = "Create a new key; pass it as auth_key= (or TS_AUTHKEY)") -> None:
         self.reason = reason
         super().__init__(f"the control server refused the auth key: {reason}. {remedy}")
+
+
+class AuthKeyMissing(AuthKeyRejected):
+    """The file that shall hold the auth key holds none, or cannot be read; `reason` says which."""
+
+    def __init__(self, reason: str) -> None:
+        TailscaleError.__init__(
+            self, f"no auth key: {reason}. Check the path behind file: in auth_key= (or TS_AUTHKEY)"
+        )
+        self.reason = reason
 
 
 class ControlUnreachable(TailscaleError, ConnectionError):

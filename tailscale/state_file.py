@@ -8,6 +8,7 @@ understood is an error, never a new identity. The disco key is not here on purpo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -19,7 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tailscale._private_files import CAREFULLY, make_folder, read_pid, sync_directory, try_lock
+from tailscale._private_files import (
+    CAREFULLY,
+    give_lock_back,
+    is_on_read_only_mount,
+    keep_lock,
+    make_folder,
+    open_mounted,
+    read_pid,
+    sync_directory,
+    try_lock,
+)
 from tailscale.errors import StateCorrupt, StateLocked
 from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, NodePrivate
@@ -285,19 +296,29 @@ class FileStore:
         with self._told_as_ours("lock"):
             make_folder(self.path.parent)
             # A file of its own: the state file is replaced at every save, and a lock would stay with the old one.
-            descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+            descriptor = self._open_lock()
+        keep_lock(descriptor)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 raise self._corrupt("its lock file is not a file of its own: somebody has linked it to another")
             if not try_lock(descriptor):
                 raise StateLocked(os.fspath(self.path), read_pid(descriptor))
-            with self._told_as_ours("lock"):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, b"%d\n" % os.getpid())
+            if not is_on_read_only_mount(descriptor):
+                with self._told_as_ours("lock"):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, b"%d\n" % os.getpid())
             yield
         finally:
-            os.close(descriptor)
+            give_lock_back(descriptor)
+
+    def _open_lock(self) -> int:
+        try:
+            return os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return open_mounted(self.path)
 
     def load(self) -> State | None:
         """What the file says, if it is there, private and whole."""
@@ -316,11 +337,11 @@ class FileStore:
         limit = _longest(name)
         with self._told_as_ours("read"):
             try:
-                descriptor = os.open(self._path_of(name), os.O_RDONLY | CAREFULLY)
+                descriptor = open_mounted(self._path_of(name))
             except FileNotFoundError:
                 return None
             with os.fdopen(descriptor, "rb") as file:
-                self._check_private(os.fstat(file.fileno()))
+                self._check_private(file.fileno())
                 data = file.read(limit + 1)
         if len(data) > limit:
             raise self._corrupt("it is far larger than any state file")
@@ -359,11 +380,14 @@ class FileStore:
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{ending}")
 
-    def _check_private(self, status: os.stat_result) -> None:
+    def _check_private(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise self._corrupt("it is not a regular file")
         if sys.platform == "win32":
             return  # access lists decide there, and the mode bits say nothing
+        if is_on_read_only_mount(descriptor):
+            return  # as a Kubernetes secret is: whoever mounted it chose owner and mode, and we cannot mend them
         if status.st_uid != os.geteuid():
             raise self._corrupt(f"it belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this")
         if status.st_mode & 0o077:

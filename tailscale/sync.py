@@ -65,7 +65,7 @@ class Device(DeviceFace):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._thread = LoopThread(partial(TrioDevice, hostname, **options))
+        self._thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
 
     # Lifecycle
 
@@ -92,7 +92,7 @@ class Device(DeviceFace):
         self._thread.join()
 
     def __enter__(self) -> Self:
-        return self.open()
+        return self if self.is_open else self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

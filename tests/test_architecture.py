@@ -36,8 +36,8 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_ownership", "_private_files"),
-    *("errors", "events", "foreign_text", "nodes", "state_file", "status"),
+    *("_config", "_ownership", "_private_files", "_process"),
+    *("errors", "events", "foreign_text", "nodes", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -56,12 +56,14 @@ WINGS: dict[str, set[str]] = {
     "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
     "mesh": VALUES | {"carry", "device", "http", "sockets", "threads"},  # and its own faces, which aio and sync show
     **dict.fromkeys(("proxy", "serve"), VALUES | {"carry", "device", "http", "sockets"}),
-    "testing": VALUES | {"device", "runtime", "sockets"},  # a tailnet is composed of the runtime's networks
+    "testing": VALUES
+    | {"aio", "device", "runtime", "sockets", "sync"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
     "dask": VALUES | {"aio", "device"},
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
+    "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics", "proxy", "serve"}
     | {"sockets", "testing", "tui"},

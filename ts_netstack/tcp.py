@@ -712,7 +712,7 @@ class TcpConnection(Socket):
         self._enter(CLOSED)
         self.error = self.error or problem
         self._stop_timers()
-        self._inbound.end(forget=problem is not None)
+        self._inbound.end(forget=problem is not None and not self._inbound.finished)
         self._outbound.end()
         self._ledger.changed[self] = None
         self._ledger.finished[self] = None

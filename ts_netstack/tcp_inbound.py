@@ -113,7 +113,7 @@ class Inbound:
         self._give_back()
 
     def end(self, *, forget: bool) -> None:
-        """The connection is closed; `forget` what nobody read, for a stream that broke must not look whole."""
+        """The connection is closed; `forget` what nobody read where it broke off, which must not look whole."""
         self.stop()
         if forget:
             self.buffer.forget_unread()

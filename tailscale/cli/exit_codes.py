@@ -21,7 +21,7 @@ from tailscale.errors import (
     TailscaleError,
 )
 
-OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE = range(8)
+OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE, TRANSFER = range(9)
 INTERRUPTED = 130
 EXIT_TABLE = (
     (OK, "done"),
@@ -32,6 +32,7 @@ EXIT_TABLE = (
     (NOT_FOUND, "no such name or address in the tailnet"),
     (REFUSED, "the peer refused the connection: closed port or policy"),
     (STATE, "the state file is in use or cannot be used"),
+    (TRANSFER, "a transfer of files failed or was refused; the same again goes on where it broke off"),
     (INTERRUPTED, "Ctrl-C (128 + the signal's number for others)"),
 )
 
@@ -75,6 +76,8 @@ _OF_A_MESH = {
     "AmbiguousPeer": (NOT_FOUND, "`pytailscale ls -l` lists names, addresses and mesh ids"),
     "NobodyListens": (REFUSED, "run `pytailscale recv` there"),
     "PeerGone": (UNREACHABLE, ""),
+    "TransferFailed": (TRANSFER, ""),
+    "TransferRefused": (TRANSFER, ""),
 }
 
 

@@ -35,6 +35,13 @@ def add_mesh(adder: Any) -> None:
 
     _command(adder, "watch", "print who joins, leaves and connects, as it happens", json=True)
 
+    cp = _command(adder, "cp", "copy files and folders to a device of the mesh, or from one", json=True)
+    cp.add_argument(
+        "source", nargs="+", metavar="SRC", help="a file or folder here, or PEER:PATH of what a peer shares"
+    )
+    cp.add_argument("target", metavar="DST", help="PEER: or PEER:FOLDER in its inbox, or a folder here")
+    cp.add_argument("--no-resume", dest="resume", action="store_false", help="send all, whatever is there already")
+
     tcp = adder.add("tcp", "connect standard input and output to a port, or see whether that works", json=True)
     tcp.add_argument("target", type=_target, metavar="HOST:PORT", help="of a peer, or behind one")
     tcp.add_argument("--check", action="store_true", help="only connect, and say by which path")

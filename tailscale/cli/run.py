@@ -31,6 +31,7 @@ HOMES = {
     "version": "queries",
     "nc": "streams",
     "listen": "streams",
+    "cp": "copying",
     "doctor": "doctor",
     "login": "account",
     "logout": "account",

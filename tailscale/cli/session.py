@@ -46,15 +46,15 @@ def control_url(options: argparse.Namespace) -> str:
     return saved.control_url if saved is not None and saved.control_url else DEFAULT_CONTROL_URL
 
 
-def hostname(options: argparse.Namespace) -> str:
-    """Asked for now, else by the environment, else the last time, else the machine's name."""
+def hostname(options: argparse.Namespace) -> str | None:
+    """Asked for now, else by the environment, else the last time; None for the machine's own name."""
     if options.hostname or os.environ.get("TS_HOSTNAME"):
         return str(options.hostname or default_hostname())
     note = _hostname_note(options)
     try:
-        return note.read_text().strip() if note is not None else default_hostname()
+        return note.read_text().strip() or None if note is not None else None
     except (OSError, UnicodeDecodeError):
-        return default_hostname()
+        return None
 
 
 def _remember_hostname(options: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         login_timeout=LOGIN_PATIENCE if patient else options.timeout,
         ready_timeout=options.timeout,
     )
-    progress = Progress(name, screen, device)
+    progress = Progress(name or default_hostname(), screen, device)
     async with trio.open_nursery() as nursery:
         following = await nursery.start(progress.follow)
         async with device:

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from tailscale.errors import DeviceClosed
 from tailscale.mesh.broadcasting import BroadcastReport
+from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.faces import (
     MeshFace,
     PeerFace,
     bare,
+    begun,
     entering,
     leaving,
     next_of,
-    pulled,
-    pushed,
     shown,
     shown_event,
 )
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.stores import Store as TrioStore
     from tailscale.mesh.subscriptions import Message
-    from tailscale.mesh.transfers import TransferReport
+    from tailscale.mesh.transfers import Offer, Progress, TransferReport
+    from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
     from tailscale.threads.loop_thread import LoopThread
 
@@ -60,14 +62,28 @@ class MeshPeer(PeerFace):
         job = self._thread.submit(lambda: self._peer.request(namespace, data, type=type, timeout=timeout))
         return await finished(job)
 
+    def push(self, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """As `Mesh.push`."""
+        return Transfer(lambda: self._peer.push(*paths, into=into, resume=resume), self._thread)
+
+    def pull(self, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """As `Mesh.pull`."""
+        return Transfer(lambda: self._peer.pull(path, into, resume=resume), self._thread)
+
 
 class Mesh(MeshFace):
     """The devices of one app. Takes what `tailscale.mesh.Mesh` takes, over a Device of this kind.
 
-    A file transfer is awaited whole; handlers run in this event loop.
+    Handlers, and what an `Inbox` asks, run in this event loop.
     """
 
     async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+
+        async def judge(accept: Callable[[Offer], Any], offer: Offer) -> bool:
+            return bool(await in_loop(loop, accept)(replace(offer, sender=self._known(offer.sender))))
+
+        self._ask_elsewhere(judge)
         await finished(self._thread.submit(self._enter))
         return self
 
@@ -154,17 +170,76 @@ class Mesh(MeshFace):
         """What happens from now on: `async for event in mesh.events()`."""
         return Stream(self._thread, self._inside().events, lambda event: shown_event(event, self._known))
 
-    async def push(
-        self, to: str | MeshPeer, *paths: str | os.PathLike[str], into: str = "", resume: bool = True
-    ) -> TransferReport:
-        """Send files and folders to a member's `Inbox`; returns when all are in place there."""
-        return await finished(self._thread.submit(lambda: pushed(self._inside(), to, paths, into, resume)))
+    def push(self, to: str | MeshPeer, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """Send files and folders to a member's `Inbox`: `await` it, or `async with` it to see how far it is."""
+        return Transfer(begun(self._inside, "push", to, *paths, into=into, resume=resume), self._thread)
 
-    async def pull(
-        self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True
-    ) -> TransferReport:
-        """Fetch a file or folder that a member shares; returns when all is in place here."""
-        return await finished(self._thread.submit(lambda: pulled(self._inside(), source, path, into, resume)))
+    def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """Fetch a file or folder that a member shares."""
+        return Transfer(begun(self._inside, "pull", source, path, into, resume=resume), self._thread)
+
+
+class Transfer:
+    """Files under way to or from one peer: `report = await transfer`, or `async with` and `async for`.
+
+    ```python no-run: two devices
+    async with notes.push("bob", "thesis/") as transfer:
+        async for progress in transfer:
+            print(f"{progress.fraction:.0%} at {progress.name}")
+    print(transfer.result.files)
+    ```
+    """
+
+    def __init__(self, make: Callable[[], TrioTransfer], thread: LoopThread) -> None:
+        self._make = make
+        self._thread = thread
+        self._transfer: TrioTransfer | None = None
+
+    async def __aenter__(self) -> Self:
+        transfer = self._transfer = await finished(self._thread.submit(as_work(self._make)))
+        await finished(self._thread.submit(entering(transfer)))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            await finished(self._thread.submit(leaving(self._transfer)))
+            return
+        self.cancel()
+        with contextlib.suppress(TransferFailed, DeviceClosed):
+            await finished(self._thread.submit(leaving(self._transfer)))
+
+    def __await__(self) -> Generator[Any, Any, TransferReport]:
+        return self._finished().__await__()
+
+    async def _finished(self) -> TransferReport:
+        async with self:
+            pass
+        return self.result
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Progress:
+        try:
+            progress: Progress = await finished(self._thread.submit(lambda: next_of(self._entered())))
+        except DeviceClosed:
+            raise StopAsyncIteration from None
+        return progress
+
+    def cancel(self) -> None:
+        """Break it off; what has arrived is kept."""
+        with contextlib.suppress(DeviceClosed):
+            self._thread.call_soon(self._entered().cancel)
+
+    @property
+    def result(self) -> TransferReport:
+        """What came of it, once the block was left."""
+        return self._entered().result
+
+    def _entered(self) -> TrioTransfer:
+        if self._transfer is None:
+            raise RuntimeError("use it inside `async with`, or await it")
+        return self._transfer
 
 
 class Stream:

@@ -5,7 +5,7 @@ The mesh itself lives in the loop thread of its Device's face. Each face waits i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,10 +16,12 @@ from tailscale.mesh.mesh import Mesh as TrioMesh
 from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
 from tailscale.mesh.stores import Change
 from tailscale.mesh.subscriptions import Message
+from tailscale.mesh.transfers import Inbox
 from tailscale.threads.face import Face
 
 if TYPE_CHECKING:
-    from tailscale.mesh.transfers import TransferReport
+    from tailscale.mesh.transfers import Offer
+    from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
     from tailscale.threads.face import DeviceFace
     from tailscale.threads.loop_thread import LoopThread
@@ -67,6 +69,12 @@ class MeshFace(Face[TrioMesh]):
         await entered.wait()
         if problem:
             raise problem[0]
+
+    def _ask_elsewhere(self, judge: Callable[[Callable[[Offer], Any], Offer], Awaitable[Any]]) -> None:
+        """What the program's own `accept` says is asked where its other code runs."""
+        inbox = self._options.get("receive")
+        if inbox is not None and callable(accept := inbox.accept):
+            self._options["receive"] = judged_by(inbox, lambda offer: judge(accept, offer))
 
     async def _leave(self) -> None:
         if self._leaving is not None and self._ended is not None:
@@ -164,14 +172,19 @@ def shown_event(event: Any, wrap: Callable[[TrioMeshPeer], P]) -> Any:
     return Change(told, event.slice) if isinstance(event, Change) else replace(event, peer=told)
 
 
-async def pushed(mesh: TrioMesh, to: Any, paths: Iterable[Any], into: str, resume: bool) -> TransferReport:
-    """A whole transfer."""
-    return await mesh.push(bare(to), *paths, into=into, resume=resume)
+def begun(mesh: Callable[[], TrioMesh], verb: str, to: Any, *what: Any, **options: Any) -> Callable[[], TrioTransfer]:
+    """What makes a transfer inside the loop: `push` or `pull`."""
+
+    def make() -> TrioTransfer:
+        transfer: TrioTransfer = getattr(mesh(), verb)(bare(to), *what, **options)
+        return transfer
+
+    return make
 
 
-async def pulled(mesh: TrioMesh, source: Any, path: str, into: Any, resume: bool) -> TransferReport:
-    """A whole transfer."""
-    return await mesh.pull(bare(source), path, into, resume=resume)
+def judged_by(inbox: Inbox, judge: Callable[[Offer], Any]) -> Inbox:
+    """The same inbox, asked elsewhere than in the loop."""
+    return Inbox(inbox.folder, accept=judge, largest=inbox.largest, exists=inbox.exists)
 
 
 def entering(context: Any) -> Callable[[], Awaitable[Any]]:

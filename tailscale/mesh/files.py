@@ -100,6 +100,8 @@ class FilesStatistics(NamedTuple):
     """Waiting for an answer now."""
     taken: int
     """Files of others that are whole."""
+    bytes_hashed: int
+    """Read from files of ours, or written into files of others."""
     refused: dict[str, int]
     """Offers and wishes, by reason."""
 
@@ -141,7 +143,8 @@ class Files:
 
     def statistics(self) -> FilesStatistics:
         """Counts so far."""
-        return FilesStatistics(len(self._tickets), len(self._offers), self._taken, dict(self._refused))
+        hashed = self._cache.bytes_hashed
+        return FilesStatistics(len(self._tickets), len(self._offers), self._taken, hashed, dict(self._refused))
 
     # Words of members
 

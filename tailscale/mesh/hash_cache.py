@@ -50,6 +50,7 @@ class HashCache:
         self._database: sqlite3.Connection | None = None
         self._rows = 0
         self._waiting: dict[FileKey, Hashes] = {}
+        self.bytes_hashed = 0  # by whoever uses it: what it could not spare
 
     def get(self, key: FileKey) -> list[bytes | None]:
         """What is known of a file; short or empty when little or nothing is."""

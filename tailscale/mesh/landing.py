@@ -147,6 +147,7 @@ class Landing:
         hashes = complete(self._cache.get(key), key.size)
         if hashes is None:
             hashes = hash_file(folder, name)
+            self._cache.bytes_hashed += key.size
             self._cache.put(key, hashes)
         return hashes
 

@@ -131,8 +131,8 @@ class Sink:
         """Whether the part and its journal are of this file. A journal that makes no sense is put aside."""
         limit = longest_journal(self.size)
         text = os.pread(self._journal, limit + 1, 0)
-        if not text:
-            return False
+        if b"\n" not in text:
+            return False  # its writer was killed before it had written anything
         try:
             if len(text) > limit:
                 raise BadPacket("a journal is longer than any")

@@ -41,6 +41,7 @@ class Source:
         self._cache = cache
         self._descriptor = -1
         self._fresh = 0  # blocks hashed since the cache was told
+        self.bytes_hashed = 0
         try:
             self._descriptor = folder.open_file(name, os.O_RDONLY)
             self.key = FileKey.of(os.fstat(self._descriptor))
@@ -56,7 +57,6 @@ class Source:
         known = cache.get(self.key)
         if len(known) <= len(self.hashes):
             self.hashes[: len(known)] = known
-        self.bytes_hashed = 0
         self._may_remember = self.key.mtime_ns < time.time_ns() - TICK_NS
 
     @classmethod
@@ -73,6 +73,7 @@ class Source:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            self._cache.bytes_hashed += self.bytes_hashed
         self._folder.close()
         self._remember()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -17,15 +18,15 @@ import trio
 
 from tailscale.errors import DeviceClosed
 from tailscale.mesh.broadcasting import BroadcastReport
+from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.faces import (
     MeshFace,
     PeerFace,
     bare,
+    begun,
     entering,
     leaving,
     next_of,
-    pulled,
-    pushed,
     shown,
     shown_event,
 )
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.stores import Store as TrioStore
     from tailscale.mesh.subscriptions import Message
-    from tailscale.mesh.transfers import TransferReport
+    from tailscale.mesh.transfers import Offer, Progress, TransferReport
+    from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
     from tailscale.threads.loop_thread import LoopThread
 
@@ -60,14 +62,27 @@ class MeshPeer(PeerFace):
         job = self._thread.submit(lambda: self._peer.request(namespace, data, type=type, timeout=timeout))
         return job.wait()
 
+    def push(self, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """As `Mesh.push`."""
+        return Transfer(lambda: self._peer.push(*paths, into=into, resume=resume), self._thread)
+
+    def pull(self, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """As `Mesh.pull`."""
+        return Transfer(lambda: self._peer.pull(path, into, resume=resume), self._thread)
+
 
 class Mesh(MeshFace):
     """The devices of one app. Takes what `tailscale.mesh.Mesh` takes, over a Device of this kind.
 
-    A file transfer is waited for whole; handlers run in threads.
+    Handlers, and what an `Inbox` asks, run in threads.
     """
 
     def __enter__(self) -> Self:
+        async def judge(accept: Callable[[Offer], Any], offer: Offer) -> bool:
+            shown_offer = replace(offer, sender=self._known(offer.sender))
+            return bool(await trio.to_thread.run_sync(accept, shown_offer, abandon_on_cancel=True))
+
+        self._ask_elsewhere(judge)
         self._thread.submit(self._enter).wait()
         return self
 
@@ -154,17 +169,74 @@ class Mesh(MeshFace):
         """What happens from now on: `for event in mesh.events()`."""
         return Stream(self._thread, self._inside().events, lambda event: shown_event(event, self._known))
 
-    def push(
-        self, to: str | MeshPeer, *paths: str | os.PathLike[str], into: str = "", resume: bool = True
-    ) -> TransferReport:
-        """Send files and folders to a member's `Inbox`; returns when all are in place there."""
-        return self._thread.submit(lambda: pushed(self._inside(), to, paths, into, resume)).wait()
+    def push(self, to: str | MeshPeer, *paths: str | os.PathLike[str], into: str = "", resume: bool = True) -> Transfer:
+        """Send files and folders to a member's `Inbox`: `wait` for it, or `with` it to see how far it is."""
+        return Transfer(begun(self._inside, "push", to, *paths, into=into, resume=resume), self._thread)
 
-    def pull(
-        self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True
-    ) -> TransferReport:
-        """Fetch a file or folder that a member shares; returns when all is in place here."""
-        return self._thread.submit(lambda: pulled(self._inside(), source, path, into, resume)).wait()
+    def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
+        """Fetch a file or folder that a member shares."""
+        return Transfer(begun(self._inside, "pull", source, path, into, resume=resume), self._thread)
+
+
+class Transfer:
+    """Files under way to or from one peer: `report = transfer.wait()`, or `with` and `for`.
+
+    ```python no-run: two devices
+    with notes.push("bob", "thesis/") as transfer:
+        for progress in transfer:
+            print(f"{progress.fraction:.0%} at {progress.name}")
+    print(transfer.result.files)
+    ```
+    """
+
+    def __init__(self, make: Callable[[], TrioTransfer], thread: LoopThread) -> None:
+        self._make = make
+        self._thread = thread
+        self._transfer: TrioTransfer | None = None
+
+    def __enter__(self) -> Self:
+        transfer = self._transfer = self._thread.submit(as_work(self._make)).wait()
+        self._thread.submit(entering(transfer)).wait()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._thread.submit(leaving(self._transfer)).wait()
+            return
+        self.cancel()
+        with contextlib.suppress(TransferFailed, DeviceClosed):
+            self._thread.submit(leaving(self._transfer)).wait()
+
+    def wait(self) -> TransferReport:
+        """Do all of it, and say what came of it."""
+        with self:
+            pass
+        return self.result
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Progress:
+        try:
+            progress: Progress = self._thread.submit(lambda: next_of(self._entered())).wait()
+        except DeviceClosed:
+            raise StopIteration from None
+        return progress
+
+    def cancel(self) -> None:
+        """Break it off; what has arrived is kept."""
+        with contextlib.suppress(DeviceClosed):
+            self._thread.call_soon(self._entered().cancel)
+
+    @property
+    def result(self) -> TransferReport:
+        """What came of it, once the block was left."""
+        return self._entered().result
+
+    def _entered(self) -> TrioTransfer:
+        if self._transfer is None:
+            raise RuntimeError("use it inside `with`, or wait() for it")
+        return self._transfer
 
 
 class Stream:

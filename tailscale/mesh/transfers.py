@@ -257,11 +257,11 @@ class Transfer:
                 self._problem = TransferFailed(f"{self._what} was broken off here; the same again goes on from there")
             elif self._tally.failed:
                 self._problem = TransferFailed(self._sentence(), self._tally.failed)
-        except trio.Cancelled:
-            self._problem = TransferFailed(f"{self._what} ended with its mesh")
-            raise
         except Exception as problem:  # whatever it is, it is told to who waits, and ends nothing else
             self._problem = self._named(problem)
+        except BaseException:  # cancelled, alone or in a group
+            self._problem = TransferFailed(f"{self._what} ended with its mesh")
+            raise
         finally:
             self._ended.set()
             self._tally.changed.set()

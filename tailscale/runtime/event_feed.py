@@ -31,6 +31,7 @@ from tailscale.events import (
 )
 from tailscale.nodes import node_from_wire
 from tailscale.runtime.bus import Bus, Message
+from tailscale.runtime.health import readable
 from tailscale.runtime.messages import (
     ControlStateChanged,
     NetInfoChanged,
@@ -147,6 +148,7 @@ class Watch:
         events: list[Event] = []
         if (message.state, message.detail) != self._state:
             self._state = message.state, message.detail
+            log.info("control: %s%s", message.state.value, f" ({readable(message.detail)})" if message.detail else "")
             events.append(StateChanged(message.state.value, message.detail))
         if message.url:
             events.append(LoginNeeded(message.url))
@@ -170,7 +172,10 @@ class Watch:
         if peer is None or netmap is None:
             return []
         path = self._reach.describe(message.path) or self._reach.path_of(message.peer)
-        return [PathChanged(node_from_wire(peer, netmap), path, message.latency)]
+        node = node_from_wire(peer, netmap)
+        if log.isEnabledFor(logging.INFO):
+            log.info("peer %s is reached %s", readable(node.hostname), path or "no more: it is silent")
+        return [PathChanged(node, path, message.latency)]
 
 
 def events_between(before: NetMap | None, after: NetMap) -> list[Event]:

@@ -6,6 +6,8 @@ said in `translate_tables.py`.
 
 from __future__ import annotations
 
+import re
+
 import trio
 
 from tailscale._config import Preferences
@@ -70,11 +72,26 @@ async def run_netmap(
             for peer in restarted(known.peers, netmap.peers, changed):
                 endpoint.distrust_sessions(peer)
             known = netmap
+            _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
             dataplane.kick()
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
+
+
+def _show_name(health: Health, preferences: Preferences, given: str) -> None:
+    """`worker-1` for `worker`: control gives a name to one device only, and there is one already."""
+    asked = preferences.hostname
+    if not preferences.wants_the_name or not re.fullmatch(re.escape(asked) + r"-[0-9]+", given):
+        health.clear("name-taken")
+        return
+    health.show(
+        "name-taken",
+        f"this device asked for the name {asked!r} and is {given!r}: another device has that name",
+        "remove the other one from the tailnet or give this one another hostname=; a device that ends without leaving, "
+        "killed or cut off, keeps its name for a while: state= lets the next run be the same device",
+    )
 
 
 def _show_exit_node(health: Health, preferences: Preferences, missing: bool) -> None:

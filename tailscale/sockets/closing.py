@@ -30,9 +30,13 @@ class SocketOwner:
         """The stack says something changed."""
         self.waiters.unpark_all()
 
-    @trio.lowlevel.enable_ki_protection
     def shut(self) -> None:
-        """Close without being able to wait."""
+        """The device ends, and its sockets with it."""
+        self.close()
+
+    @trio.lowlevel.enable_ki_protection
+    def close(self) -> None:
+        """The program is done with it."""
         if not self.is_closed:
             self.is_closed = True
             self._end()
@@ -61,7 +65,7 @@ class SocketOwner:
         return False
 
     def _drop(self) -> None:
-        self.shut()
+        self.close()
 
     def _end(self) -> None:
         """Tell the stack."""
@@ -79,12 +83,12 @@ class Closable(trio.abc.AsyncResource, Generic[H]):
 
     async def aclose(self) -> None:
         """Close it; whoever waits on it hears so."""
-        self._owner.shut()
+        self._owner.close()
         await trio.lowlevel.checkpoint()
 
     def shut(self) -> None:
         """Close without being able to wait."""
-        self._owner.shut()
+        self._owner.close()
 
     def __del__(self) -> None:
         owner = getattr(self, "_owner", None)  # one that was never finished has none

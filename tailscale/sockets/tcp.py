@@ -47,11 +47,12 @@ class _OneAtATime:
 class _StreamOwner(SocketOwner):
     """The stack's end of a stream: readers and writers wait for different things."""
 
-    __slots__ = ("connection", "writers")
+    __slots__ = ("connection", "is_carried", "writers")
 
     def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
         super().__init__(device)
         self.connection = connection
+        self.is_carried = False
         self.writers = trio.lowlevel.ParkingLot()
 
     def wake(self) -> None:
@@ -64,6 +65,12 @@ class _StreamOwner(SocketOwner):
     def unpark_all(self) -> None:
         self.waiters.unpark_all()
         self.writers.unpark_all()
+
+    def shut(self) -> None:
+        if self.is_carried and not self.is_closed:
+            self.abort()
+        else:
+            self.close()
 
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
@@ -132,7 +139,7 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
                     data: bytes = connection.read(max_bytes)
                     if connection.is_due:
                         self._device.kick()  # the window has opened
-                elif connection.error is None and connection.at_eof:
+                elif connection.at_eof:  # whole, whatever came after its end
                     data = b""
                 else:
                     self._raise_if_broken()
@@ -196,6 +203,13 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
         self._owner.abort()
+
+    def reset_with_device(self) -> None:
+        """A device that closes before this stream does resets it.
+
+        For whoever passes on what others send: bytes that were cut off must not look whole to the other side.
+        """
+        self._owner.is_carried = True
 
     def _check_can_send(self) -> None:
         if self._owner.is_closed or self._sent_eof:

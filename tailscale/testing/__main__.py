@@ -1,12 +1,17 @@
-"""`python -m tailscale.testing`: a tailnet on this machine's loopback to play with, until Ctrl-C.
+"""`python -m tailscale.testing`: a tailnet on this machine's loopback to play with, until Ctrl-C or for one command.
 
-Prints what a client needs: control URL and a reusable auth key. Any client may join: ours, tailscaled, tsnet.
+Prints what a client needs: control URL and a reusable auth key. Any client may join: ours, tailscaled, tsnet. A
+command, as in `python -m tailscale.testing -- python x.py`, has them in its environment; the tailnet ends with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -14,28 +19,38 @@ import trio
 from tailscale.testing.tailnet import Tailnet
 
 
-async def serve(policy: str | None, as_json: bool) -> None:
+async def serve(policy: str | None, as_json: bool, command: Sequence[str]) -> int:
     async with Tailnet(real=True, policy=policy) as net:
-        key = net.auth_key(reusable=True, lifetime=0.0)
+        url, key = net.control.url, net.auth_key(reusable=True, lifetime=0.0)
+        if command:
+            environment = os.environ | {"TS_CONTROL_URL": url, "TS_AUTHKEY": key}
+            return (await trio.run_process(command, env=environment, check=False, stdin=None)).returncode
         if as_json:
-            print(json.dumps({"control_url": net.control.url, "auth_key": key}), flush=True)
+            print(json.dumps({"control_url": url, "auth_key": key}), flush=True)
         else:
-            print(f"control  {net.control.url}\nauth key {key}\n", flush=True)
-            print(f"  TS_CONTROL_URL={net.control.url} TS_AUTHKEY={key} python your_program.py", flush=True)
-            print(f"  tailscale up --login-server={net.control.url} --auth-key={key}\n\nCtrl-C ends it.", flush=True)
+            print(f"export TS_CONTROL_URL={url} TS_AUTHKEY={key}", flush=True)
+            print(f"# or: tailscale up --login-server={url} --auth-key={key}\n# Ctrl-C ends it.", flush=True)
         await trio.sleep_forever()
+    return 0
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tailscale.testing", description=__doc__)
     parser.add_argument("--policy", type=Path, help="a policy file (HuJSON); without one everything is allowed")
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of text")
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of a line for the shell")
+    parser.add_argument("command", nargs="*", help="what to run in it, after --")
     options = parser.parse_args()
+    policy = options.policy.read_text() if options.policy else None
+    if options.command and shutil.which(options.command[0]) is None:
+        print(f"{parser.prog}: there is no command {options.command[0]!r}", file=sys.stderr)
+        return 127
+    code = 130
     try:
-        trio.run(serve, options.policy.read_text() if options.policy else None, options.json)
+        code = trio.run(serve, policy, options.json, options.command)
     except* KeyboardInterrupt:
         print()
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -197,7 +197,7 @@ class Tailnet:
         """Replace the policy, as HuJSON text or a mapping; None allows everything."""
         self.control.set_policy(policy)
 
-    def dns(self, **settings: Any) -> None:
+    def dns(self, /, **settings: Any) -> None:
         """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`."""
         self.control.do(self.control.server.set_dns, **settings)
 

@@ -47,6 +47,7 @@ class DeviceOptions(TypedDict, total=False):
     ready_timeout: float
     udp_port: int
     tls: ssl.SSLContext | None
+    handle_sigterm: bool
 
 
 class Face(Generic[X]):
@@ -85,8 +86,16 @@ class DeviceFace(Face[Device], OwnNode):
         """What is wrong right now; empty when all is well."""
         return self._inside().health
 
+    @property
+    def is_open(self) -> bool:
+        """It has joined and was not closed."""
+        return self._thread.is_open
+
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {'closed' if self._thread.ended.done() else 'open'}>"
+        kind = f"{type(self).__module__}.{type(self).__name__}"
+        if not self.is_open:
+            return f"<{kind} {'closed' if self._thread.ended.done() else 'not open'}>"
+        return f"<{kind} {self.node.hostname} {', '.join(self.node.addresses)}>"
 
 
 class UdpFace(Face[UdpSocket]):

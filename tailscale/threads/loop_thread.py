@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
+from tailscale._process import TERMINATION, OwnProcess
 from tailscale.carry import LOST, Splice
 from tailscale.errors import DeviceClosed, DeviceNotReady
 
@@ -72,8 +73,9 @@ class Job(Generic[T]):
 class LoopThread:
     """Starts with `start`, ends with `stop`, once."""
 
-    def __init__(self, make_device: Callable[[], Device]) -> None:
+    def __init__(self, make_device: Callable[[], Device], handle_sigterm: bool = True) -> None:
         self._make_device = make_device
+        self._handle_sigterm = handle_sigterm
         self._device: Device | None = None
         self._thread: threading.Thread | None = None
         self._started = threading.Event()  # the loop runs, or never will
@@ -84,6 +86,7 @@ class LoopThread:
         self._jobs: set[Job[Any]] = set()
         self._splices: set[Splice] = set()
         self._splice_ended = trio.Event()
+        self._process = OwnProcess()
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
 
@@ -92,10 +95,19 @@ class LoopThread:
     def start(self) -> None:
         """`ready` tells when the device is usable, or why it is not."""
         if self._thread is not None:
-            raise DeviceClosed("a Device can be entered once: make a new one")
+            what = "is open already" if self.is_open else "has been closed"
+            raise DeviceClosed(f"this Device {what}, and one can be opened once: make a new one")
         self._device = self._make_device()
+        self._process = OwnProcess()
+        if self._handle_sigterm:  # here, where it may be the main thread; the device itself is in another
+            TERMINATION.hear()
         self._thread = threading.Thread(target=self._run, name="tailscale", daemon=True)
         self._thread.start()
+
+    @property
+    def is_open(self) -> bool:
+        """The device is usable."""
+        return self.ready.done() and self.ready.exception() is None and not self.ended.done()
 
     def stop(self) -> None:
         """Ask it to end; `ended` tells when it has. Before it is ready this gives up starting."""
@@ -107,11 +119,13 @@ class LoopThread:
     def join(self) -> None:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+            TERMINATION.let_go()
 
     def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
         """Run a plain function in the loop."""
         if self._thread is None:
             raise DeviceNotReady("this Device has not been entered: use it inside `with`")
+        self._process.check()
         self._started.wait()
         try:
             if self._token is None:

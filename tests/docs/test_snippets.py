@@ -45,7 +45,7 @@ def test_snippets_that_are_tests_pass(tmp_path: Path) -> None:
     for number, snippet in enumerate(tests):
         (tmp_path / f"test_snippet_{number}.py").write_text(f"# {snippet}\n{snippet.source}")
     (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\nfilterwarnings = error\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout

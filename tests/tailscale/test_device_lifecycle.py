@@ -205,6 +205,36 @@ async def test_login_callback_that_fails_is_heard(autojump_clock: MockClock, tai
             pytest.fail("entered")
 
 
+async def test_key_is_read_from_its_file_when_it_is_needed(
+    autojump_clock: MockClock, tailnet: Tailnet, tmp_path: Path
+) -> None:
+    secret = tmp_path / "key"
+    device = device_on(tailnet, "a", auth_key=f"file:{secret}")
+    secret.write_text(f"{tailnet.auth_key()}\n")
+    async with device:
+        assert device.hostname == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\n", "is empty"),
+        (b"k" * 5000, "longer than any"),
+        (b"\xff", "no text"),
+    ],
+)
+async def test_key_file_without_a_key_is_named(
+    autojump_clock: MockClock, tailnet: Tailnet, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    secret = tmp_path / "key"
+    if content is not None:
+        secret.write_bytes(content)
+    with pytest.raises(tailscale.AuthKeyMissing, match=f"{secret}.*{why}"):
+        async with device_on(tailnet, "a", auth_key=f"file:{secret}"):
+            pytest.fail("entered")
+
+
 async def test_failing_to_enter_leaves_nothing_and_the_state_free(
     autojump_clock: MockClock, tailnet: Tailnet, tmp_path: Path
 ) -> None:

@@ -13,10 +13,12 @@ from tailscale.cli.arguments import _common_options
 from tailscale.threads.face import DeviceOptions
 
 RIG_ONLY = {"relay_over_http", "never_direct"}  # switches of test rigs, by environment
+DERIVED = {"wants_the_name"}  # how the name came about
 KEPT_BESIDE = {"state"}  # a Store is held by the Device
 NOT_FOR_COMMANDS = {
     *("tags", "accept_routes", "exit_node", "advertise_routes", "shields_up"),  # of services, which are programs
     *("on_login_url", "login_timeout", "ready_timeout", "udp_port", "tls"),
+    "handle_sigterm",  # they hear signals themselves
 }
 
 
@@ -24,7 +26,8 @@ def fields_of(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-OPTIONS = (fields_of(Config) - {"preferences"} - RIG_ONLY) | fields_of(Preferences) | KEPT_BESIDE
+WISHES = fields_of(Preferences) - DERIVED
+OPTIONS = (fields_of(Config) - {"preferences"} - RIG_ONLY) | WISHES | KEPT_BESIDE
 
 
 def test_device_takes_what_config_holds() -> None:
@@ -38,7 +41,7 @@ def test_device_says_what_each_option_is() -> None:
 
 
 def test_what_may_change_is_what_preferences_hold() -> None:
-    assert set(inspect.signature(tailscale.Device.set).parameters) - {"self"} == fields_of(Preferences)
+    assert set(inspect.signature(tailscale.Device.set).parameters) - {"self"} == WISHES
 
 
 def test_commands_offer_the_options_that_are_for_people() -> None:

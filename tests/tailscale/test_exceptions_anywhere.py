@@ -10,8 +10,6 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from inspect import CORO_CREATED, getcoroutinestate
-from types import CoroutineType
-from typing import Any
 
 import pytest
 import trio
@@ -45,14 +43,12 @@ def below(nursery: trio.Nursery) -> Iterator[trio.lowlevel.Task]:
 
 
 def is_in_trios_care(task: trio.lowlevel.Task) -> bool:
-    """Woken inside `acquire` a task has the lock already; the end of a nursery raises only what its tasks did."""
-    inner: Any = task.coro
-    while isinstance(inner, CoroutineType):
-        where = inner.cr_code
-        if where.co_name in ("acquire", "_nested_child_finished") and "/trio/" in where.co_filename:
-            return True
-        inner = inner.cr_await
-    return False
+    """Woken inside `acquire` a task has the lock already; the end of a nursery raises only what its tasks did.
+
+    Also where it waits inside an async generator, as a context manager that opens a nursery does.
+    """
+    code = (frame.f_code for frame, _ in task.iter_await_frames())
+    return any(one.co_name in ("acquire", "_nested_child_finished") and "/trio/" in one.co_filename for one in code)
 
 
 class Injecting(trio.abc.Instrument):

@@ -7,12 +7,24 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from thread_scripts import ThreadedTailnet, our_threads, tailnet_thread
 
 from tailscale import aio, sync
-from tailscale.mesh import Mesh, MeshPeer, NotInMesh, PeerJoined, RemoteError, aio_face, sync_face
+from tailscale.mesh import (
+    Inbox,
+    Mesh,
+    MeshPeer,
+    NotInMesh,
+    Offer,
+    PeerJoined,
+    RemoteError,
+    TransferRefused,
+    aio_face,
+    sync_face,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +41,7 @@ def test_faces_have_every_verb(face: object) -> None:
                 assert inspect.getdoc(getattr(ours, name, None)), f"{ours} {name}"
 
 
-INSIDE = {"start", "sessions", "files", "carry_files", "line_of", "line_to", "admit", "push", "pull"}
+INSIDE = {"start", "sessions", "files", "carry_files", "line_of", "line_to", "admit"}
 
 
 def test_asyncio(net: ThreadedTailnet) -> None:
@@ -99,3 +111,57 @@ def test_threads(net: ThreadedTailnet) -> None:
                 assert theirs.of(right.peer("c")).value == {"x": 1}  # type: ignore[union-attr]
         server.join(10)
         assert not server.is_alive()
+
+
+def test_files_by_asyncio(net: ThreadedTailnet, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "leaf").write_bytes(b"leaf")
+    asked: list[tuple[str, object]] = []
+
+    async def accept(offer: Offer) -> bool:
+        asked.append((offer.sender.name, asyncio.get_running_loop()))
+        return "unwanted" not in offer.paths
+
+    async def main() -> None:
+        async with asyncio.timeout(30), aio.Device("e", **net.options) as e, aio.Device("f", **net.options) as f:
+            inbox = Inbox(tmp_path / "in", accept=accept)
+            async with aio.Mesh(e, "files", share={"docs": tmp_path / "tree"}) as left:
+                async with aio.Mesh(f, "files", receive=inbox) as right:
+                    peer = await left.peer("f", timeout=20)
+                    report = await peer.push(tmp_path / "tree", into="one")
+                    assert (report.files, report.bytes_sent) == (1, 4)
+                    async with left.push(peer, tmp_path / "tree", into="two") as transfer:
+                        seen = [progress async for progress in transfer]
+                    assert seen[-1].fraction == 1.0
+                    assert transfer.result.files == 1
+                    assert asked == [("e", asyncio.get_running_loop())] * 2
+                    await right.pull("e", "docs", tmp_path / "out")
+                    assert (tmp_path / "out" / "docs" / "leaf").read_bytes() == b"leaf"
+                    (tmp_path / "unwanted").write_bytes(b"")
+                    with pytest.raises(TransferRefused):
+                        await left.push("f", tmp_path / "unwanted")
+                    with pytest.raises(ZeroDivisionError):
+                        async with left.push("f", tmp_path / "tree", into="three"):
+                            raise ZeroDivisionError
+
+    asyncio.run(main())
+
+
+def test_files_by_threads(net: ThreadedTailnet, tmp_path: Path) -> None:
+    (tmp_path / "leaf").write_bytes(b"leaf")
+    here = threading.get_ident()
+    asked: list[bool] = []
+
+    def accept(offer: Offer) -> bool:
+        asked.append(threading.get_ident() == here)
+        return offer.sender.node.hostname == "g"
+
+    with sync.Device("g", **net.options) as g, sync.Device("h", **net.options) as h:
+        with sync.Mesh(g, "files") as left, sync.Mesh(h, "files", receive=Inbox(tmp_path / "in", accept=accept)):
+            with left.peer("h", timeout=20).push(tmp_path / "leaf") as transfer:
+                assert [progress.fraction for progress in transfer][-1] == 1.0
+            assert transfer.result.files == 1
+            assert left.push("h", tmp_path / "leaf", into="again").wait().bytes_sent == 4
+            with pytest.raises(TransferRefused):
+                left.pull("h", "docs", tmp_path).wait()
+            assert asked == [False, False]

@@ -70,6 +70,44 @@ def test_a_rival_distribution_is_named(rival: str, tmp_path: Path) -> None:
         _ownership.check_import_name(str(tmp_path))
 
 
+def alone(code: str, folder: Path | None = None) -> tuple[int, str]:
+    """What a fresh interpreter says, with `folder` before ours on the path."""
+    first = f"import sys; sys.path.insert(0, {str(folder)!r}); " if folder else ""
+    done = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_installed_name_is_another_name_for_the_same_modules() -> None:
+    code = (
+        "import pytailscale.aio, pytailscale as p, tailscale, tailscale.aio; from pytailscale import sync; "
+        "print(p.Device is tailscale.Device, pytailscale.aio is tailscale.aio, tailscale.aio.__spec__.name, "
+        "sync.__name__, p.__version__ == tailscale.__version__)"
+    )
+    assert alone(code) == (0, "True True tailscale.aio tailscale.sync True\n")
+    assert "no attribute 'Devise'" in alone("import pytailscale; pytailscale.Devise")[1]
+    assert "No module named 'tailscale.nothing'" in alone("import pytailscale.nothing")[1]
+
+
+def test_the_command_line_starts_by_every_name() -> None:
+    for name in ("pytailscale", "tailscale", "tailscale.cli"):
+        done = subprocess.run([sys.executable, "-m", name, "version"], capture_output=True, text=True, check=True)
+        assert tailscale.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("left_over", [True, False])
+def test_a_package_that_was_overwritten_is_noticed(left_over: bool, tmp_path: Path) -> None:
+    """`pip install tailscale` after ours: its `__init__` stands in our place, and our other files beside it or not."""
+    package = tmp_path / "tailscale"
+    package.mkdir()
+    (package / "__init__.py").write_text("class Device: ...\n")
+    (tmp_path / "tailscale-0.6.2.dist-info").mkdir()
+    if left_over:
+        (package / "_ownership.py").write_text(Path(_ownership.__file__).read_text())
+    code, said = alone("import pytailscale", tmp_path)
+    assert code == 1
+    assert ("'tailscale' 0.6.2 is installed beside" if left_over else "was installed over it") in said
+
+
 def test_every_version_agrees() -> None:
     text = (Path(tailscale.__file__).parent.parent / "pyproject.toml").read_text()
     assert f'version = "{tailscale.__version__}"' in text

@@ -414,6 +414,7 @@ def test_program_that_forgets_to_close_ends_cleanly(net: ThreadedTailnet) -> Non
 
 def test_a_listener_and_a_datagram_socket_that_are_lost_give_their_ports_back(pair: Pair) -> None:
     device = pair[1]
+    gc.collect()  # what other tests have lost
     for make, name in ((device.listen, "TailnetListener"), (device.udp, "UdpSocket")):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

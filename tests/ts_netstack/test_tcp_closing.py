@@ -62,6 +62,25 @@ def test_simultaneous_close_goes_through_closing(conn):
     assert conn.state == "TIME-WAIT"
 
 
+def test_reset_after_the_fin_leaves_what_came_whole(conn):
+    conn.segment(0.1, FIN | ACK, seq=1, ack=1, data=b"all")
+    conn.flush()
+    conn.segment(0.2, RST, seq=5)
+    assert conn.state == "CLOSED"
+    assert conn.connection.error is ConnectionProblem.RESET
+    assert conn.connection.read(10) == b"all"
+    assert conn.connection.at_eof
+
+
+def test_reset_before_the_fin_takes_what_came_with_it(conn):
+    conn.segment(0.1, ACK, seq=1, ack=1, data=b"part")
+    conn.flush()
+    conn.segment(0.2, RST, seq=5)
+    assert conn.state == "CLOSED"
+    assert conn.connection.read(10) == b""
+    assert not conn.connection.at_eof
+
+
 def test_fin_is_retransmitted(conn):
     conn.connection.send_eof(0.0)
     for at in (0.0, 1.0, 3.0, 7.0):
