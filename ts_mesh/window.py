@@ -125,8 +125,8 @@ class Window:
             return
         self._lower(namespace, count)
         if self._acks:
-            told = self._took[namespace] = self._took[namespace] + count
-            credit = self._limits.credit
+            self._took[namespace] += count
+            told, credit = self._took[namespace], self._limits.credit
             if 4 * told >= credit or self._waiting[namespace] + told >= credit or namespace in self._large:
                 self._ack_due = True
 

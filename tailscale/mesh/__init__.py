@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ts_base.optional import optional
+
 if TYPE_CHECKING:
     from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
     from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
@@ -73,6 +75,8 @@ def __getattr__(name: str) -> Any:
     module = _HOME_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Mesh" and optional("wsproto") is None:
+        raise ImportError("a mesh speaks WebSocket: pip install 'pytailscale[mesh]'")
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value

@@ -25,6 +25,7 @@ CLIENTS = [
     ("udp_ping.py",        ["db", "7"],         r"(ping \d: [\d.]+ ms\n){3}"),
     ("http_client.py",     ["http://web/"],     r"200 hello fetcher"),
     ("sync_client.py",     ["db", "5432"],      r"hello\n"),
+    ("mesh_chat.py",       ["alice", "hello"],  r"chatting as alice, with nobody yet\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
