@@ -129,7 +129,8 @@ class Asking:
             tally.begin(tree.total)
             known: Mapping[int, Hashes] = have if resume else {}
             where = f"/f/{ticket}", _host(member)
-            await Push(tree.items, known, *where, self._cache, self._threads, tally).run(partial(self._dial, member))
+            push = Push(tree.items, known, *where, self._cache, self._threads, tally, many=answer.many)
+            await push.run(partial(self._dial, member))
 
     async def _pull(self, member: MeshPeer, path: str, into: Path, resume: bool, tally: Tally) -> None:
         token = self._ways.token()
