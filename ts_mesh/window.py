@@ -149,9 +149,6 @@ class Window:
             self._ack_due = self._acks
         return [self._held.pop(key).envelope for key in found]
 
-    def is_holding(self, namespace: str) -> bool:
-        return any(held.envelope.namespace == namespace for held in self._held.values())
-
     def refuse(self, envelope: Envelope, why: str) -> None:
         """It cannot be had here; its sender is told, and has its credit back."""
         self._lower(envelope.namespace, 1)

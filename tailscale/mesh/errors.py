@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -25,6 +24,8 @@ class NotInMesh(MeshError, LookupError):
     """No member has this name, address or id; `suggestions` are close ones."""
 
     def __init__(self, who: str, app: str, names: Iterable[str] = ()) -> None:
+        import difflib  # who asks for members that exist needs none of it
+
         self.who = who
         self.suggestions: Sequence[str] = tuple(difflib.get_close_matches(who, list(names), 3, 0.5))
         meant = f"; did you mean {' or '.join(map(repr, self.suggestions))}?" if self.suggestions else ""

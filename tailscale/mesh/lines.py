@@ -260,7 +260,7 @@ class Line:
 
     @property
     def _is_needed(self) -> bool:
-        if self.is_gone:
+        if self.is_gone or self.is_hidden:
             return False
         is_kept = bool(self.shared.keeps_open) and self.node.online is not False
         return self._admission.is_busy or not self.window.is_quiet or is_kept

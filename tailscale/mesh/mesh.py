@@ -26,11 +26,9 @@ from tailscale.mesh.broadcasting import BroadcastReport, broadcast
 from tailscale.mesh.events import Readers, TransferDone
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
-from tailscale.mesh.probing import Prober
 from tailscale.mesh.roster import Roster
 from tailscale.mesh.saved import Saved
 from tailscale.mesh.shared import Shared
-from tailscale.mesh.stores import Store
 from tailscale.mesh.subscriptions import Message, Router, Server, Subscription, decoder_of
 from ts_mesh.envelope import is_namespace
 from ts_mesh.hello import APP, Identity
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.file_seam import FileService
     from tailscale.mesh.files import Files
     from tailscale.mesh.lines import Line
+    from tailscale.mesh.stores import Store
     from tailscale.mesh.transfers import Inbox, Transfer
     from tailscale.nodes import Node
     from tailscale.state_file import NamedStore
@@ -155,10 +154,17 @@ class Mesh:
         self._port = await PORTS.enter(device, self._wanted_port, self)
         self._held.callback(PORTS.leave, device, self._port, self)
         self._held.enter_context(device.announce(shared.word, self._port.number))
-        look = Prober(shared, roster, self._saved, self._discover).look if self._discover is not None else _nothing
+        look = self._looking(shared, roster) if self._discover is not None else _nothing
         roster.look_at_all()
         self.start(self._port.accept, self)
         self.start(roster.follow, events, look)
+
+    def _looking(self, shared: Shared, roster: Roster) -> Callable[[], None]:
+        """What is to be done whenever the tailnet changes, where some nodes are to be asked."""
+        from tailscale.mesh.probing import Prober
+
+        assert self._discover is not None
+        return Prober(shared, roster, self._saved, self._discover).look
 
     def _make_files(self) -> Files:
         from tailscale.mesh.file_ways import MeshWays
@@ -413,6 +419,8 @@ class Mesh:
             presence.mine = {"status": "writing"}
         ```
         """
+        from tailscale.mesh.stores import Store
+
         self._ready()
         _check_namespace(PREFIX + name)
         assert self._shared is not None
@@ -470,6 +478,10 @@ class Mesh:
     def admit(self, line: Line) -> None:
         """Who is at its other end is who it says: a member from now on."""
         self._ready().admit(line)
+
+    def dismiss(self, line: Line) -> None:
+        """Who said hello is not who it says; a member that it is otherwise stays one."""
+        self._ready().drop_hidden(line)
 
     def __repr__(self) -> str:
         state = "new" if self._roster is None else "closed" if self._is_closed else f"with {len(self.peers)} peers"

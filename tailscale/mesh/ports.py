@@ -59,6 +59,9 @@ class Host(Protocol):
     def admit(self, line: Line) -> None:
         """Who is at its other end said hello, and is who it says."""
 
+    def dismiss(self, line: Line) -> None:
+        """Who is at its other end is not who it says; a member that it is otherwise stays one."""
+
     def start(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """A task that lives no longer than the mesh, and ends nothing but itself."""
 
@@ -157,6 +160,7 @@ class Port:
         line = host.line_to(caller)
         if (objection := line.objection(hello, caller)) is not None:
             host.drops["mesh.wrong_identity"] += objection[0] == hellos.WRONG_IDENTITY
+            host.dismiss(line)
             await link.refuse(*objection)
         await link.say_hello(line.greeting())
         host.admit(line)
