@@ -208,7 +208,7 @@ class Files:
             have = await self._arrivals.judge(member, offered.entries)
             if self._offers.get(key) is not offered:
                 return  # it left meanwhile
-            ticket = self._give_ticket(member, token, offered.entries, None)
+            ticket = self.give_ticket(member, token, offered.entries, None)
         except BadPacket as problem:
             log.info("an offer of %s is none: %s", member.name, problem)
             self._drops["mesh.malformed_word"] += 1
@@ -228,7 +228,7 @@ class Files:
         try:
             tree = await self._departures.find(message.path)
             entries = [item.entry for item in tree.items]
-            ticket = self._give_ticket(member, message.token, entries, tree.items)
+            ticket = self.give_ticket(member, message.token, entries, tree.items)
         except Refused as refusal:
             await self._tell_rejected(member, message.token, refusal.reason)
             return
@@ -271,7 +271,7 @@ class Files:
 
     # Tickets
 
-    def _give_ticket(self, member: MeshPeer, token: str, entries: Sequence[Entry], items: Sequence[Item] | None) -> str:
+    def give_ticket(self, member: MeshPeer, token: str, entries: Sequence[Entry], items: Sequence[Item] | None) -> str:
         """Raises Refused when as many transfers as may be are under way."""
         now, who = trio.current_time(), member.node.stable_id
         for ticket, held in list(self._tickets.items()):

@@ -336,7 +336,7 @@ async def test_as_many_transfers_as_are_allowed(tailnet: Tailnet, folder: Path, 
             await tailnet.device("b"), "notes", receive=Inbox(tmp_path / "in", accept=True), limits=limits
         ) as b:
             await until_met(a, 2)
-            files_of(b)._give_ticket(await b.peer("c", timeout=10), "t", [], None)
+            files_of(b).give_ticket(await b.peer("c", timeout=10), "t", [], None)
             with pytest.raises(TransferRefused) as refused:
                 await (await a.peer("b", timeout=10)).push(folder / "hello.txt")
             assert refused.value.reason == "busy"
