@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.proxy.aio_face import Exits as Exits
     from tailscale.proxy.aio_face import serve as serve
@@ -377,6 +378,7 @@ async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, Non
 
 _LATER = {
     "Exits": "tailscale.proxy.aio_face",
+    "Mesh": "tailscale.mesh.aio_face",
     "serve": "tailscale.proxy.aio_face",
 }
 
@@ -390,5 +392,16 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    *("Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"),
+    *(
+        "Capture",
+        "Device",
+        "Exits",
+        "Exposure",
+        "Forward",
+        "Mesh",
+        "TailnetListener",
+        "TailnetSocket",
+        "UdpSocket",
+        "serve",
+    ),
 ]

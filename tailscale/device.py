@@ -333,6 +333,22 @@ class Device(OwnNode, AsyncWithOnly):
         runtime = self._ready()
         return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
 
+    @contextmanager
+    def announce(self, word: str, port: int) -> Iterator[None]:
+        """Let peers find an open TCP port by one word more, while the block runs: `node.announced[word]`.
+
+        ```python
+        async with await device.listen(8080) as listener:
+            with device.announce("wiki", listener.port):
+                await trio.sleep(0)
+        ```
+        """
+        take_back = self._ready().announcing(word)(port)
+        try:
+            yield
+        finally:
+            take_back()
+
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet. One with `via` sends all it sends through that exit node, and hears only it.

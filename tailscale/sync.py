@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.proxy.sync_face import Exits as Exits
     from tailscale.proxy.sync_face import serve as serve
@@ -230,6 +231,7 @@ class Capture(CaptureFace):
 
 _LATER = {
     "Exits": "tailscale.proxy.sync_face",
+    "Mesh": "tailscale.mesh.sync_face",
     "serve": "tailscale.proxy.sync_face",
 }
 
@@ -243,5 +245,16 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    *("Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"),
+    *(
+        "Capture",
+        "Device",
+        "Exits",
+        "Exposure",
+        "Forward",
+        "Mesh",
+        "TailnetListener",
+        "TailnetSocket",
+        "UdpSocket",
+        "serve",
+    ),
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
@@ -71,6 +72,7 @@ def build_parser() -> Parser:
     _add_connecting(adder)
     _add_proxying(adder)
     _add_account(adder)
+    add_mesh(adder)
     _add_daemon(adder)
     _add_about(adder)
     return parser

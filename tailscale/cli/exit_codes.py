@@ -22,7 +22,7 @@ from tailscale.errors import (
 )
 from tailscale.faults import remedy_for
 
-OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE = range(8)
+OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE, TRANSFER = range(9)
 INTERRUPTED = 130
 EXIT_TABLE = (
     (OK, "done"),
@@ -33,6 +33,7 @@ EXIT_TABLE = (
     (NOT_FOUND, "no such name or address in the tailnet"),
     (REFUSED, "the peer refused the connection: closed port or policy"),
     (STATE, "the state file is in use or cannot be used"),
+    (TRANSFER, "a transfer of files failed or was refused; the same again goes on where it broke off"),
     (INTERRUPTED, "Ctrl-C (128 + the signal's number for others)"),
 )
 
@@ -73,6 +74,17 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
 )
 
 
+# By name: who uses no mesh imports none.
+_OF_A_MESH = {
+    "NotInMesh": (NOT_FOUND, "`pytailscale ls -a` lists who is in the mesh and who is not"),
+    "AmbiguousPeer": (NOT_FOUND, "`pytailscale ls -l` lists names, addresses and mesh ids"),
+    "NobodyListens": (REFUSED, "run `pytailscale recv` there"),
+    "PeerGone": (UNREACHABLE, ""),
+    "TransferFailed": (TRANSFER, ""),
+    "TransferRefused": (TRANSFER, ""),
+}
+
+
 def explain(error: BaseException) -> Failure:
     """The failure behind `error`, whatever groups it is wrapped in."""
     cause = sole_cause(error)
@@ -81,6 +93,8 @@ def explain(error: BaseException) -> Failure:
     for known, code, remedy in _KNOWN:
         if isinstance(cause, known):
             return Failure(code, kind, str(cause), remedy or remedy_for(fault), fault)
+    if kind in _OF_A_MESH:
+        return Failure(_OF_A_MESH[kind][0], kind, str(cause), _OF_A_MESH[kind][1])
     if isinstance(cause, TailscaleError):
         return Failure(FAILED, kind, str(cause), remedy_for(fault), fault)
     if isinstance(cause, OSError):

@@ -110,7 +110,9 @@ async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> Async
             async with host.served_by.meshes.of(app) as mesh:
                 yield mesh
         else:
-            async with mesh_class()(device, app) as mesh:
+            where = state_path(options)
+            state = FileStore(where).path.with_suffix(".mesh") if where is not None else None
+            async with mesh_class()(device, app, state=state) as mesh:
                 yield mesh
 
 

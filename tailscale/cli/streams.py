@@ -25,11 +25,11 @@ async def nc(options: argparse.Namespace, screen: Screen) -> int:
         async with stream:
             if options.verbose:
                 screen.note((f"connected to {options.host} port {options.port} by {stream.path}", "dim"))
-            await _exchange(stream)
+            await exchange(stream)
     return OK
 
 
-async def _exchange(stream: TcpStream) -> None:
+async def exchange(stream: TcpStream) -> None:
     """Standard input there, what comes back to standard output; each way ends by itself."""
     source, sink = StandardInput(), StandardOutput()
 

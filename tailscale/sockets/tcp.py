@@ -261,6 +261,11 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         return self._owner.is_closed or bool(self._connection.readable)
 
     @property
+    def is_writable(self) -> bool:
+        """Whether a little more can be sent without waiting."""
+        return not self._owner.is_closed and bool(self._connection.writable)
+
+    @property
     def local_address(self) -> Address:
         """Our `(ip, port)`."""
         return readable_address(self._connection.local)

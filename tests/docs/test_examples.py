@@ -25,6 +25,7 @@ CLIENTS = [
     ("udp_ping.py",        ["db", "7"],         r"(ping \d: [\d.]+ ms\n){3}"),
     ("http_client.py",     ["http://web/"],     r"200 hello fetcher"),
     ("sync_client.py",     ["db", "5432"],      r"hello\n"),
+    ("mesh_chat.py",       ["alice", "hello"],  r"chatting as alice, with nobody yet\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip

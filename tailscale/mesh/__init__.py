@@ -1,0 +1,82 @@
+"""Messages, requests and shared state between the devices of one app, found in the tailnet without asking around.
+
+```python no-run: needs a tailnet
+from tailscale.mesh import Mesh
+
+async with tailscale.Device("laptop") as device, Mesh(device, "notes") as notes:
+    await notes.send("bob", "chat", {"text": "hello"})
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ts_base.optional import optional
+
+if TYPE_CHECKING:
+    from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
+    from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
+    from tailscale.mesh.errors import MeshError as MeshError
+    from tailscale.mesh.errors import MessageTooLarge as MessageTooLarge
+    from tailscale.mesh.errors import NobodyListens as NobodyListens
+    from tailscale.mesh.errors import NotInMesh as NotInMesh
+    from tailscale.mesh.errors import PeerGone as PeerGone
+    from tailscale.mesh.errors import RemoteError as RemoteError
+    from tailscale.mesh.errors import TransferFailed as TransferFailed
+    from tailscale.mesh.errors import TransferRefused as TransferRefused
+    from tailscale.mesh.errors import WrongShape as WrongShape
+    from tailscale.mesh.events import PeerConnected as PeerConnected
+    from tailscale.mesh.events import PeerDisconnected as PeerDisconnected
+    from tailscale.mesh.events import PeerJoined as PeerJoined
+    from tailscale.mesh.events import PeerLeft as PeerLeft
+    from tailscale.mesh.events import PeerRenamed as PeerRenamed
+    from tailscale.mesh.events import TransferDone as TransferDone
+    from tailscale.mesh.mesh import Mesh as Mesh
+    from tailscale.mesh.peers import Members as Members
+    from tailscale.mesh.peers import MeshPeer as MeshPeer
+    from tailscale.mesh.stores import Slice as Slice
+    from tailscale.mesh.stores import Store as Store
+    from tailscale.mesh.subscriptions import Message as Message
+    from tailscale.mesh.subscriptions import Subscription as Subscription
+    from tailscale.mesh.transfers import Inbox as Inbox
+    from tailscale.mesh.transfers import Offer as Offer
+    from tailscale.mesh.transfers import Progress as Progress
+    from tailscale.mesh.transfers import Transfer as Transfer
+    from tailscale.mesh.transfers import TransferReport as TransferReport
+    from tailscale.mesh.tree import Skipped as Skipped
+    from ts_mesh.limits import MeshLimits as MeshLimits
+
+_HOMES = {
+    "tailscale.events": ("Lagged",),
+    "tailscale.mesh.errors": (
+        *("AmbiguousPeer", "MeshError", "MessageTooLarge", "NobodyListens", "NotInMesh", "PeerGone", "RemoteError"),
+        *("TransferFailed", "TransferRefused", "WrongShape"),
+    ),
+    "tailscale.mesh.events": (
+        *("PeerConnected", "PeerDisconnected", "PeerJoined", "PeerLeft", "PeerRenamed", "TransferDone"),
+    ),
+    "tailscale.mesh.broadcasting": ("BroadcastReport",),
+    "tailscale.mesh.mesh": ("Mesh",),
+    "tailscale.mesh.peers": ("Members", "MeshPeer"),
+    "tailscale.mesh.stores": ("Slice", "Store"),
+    "tailscale.mesh.subscriptions": ("Message", "Subscription"),
+    "tailscale.mesh.transfers": ("Inbox", "Offer", "Progress", "Transfer", "TransferReport"),
+    "tailscale.mesh.tree": ("Skipped",),
+    "ts_mesh.limits": ("MeshLimits",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Mesh" and optional("wsproto") is None:
+        raise ImportError("a mesh speaks WebSocket: pip install 'pytailscale[mesh]'")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value

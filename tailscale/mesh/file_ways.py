@@ -1,0 +1,43 @@
+"""The ways of a mesh, as its files need them: words by the lines to its members, connections to their ports."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tailscale.mesh.errors import NobodyListens, TransferRefused
+
+if TYPE_CHECKING:
+    from tailscale.mesh.lines import Line
+    from tailscale.mesh.peers import MeshPeer
+    from tailscale.sockets.tcp import TcpStream
+
+WORD_PATIENCE = 60.0  # until a member's process has a word
+DIAL_PATIENCE = 30.0
+
+
+class MeshWays:
+    """`line_of` finds the line to a member, or raises PeerGone; `start` runs a task of the mesh."""
+
+    def __init__(self, line_of: Callable[[MeshPeer], Line], start: Callable[..., None]) -> None:
+        self._line_of = line_of
+        self._start = start
+
+    async def tell(self, member: MeshPeer, word: str, payload: object) -> None:
+        """Raises as a send does, and TransferRefused where nobody speaks of files."""
+        try:
+            await self._line_of(member).say(member, word, payload, timeout=WORD_PATIENCE)
+        except NobodyListens:
+            raise TransferRefused("unsupported", member.name) from None
+        if member.connected and "files" not in member.features:  # it hears words of no use to it in silence
+            raise TransferRefused("unsupported", member.name)
+
+    async def dial(self, member: MeshPeer) -> TcpStream:
+        return await self._line_of(member).connect_port(timeout=DIAL_PATIENCE)
+
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._start(work)
+
+    def token(self) -> str:
+        return secrets.token_hex(16)

@@ -1,0 +1,201 @@
+"""Where files land: a folder of this disk, what is there already, and how bytes from a connection get into a file.
+
+The same for what is pushed to us and for what we pull. Owns no connection: it is given something to read from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from tailscale.mesh.folders import Folder, walk
+from tailscale.mesh.hash_cache import FileKey
+from tailscale.mesh.pieces import Read, WrongLength, to_disk
+from tailscale.mesh.sink import PERMISSIONS, Busy, Exists, Missing, Occupied, Sink, Unequal, beside, hash_file
+from ts_mesh.blocks import BLOCK, Hashes, JournalKey, complete, root_of
+
+if TYPE_CHECKING:
+    from tailscale.mesh.hash_cache import HashCache
+    from ts_mesh.offers import Entry
+
+WHOLE = 1 << 20  # a file up to so many bytes is taken into memory and written at once
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stored(NamedTuple):
+    name: str
+    """Another than it was meant to get, where that was taken and `exists` is "rename"."""
+    root: bytes
+
+
+class Landing:
+    """One folder that files arrive in. What has no `async` blocks: call it in a worker thread."""
+
+    def __init__(self, top: Path, exists: Exists, cache: HashCache, threads: trio.CapacityLimiter) -> None:
+        self.top = top
+        self.exists = exists
+        self._cache = cache
+        self._threads = threads
+
+    def prepare(self) -> int:
+        """Make the folder itself. How many bytes there is room for."""
+        self.top.mkdir(parents=True, exist_ok=True)
+        with Folder.open(self.top) as folder:
+            return folder.free_bytes()
+
+    def present(self, owner: str, entry: Entry) -> Hashes:
+        """The hashes of what is there: of the file itself if it looks the same, else of what was left of it.
+
+        Raises Occupied where something else has the name and must keep it.
+        """
+        *parts, name = entry.path.split("/")
+        try:
+            folder = walk(self.top, parts)
+        except FileNotFoundError:
+            return []
+        with folder:
+            status = folder.look(name)
+            if status is not None:
+                if _looks_same(status, entry):
+                    _clear(folder, name, status)
+                    return self._hashes_of(folder, name, status)
+                if self.exists == "refuse" or (self.exists == "replace" and stat.S_ISDIR(status.st_mode)):
+                    raise Occupied
+        if entry.size <= BLOCK:
+            return []
+        try:
+            sink = self.open(owner, entry, resume_only=True)
+        except (Busy, FileNotFoundError):
+            return []
+        sink.close()
+        return sink.hashes
+
+    def open(self, owner: str, entry: Entry, *, resume_only: bool = False) -> Sink:
+        """Where the bytes of a file go. `resume_only`: FileNotFoundError unless something was left of it."""
+        *parts, name = entry.path.split("/")
+        key = JournalKey(owner, entry.path, entry.size, entry.mtime_ns)
+        folder = walk(self.top, parts, make=not resume_only)
+        return Sink(folder, name, key, entry.mode, self.exists, resume_only=resume_only)
+
+    def store(
+        self, owner: str, entry: Entry, data: Sequence[bytes], root: bytes | None, *, is_inside: bool = False
+    ) -> Stored:
+        """A file that came in one piece. `is_inside`: its folder comes later and is put on the disk then."""
+        sink = self.open(owner, entry)
+        try:
+            sink.begin_run(0)
+            sink.write(data)
+            return self.finish(sink, entry, root, is_inside=is_inside)
+        finally:
+            sink.close()
+
+    def complete(self, owner: str, entry: Entry, root: bytes | None) -> Stored:
+        """A file of which nothing was missing: it has its name already, or all its blocks."""
+        if root is not None and self._confirm(entry, root):
+            return Stored(entry.path.rpartition("/")[2], root)
+        sink = self.open(owner, entry)
+        try:
+            return self.finish(sink, entry, root)
+        finally:
+            sink.close()
+
+    def finish(self, sink: Sink, entry: Entry, root: bytes | None, *, is_inside: bool = False) -> Stored:
+        """Raises Missing, Unequal or Occupied."""
+        found = sink.compare(root)
+        if self._confirm(entry, found):  # it was sent twice, because an answer was lost or nobody knew that it is there
+            sink.discard()
+            return Stored(sink.name, found)
+        return Stored(sink.take_place(self._cache, sync_folder=not is_inside), found)
+
+    def _confirm(self, entry: Entry, root: bytes) -> bool:
+        """Whether the file has its name already. Its permissions are then those that are asked for."""
+        *parts, name = entry.path.split("/")
+        try:
+            folder = walk(self.top, parts)
+        except FileNotFoundError:
+            return False
+        with folder:
+            status = folder.look(name)
+            if status is None or not _looks_same(status, entry):
+                return False
+            if root_of(self._hashes_of(folder, name, status)) != root:
+                return False
+            if stat.S_IMODE(status.st_mode) != entry.mode & PERMISSIONS:
+                folder.set_mode(name, entry.mode & PERMISSIONS)
+            return True
+
+    def make_folder(self, entry: Entry) -> None:
+        """With its own attributes, once nothing more is put into it."""
+        with walk(self.top, entry.path.split("/"), make=True) as folder:
+            folder.set_attributes(entry.mode & PERMISSIONS, entry.mtime_ns)
+            folder.sync()
+
+    async def pump(self, read: Read, sink: Sink, start: int, end: int) -> None:
+        """Everything that `read` yields, into the run from `start` to `end`. Raises WrongLength."""
+        sink.begin_run(start)
+        await to_disk(read, sink.write, end - start, self._threads)
+
+    def _hashes_of(self, folder: Folder, name: str, status: os.stat_result) -> list[bytes]:
+        """Of a file that has its name already."""
+        key = FileKey.of(status)
+        hashes = complete(self._cache.get(key), key.size)
+        if hashes is None:
+            hashes = hash_file(folder, name)
+            self._cache.bytes_hashed += key.size
+            self._cache.put(key, hashes)
+        return hashes
+
+
+def _clear(folder: Folder, name: str, status: os.stat_result) -> None:
+    """What a writer that was killed at the very end left beside a file that has its name."""
+    part, journal = beside(name)
+    left = folder.look(part)
+    if left is None or left.st_ino == status.st_ino:
+        folder.remove(journal)
+        folder.remove(part)
+
+
+def _looks_same(status: os.stat_result, entry: Entry) -> bool:
+    """As rsync looks at it; whether it is the same, its hashes say."""
+    return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
+
+
+async def read_whole(read: Read, size: int) -> list[bytes]:
+    """A body of exactly so many bytes."""
+    pieces = []
+    while data := await read():
+        pieces.append(data)
+        size -= len(data)
+        if size < 0:
+            break
+    if size:
+        raise WrongLength
+    return pieces
+
+
+def why(problem: Exception) -> str:
+    """The protocol's word for what the disk or the file objects to."""
+    match problem:
+        case Busy():
+            return "busy"
+        case Occupied():
+            return "exists"
+        case Unequal():
+            return "root"
+        case Missing():
+            return "blocks"
+        case WrongLength():
+            return "length"
+        case OSError() if problem.errno in FULL:
+            return "no-space"
+        case PermissionError() | NotADirectoryError():
+            return "not-allowed"
+        case OSError() if problem.errno in (errno.EROFS, errno.ELOOP):
+            return "not-allowed"
+    return "disk"

@@ -1,0 +1,29 @@
+"""What files need of a mesh: its members, words to them, and a connection to where they listen.
+
+The seam between files and messages: neither knows the other's insides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from tailscale.mesh.peers import MeshPeer
+    from tailscale.sockets.tcp import TcpStream
+
+
+class Ways(Protocol):
+    """How files reach a member."""
+
+    async def tell(self, member: MeshPeer, word: str, payload: object) -> None:
+        """A word of the namespace `_f` and what becomes its JSON; returns when the member's process has it."""
+
+    async def dial(self, member: MeshPeer) -> TcpStream:
+        """A connection to its mesh port."""
+
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A task of the mesh."""
+
+    def token(self) -> str:
+        """128 bits of chance, as 32 hexadecimal digits."""
