@@ -12,10 +12,13 @@ from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
+STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
+    "config": None,
+    "apps": [],
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -64,7 +67,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
+    _add_watching(adder)
     _add_connecting(adder)
+    _add_proxying(adder)
     _add_account(adder)
     _add_daemon(adder)
     _add_about(adder)
@@ -141,10 +146,50 @@ def _add_reading(adder: _Adder) -> None:
     family.add_argument("-4", dest="family", action="store_const", const=4, default=None, help="only IPv4")
     family.add_argument("-6", dest="family", action="store_const", const=6, help="only IPv6")
 
+    exits = adder.add("exits", "exit nodes: where, how far, and which one a choice takes", json=True)
+    exits.add_argument(
+        "choice",
+        nargs="?",
+        type=_exit_choice,
+        default="any",
+        metavar="CHOICE",
+        help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
+    )
+
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
-    doctor.add_argument("host", nargs="?", help="a peer to reach as well")
+    doctor.add_argument(
+        "where",
+        nargs="?",
+        type=_host_maybe_port,
+        default=(None, None),
+        metavar="HOST[:PORT]",
+        help="whom to reach as well",
+    )
     adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_watching(adder: _Adder) -> None:
+    why = adder.add("why", "why a port can be reached, or what stands in the way", json=True)
+    why.add_argument("where", type=_host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
+    why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
+    capture = adder.add("capture", "write the packets inside the tunnel to a file for Wireshark")
+    capture.add_argument(
+        "file", type=_file_or_dash, metavar="FILE", help="pcapng; - is standard output, as in `| wireshark -k -i -`"
+    )
+    capture.add_argument("--peer", metavar="PEER", help="only what goes to this peer, or comes from it")
+    capture.add_argument("-c", "--count", type=_positive, default=None, metavar="N", help="end after N packets")
+    capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
+    capture.add_argument(
+        "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
+    )
+    adder.add("top", "peers, paths, flows, exits and what is wrong, live in this terminal", json=True)
+    web = adder.add("web", "a status page for the browser, on this machine only")
+    web.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="by default a free port of loopback")
+    web.add_argument("--allow-changes", action="store_true", help="let the page choose the exit node")
+    metrics = adder.add("metrics", "everything that is counted, as Prometheus reads it")
+    metrics.add_argument("--listen", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz until Ctrl-C")
+    metrics.add_argument("--peers", action="store_true", help="tell of each peer by name")
 
 
 def _add_connecting(adder: _Adder) -> None:
@@ -160,6 +205,25 @@ def _add_connecting(adder: _Adder) -> None:
     deed.add_argument("--to", type=_host_and_port, metavar="HOST:PORT", help="forward to a TCP port of this machine")
     deed.add_argument("--echo", action="store_true", help="send everything back")
     listen.add_argument("--once", action="store_true", help="end after the first connection")
+
+
+def _add_proxying(adder: _Adder) -> None:
+    proxy = adder.add("proxy", "let other programs use the tailnet and its exits, by SOCKS 5 and HTTP")
+    proxy.add_argument(
+        "listen", nargs="*", metavar="LISTEN[=SPEC]", help="where (127.0.0.1:1080; tailnet:1080), and by which exits"
+    )
+    proxy.add_argument("--users", metavar="FILE", type=Path, help="name:password, one in a line")
+    proxy.add_argument("--config", metavar="FILE.toml", type=Path, help="all of this in a file")
+    proxy.add_argument("--no-ui", action="store_true", help="no live line")
+    command = adder.add("exec", "run a command whose connections go through the tailnet and an exit")
+    command.add_argument("program", nargs=argparse.REMAINDER, metavar="-- CMD", help="its exit code is passed on")
+    for parser in (proxy, command):
+        parser.add_argument("--exit", metavar="SPEC", help="NL, NL/ams, node:hq,hq-backup, tag:exit, any, none (none)")
+        parser.add_argument(
+            "--direct",
+            action=argparse.BooleanOptionalAction,
+            help="what the tailnet has not: by this machine's network",
+        )
 
 
 def _add_account(adder: _Adder) -> None:
@@ -195,6 +259,18 @@ def _epilog() -> str:
     return f"exit codes:\n{rows}"
 
 
+def _exit_choice(text: str) -> str:
+    """Checked where it was typed; the same words mean the same in `proxy` and `exec`."""
+    from ts_proxy.policy import BadPolicy
+    from ts_proxy.spec import parse_spec
+
+    try:
+        parse_spec(text)
+    except BadPolicy as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
@@ -227,6 +303,18 @@ def _port_or_zero(text: str) -> int:
     return 0 if text == "0" else _port(text)
 
 
+def _file_or_dash(text: str) -> Path | str:
+    return text if text == STANDARD_OUTPUT else Path(text)
+
+
+def _host_maybe_port(text: str) -> tuple[str, int | None]:
+    """`db`, `db:5432`, `[fd7a::1]:5432`; an IPv6 address without brackets has no port."""
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        return text.strip("[]"), None
+    return host.strip("[]"), _port(port)
+
+
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     try:
@@ -235,5 +323,11 @@ def _host_and_port(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT") from None
 
 
-for _kind, _name in ((_seconds, "number"), (_positive, "number"), (_whole, "number"), (_port, "port")):
+for _kind, _name in (
+    (_seconds, "number"),
+    (_positive, "number"),
+    (_whole, "number"),
+    (_port, "port"),
+    (_host_maybe_port, "HOST:PORT"),
+):
     _kind.__name__ = _name  # argparse says "invalid port value: 'x'"

@@ -89,7 +89,7 @@ async def run_hosted(daemon: Daemon, call: Call) -> int | None:
     except SystemExit as leaving:
         await trio.lowlevel.checkpoint()
         return leaving.code if isinstance(leaving.code, int) else 1
-    if not _is_for(daemon, options, call.cwd):
+    if not _is_for(daemon, options, call):
         await trio.lowlevel.checkpoint()
         return None
     _make_paths_absolute(options, call.cwd)
@@ -116,11 +116,11 @@ def _parse(call: Call, out: RemoteText, err: RemoteText) -> argparse.Namespace:
         return parse(call.argv)
 
 
-def _is_for(daemon: Daemon, options: argparse.Namespace, cwd: str) -> bool:
-    """Not where the words mean another device than the daemon's, however they were abbreviated."""
-    if options.ephemeral:
+def _is_for(daemon: Daemon, options: argparse.Namespace, call: Call) -> bool:
+    """Not where the words mean another device than the daemon's, however they were abbreviated; nor a whole screen."""
+    if options.ephemeral or (options.command == "top" and call.out.wants_style and not options.plain):
         return False
-    return options.state is None or places(Path(cwd, options.state)).state == daemon.places.state
+    return options.state is None or places(Path(call.cwd, options.state)).state == daemon.places.state
 
 
 def _make_paths_absolute(options: argparse.Namespace, cwd: str) -> None:

@@ -56,6 +56,17 @@ class StandardOutput:
             view = view[os.write(self._descriptor, view) :]
 
 
+class OutputFile:
+    """Standard output as a file, for what writes in a worker thread of trio's."""
+
+    def __init__(self) -> None:
+        self._output = StandardOutput()
+
+    def write(self, data: bytes, /) -> int:
+        trio.from_thread.run(self._output.send, data)
+        return len(data)
+
+
 async def run_program(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program where the command was typed, with `environment` added; its exit code as shells say it.
 

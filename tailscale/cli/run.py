@@ -27,13 +27,21 @@ HOMES = {
     "ping": "queries",
     "whois": "queries",
     "ip": "queries",
+    "exits": "exits",
     "netcheck": "queries",
     "version": "queries",
     "nc": "streams",
     "listen": "streams",
+    "proxy": "proxying",
+    "exec": "proxying",
     "doctor": "doctor",
+    "why": "why",
+    "capture": "capture",
+    "metrics": "metrics",
     "login": "account",
     "logout": "account",
+    "top": "top",
+    "web": "web",
     "up": "up",
     "down": "up",
     "config": "config",
@@ -47,6 +55,8 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 def run(options: argparse.Namespace) -> int:
     """Run the command that was asked for."""
     screen = Screen(plain=options.plain)
+    if options.command == "top" and (watched := _watch(options, screen)) is not None:
+        return watched
     command = find_command(options.command)
     with logging_to(screen, options.verbose):
         try:
@@ -62,6 +72,15 @@ def run(options: argparse.Namespace) -> int:
             return report(error, options, screen)
         finally:
             screen.hide()
+
+
+def _watch(options: argparse.Namespace, screen: Screen) -> int | None:
+    """The terminal interface, which brings a loop of its own; None where it is not for this terminal."""
+    interface: Callable[..., int | None] = importlib.import_module("tailscale.cli.top").interface
+    try:
+        return interface(options, screen)
+    except Exception as error:
+        return report(error, options, screen)
 
 
 def find_command(name: str) -> Command:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ from ts_base.optional import optional
 
 Cell = str | tuple[str, str]  # text, or text and a style
 ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+NARROWEST = 20  # columns that a sentence gets, however narrow the terminal
 ERASE_LINE = "\r\x1b[K"
 
 
@@ -70,6 +72,13 @@ class Screen:
 
     def speaks_unicode(self) -> bool:
         return "utf" in (getattr(self.out, "encoding", None) or "").lower()
+
+    def fitted(self, text: str, indent: int) -> list[str]:
+        """The lines of a text that stands behind `indent` columns; one where nobody looks at a terminal."""
+        if not self._styled_out:
+            return [text]
+        width = max(NARROWEST, shutil.get_terminal_size().columns - indent)
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
     # Everything else, on stderr
 

@@ -121,12 +121,12 @@ def _install_unit(options: argparse.Namespace, screen: Screen) -> int:
 # The daemon itself
 
 
-async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
+def daemon_for(options: argparse.Namespace) -> Daemon:
+    """The daemon that these words mean."""
     where = places_of(options)
     read = partial(read_file, options.config or where.settings, must_exist=options.config is not None)
     settings = read()
     asked = {"control_url": control_url(options)} | device_options(settings.device) | _wishes(options)
-    wishes = Wishes(options=asked)
     make = partial(
         Device,
         hostname=hostname(options),
@@ -137,15 +137,13 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
         ready_timeout=options.timeout,
     )
     kept = state_path(options)
-    daemon = Daemon(
-        where,
-        make,
-        run_hosted,
-        wishes=wishes,
-        read=read,
-        apps=options.apps,
-        store=FileStore(kept) if kept is not None else None,
-    )
+    store = FileStore(kept) if kept is not None else None
+    wished = Wishes(options=asked)
+    return Daemon(where, make, run_hosted, wishes=wished, read=read, apps=options.apps, store=store)
+
+
+async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
+    daemon = daemon_for(options)
     async with trio.open_nursery() as nursery:
         await nursery.start(_hear_signals, daemon)
         nursery.start_soon(_leave_if_hopeless, daemon)

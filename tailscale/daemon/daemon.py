@@ -31,6 +31,7 @@ from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
 from tailscale.daemon.settings import Settings
 from tailscale.daemon.transport import Transport, transport_for
+from tailscale.daemon.views import Views
 from tailscale.device import Device
 from tailscale.errors import StateLocked, TailscaleError
 from tailscale.foreign_text import guard_logs
@@ -94,6 +95,7 @@ class Daemon:
         facts: dict[str, Any] = {"socket": self._transport.path, "state_file": where.state, "log": where.log}
         self.own_api = OwnApi(self.keeper, self.log, facts)
         self.own_api.add_to(routes)
+        Views(self.keeper, self.own_api).add_to(routes)
         doing = {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}
         for name, handler in (doing | {"reload": self._reload}).items():
             routes.add("POST", ROOT + name, handler)

@@ -33,12 +33,14 @@ CONTRACT = {
     "GET events": "JSON lines {event, at, ...fields}: classes of tailscale.events; first {event: 'Hello', state}",
     "GET log?level=info&backlog=100": "JSON lines {event: 'Line', at, level, logger, message}; the last ones first",
     "GET statistics?watch=SECONDS": "JSON lines {at, counters, peers: {name: {path, kind, latency, received, sent}}}",
+    "GET view?watch=SECONDS": "JSON lines of tailscale.metrics.view; {at, state, problem} while there is no device",
     "GET peers": "[Node, ...]: what `status` has of each peer, without counters",
     "GET ping?host=&kind=disco&size=0": "one PingResult",
     "GET whois?address=": "Identity",
     "GET netcheck": "NetcheckReport",
     "GET config": "{file, device, parts}: the settings in force, and what they started",
     "POST run": "Upgrade: pytailscale-run; a command of the command line, see frames.py",
+    "POST exit": "{exit_node: name or null}: use that exit node, or none",
     "POST up, down, stop, restart": "{}: want a device; want none; end the daemon; have it begin again",
     "POST reload": "{}: read config.toml again; 400 with all its faults if it is wrong, and nothing has changed then",
 }
@@ -100,10 +102,10 @@ class OwnApi:
 
     async def _status(self, question: Question) -> Answer:
         await trio.lowlevel.checkpoint()
-        interval = _interval(question)
+        interval = interval_of(question)
         if interval is None:
             return json_answer(self.describe())
-        return lines_answer(_every(interval, self.describe))
+        return lines_answer(every(interval, self.describe))
 
     async def _peers(self, _: Question) -> Answer:
         await trio.lowlevel.checkpoint()
@@ -150,8 +152,8 @@ class OwnApi:
 
     async def _statistics(self, question: Question) -> Answer:
         await trio.lowlevel.checkpoint()
-        interval = _interval(question)
-        return json_answer(self._figures()) if interval is None else lines_answer(_every(interval, self._figures))
+        interval = interval_of(question)
+        return json_answer(self._figures()) if interval is None else lines_answer(every(interval, self._figures))
 
     def _figures(self) -> dict[str, Any]:
         status = self._keeper.status()
@@ -170,7 +172,7 @@ class OwnApi:
         return {"at": time.time(), "counters": status.counters.to_dict(), "peers": peers}
 
 
-def _interval(question: Question) -> float | None:
+def interval_of(question: Question) -> float | None:
     """Seconds between the lines of a stream; None where one answer is wanted."""
     text = question.query.get("watch")
     if text is None:
@@ -181,7 +183,7 @@ def _interval(question: Question) -> float | None:
     return interval
 
 
-async def _every(interval: float, ask: Any) -> AsyncIterator[Any]:
+async def every(interval: float, ask: Any) -> AsyncIterator[Any]:
     """A reader that is slow gets fewer lines, each as it is then: nothing waits for it."""
     while True:
         yield ask()

@@ -19,6 +19,7 @@ from tailscale.daemon.keeper import sole
 from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
+from tailscale.metrics import serve_metrics
 from ts_base.optional import optional
 
 log = logging.getLogger("tailscale.daemon")
@@ -141,6 +142,12 @@ async def run_expose(device: Device, keys: dict[str, Any], started: Started) -> 
         await trio.sleep_forever()
 
 
+async def run_metrics(device: Device, keys: dict[str, Any], started: Started) -> None:
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_metrics, device, keys["listen"], peers=keys.get("peers", False))
+        started(await nursery.start(serve))
+
+
 async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> None:
     server, exits = optional("tailscale.proxy.server", "serve"), optional("tailscale.proxy.exits", "Exits")
     if server is None or exits is None:
@@ -151,4 +158,4 @@ async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> N
         started(f"{proxy.host}:{proxy.port}")
 
 
-KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "proxy": run_proxy}
+KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics, "proxy": run_proxy}

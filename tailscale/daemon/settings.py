@@ -123,6 +123,7 @@ SECTIONS: dict[str, Section] = {
     ),
     "log": Section({"level": _choice(*LEVELS), "size": _number(4096, 1 << 30), "files": _number(0, 100)}),
     "forward": Section({"listen": _place(unix=True), "to": _place(unix=False)}, ("listen", "to"), is_list=True),
+    "metrics": Section({"listen": _place(unix=False), "peers": YES_OR_NO}, ("listen",)),
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
     "expose": Section({"port": PORT, "to": _place(unix=False)}, ("port", "to"), is_list=True),

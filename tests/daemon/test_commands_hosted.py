@@ -26,7 +26,7 @@ from tailscale.daemon.settings import Settings
 
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
-    "version": [], "login": [], "config": ["check", "FILE"],
+    "version": [], "login": [], "config": ["check", "FILE"], "top": [],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 HEAVY = ("trio", "cryptography", "argparse", "msgspec", "httpx", "logging", "ssl", "asyncio")

@@ -49,6 +49,10 @@ users = {alice = "secret"}
 
 [[mesh]]
 app = "notes"
+
+[metrics]
+listen = "127.0.0.1:9100"
+peers = true
 """
 
 
@@ -63,7 +67,7 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh"]
+    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "metrics"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
