@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 from collections.abc import Mapping
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.cli.exit_codes import OK
+from tailscale.cli.pipes import run_program
 from tailscale.cli.proxy_config import DEFAULT_LISTEN, BadConfig, Settings, read_config, read_port, read_users
 from tailscale.cli.screen import Screen, in_bytes
 from tailscale.cli.session import joined
@@ -98,13 +98,12 @@ async def _run(device: Device, exit: str, command: list[str], screen: Screen, nu
     password = secrets.token_urlsafe(16)
     run = partial(serve, users={EXEC_USER: password})
     made = await nursery.start(run, device, None, Exits.from_spec(device, exit))
-    environment = {**os.environ, **proxy_variables(made.address, f"{EXEC_USER}:{password}@")}
+    environment = proxy_variables(made.address, f"{EXEC_USER}:{password}@")
     try:
-        done = await trio.run_process(command, stdin=None, check=False, env=environment)
+        return await run_program(command, environment)
     except (FileNotFoundError, PermissionError) as problem:
         screen.note(("pytailscale: ", "bold red"), f"{command[0]}: {problem.strerror}")
         return NO_SUCH_COMMAND if isinstance(problem, FileNotFoundError) else NOT_EXECUTABLE
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
 def proxy_variables(address: tuple[str, int], who: str) -> Mapping[str, str]:

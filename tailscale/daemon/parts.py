@@ -14,13 +14,11 @@ from typing import Any
 
 import trio
 
-from tailscale.daemon.answering import NotBuilt
 from tailscale.daemon.keeper import sole
 from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
 from tailscale.metrics import serve_metrics
-from ts_base.optional import optional
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -149,12 +147,11 @@ async def run_metrics(device: Device, keys: dict[str, Any], started: Started) ->
 
 
 async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> None:
-    server, exits = optional("tailscale.proxy.server", "serve"), optional("tailscale.proxy.exits", "Exits")
-    if server is None or exits is None:
-        raise NotBuilt("a proxy: this installation has no tailscale.proxy")
-    way_out = exits.Exits.from_spec(device, keys.get("exit", "none"))
+    from tailscale.proxy import Exits, serve  # few daemons have one
+
+    way_out = Exits.from_spec(device, keys.get("exit", "none"))
     async with trio.open_nursery() as nursery:
-        proxy = await nursery.start(partial(server.serve, users=keys.get("users")), device, keys["listen"], way_out)
+        proxy = await nursery.start(partial(serve, users=keys.get("users")), device, keys["listen"], way_out)
         started(f"{proxy.host}:{proxy.port}")
 
 

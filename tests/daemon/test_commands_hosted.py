@@ -26,7 +26,8 @@ from tailscale.daemon.settings import Settings
 
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
-    "version": [], "login": [], "config": ["check", "FILE"], "top": [],
+    "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
+    "exits": ["any"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 HEAVY = ("trio", "cryptography", "argparse", "msgspec", "httpx", "logging", "ssl", "asyncio")
@@ -211,3 +212,9 @@ def test_signals_are_as_they_were_after_a_command(state: list[str]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert main(["ip", *state]) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_exec_runs_its_program_here_and_its_proxy_in_the_daemon(state: list[str]) -> None:
+    done = run("exec", *state, "--", "sh", "-c", "pwd; echo $ALL_PROXY; exit 3", cwd=Path("/"))
+    assert done.returncode == 3
+    assert done.stdout.startswith(b"/\nsocks5h://exec:")

@@ -53,6 +53,18 @@ OF_ONE = {
     "up --install-unit": "test_unit_is_installed_where_systemd_looks",
     "up --app": "test_a_part_that_this_installation_has_not_says_so",
     "up --config": "test_settings_may_be_elsewhere",
+    "capture --count": "test_capture_writes_a_file_or_down_a_pipe",
+    "capture --peer": "test_capture_takes_a_peer_and_limits",
+    "capture --seconds": "test_capture_takes_a_peer_and_limits",
+    "capture --snaplen": "test_capture_takes_a_peer_and_limits",
+    "exec --exit": "test_exec_takes_one_way_out",
+    "exec --no-direct": "test_exec_takes_one_way_out",
+    "proxy --config": "test_file_says_all_of_it",
+    "proxy --exit": "test_ports_and_their_exits_are_read",
+    "proxy --no-direct": "test_arguments_that_cannot_be_meant_say_why",
+    "proxy --no-ui": "test_exec_runs_a_command_through_the_tailnet_and_passes_its_code_on",
+    "proxy --users": "test_users_file_that_cannot_be_meant_names_the_line",
+    "why --udp": "test_why_takes_udp",
 }
 
 
@@ -67,7 +79,7 @@ def test_every_flag_has_a_test_that_there_is() -> None:
     written = set()
     for path in (*TESTS.glob("daemon/test_*.py"), *TESTS.glob("tailscale/test_cli*.py")):
         tree = ast.parse(path.read_text())
-        written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     assert {*COMMON.values(), *OF_ONE.values()} <= written
 
 
@@ -178,3 +190,20 @@ def test_settings_may_be_elsewhere(tmp_path: Path, net: World) -> None:
     settings.write_text("[device]\nhostnme = 'x'\n")
     words = ["--foreground", "--state", str(tmp_path / "s"), "--control-url", net.url]
     assert "other.toml:2: [device] has no hostnme" in run("up", *words, "--config", str(settings)).stderr.decode()
+
+
+def test_capture_takes_a_peer_and_limits(state: list[str], tmp_path: Path) -> None:
+    words = ["capture", *state, str(tmp_path / "c.pcapng"), "--peer", "db", "--seconds", "0.05", "--snaplen", "64"]
+    assert main(words) == 0
+    assert (tmp_path / "c.pcapng").stat().st_size > 0
+    assert main(["capture", *state, str(tmp_path / "d.pcapng"), "--peer", "nobody", "--seconds", "0.05"]) == 5
+
+
+def test_exec_takes_one_way_out(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["exec", *state, "--exit", "NL", "--direct", "--", "true"]) == 2
+    assert "two ways out" in capfd.readouterr().err
+
+
+def test_why_takes_udp(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    main(["why", *state, "db:7", "--udp", "--json"])
+    assert json.loads(capfd.readouterr().out)["protocol"].lower() == "udp"

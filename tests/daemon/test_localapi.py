@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from daemon.daemon_scripts import ECHO_PORT, PATIENCE, World, client_of
-from daemon.test_door import UPGRADE
+from daemon.test_door import UPGRADE, talk
 
 from tailscale.daemon import ipn
 from tailscale.daemon.client import Client
@@ -110,6 +110,8 @@ def test_dns_records_of_every_type_are_encoded(kind: str, values: list[str]) -> 
 
 def test_what_stands_on_no_part_is_honest(client: Client) -> None:
     assert client.get(f"{API}serve-config") == {}
+    with pytest.raises(DaemonError, match="certificates: this daemon has no such part"):
+        client.get(f"{API}cert/x")
     assert client.get(f"{API}tka/status")["Enabled"] is False
     assert client.get(f"{API}derpmap")["Regions"]
     assert client.get(f"{API}dns-config")["Proxied"] is True
@@ -186,3 +188,8 @@ def test_bus_tells_of_preferences_peers_and_going_down(net: World, tmp_path: Pat
         assert client.get(f"{API}status")["BackendState"] == "NeedsLogin"
         client.ask("POST", f"{API}login-interactive")
         assert "/register/" in until("BrowseToURL")
+
+
+def test_metrics_are_those_of_the_device(daemon: Daemon) -> None:
+    answer = talk(daemon.places.socket, b"GET /localapi/v0/usermetrics HTTP/1.0\r\n\r\n")
+    assert b'tailscaled_inbound_bytes_total{path="derp"}' in answer

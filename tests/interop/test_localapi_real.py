@@ -89,6 +89,7 @@ READING: list[tuple[str, int, str]] = [
     ("dns status", 0, r"(?s)MagicDNS: enabled tailnet-wide \(suffix = rig\.test\).*not supported on this platform"),
     ("dns query db.rig.test", 0, r"(?s)RCodeSuccess.*TypeA +100\.64\."),
     ("dns query nobody.rig.test", 0, r"RCodeNameError"),
+    ("metrics print", 0, r'tailscaled_inbound_bytes_total\{path="derp"\}'),
     ("exit-node list", 1, r"no exit nodes found"),
     ("get", 0, r"hostname +ours"),
     ("lock status", 0, r"Tailnet Lock is NOT enabled"),
