@@ -47,7 +47,7 @@ async def serve(
 ) -> None:
     """Run a proxy until cancelled, or until `shutdown` is set and what is open has ended or had `limits.grace`.
 
-    ```python
+    ```python forever
     await tailscale.proxy.serve(device, "tailnet:1080")
     ```
 
