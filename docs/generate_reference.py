@@ -22,6 +22,8 @@ SECTIONS = [
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
+    ("Explanations",      "tailscale/explanation.py",           None),
+    ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),
     ("Events",            "tailscale/events.py",                None),
     ("Errors",            "ts_base/errors.py",                  ["TailscaleError"]),
     ("",                  "tailscale/errors.py",                None),
@@ -36,10 +38,18 @@ SECTIONS = [
     ("",                  "tailscale/http/limits.py",           ["Limits"]),
     ("",                  "tailscale/http/visits.py",           ["Visits", "ServerStatistics"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
+    ("tailscale.metrics", "tailscale/metrics/text.py",          ["exposition"]),
+    ("",                  "tailscale/metrics/registry.py",      ["collector"]),
+    ("",                  "tailscale/metrics/looking.py",       ["view"]),
+    ("",                  "tailscale/metrics/server.py",        ["serve_metrics"]),
+    ("tailscale.web",     "tailscale/web/server.py",            ["serve_page"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("tailscale.sync",    "tailscale/sync.py",                  None),
     ("",                  "tailscale/threads/bridges.py",       ["Forward"]),
     ("",                  "tailscale/threads/loopback.py",      ["TailnetListener", "TailnetSocket"]),
+    ("tailscale.dask",    "tailscale/dask/process_device.py",   ["use", "close"]),
+    ("",                  "tailscale/dask/dashboard.py",        ["dask_setup", "dask_teardown"]),
+    ("",                  "tailscale/dask/settings.py",         ["UnusableSetting"]),
     ("tailscale.proxy",   "tailscale/proxy/exits.py",           ["Exits"]),
     ("",                  "ts_proxy/breaker.py",                ["Breaker"]),
     ("",                  "tailscale/proxy/exits_status.py",    None),
@@ -50,6 +60,9 @@ SECTIONS = [
     ("",                  "tailscale/proxy/limits.py",          ["ProxyLimits"]),
     ("",                  "tailscale/proxy/requests.py",        ["Request"]),
     ("",                  "tailscale/proxy/hosted.py",          ["HostedProxy"]),
+    ("tailscale.daemon",  "tailscale/daemon/client.py",         ["Client"]),
+    ("",                  "tailscale/daemon/aio_client.py",     ["AsyncClient"]),
+    ("",                  "tailscale/daemon/requests.py",       ["DaemonError", "DaemonAbsent"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/exits.py",         ["PlayedExit"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
@@ -57,7 +70,7 @@ SECTIONS = [
     ("tailscale.testing.sync", "tailscale/testing/sync.py",     ["Tailnet"]),
     ("tailscale.testing.aio",  "tailscale/testing/aio.py",      ["Tailnet"]),
 ]  # fmt: skip
-HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "UdpFace", "_Port"}
+HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "CaptureFace", "UdpFace", "_Port"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own
 MADE_BY_USERS = {"Device", "Exits", "Breaker", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {

@@ -68,9 +68,11 @@ def status(
     peers: list[PeerStatus] = []
     if netmap is not None:
         peers = [_peer_status(node_from_wire(peer, netmap), reach, traffic) for peer in netmap.peers.values()]
+    node = directory.self_node() if netmap is not None else None
+    advertised = directory.preferences.advertise_routes
     return Status(
         state=directory.state.value,
-        node=directory.self_node() if netmap is not None else None,
+        node=node,
         tailnet=netmap.domain if netmap is not None else "",
         control_url=directory.control_url,
         relay=directory.home_relay(),
@@ -79,6 +81,8 @@ def status(
         peers=tuple(sorted(peers, key=lambda p: p.node.name)),
         health=health,
         counters=counters,
+        advertised_routes=advertised,
+        approved_routes=tuple(route for route in advertised if node is not None and route in node.routes),
     )
 
 

@@ -13,60 +13,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
+import importlib
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
+from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
-from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
+from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
-from tailscale.threads.loop_thread import Job, LoopThread
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
     import os
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event, EventStream
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
+    from tailscale.events import Event
     from tailscale.nodes import Node
-    from tailscale.proxy import Exits as TrioExits
-    from tailscale.proxy import ProxyLimits
-    from tailscale.proxy.exits import ExitsOptions
-    from tailscale.proxy.exits_status import ExitsStatus
-    from tailscale.proxy.gate import Allow
-    from tailscale.proxy.hosted import HostedProxy
-    from tailscale.proxy.users import Users
+    from tailscale.proxy.aio_face import Exits as Exits
+    from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
-DEFAULT_STREAM_LIMIT = 1 << 20  # asyncio's 64 KiB would pause a fast peer all the time
 
 
-def _awaited(
-    verb: Callable[Concatenate[X, P], Awaitable[T]],
-) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:
-    """The same verb for this face: done in the device's own loop, awaited in this one."""
-
-    @functools.wraps(verb)
-    async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await _finished(asked(face, verb, *args, **kwargs))
-
-    return call
-
-
-class Device(DeviceFace):
+class Device(DeviceFace, AsyncWithOnly):
     """A node of the tailnet, for asyncio. Takes what `tailscale.Device` takes; callables run in this event loop.
 
     Belongs to the event loop it was entered in. A Device is used once. What is not told here does what it does in
@@ -75,41 +61,51 @@ class Device(DeviceFace):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._hostname = hostname
         self._options = options
-        self._thread = LoopThread(self._make, options.get("handle_sigterm", True))
+        self._thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
+        self._end_of_loop = _leaving_with_the_loop(self._thread)
         self._servers: set[asyncio.Server] = set()
-
-    def _make(self) -> TrioDevice:
-        return TrioDevice(self._hostname, **self._options)
 
     # Lifecycle
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends."""
+        if not _is_asyncio():
+            raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
         self._bring_callables_home()
-        self._thread.start()
+        self._start()
         try:
-            await _outcome(self._thread.ready)
+            await outcome(self._thread.ready)
+            await anext(self._end_of_loop)
         except BaseException:
             await self._leave()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Leave the tailnet. What made the device fail meanwhile, if anything did, is raised here."""
         for server in self._servers:
             server.close()
         await self._leave()
-        self._thread.ended.result()
+        await self._end_of_loop.aclose()
+        if self._thread.ended.done():
+            self._thread.ended.result()
+
+    async def __aenter__(self) -> Self:
+        return self if self.is_open else await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def _leave(self) -> None:
         """Even while being cancelled: the thread is never left behind."""
         self._thread.stop()
         cancelled: asyncio.CancelledError | None = None
-        while not self._thread.ended.done():
+        while self._thread.has_started and not self._thread.ended.done():
             try:
-                await _settled(self._thread.ended)
+                await settled(self._thread.ended)
             except asyncio.CancelledError as error:
                 cancelled = error
         self._thread.join()
@@ -121,21 +117,49 @@ class Device(DeviceFace):
         loop = asyncio.get_running_loop()
         key = self._options.get("auth_key")
         if callable(key):
-            self._options["auth_key"] = _in_loop(loop, key)
+            self._options["auth_key"] = in_loop(loop, key)
         notify = self._options.get("on_login_url")
         if notify is not None:
-            self._options["on_login_url"] = _in_loop(loop, notify)
+            self._options["on_login_url"] = in_loop(loop, notify)
 
     # How work gets into the loop thread
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
-        return await _finished(self._thread.submit(work, discard))
+        return await finished(self._thread.submit(work, discard))
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
         return await self._await(as_work(lambda: self._inside().exit_nodes))
 
     # Connections
+
+    async def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
+        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
+        try:
+            return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def connect_anywhere(
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """`tcp_connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
+        is_tailnet, destination, via = await self.way_by(host, via)
+        if is_tailnet:
+            return await self.open_connection(destination, port, timeout=timeout, via=via)
+        async with asyncio.timeout(timeout):
+            return await asyncio.open_connection(destination, port, limit=DEFAULT_STREAM_LIMIT)
 
     async def open_connection(
         self,
@@ -178,10 +202,20 @@ class Device(DeviceFace):
             raise
 
     async def socket(
-        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        dial = functools.partial(
+            self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns
+        )
+        sock = await self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.setblocking(False)
         return sock
 
@@ -228,6 +262,12 @@ class Device(DeviceFace):
         sock.setblocking(False)
         return sock
 
+    async def listen(
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
+    ) -> TailnetListener:
+        """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
+        return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
+
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
     ) -> Opening[Forward]:
@@ -249,240 +289,106 @@ class Device(DeviceFace):
 
     # Names and identities
 
-    way_to = _awaited(TrioDevice.way_to)
-    way_by = _awaited(TrioDevice.way_by)
-    resolve = _awaited(TrioDevice.resolve)
-    resolve_all = _awaited(TrioDevice.resolve_all)
-    whois = _awaited(TrioDevice.whois)
+    way_to = awaited(TrioDevice.way_to)
+    way_by = awaited(TrioDevice.way_by)
+    resolve = awaited(TrioDevice.resolve)
+    resolve_all = awaited(TrioDevice.resolve_all)
+    whois = awaited(TrioDevice.whois)
 
     # Diagnosis
 
-    ping = _awaited(TrioDevice.ping)
-    netcheck = _awaited(TrioDevice.netcheck)
-    status = _awaited(as_work(TrioDevice.status))
-    peer_status = _awaited(as_work(TrioDevice.peer_status))
+    ping = awaited(TrioDevice.ping)
+    explain = awaited(TrioDevice.explain)
+    netcheck = awaited(TrioDevice.netcheck)
+    status = awaited(as_work(TrioDevice.status))
+    flows = awaited(as_work(TrioDevice.flows))
+    peer_status = awaited(as_work(TrioDevice.peer_status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file: `async with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        async def open_face() -> Capture:
+            return Capture(await self._await(begin), self._thread)
+
+        return Opening(open_face())
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-        return self._events_of(self._thread.submit(as_work(self._inside().events)))
-
-    async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
-        stream = await _finished(subscribing)
-        while True:
-            try:
-                yield await self._await(stream.__anext__)
-            except (StopAsyncIteration, DeviceClosed):
-                return
+        return events_of(self._thread, self._thread.submit(as_work(self._inside().events)))
 
     # Changing our mind
 
-    set = _awaited(TrioDevice.set)
-    login = _awaited(TrioDevice.login)
-    logout = _awaited(TrioDevice.logout)
+    set = awaited(TrioDevice.set)
+    login = awaited(TrioDevice.login)
+    logout = awaited(TrioDevice.logout)
 
 
-class UdpSocket(UdpFace):
-    """`tailscale.UdpSocket` for asyncio: the same verbs, awaited in this event loop."""
+class Capture(CaptureFace):
+    """`tailscale.Capture` for asyncio: the same verbs, awaited in this event loop."""
 
-    connect = _awaited(TrioUdpSocket.connect)
-    send_to = _awaited(TrioUdpSocket.send_to)
-    send = _awaited(TrioUdpSocket.send)
-    receive_from = _awaited(TrioUdpSocket.receive_from)
-    receive = _awaited(TrioUdpSocket.receive)
+    async def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        await finished(self._thread.submit(self._capture.wait))
 
-    async def close(self) -> None:
-        with contextlib.suppress(DeviceClosed):
-            await _finished(self._thread.submit(lambda: self._udp.aclose()))
+    async def aclose(self) -> None:
+        """No more packets; returns when the file is whole."""
+        with contextlib.suppress(DeviceClosed):  # the device's end was the capture's
+            await finished(self._thread.submit(self._capture.aclose))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self.aclose()
 
 
-class Exits:
-    """`tailscale.proxy.Exits` for asyncio: the exits of an entered Device. Takes what that takes.
-
-    A `where=` function is called in the device's own thread.
-    """
-
-    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
-        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
-
-        self._device = device
-        self._exits = TrioExits(device._thread.device, **options)
-
-    @classmethod
-    def from_spec(cls, device: Device, text: str) -> Self:
-        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
-        from tailscale.proxy.exits import Exits as TrioExits
-
-        made = cls.__new__(cls)
-        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
-        return made
-
-    async def open_connection(
-        self,
-        host: str,
-        port: int,
-        *,
-        timeout: float | None = None,
-        session: str = "",
-        limit: int = DEFAULT_STREAM_LIMIT,
-        ssl: ssl_module.SSLContext | bool | None = None,
-        server_hostname: str | None = None,
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """As `asyncio.open_connection`, by the exit of this moment."""
-        sock = await self.socket(host, port, timeout=timeout, session=session)
-        try:
-            name = server_hostname or (host if ssl else None)
-            return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=name)
-        except BaseException:
-            sock.close()
-            raise
-
-    async def socket(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
-        """A connected, non-blocking socket, for libraries that take one."""
-        thread = self._device._thread
-
-        async def dial() -> TailnetSocket:
-            return bridges.as_socket(
-                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
-            )
-
-        sock = await self._device._await(dial, TailnetSocket.close)
-        sock.setblocking(False)
-        return sock
-
-    async def udp(self, *, session: str = "") -> UdpSocket:
-        """A UDP socket through the exit of this moment."""
-        udp = await self._device._await(lambda: self._exits.udp(session=session))
-        return UdpSocket(udp, self._device._thread)
-
-    async def candidates(self) -> tuple[ExitNode, ...]:
-        """The exits that the policy lets in and that are not broken, best first."""
-        return await self._device._await(as_work(lambda: self._exits.candidates))
-
-    async def current(self) -> ExitNode | None:
-        """The exit that the next connection without a session takes."""
-        return await self._device._await(as_work(lambda: self._exits.current))
-
-    async def status(self) -> ExitsStatus:
-        """What is used, what could be, and why the others are not."""
-        return await self._device._await(as_work(self._exits.status))
-
-    async def pin(self, node: str | None) -> None:
-        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
-        await self._device._await(lambda: self._exits.pin(node))
-
-    def events(self) -> AsyncIterator[Event]:
-        """What happens from now on; ends when the device is closed."""
-        return self._device._events_of(self._device._thread.submit(as_work(self._exits.events)))
-
-    def __repr__(self) -> str:
-        return repr(self._exits)
-
-
-def serve(
-    device: Device,
-    listen: str | None = "127.0.0.1:1080",
-    exits: Exits | TrioExits | None = None,
-    *,
-    users: Users | None = None,
-    allow: Allow | None = None,
-    limits: ProxyLimits | None = None,
-) -> Opening[HostedProxy]:
-    """`tailscale.proxy.serve` in the device's thread: `await` it, or use it in `async with`.
-
-    `users` and `allow` that are functions are called in this event loop, and may be async.
-
-    ```python
-    async with tailscale.aio.serve(device, "127.0.0.1:0") as proxy:
-        print(proxy.address, proxy.statistics())
-    ```
-    """
-    return Opening(_serve(device, listen, exits, users, allow, limits))
-
-
-async def _serve(
-    device: Device,
-    listen: str | None,
-    exits: Exits | TrioExits | None,
-    users: Users | None,
-    allow: Allow | None,
-    limits: ProxyLimits | None,
-) -> HostedProxy:
-    from tailscale.proxy import NO_EXIT
-    from tailscale.proxy.hosted import HostedProxy, open_proxy
-
-    loop, thread = asyncio.get_running_loop(), device._thread
-    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
-    options = {
-        "users": _in_loop(loop, users) if callable(users) else users,
-        "allow": _in_loop(loop, allow) if allow is not None else None,
-        "limits": limits,
-    }
-    return await device._await(
-        lambda: open_proxy(thread.spawn, thread.call_soon, thread.device, listen, way, **options), HostedProxy.close
-    )
-
-
-async def _settled(future: Future[Any]) -> None:
-    """Wait until it is done, however it went."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is gone: nobody waits
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(tell)
-    await done.wait()
-
-
-async def _outcome(future: Future[T]) -> T:
-    await _settled(future)
-    return future.result()
-
-
-async def _finished(job: Job[T]) -> T:
-    """Its result or its error. Cancelling the wait cancels the job."""
+def _is_asyncio() -> bool:
     try:
-        await _settled(job.future)
-    except asyncio.CancelledError:
-        job.give_up()
-        raise
-    return job.future.result()
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The program's function, called by the device's thread but run by the program's event loop."""
-
-    async def call(*arguments: Any) -> Any:
-        import trio
-
-        async def run() -> Any:
-            result = function(*arguments)
-            return await result if inspect.isawaitable(result) else result
-
-        answer = asyncio.run_coroutine_threadsafe(run(), loop)
-        arrived = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def tell(_: Future[Any]) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(arrived.set)
-
-        answer.add_done_callback(tell)
-        try:
-            await arrived.wait()
-        except trio.Cancelled:
-            answer.cancel()
-            raise
-        return answer.result()
-
-    return call
+async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, None]:
+    """asyncio closes the generators it has begun before a loop ends: `asyncio.run` does, as do uvloop's and anyio's."""
+    try:
+        yield
+    finally:
+        if thread.is_left_open:
+            thread.stop()
+            await settled(thread.ended)
+            thread.join()
+            message = "a tailscale.aio.Device was left open until its event loop ended: use `async with`, or `close()`"
+            warnings.warn(message, ResourceWarning, stacklevel=1)
 
 
-__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]
+_LATER = {
+    "Exits": "tailscale.proxy.aio_face",
+    "serve": "tailscale.proxy.aio_face",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+__all__ = [
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"),
+]

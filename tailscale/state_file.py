@@ -260,6 +260,7 @@ def decode_state_untrusted(text: bytes) -> State:
 
 
 _REQUIRED = object()
+OPENS = b"{"  # every entry is a JSON object
 
 
 def _typed(fields: dict[str, Any], name: str, kind: type, default: object = _REQUIRED) -> Any:
@@ -377,6 +378,8 @@ class FileStore:
             raise self._corrupt(f"it belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
+            if os.pread(descriptor, 1, 0) != OPENS:
+                raise self._corrupt("it is no state of a device: state= names a directory, or a file of its own")
             raise self._corrupt(f"others may read it (mode {mode:04o}): its keys may be known. If not, chmod 600 it")
 
     def _corrupt(self, reason: str) -> StateCorrupt:

@@ -11,58 +11,42 @@ own; this module only hands work to it and waits.
 
 from __future__ import annotations
 
-import atexit
+import importlib
 import socket
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
+from tailscale._faces import WithOnly, nor_here
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed
-from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
+from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
     import os
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event, EventStream
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
+    from tailscale.events import Event
     from tailscale.nodes import Node
-    from tailscale.proxy import Exits as TrioExits
-    from tailscale.proxy import ProxyLimits
-    from tailscale.proxy.exits import ExitsOptions
-    from tailscale.proxy.exits_status import ExitsStatus
-    from tailscale.proxy.gate import Allow
-    from tailscale.proxy.hosted import HostedProxy
-    from tailscale.proxy.users import Users
-    from tailscale.sockets.socket_device import Address
+    from tailscale.proxy.sync_face import Exits as Exits
+    from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
-def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Concatenate[Face[X], P], T]:
-    """The same verb for this face: done in the loop, and waited for."""
-
-    @wraps(verb)
-    def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return asked(face, verb, *args, **kwargs).wait()
-
-    call.__doc__ = (verb.__doc__ or "").partition("```")[0].rstrip()  # the example behind it awaits
-    return call
-
-
-class Device(DeviceFace):
+class Device(DeviceFace, WithOnly):
     """A node of the tailnet, for programs without an event loop. Takes what `tailscale.Device` takes.
 
     Use it in a `with` block, or call `open()` and `close()`. A Device is used once; it may be shared by threads.
@@ -77,8 +61,7 @@ class Device(DeviceFace):
 
     def open(self) -> Self:
         """Join the tailnet; returns when the device is usable."""
-        self._thread.start()
-        _open_devices.add(self)
+        self._start()
         try:
             self._thread.ready.result()
         except BaseException:
@@ -93,7 +76,6 @@ class Device(DeviceFace):
             self._thread.ended.result()
 
     def _leave(self) -> None:
-        _open_devices.discard(self)
         self._thread.stop()
         self._thread.join()
 
@@ -123,12 +105,28 @@ class Device(DeviceFace):
         port: int | None = None,
         *,
         timeout: float | None = None,
+        local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected socket, as `socket.create_connection` makes them: `timeout` also becomes the socket's own."""
-        sock = self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        dial = partial(self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
+        sock = self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.settimeout(timeout)
         return sock
+
+    def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
+    ) -> socket.socket:
+        """`connect` by the name it has in `tailscale.Device`."""
+        return self.connect(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
 
     def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
@@ -137,7 +135,10 @@ class Device(DeviceFace):
         is_tailnet, destination, via = self.way_by(host, via)
         if is_tailnet:
             return self.connect(destination, port, timeout=timeout, via=via)
-        return socket.create_connection((destination, port), timeout)
+        try:
+            return socket.create_connection((destination, port), timeout)
+        except socket.gaierror as error:
+            raise nor_here(host, self.peers) or error from error
 
     def listen(
         self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
@@ -165,59 +166,60 @@ class Device(DeviceFace):
 
     # Names and identities
 
-    way_to = _blocking(TrioDevice.way_to)
-    way_by = _blocking(TrioDevice.way_by)
-    resolve = _blocking(TrioDevice.resolve)
-    resolve_all = _blocking(TrioDevice.resolve_all)
-    whois = _blocking(TrioDevice.whois)
+    way_to = blocking(TrioDevice.way_to)
+    way_by = blocking(TrioDevice.way_by)
+    resolve = blocking(TrioDevice.resolve)
+    resolve_all = blocking(TrioDevice.resolve_all)
+    whois = blocking(TrioDevice.whois)
 
     # Diagnosis
 
-    ping = _blocking(TrioDevice.ping)
-    netcheck = _blocking(TrioDevice.netcheck)
-    status = _blocking(as_work(TrioDevice.status))
-    peer_status = _blocking(as_work(TrioDevice.peer_status))
+    ping = blocking(TrioDevice.ping)
+    explain = blocking(TrioDevice.explain)
+    netcheck = blocking(TrioDevice.netcheck)
+    status = blocking(as_work(TrioDevice.status))
+    flows = blocking(as_work(TrioDevice.flows))
+    peer_status = blocking(as_work(TrioDevice.peer_status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Capture:
+        """Write the packets inside the tunnel to a pcapng file: `with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        return Capture(self._await(begin), self._thread)
 
     def events(self) -> Iterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-        return self._events_of(self._await(as_work(self._inside().events)))
-
-    def _events_of(self, stream: EventStream) -> Iterator[Event]:
-        while True:
-            try:
-                yield self._await(stream.__anext__)
-            except (StopAsyncIteration, DeviceClosed):
-                return
+        return events_of(self._thread, self._await(as_work(self._inside().events)))
 
     # Changing our mind
 
-    set = _blocking(TrioDevice.set)
-    login = _blocking(TrioDevice.login)
-    logout = _blocking(TrioDevice.logout)
+    set = blocking(TrioDevice.set)
+    login = blocking(TrioDevice.login)
+    logout = blocking(TrioDevice.logout)
 
 
-class UdpSocket(UdpFace):
-    """`tailscale.UdpSocket` for plain threads: the same verbs, blocking."""
+class Capture(CaptureFace):
+    """`tailscale.Capture` for plain threads: the same verbs, blocking."""
 
-    connect = _blocking(TrioUdpSocket.connect)
-    send_to = _blocking(TrioUdpSocket.send_to)
-    send = _blocking(TrioUdpSocket.send)
-
-    def receive_from(self, timeout: float | None = None) -> tuple[bytes, Address]:
-        """The next datagram and who sent it; TimeoutError after `timeout` seconds."""
-        job = self._thread.submit(lambda: self._udp.receive_from())
-        try:
-            return job.future.result(timeout)
-        except BaseException:
-            job.give_up()
-            raise
-
-    def receive(self, timeout: float | None = None) -> bytes:
-        return self.receive_from(timeout)[0]
+    def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        self._thread.submit(self._capture.wait).wait()
 
     def close(self) -> None:
+        """No more packets; returns when the file is whole."""
         if not self._thread.ended.done():
-            self._thread.submit(lambda: self._udp.aclose()).wait()
+            self._thread.submit(self._capture.aclose).wait()
 
     def __enter__(self) -> Self:
         return self
@@ -226,102 +228,20 @@ class UdpSocket(UdpFace):
         self.close()
 
 
-class Exits:
-    """`tailscale.proxy.Exits` for plain threads: the exits of an open Device. Takes what that takes.
-
-    A `where=` function is called in the device's own thread.
-    """
-
-    def __init__(self, device: Device, **options: Unpack[ExitsOptions]) -> None:
-        from tailscale.proxy.exits import Exits as TrioExits  # whoever needs no exits loads nothing of them
-
-        self._device = device
-        self._exits = TrioExits(device._thread.device, **options)
-
-    @classmethod
-    def from_spec(cls, device: Device, text: str) -> Self:
-        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
-        from tailscale.proxy.exits import Exits as TrioExits
-
-        made = cls.__new__(cls)
-        made._device, made._exits = device, TrioExits.from_spec(device._thread.device, text)
-        return made
-
-    def connect(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
-        """A connected socket, by the exit of this moment: `timeout` also becomes the socket's own."""
-        thread = self._device._thread
-
-        async def dial() -> TailnetSocket:
-            return bridges.as_socket(
-                thread, await self._exits.tcp_connect(host, port, timeout=timeout, session=session)
-            )
-
-        sock = self._device._await(dial, TailnetSocket.close)
-        sock.settimeout(timeout)
-        return sock
-
-    def udp(self, *, session: str = "") -> UdpSocket:
-        """A UDP socket through the exit of this moment."""
-        return UdpSocket(self._device._await(lambda: self._exits.udp(session=session)), self._device._thread)
-
-    @property
-    def candidates(self) -> tuple[ExitNode, ...]:
-        """The exits that the policy lets in and that are not broken, best first."""
-        return self._device._await(as_work(lambda: self._exits.candidates))
-
-    @property
-    def current(self) -> ExitNode | None:
-        """The exit that the next connection without a session takes."""
-        return self._device._await(as_work(lambda: self._exits.current))
-
-    def status(self) -> ExitsStatus:
-        """What is used, what could be, and why the others are not."""
-        return self._device._await(as_work(self._exits.status))
-
-    def pin(self, node: str | None) -> None:
-        """Use this exit and nobody else from the next connection on; None goes back to the policy."""
-        self._device._await(lambda: self._exits.pin(node))
-
-    def events(self) -> Iterator[Event]:
-        """What happens from now on; ends when the device is closed."""
-        return self._device._events_of(self._device._await(as_work(self._exits.events)))
-
-    def __repr__(self) -> str:
-        return repr(self._exits)
+_LATER = {
+    "Exits": "tailscale.proxy.sync_face",
+    "serve": "tailscale.proxy.sync_face",
+}
 
 
-def serve(
-    device: Device,
-    listen: str | None = "127.0.0.1:1080",
-    exits: Exits | TrioExits | None = None,
-    *,
-    users: Users | None = None,
-    allow: Allow | None = None,
-    limits: ProxyLimits | None = None,
-) -> HostedProxy:
-    """`tailscale.proxy.serve` in the device's thread, where `users` and `allow` are called: `with sync.serve(...)`.
-
-    ```python
-    with tailscale.sync.serve(device, "127.0.0.1:0") as proxy:
-        print(f"socks5h://127.0.0.1:{proxy.port}", proxy.statistics())
-    ```
-    """
-    from tailscale.proxy import NO_EXIT
-    from tailscale.proxy.hosted import HostedProxy, open_proxy
-
-    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
-    thread = device._thread
-    options = {"users": users, "allow": allow, "limits": limits}
-    return device._await(
-        lambda: open_proxy(thread.spawn, thread.call_soon, thread.device, listen, way, **options), HostedProxy.close
-    )
+def __getattr__(name: str) -> Any:
+    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
 
 
-@atexit.register
-def _close_all() -> None:
-    """A program that ends says goodbye for the devices it forgot."""
-    for device in tuple(_open_devices):
-        device._leave()
-
-
-__all__ = ["Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"]
+__all__ = [
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "TailnetListener", "TailnetSocket", "UdpSocket", "serve"),
+]

@@ -16,10 +16,12 @@ import trio
 
 from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
-from tailscale.http.caller import Headers, describe_caller, trusted_headers
+from tailscale.http.caller import describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
+from tailscale.http.heads import wants_websocket
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
+from tailscale.http.requests import headers_of, next_request
 from tailscale.http.visits import Visit, Visits
 from tailscale.http.wire import Wire
 from tailscale.sockets.tcp import TcpListener, TcpStream
@@ -155,10 +157,10 @@ class _Server:
                 await stream.aclose()
 
     async def _serve_requests(self, wire: Wire, tcp: TcpStream, visit: Visit) -> None:
-        while (request := await self._next_request(wire)) is not None:
+        while (request := await next_request(wire, self._idle)) is not None and not self._is_stopping:
             self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
-            if _wants_websocket(request):
+            if wants_websocket(request):
                 await self._serve_websocket(wire, request, scope)
                 return
             if not await HttpExchange(wire, request, scope).run(self._app) or self._is_stopping:
@@ -167,39 +169,11 @@ class _Server:
             wire.http.start_next_cycle()
             self._visits.on_silence(visit)
 
-    async def _next_request(self, wire: Wire) -> h11.Request | None:
-        """The head of the next request; None when there is none to come."""
-        wire.begin_head()
-        try:
-            if not wire.has_input:
-                with trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout) as idle:
-                    self._idle.add(idle)
-                    try:
-                        wire.feed(await wire.read_some())
-                    finally:
-                        self._idle.discard(idle)
-                if idle.cancelled_caught or self._is_stopping:
-                    return None
-            with trio.fail_after(self._limits.head_timeout):
-                event = await wire.next_event(self._limits.head_timeout)
-            if not isinstance(event, h11.Request):
-                return None
-            refusal = _refusal(event, wire.take_head())
-            if refusal is None:
-                return event
-            await wire.refuse(*refusal, has_body=event.method != b"HEAD")
-        except h11.RemoteProtocolError as error:
-            await wire.refuse(error.error_status_hint, str(error))
-        except (trio.TooSlowError, TimeoutError):
-            await wire.refuse(408, "the request took too long to arrive")
-        await wire.finish()
-        return None
-
     async def _scope(self, request: h11.Request, tcp: TcpStream) -> Scope:
         caller = await describe_caller(self._device, tcp.remote_address)
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
-        is_websocket = _wants_websocket(request)
+        is_websocket = wants_websocket(request)
         extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
         if is_websocket:
             extensions["websocket.http.response"] = {}
@@ -213,7 +187,7 @@ class _Server:
             "raw_path": target.path,
             "query_string": target.query,
             "root_path": "",
-            "headers": trusted_headers(_headers(request, target), caller),
+            "headers": trusted_headers(headers_of(request, target), caller),
             "client": tcp.remote_address,
             "server": tcp.local_address,
             "state": self._state.copy(),
@@ -242,32 +216,3 @@ class _Server:
         finally:
             self._websockets.discard(exchange)
         await wire.finish()
-
-
-def _wants_websocket(request: h11.Request) -> bool:
-    tokens = b",".join(value for name, value in request.headers if name == b"connection").lower().split(b",")
-    upgrades = [value.lower() for name, value in request.headers if name == b"upgrade"]
-    return request.method == b"GET" and b"upgrade" in map(bytes.strip, tokens) and upgrades == [b"websocket"]
-
-
-def _refusal(request: h11.Request, head: bytes) -> tuple[int, str] | None:
-    """The answer to a request that no app may see."""
-    if request.http_version not in (b"1.0", b"1.1"):
-        return 505, "this server speaks HTTP/1.1"
-    if problem := framing.objection(head, request.http_version):
-        return 400, problem
-    if request.method == b"CONNECT":
-        return 501, "this server is no proxy"
-    if framing.read_target(request.method, request.target) is None:
-        return 400, "the request target is neither a path nor an http URL"
-    if request.http_version == b"1.1" and framing.expects_the_impossible(list(request.headers)):
-        return 417, "this server can only be expected to 100-continue"
-    return None
-
-
-def _headers(request: h11.Request, target: framing.Target) -> Headers:
-    """With the host that the request line names, if it names one: that one counts (RFC 9112, 3.2.2)."""
-    headers = [(bytes(name), bytes(value)) for name, value in request.headers]
-    if not target.authority:
-        return headers
-    return [(b"host", target.authority), *((name, value) for name, value in headers if name != b"host")]

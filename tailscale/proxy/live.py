@@ -357,16 +357,7 @@ class LiveChoice:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hear, events)
-                while self._is_needed():
-                    self._bell = trio.Event()
-                    with self.turn() as now:
-                        self.choice.handle_timer(now)
-                        asks = self.choice.asks(now)
-                    for key in asks:
-                        nursery.start_soon(self._ask, key)
-                    self._look_at_tunnels(now)
-                    with trio.move_on_at(min(self.choice.next_timer(now), now + (WATCH_EVERY if self._open else IDLE))):
-                        await self._bell.wait()
+                await self._beside(self._follow_while_needed, nursery)
                 nursery.cancel_scope.cancel()
         finally:
             self._is_following = False
@@ -374,6 +365,18 @@ class LiveChoice:
                 self._pool_file.save_now(self.choice.pool.keys)
             for reader in list(self._readers):  # the device ends
                 reader.close()
+
+    async def _follow_while_needed(self, nursery: trio.Nursery) -> None:
+        while self._is_needed():
+            self._bell = trio.Event()
+            with self.turn() as now:
+                self.choice.handle_timer(now)
+                asks = self.choice.asks(now)
+            for key in asks:
+                nursery.start_soon(self._beside, self._ask, key)
+            self._look_at_tunnels(now)
+            with trio.move_on_at(min(self.choice.next_timer(now), now + (WATCH_EVERY if self._open else IDLE))):
+                await self._bell.wait()
 
     def _is_needed(self) -> bool:
         is_in_use = trio.current_time() - self._used_at < IDLE

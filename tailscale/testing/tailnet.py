@@ -295,11 +295,21 @@ class Tailnet:
         self._change(first, second, udp_blocked=False, tcp_blocked=False)
 
     def link(
-        self, first: Device | str, second: Device | str, *, latency: float | None = None, loss: float | None = None
+        self,
+        first: Device | str,
+        second: Device | str,
+        *,
+        latency: float | None = None,
+        loss: float | None = None,
+        largest: int | None = None,
     ) -> None:
-        """Change latency (seconds, one way) or loss (0..1) between two hosts."""
-        changes = {"latency": latency, "loss": loss}
+        """Change latency (seconds, one way), loss (0..1) or the largest datagram (bytes) between two hosts."""
+        changes = {"latency": latency, "loss": loss, "largest": largest}
         self._change(first, second, **{name: value for name, value in changes.items() if value is not None})
+
+    def set_clock(self, host: Device | str, *, ahead: float) -> None:
+        """The clock of that machine is wrong from now on, by so many seconds; negative for one that is behind."""
+        self.host(self._host_of(host)).clock_ahead = ahead
 
     def _change(self, first: Device | str, second: Device | str, **changes: float | bool) -> None:
         self._place.change(self._host_of(first), self._host_of(second), **changes)
