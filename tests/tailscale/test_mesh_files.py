@@ -108,6 +108,16 @@ async def test_folder_arrives_with_modes_and_times(tailnet: Tailnet, folder: Pat
         assert (done.peer.node.hostname, done.name, done.error) == ("a", "tree", None)
 
 
+async def test_who_watches_the_device_sees_the_transfer(tailnet: Tailnet, tmp_path: Path) -> None:
+    path = big(tmp_path / "big", 2)
+    async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (a, _, peer):
+        async with peer.push(path) as transfer:
+            await anext(transfer)
+            (shown,) = a.device.transfers
+            assert (shown.name, shown.peer, shown.is_outgoing, shown.total) == ("big", "b", True, 2 * BLOCK + 5)
+        assert not a.device.transfers
+
+
 async def test_second_push_sends_nothing(tailnet: Tailnet, folder: Path, tmp_path: Path) -> None:
     async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (_, _, peer):
         await peer.push(folder)
