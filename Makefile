@@ -44,6 +44,7 @@ coverage: $(READY)
 interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go); ROUNDS=20
 	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks
 ifdef ROUNDS
 	@$(BIN)/python -m tests.interop.rounds $(ROUNDS)
 else
@@ -72,8 +73,9 @@ soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
 lowest:         ## the fast tests on the lowest versions of every dependency that pyproject.toml allows
 	@sh .ci/lowest.sh
 
-docs: $(READY)  ## the API reference, generated from docstrings, into docs/reference.md
+docs: $(READY)  ## what is generated: the API reference from docstrings, the table of metrics and its dashboard
 	@$(BIN)/python docs/generate_reference.py
+	@$(BIN)/python docs/generate_metrics.py
 
 wheel: $(READY) ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m pip wheel -q --no-deps -w dist .

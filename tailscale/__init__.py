@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from tailscale._ownership import check_import_name
 
 if TYPE_CHECKING:
+    from tailscale.capturing import Capture as Capture
+    from tailscale.capturing import CaptureStatistics as CaptureStatistics
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
     from tailscale.errors import AuthKeyMissing as AuthKeyMissing
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
+    from tailscale.errors import CaptureFailed as CaptureFailed
     from tailscale.errors import ConnectionRefused as ConnectionRefused
     from tailscale.errors import ConnectionReset as ConnectionReset
     from tailscale.errors import ConnectionTimedOut as ConnectionTimedOut
@@ -33,11 +36,13 @@ if TYPE_CHECKING:
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
     from tailscale.errors import NoRoute as NoRoute
+    from tailscale.errors import NoSuchPeer as NoSuchPeer
     from tailscale.errors import PeerKeyExpired as PeerKeyExpired
     from tailscale.errors import PeerOffline as PeerOffline
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.errors import WrongFace as WrongFace
     from tailscale.events import Event as Event
     from tailscale.events import HealthChanged as HealthChanged
     from tailscale.events import KeyExpiring as KeyExpiring
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from tailscale.events import PeerUp as PeerUp
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
+    from tailscale.explanation import Explanation as Explanation
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -64,6 +70,8 @@ if TYPE_CHECKING:
     from tailscale.state_file import Store as Store
     from tailscale.status import Counters as Counters
     from tailscale.status import ExitNode as ExitNode
+    from tailscale.status import FileTransfer as FileTransfer
+    from tailscale.status import Flow as Flow
     from tailscale.status import HealthWarning as HealthWarning
     from tailscale.status import Identity as Identity
     from tailscale.status import NetcheckReport as NetcheckReport
@@ -78,29 +86,25 @@ check_import_name()
 __version__ = "0.1.0"
 
 _HOMES = {
+    "capturing": ("Capture", "CaptureStatistics"),
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *(
-            "AuthKeyMissing",
-            "AuthKeyRejected",
-            "ConnectionRefused",
-            "ConnectionReset",
-            "ConnectionTimedOut",
-            "ControlProtocolError",
-        ),
-        *("ControlUnreachable", "DeviceClosed", "DeviceFailed", "DeviceNotReady", "LoginRequired", "NameNotFound"),
+        *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
+        *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
+        *("DeviceNotReady", "LoginRequired", "NameNotFound", "NoSuchPeer", "WrongFace"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
         *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
+    "explanation": ("Explanation",),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": (
-        *("Counters", "ExitNode", "HealthWarning", "Identity", "NetcheckReport"),
+        *("Counters", "ExitNode", "FileTransfer", "Flow", "HealthWarning", "Identity", "NetcheckReport"),
         *("PathInfo", "PathTraffic", "PeerStatus", "PingResult", "Status"),
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),

@@ -29,6 +29,7 @@ from tailscale.runtime.counters import Counted, CountersTaker
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Readers, Watch, run_watch
+from tailscale.runtime.flows import Flows
 from tailscale.runtime.forward_actor import Forwarding, run_forward
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
@@ -41,6 +42,7 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.netmap_actor import run_netmap
 from tailscale.runtime.network import Network, UdpUnderlay
 from tailscale.runtime.offers import offer
+from tailscale.runtime.packet_watch import PacketWatch
 from tailscale.runtime.path_actor import run_paths
 from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
@@ -183,6 +185,8 @@ class Runtime:
         self.directory = Directory(config, bus, engine, network.wall_clock)
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint)
+        self.packets = PacketWatch(self.dataplane, self.directory, self.reach)
+        self.flows = Flows(self.stack, self.directory)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick
@@ -215,6 +219,7 @@ class Runtime:
             "supervision": self.supervision,
             "bus": self.bus,
             "events": self.readers,
+            "captures": self.packets,
         }
         if self._tun is not None:
             counted["tun"] = self._tun

@@ -101,6 +101,10 @@ def default_hostname() -> str:
 
 def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
     """Prefixes as control writes them; ValueError for what is none."""
+    if isinstance(texts, str):
+        raise TypeError(
+            f'advertise_routes takes a list of prefixes, such as ["192.168.7.0/24"], not the text {texts!r}'
+        )
     routes = []
     for text in texts:
         try:
@@ -108,6 +112,19 @@ def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
         except BadPacket as problem:
             raise ValueError(f"advertise_routes takes prefixes such as 192.168.7.0/24: {problem}") from None
     return tuple(routes)
+
+
+def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags as the policy writes them; the error for what is none."""
+    if isinstance(tags, str):
+        raise TypeError(f'tags takes a list of names, such as ["tag:ci"], not the text {tags!r}')
+    found = tuple(tags)
+    for tag in found:
+        if not re.fullmatch(r"tag:[A-Za-z][A-Za-z0-9-]*", tag):
+            raise ValueError(
+                f'tags takes names such as "tag:ci" (tag:, a letter, letters, digits and dashes), not {tag!r}'
+            )
+    return found
 
 
 def clean_hostname(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
-from tailscale.nodes import node_from_wire
+from tailscale.nodes import Node, node_from_wire
 from tailscale.runtime.network import HostNetwork
 from tailscale.status import Counters, ExitNode, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
@@ -16,7 +16,6 @@ from ts_control.client import ControlClient
 from ts_control.wire import Hostinfo, Location
 
 if TYPE_CHECKING:
-    from tailscale.nodes import Node
     from tailscale.runtime.directory import Directory
     from tailscale.runtime.reach import Reach
     from tailscale.runtime.traffic import Traffic
@@ -66,23 +65,14 @@ def status(
 ) -> Status:
     """Everything at this moment."""
     netmap = directory.netmap
-    peers = []
+    peers: list[PeerStatus] = []
     if netmap is not None:
-        for peer in netmap.peers.values():
-            counted = traffic.with_peer(peer.id)
-            peers.append(
-                PeerStatus(
-                    node=node_from_wire(peer, netmap),
-                    path=reach.path_of(peer.id),
-                    latency=reach.latency_to(peer.id),
-                    bytes_received=counted.bytes_received,
-                    bytes_sent=counted.bytes_sent,
-                    handshake_age=counted.handshake_age,
-                )
-            )
+        peers = [_peer_status(node_from_wire(peer, netmap), reach, traffic) for peer in netmap.peers.values()]
+    node = directory.self_node() if netmap is not None else None
+    advertised = directory.preferences.advertise_routes
     return Status(
         state=directory.state.value,
-        node=directory.self_node() if netmap is not None else None,
+        node=node,
         tailnet=netmap.domain if netmap is not None else "",
         control_url=directory.control_url,
         relay=directory.home_relay(),
@@ -91,6 +81,30 @@ def status(
         peers=tuple(sorted(peers, key=lambda p: p.node.name)),
         health=health,
         counters=counters,
+        advertised_routes=advertised,
+        approved_routes=tuple(route for route in advertised if node is not None and route in node.routes),
+    )
+
+
+def peer_status(directory: Directory, reach: Reach, traffic: Traffic, peer: str | Node) -> PeerStatus:
+    """The same of one peer."""
+    wanted = peer.id if isinstance(peer, Node) else directory.peer_named(peer)
+    node = directory.node(wanted) if wanted is not None else None
+    if node is None:
+        raise KeyError(peer.hostname if isinstance(peer, Node) else peer)
+    return _peer_status(node, reach, traffic)
+
+
+def _peer_status(node: Node, reach: Reach, traffic: Traffic) -> PeerStatus:
+    counted = traffic.with_peer(node.id)
+    return PeerStatus(
+        node=node,
+        path=reach.path_of(node.id),
+        latency=reach.latency_to(node.id),
+        bytes_received=counted.bytes_received,
+        bytes_sent=counted.bytes_sent,
+        handshake_age=counted.handshake_age,
+        unanswered_for=counted.unanswered_for,
     )
 
 

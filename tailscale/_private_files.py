@@ -49,6 +49,25 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a new file beside the old one, for nobody else to read, then put it in its place: all or nothing."""
+    draft = path.with_name(f"{path.name}.new")
+    make_folder(path.parent)
+    draft.unlink(missing_ok=True)  # left by a crash; O_EXCL then proves that the file is ours from its birth
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 def try_lock(descriptor: int) -> bool:
     """An exclusive lock that dies with the process. False when somebody holds it."""
     try:

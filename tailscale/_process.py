@@ -89,9 +89,13 @@ class OwnProcess:
     def __init__(self) -> None:
         self._pid = os.getpid()
 
+    @property
+    def is_here(self) -> bool:
+        return os.getpid() == self._pid
+
     def check(self) -> None:
         """Raise DeviceClosed in any other."""
-        if os.getpid() != self._pid:
+        if not self.is_here:
             raise DeviceClosed(
                 f"this Device was opened by process {self._pid}, of which this one, {os.getpid()}, is a fork: open one "
                 "in each process, under a name of its own (multiprocessing: in the initializer, or start with 'spawn')"

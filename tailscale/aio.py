@@ -13,56 +13,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
+from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
 from tailscale.local_ports import Opening
-from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
-from tailscale.threads.awaiting import finished as _finished
-from tailscale.threads.awaiting import in_loop as _in_loop
-from tailscale.threads.awaiting import outcome as _outcome
-from tailscale.threads.awaiting import settled as _settled
+from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
-from tailscale.threads.loop_thread import Job, LoopThread
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
     import os
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event, EventStream
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
+    from tailscale.events import Event
     from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
+    from tailscale.proxy.aio_face import Exits as Exits
+    from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
-DEFAULT_STREAM_LIMIT = 1 << 20  # asyncio's 64 KiB would pause a fast peer all the time
 
 
-def _awaited(
-    verb: Callable[Concatenate[X, P], Awaitable[T]],
-) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:
-    """The same verb for this face: done in the device's own loop, awaited in this one."""
-
-    @functools.wraps(verb)
-    async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await _finished(asked(face, verb, *args, **kwargs))
-
-    return call
-
-
-class Device(DeviceFace):
+class Device(DeviceFace, AsyncWithOnly):
     """A node of the tailnet, for asyncio. Takes what `tailscale.Device` takes; callables run in this event loop.
 
     Belongs to the event loop it was entered in. A Device is used once. What is not told here does what it does in
@@ -71,41 +62,51 @@ class Device(DeviceFace):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._hostname = hostname
         self._options = options
-        self._thread = LoopThread(self._make, options.get("handle_sigterm", True))
+        self._thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
+        self._end_of_loop = _leaving_with_the_loop(self._thread)
         self._servers: set[asyncio.Server] = set()
-
-    def _make(self) -> TrioDevice:
-        return TrioDevice(self._hostname, **self._options)
 
     # Lifecycle
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends."""
+        if not _is_asyncio():
+            raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
         self._bring_callables_home()
-        self._thread.start()
+        self._start()
         try:
-            await _outcome(self._thread.ready)
+            await outcome(self._thread.ready)
+            await anext(self._end_of_loop)
         except BaseException:
             await self._leave()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Leave the tailnet. What made the device fail meanwhile, if anything did, is raised here."""
         for server in self._servers:
             server.close()
         await self._leave()
-        self._thread.ended.result()
+        await self._end_of_loop.aclose()
+        if self._thread.ended.done():
+            self._thread.ended.result()
+
+    async def __aenter__(self) -> Self:
+        return self if self.is_open else await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def _leave(self) -> None:
         """Even while being cancelled: the thread is never left behind."""
         self._thread.stop()
         cancelled: asyncio.CancelledError | None = None
-        while not self._thread.ended.done():
+        while self._thread.has_started and not self._thread.ended.done():
             try:
-                await _settled(self._thread.ended)
+                await settled(self._thread.ended)
             except asyncio.CancelledError as error:
                 cancelled = error
         self._thread.join()
@@ -117,21 +118,49 @@ class Device(DeviceFace):
         loop = asyncio.get_running_loop()
         key = self._options.get("auth_key")
         if callable(key):
-            self._options["auth_key"] = _in_loop(loop, key)
+            self._options["auth_key"] = in_loop(loop, key)
         notify = self._options.get("on_login_url")
         if notify is not None:
-            self._options["on_login_url"] = _in_loop(loop, notify)
+            self._options["on_login_url"] = in_loop(loop, notify)
 
     # How work gets into the loop thread
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
-        return await _finished(self._thread.submit(work, discard))
+        return await finished(self._thread.submit(work, discard))
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
         return await self._await(as_work(lambda: self._inside().exit_nodes))
 
     # Connections
+
+    async def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
+        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
+        try:
+            return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def connect_anywhere(
+        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """`tcp_connect` for what the tailnet knows or routes (all, with an exit node), else the machine's own way."""
+        is_tailnet, destination, via = await self.way_by(host, via)
+        if is_tailnet:
+            return await self.open_connection(destination, port, timeout=timeout, via=via)
+        async with asyncio.timeout(timeout):
+            return await asyncio.open_connection(destination, port, limit=DEFAULT_STREAM_LIMIT)
 
     async def open_connection(
         self,
@@ -174,10 +203,20 @@ class Device(DeviceFace):
             raise
 
     async def socket(
-        self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected, non-blocking socket, for libraries that take one."""
-        sock = await self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        dial = functools.partial(
+            self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns
+        )
+        sock = await self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.setblocking(False)
         return sock
 
@@ -224,6 +263,12 @@ class Device(DeviceFace):
         sock.setblocking(False)
         return sock
 
+    async def listen(
+        self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
+    ) -> TailnetListener:
+        """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
+        return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
+
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
     ) -> Opening[Forward]:
@@ -245,65 +290,118 @@ class Device(DeviceFace):
 
     # Names and identities
 
-    way_to = _awaited(TrioDevice.way_to)
-    way_by = _awaited(TrioDevice.way_by)
-    resolve = _awaited(TrioDevice.resolve)
-    resolve_all = _awaited(TrioDevice.resolve_all)
-    whois = _awaited(TrioDevice.whois)
+    way_to = awaited(TrioDevice.way_to)
+    way_by = awaited(TrioDevice.way_by)
+    resolve = awaited(TrioDevice.resolve)
+    resolve_all = awaited(TrioDevice.resolve_all)
+    whois = awaited(TrioDevice.whois)
 
     # Diagnosis
 
-    ping = _awaited(TrioDevice.ping)
-    netcheck = _awaited(TrioDevice.netcheck)
-    status = _awaited(as_work(TrioDevice.status))
+    ping = awaited(TrioDevice.ping)
+    explain = awaited(TrioDevice.explain)
+    netcheck = awaited(TrioDevice.netcheck)
+    status = awaited(as_work(TrioDevice.status))
+    flows = awaited(as_work(TrioDevice.flows))
+    peer_status = awaited(as_work(TrioDevice.peer_status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file: `async with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        async def open_face() -> Capture:
+            return Capture(await self._await(begin), self._thread)
+
+        return Opening(open_face())
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-        return self._events_of(self._thread.submit(as_work(self._inside().events)))
-
-    async def _events_of(self, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
-        stream = await _finished(subscribing)
-        while True:
-            try:
-                yield await self._await(stream.__anext__)
-            except (StopAsyncIteration, DeviceClosed):
-                return
+        return events_of(self._thread, self._thread.submit(as_work(self._inside().events)))
 
     # Changing our mind
 
-    set = _awaited(TrioDevice.set)
-    login = _awaited(TrioDevice.login)
-    logout = _awaited(TrioDevice.logout)
+    set = awaited(TrioDevice.set)
+    login = awaited(TrioDevice.login)
+    logout = awaited(TrioDevice.logout)
 
 
-class UdpSocket(UdpFace):
-    """`tailscale.UdpSocket` for asyncio: the same verbs, awaited in this event loop."""
+class Capture(CaptureFace):
+    """`tailscale.Capture` for asyncio: the same verbs, awaited in this event loop."""
 
-    connect = _awaited(TrioUdpSocket.connect)
-    send_to = _awaited(TrioUdpSocket.send_to)
-    send = _awaited(TrioUdpSocket.send)
-    receive_from = _awaited(TrioUdpSocket.receive_from)
-    receive = _awaited(TrioUdpSocket.receive)
+    async def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        await finished(self._thread.submit(self._capture.wait))
 
-    async def close(self) -> None:
-        with contextlib.suppress(DeviceClosed):
-            await _finished(self._thread.submit(lambda: self._udp.aclose()))
+    async def aclose(self) -> None:
+        """No more packets; returns when the file is whole."""
+        with contextlib.suppress(DeviceClosed):  # the device's end was the capture's
+            await finished(self._thread.submit(self._capture.aclose))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self.aclose()
+
+
+def _is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, None]:
+    """asyncio closes the generators it has begun before a loop ends: `asyncio.run` does, as do uvloop's and anyio's."""
+    try:
+        yield
+    finally:
+        if thread.is_left_open:
+            thread.stop()
+            await settled(thread.ended)
+            thread.join()
+            message = "a tailscale.aio.Device was left open until its event loop ended: use `async with`, or `close()`"
+            warnings.warn(message, ResourceWarning, stacklevel=1)
+
+
+_LATER = {
+    "Exits": "tailscale.proxy.aio_face",
+    "Mesh": "tailscale.mesh.aio_face",
+    "serve": "tailscale.proxy.aio_face",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`Mesh` is imported when it is first used."""
-    if name != "Mesh":
+    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tailscale.mesh.aio_face import Mesh
-
-    globals()[name] = Mesh
-    return Mesh
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
 
 
-__all__ = ["Device", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = [
+    *(
+        "Capture",
+        "Device",
+        "Exits",
+        "Exposure",
+        "Forward",
+        "Mesh",
+        "TailnetListener",
+        "TailnetSocket",
+        "UdpSocket",
+        "serve",
+    ),
+]

@@ -84,7 +84,7 @@ class Splice:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._carry_out, nursery.cancel_scope)
-                nursery.start_soon(self._carry_in, nursery.cancel_scope)
+                await self._carry_in(nursery.cancel_scope)
             is_whole = self._problem is None
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_PATIENCE):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import trio
 
@@ -29,15 +29,17 @@ from tailscale._config import (
     auth_key_from_environment,
     clean_hostname,
     clean_routes,
+    clean_tags,
     control_url_from_environment,
     default_hostname,
     key_or_its_file,
     rig_flag_from_environment,
 )
+from tailscale._faces import AsyncWithOnly, briefly, wrong_face
 from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
-from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -48,18 +50,32 @@ from tailscale.sockets.udp import UdpSocket
 from tailscale.state_file import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
+    from tailscale.capturing import Capture, Sink
     from tailscale.events import EventStream
+    from tailscale.explanation import Explanation
+    from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import ExitNode, HealthWarning, Identity, NetcheckReport, PingResult, Status
+    from tailscale.status import (
+        ExitNode,
+        FileTransfer,
+        Flow,
+        HealthWarning,
+        Identity,
+        NetcheckReport,
+        PeerStatus,
+        PingResult,
+        Status,
+    )
+    from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
 CLOSED = "this Device has been closed: make a new one"
 
 
-class Device(OwnNode):
+class Device(OwnNode, AsyncWithOnly):
     """A node of the tailnet, alive inside `async with`.
 
     ```python
@@ -113,7 +129,7 @@ class Device(OwnNode):
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(
                 hostname=clean_hostname(hostname) if hostname else default_hostname(),
-                tags=tuple(tags),
+                tags=clean_tags(tags),
                 accept_routes=accept_routes,
                 exit_node=exit_node,
                 advertise_routes=clean_routes(advertise_routes),
@@ -137,6 +153,7 @@ class Device(OwnNode):
         self._runtime: Runtime | None = None
         self._process = OwnProcess()
         self._closed = False
+        self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
     def on(cls, network: Network, hostname: str | None = None, **options: Any) -> Self:
@@ -151,12 +168,17 @@ class Device(OwnNode):
     # Lifecycle
 
     async def __aenter__(self) -> Self:
+        if not trio.lowlevel.in_trio_task():
+            raise wrong_face("tailscale.Device was entered outside of trio")
         if self._closed or self._runtime is not None:
             raise DeviceClosed("a Device can be entered once: make a new one")
         self._process = OwnProcess()
         self._runtime = Runtime(self._config, self._network, self._store, self._readers)
         try:
             await self._runtime.start()
+        except TailscaleError as error:
+            self._closed = True
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             self._closed = True
             raise
@@ -190,6 +212,39 @@ class Device(OwnNode):
         return self._ready().directory.self_node()
 
     @property
+    def state(self) -> str:
+        """Where we stand with the control server: starting, connecting, needs_login, running, offline, expired, ...
+
+        ```python
+        print(device.state)
+        ```
+        """
+        return "closed" if self._closed else "starting" if self._runtime is None else self._runtime.state
+
+    @property
+    def preferences(self) -> Preferences:
+        """What this device was asked to be, with what `set` has changed since.
+
+        ```python
+        print(device.preferences.hostname, device.preferences.exit_node)
+        ```
+        """
+        runtime = self._ready()
+        return runtime.directory.preferences
+
+    @property
+    def netmap(self) -> NetMap | None:
+        """Everything the control server has said, in its own words; None before it has said anything.
+
+        For programs that pass it on, as our daemon does. `peers`, `node` and `whois` are easier to read.
+
+        ```python
+        print(device.netmap.domain, device.netmap.self_node.key)
+        ```
+        """
+        return self._ready().directory.netmap
+
+    @property
     def peers(self) -> Peers:
         """Every other node we are allowed to see, right now.
 
@@ -215,6 +270,7 @@ class Device(OwnNode):
 
     # Connections
 
+    @briefly
     async def tcp_connect(
         self,
         host: str | tuple[str, int],
@@ -223,11 +279,13 @@ class Device(OwnNode):
         timeout: float | None = None,
         local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> TcpStream:
         """Connect to a port of a peer, by short name, full name or address (also of an accepted subnet route).
 
         Every address of the name is tried. `timeout` is 30 s unless given. `via` names a peer to go through, an exit
-        node or subnet router, for this connection only. The error says what stands in the way:
+        node or subnet router, for this connection only; a name that is not the tailnet's is then looked up there, or
+        with `dns="tailnet"` as without `via`. The error says what stands in the way:
         `NameNotFound`, `NoRoute`, `PeerOffline`, `PeerKeyExpired`, `ConnectionRefused`, `ConnectionTimedOut`.
 
         ```python
@@ -237,8 +295,10 @@ class Device(OwnNode):
         ```
         """
         host, port = host_and_port(host, port)
-        return await self._ready().dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via)
+        dialer = self._ready().dialer
+        return await dialer.tcp_connect(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
 
+    @briefly
     async def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
     ) -> trio.abc.HalfCloseableStream:
@@ -289,6 +349,7 @@ class Device(OwnNode):
         finally:
             take_back()
 
+    @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet. One with `via` sends all it sends through that exit node, and hears only it.
 
@@ -344,26 +405,32 @@ class Device(OwnNode):
         """
         return await choose.way_by(self._ready().dialer, host, via)
 
-    async def resolve(self, name: str) -> str:
+    @briefly
+    async def resolve(self, name: str, *, via: str | Node | None = None) -> str:
         """One address for a name: the tailnet's own names first, then its resolvers, over the tailnet.
 
-        A name in the tailnet's domain is never shown to the machine's own resolver.
+        A name in the tailnet's domain is never shown to the machine's own resolver. With `via`, what the tailnet does
+        not know is asked of that exit node, and of nobody else.
 
         ```python
         print(await device.resolve("db"))
         ```
         """
-        return (await self._ready().dialer.resolver.addresses(name))[0]
+        dialer = self._ready().dialer
+        return (await dialer.resolver.addresses(name, dialer.peer_named(via)))[0]
 
-    async def resolve_all(self, name: str, type: str = "A") -> list[str]:
-        """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text.
+    @briefly
+    async def resolve_all(self, name: str, type: str = "A", *, via: str | Node | None = None) -> list[str]:
+        """Every record of a type (A, AAAA, CNAME, TXT, MX, SRV, NS, PTR) in text; asked of the exit `via` if named.
 
         ```python
         print(await device.resolve_all("db", "AAAA"))
         ```
         """
-        return await self._ready().dialer.resolver.records(name, type)
+        dialer = self._ready().dialer
+        return await dialer.resolver.records(name, type, dialer.peer_named(via))
 
+    @briefly
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
 
@@ -377,6 +444,7 @@ class Device(OwnNode):
 
     # Diagnosis
 
+    @briefly
     async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
         """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
 
@@ -388,6 +456,60 @@ class Device(OwnNode):
         ```
         """
         return await self._ready().dialer.ping(host, kind, size, timeout)
+
+    async def explain(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        protocol: str = "tcp",
+        timeout: float = 10.0,
+        via: str | Node | None = None,
+    ) -> Explanation:
+        """Why a port can be reached or not: name, route, peer, path, policies, and the port itself, in this order.
+
+        Where a dial would fail, the verdict is that error's sentence. Without a port only the way to the machine is
+        looked at; a port of this device itself tells whom the policy lets in. `protocol` is `tcp` or `udp`.
+
+        ```python
+        explanation = await device.explain("db", 5432)
+        print(explanation)
+        print(explanation.code, explanation.remedy)
+        ```
+        """
+        from tailscale.dial.explaining import Explainer  # few ask
+
+        runtime = self._ready()
+        if port is not None or isinstance(host, tuple):
+            host, port = host_and_port(host, port)
+        walk = Explainer(runtime.dialer, runtime.health.active, runtime.netcheck, host, port, protocol, via)
+        return await walk.explain(timeout)
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Opening[Capture]:
+        """Write the packets inside the tunnel to a pcapng file, or to a file that is open for bytes.
+
+        Each packet has a comment: peer, path, and why it was dropped if it was. `peer` keeps those of one peer,
+        `snaplen` the first bytes of each. A file of that name is private, and there when the block is left.
+
+        ```python
+        async with device.capture("x.pcapng", peer="db") as capture:
+            await device.ping("db", "tsmp")
+        print(capture.statistics())
+        ```
+        """
+        from tailscale.capturing import Limits, open_capture  # few do
+
+        runtime, limits = self._ready(), Limits(snaplen, max_packets, max_bytes)
+        number, name = runtime.dialer.peer_named(peer), self.hostname
+        return Opening(open_capture(file, number, runtime.packets, runtime.spawn, device=name, limits=limits))
 
     def status(self) -> Status:
         """Everything the device knows about itself, as plain values.
@@ -402,6 +524,68 @@ class Device(OwnNode):
         runtime = self._ready()
         asked = runtime.directory, runtime.reach, runtime.traffic
         return diagnostics.status(*asked, runtime.counters.take(), runtime.health.active)
+
+    def peer_status(self, peer: str | Node) -> PeerStatus:
+        """How traffic to one peer is doing: its part of `status()`, which asks for all. KeyError for a stranger.
+
+        ```python
+        print(device.peer_status("db").handshake_age)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.peer_status(runtime.directory, runtime.reach, runtime.traffic, peer)
+
+    def flows(self, limit: int = 256) -> tuple[Flow, ...]:
+        """Who talks to whom right now: what is open, the busiest first, and no more than `limit` of it.
+
+        ```python
+        for flow in device.flows(10):
+            print(flow.peer, flow.port, flow.bytes_received, flow.bytes_sent)
+        ```
+        """
+        return self._ready().flows.busiest(limit)
+
+    @property
+    def transfers(self) -> tuple[FileTransfer, ...]:
+        """Files on their way that whoever carries them has shown by `show_transfer`.
+
+        ```python
+        for transfer in device.transfers:
+            print(transfer.name, transfer.peer, transfer.done, transfer.total)
+        ```
+        """
+        return tuple(look() for look in self._transfers)
+
+    @contextmanager
+    def show_transfer(self, look: Callable[[], FileTransfer]) -> Iterator[None]:
+        """Show a transfer to those who watch the device, while the block lasts; `look` is called when they do.
+
+        ```python
+        def look():
+            return tailscale.FileTransfer("a.jpg", "phone", True, done=10, total=100, rate=None)
+
+
+        with device.show_transfer(look):
+            print(device.transfers)
+        ```
+        """
+        self._transfers[look] = None
+        try:
+            yield
+        finally:
+            del self._transfers[look]
+
+    def include(self, name: str, counted: Counted) -> AbstractContextManager[None]:
+        """Tell in `status().counters`, and so in metrics, what a part of your program counts, while the block lasts.
+
+        Its `statistics()` is a NamedTuple: a field `drops` counts by reason, every other whole number is a level.
+
+        ```python
+        with device.include("visits", tailscale.http.Visits()):
+            print(device.status().counters.levels["visits.open"])
+        ```
+        """
+        return self._ready().counters.include(name, counted)
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:
@@ -434,6 +618,17 @@ class Device(OwnNode):
             raise DeviceClosed(CLOSED)
         return self._readers.open_stream()
 
+    def spawn(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run a task beside the device: it ends by itself, or is cancelled when the device is closed.
+
+        What it raises is logged, and ends nothing else.
+
+        ```python
+        device.spawn(trio.sleep, 1)
+        ```
+        """
+        self._ready().spawn(function, *arguments)
+
     # Changing our mind
 
     async def set(
@@ -455,7 +650,7 @@ class Device(OwnNode):
         changes: dict[str, Any] = {
             "hostname": clean_hostname(hostname) if hostname is not None else None,
             "wants_the_name": True if hostname is not None else None,
-            "tags": None if tags is None else tuple(tags),
+            "tags": None if tags is None else clean_tags(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
             "shields_up": shields_up,

@@ -9,6 +9,8 @@ try:
 except tailscale.NameNotFound as error:
     print(error, error.suggestions)
 ```
+
+`error.fault` is a code of `docs/explain.md`, the same that `device.explain` and `pytailscale doctor` use.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ __all__ = [
     "AuthKeyMissing",
     "AuthKeyRejected",
     "BadPacket",
+    "CaptureFailed",
     "ConnectionRefused",
     "ConnectionReset",
     "ConnectionTimedOut",
@@ -36,16 +39,20 @@ __all__ = [
     "LoginRequired",
     "NameNotFound",
     "NoRoute",
+    "NoSuchPeer",
     "PeerKeyExpired",
     "PeerOffline",
     "StateCorrupt",
     "StateLocked",
     "TailscaleError",
+    "WrongFace",
 ]
 
 
 class LoginRequired(TailscaleError):
     """Somebody has to open `url` and approve this device, and nobody did in time."""
+
+    fault = "login-needed"
 
     def __init__(self, url: str, message: str | None = None) -> None:
         self.url = url
@@ -75,6 +82,8 @@ class AuthKeyMissing(AuthKeyRejected):
 class ControlUnreachable(TailscaleError, ConnectionError):
     """The control server could not be reached in time."""
 
+    fault = "control-unreachable"
+
 
 class ControlProtocolError(TailscaleError, ConnectionError):
     """Something answered, but it is not a coordination server we can talk to."""
@@ -87,9 +96,16 @@ class NameNotFound(TailscaleError, socket.gaierror):
     """
 
     def __init__(
-        self, name: str, suggestions: Sequence[str] = (), detail: str = "", *, is_temporary: bool = False
+        self,
+        name: str,
+        suggestions: Sequence[str] = (),
+        detail: str = "",
+        *,
+        is_temporary: bool = False,
+        fault: str = "",
     ) -> None:
         self.name = name
+        self.fault = fault or ("name-unanswered" if is_temporary else "name-not-found")
         self.suggestions = tuple(suggestions)
         self.is_temporary = is_temporary
         if is_temporary:
@@ -109,8 +125,10 @@ class _Dial(TailscaleError, OSError):
 
     code = errno.EHOSTUNREACH
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, fault: str = "") -> None:
         OSError.__init__(self, self.code, message)
+        if fault:
+            self.fault = fault
 
     def __str__(self) -> str:
         return str(self.args[1])
@@ -119,35 +137,51 @@ class _Dial(TailscaleError, OSError):
 class PeerOffline(_Dial):
     """The control server says the peer is offline, and it did not answer."""
 
+    fault = "peer-offline"
+
 
 class PeerKeyExpired(_Dial):
     """The peer's node key has expired: nobody can talk to it until it logs in again."""
 
+    fault = "peer-key-expired"
+
 
 class NoRoute(_Dial):
     """No peer owns or routes this address."""
+
+    fault = "no-route"
 
 
 class ConnectionRefused(_Dial, ConnectionRefusedError):
     """The peer answered with a reset, or its policy rejected us at once."""
 
     code = errno.ECONNREFUSED
+    fault = "port-closed"
+
+    @property
+    def by_policy(self) -> bool:
+        """The machine is there and its policy, or the tailnet's, let nothing through."""
+        return self.fault == "policy-there"
 
 
 class ConnectionTimedOut(_Dial, TimeoutError):
     """Nothing answered in time."""
 
     code = errno.ETIMEDOUT
+    fault = "port-silent"
 
 
 class ConnectionReset(_Dial, ConnectionResetError, trio.BrokenResourceError):
     """An open connection was reset by the other side, or gave up on it; trio's streams call this broken."""
 
     code = errno.ECONNRESET
+    fault = "port-resets"
 
 
 class StateLocked(TailscaleError):
     """Another process holds the state; `pid` names it when known."""
+
+    fault = "state-in-use"
 
     def __init__(self, where: str, pid: int | None = None) -> None:
         self.where = where
@@ -158,6 +192,10 @@ class StateLocked(TailscaleError):
 
 class StateCorrupt(TailscaleError):
     """The state cannot be read or written as it is. It is never overwritten silently."""
+
+
+class CaptureFailed(TailscaleError, OSError):
+    """What was captured could not be written; its cause is what the file said."""
 
 
 class DeviceClosed(TailscaleError):
@@ -173,6 +211,17 @@ class DeviceFailed(TailscaleError):
             f"this device ended itself: its {part} failed {times} times within {seconds:g} s. That is a mistake of "
             "pytailscale: please report it with the tracebacks in the log; a new Device may be entered at once"
         )
+
+
+class NoSuchPeer(TailscaleError, KeyError):
+    """`device.peers[...]` knows nobody of that name, address or id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WrongFace(TailscaleError, TypeError):
+    """The Device, or what was made from it, is for another kind of program: trio, asyncio, or none of the two."""
 
 
 class DeviceNotReady(TailscaleError):

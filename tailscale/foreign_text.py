@@ -12,7 +12,7 @@ import json
 import logging
 from typing import Any
 
-_PARTS = ("control", "forward", "http", "link", "mesh", "relay", "state", "udp")
+_PARTS = ("control", "daemon", "forward", "http", "link", "mesh", "proxy", "relay", "state", "udp")
 LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in _PARTS))
 LONGEST_IN_LOG = 2048
 WEB = ("http://", "https://")

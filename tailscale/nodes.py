@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from tailscale.errors import NoSuchPeer
 
 if TYPE_CHECKING:
     from ts_control import wire
@@ -184,8 +187,15 @@ class Peers(Mapping[str, Node]):
             return nodes[key]
         node = named(key, self._netmap.peers.values()) if self._netmap is not None and key else None
         if node is None or self._netmap is None:
-            raise KeyError(key)
+            close = self.close_to(key) if isinstance(key, str) else []
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise NoSuchPeer(f"no peer is called {key!r}{hint}")
         return node_from_wire(node, self._netmap)
+
+    def close_to(self, name: str) -> list[str]:
+        """Short names that somebody who wrote `name` may have meant."""
+        wanted = clean_name(name).partition(".")[0]
+        return difflib.get_close_matches(wanted, [node.hostname for node in self._by_name().values()], n=3)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name())

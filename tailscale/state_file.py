@@ -28,7 +28,7 @@ from tailscale._private_files import (
     make_folder,
     open_mounted,
     read_pid,
-    sync_directory,
+    replace_file,
     try_lock,
 )
 from tailscale.errors import StateCorrupt, StateLocked
@@ -260,6 +260,7 @@ def decode_state_untrusted(text: bytes) -> State:
 
 
 _REQUIRED = object()
+OPENS = b"{"  # every entry is a JSON object
 
 
 def _typed(fields: dict[str, Any], name: str, kind: type, default: object = _REQUIRED) -> Any:
@@ -351,23 +352,8 @@ class FileStore:
         """Write a new file beside the old one, then put it in its place."""
         if len(data) > _longest(name):
             raise ValueError(f"{len(data)} bytes are too many for the entry {name!r}: {_longest(name)} at most")
-        path = self._path_of(name)
-        draft = path.with_name(f"{path.name}.new")
         with self._told_as_ours("write"):
-            make_folder(path.parent)
-            draft.unlink(missing_ok=True)  # left by a crash; O_EXCL then proves that the file is ours from its birth
-            try:
-                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(draft, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    draft.unlink(missing_ok=True)
-                raise
-            sync_directory(path.parent)
+            replace_file(self._path_of(name), data)
 
     def delete(self, name: str) -> None:
         """Remove the entry's file."""
@@ -392,6 +378,8 @@ class FileStore:
             raise self._corrupt(f"it belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
+            if os.pread(descriptor, 1, 0) != OPENS:
+                raise self._corrupt("it is no state of a device: state= names a directory, or a file of its own")
             raise self._corrupt(f"others may read it (mode {mode:04o}): its keys may be known. If not, chmod 600 it")
 
     def _corrupt(self, reason: str) -> StateCorrupt:

@@ -95,6 +95,8 @@ class PeerStatus:
     bytes_sent: int
     handshake_age: float | None
     """Seconds since the last WireGuard handshake; None without a session."""
+    unanswered_for: float | None = None
+    """Seconds since it was asked for a handshake that it has not answered; None when it owes none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -104,6 +106,84 @@ class PeerStatus:
             "bytes_received": self.bytes_received,
             "bytes_sent": self.bytes_sent,
             "handshake_age": self.handshake_age,
+            "unanswered_for": self.unanswered_for,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Who talks to whom: one TCP connection or UDP socket that is open on the tailnet.
+
+    ```python
+    for flow in device.flows():
+        print(flow.protocol, flow.peer, flow.port, flow.bytes_received, flow.bytes_sent)
+    ```
+    """
+
+    protocol: Literal["tcp", "udp"]
+    local: tuple[str, int]
+    """The ip is "" where a UDP socket has all of ours."""
+    remote: tuple[str, int] | None
+    """None for a UDP socket that speaks with anybody."""
+    peer: str
+    """Host name of the peer at the other end; "" where no peer has or routes that address."""
+    via: str
+    """Host name of the exit it was opened through; "" for none."""
+    is_inbound: bool
+    """The other end began it: it leads to a port that we listen on, or behind us."""
+    is_forwarded: bool
+    """We carry it for the peer, to an address behind us."""
+    bytes_received: int | None
+    """Payload so far; None for UDP, whose datagrams are not counted one by one."""
+    bytes_sent: int | None
+
+    @property
+    def port(self) -> int:
+        """The port of the service: ours if we were called, else theirs; 0 where there is none yet."""
+        if self.is_inbound or self.remote is None:
+            return self.local[1]
+        return self.remote[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "protocol": self.protocol,
+            "local": list(self.local),
+            "remote": list(self.remote) if self.remote is not None else None,
+            "peer": self.peer,
+            "via": self.via,
+            "port": self.port,
+            "is_inbound": self.is_inbound,
+            "is_forwarded": self.is_forwarded,
+            "bytes_received": self.bytes_received,
+            "bytes_sent": self.bytes_sent,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FileTransfer:
+    """One file, or folder, that is on its way: what those who watch a device are shown of it."""
+
+    name: str
+    peer: str
+    """Host name of the other end."""
+    is_outgoing: bool
+    done: int
+    """Bytes that the receiver has."""
+    total: int | None
+    """None where nobody knows yet."""
+    rate: float | None
+    """Bytes a second."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "name": self.name,
+            "peer": self.peer,
+            "is_outgoing": self.is_outgoing,
+            "done": self.done,
+            "total": self.total,
+            "rate": self.rate,
         }
 
 
@@ -173,6 +253,10 @@ class Status:
     peers: tuple[PeerStatus, ...]
     health: tuple[HealthWarning, ...]
     counters: Counters
+    advertised_routes: tuple[str, ...] = ()
+    """What we offer to forward for others."""
+    approved_routes: tuple[str, ...] = ()
+    """Of those, what control has let us: what is really forwarded."""
 
     @property
     def drops(self) -> dict[str, int]:
@@ -189,6 +273,8 @@ class Status:
             "relay": self.relay,
             "udp_port": self.udp_port,
             "endpoints": list(self.endpoints),
+            "advertised_routes": list(self.advertised_routes),
+            "approved_routes": list(self.approved_routes),
             "peers": [p.to_dict() for p in self.peers],
             "health": [w.to_dict() for w in self.health],
             "drops": dict(self.drops),

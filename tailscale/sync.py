@@ -11,52 +11,43 @@ own; this module only hands work to it and waits.
 
 from __future__ import annotations
 
-import atexit
+import importlib
 import socket
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
+from tailscale._faces import WithOnly, nor_here
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed
-from tailscale.sockets.udp import UdpSocket as TrioUdpSocket
 from tailscale.threads import bridges
+from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import DeviceFace, DeviceOptions, Face, UdpFace, as_work, asked
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
     import os
     from types import TracebackType
     from typing import Unpack
 
-    from tailscale.events import Event, EventStream
+    from tailscale.capturing import Capture as TrioCapture
+    from tailscale.capturing import Sink
+    from tailscale.events import Event
     from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
-    from tailscale.sockets.socket_device import Address
+    from tailscale.proxy.sync_face import Exits as Exits
+    from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
-def _blocking(verb: Callable[Concatenate[X, P], Awaitable[T]]) -> Callable[Concatenate[Face[X], P], T]:
-    """The same verb for this face: done in the loop, and waited for."""
-
-    @wraps(verb)
-    def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return asked(face, verb, *args, **kwargs).wait()
-
-    call.__doc__ = (verb.__doc__ or "").partition("```")[0].rstrip()  # the example behind it awaits
-    return call
-
-
-class Device(DeviceFace):
+class Device(DeviceFace, WithOnly):
     """A node of the tailnet, for programs without an event loop. Takes what `tailscale.Device` takes.
 
     Use it in a `with` block, or call `open()` and `close()`. A Device is used once; it may be shared by threads.
@@ -71,8 +62,7 @@ class Device(DeviceFace):
 
     def open(self) -> Self:
         """Join the tailnet; returns when the device is usable."""
-        self._thread.start()
-        _open_devices.add(self)
+        self._start()
         try:
             self._thread.ready.result()
         except BaseException:
@@ -87,7 +77,6 @@ class Device(DeviceFace):
             self._thread.ended.result()
 
     def _leave(self) -> None:
-        _open_devices.discard(self)
         self._thread.stop()
         self._thread.join()
 
@@ -117,12 +106,28 @@ class Device(DeviceFace):
         port: int | None = None,
         *,
         timeout: float | None = None,
+        local_port: int = 0,
         via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
     ) -> socket.socket:
         """A connected socket, as `socket.create_connection` makes them: `timeout` also becomes the socket's own."""
-        sock = self._await(lambda: bridges.connect(self._thread, host, port, timeout, via), TailnetSocket.close)
+        dial = partial(self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
+        sock = self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
         sock.settimeout(timeout)
         return sock
+
+    def tcp_connect(
+        self,
+        host: str | tuple[str, int],
+        port: int | None = None,
+        *,
+        timeout: float | None = None,
+        local_port: int = 0,
+        via: str | Node | None = None,
+        dns: Literal["exit", "tailnet"] = "exit",
+    ) -> socket.socket:
+        """`connect` by the name it has in `tailscale.Device`."""
+        return self.connect(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
 
     def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
@@ -131,7 +136,10 @@ class Device(DeviceFace):
         is_tailnet, destination, via = self.way_by(host, via)
         if is_tailnet:
             return self.connect(destination, port, timeout=timeout, via=via)
-        return socket.create_connection((destination, port), timeout)
+        try:
+            return socket.create_connection((destination, port), timeout)
+        except socket.gaierror as error:
+            raise nor_here(host, self.peers) or error from error
 
     def listen(
         self, port: int, *, host: str | None = None, backlog: int = DEFAULT_BACKLOG, announce: str = ""
@@ -159,58 +167,60 @@ class Device(DeviceFace):
 
     # Names and identities
 
-    way_to = _blocking(TrioDevice.way_to)
-    way_by = _blocking(TrioDevice.way_by)
-    resolve = _blocking(TrioDevice.resolve)
-    resolve_all = _blocking(TrioDevice.resolve_all)
-    whois = _blocking(TrioDevice.whois)
+    way_to = blocking(TrioDevice.way_to)
+    way_by = blocking(TrioDevice.way_by)
+    resolve = blocking(TrioDevice.resolve)
+    resolve_all = blocking(TrioDevice.resolve_all)
+    whois = blocking(TrioDevice.whois)
 
     # Diagnosis
 
-    ping = _blocking(TrioDevice.ping)
-    netcheck = _blocking(TrioDevice.netcheck)
-    status = _blocking(as_work(TrioDevice.status))
+    ping = blocking(TrioDevice.ping)
+    explain = blocking(TrioDevice.explain)
+    netcheck = blocking(TrioDevice.netcheck)
+    status = blocking(as_work(TrioDevice.status))
+    flows = blocking(as_work(TrioDevice.flows))
+    peer_status = blocking(as_work(TrioDevice.peer_status))
+
+    def capture(
+        self,
+        file: str | os.PathLike[str] | Sink,
+        peer: str | Node | None = None,
+        *,
+        snaplen: int = 65_535,
+        max_packets: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Capture:
+        """Write the packets inside the tunnel to a pcapng file: `with device.capture("x.pcapng") as capture:`."""
+
+        async def begin() -> TrioCapture:
+            opening = self._inside().capture(file, peer, snaplen=snaplen, max_packets=max_packets, max_bytes=max_bytes)
+            return await opening
+
+        return Capture(self._await(begin), self._thread)
 
     def events(self) -> Iterator[Event]:
         """What happens from now on, as it happens; ends when the device is closed."""
-        return self._events_of(self._await(as_work(self._inside().events)))
-
-    def _events_of(self, stream: EventStream) -> Iterator[Event]:
-        while True:
-            try:
-                yield self._await(stream.__anext__)
-            except (StopAsyncIteration, DeviceClosed):
-                return
+        return events_of(self._thread, self._await(as_work(self._inside().events)))
 
     # Changing our mind
 
-    set = _blocking(TrioDevice.set)
-    login = _blocking(TrioDevice.login)
-    logout = _blocking(TrioDevice.logout)
+    set = blocking(TrioDevice.set)
+    login = blocking(TrioDevice.login)
+    logout = blocking(TrioDevice.logout)
 
 
-class UdpSocket(UdpFace):
-    """`tailscale.UdpSocket` for plain threads: the same verbs, blocking."""
+class Capture(CaptureFace):
+    """`tailscale.Capture` for plain threads: the same verbs, blocking."""
 
-    connect = _blocking(TrioUdpSocket.connect)
-    send_to = _blocking(TrioUdpSocket.send_to)
-    send = _blocking(TrioUdpSocket.send)
-
-    def receive_from(self, timeout: float | None = None) -> tuple[bytes, Address]:
-        """The next datagram and who sent it; TimeoutError after `timeout` seconds."""
-        job = self._thread.submit(lambda: self._udp.receive_from())
-        try:
-            return job.future.result(timeout)
-        except BaseException:
-            job.give_up()
-            raise
-
-    def receive(self, timeout: float | None = None) -> bytes:
-        return self.receive_from(timeout)[0]
+    def wait(self) -> None:
+        """Until a limit is reached, or nothing more can be written."""
+        self._thread.submit(self._capture.wait).wait()
 
     def close(self) -> None:
+        """No more packets; returns when the file is whole."""
         if not self._thread.ended.done():
-            self._thread.submit(lambda: self._udp.aclose()).wait()
+            self._thread.submit(self._capture.aclose).wait()
 
     def __enter__(self) -> Self:
         return self
@@ -219,21 +229,32 @@ class UdpSocket(UdpFace):
         self.close()
 
 
+_LATER = {
+    "Exits": "tailscale.proxy.sync_face",
+    "Mesh": "tailscale.mesh.sync_face",
+    "serve": "tailscale.proxy.sync_face",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`Mesh` is imported when it is first used."""
-    if name != "Mesh":
+    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tailscale.mesh.sync_face import Mesh
-
-    globals()[name] = Mesh
-    return Mesh
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
 
 
-@atexit.register
-def _close_all() -> None:
-    """A program that ends says goodbye for the devices it forgot."""
-    for device in tuple(_open_devices):
-        device._leave()
-
-
-__all__ = ["Device", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"]
+__all__ = [
+    *(
+        "Capture",
+        "Device",
+        "Exits",
+        "Exposure",
+        "Forward",
+        "Mesh",
+        "TailnetListener",
+        "TailnetSocket",
+        "UdpSocket",
+        "serve",
+    ),
+]

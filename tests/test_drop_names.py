@@ -62,6 +62,9 @@ COUNTED_BY_NAME = {(key, path) for path, tree in SOURCES.items() for key in keys
 COUNTING_ROOMS = {key.partition(".")[0] for key, _ in COUNTED_BY_NAME} | {"filter", "tunnel"}  # from files of names
 
 
+METRICS = "tailscale/metrics/table.py"  # names levels too, which look the same; its own test looks at its drops
+
+
 def names_in(tree: ast.AST) -> set[str]:
     """Every text that looks like the name of a drop, wherever it is: names are passed on as values too."""
     texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
@@ -74,7 +77,8 @@ def test_every_counter_is_named_by_room_and_reason() -> None:
 
 
 def all_counted() -> set[str]:
-    return {key for key, _ in COUNTED_BY_NAME}.union(*map(names_in, SOURCES.values()))
+    others = [tree for path, tree in SOURCES.items() if path != METRICS]
+    return {key for key, _ in COUNTED_BY_NAME}.union(*map(names_in, others))
 
 
 def test_every_name_is_explained() -> None:

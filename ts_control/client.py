@@ -21,7 +21,7 @@ from ts_control.connection import BROKEN, READ_SIZE, ControlConnection, reason_o
 from ts_control.errors import ControlLost, NotControl
 from ts_control.gojson import decode_json_untrusted
 from ts_control.handshake import Initiator
-from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, upgrade_headers
+from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, upgrade_headers, words_of
 from ts_control.location import (
     ControlAddress,
     Proxy,
@@ -171,8 +171,7 @@ class ControlClient:
             if reply.status >= 500:
                 raise ControlLost(f"{self.url} answered the key request with HTTP {reply.status}")
             if reply.status != 200:
-                text = reply.body[:200].decode("utf-8", "replace").strip()
-                raise NotControl(f"{self.url} answered the key request with HTTP {reply.status}: {text}")
+                raise NotControl(f"{self.url} answered the key request with HTTP {reply.status}{words_of(reply)}")
             keys = decode_json_untrusted(ServerKeys, reply.body)
         except BadPacket as problem:
             raise NotControl(f"{self.url} is not a coordination server: {problem}") from None

@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ts_base.errors import BadPacket, TailscaleError
 from ts_base.ip import CGNAT, SERVICE_IP4, SERVICE_IP6, TAILSCALE_ULA, Prefix, parse_prefix, prefix_contains
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
 from ts_control.policy import EXIT_ROUTES
 from ts_control.policy_index import Subject
-from ts_control.wire import NO_DISCO_KEY, Hostinfo
+from ts_control.wire import NO_DISCO_KEY, Hostinfo, Location, Service
 
 TAGGED_DEVICES = 2147455555  # the pseudo user that owns what has tags
 MAX_ROUTES = 1024  # per device
@@ -84,6 +86,8 @@ class Enrolled:
     advertised: tuple[Prefix, ...] = ()
     approved: frozenset[Prefix] = frozenset()
     renamed: bool = False  # by an administrator: the device's own hostname no longer counts
+    location: Location | None = None  # where an administrator says it is
+    services: tuple[Service, ...] = ()  # what an administrator says that it serves, beside what it says itself
     is_authorized: bool = True  # False until an administrator approves the machine, where that is asked for
     online: bool = False
     last_seen: float = 0.0
@@ -96,6 +100,15 @@ class Enrolled:
     @property
     def home_region(self) -> int:
         return self.hostinfo.net_info.preferred_derp if self.hostinfo.net_info else 0
+
+    @property
+    def public_hostinfo(self) -> Hostinfo:
+        """What others hear of it: with what administrators say, and without what it found out about its network,
+        which is nobody else's business, and changes without its patch.
+        """
+        own = self.hostinfo
+        place = self.location if self.location is not None else own.location
+        return msgspec.structs.replace(own, net_info=None, location=place, services=own.services + self.services)
 
     def subject(self) -> Subject:
         login = "" if self.tags else self.login

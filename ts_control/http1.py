@@ -87,6 +87,14 @@ class Http1Client:
         return Reply(self._response.status_code, headers, b"".join(self._body), bytes(rest), done)
 
 
+def words_of(reply: Reply) -> str:
+    """What a refusal says, fit for the end of a sentence: one line, and of a web page no more than that it is one."""
+    text = " ".join(reply.body[:200].decode("utf-8", "replace").split())
+    if text.startswith("<") or "html" in reply.headers.get("content-type", ""):
+        return " and a web page"
+    return f": {text}" if text else ""
+
+
 def upgrade_headers(host: str, handshake_base64: str) -> list[tuple[str, str]]:
     """The request headers of `POST /ts2021`."""
     return [
@@ -100,7 +108,6 @@ def upgrade_headers(host: str, handshake_base64: str) -> list[tuple[str, str]]:
 
 def check_upgrade_untrusted(reply: Reply) -> None:
     if reply.status != 101:
-        text = reply.body[:200].decode("utf-8", "replace").strip()
-        raise BadPacket(f"the upgrade was answered with HTTP {reply.status}" + (f": {text}" if text else ""))
+        raise BadPacket(f"the upgrade was answered with HTTP {reply.status}{words_of(reply)}")
     if reply.headers.get("upgrade", "").lower() != UPGRADE_NAME:
         raise BadPacket("the server switched to another protocol than ours")

@@ -23,7 +23,7 @@ from ts_control.policy_index import PolicyIndex
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_news import News
-from ts_control.wire import DERPMap, DNSConfig, DNSRecord, MapRequest, PingRequest, Resolver
+from ts_control.wire import DERPMap, DNSConfig, DNSRecord, Location, MapRequest, PingRequest, Resolver, Service
 from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
 
 MINIMUM_VERSION = 111  # older clients do not know a peer's HomeDERP
@@ -276,6 +276,14 @@ class ControlServer:
         if device.tags:
             device.expires = 0.0  # what is tagged does not expire
         self._changed(device, {"tags", "expires"}, now)
+
+    def describe(
+        self, device_id: int, now: float, *, location: Location | None = None, services: Iterable[Service] = ()
+    ) -> None:
+        """Tell its peers where a device is, and what it serves beside what it says itself."""
+        device = self.directory.find(device_id)
+        device.location, device.services = location, tuple(services)
+        self._changed(device, {"hostinfo"}, now)
 
     def approve_routes(self, device_id: int, routes: Iterable[str], now: float) -> None:
         """Exactly these of the advertised routes are in force from now on."""

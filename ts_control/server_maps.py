@@ -119,8 +119,7 @@ class MapWriter:
             allowed_ips=addresses + tuple(sorted(carried)),
             endpoints=device.endpoints,
             home_derp=device.home_region,
-            # What a device finds out about its network is nobody else's business, and changes without its patch.
-            hostinfo=msgspec.structs.replace(device.hostinfo, net_info=None),
+            hostinfo=device.public_hostinfo,
             created=from_unix_time(device.created),
             cap=device.version,
             tags=device.tags,

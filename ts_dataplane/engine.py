@@ -72,6 +72,7 @@ class EngineStatistics(NamedTuple):
     replies: ReplyFlowStatistics
     exits_in_use: int
     peers_without_path: int
+    taps: int
     drops: Mapping[str, int]
 
 
@@ -86,6 +87,15 @@ class Tunnel(Protocol):
     def handle_timer(self, now: float) -> None: ...
     def next_timer(self) -> float: ...
     def take_messages(self) -> list[Message]: ...
+
+
+class Tap(Protocol):
+    """Who is shown the packets inside the tunnel; `reason` is the counter of the drop, "" for what was not dropped."""
+
+    def heard(self, peer: PeerId, path: Path, packet: bytes, reason: str, now: float) -> None: ...
+
+    def sent(self, peer: PeerId, paths: tuple[Path, ...], packets: list[bytes], reason: str, now: float) -> None:
+        """`peer` is 0 where nobody takes the packets, and `paths` are those that the next datagrams go by."""
 
 
 class Engine:
@@ -111,6 +121,7 @@ class Engine:
         self._segments = RelaySegments(self.tables, self.paths)
         self._talk = TsmpTalk(self.drops, disco_key)
         self._pathless = Pathless(self.drops)
+        self._taps: tuple[Tap, ...] = ()
         self._exits = overlay.exits_in_use
         self._disco: deque[tuple[bytes, Path]] = deque(maxlen=DISCO_LIMIT)
         self._stun: deque[tuple[bytes, Direct]] = deque(maxlen=STUN_LIMIT)
@@ -135,7 +146,8 @@ class Engine:
             opened = self._endpoint.receive(tunnel, now)
             for peer, packet in self._talk.follow(self._endpoint.take_messages(), self.tables):
                 self._endpoint.send_ahead(peer, packet, now)
-            if admitted := self._admit(opened, now):
+                self._show_sent(peer, [packet], now)
+            if admitted := self._admit_watched(opened, now) if self._taps else self._admit(opened, now):
                 self._overlay.receive(admitted, now)
 
     def _sort(self, path: Path, datagrams: list[bytes], tunnel: list[PathRun]) -> None:
@@ -224,12 +236,12 @@ class Engine:
             return
         tables, parsed = self.tables, parse(packet)
         is_usual = tables.accepts(peer, parsed.source)
-        if not is_usual and not (
-            peer in self._exits and parsed.protocol != TSMP and tables.offers(peer, parsed.source)
-        ):
+        if not is_usual and not (peer in self._exits and tables.offers(peer, parsed.source)):
             self.drops[NOT_OWNER] += 1
         elif parsed.protocol == TSMP:
-            self._talk.hear(tables, peer, packet, parsed)  # before the filter: a ping is answered whatever it says
+            self._talk.hear(
+                tables, peer, packet, parsed, is_usual=is_usual
+            )  # before the filter: a ping is answered whatever it says
         elif is_source_routed(packet):
             self.drops[SOURCE_ROUTED] += 1
         else:
@@ -257,12 +269,15 @@ class Engine:
         for hop, packets in self._overlay.transmit(now, segments):
             peer = tables.peer_for(*hop)
             if peer is None:
-                self._drop_unrouted(hop, len(packets))
+                self._drop_unrouted(hop, packets, now)
                 continue
             self._remember_flows(peer, packets)
             self._sent.add(peer)
             runs.append((peer, packets))
         if runs:
+            if self._taps:
+                for peer, packets in runs:
+                    self._show_sent(peer, packets, now)
             self._endpoint.send([self._masqueraded(peer, packets) for peer, packets in runs], now)
         ready = self._endpoint.take_replies()
         sealed = self._endpoint.transmit(now)
@@ -276,8 +291,11 @@ class Engine:
         self.sent.add(ready)
         return ready
 
-    def _drop_unrouted(self, hop: Hop, count: int) -> None:
-        self.drops[VIA_NOT_AN_EXIT if hop[1] else NO_ROUTE] += count
+    def _drop_unrouted(self, hop: Hop, packets: list[bytes], now: float) -> None:
+        reason = VIA_NOT_AN_EXIT if hop[1] else NO_ROUTE
+        self.drops[reason] += len(packets)
+        for tap in self._taps:
+            tap.sent(hop[1], (), packets, reason, now)
         if len(self._unrouted) < UNROUTED_LIMIT:
             self._unrouted[hop] = None
 
@@ -297,6 +315,38 @@ class Engine:
         known = self.tables.peers.get(peer)
         return (peer, packets) if known is None or not known.masquerade else (peer, known.as_it_knows_us(packets))
 
+    # Who watches. Without anybody a burst costs one look at an empty tuple.
+
+    def watch(self, tap: Tap) -> None:
+        """Show every packet inside the tunnel to `tap` from now on."""
+        self._taps = (*self._taps, tap)
+
+    def unwatch(self, tap: Tap) -> None:
+        self._taps = tuple(one for one in self._taps if one is not tap)
+
+    def _admit_watched(
+        self, runs: list[tuple[PeerId, Path, list[bytes]]], now: float
+    ) -> list[tuple[Origin, list[bytes]]]:
+        """`_admit`, a packet at a time: what is counted meanwhile is what became of it. No rule stands twice."""
+        admitted: dict[Origin, list[bytes]] = {}
+        for peer, path, packets in runs:
+            if not packets:
+                self._admit([(peer, path, packets)], now)
+            for packet in packets:
+                before = self.drops.copy()
+                for origin, passed in self._admit([(peer, path, [packet])], now):
+                    admitted.setdefault(origin, []).extend(passed)
+                counted = [reason for reason, count in self.drops.items() if count > before[reason]]
+                counted.sort(key=lambda reason: not reason.startswith("filter."))  # its refusal may be counted as well
+                reason = counted[0] if counted else ""
+                for tap in self._taps:
+                    tap.heard(peer, path, without_padding(packet) or packet, reason, now)
+        return list(admitted.items())
+
+    def _show_sent(self, peer: PeerId, packets: list[bytes], now: float) -> None:
+        for tap in self._taps:
+            tap.sent(peer, self.paths.get(peer, ()), packets, "", now)
+
     # What the runtime and users set while packets go by
 
     def set_services(self, *, peerapi_port: int) -> None:
@@ -308,8 +358,15 @@ class Engine:
         return self._talk.peerapi_port
 
     def ping(self, peer: PeerId, token: bytes) -> bool:
-        """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it."""
-        return self._talk.ping(self.tables, peer, token)
+        """Ask `peer` for a TsmpPong with these 8 bytes; False where we share no address family with it.
+
+        Like data of the user's it has the paths looked after: a peer that saw us restart may answer the handshake to
+        where we were, and a path that is found anew has it asked again.
+        """
+        is_asked = self._talk.ping(self.tables, peer, token)
+        if is_asked:
+            self._sent.add(peer)
+        return is_asked
 
     # The rest of the contract, and what the shell takes to other rooms
 
@@ -334,6 +391,7 @@ class Engine:
             replies=self.replies.statistics(),
             exits_in_use=len(self._exits),
             peers_without_path=len(self._pathless.held),
+            taps=len(self._taps),
             drops=dict(self.drops),
         )
 

@@ -49,6 +49,7 @@ class PathReport:
     is_trusted: bool
     relay: Path | None
     candidates: tuple[tuple[Direct, float], ...] = ()
+    blocked: tuple[Direct, ...] = ()
 
 
 FinderMessage = BestPathChanged | PingAnswered | PingLost | NeedStun

@@ -268,7 +268,8 @@ class PathFinder:
             return PathReport(None, math.inf, False, relay)
         best, latency = (None, math.inf) if state.best is None else (state.best.path, state.best.latency)
         known = tuple((endpoint, candidate.latency) for endpoint, candidate in state.candidates.items())
-        return PathReport(best, latency, state.is_trusted(now), relay, known)
+        blocked = tuple(endpoint for endpoint, candidate in state.candidates.items() if now < candidate.blocked_until)
+        return PathReport(best, latency, state.is_trusted(now), relay, known, blocked)
 
     def standbys(self, peer: PeerId, now: float) -> tuple[Direct, ...]:
         """The best validated path of each uplink, in the order of the uplinks; none without uplinks."""

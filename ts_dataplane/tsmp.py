@@ -47,6 +47,8 @@ class TsmpReject:
     local: Address
     remote: Address
     maybe_broken: bool
+    is_usual: bool = True
+    """False: from an exit that only some flows go by. It speaks for `remote` in those and in no others."""
 
 
 @dataclass(frozen=True, slots=True)

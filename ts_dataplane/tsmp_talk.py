@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ts_base.errors import BadPacket
 from ts_base.who import PeerId, PeerRun
 from ts_dataplane import tsmp
 from ts_dataplane.filter import NOT_LOCAL
 from ts_dataplane.packets import Parsed
-from ts_dataplane.tables import Tables
+from ts_dataplane.tables import NOT_OWNER, Tables
 from ts_tunnel.messages import Message, SessionEstablished
 
 UNKNOWN, FULL, REFUSALS_LIMITED = "engine.tsmp_unknown", "engine.tsmp_full", "engine.refusals_limited"
@@ -35,8 +36,8 @@ class TsmpTalk:
         self._disco_key = disco_key
         self._refusing_since, self._refusals = 0.0, 0
 
-    def hear(self, tables: Tables, peer: PeerId, packet: bytes, parsed: Parsed) -> None:
-        """A TSMP packet whose source `peer` may speak for."""
+    def hear(self, tables: Tables, peer: PeerId, packet: bytes, parsed: Parsed, *, is_usual: bool) -> None:
+        """A TSMP packet whose source `peer` may speak for, if only as one of several exits: then to refuse a dial."""
         try:
             message = tsmp.decode_untrusted(peer, packet, parsed)
         except BadPacket:
@@ -44,10 +45,14 @@ class TsmpTalk:
             return
         if not tables.is_local(parsed.destination):
             self._drops[NOT_LOCAL] += 1
+        elif not is_usual and not isinstance(message, tsmp.TsmpReject):
+            self._drops[NOT_OWNER] += 1
         elif isinstance(message, tsmp.TsmpPing):
             self._say(peer, tsmp.encode_pong(parsed.destination, parsed.source, message.token, self.peerapi_port))
         elif len(self.messages) >= MESSAGES_LIMIT:
             self._drops[FULL] += 1
+        elif isinstance(message, tsmp.TsmpReject):
+            self.messages.append(replace(message, is_usual=is_usual))
         else:
             self.messages.append(message)
 

@@ -54,13 +54,14 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
 class Accept(msgspec.Struct, frozen=True, omit_defaults=True):
     """`have`: of entry n, the hashes of the blocks that are there already, "" for one that is not.
 
-    Of a large file they go on in the next message where this one ends.
+    Of a large file they go on in the next message where this one ends. `many`: one PUT may bring several small files.
     """
 
     token: Token
     ticket: Ticket
     have: dict[int, list[str]] = {}
     more: bool = False
+    many: bool = False
 
 
 class Reject(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -209,7 +210,7 @@ def accepts_of(token: str, ticket: str, have: dict[int, Hashes]) -> list[Accept]
                 room = HASHES_A_MESSAGE
             parts[-1][number], texts = texts[:room], texts[room:]
             room -= len(parts[-1][number])
-    return [Accept(token, ticket, part, more=part is not parts[-1]) for part in parts]
+    return [Accept(token, ticket, part, more=part is not parts[-1], many=True) for part in parts]
 
 
 def _portions(entries: Sequence[Entry]) -> list[list[Entry]]:

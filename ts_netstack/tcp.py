@@ -255,6 +255,12 @@ class TcpConnection(Socket):
         return len(self._outbound.buffer)
 
     @property
+    def carried(self) -> tuple[int, int]:
+        """Payload bytes received in order, and of those we sent the acknowledged ones; both without SYN and FIN."""
+        inbound, outbound = self._inbound, self._outbound
+        return max(0, inbound.received - 1 - inbound.finished), max(0, outbound.una - outbound.iss - 1)
+
+    @property
     def is_due(self) -> bool:
         """Something of ours waits for the stack's next transmit."""
         return self in self._ledger.dirty

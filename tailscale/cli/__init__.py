@@ -11,11 +11,19 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Wrong usage and `--help` leave by SystemExit, as argparse does."""
+    import sys
+
+    from tailscale.daemon.light import run_through_daemon
+
+    words = sys.argv[1:] if argv is None else argv
     try:
+        code = run_through_daemon(words)
+        if code is not None:
+            return code
         from tailscale.cli.arguments import parse
         from tailscale.cli.run import run
 
-        return run(parse(argv))
+        return run(parse(words))
     except KeyboardInterrupt:  # before there was anything to take down
         return 130
 

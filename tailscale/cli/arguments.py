@@ -10,11 +10,16 @@ from typing import Any
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.mesh_arguments import add_mesh
+from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
+STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
+    "socket": None,
+    "config": None,
+    "apps": [],
     "hostname": None,
     "auth_key": None,
     "control_url": None,
@@ -24,23 +29,35 @@ DEFAULTS: dict[str, Any] = {
     "plain": False,
     "json": False,
 }
-DESCRIPTION = "A Tailscale node for one command: no root, no daemon. Each command joins the tailnet, works, and leaves."
+DESCRIPTION = (
+    "A Tailscale node without root. `up` starts a daemon that keeps one; every other command uses it where it "
+    "runs, and joins the tailnet for itself where not."
+)
 
 
 def default_state() -> Path:
     """Where the device of this user is kept between commands."""
-    import platformdirs
-
-    return platformdirs.user_state_path("pytailscale", appauthor=False)
+    return Path(places.default_state())
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return build_parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One that can be asked what it takes: for what completes, and for tests."""
+
+    def actions(self) -> list[argparse.Action]:
+        return list(self._actions)
+
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the commands, by name; {} for that of a command."""
+        return next((dict(action.choices) for action in self._actions if isinstance(action.choices, dict)), {})
+
+
+def build_parser() -> Parser:
     common = _common_options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pytailscale",
         description=DESCRIPTION,
         epilog=_epilog(),
@@ -51,9 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
+    _add_watching(adder)
     _add_connecting(adder)
+    _add_proxying(adder)
     _add_account(adder)
     add_mesh(adder)
+    _add_daemon(adder)
+    _add_about(adder)
     return parser
 
 
@@ -68,6 +89,7 @@ def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("this device")
     group.add_argument("--state", metavar="PATH", help=f"directory or file that keeps the device ({default_state()})")
+    group.add_argument("--socket", metavar="PATH", help="where the daemon listens (beside the state)")
     group.add_argument("--hostname", metavar="NAME", help=f"name in the tailnet (TS_HOSTNAME, or {default_hostname()})")
     group.add_argument(
         "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
@@ -126,10 +148,50 @@ def _add_reading(adder: _Adder) -> None:
     family.add_argument("-4", dest="family", action="store_const", const=4, default=None, help="only IPv4")
     family.add_argument("-6", dest="family", action="store_const", const=6, help="only IPv6")
 
+    exits = adder.add("exits", "exit nodes: where, how far, and which one a choice takes", json=True)
+    exits.add_argument(
+        "choice",
+        nargs="?",
+        type=_exit_choice,
+        default="any",
+        metavar="CHOICE",
+        help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
+    )
+
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
-    doctor.add_argument("host", nargs="?", help="a peer to reach as well")
+    doctor.add_argument(
+        "where",
+        nargs="?",
+        type=_host_maybe_port,
+        default=(None, None),
+        metavar="HOST[:PORT]",
+        help="whom to reach as well",
+    )
     adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_watching(adder: _Adder) -> None:
+    why = adder.add("why", "why a port can be reached, or what stands in the way", json=True)
+    why.add_argument("where", type=_host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
+    why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
+    capture = adder.add("capture", "write the packets inside the tunnel to a file for Wireshark")
+    capture.add_argument(
+        "file", type=_file_or_dash, metavar="FILE", help="pcapng; - is standard output, as in `| wireshark -k -i -`"
+    )
+    capture.add_argument("--peer", metavar="PEER", help="only what goes to this peer, or comes from it")
+    capture.add_argument("-c", "--count", type=_positive, default=None, metavar="N", help="end after N packets")
+    capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
+    capture.add_argument(
+        "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
+    )
+    adder.add("top", "peers, paths, flows, exits and what is wrong, live in this terminal", json=True)
+    web = adder.add("web", "a status page for the browser, on this machine only")
+    web.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="by default a free port of loopback")
+    web.add_argument("--allow-changes", action="store_true", help="let the page choose the exit node")
+    metrics = adder.add("metrics", "everything that is counted, as Prometheus reads it")
+    metrics.add_argument("--listen", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz until Ctrl-C")
+    metrics.add_argument("--peers", action="store_true", help="tell of each peer by name")
 
 
 def _add_connecting(adder: _Adder) -> None:
@@ -147,14 +209,68 @@ def _add_connecting(adder: _Adder) -> None:
     listen.add_argument("--once", action="store_true", help="end after the first connection")
 
 
+def _add_proxying(adder: _Adder) -> None:
+    proxy = adder.add("proxy", "let other programs use the tailnet and its exits, by SOCKS 5 and HTTP")
+    proxy.add_argument(
+        "listen", nargs="*", metavar="LISTEN[=SPEC]", help="where (127.0.0.1:1080; tailnet:1080), and by which exits"
+    )
+    proxy.add_argument("--users", metavar="FILE", type=Path, help="name:password, one in a line")
+    proxy.add_argument("--config", metavar="FILE.toml", type=Path, help="all of this in a file")
+    proxy.add_argument("--no-ui", action="store_true", help="no live line")
+    command = adder.add("exec", "run a command whose connections go through the tailnet and an exit")
+    command.add_argument("program", nargs=argparse.REMAINDER, metavar="-- CMD", help="its exit code is passed on")
+    for parser in (proxy, command):
+        parser.add_argument("--exit", metavar="SPEC", help="NL, NL/ams, node:hq,hq-backup, tag:exit, any, none (none)")
+        parser.add_argument(
+            "--direct",
+            action=argparse.BooleanOptionalAction,
+            help="what the tailnet has not: by this machine's network",
+        )
+
+
 def _add_account(adder: _Adder) -> None:
     adder.add("login", "join the tailnet and keep the device for the other commands", json=True)
     adder.add("logout", "leave the tailnet and give the device's key back")
 
 
+def _add_daemon(adder: _Adder) -> None:
+    up = adder.add("up", "start a daemon that keeps this device, and wait until it has joined", json=True)
+    up.add_argument("--foreground", action="store_true", help="be the daemon, until Ctrl-C or SIGTERM")
+    up.add_argument("--restart", action="store_true", help="one that runs already begins again, in the same process")
+    up.add_argument("--install-unit", action="store_true", help="write a systemd unit that starts it at boot")
+    up.add_argument(
+        "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
+    )
+    up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
+    adder.add("down", "end the daemon")
+
+    config = adder.add("config", "check the settings of the daemon, by line", json=True)
+    config.add_argument("deed", choices=("check",), help="say what is wrong with it; 1 if anything is")
+    config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="another one than the daemon's")
+
+
+def _add_about(adder: _Adder) -> None:
+    completion = adder.add("completion", "print what makes a shell complete commands, options and peers")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "peers"), help="or `peers`: the names that fit")
+    schema = adder.add("schema", "print the JSON schema of what a command prints with --json")
+    schema.add_argument("verb", nargs="?", help="a command (all that have one)")
+
+
 def _epilog() -> str:
     rows = "\n".join(f"  {code:<4}{meaning}" for code, meaning in EXIT_TABLE)
     return f"exit codes:\n{rows}"
+
+
+def _exit_choice(text: str) -> str:
+    """Checked where it was typed; the same words mean the same in `proxy` and `exec`."""
+    from ts_proxy.policy import BadPolicy
+    from ts_proxy.spec import parse_spec
+
+    try:
+        parse_spec(text)
+    except BadPolicy as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -189,6 +305,18 @@ def _port_or_zero(text: str) -> int:
     return 0 if text == "0" else _port(text)
 
 
+def _file_or_dash(text: str) -> Path | str:
+    return text if text == STANDARD_OUTPUT else Path(text)
+
+
+def _host_maybe_port(text: str) -> tuple[str, int | None]:
+    """`db`, `db:5432`, `[fd7a::1]:5432`; an IPv6 address without brackets has no port."""
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        return text.strip("[]"), None
+    return host.strip("[]"), _port(port)
+
+
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     try:
@@ -197,5 +325,11 @@ def _host_and_port(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT") from None
 
 
-for _kind, _name in ((_seconds, "number"), (_positive, "number"), (_whole, "number"), (_port, "port")):
+for _kind, _name in (
+    (_seconds, "number"),
+    (_positive, "number"),
+    (_whole, "number"),
+    (_port, "port"),
+    (_host_maybe_port, "HOST:PORT"),
+):
     _kind.__name__ = _name  # argparse says "invalid port value: 'x'"

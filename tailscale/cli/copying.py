@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tailscale.cli.exit_codes import OK
+from tailscale.cli.hosted import hosting
 from tailscale.cli.screen import Screen
-from tailscale.cli.session import joined, state_path
-from tailscale.state_file import FileStore
+from tailscale.cli.session import meshed
 
 if TYPE_CHECKING:
     from tailscale.mesh import Mesh, Transfer, TransferReport
@@ -63,12 +63,9 @@ def remote(text: str) -> tuple[str, str] | None:
 
 
 async def cp(options: argparse.Namespace, screen: Screen) -> int:
-    steps = planned(options.source, options.target, str(Path.cwd()))
-    from tailscale.mesh import Mesh
-
-    where = state_path(options)
-    state = FileStore(where).path.with_suffix(".mesh") if where is not None else None
-    async with joined(options, screen) as device, Mesh(device, options.app, state=state) as mesh:
+    host = hosting()
+    steps = planned(options.source, options.target, str(host.call.cwd if host is not None else Path.cwd()))
+    async with meshed(options, screen, options.app) as mesh:
         for step in steps:
             report = await follow(await begun(mesh, step, options), screen)
             tell(report, options, screen)

@@ -21,6 +21,7 @@ MARKS = {
     SKIP: ("skip", "dim"),
 }
 TITLE_WIDTH = 13
+INDENT = 4 + 2 + TITLE_WIDTH + 2  # of sentences, behind the mark and the title
 LOCAL: tuple[tuple[str, Check], ...] = (
     ("import name", doctor_local.import_name),
     ("Python", doctor_local.python),
@@ -41,7 +42,7 @@ async def doctor(options: argparse.Namespace, screen: Screen) -> int:
         except Exception as error:
             findings = [bad(error)]
         report.add(title, findings)
-    async for title, findings in doctor_tailnet.device_checks(options, screen):
+    async for title, findings in doctor_tailnet.device_checks(options, screen, has_control=report.is_good("control")):
         report.add(title, findings)
     return report.finish()
 
@@ -59,10 +60,20 @@ class Report:
             self._all.append((title, finding))
             if self._json:
                 continue
-            self._screen.say(MARKS[finding.verdict], f"  {title:<{TITLE_WIDTH}}  ", for_terminal(finding.sentence))
+            first, *more = self._screen.fitted(for_terminal(finding.sentence), INDENT)
+            self._screen.say(MARKS[finding.verdict], f"  {title:<{TITLE_WIDTH}}  ", first)
+            for line in more:
+                self._screen.say(" " * INDENT, line)
             if finding.remedy:
-                self._screen.say(" " * (TITLE_WIDTH + 8), ("try: ", "cyan"), finding.remedy)
+                first, *more = self._screen.fitted(finding.remedy, INDENT + len("try: "))
+                self._screen.say(" " * INDENT, ("try: ", "cyan"), first)
+                for line in more:
+                    self._screen.say(" " * (INDENT + len("try: ")), line)
             title = ""
+
+    def is_good(self, title: str) -> bool:
+        """Whether a check found nothing bad."""
+        return all(finding.verdict != BAD for checked, finding in self._all if checked == title)
 
     def finish(self) -> int:
         verdicts = [finding.verdict for _, finding in self._all]

@@ -17,9 +17,10 @@ from pathlib import Path
 import trio
 
 import tailscale
-from tailscale.cli.findings import BAD, SKIP, Finding, good, warn
+from tailscale.cli.findings import BAD, SKIP, Finding, fault, good, warn
 from tailscale.cli.queries import EXTRAS, STANDS_ON
 from tailscale.cli.session import control_url, state_path
+from tailscale.errors import StateLocked
 from tailscale.state_file import FileStore
 from ts_base.optional import optional
 
@@ -99,9 +100,14 @@ async def state(options: argparse.Namespace) -> list[Finding]:
         if not os.access(parent, os.W_OK):
             return [Finding(BAD, f"{parent} cannot be written", "--state names another place")]
         return [good(f"none yet at {store.path}: `pytailscale login` makes it")]
-    with store.lock():
-        pass
     known = f"registered with {saved.control_url}" if saved.registered else "not registered yet"
+    try:
+        with store.lock():
+            pass
+    except StateLocked as held:
+        if held.pid != os.getpid():
+            raise
+        return [good(f"{store.path}: private, in use by the daemon that runs this, {known}")]
     return [good(f"{store.path}: private, readable, {known}")]
 
 
@@ -123,14 +129,12 @@ async def clock(options: argparse.Namespace) -> list[Finding]:
     ahead = middle - told
     if abs(ahead) > CLOCK_TOLERANCE:
         direction = "ahead of" if ahead > 0 else "behind"
-        return [
-            warn(f"this machine is {abs(ahead):.0f} s {direction} {url}", "set the clock (timedatectl set-ntp true)")
-        ]
+        return [fault("clock-wrong", f"this machine is {abs(ahead):.0f} s {direction} {url}")]
     return [good(f"within {max(1.0, abs(ahead)):.0f} s of {url}")]
 
 
 def _cannot_compare(url: str) -> Finding:
     now = datetime.now(UTC)
     if now.year < 2025:
-        return Finding(BAD, f"this machine thinks it is {now:%Y-%m-%d}: no certificate is valid then", "set the clock")
+        return fault("clock-wrong", f"this machine thinks it is {now:%Y-%m-%d}: no certificate is valid then", BAD)
     return Finding(SKIP, f"{now:%Y-%m-%d %H:%M:%S} UTC; {url} could not be asked for its time")

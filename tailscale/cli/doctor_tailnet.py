@@ -11,18 +11,19 @@ import trio
 
 from tailscale._config import auth_key_from_environment
 from tailscale._diagnostics import greet_control
-from tailscale.cli.findings import BAD, SKIP, Finding, bad, good, warn
+from tailscale.cli.findings import BAD, SKIP, Finding, bad, fault, found_by, good, warn
 from tailscale.cli.screen import Screen, in_time
 from tailscale.cli.session import control_url, joined, state_path
-from tailscale.errors import ConnectionTimedOut, TailscaleError
+from tailscale.errors import TailscaleError
+from tailscale.faults import remedy_for
 from tailscale.state_file import FileStore
 
 if TYPE_CHECKING:
     from tailscale.device import Device
+    from tailscale.explanation import Explanation
 
 Findings = list[Finding]
-FULL = 1200  # bytes of padding: with the headers around it what a full packet needs
-PROBE_TIMEOUT = 3.0
+Titled = tuple[str, Findings]
 KEY_NOTICE = timedelta(days=7)
 NEEDS_TAILNET = ("joining", "key", "UDP", "relays", "MTU", "health", "peers")
 JOIN_REMEDY = "pytailscale login, or pass --auth-key (or set TS_AUTHKEY)"
@@ -35,19 +36,23 @@ async def control(options: argparse.Namespace) -> Findings:
     try:
         await greet_control(url)
     except (TailscaleError, ValueError) as error:
-        return [Finding(BAD, str(error), "check --control-url (or TS_CONTROL_URL), the network, proxies and DNS")]
+        remedy = "check --control-url (or TS_CONTROL_URL), the network, proxies and DNS"
+        return [Finding(BAD, str(error), remedy, "control-unreachable")]
     took = in_time(trio.current_time() - began)
     secure = "certificate valid, " if url.startswith("https:") else ""
     return [good(f"{url} speaks the protocol ({secure}{took})")]
 
 
-async def device_checks(options: argparse.Namespace, screen: Screen) -> AsyncIterator[tuple[str, Findings]]:
+async def device_checks(options: argparse.Namespace, screen: Screen, *, has_control: bool) -> AsyncIterator[Titled]:
     """Join and look around; without the means to join, say so and skip."""
+    unseen = f"{', '.join(NEEDS_TAILNET)} were not looked at"
     if not _may_join(options):
-        yield "tailnet", [Finding(SKIP, f"not logged in: {', '.join(NEEDS_TAILNET)} were not looked at", JOIN_REMEDY)]
-        return
-    for title, findings in await _joined_findings(options, screen):
-        yield title, findings
+        yield "tailnet", [Finding(SKIP, f"not logged in: {unseen}", JOIN_REMEDY)]
+    elif not has_control:
+        yield "tailnet", [Finding(SKIP, f"there is no control server to join by: {unseen}")]
+    else:
+        for titled in await _joined_findings(options, screen):
+            yield titled
 
 
 def _may_join(options: argparse.Namespace) -> bool:
@@ -61,27 +66,40 @@ def _may_join(options: argparse.Namespace) -> bool:
     return saved is not None and saved.registered
 
 
-async def _joined_findings(options: argparse.Namespace, screen: Screen) -> list[tuple[str, Findings]]:
-    found: list[tuple[str, Findings]] = []
+async def _joined_findings(options: argparse.Namespace, screen: Screen) -> list[Titled]:
+    found: list[Titled] = []
     began = trio.current_time()
     try:
         async with joined(options, screen) as device:
             took = in_time(trio.current_time() - began)
             found.append(("joining", [good(f"{device.name} ({', '.join(device.node.addresses)}) in {took}")]))
-            found.append(("key", [_key(device)]))
-            screen.show("measuring the network ...")
-            found += await _network(device)
-            screen.show("reaching peers ...")
-            found.append(("MTU", await _mtu(device, options.host)))
-            found.append(("health", _health(device)))
-            found.append(("peers", await _peers(device, options.host)))
+            host, port = options.where
+            found += [titled async for titled in look_around(device, host, port, screen)]
     except* (TailscaleError, OSError) as error:
         found.append(("joining" if not found else "leaving", [bad(error)]))
     return found
 
 
+async def look_around(device: Device, host: str | None, port: int | None, screen: Screen) -> AsyncIterator[Titled]:
+    """Everything that a device which has joined can tell; `host` is whom somebody wants to reach."""
+    yield "key", [_key(device)]
+    screen.show("measuring the network ...")
+    for titled in await _network(device):
+        yield titled
+    screen.show("reaching peers ...")
+    target = host or next((node.hostname for node in device.peers.values() if node.online), None)
+    way = await device.explain(target, port) if target is not None else None
+    yield "MTU", [_mtu(way)]
+    yield "health", _health(device)
+    yield "peers", _peers(device)
+    if host is not None and way is not None:
+        yield "the way", _way(way)
+
+
 def _key(device: Device) -> Finding:
     expiry = device.node.key_expiry
+    if device.node.expired:
+        return fault("key-expired", "has expired: peers do not talk to this device", BAD)
     if expiry is None:
         return good("does not expire")
     if expiry <= datetime.now(UTC) + KEY_NOTICE:
@@ -89,11 +107,11 @@ def _key(device: Device) -> Finding:
     return good(f"good until {expiry:%Y-%m-%d}")
 
 
-async def _network(device: Device) -> list[tuple[str, Findings]]:
+async def _network(device: Device) -> list[Titled]:
     report = await device.netcheck()
     if not report.udp:
-        remedy = "let UDP out to port 3478 and to peers; relays carry everything until then"
-        udp = warn("no answer from any relay's STUN server: direct paths will not work", remedy)
+        sentence = "no answer from any relay's STUN server: direct paths will not work"
+        udp = fault("udp-blocked", sentence)
     elif report.mapping_varies_by_destination:
         remedy = "a port mapping (UPnP, NAT-PMP) on the router, or a fixed forwarded UDP port"
         udp = warn(f"works as {report.ipv4}, behind a hard NAT: direct paths need a peer in the open", remedy)
@@ -104,33 +122,33 @@ async def _network(device: Device) -> list[tuple[str, Findings]]:
         fastest = ", ".join(f"{code} {in_time(latency)}" for code, latency in ranked[:5])
         relays = good(f"home {report.home or 'none'}; {fastest}")
     else:
-        relays = Finding(BAD, "no relay answered", "let TCP 443 out to the relays of your tailnet")
+        relays = fault("relay-home-unreachable", "no relay answered", BAD)
     return [("UDP", [udp]), ("relays", [relays])]
 
 
-async def _mtu(device: Device, host: str | None) -> Findings:
+def _mtu(way: Explanation | None) -> Finding:
     """Whether full packets make it to a peer; small ones nearly always do."""
-    name = host or next((node.hostname for node in device.peers.values() if node.online), None)
-    if name is None:
-        return [Finding(SKIP, "no peer is online to try it with")]
-    try:
-        await device.ping(name, timeout=PROBE_TIMEOUT)
-    except TailscaleError as error:
-        return [Finding(SKIP, f"could not be tried: {error}")]
-    try:
-        result = await device.ping(name, size=FULL, timeout=PROBE_TIMEOUT)
-    except ConnectionTimedOut:
-        remedy = "the network drops packets over 1,300 bytes: raise its MTU, or let ICMP 'packet too big' through"
-        return [Finding(BAD, f"small packets reach {name}, full ones do not", remedy)]
-    return [good(f"full packets reach {name} ({result.path})")]
+    if way is None:
+        return Finding(SKIP, "no peer is online to try it with")
+    step = next((step for step in way.steps if step.name == "path"), None)
+    if step is None or step.outcome == "skip":
+        return Finding(SKIP, f"could not be tried with {way.host}: {way.verdict}")
+    if step.fault == "black-hole":
+        return fault("black-hole", f"{way.host}: {step.sentence}", BAD)
+    if step.outcome == "bad":
+        return Finding(SKIP, f"could not be tried: {way.host} gives {step.sentence}")
+    return good(f"{way.host}: {step.sentence}")
 
 
 def _health(device: Device) -> Findings:
-    warnings = [warn(warning.sentence, warning.remedy) for warning in device.health]
+    warnings = [
+        Finding("warn", warning.sentence, remedy_for(warning.code) or warning.remedy, warning.code)
+        for warning in device.health
+    ]
     return warnings or [good("no warnings")]
 
 
-async def _peers(device: Device, host: str | None) -> Findings:
+def _peers(device: Device) -> Findings:
     peers = device.peers.values()
     online = sum(node.online is True for node in peers)
     findings = [good(f"{len(peers)} visible, {online} online")]
@@ -139,10 +157,12 @@ async def _peers(device: Device, host: str | None) -> Findings:
     expired = [node.hostname for node in peers if node.expired]
     if expired:
         findings.append(warn(f"expired keys: {', '.join(expired)}", "log in again on those machines"))
-    if host is not None:
-        try:
-            result = await device.ping(host, "tsmp", timeout=PROBE_TIMEOUT)
-            findings.append(good(f"{host} answers in {in_time(result.latency)} by {result.path}"))
-        except TailscaleError as error:
-            findings.append(bad(error))
     return findings
+
+
+def _way(way: Explanation) -> Findings:
+    """Each step that was looked at, and the verdict where it says more than they do."""
+    found = [found_by(step) for step in way.steps if step.outcome != "skip"]
+    if way.code in {finding.fault for finding in found} or not way.error:
+        return [*found, good(way.verdict)] if way.is_reachable else found
+    return [*found, fault(way.code, way.verdict, BAD)]

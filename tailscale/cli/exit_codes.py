@@ -20,6 +20,7 @@ from tailscale.errors import (
     StateLocked,
     TailscaleError,
 )
+from tailscale.faults import remedy_for
 
 OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE, TRANSFER = range(9)
 INTERRUPTED = 130
@@ -45,11 +46,14 @@ class Failure:
     kind: str
     sentence: str
     remedy: str = ""
+    fault: str = ""
 
     def to_dict(self) -> dict[str, object]:
-        return {"error": {"kind": self.kind, "message": self.sentence, "remedy": self.remedy}, "exit": self.code}
+        said = {"kind": self.kind, "message": self.sentence, "remedy": self.remedy, "fault": self.fault}
+        return {"error": said, "exit": self.code}
 
 
+# A remedy here is said in the words of the command line; without one it is that of the error's fault.
 _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
     (LoginRequired, LOGIN, "open the address and run this again, or pass --auth-key (or set TS_AUTHKEY)"),
     (AuthKeyRejected, LOGIN, "create a new key in the admin console and pass it as --auth-key (or TS_AUTHKEY)"),
@@ -59,12 +63,12 @@ _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
         UNREACHABLE,
         "check the network, --control-url and --timeout; `pytailscale doctor` looks closer",
     ),
-    (NameNotFound, NOT_FOUND, "`pytailscale status` lists the names this device may see"),
-    (PeerOffline, UNREACHABLE, "start tailscale on that machine"),
+    (NameNotFound, NOT_FOUND, ""),
+    (PeerOffline, UNREACHABLE, ""),
     (PeerKeyExpired, UNREACHABLE, ""),
-    (NoRoute, UNREACHABLE, "`pytailscale status` lists the peers this device may see"),
+    (NoRoute, UNREACHABLE, ""),
     (ConnectionRefused, REFUSED, ""),
-    (ConnectionTimedOut, UNREACHABLE, "`pytailscale doctor HOST` looks at the way there"),
+    (ConnectionTimedOut, UNREACHABLE, ""),
     (StateLocked, STATE, "give this command a device of its own: --state DIRECTORY, or --ephemeral"),
     (StateCorrupt, STATE, "--state names another place"),
 )
@@ -85,13 +89,14 @@ def explain(error: BaseException) -> Failure:
     """The failure behind `error`, whatever groups it is wrapped in."""
     cause = sole_cause(error)
     kind = type(cause).__name__
+    fault = cause.fault if isinstance(cause, TailscaleError) else ""
     for known, code, remedy in _KNOWN:
         if isinstance(cause, known):
-            return Failure(code, kind, str(cause), remedy)
+            return Failure(code, kind, str(cause), remedy or remedy_for(fault), fault)
     if kind in _OF_A_MESH:
         return Failure(_OF_A_MESH[kind][0], kind, str(cause), _OF_A_MESH[kind][1])
     if isinstance(cause, TailscaleError):
-        return Failure(FAILED, kind, str(cause))
+        return Failure(FAILED, kind, str(cause), remedy_for(fault), fault)
     if isinstance(cause, OSError):
         return Failure(_code_of(cause), kind, _sentence_of(cause))
     if isinstance(cause, ValueError):

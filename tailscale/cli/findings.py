@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tailscale.cli.exit_codes import explain
+from tailscale.explanation import Step
+from tailscale.faults import remedy_for
 
 GOOD, WARN, BAD, SKIP = "ok", "warn", "bad", "skip"
 
@@ -16,9 +18,11 @@ class Finding:
     verdict: str
     sentence: str
     remedy: str = ""
+    fault: str = ""
+    """The code that errors and `explain` have for it."""
 
     def to_dict(self) -> dict[str, str]:
-        return {"verdict": self.verdict, "sentence": self.sentence, "remedy": self.remedy}
+        return {"verdict": self.verdict, "sentence": self.sentence, "remedy": self.remedy, "fault": self.fault}
 
 
 Check = Callable[[argparse.Namespace], Awaitable[list[Finding]]]
@@ -34,4 +38,15 @@ def warn(sentence: str, remedy: str = "") -> Finding:
 
 def bad(error: BaseException) -> Finding:
     failure = explain(error)
-    return Finding(BAD, failure.sentence, failure.remedy)
+    return Finding(BAD, failure.sentence, failure.remedy, failure.fault)
+
+
+def fault(code: str, sentence: str, verdict: str = WARN) -> Finding:
+    """One of the faults that have a name, and the remedy that goes with it."""
+    return Finding(verdict, sentence, remedy_for(code), code)
+
+
+def found_by(step: Step) -> Finding:
+    """A step on the way to a peer."""
+    sentence = f"{step.name}: {step.sentence}"
+    return Finding(step.outcome, sentence, remedy_for(step.fault), step.fault)

@@ -27,26 +27,43 @@ HOMES = {
     "ping": "queries",
     "whois": "queries",
     "ip": "queries",
+    "exits": "exits",
     "netcheck": "queries",
     "version": "queries",
     "nc": "streams",
     "listen": "streams",
     "cp": "copying",
+    "proxy": "proxying",
+    "exec": "proxying",
     "doctor": "doctor",
+    "why": "why",
+    "capture": "capture",
+    "metrics": "metrics",
     "login": "account",
     "logout": "account",
     **dict.fromkeys(("ls", "send", "recv", "wait", "watch", "tcp"), "mesh"),
+    "top": "top",
+    "web": "web",
+    "up": "up",
+    "down": "up",
+    "config": "config",
+    "completion": "completion",
+    "schema": "schema",
 }
+HEARS_SIGNALS_ITSELF = {"up"}
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command that was asked for."""
     screen = Screen(plain=options.plain)
-    module = importlib.import_module(f"tailscale.cli.{HOMES[options.command]}")
-    command: Command = getattr(module, options.command)
+    if options.command == "top" and (watched := _watch(options, screen)) is not None:
+        return watched
+    command = find_command(options.command)
     with logging_to(screen, options.verbose):
         try:
+            if options.command in HEARS_SIGNALS_ITSELF:
+                return trio.run(command, options, screen)
             return trio.run(_until_signal, command, options, screen)
         except BaseException as error:
             cause = sole_cause(error)
@@ -54,9 +71,24 @@ def run(options: argparse.Namespace) -> int:
                 return _reader_has_gone()
             if isinstance(cause, KeyboardInterrupt):  # before the command began to hear signals, or after it ended
                 return INTERRUPTED
-            return _report(error, options, screen)
+            return report(error, options, screen)
         finally:
             screen.hide()
+
+
+def _watch(options: argparse.Namespace, screen: Screen) -> int | None:
+    """The terminal interface, which brings a loop of its own; None where it is not for this terminal."""
+    interface: Callable[..., int | None] = importlib.import_module("tailscale.cli.top").interface
+    try:
+        return interface(options, screen)
+    except Exception as error:
+        return report(error, options, screen)
+
+
+def find_command(name: str) -> Command:
+    """The function that a command is."""
+    command: Command = getattr(importlib.import_module(f"tailscale.cli.{HOMES[name]}"), name)
+    return command
 
 
 async def _until_signal(command: Command, options: argparse.Namespace, screen: Screen) -> int:
@@ -86,7 +118,7 @@ async def _watch_signals(
             scope.cancel()
 
 
-def _report(error: BaseException, options: argparse.Namespace, screen: Screen) -> int:
+def report(error: BaseException, options: argparse.Namespace, screen: Screen) -> int:
     """One sentence and what helps; the traceback only for those who asked."""
     if options.verbose:
         screen.hide()
@@ -115,7 +147,8 @@ def logging_to(screen: Screen, verbose: int) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = log.level, log.propagate
     log.addHandler(handler)
-    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    handler.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    log.setLevel(handler.level)
     log.propagate = False
     try:
         yield

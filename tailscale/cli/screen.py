@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ from ts_base.optional import optional
 
 Cell = str | tuple[str, str]  # text, or text and a style
 ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+NARROWEST = 20  # columns that a sentence gets, however narrow the terminal
 ERASE_LINE = "\r\x1b[K"
 
 
@@ -55,7 +57,7 @@ class Screen:
         rows = [tuple(row) for row in rows]
         if self._styled_out and (rich := _rich()) is not None:
             self.hide()
-            columns = fitting(header, rows, shutil.get_terminal_size().columns - len(indent))
+            columns = fitting(header, rows, self._columns(self.out) - len(indent))
             kept = [[row[column] for column in columns] for row in rows]
             _rich_table(rich, self.out, [header[column] for column in columns], kept, indent)
             return
@@ -64,8 +66,19 @@ class Screen:
         for line in texts:
             self.say(indent + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
+    def _columns(self, stream: TextIO) -> int:
+        told: int | None = getattr(stream, "columns", None)
+        return told if told is not None else shutil.get_terminal_size().columns
+
     def speaks_unicode(self) -> bool:
         return "utf" in (getattr(self.out, "encoding", None) or "").lower()
+
+    def fitted(self, text: str, indent: int) -> list[str]:
+        """The lines of a text that stands behind `indent` columns; one where nobody looks at a terminal."""
+        if not self._styled_out:
+            return [text]
+        width = max(NARROWEST, shutil.get_terminal_size().columns - indent)
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
     # Everything else, on stderr
 
@@ -78,7 +91,7 @@ class Screen:
         """Replace the live line; nothing happens where stderr is not a terminal."""
         if not self.is_live:
             return
-        self._live = for_terminal(text)[: shutil.get_terminal_size().columns - 1]
+        self._live = for_terminal(text)[: self._columns(self.err) - 1]
         self.err.write(f"{ERASE_LINE}{paint((self._live, 'dim'), True)}")
         self.err.flush()
 
@@ -91,7 +104,10 @@ class Screen:
 
 
 def wants_style(stream: TextIO) -> bool:
-    """A terminal that understands colours, and a user who wants them."""
+    """A terminal that understands colours, and a user who wants them. A stream of somewhere else knows better."""
+    told: bool | None = getattr(stream, "wants_style", None)
+    if told is not None:
+        return told
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty()

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import trio
 
 from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.cli.arguments import default_state
+from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time
+from tailscale.daemon.meshes import mesh_class
 from tailscale.device import Device
 from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
 from tailscale.state_file import FileStore
-
-if TYPE_CHECKING:
-    from tailscale.mesh import Mesh
 
 LOGIN_PATIENCE = 300.0
 REDRAW = 0.25
@@ -57,7 +55,7 @@ def hostname(options: argparse.Namespace) -> str | None:
         return None
 
 
-def _remember_hostname(options: argparse.Namespace) -> None:
+def remember_hostname(options: argparse.Namespace) -> None:
     """Or the next command, which names none, would rename the device."""
     note = _hostname_note(options)
     if note is not None and options.hostname:
@@ -71,8 +69,14 @@ def _hostname_note(options: argparse.Namespace) -> Path | None:
 
 @asynccontextmanager
 async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[Device]:
-    """A device, usable inside. Leaves the tailnet properly however the block ends."""
-    patient = options.command == "login" or sys.stdin.isatty()
+    """A device, usable inside: the daemon's where the command runs in one, else one of the command's own.
+
+    The latter leaves the tailnet properly however the block ends.
+    """
+    if (host := hosting()) is not None:
+        yield await borrow(host, options, screen)
+        return
+    patient = options.command == "login" or is_input_terminal()
     name = hostname(options)
     device = Device(
         name,
@@ -90,7 +94,7 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         async with device:
             following.cancel()
             screen.hide()
-            _remember_hostname(options)
+            remember_hostname(options)
             if options.verbose:
                 screen.note((progress.line(), "dim"))
             yield device
@@ -98,12 +102,18 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
 
 
 @asynccontextmanager
-async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> AsyncIterator[Mesh]:
-    """The mesh of an app, over `joined`."""
-    from tailscale.mesh import Mesh
-
-    async with joined(options, screen) as device, Mesh(device, app) as mesh:
-        yield mesh
+async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> AsyncIterator[Any]:
+    """The mesh of an app, over `joined`: in the daemon the one that all its commands share."""
+    async with joined(options, screen) as device:
+        host = hosting()
+        if host is not None:
+            async with host.served_by.meshes.of(app) as mesh:
+                yield mesh
+        else:
+            where = state_path(options)
+            state = FileStore(where).path.with_suffix(".mesh") if where is not None else None
+            async with mesh_class()(device, app, state=state) as mesh:
+                yield mesh
 
 
 def _ask_to_open(url: str, screen: Screen, patient: bool) -> None:

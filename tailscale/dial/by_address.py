@@ -10,7 +10,7 @@ import trio
 
 from tailscale.dial import failures
 from tailscale.dns.names import literal_address
-from tailscale.errors import ConnectionRefused, ConnectionReset, NoRoute, TailscaleError
+from tailscale.errors import ConnectionRefused, ConnectionReset, TailscaleError
 from tailscale.sockets.tcp import PROBLEMS, TcpStream
 from tailscale.sockets.udp import UdpSocket
 from ts_base.ip import format_address
@@ -70,7 +70,10 @@ class AddressDialer:
         """Nobody takes packets to `address`, or `via` does not: why."""
         directory = self.directory
         if not via:
-            return failures.no_way_to(directory.identify(address), host, address, directory.standing)
+            owner, offer = directory.identify(address), None
+            if owner is None and (offered := directory.offer_of(address)) is not None:
+                offer = failures.Offer(*offered)
+            return failures.no_way_to(owner, host, address, self.ourselves(), offer)
         owner = directory.identify(address)
         is_node = owner is not None and format_address(address) in owner.addresses
         return failures.no_way_via(directory.node(via), host, address, is_exit=self.reach.is_exit(via), is_node=is_node)
@@ -109,7 +112,7 @@ class AddressDialer:
             case ConnectionProblem.NO_ROUTE:
                 raise self.no_way_to(address, host, via)
             case ConnectionProblem.UNREACHABLE:
-                raise NoRoute(f"cannot reach {host} port {port}: the network on its side says it is unreachable")
+                raise failures.unreachable_behind(host, port)
             case ConnectionProblem.REFUSED:
                 raise failures.refusal(host, port)
             case ConnectionProblem.RESET:
@@ -125,10 +128,14 @@ class AddressDialer:
         directory = self.directory
         node = directory.node(via) if via else directory.identify(address) if address is not None else None
         has_session = node is not None and self.reach.has_session(node.id)
-        standing, now = directory.standing, directory.wall_clock()
-        return failures.silence(
-            host, port, after, node, is_exit=bool(via), standing=standing, has_session=has_session, now=now
-        )
+        us, now = self.ourselves(), directory.wall_clock()
+        return failures.silence(host, port, after, node, is_exit=bool(via), us=us, has_session=has_session, now=now)
+
+    def ourselves(self) -> failures.Ourselves:
+        """What of our own may be behind a dial that failed."""
+        directory = self.directory
+        missing = directory.preferences.exit_node or "" if self.reach.exit_is_missing else ""
+        return failures.Ourselves(directory.standing, directory.clock_behind, directory.has_relay, missing)
 
     def bind_udp(self, port: int, address: bytes | None = None, via: PeerId = 0) -> UdpSocket:
         return UdpSocket(self._stack.bind_udp(port, address, via), self)

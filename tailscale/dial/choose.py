@@ -15,7 +15,7 @@ import trio
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionTimedOut, NameNotFound
 from tailscale.nodes import clean_name
-from ts_base.ip import format_address
+from ts_base.ip import format_address, is_tailscale_address
 
 if TYPE_CHECKING:
     from tailscale.dial.dialing import Dialer, Via
@@ -56,7 +56,7 @@ async def way_by(dialer: Dialer, host: str, via: Via) -> tuple[bool, str, Via]:
     if literal is None and not _is_split(dialer, host):
         return True, host, via
     addresses = await dialer.resolver.address_bytes(host)
-    inside = [a for a in addresses if dialer.reach.is_inside(a)]
+    inside = [a for a in addresses if is_tailscale_address(a) or dialer.reach.is_inside(a)]
     return True, format_address((inside or addresses)[0]), None if inside else via
 
 
@@ -69,7 +69,8 @@ async def way_to(dialer: Dialer, host: str) -> tuple[bool, str]:
     if _is_split(dialer, host):
         addresses = await dialer.resolver.address_bytes(host)
         routed = [a for a in addresses if dialer.reach.routes_to(a)]
-        return bool(routed), format_address((routed or addresses)[0])
+        chosen = (routed or addresses)[0]
+        return bool(routed) or is_tailscale_address(chosen), format_address(chosen)
     return False, host
 
 
@@ -83,7 +84,8 @@ def _is_this_machine(host: str) -> bool:
 def _is_of_tailnet(dialer: Dialer, host: str) -> bool:
     literal = literal_address(host)
     if literal is not None:
-        return dialer.reach.routes_to(literal) or dialer.identify(literal) is not None
+        # What is in the tailnet's ranges goes by the tailnet or not at all: this machine's network must not see it.
+        return is_tailscale_address(literal) or dialer.reach.routes_to(literal) or dialer.identify(literal) is not None
     return _is_name_of_tailnet(dialer, host)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from ts_netstack.stack import Stack
 
 Via = str | Node | None  # a peer as users name it; None: as the routes say
+Dns = Literal["exit", "tailnet"]  # who is asked for names that are dialled through an exit
 Announce = Callable[[int], Callable[[], None]]
 
 DIAL_TIMEOUT = 30.0
+DENIED_PATIENCE = 1.5  # for another address of a peer whose policy has refused one
 STAGGER = 0.3  # between the addresses of one name, as RFC 8305 does it
 
 
@@ -37,8 +40,13 @@ def host_and_port(host: str | tuple[str, int], port: int | None) -> tuple[str, i
     """Both spellings: `("db", 80)` and `"db", 80`."""
     if port is None:
         if not isinstance(host, tuple):
-            raise TypeError("tcp_connect needs a port: tcp_connect('db', 5432)")
+            name, colon, number = host.rpartition(":") if isinstance(host, str) else ("", "", "")
+            if colon and number.isdigit():
+                raise TypeError(f"host and port are two things: {name!r}, {number}, not {host!r}")
+            raise TypeError("a connection needs a port too: 'db', 5432")
         host, port = host
+    if isinstance(port, str) and port.isdigit():
+        raise TypeError(f"host is text and port is a number: {port}, not {port!r}")
     if not isinstance(host, str) or not isinstance(port, int):
         raise TypeError("host is text and port is a number")
     if not 0 < port < 65536:
@@ -75,13 +83,18 @@ class Dialer(AddressDialer):
             raise NameNotFound(via, self.resolver.names.close_to(via), "via= names a peer")
         return peer
 
-    async def destinations(self, host: str, via: PeerId = 0) -> list[bytes]:
-        """The addresses of a host that we may try, or the error that says why none."""
+    async def destinations(self, host: str, via: PeerId = 0, asked: PeerId | None = None) -> list[bytes]:
+        """The addresses of a host that we may try, or the error that says why none.
+
+        The exit `via` is asked for a name, unless `asked` says whom; 0 for the tailnet's resolvers.
+        """
         literal = literal_address(host)
         try:
-            addresses = [literal] if literal else await self.resolver.address_bytes(host)
+            addresses = (
+                [literal] if literal else await self.resolver.address_bytes(host, via if asked is None else asked)
+            )
         except NameNotFound as problem:
-            raise failures.unknown_name(problem, self.directory.standing) from None
+            raise failures.unknown_name(problem, self.ourselves()) from None
         return self.usable(addresses, host, via)
 
     # Streams
@@ -94,13 +107,16 @@ class Dialer(AddressDialer):
         timeout: float | None = None,
         local_port: int = 0,
         via: Via = None,
+        dns: Dns = "exit",
     ) -> TcpStream:
         """Try the addresses of `host`: those of one peer in turn, those of several as a race."""
+        if dns not in ("exit", "tailnet"):
+            raise ValueError(f"dns={dns!r} is neither 'exit' nor 'tailnet'")
         timeout = DIAL_TIMEOUT if timeout is None else timeout
         peer = self.peer_named(via)
         addresses: list[bytes] = []
         with trio.move_on_after(timeout):
-            addresses = await self.destinations(host, peer)
+            addresses = await self.destinations(host, peer, None if dns == "exit" else 0)
             # What lies behind an exit is far from it in two families: only a peer's own addresses share every path.
             is_shared = not peer and len({self.reach.peer_for(address) for address in addresses}) == 1
             if local_port or is_shared or len(addresses) == 1:
@@ -111,11 +127,17 @@ class Dialer(AddressDialer):
     async def _dial_in_turn(
         self, addresses: list[bytes], host: str, port: int, local_port: int, via: PeerId
     ) -> TcpStream:
-        """One peer's addresses share every path: the second is worth trying only where the first was refused."""
+        """One peer's addresses share every path: the second is worth trying only where the first was refused.
+
+        A policy may name one family and not the other. Stock nodes say what their policy refuses over IPv4 only, so
+        that a second address which is refused too says nothing: it is given less time.
+        """
         failures: list[TailscaleError] = []
         for address in addresses:
+            is_denied = bool(failures) and failures[0].fault == "policy-there"
             try:
-                return await self.connect(address, host, port, local_port=local_port, via=via)
+                with trio.move_on_after(DENIED_PATIENCE if is_denied else math.inf):
+                    return await self.connect(address, host, port, local_port=local_port, via=via)
             except ConnectionRefused as failure:
                 failures.append(failure)
         raise failures[0]
@@ -189,7 +211,7 @@ class Dialer(AddressDialer):
             address = (await self.destinations(host))[0]
             latency, path = await self._pinger.ping(address, kind, size)
             return PingResult(latency, path, kind, self.identify(address))
-        raise failures.ping_silence(host, kind, timeout, self.directory.standing)
+        raise failures.ping_silence(host, kind, timeout, self.ourselves())
 
 
 def _check_port(port: int) -> None:

@@ -1,4 +1,8 @@
-"""How a device's resolver reaches its servers: over the tailnet where it has a route, else over the host's network."""
+"""How a device's resolver reaches its servers: over the tailnet where it has a route, else over the host's network.
+
+An exit node is asked over the tailnet and in no other way: by the DNS of its peer API (RFC 8484 over plain HTTP, for
+the tunnel encrypts already), or where control names resolvers behind it, through the tunnel there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ts_base.ip import format_address
+from tailscale.dns.resolvers import NoAnswer, ask_over_stream, server_address
+from ts_base.ip import format_address, parse_address
+from ts_control.http1 import Http1Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,9 +22,20 @@ if TYPE_CHECKING:
     from tailscale.dial.by_address import AddressDialer
     from tailscale.dns.messages import Answer
     from tailscale.runtime.network import Network
+    from tailscale.sockets.udp import UdpSocket
+    from ts_base.who import PeerId
+    from ts_control import wire
     from ts_control.netmap import NetMap
 
 RANDOM_ID = Struct(">H").unpack
+PEER_APIS = {4: "peerapi4", 16: "peerapi6"}  # what the port is announced as, by length of address
+DNS_PATH, DNS_MESSAGE = "/dns-query", "application/dns-message"
+REFUSAL = (
+    "does not look names up for us (HTTP 403): it must belong to the same user, or the policy must let us reach "
+    "autogroup:internet"
+)
+NO_DNS = "looks no names up: it has no peer API, and the control server names no resolver behind it"
+READ_SIZE = 64 << 10
 
 
 class ResolverAccess:
@@ -47,11 +64,7 @@ class ResolverAccess:
         """One question, and the first datagram from there that `read` takes for its answer."""
         if self.routes_to(address):
             async with self._dialer.bind_udp(0) as tailnet:
-                await tailnet.connect((format_address(address), port))
-                await tailnet.send(question)
-                while (answer := read(await tailnet.receive())) is None:
-                    pass
-                return answer
+                return await _asked(tailnet, address, port, question, read)
         udp = await self._network.open_udp(0)
         try:
             path = format_address(address), port
@@ -74,3 +87,81 @@ class ResolverAccess:
         if self.routes_to(address):
             return await self._dialer.connect(address, host, port)
         return await self._network.open_tcp(host, port)
+
+    # Exit nodes
+
+    def exit_name(self, exit_node: PeerId) -> str:
+        peer = self._peer(exit_node)
+        return peer.name.partition(".")[0] if peer is not None else "that has left the tailnet"
+
+    async def ask_exit(self, exit_node: PeerId, question: bytes, read: Callable[[bytes], Answer | None]) -> Answer:
+        """One question to an exit node, or through it. NoAnswer says why it is of no use."""
+        peer = self._peer(exit_node)
+        if peer is None:
+            raise NoAnswer("can be asked nothing any more")
+        place = self._peer_api_of(peer)
+        if place is not None:
+            answer = read(await self._ask_peer_api(*place, question))
+            assert answer is not None  # what answers something else was refused
+            return answer
+        for resolver in peer.exit_node_dns_resolvers:
+            if not resolver.addr.startswith("http"):
+                return await self._ask_behind(exit_node, *server_address(resolver.addr), question, read)
+        raise NoAnswer(NO_DNS)
+
+    def _peer(self, exit_node: PeerId) -> wire.Node | None:
+        netmap = self.netmap
+        return netmap.peers.get(exit_node) if netmap is not None else None
+
+    def _peer_api_of(self, peer: wire.Node) -> tuple[bytes, int] | None:
+        """Address and port of a peer's own little HTTP server; read anew each time, for the port changes."""
+        ports = {service.proto: service.port for service in peer.hostinfo.services} if peer.hostinfo else {}
+        for text in peer.addresses:
+            address = parse_address(text.partition("/")[0])
+            port = ports.get(PEER_APIS[len(address)], 0)
+            if port and self.routes_to(address):
+                return address, port
+        return None
+
+    async def _ask_peer_api(self, address: bytes, port: int, question: bytes) -> bytes:
+        host = format_address(address)
+        http = Http1Client()
+        headers = [
+            ("Host", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
+            ("Content-Type", DNS_MESSAGE),
+            ("Accept", DNS_MESSAGE),
+            ("Content-Length", str(len(question))),
+            ("Connection", "close"),
+        ]
+        stream = await self._dialer.connect(address, host, port)
+        try:
+            await stream.send_all(http.request("POST", DNS_PATH, headers, question))
+            while (reply := http.receive_untrusted(bytes(await stream.receive_some(READ_SIZE)))) is None:
+                pass
+        finally:
+            stream.abort()  # nobody waits for anything more of it
+        if reply.status != 200:
+            raise NoAnswer(REFUSAL if reply.status == 403 else f"answered HTTP {reply.status}")
+        return reply.body
+
+    async def _ask_behind(
+        self, exit_node: PeerId, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
+    ) -> Answer:
+        async with self._dialer.bind_udp(0, via=exit_node) as tunnel:
+            answer = await _asked(tunnel, address, port, question, read)
+        if not answer.truncated:
+            return answer
+        stream = await self._dialer.connect(address, format_address(address), port, via=exit_node)
+        whole = read(await ask_over_stream(stream, question))
+        return whole if whole is not None else answer
+
+
+async def _asked(
+    socket: UdpSocket, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
+) -> Answer:
+    """The first datagram from there that `read` takes for the answer."""
+    await socket.connect((format_address(address), port))
+    await socket.send(question)
+    while (answer := read(await socket.receive())) is None:
+        pass
+    return answer

@@ -87,7 +87,7 @@ def _text_of(record: Any, kind: str) -> str:
     if kind == "TXT":
         return "".join(record.text)
     if kind == "MX":
-        return f"{record.preference} {record.mxname}"
+        return f"{int.from_bytes(record.rdata[:2], 'big')} {record.mxname}"
     if kind == "SRV":
         return f"{record.priority} {record.weight} {record.port} {record.srvname}"
     attribute = {"CNAME": "cname", "NS": "nsname", "PTR": "ptrname", "SOA": "mname"}[kind]

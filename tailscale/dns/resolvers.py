@@ -1,7 +1,8 @@
 """From a name to addresses: the tailnet's own names first, then its resolvers, over the tailnet.
 
 Owns the choice of resolver (split DNS by longest suffix), the cache and the fallbacks. A name in the tailnet's domain
-never leaves the tailnet. DNS over UDP with TCP for long answers; DoH where the tailnet says so.
+never leaves the tailnet, and one that is dialled through an exit node is asked of nobody but that exit. DNS over UDP
+with TCP for long answers; DoH where the tailnet says so.
 """
 
 from __future__ import annotations
@@ -31,18 +32,25 @@ from ts_base.ip import is_tailscale_address, parse_address
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ts_base.who import PeerId
     from ts_control.netmap import NetMap
     from ts_control.wire import Resolver as WireResolver
 
 CACHE_LIMIT = 1024
 UDP_TIMEOUT = 2.0
 TCP_TIMEOUT = 5.0
+EXIT_TIMEOUT = 2.0  # then it is said so: no other resolver may hear of a name that is dialled through an exit
 ATTEMPTS = 2
 DNS_PORT = 53
 MAX_TCP_ANSWER = 65_535
 LENGTH = Struct(">H")
 
 T = TypeVar("T")
+CacheKey = tuple[str, str, int]  # name, type, and the exit that was asked, 0 for the tailnet's resolvers
+
+
+class NoAnswer(OSError):
+    """An exit node that does not look names up for us, and why: the rest of a sentence about it."""
 
 
 class ResolverDevice(Protocol):
@@ -57,6 +65,8 @@ class ResolverDevice(Protocol):
         self, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
     ) -> Answer: ...
     async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream: ...
+    def exit_name(self, exit_node: PeerId) -> str: ...
+    async def ask_exit(self, exit_node: PeerId, question: bytes, read: Callable[[bytes], Answer | None]) -> Answer: ...
 
 
 class NameResolver:
@@ -65,7 +75,7 @@ class NameResolver:
     def __init__(self, device: ResolverDevice) -> None:
         self._device = device
         self._names: tuple[NetMap, TailnetNames] | None = None
-        self._cache: OrderedDict[tuple[str, str], tuple[float, tuple[str, ...] | None]] = OrderedDict()
+        self._cache: OrderedDict[CacheKey, tuple[float, tuple[str, ...] | None]] = OrderedDict()
 
     @property
     def names(self) -> TailnetNames:
@@ -79,8 +89,8 @@ class NameResolver:
             self._names = netmap, TailnetNames(netmap)
         return self._names[1]
 
-    async def address_bytes(self, host: str) -> list[bytes]:
-        """Every address of a host, raw, IPv4 first."""
+    async def address_bytes(self, host: str, via: PeerId = 0) -> list[bytes]:
+        """Every address of a host, raw, IPv4 first; what the tailnet does not know, as the exit `via` sees it."""
         literal = literal_address(host)
         if literal is not None:
             await trio.lowlevel.checkpoint()
@@ -89,24 +99,24 @@ class NameResolver:
         if found:
             await trio.lowlevel.checkpoint()
             return found
-        return await self._first_known(host, self._ask_addresses)
+        return await self._first_known(host, lambda full: self._ask_addresses(full, via))
 
-    async def addresses(self, host: str) -> list[str]:
-        return address_texts(await self.address_bytes(host))
+    async def addresses(self, host: str, via: PeerId = 0) -> list[str]:
+        return address_texts(await self.address_bytes(host, via))
 
-    async def records(self, name: str, kind: str) -> list[str]:
+    async def records(self, name: str, kind: str, via: PeerId = 0) -> list[str]:
         """Every record of one type. NameNotFound when nothing knows the name; [] when it has no such record."""
         kind = kind.upper()
         if kind not in TYPES:
             raise ValueError(f"record type {kind!r} is not one of {', '.join(TYPES)}")
         literal = literal_address(name)
         if literal is not None or kind == "PTR":
-            return await self._reverse(name, literal)
+            return await self._reverse(name, literal, via)
         own = self.names.records(name, kind)
         if own is not None:
             await trio.lowlevel.checkpoint()
             return own
-        return await self._first_known(name, lambda full: self._ask(full, kind))
+        return await self._first_known(name, lambda full: self._ask(full, kind, via))
 
     async def _first_known(self, name: str, ask: Callable[[str], Awaitable[list[T]]]) -> list[T]:
         """What the resolvers say of a name; of a short one under each search domain in turn."""
@@ -124,14 +134,14 @@ class NameResolver:
             return [name]
         return [full for full in (f"{name}.{suffix}" for suffix in self.names.suffixes) if self._servers_for(full)]
 
-    async def _ask_addresses(self, name: str) -> list[bytes]:
+    async def _ask_addresses(self, name: str, via: PeerId) -> list[bytes]:
         """Both families at once; one of them is enough."""
         texts: dict[str, list[str]] = {"A": [], "AAAA": []}
         problems: list[NameNotFound] = []
 
         async def ask(kind: str) -> None:
             try:
-                texts[kind] = await self._ask(name, kind)
+                texts[kind] = await self._ask(name, kind, via)
             except NameNotFound as problem:
                 problems.append(problem)
 
@@ -143,7 +153,7 @@ class NameResolver:
             raise problems[0] if problems else NameNotFound(name, self.names.close_to(name))
         return found
 
-    async def _reverse(self, name: str, literal: bytes | None) -> list[str]:
+    async def _reverse(self, name: str, literal: bytes | None, via: PeerId) -> list[str]:
         address = literal or address_of_arpa(name)
         known = self.names.name_of(address) if address else None
         if known is not None:
@@ -151,27 +161,36 @@ class NameResolver:
             return [known]
         if address is not None and is_tailscale_address(address):
             raise NameNotFound(name, detail="no node of this tailnet has that address")
-        return await self._ask(arpa_name(address) if address else name, "PTR")
+        return await self._ask(arpa_name(address) if address else name, "PTR", via)
 
-    async def _ask(self, name: str, kind: str) -> list[str]:
+    async def _ask(self, name: str, kind: str, via: PeerId) -> list[str]:
         name = wire_name(name)
         servers = self._servers_for(name)
-        if not servers:
+        asks_exit = bool(via) and self._own_servers_for(name) is None
+        if not servers and not asks_exit:
             raise NameNotFound(name, self.names.close_to(name))
-        cached = self._cached(name, kind)
+        key = name, kind, via if asks_exit else 0
+        cached = self._cached(key)
         if cached is not None:
             await trio.lowlevel.checkpoint()
             values = cached[1]
         else:
-            answer = await self._ask_servers(servers, name, kind)
+            asking = self._ask_exit(via, name, kind) if asks_exit else self._ask_servers(servers, name, kind)
+            answer = await asking
             values = None if answer.code == NAME_ERROR else answer.values
-            self._remember(name, kind, values, answer.ttl)
+            self._remember(key, values, answer.ttl)
         if values is None:
             raise NameNotFound(name, self.names.close_to(name))
         return list(values)
 
     def _servers_for(self, name: str) -> Sequence[WireResolver]:
-        """Split DNS: the longest matching suffix wins; an empty list of servers means "only what the tailnet knows"."""
+        """Whom the tailnet asks for a name; nobody means "only what the tailnet knows"."""
+        own, netmap = self._own_servers_for(name), self._device.netmap
+        assert netmap is not None
+        return own if own is not None else netmap.dns.resolvers or netmap.dns.fallback_resolvers
+
+    def _own_servers_for(self, name: str) -> Sequence[WireResolver] | None:
+        """Split DNS: the longest matching suffix wins. None for a name that is of the world outside."""
         names, netmap = self.names, self._device.netmap
         assert netmap is not None
         best: Sequence[WireResolver] | None = None
@@ -182,19 +201,40 @@ class NameResolver:
                 best, best_length = servers or (), len(clean)
         if best is not None:
             return best
-        if names.owns(name):
-            return ()
-        return netmap.dns.resolvers or netmap.dns.fallback_resolvers
+        return () if names.owns(name) else None
 
-    def _cached(self, name: str, kind: str) -> tuple[float, tuple[str, ...] | None] | None:
-        entry = self._cache.get((name, kind))
+    def _cached(self, key: CacheKey) -> tuple[float, tuple[str, ...] | None] | None:
+        entry = self._cache.get(key)
         return entry if entry is not None and entry[0] > self._device.now() else None
 
-    def _remember(self, name: str, kind: str, values: tuple[str, ...] | None, ttl: int) -> None:
-        self._cache[name, kind] = (self._device.now() + ttl, values)
-        self._cache.move_to_end((name, kind))
+    def _remember(self, key: CacheKey, values: tuple[str, ...] | None, ttl: int) -> None:
+        self._cache[key] = (self._device.now() + ttl, values)
+        self._cache.move_to_end(key)
         while len(self._cache) > CACHE_LIMIT:
             self._cache.popitem(last=False)
+
+    async def _ask_exit(self, exit_node: PeerId, name: str, kind: str) -> Answer:
+        """What the exit knows of a name. Whatever goes wrong, nobody else is asked."""
+        identifier = self._device.random_id()
+        who = f"the exit {self._device.exit_name(exit_node)}"
+        try:
+            with trio.fail_after(EXIT_TIMEOUT):
+                answer = await self._device.ask_exit(
+                    exit_node,
+                    encode_query(identifier, name, kind),
+                    lambda reply: decode_answer_untrusted(reply, identifier, name, kind),
+                )
+        except trio.TooSlowError:
+            problem = f"{who} did not answer within {EXIT_TIMEOUT:g} s"
+        except NoAnswer as reason:
+            problem = f"{who} {reason}"
+        except (OSError, BadPacket, trio.BrokenResourceError) as error:
+            problem = f"{who} failed: {str(error) or 'no answer'}"
+        else:
+            if answer.code in (NO_ERROR, NAME_ERROR):
+                return answer
+            problem = f"{who} answered with code {answer.code}"
+        raise NameNotFound(name, detail=problem, is_temporary=True)
 
     async def _ask_servers(self, servers: Sequence[WireResolver], name: str, kind: str) -> Answer:
         problem = "no resolver answered"

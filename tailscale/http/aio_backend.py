@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+
+from tailscale._faces import nor_here
 
 if TYPE_CHECKING:
     from tailscale.aio import Device
@@ -76,8 +79,12 @@ class AsyncioTailnetBackend:
     ) -> AsyncioNetworkStream:
         async with _mapped(timeout, self._library.ConnectTimeout, self._library.ConnectError):
             is_tailnet, destination = await self._device.way_to(host)
-            dial = self._device.open_connection if is_tailnet else asyncio.open_connection
-            return AsyncioNetworkStream(*await dial(destination, port), self._library)
+            if is_tailnet:
+                return AsyncioNetworkStream(*await self._device.open_connection(destination, port), self._library)
+            try:
+                return AsyncioNetworkStream(*await asyncio.open_connection(destination, port), self._library)
+            except socket.gaierror as error:
+                raise nor_here(host, self._device.peers) or error from error
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

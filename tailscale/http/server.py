@@ -16,11 +16,12 @@ import trio
 
 from tailscale.http import framing
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
-from tailscale.http.caller import Headers, describe_caller, trusted_headers
+from tailscale.http.caller import describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
-from tailscale.http.heads import refusal_of, wants_websocket
+from tailscale.http.heads import wants_websocket
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
+from tailscale.http.requests import headers_of, next_request
 from tailscale.http.visits import Visit, Visits
 from tailscale.http.wire import Wire
 from tailscale.sockets.tcp import TcpListener, TcpStream
@@ -156,7 +157,7 @@ class _Server:
                 await stream.aclose()
 
     async def _serve_requests(self, wire: Wire, tcp: TcpStream, visit: Visit) -> None:
-        while (request := await self._next_request(wire)) is not None:
+        while (request := await next_request(wire, self._idle)) is not None and not self._is_stopping:
             self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
             if wants_websocket(request):
@@ -167,34 +168,6 @@ class _Server:
                 return
             wire.http.start_next_cycle()
             self._visits.on_silence(visit)
-
-    async def _next_request(self, wire: Wire) -> h11.Request | None:
-        """The head of the next request; None when there is none to come."""
-        wire.begin_head()
-        try:
-            if not wire.has_input:
-                with trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout) as idle:
-                    self._idle.add(idle)
-                    try:
-                        wire.feed(await wire.read_some())
-                    finally:
-                        self._idle.discard(idle)
-                if idle.cancelled_caught or self._is_stopping:
-                    return None
-            with trio.fail_after(self._limits.head_timeout):
-                event = await wire.next_event(self._limits.head_timeout)
-            if not isinstance(event, h11.Request):
-                return None
-            refusal = refusal_of(event, wire.take_head())
-            if refusal is None:
-                return event
-            await wire.refuse(*refusal, has_body=event.method != b"HEAD")
-        except h11.RemoteProtocolError as error:
-            await wire.refuse(error.error_status_hint, str(error))
-        except (trio.TooSlowError, TimeoutError):
-            await wire.refuse(408, "the request took too long to arrive")
-        await wire.finish()
-        return None
 
     async def _scope(self, request: h11.Request, tcp: TcpStream) -> Scope:
         caller = await describe_caller(self._device, tcp.remote_address)
@@ -214,7 +187,7 @@ class _Server:
             "raw_path": target.path,
             "query_string": target.query,
             "root_path": "",
-            "headers": trusted_headers(_headers(request, target), caller),
+            "headers": trusted_headers(headers_of(request, target), caller),
             "client": tcp.remote_address,
             "server": tcp.local_address,
             "state": self._state.copy(),
@@ -243,11 +216,3 @@ class _Server:
         finally:
             self._websockets.discard(exchange)
         await wire.finish()
-
-
-def _headers(request: h11.Request, target: framing.Target) -> Headers:
-    """With the host that the request line names, if it names one: that one counts (RFC 9112, 3.2.2)."""
-    headers = [(bytes(name), bytes(value)) for name, value in request.headers]
-    if not target.authority:
-        return headers
-    return [(b"host", target.authority), *((name, value) for name, value in headers if name != b"host")]

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, cast
 
 import httpx
 
+from tailscale.errors import WrongFace
 from tailscale.http.backend import TailnetBackend
 from tailscale.http.sync_backend import SyncTailnetBackend
 
@@ -164,6 +165,13 @@ def _asyncio_backend() -> Any:
     return AsyncioTailnetBackend
 
 
+def _check_device(device: object, is_blocking: bool, takes: str) -> None:
+    """Now, rather than by what is missing in the middle of a request. Only the Device for threads has `connect`."""
+    if not hasattr(device, "tcp_connect") or hasattr(device, "connect") is not is_blocking:
+        given = f"{type(device).__module__}.{type(device).__qualname__}"
+        raise WrongFace(f"{takes}, not a {given}: AsyncTransport is for httpx.AsyncClient, Transport for httpx.Client")
+
+
 class AsyncTransport(httpx.AsyncBaseTransport):
     """Let an httpx (or httpx2) client reach the tailnet: under trio, or under asyncio with a `tailscale.aio.Device`.
 
@@ -177,6 +185,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, device: Device | AioDevice, **options: Unpack[PoolOptions]) -> None:
+        _check_device(device, False, "AsyncTransport takes a tailscale.Device or tailscale.aio.Device")
         backend = _asyncio_backend() if hasattr(device, "open_connection") else TailnetBackend
         self._pools = _Pools(backend, "AsyncConnectionPool", device, **options)
 
@@ -190,11 +199,20 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         for pool in self._pools.take_all():
             await pool.aclose()
 
+    def __enter__(self) -> NoReturn:
+        raise WrongFace(
+            "httpx.Client takes a Transport over a tailscale.sync.Device; AsyncTransport is for httpx.AsyncClient"
+        )
+
+    def handle_request(self, request: httpx.Request) -> NoReturn:
+        self.__enter__()
+
 
 class Transport(httpx.BaseTransport):
     """The same for `httpx.Client` in plain threads, over a `tailscale.sync.Device`."""
 
     def __init__(self, device: SyncDevice, **options: Unpack[PoolOptions]) -> None:
+        _check_device(device, True, "Transport takes a tailscale.sync.Device")
         self._pools = _Pools(SyncTailnetBackend, "ConnectionPool", device, **options)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -206,3 +224,9 @@ class Transport(httpx.BaseTransport):
     def close(self) -> None:
         for pool in self._pools.take_all():
             pool.close()
+
+    async def __aenter__(self) -> NoReturn:
+        raise WrongFace("httpx.AsyncClient takes an AsyncTransport; Transport is for httpx.Client")
+
+    async def handle_async_request(self, request: httpx.Request) -> NoReturn:
+        await self.__aenter__()

@@ -6,6 +6,7 @@ Shared by the HTTP and WebSocket exchanges of a connection. Knows no app.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import h11
@@ -86,12 +87,14 @@ class Wire:
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as error:
                 raise ClientDisconnected(f"the client went away: {error}") from error
 
-    async def refuse(self, status: int, reason: str, *, has_body: bool = True) -> None:
-        """A short answer to what cannot be handled; the connection ends after it."""
+    async def refuse(
+        self, status: int, reason: str, *, has_body: bool = True, more: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """A short answer to what cannot be handled, with `more` headers; the connection ends after it."""
         if self.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = f"{reason}\n".encode()
-        headers = [("content-type", "text/plain"), ("content-length", str(len(body))), ("connection", "close")]
+        headers = [("content-type", "text/plain"), ("content-length", str(len(body))), ("connection", "close"), *more]
         out = self.http.send(h11.Response(status_code=status, headers=headers)) or b""
         if has_body:
             out += self.http.send(h11.Data(data=body)) or b""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from tailscale.http.asgi import ClientDisconnected
+from tailscale.mesh.files_client import decode_root
 from tailscale.mesh.landing import WHOLE, Landing, Stored, read_whole, why
 from tailscale.mesh.pieces import WrongLength
 from tailscale.mesh.serving import Answered, Request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer
 
 log = logging.getLogger("tailscale.mesh")
+MANY_BYTES = 4 << 20  # of one PUT that brings several files
 SPARE = 16 << 20  # bytes of a disk that no transfer may take
 STATUS = {
     "range": 400,
@@ -173,11 +175,37 @@ class Arrivals:
         except ClientDisconnected:
             raise  # an OSError as well, but not the disk's
         except DISK as problem:
-            reason = why(problem)
-            if reason == "disk":
-                log.warning("cannot keep %s: %s", entry.path, problem)
-            blocks = problem.blocks if isinstance(problem, Missing) else ()
-            return Answered(STATUS[reason], why=reason, blocks=blocks)
+            return _answer_to(problem, entry)
+
+    async def put_many(
+        self, request: Request, owner: str, entries: Sequence[Entry], inside: Sequence[bool]
+    ) -> Answered:
+        """Several small files, one behind the other; their roots are in `Mesh-Roots`, in the same order."""
+        landing = self._landing
+        assert landing is not None, "without an inbox nobody has a ticket to push"
+        roots = [decode_root(text) for text in (request.header(b"mesh-roots") or "").split(",")]
+        total = sum(entry.size for entry in entries)
+        if len(roots) != len(entries) or None in roots or total > MANY_BYTES or any(entry.dir for entry in entries):
+            return Answered(STATUS["range"], why="range", text="each of several files has a root, and none is large")
+        for entry in entries if self._running else ():
+            await self._end(owner, entry.path)
+        try:
+            data = b"".join(await read_whole(request.read, total))
+        except WrongLength:
+            return Answered(STATUS["length"], why="length")
+
+        def store_all() -> list[Answered]:
+            answers, at = [], 0
+            for entry, root, is_inside in zip(entries, roots, inside, strict=True):
+                piece = data[at : at + entry.size]
+                at += entry.size
+                try:
+                    answers.append(_stored(landing.store(owner, entry, [piece], root, is_inside=is_inside)))
+                except DISK as problem:
+                    answers.append(_answer_to(problem, entry))
+            return answers
+
+        return Answered(200, files=await trio.to_thread.run_sync(store_all, limiter=self._threads))
 
     async def _put_part(self, landing: Landing, request: Request, owner: str, entry: Entry, part: Part) -> Answered:
         sink = await trio.to_thread.run_sync(landing.open, owner, entry, limiter=self._threads)
@@ -190,6 +218,14 @@ class Arrivals:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(sink.close, limiter=self._threads)
+
+
+def _answer_to(problem: Exception, entry: Entry) -> Answered:
+    """What the sender hears of what went wrong with a file here."""
+    reason = why(problem)
+    if reason == "disk":
+        log.warning("cannot keep %s: %s", entry.path, problem)
+    return Answered(STATUS[reason], why=reason, blocks=problem.blocks if isinstance(problem, Missing) else ())
 
 
 def _stored(stored: Stored) -> Answered:

@@ -59,7 +59,7 @@ TICKET_IDLE = 600.0
 OFFER_IDLE = 60.0  # between the messages of one offer
 REPLIES = 32  # tasks that answer one member
 REQUESTS = 2 * 4  # of one ticket at once
-_NUMBER = re.compile(r"[0-9]{1,7}")
+_NUMBERS = re.compile(r"[0-9]{1,7}(,[0-9]{1,7}){0,63}")
 
 
 @dataclass(eq=False)
@@ -208,7 +208,7 @@ class Files:
             have = await self._arrivals.judge(member, offered.entries)
             if self._offers.get(key) is not offered:
                 return  # it left meanwhile
-            ticket = self._give_ticket(member, token, offered.entries, None)
+            ticket = self.give_ticket(member, token, offered.entries, None)
         except BadPacket as problem:
             log.info("an offer of %s is none: %s", member.name, problem)
             self._drops["mesh.malformed_word"] += 1
@@ -228,7 +228,7 @@ class Files:
         try:
             tree = await self._departures.find(message.path)
             entries = [item.entry for item in tree.items]
-            ticket = self._give_ticket(member, message.token, entries, tree.items)
+            ticket = self.give_ticket(member, message.token, entries, tree.items)
         except Refused as refusal:
             await self._tell_rejected(member, message.token, refusal.reason)
             return
@@ -271,7 +271,7 @@ class Files:
 
     # Tickets
 
-    def _give_ticket(self, member: MeshPeer, token: str, entries: Sequence[Entry], items: Sequence[Item] | None) -> str:
+    def give_ticket(self, member: MeshPeer, token: str, entries: Sequence[Entry], items: Sequence[Item] | None) -> str:
         """Raises Refused when as many transfers as may be are under way."""
         now, who = trio.current_time(), member.node.stable_id
         for ticket, held in list(self._tickets.items()):
@@ -304,10 +304,14 @@ class Files:
     async def answer(self, request: FileRequest) -> None:
         """A request on `/f/{ticket}/{number}` of a verified node."""
         held = self._tickets.get(request.ticket)
-        number = int(request.number) if _NUMBER.fullmatch(request.number) else -1
+        numbers = [int(text) for text in request.number.split(",")] if _NUMBERS.fullmatch(request.number) else [-1]
         asked = Request(request.wire, request.method, request.headers)
         # Whoever guessed it, or was told it by another, hears what he would hear of any number.
-        if held is None or held.member != request.caller.stable_id or not 0 <= number < len(held.entries):
+        if (
+            held is None
+            or held.member != request.caller.stable_id
+            or not 0 <= min(numbers) <= max(numbers) < len(held.entries)
+        ):
             self._drops["mesh.unknown_ticket"] += 1
             await asked.answer(Answered(404, why="not-found"))
             return
@@ -316,23 +320,26 @@ class Files:
             return
         held.running += 1
         try:
-            await self._serve(held, number, asked)
+            await self._serve(held, numbers, asked)
         finally:
             held.running -= 1
             held.used_at = trio.current_time()
 
-    async def _serve(self, held: Ticket, number: int, request: Request) -> None:
-        is_put = held.items is None
-        if request.method not in (("PUT",) if is_put else ("GET", "HEAD")):
+    async def _serve(self, held: Ticket, numbers: Sequence[int], request: Request) -> None:
+        if request.method not in (("PUT",) if held.items is None else ("GET", "HEAD")):
             await request.answer(Answered(405, text="PUT what is pushed, GET what is pulled"))
             return
         if held.items is not None:
-            await self._departures.get(request, held.items[number])
+            await self._departures.get(request, held.items[numbers[0]])
             return
-        entry = held.entries[number]
-        answered = await self._arrivals.put(request, held.member, entry, is_inside=held.is_inside(entry))
-        if answered.status == 200 and not entry.dir:
-            self._taken += 1
+        entries = [held.entries[number] for number in numbers]
+        inside = [held.is_inside(entry) for entry in entries]
+        if len(entries) > 1:
+            answered = await self._arrivals.put_many(request, held.member, entries, inside)
+            self._taken += sum(each.status == 200 for each in answered.files)
+        else:
+            answered = await self._arrivals.put(request, held.member, entries[0], is_inside=inside[0])
+            self._taken += answered.status == 200 and not entries[0].dir
         await request.answer(answered)
 
     # Transfers begun here

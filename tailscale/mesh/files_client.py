@@ -27,6 +27,13 @@ ROOT = b"mesh-root"
 Headers = Sequence[tuple[str, str]]
 
 
+class FileAnswer(msgspec.Struct):
+    """What became of one of several files."""
+
+    status: int
+    why: str = ""
+
+
 class Answer(msgspec.Struct):
     """What the serving side says in JSON."""
 
@@ -34,6 +41,8 @@ class Answer(msgspec.Struct):
     name: str = ""
     why: str = ""
     blocks: list[int] = []
+    files: list[FileAnswer] = []
+    """Of a PUT that brought several, one for each."""
 
 
 _answers = msgspec.json.Decoder(Answer)
@@ -131,9 +140,13 @@ async def send(stream: TcpStream, data: bytes | memoryview) -> None:
 
 def root_in(headers: dict[bytes, bytes], name: bytes = ROOT) -> bytes | None:
     """A root that came in a header or trailer; None for none, or for what is none."""
-    text = headers.get(name, b"").strip(b' "')
+    return decode_root(headers.get(name, b"").decode("latin-1"))
+
+
+def decode_root(text: str) -> bytes | None:
+    """From its 64 digits, in quotes or bare."""
     try:
-        root = bytes.fromhex(text.decode("ascii"))
+        root = bytes.fromhex(text.strip(' "'))
     except ValueError:
         return None
     return root if len(root) == HASH else None

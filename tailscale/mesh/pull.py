@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.errors import TailscaleError
 from tailscale.mesh.carriers import CONNECTIONS, WINDOW, Connection, Dial, Spoiled, Waiting, carry
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.files_client import Replies, Reply, encode_request, root_in
@@ -254,7 +255,7 @@ class Pull:
             if not root_in(reply.trailers) and b"mesh-error" not in reply.trailers:
                 raise TransferFailed(f"the other side broke off in the middle of {name}") from None
         except DISK as problem:
-            if isinstance(problem, trio.BrokenResourceError):
+            if isinstance(problem, TailscaleError):
                 raise  # the connection's, not the disk's
             self._tally.fail(name, _here(problem))
             raise Spoiled from problem  # what is left of the answer nobody wants

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.tree import Item
 
 BATCH = WINDOW // 2  # small files read in one go ...
-BATCH_BYTES = 2 << 20  # ... and their bytes
+BATCH_BYTES = 1 << 20  # ... and about so many bytes
 MANY = 8  # small files are worth more than one connection
 ROUNDS = 3  # blocks that turn out to be damaged over there are sent again so often
 FAILURES = {
@@ -54,6 +54,8 @@ class Job:
     number: int
     item: Item
     theirs: Hashes = ()
+    many: Sequence[Job] = ()
+    """Small files that go in one PUT; then this stands for all of them."""
     answer: Answer = field(default_factory=Answer)
     status: int = 0
 
@@ -69,7 +71,10 @@ class _Read(NamedTuple):
 
 
 class Push:
-    """Sends what an accepted offer still misses. `have` is what the other side said it has, by number."""
+    """Sends what an accepted offer still misses. `have` is what the other side said it has, by number.
+
+    `many`: it takes several small files in one PUT, which costs a request and an answer for all of them.
+    """
 
     def __init__(
         self,
@@ -80,7 +85,10 @@ class Push:
         cache: HashCache,
         threads: trio.CapacityLimiter,
         tally: Tally,
+        *,
+        many: bool,
     ) -> None:
+        self._many = many
         self._target = target
         self._host = host
         self._cache = cache
@@ -103,7 +111,9 @@ class Push:
 
     async def write(self, connection: Connection[Job]) -> None:
         while self._jobs:
-            if self._jobs[0].item.entry.dir:
+            if self._jobs[0].many:  # left unanswered by another connection
+                self._jobs.extendleft(reversed(self._jobs.popleft().many))
+            elif self._jobs[0].item.entry.dir:
                 await self._ask_for_folders(connection)
             elif self._jobs[0].item.entry.size <= WHOLE:
                 await self._send_small(connection)
@@ -114,12 +124,25 @@ class Push:
         answer = await replies.read_answer()
         job = waiting.job
         job.status, job.answer = reply.status, answer
+        if job.many:
+            self._hear_many(job, reply, answer)
+            return
         if reply.status == 404:
             raise TransferFailed("the other side has forgotten this transfer: push again, and it goes on from there")
         if reply.status >= 400 and not (job.item.entry.size > WHOLE and answer.why == "blocks"):
             self._tally.fail(job.item.entry.path, _sentence(reply.status, answer))
         elif reply.status == 200 and not job.item.entry.dir:
             self._tally.files += 1
+
+    def _hear_many(self, job: Job, reply: Reply, answer: Answer) -> None:
+        told = answer.files if reply.status == 200 else []
+        if len(told) != len(job.many):
+            raise TransferFailed(f"the other side answers {reply.status} to several files")
+        for each, became in zip(job.many, told, strict=True):
+            if became.status == 200:
+                self._tally.files += 1
+            else:
+                self._tally.fail(each.item.entry.path, FAILURES.get(became.why, f"it answers {became.status}"))
 
     async def _ask_for_folders(self, connection: Connection[Job]) -> None:
         jobs = [self._jobs.popleft() for _ in range(min(BATCH, len(self._jobs)))]
@@ -140,21 +163,34 @@ class Push:
             size += entry.size
             jobs.append(self._jobs.popleft())
         read = await trio.to_thread.run_sync(self._read_small, jobs, limiter=self._threads)
-        asked = []
+        sent = []
         for job, data, root, problem in read:
             if problem:
                 self._tally.fail(job.item.entry.path, problem)
-                continue
-            if data is None:
+            elif data is None or root is None:
                 self._tally.add_there(job.item.entry.path, job.item.entry.size)
                 self._tally.files += 1
-                continue
-            head = self._head(job, [("Transfer-Encoding", "chunked"), ("Trailer", "Mesh-Root")])
-            chunk = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
-            asked.append((Waiting(job, "PUT"), b"".join((head, chunk, encode_last_chunk(root)))))
-            self._tally.add_sent(job.item.entry.path, len(data))
-        if asked:
-            await connection.ask_all(asked)
+            else:
+                sent.append((job, data, root))
+                self._tally.add_sent(job.item.entry.path, len(data))
+        if self._many and len(sent) > 1:
+            await connection.ask_all([self._request_for_many(sent)])
+        elif sent:
+            await connection.ask_all([self._request(*each) for each in sent])
+
+    def _request(self, job: Job, data: bytes, root: bytes) -> tuple[Waiting[Job], bytes]:
+        head = self._head(job, [("Transfer-Encoding", "chunked"), ("Trailer", "Mesh-Root")])
+        chunk = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
+        return Waiting(job, "PUT"), b"".join((head, chunk, encode_last_chunk(root)))
+
+    def _request_for_many(self, sent: Sequence[tuple[Job, bytes, bytes]]) -> tuple[Waiting[Job], bytes]:
+        jobs = [job for job, _, _ in sent]
+        body = b"".join(data for _, data, _ in sent)
+        numbers = ",".join(str(job.number) for job in jobs)
+        roots = ",".join(root.hex() for _, _, root in sent)
+        headers = [("Content-Length", str(len(body))), ("Mesh-Roots", roots)]
+        head = encode_request("PUT", f"{self._target}/{numbers}", self._host, headers)
+        return Waiting(Job(jobs[0].number, jobs[0].item, many=jobs), "PUT"), head + body
 
     def _read_small(self, jobs: Sequence[Job]) -> list[_Read]:
         """In a thread."""

@@ -32,12 +32,16 @@ class Answered(NamedTuple):
     blocks: Sequence[int] = ()
     text: str = ""
     """For a person who asked by curl."""
+    files: Sequence[Answered] = ()
+    """Of a PUT that brought several, one for each."""
 
     def encode(self) -> bytes:
         said = {"root": self.root.hex() if self.root else "", "name": self.name, "why": self.why, "text": self.text}
         fields: dict[str, object] = {name: value for name, value in said.items() if value}
         if self.blocks:
             fields["blocks"] = list(self.blocks)
+        if self.files:
+            fields["files"] = [{"status": each.status, "why": each.why} for each in self.files]
         return _encode(fields) + b"\n"
 
 

@@ -65,7 +65,7 @@ class Inbox:
     ) -> None:
         if exists not in ("refuse", "replace", "rename"):
             raise ValueError(f"exists={exists!r}: it is refuse, replace or rename")
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser().absolute()
         self.accept = accept
         self.largest = largest
         self.exists = exists

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ts_base.who import Path
     from ts_netstack.tcp import TcpConnection
 
+WRONG_PEER = "answers.wrong_peer"
 UNAWAITED = "answers.nobody_waits"  # usual: it came after whoever asked had given up
 
 Token = tuple[str, int | bytes]  # the kind of ping, and what its pong repeats
@@ -110,9 +111,12 @@ class AwaitedAnswers:
         if dial is None:
             self.drops[UNAWAITED] += 1
             return
+        connection, words = dial
+        if not (message.peer == connection.via if connection.via else message.is_usual):
+            self.drops[WRONG_PEER] += 1  # an exit refuses what goes by it, and nobody else's dials
+            return
         if message.maybe_broken:
             return
-        connection, words = dial
         words.append(f"its tailnet policy does not let us in ({REASONS.get(message.reason, message.reason)})")
         connection.abort(trio.current_time())
         if connection.owner is not None:

@@ -16,7 +16,7 @@ from tailscale.foreign_text import web_address
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_line import Jobs
 from tailscale.runtime.health import Health
-from tailscale.runtime.messages import ControlStateChanged
+from tailscale.runtime.messages import ControlStateChanged, NetMapChanged
 from tailscale.runtime.supervision import CallbackFailed
 from ts_control.errors import AuthKeyRefused, RegistrationRefused
 from ts_control.session import Phase, PhaseChanged
@@ -62,7 +62,9 @@ class Announcements:
         self._failures += 1
         if self._failures >= FAILURES_BEFORE_WARNING:
             sentence = f"the control server cannot be used: {reason}"
-            remedy = "peers stay reachable as they are known; check the network, and that the server is up"
+            remedy = "check the network, and that the server is up"
+            if self._bus.latest(NetMapChanged) is not None:
+                remedy = f"peers stay reachable as they are known; {remedy}"
             self.health.show("control-unreachable", sentence, remedy)
 
     def say_success(self) -> None:

@@ -7,7 +7,8 @@ reason, and every other whole number is a level. Refuses to know the machines; `
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Protocol
 
@@ -28,14 +29,30 @@ class CountersTaker:
         self._received = received
         self._sent = sent
         self._counted = counted
+        self._guests: list[tuple[str, Counted]] = []
+        self._left: Counter[str] = Counter()  # drops of guests that are gone: what only grows does not shrink with them
+
+    @contextmanager
+    def include(self, name: str, one: Counted) -> Iterator[None]:
+        """Count a guest too, while the block lasts. Guests of one name are told as their sum."""
+        entry = (name, one)
+        self._guests.append(entry)
+        try:
+            yield
+        finally:
+            self._guests = [each for each in self._guests if each is not entry]
+            _read(name, one.statistics(), self._left, {})
 
     def take(self) -> Counters:
         """The counters now."""
-        drops: Counter[str] = Counter()
-        levels: dict[str, int] = {}
-        for name, one in self._counted.items():
-            _read(name, one.statistics(), drops, levels)
-        return Counters(_traffic(self._received), _traffic(self._sent), dict(+drops), levels)
+        drops = Counter(self._left)
+        levels: Counter[str] = Counter()
+        for name, one in (*self._counted.items(), *self._guests):
+            told: dict[str, int] = {}
+            _read(name, one.statistics(), drops, told)
+            for level, value in told.items():
+                levels[level] += value  # and not `update`: a level of nothing is told as well
+        return Counters(_traffic(self._received), _traffic(self._sent), dict(+drops), dict(levels))
 
 
 def _traffic(tally: PathTally) -> dict[str, PathTraffic]:

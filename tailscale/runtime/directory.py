@@ -20,9 +20,11 @@ from tailscale.runtime.messages import (
     EndpointsChanged,
     NetInfoChanged,
     PreferencesChanged,
+    RelaysChanged,
     TablesChanged,
 )
-from ts_base.ip import format_address
+from ts_base.errors import BadPacket
+from ts_base.ip import format_address, parse_prefix, prefix_contains
 from ts_base.who import PeerId
 from ts_control import wire
 from ts_control.netmap import NetMap
@@ -80,6 +82,18 @@ class Directory:
         message = self._bus.latest(NetInfoChanged)
         return self.region_code(message.home_region) if message is not None and message.home_region else ""
 
+    @property
+    def has_relay(self) -> bool:
+        """Whether our home relay is connected."""
+        message = self._bus.latest(RelaysChanged)
+        return message is not None and message.home_connected
+
+    @property
+    def clock_behind(self) -> float:
+        """Seconds that our clock is behind control's, negative where it is ahead; 0 where they agree to the minute."""
+        netmap = self.netmap
+        return netmap.clock_offset if netmap is not None else 0.0
+
     def endpoints(self) -> tuple[str, ...]:
         """Where we can be reached directly."""
         message = self._bus.latest(EndpointsChanged)
@@ -92,6 +106,11 @@ class Directory:
         netmap = self.netmap
         known = netmap.peers.get(peer) if netmap is not None else None
         return node_from_wire(known, netmap) if known is not None and netmap is not None else None
+
+    def peers(self) -> list[Node]:
+        """Everybody else."""
+        netmap = self.netmap
+        return [node_from_wire(peer, netmap) for peer in netmap.peers.values()] if netmap is not None else []
 
     def peer_named(self, wanted: str) -> PeerId | None:
         """The peer that a person means by a name, an address or a stable id."""
@@ -117,6 +136,19 @@ class Directory:
         node, netmap = self.wire_node(address), self.netmap
         return node_from_wire(node, netmap) if node is not None and netmap is not None else None
 
+    def offer_of(self, address: bytes) -> tuple[Node, str, bool] | None:
+        """A peer that would route `address`, by which route, and whether that is approved: the narrowest there is."""
+        netmap, found = self.netmap, None
+        for peer in netmap.peers.values() if netmap is not None else ():
+            approved = set(peer.allowed_ips or ())
+            for text in (*approved, *peer.hostinfo.routable_ips):
+                length = _length_around(text, address)
+                if length and (found is None or length > found[0]):
+                    found = length, peer, text, text in approved
+        if found is None or netmap is None:
+            return None
+        return node_from_wire(found[1], netmap), found[2], found[3]
+
     def capabilities_of(self, address: bytes) -> dict[str, Any]:
         """What the policy grants `address` towards us."""
         granted: dict[str, Any] = {}
@@ -131,3 +163,12 @@ class Directory:
         netmap = self.netmap
         region = netmap.derp_map.live_regions().get(number) if netmap is not None else None
         return region.region_code if region is not None and region.region_code else str(number)
+
+
+def _length_around(text: str, address: bytes) -> int:
+    """The length of a prefix that holds `address`; 0 for one that does not, and for a default route."""
+    try:
+        prefix = parse_prefix(text)
+    except BadPacket:
+        return 0
+    return prefix[1] if len(prefix[0]) == len(address) and prefix_contains(prefix, address) else 0

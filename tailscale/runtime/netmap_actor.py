@@ -38,6 +38,7 @@ async def run_netmap(
     """
     compiler = TablesCompiler()
     exit_was_missing: bool | None = None
+    minutes_behind: int | None = None
     known: NetMap | None = None
     with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
         task_status.started()
@@ -75,6 +76,9 @@ async def run_netmap(
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
             dataplane.kick()
+            if (minutes := round(netmap.clock_offset / 60)) != minutes_behind:
+                minutes_behind = minutes
+                _show_clock(Health(bus), minutes)
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
@@ -103,3 +107,13 @@ def _show_exit_node(health: Health, preferences: Preferences, missing: bool) -> 
         f"the exit node {preferences.exit_node!r} is not there: traffic to the internet is held back, not leaked",
         "choose another with device.set(exit_node=...), or None for none; its routes must be approved",
     )
+
+
+def _show_clock(health: Health, behind: int) -> None:
+    """In whole minutes: a clock that drifts is not news with every message."""
+    if not behind:
+        health.clear("clock-wrong")
+        return
+    side = "behind" if behind > 0 else "ahead of"
+    sentence = f"this machine's clock is {abs(behind)} min {side} the control server's"
+    health.show("clock-wrong", sentence, "set it (timedatectl set-ntp true): peers refuse handshakes from the past")

@@ -13,7 +13,10 @@ import trio
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.status import PathInfo, PathKind
+from ts_base.ip import TCP
 from ts_base.who import Direct, Path, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, is_relayed, uplink_of
+from ts_dataplane.filter import ADMITTED
+from ts_dataplane.packets import SYN, Parsed
 from ts_tunnel.endpoint import Endpoint
 
 NO_PATH = PathInfo()
@@ -41,6 +44,22 @@ class Reach:
     def is_exit(self, peer: PeerId) -> bool:
         """Whether a peer offers a default route, and can be reached."""
         return peer in self._dataplane.engine.tables.exits
+
+    @property
+    def exit_is_missing(self) -> bool:
+        """Whether an exit node was chosen that cannot be used."""
+        return self._dataplane.engine.tables.exit_is_missing
+
+    def admits(self, source: bytes, destination: bytes, port: int) -> bool:
+        """Whether the policy here lets `source` open `port` of our address `destination`."""
+        tables = self._dataplane.engine.tables
+        peer = tables.owner_of(source)
+        opening = Parsed(TCP, source, destination, 0, port, SYN)
+        return peer is not None and tables.judge(peer, b"", opening) == ADMITTED
+
+    def left_paths(self, peer: PeerId) -> tuple[Direct, ...]:
+        """Direct paths of a peer that are left alone: pings pass there, large packets or the tunnel's own do not."""
+        return self._dataplane.finder.report(peer, trio.current_time()).blocked
 
     def path_to(self, address: bytes) -> PathInfo:
         """How packets travel to whoever has `address`, or routes it."""

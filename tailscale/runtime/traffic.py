@@ -5,6 +5,7 @@ Owns no counter. What is counted over all peers is in `counters.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import trio
@@ -21,6 +22,7 @@ class PeerTraffic:
     bytes_received: int
     bytes_sent: int
     handshake_age: float | None
+    unanswered_for: float | None
 
 
 class Traffic:
@@ -38,5 +40,7 @@ class Traffic:
 
     def with_peer(self, peer: PeerId) -> PeerTraffic:
         counted = self._endpoint.peer_statistics(peer)
-        age = None if counted.handshake_at is None else max(0.0, trio.current_time() - counted.handshake_at)
-        return PeerTraffic(counted.bytes_in, counted.bytes_out, age)
+        now, asking_since = trio.current_time(), self._endpoint.silence_of(peer).asking_since
+        age = None if counted.handshake_at is None else max(0.0, now - counted.handshake_at)
+        unanswered = None if math.isinf(asking_since) else max(0.0, now - asking_since)
+        return PeerTraffic(counted.bytes_in, counted.bytes_out, age, unanswered)

@@ -90,6 +90,16 @@ class _StreamOwner(SocketOwner):
         return self.connection.state in (CLOSED, TIME_WAIT)
 
 
+_SEND, _RECEIVE = "`await stream.send_all(data)`", "`await stream.receive_some()`"
+MEANT = {
+    **dict.fromkeys(("send", "sendall", "write", "writelines", "drain"), _SEND),
+    **dict.fromkeys(("recv", "read", "receive", "readline", "readexactly"), _RECEIVE),
+    **dict.fromkeys(("close", "wait_closed"), "`await stream.aclose()`"),
+    **dict.fromkeys(("shutdown", "write_eof"), "`await stream.send_eof()`"),
+}
+"""What sockets and asyncio's streams call it."""
+
+
 class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
     """A TCP connection across the tailnet. Passes trio's conformance suite; a reset is `ConnectionReset`.
 
@@ -103,6 +113,13 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         print(b"".join([data async for data in stream]), stream.peer.hostname, stream.path)
     ```
     """
+
+    if not TYPE_CHECKING:  # or a checker would take every name for one we have
+
+        def __getattr__(self, name: str) -> object:
+            said = f"{type(self).__name__!r} object has no attribute {name!r}"
+            meant = MEANT.get(name)
+            raise AttributeError(f"{said}: it is a trio stream, use {meant}" if meant else said)
 
     def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
         owner = connection.owner = _StreamOwner(connection, device)
@@ -210,6 +227,12 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         For whoever passes on what others send: bytes that were cut off must not look whole to the other side.
         """
         self._owner.is_carried = True
+
+    def give_up(self) -> None:
+        """Break it as if its way were known to be gone: whoever reads or writes gets ConnectionReset at once."""
+        self._connection.fail(ConnectionProblem.NO_ROUTE)
+        self._device.kick()
+        self._owner.unpark_all()
 
     def _check_can_send(self) -> None:
         if self._owner.is_closed or self._sent_eof:

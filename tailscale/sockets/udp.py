@@ -91,6 +91,12 @@ class UdpSocket(Closable[_PortOwner]):
         self._port.send(bytes(data), destination, self._device.now())
         self._device.kick()
 
+    def give_up(self) -> None:
+        """Break it as if its exit node had left: whoever receives gets NoRoute once what has come is read."""
+        self._port.lose()
+        self._device.kick()
+        self._owner.unpark_all()
+
     @trio.lowlevel.enable_ki_protection
     async def receive_from(self) -> tuple[bytes, Address]:
         """The next datagram and who sent it."""

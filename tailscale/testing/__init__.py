@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailscale.testing.exits import PlayedExit as PlayedExit
     from tailscale.testing.network import VirtualNetwork as VirtualNetwork
     from tailscale.testing.tailnet import Tailnet as Tailnet
 
-__all__ = ["Tailnet", "VirtualNetwork"]
-
-_HOMES = {"Tailnet": "tailscale.testing.tailnet", "VirtualNetwork": "tailscale.testing.network"}
+_HOMES = {
+    "PlayedExit": "tailscale.testing.exits",
+    "Tailnet": "tailscale.testing.tailnet",
+    "VirtualNetwork": "tailscale.testing.network",
+}
+__all__ = ["PlayedExit", "Tailnet", "VirtualNetwork"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tailscale import aio
 from tailscale.testing.threaded import TailnetThread, knows, patience
+from tailscale.threads.face import thread_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -92,3 +93,4 @@ class Tailnet(TailnetThread):
                     break
                 await asyncio.sleep(0.002)
         self._devices.append(device)
+        thread_of(device).attend()  # a test's loop may end before the fixture does

@@ -24,7 +24,6 @@ from ts_base.who import Direct, host_of, uplink_of
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
 UDP_QUEUE_LIMIT = 4096  # datagrams one port holds unread
-LARGEST_DATAGRAM = 1472  # Ethernet's; routers here do not fragment
 
 
 @dataclass(eq=False)
@@ -129,6 +128,7 @@ class VirtualHost:
         self.tcp: dict[int, VirtualListener] = {}
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
+        self.clock_ahead = 0.0  # seconds that this machine's clock is wrong by
         self._ports = itertools.count(FIRST_EPHEMERAL_PORT)
         self._random = random.Random(f"{network.seed} {name}")  # noqa: S311 - repeatable is what it is for
 
@@ -177,7 +177,7 @@ class VirtualHost:
         return list(self.uplinks.values()) or [self.address]
 
     def wall_clock(self) -> float:
-        return self.network.wall_clock()
+        return self.network.wall_clock() + self.clock_ahead
 
     def open_tun(self) -> None:
         """A virtual host has no kernel."""
@@ -204,12 +204,15 @@ class VirtualNetwork:
     def wall_clock(self) -> float:
         return self.clock_offset + trio.current_time()
 
-    def host(self, name: str, *, uplinks: Sequence[str] = ()) -> VirtualHost:
-        """The host `name`, made when new, with an address for each of its uplinks."""
+    def host(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> VirtualHost:
+        """The host `name`, made when new, with an address for each of its uplinks, or with these of its own."""
         known = self._names.get(name)
         if known is None:
-            known = self._names[name] = VirtualHost(self, name, self._new_address())
-            self._hosts[known.address] = known
+            own = addresses or (self._new_address(),)
+            if taken := next((address for address in own if address in self._hosts), ""):
+                raise ValueError(f"{taken} is the address of {self._hosts[taken].name}")
+            known = self._names[name] = VirtualHost(self, name, own[0])
+            self._hosts |= dict.fromkeys(own, known)
             for uplink in uplinks:
                 address = self._new_address() if known.uplinks else known.address
                 known.uplinks[uplink] = address
@@ -230,7 +233,7 @@ class VirtualNetwork:
         return known
 
     def change(self, first: str, second: str, **changes: float | bool) -> None:
-        """Change both directions between two hosts: latency, loss, udp_blocked, tcp_blocked."""
+        """Change both directions between two hosts: latency, loss, udp_blocked, tcp_blocked, largest."""
         for source, destination in ((first, second), (second, first)):
             self.link(source, destination).change(**changes)  # type: ignore[arg-type]
 
@@ -278,9 +281,9 @@ class VirtualNetwork:
         if link.udp_blocked:
             self.drops["network.blocked"] += len(datagrams)
             return
-        if max(map(len, datagrams), default=0) > LARGEST_DATAGRAM:
-            self.drops["network.too_large"] += sum(len(datagram) > LARGEST_DATAGRAM for datagram in datagrams)
-            datagrams = [datagram for datagram in datagrams if len(datagram) <= LARGEST_DATAGRAM]
+        if max(map(len, datagrams), default=0) > link.largest:
+            self.drops["network.too_large"] += sum(len(datagram) > link.largest for datagram in datagrams)
+            datagrams = [datagram for datagram in datagrams if len(datagram) <= link.largest]
         if link.loss:
             kept = [datagram for datagram in datagrams if self._random.random() >= link.loss]
             self.drops["network.lost"] += len(datagrams) - len(kept)

@@ -23,6 +23,7 @@ class Link:
     loss: float = 0.0
     udp_blocked: bool = False
     tcp_blocked: bool = False
+    largest: int = 1472  # bytes of a datagram: Ethernet's; routers here do not fragment
     _changed: trio.Event = field(default_factory=trio.Event)
 
     def change(
@@ -32,11 +33,13 @@ class Link:
         loss: float | None = None,
         udp_blocked: bool | None = None,
         tcp_blocked: bool | None = None,
+        largest: int | None = None,
     ) -> None:
         self.latency = self.latency if latency is None else latency
         self.loss = self.loss if loss is None else loss
         self.udp_blocked = self.udp_blocked if udp_blocked is None else udp_blocked
         self.tcp_blocked = self.tcp_blocked if tcp_blocked is None else tcp_blocked
+        self.largest = self.largest if largest is None else largest
         self._changed.set()
         self._changed = trio.Event()
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale.testing.exits import EVERYWHERE, PlayedExit
 from tailscale.testing.network import VirtualHost
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
 from ts_base.keys import NodePublic
 from ts_control.policy import Policy
 from ts_control.server import DEFAULT_USER
+from ts_control.wire import Location, Service
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -170,9 +172,51 @@ class Tailnet:
         except LookupError:
             return False  # control has forgotten it: it must come back first
 
-    def host(self, name: str) -> VirtualHost:
-        """A machine of the virtual internet that is not in the tailnet: what lies behind a subnet router."""
-        host = self._place.network(name)
+    async def exit_node(
+        self,
+        hostname: str,
+        *,
+        country: str = "",
+        city: str = "",
+        country_code: str = "",
+        city_code: str = "",
+        priority: int = 0,
+        records: Mapping[str, Sequence[str]] | None = None,
+        **options: Any,
+    ) -> PlayedExit:
+        """A device that is an exit node, approved and at its place, with a resolver that knows `records`.
+
+        It forwards to the hosts of this tailnet's internet that have an address of their own: `net.host("web",
+        "198.51.100.7")`. `options` are Device's.
+        """
+        device = await self.device(hostname, advertise_routes=EVERYWHERE, **options)
+        played = PlayedExit(device, {name.lower(): list(found) for name, found in (records or {}).items()})
+        port = await self._devices.start(played.serve_dns)
+        place = Location(country=country, country_code=country_code, city=city, city_code=city_code, priority=priority)
+        services = (Service("peerapi4", port), Service("peerapi6", port))
+        number = self.id_of(device)
+        while not self.control.server.directory.find(number).advertised:  # noqa: ASYNC110 - control's own fact
+            await trio.sleep(0.002)
+        self.control.do(self.control.server.describe, number, location=place, services=services)
+        self.approve_routes(device, *EVERYWHERE)
+        with trio.move_on_after(INTRODUCTION):
+            await self._until_offered(device)
+        return played
+
+    async def _until_offered(self, exit_device: Device) -> None:
+        """Wait until the devices that may use an exit know that they may."""
+        visible = self.control.server.visible_to(self.id_of(exit_device))
+        for other in self._hosts:
+            if other is not exit_device and self._is_known(other, visible):
+                while not _may_use(other, exit_device):  # noqa: ASYNC110 - another device's fact
+                    await trio.sleep(0.002)
+
+    def host(self, name: str, *addresses: str) -> VirtualHost:
+        """A machine of the virtual internet that is not in the tailnet: what lies behind a subnet router.
+
+        With addresses of its own, as `"198.51.100.7"`, it is one of those that exit nodes lead to.
+        """
+        host = self._place.network(name, *addresses)
         if not isinstance(host, VirtualHost):
             raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
         return host
@@ -251,11 +295,21 @@ class Tailnet:
         self._change(first, second, udp_blocked=False, tcp_blocked=False)
 
     def link(
-        self, first: Device | str, second: Device | str, *, latency: float | None = None, loss: float | None = None
+        self,
+        first: Device | str,
+        second: Device | str,
+        *,
+        latency: float | None = None,
+        loss: float | None = None,
+        largest: int | None = None,
     ) -> None:
-        """Change latency (seconds, one way) or loss (0..1) between two hosts."""
-        changes = {"latency": latency, "loss": loss}
+        """Change latency (seconds, one way), loss (0..1) or the largest datagram (bytes) between two hosts."""
+        changes = {"latency": latency, "loss": loss, "largest": largest}
         self._change(first, second, **{name: value for name, value in changes.items() if value is not None})
+
+    def set_clock(self, host: Device | str, *, ahead: float) -> None:
+        """The clock of that machine is wrong from now on, by so many seconds; negative for one that is behind."""
+        self.host(self._host_of(host)).clock_ahead = ahead
 
     def _change(self, first: Device | str, second: Device | str, **changes: float | bool) -> None:
         self._place.change(self._host_of(first), self._host_of(second), **changes)
@@ -267,6 +321,11 @@ class Tailnet:
 def _knows(device: Device, other: Device) -> bool:
     """Whether `device` has both a route and a path to `other`: without a path its first packet is lost."""
     return any(peer.node.id == other.node.id and peer.path for peer in device.status().peers)
+
+
+def _may_use(device: Device, exit_device: Device) -> bool:
+    """Whether `device` knows of the exit and what it serves."""
+    return any(one.node.id == exit_device.node.id for one in device.exit_nodes)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -1,19 +1,27 @@
-"""Waiting in an asyncio loop for what the loop thread does, and calling back from there into it."""
+"""How an asyncio loop waits for what the loop thread does, and is called from there. Works in any event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from tailscale.errors import DeviceClosed, TailscaleError
+from tailscale.threads.face import Face, asked
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from tailscale.threads.loop_thread import Job
+    from tailscale.events import Event, EventStream
+    from tailscale.threads.loop_thread import Job, LoopThread
 
+P = ParamSpec("P")
 T = TypeVar("T")
+X = TypeVar("X")
+DEFAULT_STREAM_LIMIT = 1 << 20  # asyncio's 64 KiB would pause a fast peer all the time
 
 
 async def settled(future: Future[Any]) -> None:
@@ -30,7 +38,7 @@ async def settled(future: Future[Any]) -> None:
 
 
 async def outcome(future: Future[T]) -> T:
-    """Its result or its error, whatever becomes of the wait."""
+    """Its result or its error. Cancelling the wait leaves what is waited for alone."""
     await settled(future)
     return future.result()
 
@@ -42,7 +50,32 @@ async def finished(job: Job[T]) -> T:
     except asyncio.CancelledError:
         job.give_up()
         raise
-    return job.future.result()
+    try:
+        return job.future.result()
+    except TailscaleError as error:  # where the program was, not the thread that did it
+        raise error.with_traceback(None) from error.__cause__
+
+
+def awaited(
+    verb: Callable[Concatenate[X, P], Awaitable[T]],
+) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:
+    """The same verb for this face: done in the device's own loop, awaited in this one."""
+
+    @functools.wraps(verb)
+    async def call(face: Face[X], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await finished(asked(face, verb, *args, **kwargs))
+
+    return call
+
+
+async def events_of(thread: LoopThread, subscribing: Job[EventStream]) -> AsyncIterator[Event]:
+    """What a stream inside yields, until it or the Device ends."""
+    stream = await finished(subscribing)
+    while True:
+        try:
+            yield await finished(thread.submit(stream.__anext__))
+        except (StopAsyncIteration, DeviceClosed):
+            return
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any]) -> Callable[..., Any]:

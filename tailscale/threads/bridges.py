@@ -16,12 +16,12 @@ from tailscale.local_ports import Exposure as TrioExposure
 from tailscale.local_ports import Forward as TrioForward
 from tailscale.local_ports import PortStatistics, open_exposure, open_forward
 from tailscale.sockets.local import LocalStream
-from tailscale.threads.loopback import TailnetListener, TailnetSocket, connect_back, loopback_pair
+from tailscale.threads.loopback import FarEnd, TailnetListener, TailnetSocket, connect_back, loopback_pair
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Awaitable, Callable
 
-    from tailscale.nodes import Node
     from tailscale.sockets.tcp import TcpListener, TcpStream
     from tailscale.threads.loop_thread import LoopThread
 
@@ -30,22 +30,27 @@ log = logging.getLogger("tailscale")
 B = TypeVar("B", TrioForward, TrioExposure)
 
 
-async def connect(
-    thread: LoopThread,
-    host: str | tuple[str, int],
-    port: int | None,
-    timeout: float | None,
-    via: str | Node | None = None,
-) -> TailnetSocket:
+async def connect(thread: LoopThread, dial: Callable[[], Awaitable[TcpStream]]) -> TailnetSocket:
     """Dial, and hand out the near end of a pumped connection."""
-    stream = await thread.device.tcp_connect(host, port, timeout=timeout, via=via)
+    return as_socket(thread, await dial())
+
+
+def as_socket(thread: LoopThread, stream: TcpStream) -> TailnetSocket:
+    """The near end of a pumped connection, whoever made it. Inside the loop."""
     try:
         ours, theirs = loopback_pair()
     except BaseException:
         stream.abort()
         raise
     thread.join_streams(Splice(LocalStream(ours), stream))
-    return TailnetSocket(theirs, stream.local_address, stream.remote_address)
+    return TailnetSocket(theirs, _far_end(thread, stream))
+
+
+def _far_end(thread: LoopThread, stream: TcpStream) -> FarEnd:
+    def keep_alive(idle: float | None, interval: float, count: int) -> None:
+        thread.call_soon(stream.set_keepalive, idle, interval, count)
+
+    return FarEnd(stream.local_address, stream.remote_address, keep_alive)
 
 
 async def listen(thread: LoopThread, port: int, host: str | None, backlog: int, announce: str = "") -> TailnetListener:
@@ -93,7 +98,7 @@ async def _feed(thread: LoopThread, listener: TcpListener, lost_or_held: weakref
 async def _hand_over(thread: LoopThread, stream: TcpStream, door: TailnetListener) -> bool:
     """Whether the program still listens."""
     try:
-        thread.join_streams(Splice(LocalStream(await connect_back(door, stream)), stream))
+        thread.join_streams(Splice(LocalStream(await connect_back(door, _far_end(thread, stream))), stream))
     except OSError as error:
         stream.abort()
         if door.fileno() < 0:

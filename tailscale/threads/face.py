@@ -6,7 +6,10 @@ the face wraps the trio Device's, signature and docstring included.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
@@ -18,12 +21,14 @@ if TYPE_CHECKING:
     import os
     import ssl
 
-    from tailscale._config import AuthKey
+    from tailscale._config import AuthKey, Preferences
+    from tailscale.capturing import Capture, CaptureStatistics
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import HealthWarning
+    from tailscale.status import FileTransfer, HealthWarning
     from tailscale.threads.loop_thread import Job, LoopThread
+    from ts_control.netmap import NetMap
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,8 +70,28 @@ def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args:
     return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
 
 
+def thread_of(face: Face[Any]) -> LoopThread:
+    """The loop behind a face, for a face of another kind over the same Device."""
+    return face._thread
+
+
+_open: weakref.WeakSet[DeviceFace] = weakref.WeakSet()
+
+
 class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
+
+    def _start(self) -> None:
+        """Begin to join; until it is left, the end of the process says goodbye for it."""
+        self._thread.start()
+        _open.add(self)
+
+    def __del__(self) -> None:
+        thread = getattr(self, "_thread", None)  # None: its arguments were refused
+        if thread is not None and thread.is_left_open:
+            message = f"{self!r} was lost without being closed; it leaves now"
+            thread.stop()  # first: a warning may be an error
+            warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 
     def _inside(self) -> Device:
         return self._thread.device
@@ -77,9 +102,29 @@ class DeviceFace(Face[Device], OwnNode):
         return self._inside().node
 
     @property
+    def state(self) -> str:
+        """Where we stand with the control server: starting, needs_login, running, offline, ..."""
+        return self._inside().state
+
+    @property
+    def preferences(self) -> Preferences:
+        """What this device was asked to be, with what `set` has changed since."""
+        return self._inside().preferences
+
+    @property
+    def netmap(self) -> NetMap | None:
+        """Everything the control server has said, in its own words."""
+        return self._inside().netmap
+
+    @property
     def peers(self) -> Peers:
         """Every other node we are allowed to see, right now."""
         return self._inside().peers
+
+    @property
+    def transfers(self) -> tuple[FileTransfer, ...]:
+        """Files on their way that whoever carries them has shown."""
+        return self._inside().transfers
 
     @property
     def health(self) -> tuple[HealthWarning, ...]:
@@ -96,6 +141,21 @@ class DeviceFace(Face[Device], OwnNode):
         if not self.is_open:
             return f"<{kind} {'closed' if self._thread.ended.done() else 'not open'}>"
         return f"<{kind} {self.node.hostname} {', '.join(self.node.addresses)}>"
+
+
+class CaptureFace(Face["Capture"]):
+    """Packets inside the tunnel, being written to a file."""
+
+    def __init__(self, capture: Capture, thread: LoopThread) -> None:
+        self._capture = capture
+        self._thread = thread
+
+    def _inside(self) -> Capture:
+        return self._capture
+
+    def statistics(self) -> CaptureStatistics:
+        """Packets and bytes so far."""
+        return self._capture.statistics()
 
 
 class UdpFace(Face[UdpSocket]):
@@ -122,3 +182,13 @@ def as_work(function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
         return function(*args, **kwargs)
 
     return work
+
+
+@atexit.register
+def _leave_all() -> None:
+    """A program that ends says goodbye for the devices it forgot."""
+    for face in tuple(_open):
+        thread = thread_of(face)
+        if thread.is_left_open:
+            thread.stop()
+            thread.join()

@@ -16,7 +16,7 @@ import trio
 
 from tailscale._process import TERMINATION, OwnProcess
 from tailscale.carry import LOST, Splice
-from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -64,6 +64,10 @@ class Job(Generic[T]):
         """Block until done. Ctrl-C gives the job up."""
         try:
             return self.future.result()
+        except TailscaleError as error:  # where the program was, not the thread that did it
+            if not self.future.done():
+                self.give_up()
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             if not self.future.done() or self.future.exception() is None:
                 self.give_up()
@@ -78,6 +82,7 @@ class LoopThread:
         self._handle_sigterm = handle_sigterm
         self._device: Device | None = None
         self._thread: threading.Thread | None = None
+        self._is_unattended = False  # nobody has begun to close it, or said that he will
         self._started = threading.Event()  # the loop runs, or never will
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
@@ -102,15 +107,30 @@ class LoopThread:
         if self._handle_sigterm:  # here, where it may be the main thread; the device itself is in another
             TERMINATION.hear()
         self._thread = threading.Thread(target=self._run, name="tailscale", daemon=True)
+        self._is_unattended = True
         self._thread.start()
+
+    @property
+    def has_started(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def is_left_open(self) -> bool:
+        """Whether it runs, in this process, and nobody has begun to close it."""
+        return self._is_unattended and not self.ended.done() and self._process.is_here
 
     @property
     def is_open(self) -> bool:
         """The device is usable."""
         return self.ready.done() and self.ready.exception() is None and not self.ended.done()
 
+    def attend(self) -> None:
+        """Whoever calls this will close it, whatever becomes of the program's loop."""
+        self._is_unattended = False
+
     def stop(self) -> None:
         """Ask it to end; `ended` tells when it has. Before it is ready this gives up starting."""
+        self._is_unattended = False
         if self._thread is None:
             return
         with contextlib.suppress(DeviceClosed):

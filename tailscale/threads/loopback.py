@@ -9,35 +9,71 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
+from tailscale.errors import TailscaleError
 from tailscale.local_ports import LOOPBACK
 from tailscale.sockets.local import raise_error_of
 
 if TYPE_CHECKING:
     from tailscale.sockets.socket_device import Address
-    from tailscale.sockets.tcp import TcpStream
 
 PORT_ATTEMPTS = 8
 STRANGERS = 16  # local connections we tolerate while waiting for our own
+# Idle time, interval, count: the option where the system has one (macOS has its own for the first), else what is usual.
+KEEPALIVE_TIMES: tuple[tuple[int | None, int], ...] = (
+    (getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)), 7200),
+    (getattr(socket, "TCP_KEEPINTVL", None), 75),
+    (getattr(socket, "TCP_KEEPCNT", None), 9),
+)
+KEEPALIVE_OPTIONS = {(socket.SOL_SOCKET, socket.SO_KEEPALIVE)} | {
+    (socket.IPPROTO_TCP, option) for option, _ in KEEPALIVE_TIMES if option is not None
+}
+
+
+class FarEnd(NamedTuple):
+    """What a socket of ours stands for: a connection of the tailnet."""
+
+    local: Address
+    remote: Address
+    keep_alive: Callable[[float | None, float, int], object]
+    """How to probe a silent peer: seconds of silence (None: never), seconds between probes, probes."""
 
 
 class TailnetSocket(socket.socket):
-    """An ordinary socket, except that it gives the tailnet's addresses as its own and its peer's."""
+    """An ordinary socket, except that it gives the tailnet's addresses as its own and its peer's.
 
-    def __init__(self, sock: socket.socket, local: Address, remote: Address) -> None:
+    `SO_KEEPALIVE` and its times probe the peer across the tailnet: a node that is killed says no goodbye.
+    """
+
+    def __init__(self, sock: socket.socket, far: FarEnd) -> None:
         timeout = sock.gettimeout()
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self.settimeout(timeout)
-        self._addresses = local, remote
+        self._far = far
 
     def getsockname(self) -> Address:
-        return self._addresses[0]
+        return self._far.local
 
     def getpeername(self) -> Address:
-        return self._addresses[1]
+        return self._far.remote
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        super().setsockopt(level, option, *value)
+        if (level, option) in KEEPALIVE_OPTIONS:
+            with contextlib.suppress(TailscaleError):  # the device is closed, and the connection with it
+                self._far.keep_alive(*self._keepalive())
+
+    def _keepalive(self) -> tuple[float | None, float, int]:
+        """As the kernel keeps it for this socket."""
+        idle, interval, count = (
+            self.getsockopt(socket.IPPROTO_TCP, option) if option is not None else usual
+            for option, usual in KEEPALIVE_TIMES
+        )
+        is_on = self.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        return (float(idle) if is_on else None), float(interval), count
 
 
 class TailnetListener(socket.socket):
@@ -53,7 +89,7 @@ class TailnetListener(socket.socket):
         self.listen(backlog)
         self.port = port
         self.door: Address = super().getsockname()
-        self.expected: dict[Address, tuple[Address, Address]] = {}
+        self.expected: dict[Address, FarEnd] = {}
         self._host = host
         self._on_close = on_close
         self._waiting = 0
@@ -62,9 +98,9 @@ class TailnetListener(socket.socket):
     def accept(self) -> tuple[socket.socket, Address]:
         while True:
             sock, source = self._accept_any()
-            addresses = self.expected.pop(source, None)
-            if addresses is not None:
-                return TailnetSocket(sock, *addresses), addresses[1]
+            far = self.expected.pop(source, None)
+            if far is not None:
+                return TailnetSocket(sock, far), far.remote
             sock.close()
 
     def _accept_any(self) -> tuple[socket.socket, Address]:
@@ -123,18 +159,18 @@ def loopback_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def connect_back(listener: TailnetListener, stream: TcpStream) -> socket.socket:
-    """Our end of a connection that `listener.accept` will return for `stream`."""
+async def connect_back(listener: TailnetListener, far: FarEnd) -> socket.socket:
+    """Our end of a connection that `listener.accept` will return for `far`."""
     for attempt in range(PORT_ATTEMPTS):
         try:
-            return await _connect_back(listener, stream, reuse=attempt > 0)
+            return await _connect_back(listener, far, reuse=attempt > 0)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise
     raise OSError(errno.EADDRNOTAVAIL, "this machine has no loopback ports left")
 
 
-async def _connect_back(listener: TailnetListener, stream: TcpStream, *, reuse: bool) -> socket.socket:
+async def _connect_back(listener: TailnetListener, far: FarEnd, *, reuse: bool) -> socket.socket:
     """With `reuse` also from ports that are still cooling down: only when fresh ones have run out."""
     ours = socket.socket()
     source: Address | None = None
@@ -146,7 +182,7 @@ async def _connect_back(listener: TailnetListener, stream: TcpStream, *, reuse: 
         if ours.getsockname() in listener.expected:
             raise OSError(errno.EADDRINUSE, "that port is ours already")
         source = ours.getsockname()
-        listener.expected[source] = stream.local_address, stream.remote_address
+        listener.expected[source] = far
         try:
             ours.connect(listener.door)
         except BlockingIOError:

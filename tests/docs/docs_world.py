@@ -17,10 +17,14 @@ from docs_postgres import speak_postgres
 
 import tailscale.http
 from tailscale import Device, TcpStream
-from tailscale.testing import Tailnet
+from tailscale.runtime.network import HostNetwork
+from tailscale.testing import PlayedExit, Tailnet
+from tailscale.testing.exits import EVERYWHERE
+from ts_control.wire import Location, Service
 
 ECHO_PORTS = {"db": (7, 5432), "web": (7,), "cache": (), "laptop": (7,)}
 EXIT = "exit-nl"
+AMSTERDAM = Location(country="Netherlands", country_code="NL", city="Amsterdam", city_code="ams")
 REDIS = {
     b"PING": b"+PONG",
     b"SET": b"+OK",
@@ -83,7 +87,7 @@ async def _live(made: list[World], is_up: threading.Event, is_over: trio.Event) 
     async with Tailnet(real=True) as net, trio.open_nursery() as nursery:
         for name, ports in ECHO_PORTS.items():
             await _serve(nursery, await net.device(name), ports)
-        await _offer_exit(net)
+        await nursery.start(_offer_exit, net)
         key = net.auth_key(reusable=True, ephemeral=True, lifetime=0.0)
         made.append(World(net.control.url, key, net, trio.lowlevel.current_trio_token()))
         is_up.set()
@@ -100,20 +104,43 @@ async def _serve(nursery: trio.Nursery, device: Device, ports: tuple[int, ...]) 
         await nursery.start(partial(tailscale.http.serve, _page, device, port))
 
 
-async def _offer_exit(net: Tailnet) -> None:
-    """An exit node with nothing behind it: dials through it are not answered."""
-    device = await net.device(EXIT, advertise_routes=["0.0.0.0/0", "::/0"])
-    net.approve_routes(device, "0.0.0.0/0", "::/0")
+class EchoingInternet(HostNetwork):
+    """Loopback, and in place of the internet a server that echoes whatever port it is asked for."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._port = port
+
+    async def open_tcp(self, host: str, port: int) -> trio.SocketStream:
+        return await super().open_tcp(*((host, port) if host.startswith("127.") else ("127.0.0.1", self._port)))
 
 
-async def _echo(stream: TcpStream) -> None:
+async def _offer_exit(net: Tailnet, *, task_status: trio.TaskStatus[None]) -> None:
+    """An exit node in Amsterdam, behind which everything echoes, and which knows the name example.com."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    network = EchoingInternet(listeners[0].socket.getsockname()[1])
+    options = {"control_url": net.control.url, "auth_key": net.auth_key(), "advertise_routes": EVERYWHERE}
+    async with Device.on(network, EXIT, **options) as device, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, _echo, listeners)
+        port = await nursery.start(PlayedExit(device, {"example.com": ["198.51.100.7"]}).serve_dns)
+        number = net.id_of(device)
+        while not net.control.server.directory.find(number).advertised:  # noqa: ASYNC110 - control's own fact
+            await trio.sleep(0.01)
+        services = (Service("peerapi4", port), Service("peerapi6", port))
+        net.control.do(net.control.server.describe, number, location=AMSTERDAM, services=services)
+        net.approve_routes(device, *EVERYWHERE)
+        task_status.started()
+        await trio.sleep_forever()
+
+
+async def _echo(stream: TcpStream | trio.SocketStream) -> None:
     """An echo, unless it is spoken to in PostgreSQL."""
     async with stream:
         with suppress(trio.BrokenResourceError):
             await _converse(stream)
 
 
-async def _converse(stream: TcpStream) -> None:
+async def _converse(stream: TcpStream | trio.SocketStream) -> None:
     async for data in stream:
         if data[:8] == SSL_REQUEST or data[4:6] == b"\0\3":
             await speak_postgres(stream, bytes(data))

@@ -26,8 +26,9 @@ import tailscale
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
+    *("capturing", "explanation"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "testing"),
+    *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
 )
 UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -42,10 +43,24 @@ WORDS = {
 }
 FACES = {
     "tailscale/aio.py": "asyncio",
+    "tailscale/mesh/aio_face.py": "asyncio",
+    "tailscale/mesh/sync_face.py": "sync",
+    "tailscale/proxy/aio_face.py": "asyncio",
+    "tailscale/proxy/sync_face.py": "sync",
     "tailscale/sync.py": "sync",
+    "tailscale/dask/process_device.py": "sync",
     "tailscale/http/requests_adapter.py": "sync",
 }  # what a docstring there means
-NOT_REQUIRED = ("asyncpg", "fastapi", "psycopg", "redis", "requests", "uvicorn")  # the gate installs them
+NOT_REQUIRED = (
+    "asyncpg",
+    "distributed",
+    "fastapi",
+    "prometheus_client",
+    "psycopg",
+    "redis",
+    "requests",
+    "uvicorn",
+)  # the gate installs them
 PATIENCE = 10.0
 A_WHILE = 0.15
 WEB_PORTS = (80, 8000)

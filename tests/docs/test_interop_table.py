@@ -12,9 +12,13 @@ COLUMNS = ["scenario", "peers", "path", "expectation", "test"]
 TOLD_IN_FULL = (
     "test_scenarios.py",
     "test_scenarios_control.py",
+    "test_capture_tshark.py",
     "test_control_scripted.py",
+    "test_dask_notebook.py",
+    "test_dask_real.py",
     "test_derp_real.py",
     "test_embedded_control.py",
+    "test_engines_real.py",
     "test_forward_real.py",
     "test_impair.py",
     "test_natlab.py",

@@ -41,11 +41,14 @@ def test_every_untrusted_parser_is_reached_by_a_target() -> None:
     targets = "\n".join(path.read_text() for path in Path(campaign.HERE).glob("fuzz_*.py"))
     reached_inside = {
         "_address_untrusted": "decode_response_untrusted",
+        "_binary_untrusted": "decode_proxy_header_untrusted",
         "_cut_untrusted": "FrameReader",
         "_decode_hex_untrusted": "NodePublic",
+        "_line_untrusted": "decode_proxy_header_untrusted",
         "_parse_untrusted": "decode_response_untrusted",
         "_request_untrusted": "answer_c2n_untrusted",
         "_quoted_untrusted": "read_error_untrusted",
+        "decode_address_untrusted": "decode_datagram_untrusted",
         "decode_parts_untrusted": "decode_map_response_steps",
         "finish_untrusted": "ClientTransport",
         "parse_untrusted": "Policy.parse",

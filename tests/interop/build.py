@@ -52,6 +52,7 @@ PEERS: tuple[Peer, ...] = (
     _tailscale("scripted", "./scripted"),
     _tailscale("tailscaled"),
     _tailscale("tailscale"),
+    Peer("localclient", "localclient", "./", "1.102.3"),
     _tailscale("stund"),
     _tailscale("tsp"),
     _tailscale("testcontrol"),

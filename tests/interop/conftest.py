@@ -26,6 +26,7 @@ ESSENTIAL = ("headscale-0.29.2", "derper", "tsnetpeer")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "peers(*names): the binaries a test needs besides the essential ones")
+    config.addinivalue_line("markers", "peerless: needs none of them")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
@@ -35,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if here not in item.path.parents:
             continue
         item.add_marker("interop")
-        names = list(ESSENTIAL)
+        names = [] if item.get_closest_marker("peerless") else list(ESSENTIAL)
         for marker in item.iter_markers("peers"):
             names += marker.args
         lacking = build.missing(tuple(names))

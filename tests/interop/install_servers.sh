@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What the interop suite needs of the machine: PostgreSQL, Redis and the network tools of the NAT lab from Debian.
+# What the interop suite needs of the machine, from Debian: PostgreSQL, Redis, the network tools of the NAT lab, and
+# clients for the proxy.
 # Idempotent; without root or apt it says so in one line and tests skip.
 set -u
 cd "$(dirname "$0")/../.."
@@ -11,6 +12,13 @@ command -v redis-server >/dev/null || wanted+=(redis-server)
 command -v nft >/dev/null || wanted+=(nftables)
 command -v conntrack >/dev/null || wanted+=(conntrack)
 command -v ip >/dev/null || wanted+=(iproute2)
+# Clients of the proxy.
+command -v curl >/dev/null || wanted+=(curl)
+command -v git >/dev/null || wanted+=(git)
+command -v ssh >/dev/null || wanted+=(openssh-client)
+[ -x /usr/sbin/sshd ] || wanted+=(openssh-server)
+nc -h 2>&1 | grep -q proxy_protocol || wanted+=(netcat-openbsd)
+command -v chromium >/dev/null || wanted+=(chromium)
 [ ${#wanted[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
   echo "REAL SERVERS NOT INSTALLED: ${wanted[*]} need root and apt-get; the tests that use them will skip"

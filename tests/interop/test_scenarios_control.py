@@ -195,6 +195,36 @@ async def test_policy_bites_live_and_lets_go(r: Rig) -> None:
         await poll_until("the policy to let go", open_again)
 
 
+async def test_explain_names_what_a_stock_peer_refuses(r: Rig) -> None:
+    async with tailnet(r) as hs, joined(hs) as us:
+        async with far_end(r, hs, "tsnet"):
+            await poll_until("the peer to be there", truth(lambda: "db" in us.peers))
+            found = await us.explain("db", SERVICES["echo"])
+            assert found.is_reachable, str(found)
+            assert {step.outcome for step in found.steps} == {"ok"}, str(found)
+            assert (await us.explain("db", 8)).code == "port-closed"
+            await hs.set_policy(ALLOW_ECHO_ONLY)
+
+            async def bites() -> bool:
+                return (await us.explain("db", SERVICES["hash"], timeout=2)).code in ("policy-there", "port-silent")
+
+            await poll_until("the policy to bite", bites)
+            refused = await us.explain("db", SERVICES["hash"])
+            assert refused.code == "policy-there", str(refused)  # its word, inside the tunnel
+            assert (await us.explain("dbb", 7)).code == "name-not-found"
+        await poll_until("the peer to be gone", truth(lambda: "db" not in us.peers or us.peers["db"].online is False))
+        gone = await us.explain("db", SERVICES["echo"], timeout=3)
+        assert gone.code in ("peer-offline", "name-not-found"), str(gone)
+
+
+async def test_the_first_tsmp_ping_after_a_restart_is_answered(r: Rig, tmp_path: Path) -> None:
+    async with tailnet(r) as hs, far_end(r, hs, "tsnet"):
+        for _ in range(6):
+            async with joined(hs, state=tmp_path / "state") as us:
+                await poll_until("the peer to be there", truth(lambda: "db" in us.peers))
+                assert (await us.ping("db", "tsmp", timeout=3)).latency < 3
+
+
 async def test_tags_change_live(r: Rig) -> None:
     async with tailnet(r, policy=TAGGED) as hs, far_end(r, hs, "tsnet"), joined(hs) as us:
         await hs.tag("db", ["tag:db"])

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,22 @@ def test_status_as_json_has_the_promised_fields(join: list[str], capsys: pytest.
     assert status["state"] == "running"
 
 
+def test_metrics_are_printed_as_prometheus_reads_them(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", *join, "--peers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "pytailscale_running 1" in lines
+    assert any(line.startswith('pytailscale_peer_online{peer="db.tailnet.test"') for line in lines)
+    assert main(["metrics", *join[:2], "--listen", "9100"]) == 2
+    assert "HOST:PORT" in capsys.readouterr().err
+
+
+def test_top_is_a_table_where_there_is_no_terminal(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", *join]) == 0
+    assert any(line.split()[:1] == ["db"] for line in capsys.readouterr().out.splitlines())
+    assert main(["top", *join[:2], "--json"]) == 0
+    assert read_json(capsys)["count"]["peers"] >= 1  # type: ignore[index]
+
+
 def test_ping_says_latency_and_path(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ping", *join, "db", "-c", "2", "-i", "0.01", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -143,14 +161,15 @@ def test_netcheck_measures_the_relay(join: list[str], capsys: pytest.CaptureFixt
 
 
 def test_doctor_is_content_in_a_healthy_tailnet(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", *join, "db", "--json"]) == 0
+    assert main(["doctor", *join, f"db:{ECHO_PORT}", "--json"]) == 0
     report = read_json(capsys)
     checks = {check["check"]: check["verdict"] for check in report["checks"]}  # type: ignore[attr-defined]
     assert list(checks) == [
         *("import name", "Python", "dependencies", "environment", "state", "clock", "control"),
-        *("joining", "key", "UDP", "relays", "MTU", "health", "peers"),
+        *("joining", "key", "UDP", "relays", "MTU", "health", "peers", "the way"),
     ]
-    assert set(checks.values()) <= {"ok", "skip"}
+    doubts = {check["sentence"] for check in report["checks"] if check["verdict"] not in ("ok", "skip")}  # type: ignore[attr-defined]
+    assert doubts <= {"expired keys: keeper"}, "one that has logged out"
 
 
 def test_doctor_without_a_tailnet_says_what_it_would_take(
@@ -163,6 +182,34 @@ def test_doctor_without_a_tailnet_says_what_it_would_take(
     assert "skip  tailnet" in out
     assert "pytailscale login" in out
     assert not (tmp_path / "none").exists()
+
+
+def test_why_walks_the_way_and_says_the_verdict(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", *join, f"db:{ECHO_PORT}"]) == 0
+    out = capsys.readouterr().out
+    assert "ok    name          db is 100.64.0.1" in out
+    assert f"db port {ECHO_PORT} can be reached, by " in out
+    assert main(["why", *join[:2], "db:9", "--json"]) == 6
+    found = read_json(capsys)
+    assert (found["code"], found["error"], found["is_reachable"]) == ("port-closed", "ConnectionRefused", False)
+    assert found["remedy"]
+    assert main(["why", *join[:2], "dbb"]) == 5
+    assert "did you mean 'db'?" in capsys.readouterr().out
+
+
+def test_capture_writes_a_file_or_down_a_pipe(
+    rig: Rig, join: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Its own hellos are what a device that does nothing else sees: the rig's peer pings it meanwhile."""
+    for target in (str(tmp_path / "x.pcapng"), "-"):
+        assert main(["capture", *join, target, "--seconds", "0.1", "-c", "50", "--peer", "db"]) == 0
+    written = (tmp_path / "x.pcapng").read_bytes()
+    out, err = capfdbinary.readouterr()
+    for data in (written, out):
+        assert data.startswith(b"\x0a\x0d\x0d\x0a")
+        assert b"pytailscale" in data
+    assert b"capturing db of " in err
+    assert b"packets, " in err
 
 
 def test_version_needs_no_tailnet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +308,37 @@ def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_pat
     assert listening.returncode == 130
     assert "Traceback" not in err
     assert rig.net is not None
+
+
+@contextmanager
+def serving(*words: str) -> Iterator[str]:
+    """A command that serves on this machine until Ctrl-C; what it says of where."""
+    with subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "http://" in line)
+        yield line[line.index("http://") :].split()[0].rstrip(",")
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == 130
+
+
+def test_metrics_are_served_until_ctrl_c(join: list[str]) -> None:
+    with serving("metrics", *join, "--listen", "127.0.0.1:0") as url:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            assert b"pytailscale_running 1" in answer.read()
+
+
+@pytest.mark.parametrize("more", [[], ["--allow-changes"]])
+def test_the_status_page_is_served_until_ctrl_c(more: list[str], join: list[str]) -> None:
+    with serving("web", *join, "--listen", "127.0.0.1:0", *more) as link:
+        url, secret = link.split("/#")
+        with urllib.request.urlopen(f"{url}/session", json.dumps({"link": secret}).encode(), TIMEOUT) as answer:
+            bearer = f"Bearer {json.load(answer)['session']}"
+        looks = urllib.request.Request(f"{url}/looks", headers={"Authorization": bearer})
+        with urllib.request.urlopen(looks, timeout=TIMEOUT) as answer:
+            assert json.loads(answer.readline())["may_change"] is bool(more)
 
 
 def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:

@@ -11,6 +11,7 @@ from tailnet_scripts import echo_service, echoed
 from trio.testing import MockClock
 
 from tailscale.events import QUEUE_LIMIT, StateChanged
+from tailscale.metrics import view
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_line import JOB_LIMIT, Jobs
@@ -18,7 +19,7 @@ from tailscale.runtime.counters import CountersTaker
 from tailscale.runtime.event_feed import Readers
 from tailscale.runtime.health import WARNING_LIMIT, Health
 from tailscale.runtime.supervision import Supervision
-from tailscale.status import PathTraffic, Status
+from tailscale.status import FileTransfer, PathTraffic, Status
 from tailscale.testing import Tailnet
 from ts_dataplane.path_messages import PingAnswered, PingLost
 from ts_dataplane.path_tally import PathTally
@@ -123,3 +124,23 @@ async def test_events_that_a_forgotten_reader_missed_stay_counted() -> None:
         readers.put(StateChanged(str(number), ""))
     del stream
     assert readers.statistics().drops == {"events.reader_lagged": 3}
+
+
+async def test_guests_are_counted_while_they_are_there_and_their_drops_stay(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net, net.device("a") as a:
+        with a.include("guest", Machine()), a.include("guest", Machine()):
+            counters = a.status().counters
+            assert (counters.levels["guest.open"], counters.drops["a.b"]) == (6, 4)
+        counters = a.status().counters
+        assert "guest.open" not in counters.levels
+        assert counters.drops["a.b"] == 4, "what only grows does not shrink"
+
+
+async def test_transfers_are_shown_by_those_who_carry_them(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net, net.device("a") as a:
+        done = [10]
+        with a.show_transfer(lambda: FileTransfer("x", "b", True, done[0], 100, None)):
+            done[0] = 20
+            assert [one.done for one in a.transfers] == [20]
+            assert view(a)["transfers"] == [a.transfers[0].to_dict()]
+        assert a.transfers == ()

@@ -121,7 +121,7 @@ async def test_used_before_during_joining_and_after(autojump_clock: MockClock, t
         with pytest.raises(tailscale.DeviceNotReady, match="async with"):
             verb()
     async with device:
-        assert [type(e) for e in while_joining] == [tailscale.DeviceNotReady, KeyError]
+        assert [type(e) for e in while_joining] == [tailscale.DeviceNotReady, tailscale.NoSuchPeer]
         stream_error: list[str] = []
         with pytest.raises(tailscale.DeviceClosed, match="once"):
             async with device:

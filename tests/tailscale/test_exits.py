@@ -17,10 +17,15 @@ from trio.testing import MockClock
 import tailscale
 from tailscale import Device
 from tailscale.testing import Tailnet
-from ts_base.ip_headers import ACK
+from ts_base.ip import TCP, UDP
+from ts_base.ip import parse_address as address_of
+from ts_base.ip_headers import ACK, SYN, ip_packet
 from ts_control.wire import Location
+from ts_dataplane.packets import Parsed
+from ts_dataplane.tsmp import encode_pong, encode_rejected
+from ts_netstack.icmp import host_unreachable
 from ts_netstack.tcp import TcpConnection
-from ts_netstack.wire import tcp_packet
+from ts_netstack.wire import Address, tcp_packet, udp_payload
 
 
 async def echoed_by(desk: Device, via: str | tailscale.Node, host: str = WEB, port: int = 80) -> bytes:
@@ -142,6 +147,78 @@ async def test_an_exit_cannot_speak_in_a_connection_through_another(
             speak(swiss, packet)  # the same bytes from the right one
             assert await stream.receive_some() == b"forged"
             assert desk.status().drops[reason] == 1
+
+
+async def test_an_exit_cannot_report_on_a_connection_through_another(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    """ICMP errors belong to whoever carries the flow that they quote."""
+    async with exits(tailnet, "swiss", "dutch") as (desk, [swiss, dutch]), await desk.udp(via="dutch"):
+        swiss.forwarder.owner = None  # a SYN waits there for ever
+        failures: list[BaseException] = []
+
+        async def dial() -> None:
+            with pytest.raises(tailscale.NoRoute, match="the network on its side says it is unreachable") as caught:
+                await desk.tcp_connect(WEB, 80, via="swiss", timeout=30)
+            failures.append(caught.value)
+
+        async with beside(dial):
+            await until(lambda: swiss.forwarder.statistics().held)
+            [connection] = (one for one in runtime_of(desk).stack.sockets() if isinstance(one, TcpConnection))
+            first, _, _ = connection.last_numbers()
+            quoted = tcp_packet(connection.local, connection.remote, first - 1, 0, SYN, 500, b"", b"")
+            report = host_unreachable(quoted, connection.remote[0], connection.local[0])
+            speak(dutch, report)
+            await until(lambda: desk.status().drops.get("icmp.wrong_peer"))
+            await trio.sleep(1)
+            assert not failures
+            speak(swiss, report)  # the same words from the right one
+            await until(lambda: failures)
+
+
+async def test_an_exit_cannot_refuse_a_dial_through_another(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    """A peer's policy speaks inside the tunnel, as the place that was dialled: of its own flows only."""
+    async with exits(tailnet, "swiss", "dutch") as (desk, [swiss, dutch]), await desk.udp(via="dutch"):
+        swiss.forwarder.owner = None  # a SYN waits there for ever
+        failures: list[tailscale.ConnectionRefused] = []
+
+        async def dial() -> None:
+            with pytest.raises(tailscale.ConnectionRefused, match=r"does not let us in \(access rules\)") as caught:
+                await desk.tcp_connect(WEB, 80, via="swiss", timeout=30)
+            failures.append(caught.value)
+
+        async with beside(dial):
+            await until(lambda: swiss.forwarder.statistics().held)
+            [connection] = (one for one in runtime_of(desk).stack.sockets() if isinstance(one, TcpConnection))
+            ends = (*connection.local, *connection.remote)
+            opening = Parsed(TCP, ends[0], ends[2], ends[1], ends[3], SYN)
+            for wrong in (encode_rejected(opening, "A"), encode_pong(ends[2], ends[0], bytes(8), 0)):
+                speak(dutch, wrong)
+            await until(lambda: desk.status().drops.get("answers.wrong_peer"))
+            await until(lambda: desk.status().drops.get("filter.not_owner"))
+            await trio.sleep(1)
+            assert not failures
+            speak(swiss, encode_rejected(opening, "A"))  # the same words from the right one
+            await until(lambda: failures)
+            assert failures[0].by_policy
+
+
+async def test_an_exit_cannot_answer_a_datagram_sent_through_another(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    async with exits(tailnet, "swiss", "dutch") as (desk, [swiss, dutch]), await desk.udp(via="dutch"):
+        async with await desk.udp(via="swiss") as socket:
+            await socket.send_to(b"hello", (WEB, 53))
+            assert await socket.receive() == b"hello"
+            ends = (address_of(WEB), 53), (address_of(str(desk.ipv4)), socket.local_address[1])
+            speak(dutch, udp_packet(*ends, b"forged, and no runt"))
+            await until(lambda: desk.status().drops.get("filter.not_an_answer"))
+            speak(swiss, udp_packet(*ends, b"from the right one"))
+            assert await socket.receive() == b"from the right one"
+
+
+def udp_packet(local: Address, remote: Address, data: bytes) -> bytes:
+    return ip_packet(local[0], remote[0], UDP, udp_payload(local, remote, data))
 
 
 def speak(internet: Internet, packet: bytes) -> None:

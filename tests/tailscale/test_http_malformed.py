@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tailscale.http import Limits
 from tailscale.http.exchange import HttpExchange
 from tailscale.http.limits import Limits as ServerLimits
-from tailscale.http.server import _Server
+from tailscale.http.requests import next_request
 from tailscale.http.visits import Visits
 from tailscale.http.wire import Wire
 from tailscale.testing import Tailnet
@@ -189,9 +189,8 @@ class _Recording(trio.abc.Stream):
 
 async def _serve_all(wire: Wire, app: Any) -> int:
     """Every request of a connection; how many reached the app."""
-    server = _Server(app, None, None, None, ServerLimits(), {}, Visits())  # type: ignore[arg-type] # neither is asked here
     served = 0
-    while (request := await server._next_request(wire)) is not None:
+    while (request := await next_request(wire, set())) is not None:
         served += 1
         scope = {"type": "http", "method": "GET", "path": "/"}
         if not await HttpExchange(wire, request, scope).run(app):

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.lowlevel
@@ -33,6 +34,7 @@ from tailscale.mesh import (
 )
 from tailscale.mesh.files import Files
 from tailscale.testing import Tailnet
+from ts_mesh import offers
 from ts_mesh.blocks import BLOCK, root_of
 from ts_mesh.offers import ENTRIES_A_MESSAGE
 
@@ -104,6 +106,16 @@ async def test_folder_arrives_with_modes_and_times(tailnet: Tailnet, folder: Pat
         while not isinstance(done := await anext(events), TransferDone):
             pass
         assert (done.peer.node.hostname, done.name, done.error) == ("a", "tree", None)
+
+
+async def test_who_watches_the_device_sees_the_transfer(tailnet: Tailnet, tmp_path: Path) -> None:
+    path = big(tmp_path / "big", 2)
+    async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (a, _, peer):
+        async with peer.push(path) as transfer:
+            await anext(transfer)
+            (shown,) = a.device.transfers
+            assert (shown.name, shown.peer, shown.is_outgoing, shown.total) == ("big", "b", True, 2 * BLOCK + 5)
+        assert not a.device.transfers
 
 
 async def test_second_push_sends_nothing(tailnet: Tailnet, folder: Path, tmp_path: Path) -> None:
@@ -334,7 +346,7 @@ async def test_as_many_transfers_as_are_allowed(tailnet: Tailnet, folder: Path, 
             await tailnet.device("b"), "notes", receive=Inbox(tmp_path / "in", accept=True), limits=limits
         ) as b:
             await until_met(a, 2)
-            files_of(b)._give_ticket(await b.peer("c", timeout=10), "t", [], None)
+            files_of(b).give_ticket(await b.peer("c", timeout=10), "t", [], None)
             with pytest.raises(TransferRefused) as refused:
                 await (await a.peer("b", timeout=10)).push(folder / "hello.txt")
             assert refused.value.reason == "busy"
@@ -619,6 +631,61 @@ async def test_ticket_of_another_or_guessed_is_unknown(tailnet: Tailnet, tmp_pat
         status, _, _ = await asking.request(f"PUT /f/{told['ticket']}/0", "Content-Length: 5", body=b"hello")
         assert status == 404
         assert os.listdir(tmp_path / "in") == []
+
+
+async def test_several_small_files_in_one_put_are_each_believed_or_not(tailnet: Tailnet, tmp_path: Path) -> None:
+    contents = [b"one", b"", b"three", b"four!"]
+    roots = [root_of([hashlib.sha256(text).digest()] if text else []).hex() for text in contents]
+    roots[3] = roots[0]
+    entries = [{"path": f"{n}", "size": len(text), "mtime_ns": MTIME} for n, text in enumerate(contents)]
+    (tmp_path / "in").mkdir()
+    async with caller(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (asking, _):
+        folder = {"path": "tree", "dir": True}
+        _, told = await asking.say("offer", token="t", entries=[*entries, folder], total=13)
+        assert told["many"]
+        (tmp_path / "in" / "2").write_bytes(b"planted meanwhile")
+        target, body = f"PUT /f/{told['ticket']}/0,1,2,3", b"".join(contents)
+        status, answer, _ = await asking.request(
+            target, "Content-Length: 13", f"Mesh-Roots: {','.join(roots)}", body=body
+        )
+        assert status == 200
+        assert [(each["status"], each["why"]) for each in answer["files"]] == [
+            (200, ""),
+            (200, ""),
+            (409, "exists"),
+            (409, "root"),
+        ]
+        assert (tmp_path / "in" / "0").read_bytes() == b"one"
+        assert (tmp_path / "in" / "2").read_bytes() == b"planted meanwhile"
+        assert not (tmp_path / "in" / "3").exists()
+        for headers in ((), (f"Mesh-Roots: {roots[0]}",), ("Mesh-Roots: x,y,z,v",)):
+            status, answer, _ = await asking.request(target, "Content-Length: 13", *headers, body=body)
+            assert (status, answer["why"]) == (400, "range")
+        status, answer, _ = await asking.request(
+            target, "Content-Length: 12", f"Mesh-Roots: {','.join(roots)}", body=body[:12]
+        )
+        assert (status, answer["why"]) == (400, "length")
+        status, _, _ = await asking.request(f"PUT /f/{told['ticket']}/0,9", "Content-Length: 0")
+        assert status == 404
+        status, answer, _ = await asking.request(
+            f"PUT /f/{told['ticket']}/0,4", "Content-Length: 3", f"Mesh-Roots: {roots[0]},{roots[1]}", body=b"one"
+        )
+        assert (status, answer["why"]) == (400, "range")
+
+
+async def test_push_to_who_takes_one_file_a_put(
+    tailnet: Tailnet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the protocol began: a peer that does not say `many` gets each file by itself."""
+    said = offers.accepts_of
+
+    def plainly(*arguments: Any) -> list[offers.Accept]:
+        return [msgspec.structs.replace(accept, many=False) for accept in said(*arguments)]
+
+    monkeypatch.setattr("tailscale.mesh.files.accepts_of", plainly)
+    async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (_, _, peer):
+        assert (await peer.push(folder)).files == 4
+        assert listing(tmp_path / "in" / "tree") == listing(folder)
 
 
 async def test_get_by_hand_has_ranges_and_an_etag(tailnet: Tailnet, folder: Path) -> None:

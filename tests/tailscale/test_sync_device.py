@@ -28,6 +28,7 @@ from thread_scripts import ThreadedTailnet, introduce, our_threads, read_all, ta
 from tailscale import ConnectionRefused, ControlUnreachable, DeviceClosed, NameNotFound, sync
 from tailscale.errors import DeviceNotReady
 from tailscale.http import Transport
+from tailscale.threads.loopback import FarEnd, TailnetSocket, loopback_pair
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,39 @@ def test_accept_times_out_and_ends_with_the_listener(pair: Pair) -> None:
         for _ in range(100):  # the tailnet hears of it a moment later: until then, accepted and reset
             with contextlib.suppress(ConnectionResetError):
                 pair[0].connect("right", listener.port).close()
+
+
+def test_keepalive_of_our_sockets_is_the_tailnets() -> None:
+    told: list[tuple[float | None, float, int]] = []
+
+    def keep_alive(idle: float | None, interval: float, count: int) -> None:
+        told.append((idle, interval, count))
+
+    ours, theirs = loopback_pair()
+    with ours, TailnetSocket(theirs, FarEnd(("100.64.0.1", 1), ("100.64.0.2", 2), keep_alive)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert told == []
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        assert told.pop() == (7200.0, 75.0, 9)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        assert told[-1] == (10.0, 2.0, 3)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+        assert told[-1] == (None, 2.0, 3)
+
+
+def test_keepalive_may_be_set_on_both_sides_and_after_the_end(pair: Pair) -> None:
+    left, right = pair
+    with right.listen(0) as listener, left.connect("right", listener.port) as dialled:
+        accepted, _ = listener.accept()
+        for sock in (dialled, accepted):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        dialled.sendall(b"alive")
+        assert accepted.recv(100) == b"alive"
+        accepted.close()
+        assert dialled.recv(100) == b""
+        dialled.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def test_reset_arrives_as_a_reset_both_ways(pair: Pair) -> None:

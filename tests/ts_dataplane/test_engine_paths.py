@@ -196,6 +196,7 @@ def test_our_ping_comes_back_as_a_message():
     desk = Desk()
     assert desk.engine.ping(PEER, b"abcdefgh")
     assert not desk.engine.ping(99, b"abcdefgh")
+    assert desk.engine.take_sent() == {PEER}  # so that its paths are looked after, as for data
     ((_, (asked,)),) = desk.say()
     assert without_padding(asked) == tsmp.encode_ping(US_BYTES, THEM_BYTES, b"abcdefgh")
     desk.hear(tsmp.encode_pong(THEM_BYTES, US_BYTES, b"abcdefgh", 80))

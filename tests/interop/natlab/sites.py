@@ -45,6 +45,15 @@ class Site:
             for hook in ("input", "output"):
                 nft(self.client, chain("inet block", "filter", hook, -1, "meta l4proto udp drop"))
 
+    def pull_cable(self, pulled: bool) -> None:
+        """Drops everything at the client without a word to anybody, or passes it again."""
+        with contextlib.suppress(LabError):
+            run("ip", "netns", "exec", self.client, "nft", "delete", "table", "inet", "cable")
+        if pulled:
+            for hook in ("input", "output"):
+                device = "iifname" if hook == "input" else "oifname"
+                nft(self.client, chain("inet cable", "filter", hook, -1, f'{device} != "lo" drop'))
+
     def forget_mappings(self) -> None:
         """Empties the router's connection table, as a reboot does."""
         if shutil.which("conntrack"):

@@ -1,0 +1,71 @@
+"""Which Device is for which kind of program, said where the wrong one is used, and errors without our own frames.
+
+Owns those sentences. Refuses to know what a Device does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+from tailscale.errors import NameNotFound, TailscaleError, WrongFace
+
+if TYPE_CHECKING:
+    from tailscale.nodes import Peers
+
+P = ParamSpec("P")
+T = TypeVar("T")
+WHICH = (
+    "tailscale.Device is for trio, tailscale.aio.Device for asyncio (Jupyter too), and tailscale.sync.Device for "
+    "programs without an event loop"
+)
+
+
+def wrong_face(what: str) -> WrongFace:
+    """The error that says which Device to use instead."""
+    return WrongFace(f"{what}: {WHICH}")
+
+
+class AsyncWithOnly:
+    """A Device for an event loop, in a plain `with`."""
+
+    def __enter__(self) -> NoReturn:
+        raise wrong_face(f"{_name(self)} is entered with `async with`, not with `with`")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached; Python looks for it first."""
+
+
+class WithOnly:
+    """A Device for threads, in an `async with`."""
+
+    async def __aenter__(self) -> NoReturn:
+        raise wrong_face(f"{_name(self)} is entered with `with`, not with `async with`")
+
+    async def __aexit__(self, *_: object) -> None:
+        """Never reached; Python looks for it first."""
+
+
+def _name(device: object) -> str:
+    module = type(device).__module__
+    return f"{'tailscale' if module == 'tailscale.device' else module}.{type(device).__name__}"
+
+
+def nor_here(host: str, peers: Peers) -> NameNotFound | None:
+    """The error for a name that this machine's network does not know either, where a peer has one like it."""
+    close = [] if "." in host else peers.close_to(host)
+    return NameNotFound(host, close, detail="nor could this machine's network reach it") if close else None
+
+
+def briefly(verb: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """An error that a program may meet says where the program was, not through which files of ours it came."""
+
+    @functools.wraps(verb)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await verb(*args, **kwargs)
+        except TailscaleError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    return call

@@ -1,0 +1,46 @@
+"""`pytailscale capture FILE`: the packets inside the tunnel of this device, as a pcapng file or down a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from tailscale.cli.arguments import STANDARD_OUTPUT
+from tailscale.cli.exit_codes import FAILED, OK
+from tailscale.cli.pipes import OutputFile
+from tailscale.cli.screen import Screen, in_bytes
+from tailscale.cli.session import joined
+from tailscale.errors import CaptureFailed
+
+if TYPE_CHECKING:
+    from tailscale.capturing import CaptureStatistics, Sink
+
+
+async def capture(options: argparse.Namespace, screen: Screen) -> int:
+    where: Path | Sink = OutputFile() if options.file == STANDARD_OUTPUT else options.file
+    limits = {"snaplen": options.snaplen, "max_packets": options.count}
+    async with joined(options, screen) as device:
+        try:
+            async with device.capture(where, options.peer, **limits) as running:
+                screen.note(
+                    ("capturing ", "dim"), f"{options.peer or 'all peers'} of {device.hostname}; Ctrl-C ends it"
+                )
+                try:
+                    with trio.move_on_after(math.inf if options.seconds is None else options.seconds):
+                        await running.wait()
+                finally:
+                    _say_how_much(running.statistics(), screen)
+        except CaptureFailed as problem:
+            if isinstance(problem.__cause__, BrokenPipeError):  # whoever read it has seen enough
+                return FAILED
+            raise
+    return OK
+
+
+def _say_how_much(done: CaptureStatistics, screen: Screen) -> None:
+    lost = f", {done.dropped} not kept" if done.dropped else ""
+    screen.note(f"{done.packets} packets, {in_bytes(done.bytes)}{lost}")

@@ -1,0 +1,32 @@
+"""A daemon that keeps one Device, and the clients of its socket. `docs/daemon.md` is the manual.
+
+`Client(path)` and `AsyncClient(path)` ask a running daemon; `Daemon` is what `pytailscale up` runs. Importing this
+module loads nothing else; the names come when they are used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailscale.daemon.aio_client import AsyncClient as AsyncClient
+    from tailscale.daemon.client import Client as Client
+    from tailscale.daemon.daemon import Daemon as Daemon
+    from tailscale.daemon.requests import DaemonError as DaemonError
+
+__all__ = ["AsyncClient", "Client", "Daemon", "DaemonError"]
+
+_HOMES = {
+    "AsyncClient": "tailscale.daemon.aio_client",
+    "Client": "tailscale.daemon.client",
+    "Daemon": "tailscale.daemon.daemon",
+    "DaemonError": "tailscale.daemon.requests",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

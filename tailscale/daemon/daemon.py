@@ -1,0 +1,261 @@
+"""The daemon as a whole: one Device kept alive, a socket that answers, a log, a pid file, and the order of their lives.
+
+Owns the composition and the end. Every part is made from those above it; `pytailscale up` makes the Daemon and runs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
+from tailscale.daemon.answering import Answer, Question, Routes, json_answer
+from tailscale.daemon.bus import Bus
+from tailscale.daemon.calls import Call, Calls
+from tailscale.daemon.door import Door
+from tailscale.daemon.frames import PROTOCOL
+from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
+from tailscale.daemon.localapi import LocalApi
+from tailscale.daemon.log import LEVELS, LOG_FILES, LOG_SIZE, DaemonLog
+from tailscale.daemon.meshes import Meshes
+from tailscale.daemon.notify import notify, watchdog_interval
+from tailscale.daemon.own_api import ROOT, OwnApi
+from tailscale.daemon.parts import KINDS, Parts, Started
+from tailscale.daemon.places import Places
+from tailscale.daemon.prefs import LIVE, Prefs
+from tailscale.daemon.settings import Settings
+from tailscale.daemon.transport import Transport, transport_for
+from tailscale.daemon.views import Views
+from tailscale.device import Device
+from tailscale.errors import StateLocked, TailscaleError
+from tailscale.foreign_text import guard_logs
+from tailscale.state_file import MemoryStore, NamedStore
+
+log = logging.getLogger("tailscale.daemon")
+ENDED, AGAIN = "ended", "again"
+ASKED = ("hostname", "auth_key", "control_url", "app")
+# What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
+DEFAULTS: dict[str, Any] = {
+    "accept_routes": True,
+    "advertise_routes": (),
+    "exit_node": None,
+    "shields_up": False,
+    "tags": (),
+    "udp_port": 0,
+}
+
+RunCommand = Callable[["Daemon", Call], Awaitable["int | None"]]
+"""How the words of a light client become a command; the command line hands it in."""
+
+
+class Daemon:
+    """One daemon.
+
+    ```python no-run: runs until it is told to end
+    daemon = Daemon(places(), Device, run_command)
+    await daemon.run()
+    ```
+    """
+
+    def __init__(
+        self,
+        where: Places,
+        make_device: MakeDevice,
+        run_command: RunCommand,
+        *,
+        wishes: Wishes | None = None,
+        read: Callable[[], Settings] = Settings,
+        apps: Sequence[str] = (),
+        store: NamedStore | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.places = where
+        self._read = read
+        self.settings = settings = read()
+        level = LEVELS[settings.log.get("level", "info")]
+        size, files = settings.log.get("size", LOG_SIZE), settings.log.get("files", LOG_FILES)
+        self.log = DaemonLog(where.log, level, size, files)
+        self.meshes = Meshes()
+        self.parts = Parts({**KINDS, "mesh": self._run_mesh})
+        self._apps = list(apps)
+        self._want_parts()
+        self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
+        self.calls = Calls(lambda call: run_command(self, call))
+        self._transport = transport or transport_for(where.socket)
+        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
+        self._ending = trio.Event()
+        self._outcome = ENDED
+        routes = Routes()
+        facts: dict[str, Any] = {"socket": self._transport.path, "state_file": where.state, "log": where.log}
+        self.own_api = OwnApi(self.keeper, self.log, facts)
+        self.own_api.add_to(routes)
+        Views(self.keeper, self.own_api).add_to(routes)
+        doing = {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}
+        for name, handler in (doing | {"reload": self._reload}).items():
+            routes.add("POST", ROOT + name, handler)
+        routes.add("GET", f"{ROOT}config", self._config, writers=True)
+        self.door = Door(self._transport, routes)
+        self.door.add_upgrade(f"{ROOT}run", PROTOCOL, self.calls.serve)
+        localapi = LocalApi(self.keeper, self.prefs, self.own_api)
+        localapi.add_to(routes, self.door)
+        Bus(self.keeper, self.prefs, localapi).add_to(routes)
+
+    # Lifecycle
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> str:
+        """Until it is told to end: `ENDED`, or `AGAIN` where another process is to take its place.
+
+        Raises StateLocked where a daemon keeps this state already, SocketPlaceTaken where the socket cannot be.
+        """
+        guard_logs()
+        with pid_file(self.places.pid), self.log.running():
+            self.prefs.load()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.door.run)
+                log.info("the daemon listens at %s, process %d", self._transport.path, os.getpid())
+                nursery.start_soon(self.keeper.run)
+                nursery.start_soon(self._tell_systemd)
+                task_status.started()
+                await self._ending.wait()
+                notify(STOPPING="1")
+                await self.keeper.stop()
+                nursery.cancel_scope.cancel()
+            log.info("the daemon has ended")
+        return self._outcome
+
+    @property
+    def is_ending(self) -> bool:
+        return self._ending.is_set()
+
+    def end(self, outcome: str = ENDED) -> None:
+        """Say goodbye and return from `run`."""
+        self._outcome = outcome
+        self._ending.set()
+
+    async def _beside(self, device: Device) -> None:
+        """What runs while a Device is usable."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.meshes.run, device)
+            nursery.start_soon(self.parts.run, device)
+
+    async def _run_mesh(self, device: Device, keys: dict[str, Any], started: Started) -> None:
+        """A mesh that is there whether a command wants it or not."""
+        async with self.meshes.of(keys["app"]):
+            started(device.name)
+            await trio.sleep_forever()
+
+    def _want_parts(self) -> None:
+        """Those of the settings, and the meshes that `up --app` asked for."""
+        self.parts.want([*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)])
+
+    async def reload(self) -> None:
+        """Read config.toml again. Raises BadSettings, and then nothing has changed."""
+        before, after = self.settings, self._read()
+        self.settings = after
+        self._want_parts()
+        names = before.device.keys() | after.device.keys()
+        changed = {
+            name: after.device.get(name, DEFAULTS.get(name))
+            for name in names
+            if before.device.get(name) != after.device.get(name) and (name in after.device or name in DEFAULTS)
+        }
+        options = device_options(changed)
+        live = {name: value for name, value in options.items() if name in LIVE}
+        if live and self.keeper.is_ready:
+            await self.keeper.device.set(**live)
+        self.keeper.wishes.options |= live
+        others = {name: value for name, value in options.items() if name not in LIVE}
+        if others and self.keeper.wishes.is_wanted:
+            await self.keeper.start(**others)
+        self.prefs.tell()
+        log.info("%s was read again", after.path or "config.toml")
+
+    async def _tell_systemd(self) -> None:
+        """Ready once the device is usable, or somebody has to do something about it: services behind us may start."""
+        async with trio.open_nursery() as nursery:
+            interval = watchdog_interval()
+            if interval is not None:
+                nursery.start_soon(_feed_watchdog, interval)
+            await self.keeper.settle()
+            state = "joined" if self.keeper.is_ready else "needs a login: `pytailscale status` says where"
+            notify(READY="1", STATUS=state, MAINPID=str(os.getpid()))
+
+    # What may be asked of it
+
+    async def _up(self, question: Question) -> Answer:
+        options = await question.json()
+        for name, value in options.items():
+            if name not in ASKED or not isinstance(value, str):
+                raise ValueError(f"`up` takes {', '.join(ASKED)}, each a text, not {name}")
+        app = options.pop("app", None)
+        if app is not None and app not in self._apps:
+            self._apps.append(app)
+            self._want_parts()
+        await self.keeper.start(**options)
+        return json_answer({})
+
+    async def _down(self, _: Question) -> Answer:
+        await self.keeper.stop()
+        return json_answer({})
+
+    async def _stop(self, _: Question) -> Answer:
+        await trio.lowlevel.checkpoint()
+        answer = json_answer({"pid": os.getpid()})
+        answer.then = self.end
+        return answer
+
+    async def _reload(self, _: Question) -> Answer:
+        await self.reload()
+        return json_answer({})
+
+    async def _config(self, _: Question) -> Answer:
+        await trio.lowlevel.checkpoint()
+        settings = self.settings
+        return json_answer({"file": settings.path, "device": settings.device, "parts": self.parts.to_list()})
+
+    async def _restart(self, _: Question) -> Answer:
+        await trio.lowlevel.checkpoint()
+        answer = json_answer({"pid": os.getpid()})
+        answer.then = lambda: self.end(AGAIN)
+        return answer
+
+
+def device_options(table: dict[str, Any]) -> dict[str, Any]:
+    """The section [device] as options of a Device."""
+    options = dict(table)
+    if "auth_key_file" in options:
+        options["auth_key"] = f"file:{Path(options.pop('auth_key_file')).expanduser()}"
+    return options
+
+
+async def _feed_watchdog(interval: float) -> None:
+    while True:
+        notify(WATCHDOG="1")
+        await trio.sleep(interval)
+
+
+@contextmanager
+def pid_file(path: str) -> Iterator[None]:
+    """One daemon for a state; the lock dies with the process, the number in the file may outlive it."""
+    try:
+        make_folder(Path(path).parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+    except OSError as error:
+        raise TailscaleError(f"{path} cannot be written: {error.strerror}. --state names another place") from error
+    try:
+        if not try_lock(descriptor):
+            raise StateLocked(path, read_pid(descriptor))
+        with suppress(OSError):  # a full disk: the lock is what counts
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"%d\n" % os.getpid())
+        yield
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""What can stand between a program and its peer, by code, and what to set: one table for errors, `explain` and doctor.
+
+Owns the codes and the remedies. The sentences are made where the facts are: `dial/failures.py`, health, the checks of
+the doctor. Refuses to know who asks.
+"""
+
+from __future__ import annotations
+
+REMEDIES = {
+    # Ourselves
+    "state-in-use": "stop the other process, or give this device its own state= (--state, or --ephemeral)",
+    "control-unreachable": "check the network here, and control_url= (or TS_CONTROL_URL); it is retried",
+    "login-needed": "open the login page, or pass auth_key= (or set TS_AUTHKEY)",
+    "logged-out": "await device.login() to come back (pytailscale login)",
+    "approval-needed": "approve this device on the control server",
+    "key-expired": "await device.login() (pytailscale login), or extend this device's key on the control server",
+    "clock-wrong": "set this machine's clock (timedatectl set-ntp true)",
+    "relay-home-unreachable": "let TCP 443 out to the tailnet's relays; tls= (or SSL_CERT_FILE) must know their CA",
+    "udp-blocked": "let UDP out to port 3478 and to peers; relays carry everything until then",
+    "no-socket": "leave local ports free; both ends need an address of the same family",
+    # The name and the way
+    "name-not-found": "check the name: `pytailscale status` lists those that this device may see",
+    "name-unanswered": "try again; the tailnet's DNS servers must be reachable from here",
+    "no-route": "`pytailscale status` lists the peers this device may see, and their addresses",
+    "route-not-approved": "approve the route on the control server",
+    "routes-not-accepted": "accept_routes=True, or await device.set(accept_routes=True)",
+    "exit-node-missing": "await device.set(exit_node=...) (None for none); its routes must be approved",
+    "no-exit": "name another exit node with via=, or let that one offer both default routes and have them approved",
+    # The peer
+    "peer-offline": "start that machine, or tailscale on it",
+    "peer-key-expired": "log in again on that machine, or extend its key on the control server",
+    "peer-silent": "see whether tailscale runs on that machine, and whether it reaches a relay",
+    "black-hole": "raise the MTU of the network between, or let ICMP 'packet too big' through",
+    # The port
+    "policy-here": "admit the peer in the tailnet policy, or shields_up=False",
+    "policy-there": "admit this device to that port in the tailnet policy",
+    "port-closed": "start the service there, and let it listen on the tailnet address, not on 127.0.0.1 alone",
+    "port-silent": "look at the tailnet policy, and at that machine's own firewall",
+    "port-unreachable": "look at the network behind the router: it knows no way to that address",
+    "port-resets": "look at the log of the service on that port",
+    "port-unanswered": "a UDP service need not answer an empty datagram: ask it in its own protocol",
+}
+
+REACHABLE = "reachable"
+"""The code of an explanation that found nothing in the way."""
+
+
+def remedy_for(code: str) -> str:
+    """What to set; "" for what needs nothing."""
+    return REMEDIES.get(code, "")

@@ -1,0 +1,277 @@
+"""The one table of metrics: name, kind, help, labels, and how each is read off a status.
+
+Names of tailscaled stand where the meaning is equal, so that its dashboards work; the rest is `pytailscale_*`. The page
+docs/metrics.md and the dashboard are made from this table. Knows no Device, no text format and no library.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple, Protocol
+
+from tailscale.status import PathTraffic, PeerStatus, Status
+
+Kind = Literal["counter", "gauge"]
+Sample = tuple[tuple[str, ...], float]  # the values of the labels, in their order, and the number
+Read = Callable[[Status], Iterable[Sample]]
+PEER_LABELS = ("peer", "id")  # names of two peers may be shown alike, ids never are
+RUNNING = "running"
+
+# Which of our drops mean what tailscaled counts under each reason. What it has no word for is only in ours.
+INBOUND_REASONS: dict[str, tuple[str, ...]] = {
+    "acl": ("filter.no_rule", "filter.not_local"),
+    "multicast": ("filter.multicast",),
+    "link_local_unicast": ("filter.link_local",),
+    "too_short": ("ip.runt", "ip.truncated", "engine.malformed"),
+    "fragment": ("ip.fragment_tiny", "ip.fragment_overlap", "ip.fragment_misaligned"),
+    "unknown_protocol": ("filter.unknown_protocol",),
+}
+NOT_SENT = ("underlay.send_", "underlay.backlog_full", "underlay.no_socket", "relay.", "derp.queue_full")
+TCP_TABLES = {f"stack.tcp.{word}": word for word in ("half_open", "listeners", "waiting", "time_wait")}
+FORWARDED_FLOWS = {"forward.connections": "tcp", "forward.flows": "udp"}
+FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
+
+
+class HasStatus(Protocol):
+    """A Device, or its twin of `tailscale.sync`."""
+
+    def status(self) -> Status: ...
+
+
+class Metric(NamedTuple):
+    """One row."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    read: Read
+    panel: str
+    """The panel of the dashboard that shows it."""
+    is_per_peer: bool
+    """Told only where it is asked for: a tailnet may have thousands of peers, and their names are nobody's business."""
+
+    @property
+    def unit(self) -> str:
+        """What it is counted in; "" for things."""
+        words = self.name.removesuffix("_total").rpartition("_")
+        return words[2] if words[2] in ("bytes", "seconds") else ""
+
+
+# --- ways to read ---------------------------------------------------------------------------------
+
+
+def _level(name: str) -> Read:
+    """One level of the status; nothing where the device has no such part."""
+    return lambda status: [((), status.counters.levels[name])] if name in status.counters.levels else []
+
+
+def _levels(words: Mapping[str, str]) -> Read:
+    """Several, told apart by one label."""
+
+    def read(status: Status) -> Iterable[Sample]:
+        levels = status.counters.levels
+        return [((word,), levels[name]) for name, word in words.items() if name in levels]
+
+    return read
+
+
+def _links(field: str) -> Read:
+    """Of every relay connection; regions are named by their numbers, as tailscaled names them."""
+
+    def read(status: Status) -> Iterable[Sample]:
+        for name, level in status.counters.levels.items():
+            if name.startswith("relays.links.") and name.endswith(field):
+                yield (name.removeprefix("relays.links.").removesuffix(field),), level
+
+    return read
+
+
+def _home_region(status: Status) -> Iterable[Sample]:
+    homes = [int(region) for (region,), is_home in _links(".is_home")(status) if is_home]
+    return [((), homes[0] if homes else 0)]
+
+
+def _drops(status: Status) -> Iterable[Sample]:
+    return [((name,), count) for name, count in sorted(status.drops.items())]
+
+
+def _received(count: Callable[[PathTraffic], int]) -> Read:
+    return lambda status: [((path,), count(one)) for path, one in status.counters.received.items()]
+
+
+def _sent(count: Callable[[PathTraffic], int]) -> Read:
+    return lambda status: [((path,), count(one)) for path, one in status.counters.sent.items()]
+
+
+def _bytes(traffic: PathTraffic) -> int:
+    return traffic.bytes
+
+
+def _datagrams(traffic: PathTraffic) -> int:
+    return traffic.datagrams
+
+
+def _inbound_drops(status: Status) -> Iterable[Sample]:
+    drops = status.drops
+    return [((reason,), sum(drops.get(name, 0) for name in names)) for reason, names in INBOUND_REASONS.items()]
+
+
+def _outbound_drops(status: Status) -> Iterable[Sample]:
+    return [(("error",), sum(count for name, count in status.drops.items() if name.startswith(NOT_SENT)))]
+
+
+def _presence(status: Status) -> Iterable[Sample]:
+    seen = Counter(_presence_of(peer) for peer in status.peers)
+    return [((word,), seen[word]) for word in ("online", "offline", "unknown", "expired")]
+
+
+def _presence_of(peer: PeerStatus) -> str:
+    if peer.node.expired:
+        return "expired"
+    return {True: "online", False: "offline", None: "unknown"}[peer.node.online]
+
+
+def _paths(status: Status) -> Iterable[Sample]:
+    """Of those peers that were spoken with: to the others there is only an idea of a path."""
+    seen = Counter(peer.path.kind for peer in status.peers if peer.handshake_age is not None)
+    return [((kind,), seen[kind]) for kind in ("direct", "relay", "peer relay")]
+
+
+def _info(status: Status) -> Iterable[Sample]:
+    from tailscale import __version__
+
+    node = status.node
+    return [((__version__, node.name if node else "", status.tailnet), 1)]
+
+
+def _is_running(status: Status) -> Iterable[Sample]:
+    return [((), float(status.state == RUNNING))]
+
+
+def _warnings(status: Status) -> Iterable[Sample]:
+    return [(("warning",), len(status.health))]
+
+
+def _each_warning(status: Status) -> Iterable[Sample]:
+    return [((warning.code,), 1) for warning in status.health]
+
+
+def _routes(read: Callable[[Status], tuple[str, ...]]) -> Read:
+    """As tailscaled counts them: without those of an exit node."""
+    return lambda status: [((), sum(not route.endswith("/0") for route in read(status)))]
+
+
+def _key_expiry(status: Status) -> Iterable[Sample]:
+    expiry = status.node.key_expiry if status.node is not None else None
+    return [((), expiry.timestamp())] if expiry is not None else []
+
+
+def _of_peers(read: Callable[[PeerStatus], float | None]) -> Read:
+    def read_all(status: Status) -> Iterable[Sample]:
+        values = (((peer.node.name, peer.node.stable_id), read(peer)) for peer in status.peers)
+        return [(labels, value) for labels, value in values if value is not None]
+
+    return read_all
+
+
+def _online(peer: PeerStatus) -> float:
+    return float(bool(peer.node.online))
+
+
+def _peer_paths(status: Status) -> Iterable[Sample]:
+    spoken = [peer for peer in status.peers if peer.handshake_age is not None and peer.path.kind]
+    return [((peer.node.name, peer.node.stable_id, peer.path.kind), 1) for peer in spoken]
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _counter(name: str, panel: str, help: str, read: Read, *labels: str, each_peer: bool = False) -> Metric:
+    return Metric(name, "counter", help, labels, read, panel, each_peer)
+
+
+def _gauge(name: str, panel: str, help: str, read: Read, *labels: str, each_peer: bool = False) -> Metric:
+    return Metric(name, "gauge", help, labels, read, panel, each_peer)
+
+
+# fmt: off
+METRICS: tuple[Metric, ...] = (
+    _counter("tailscaled_inbound_bytes_total", "Bytes received",
+             "WireGuard bytes received, by path.", _received(_bytes), "path"),
+    _counter("tailscaled_outbound_bytes_total", "Bytes sent",
+             "WireGuard bytes sent, by path.", _sent(_bytes), "path"),
+    _counter("tailscaled_inbound_packets_total", "Datagrams",
+             "WireGuard datagrams received, by path.", _received(_datagrams), "path"),
+    _counter("tailscaled_outbound_packets_total", "Datagrams",
+             "WireGuard datagrams sent, by path.", _sent(_datagrams), "path"),
+    _counter("tailscaled_inbound_dropped_packets_total", "Drops",
+             "Packets from peers that were dropped.", _inbound_drops, "reason"),
+    _counter("tailscaled_outbound_dropped_packets_total", "Drops",
+             "Datagrams to peers that could not be sent.", _outbound_drops, "reason"),
+    _counter("pytailscale_drops_total", "Drops",
+             "Everything dropped anywhere, by the names of docs/drops.md.", _drops, "reason"),
+
+    _gauge("pytailscale_info", "Device",
+           "Always 1; what runs here is in the labels.", _info, "version", "name", "tailnet"),
+    _gauge("pytailscale_running", "Device",
+           "1 while the device is joined and control answers, else 0.", _is_running),
+    _gauge("pytailscale_key_expiry_timestamp_seconds", "Device",
+           "When our node key expires, in Unix time; missing where it does not.", _key_expiry),
+    _gauge("pytailscale_event_readers", "Device",
+           "Readers of `device.events()`.", _level("events.readers")),
+    _gauge("tailscaled_health_messages", "Health",
+           "Warnings that are active.", _warnings, "type"),
+    _gauge("pytailscale_health_warning", "Health",
+           "1 for each warning that is active, by its code.", _each_warning, "code"),
+
+    _gauge("pytailscale_peers", "Peers",
+           "Peers in the netmap.", _presence, "presence"),
+    _gauge("pytailscale_tunnel_sessions", "Peers",
+           "WireGuard sessions.", _level("tunnel.sessions")),
+    _gauge("pytailscale_peer_paths", "Paths",
+           "Peers that were spoken with, by kind of path.", _paths, "kind"),
+    _gauge("tailscaled_home_derp_region_id", "Relays",
+           "Number of the home relay's region; 0 for none.", _home_region),
+    _gauge("pytailscale_relay_connected", "Relays",
+           "1 for a relay connection that stands, by region.", _links(".connected"), "region"),
+    _gauge("pytailscale_relay_queued_bytes", "Relays",
+           "Bytes that wait for a relay, by region.", _links(".queued_bytes"), "region"),
+
+    _gauge("pytailscale_tcp_connections", "Sockets",
+           "TCP connections that are open.", _level("stack.tcp.connections")),
+    _gauge("pytailscale_tcp_tables", "Sockets",
+           "Entries of TCP's other tables.", _levels(TCP_TABLES), "table"),
+    _gauge("pytailscale_udp_sockets", "Sockets",
+           "UDP sockets that are open on the tailnet.", _level("stack.udp.ports")),
+    _gauge("tailscaled_advertised_routes", "Forwarding for others",
+           "Subnets that we offer to forward.", _routes(lambda status: status.advertised_routes)),
+    _gauge("tailscaled_approved_routes", "Forwarding for others",
+           "Of those, the ones that control has approved.", _routes(lambda status: status.approved_routes)),
+    _gauge("pytailscale_forwarded_flows", "Forwarding for others",
+           "Open flows carried for others.", _levels(FORWARDED_FLOWS), "protocol"),
+    _counter("pytailscale_forwarded_bytes_total", "Forwarding for others",
+             "Bytes carried for others, into the tailnet and out of it.", _levels(FORWARDED_BYTES), "direction"),
+
+    _counter("pytailscale_peer_received_bytes_total", "Bytes received, by peer",
+             "Bytes received from a peer.", _of_peers(lambda peer: peer.bytes_received), *PEER_LABELS, each_peer=True),
+    _counter("pytailscale_peer_sent_bytes_total", "Bytes sent, by peer",
+             "Bytes sent to a peer.", _of_peers(lambda peer: peer.bytes_sent), *PEER_LABELS, each_peer=True),
+    _gauge("pytailscale_peer_online", "Peers, one by one",
+           "1 for a peer that control says is online, else 0.", _of_peers(_online), *PEER_LABELS, each_peer=True),
+    _gauge("pytailscale_peer_path", "Peers, one by one",
+           "1 for the kind of path that packets to a peer take.", _peer_paths, *PEER_LABELS, "kind", each_peer=True),
+    _gauge("pytailscale_peer_latency_seconds", "Latency, by peer",
+           "There and back on the direct path; missing without one.",
+           _of_peers(lambda peer: peer.latency), *PEER_LABELS, each_peer=True),
+    _gauge("pytailscale_peer_handshake_age_seconds", "Handshakes, by peer",
+           "Since the last WireGuard handshake; missing without one.",
+           _of_peers(lambda peer: peer.handshake_age), *PEER_LABELS, each_peer=True),
+)
+# fmt: on
+
+
+def chosen(peers: bool) -> tuple[Metric, ...]:
+    """The rows that are told, with those of single peers or without."""
+    return tuple(metric for metric in METRICS if peers or not metric.is_per_peer)

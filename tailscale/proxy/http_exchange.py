@@ -1,0 +1,212 @@
+"""One request and its answer, between a client and the server it asks: both bodies at once, for one may need the other.
+
+Each side's bytes are read and written anew by h11, so that whatever one side left open about where a message ends, the
+other side hears it said one way. RFC 9110, 7.6; RFC 9112, 6 and 7.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import h11
+import trio
+
+from tailscale.carry import LOST, Stream, reset
+from tailscale.errors import ConnectionReset
+from tailscale.http.asgi import ClientDisconnected
+from tailscale.http.wire import Wire
+from ts_proxy import http_rules
+
+if TYPE_CHECKING:
+    from tailscale.proxy.limits import ProxyLimits
+    from tailscale.proxy.service import Service
+
+log = logging.getLogger("tailscale.proxy")
+SENT_AHEAD = 64 << 10  # bytes of later requests we take while still answering
+UpstreamKey = tuple[str, int, str]  # host, port, session
+
+
+class Ending(Enum):
+    """What may follow an exchange."""
+
+    WHOLE = auto()
+    """Another request."""
+    LAST = auto()
+    """None: one side has said that it closes, or has not read all."""
+    BROKEN = auto()
+    """The answer stopped in the middle, and nobody may take the half for the whole."""
+    SWITCHED = auto()
+    """Bytes of another protocol (RFC 9110, 7.8)."""
+
+
+class Upstream:
+    """A connection to a server."""
+
+    def __init__(self, stream: Stream, key: UpstreamKey, limits: ProxyLimits) -> None:
+        self.stream = stream
+        self.key = key
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.head)
+        self.is_used = False
+        self._idle = limits.idle
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether nothing has come on it while it rested: that could only be its end."""
+        stream: Any = self.stream
+        if isinstance(stream, trio.SocketStream):
+            return not stream.socket.is_readable()
+        return not getattr(stream, "is_readable", False)
+
+    @property
+    def is_reusable(self) -> bool:
+        return self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
+
+    async def send(self, event: Any) -> None:
+        data = self.http.send_with_data_passthrough(event)
+        if data:
+            await self.stream.send_all(b"".join(data))
+
+    async def next_event(self) -> Any:
+        while True:
+            event = self.http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            with trio.fail_after(self._idle):
+                self.http.receive_data(bytes(await self.stream.receive_some()))
+
+
+class Exchange:
+    """Lives for one request."""
+
+    def __init__(self, service: Service, wire: Wire, upstream: Upstream, is_modern: bool) -> None:
+        self._service = service
+        self._wire = wire
+        self._upstream = upstream
+        self._is_modern = is_modern  # HTTP/1.1 at the client: it understands interim answers and trailers
+        self._is_begun = False  # the client has heard something of the final answer
+        self._ending = Ending.BROKEN
+        self._problem: Exception | None = None
+
+    async def run(self, request: h11.Request) -> Ending:
+        """Raises what the client can still be told: nothing of an answer has been passed on by then."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry_request, request, nursery.cancel_scope)
+                await self._carry_answer(nursery.cancel_scope)
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            await reset(self._upstream.stream)
+            raise
+        if self._problem is not None:
+            await reset(self._upstream.stream)
+            # A server may close a connection that was used before at any moment. So may we: the client, whose
+            # connection was used before as well, sends its request again where that is safe (RFC 9110, 9.2.2).
+            is_stale = self._upstream.is_used and isinstance(self._problem, ConnectionReset)
+            if isinstance(self._problem, ClientDisconnected) or not (self._is_begun or is_stale):
+                raise self._problem
+            return Ending.BROKEN
+        return self._ending
+
+    def _fail(self, problem: Exception, scope: trio.CancelScope) -> None:
+        if self._problem is None:
+            self._problem = problem
+        scope.cancel()
+
+    # From the client
+
+    async def _carry_request(self, request: h11.Request, scope: trio.CancelScope) -> None:
+        try:
+            await self._to_upstream(request)
+            while True:
+                event = await self._wire.next_event(self._service.limits.idle)
+                if isinstance(event, h11.EndOfMessage):
+                    await self._to_upstream(self._end_of(event, http_rules.is_coded(list(request.headers))))
+                    break
+                if isinstance(event, h11.Data):
+                    await self._to_upstream(event)
+                    self._service.relay.count(sent=len(event.data))
+            await self._until_gone()
+        except (ClientDisconnected, h11.RemoteProtocolError) as problem:
+            self._fail(problem, scope)
+
+    async def _to_upstream(self, event: Any) -> None:
+        """A server that reads no more may still have answered: that is found out by reading."""
+        try:
+            await self._upstream.send(event)
+        except LOST:
+            await trio.sleep_forever()
+
+    async def _until_gone(self) -> None:
+        """The client may hang up, or send ahead; whatever it sends ahead waits its turn."""
+        http = self._wire.http
+        while len(http.trailing_data[0]) <= SENT_AHEAD:
+            data = await self._wire.read_some()
+            if not data:
+                raise ClientDisconnected("the client went away")
+            http.receive_data(data)
+        await trio.sleep_forever()
+
+    # From the server
+
+    async def _carry_answer(self, scope: trio.CancelScope) -> None:
+        is_coded = False
+        try:
+            while True:
+                event = await self._from_upstream()
+                if isinstance(event, h11.InformationalResponse):
+                    if event.status_code == 101:
+                        await self._switch(event)
+                        return
+                    if self._is_modern:
+                        await self._tell(_with(event, http_rules.response_head(event.status_code, _head(event))))
+                elif isinstance(event, h11.Response):
+                    is_coded = http_rules.is_coded(_head(event))
+                    self._is_begun = True
+                    await self._tell(_with(event, http_rules.response_head(event.status_code, _head(event))))
+                elif isinstance(event, h11.Data):
+                    await self._tell(event)
+                    self._service.relay.count(received=len(event.data))
+                elif isinstance(event, h11.EndOfMessage):
+                    await self._tell(self._end_of(event, is_coded))
+                    break
+                else:
+                    raise ConnectionReset("the server closed the connection without an answer")
+        except (ClientDisconnected, ConnectionReset) as problem:
+            self._fail(problem, scope)
+            return
+        http = self._wire.http
+        self._ending = Ending.WHOLE if http.our_state is http.their_state is h11.DONE else Ending.LAST
+
+    async def _from_upstream(self) -> Any:
+        try:
+            return await self._upstream.next_event()
+        except (*LOST, trio.TooSlowError, h11.RemoteProtocolError) as problem:
+            raise ConnectionReset(f"the server broke off its answer: {problem}") from problem
+
+    async def _switch(self, event: h11.InformationalResponse) -> None:
+        """What the server has sent behind its 101 goes along with it."""
+        self._is_begun = True
+        head = self._wire.http.send(_with(event, http_rules.response_head(101, _head(event)))) or b""
+        await self._wire.write(head + self._upstream.http.trailing_data[0])
+        self._ending = Ending.SWITCHED
+
+    async def _tell(self, event: Any) -> None:
+        data = self._wire.http.send_with_data_passthrough(event)
+        if data:
+            await self._wire.write(b"".join(data))
+
+    def _end_of(self, event: h11.EndOfMessage, is_coded: bool) -> h11.EndOfMessage:
+        """Trailers pass where there is a place for them."""
+        if not (is_coded and self._is_modern):
+            return h11.EndOfMessage()
+        return h11.EndOfMessage(headers=http_rules.trailers(_head(event)))
+
+
+def _head(event: Any) -> http_rules.Headers:
+    return [(bytes(name), bytes(value)) for name, value in event.headers]
+
+
+def _with(event: Any, headers: http_rules.Headers) -> Any:
+    return type(event)(status_code=event.status_code, reason=bytes(event.reason), headers=headers)

@@ -1,0 +1,95 @@
+"""Completions: what bash offers when it is asked, and that the other two name all there is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tailscale.cli import main
+from tailscale.cli.arguments import build_parser
+from tailscale.cli.completion import bash, fish, read_parser, zsh
+from tailscale.daemon.daemon import Daemon
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+
+def offered(line: str, folder: Path) -> list[str]:
+    """What bash completes after `line`; `pytailscale completion peers` says db and desk."""
+    tool = folder / "pytailscale"
+    tool.write_text("#!/bin/sh\necho db\necho desk\n")
+    tool.chmod(0o755)
+    script = folder / "complete.bash"
+    script.write_text(bash(read_parser()))
+    words = line.split(" ")
+    listed = " ".join(f"'{word}'" for word in words)
+    code = f"source {script}; COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _pytailscale; "
+    code += "printf '%s\\n' \"${COMPREPLY[@]}\""
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", code], capture_output=True, text=True, env=environment, check=True, cwd=folder
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("pytailscale sta", ["status"]),
+        ("pytailscale --plain stat", ["status"]),
+        ("pytailscale status --onl", ["--online"]),
+        ("pytailscale ping d", ["db", "desk"]),
+        ("pytailscale ping --kind ts", ["tsmp"]),
+        ("pytailscale completion f", ["fish"]),
+        ("pytailscale up --config compl", ["complete.bash"]),
+        ("pytailscale up --hostname x", []),
+    ],
+)
+def test_bash_offers_what_fits(line: str, words: list[str], tmp_path: Path) -> None:
+    assert offered(line, tmp_path) == words
+
+
+@pytest.mark.parametrize("dialect", [bash, zsh, fish])
+def test_every_command_and_option_is_in_every_dialect(dialect: object) -> None:
+    text = dialect(read_parser())  # type: ignore[operator]
+    for name, parser in build_parser().commands().items():
+        assert name in text
+        for action in parser.actions():
+            for option in action.option_strings:
+                assert (
+                    f"-l {option[2:]}" if dialect is fish and option.startswith("--") else option.lstrip("-")
+                ) in text
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_read_theirs(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    script = tmp_path / "script"
+    script.write_text({"zsh": zsh, "fish": fish}[shell](read_parser()))
+    subprocess.run([shell, "-n", str(script)], check=True)
+
+
+def test_peers_come_from_a_running_daemon_alone(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["completion", "peers", "--state", str(Path(daemon.places.state).parent)]) == 0
+    assert capsys.readouterr().out == "db\n"
+    assert main(["completion", "peers", "--state", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_scripts_and_schemas_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    assert "complete -F _pytailscale pytailscale" in capsys.readouterr().out
+    assert main(["schema", "ping"]) == 0
+    assert '"sequence"' in capsys.readouterr().out
+    assert main(["schema"]) == 0
+    assert '"failure"' in capsys.readouterr().out
+    assert main(["schema", "../run"]) == 2
+    assert "has no --json" in capsys.readouterr().err

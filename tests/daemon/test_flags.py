@@ -1,0 +1,180 @@
+"""Every flag does something: each is named here with the test that shows it, and a flag that is not fails."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from daemon.daemon_scripts import PATIENCE, World, client_of
+from daemon.test_commands_hosted import command, environment, run, wait_until
+
+from tailscale.cli import main
+from tailscale.cli.arguments import build_parser
+from tailscale.daemon.daemon import Daemon
+
+TESTS = Path(__file__).parents[1]
+COMMON = {
+    "--state": "test_login_keeps_the_device_and_its_name",
+    "--socket": "test_socket_names_the_daemon",
+    "--hostname": "test_hostname_asked_for_renames_the_daemons_device",
+    "--auth-key": "test_wrong_auth_key_is_a_login_failure",
+    "--control-url": "test_unreachable_control_server_is_told_in_time",
+    "--ephemeral": "test_words_for_another_device_are_not_the_daemons",
+    "--timeout": "test_unreachable_control_server_is_told_in_time",
+    "--verbose": "test_verbose_shows_the_daemons_log",
+    "--plain": "test_plain_has_no_colours",
+    "--json": "test_json_is_what_its_schema_says",
+    "--help": "test_wrong_usage_is_told_by_the_daemon_too",
+}
+OF_ONE = {
+    "status --online": "test_online_leaves_out_who_is_not",
+    "ping --count": "test_ping_takes_count_kind_and_size",
+    "ping --interval": "test_ping_takes_count_kind_and_size",
+    "ping --kind": "test_ping_takes_count_kind_and_size",
+    "ping --size": "test_ping_takes_count_kind_and_size",
+    "ping --until-direct": "test_ping_says_latency_and_path",
+    "ip -4": "test_ip_takes_a_family",
+    "ip -6": "test_ip_takes_a_family",
+    "metrics --peers": "test_metrics_are_printed_as_prometheus_reads_them",
+    "metrics --listen": "test_metrics_are_served_until_ctrl_c",
+    "web --listen": "test_the_status_page_is_served_until_ctrl_c",
+    "web --allow-changes": "test_the_status_page_is_served_until_ctrl_c",
+    "listen --to": "test_listen_forwards_to_a_port_of_this_machine",
+    "listen --once": "test_listen_forwards_to_a_port_of_this_machine",
+    "listen --echo": "test_listen_forwards_and_leaves_on_ctrl_c",
+    "up --foreground": "test_systemd_is_told",
+    "up --restart": "test_restart_in_place_keeps_the_process_and_the_device",
+    "up --install-unit": "test_unit_is_installed_where_systemd_looks",
+    "up --app": "test_a_part_that_this_installation_has_not_says_so",
+    "up --config": "test_settings_may_be_elsewhere",
+}
+
+
+def test_every_flag_has_a_test_that_there_is() -> None:
+    flags = {
+        f"{name} {action.option_strings[-1]}"
+        for name, parser in build_parser().commands().items()
+        for action in parser.actions()
+        if action.option_strings and action.option_strings[-1] not in COMMON
+    }
+    assert flags == OF_ONE.keys()
+    written = set()
+    for path in (*TESTS.glob("daemon/test_*.py"), *TESTS.glob("tailscale/test_cli*.py")):
+        tree = ast.parse(path.read_text())
+        written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert {*COMMON.values(), *OF_ONE.values()} <= written
+
+
+@pytest.fixture
+def state(daemon: Daemon) -> list[str]:
+    return ["--state", str(Path(daemon.places.state).parent)]
+
+
+def test_ping_takes_count_kind_and_size(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ping", *state, "db", "-c", "2", "-i", "0.01", "--kind", "tsmp", "--json"]) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["kind"] for line in lines] == ["tsmp", "tsmp"]
+    assert main(["ping", *state, "db", "-c", "1", "--size", "1281"]) == 2
+    assert main(["ping", *state, "db", "-c", "1", "--size", "1000"]) == 0
+
+
+def test_ip_takes_a_family(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ip", *state, "db", "-4"]) == 0
+    assert main(["ip", *state, "db", "-6"]) == 0
+    assert capfd.readouterr().out == "100.64.0.1\nfd7a:115c:a1e0::1\n"
+
+
+def test_online_leaves_out_who_is_not(
+    net: World, daemon: Daemon, state: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def come_and_go() -> None:
+        _, leave = await net.net.join("gone", ephemeral=False)
+        await leave()
+
+    net.within(come_and_go)
+    peers = client_of(daemon)
+    wait_until(lambda: any(node["online"] is False for node in peers.get("peers")))
+    assert main(["status", *state, "--online"]) == 0
+    assert "gone" not in capfd.readouterr().out
+    assert main(["status", *state]) == 0
+    assert "gone" in capfd.readouterr().out
+
+
+def test_socket_names_the_daemon(daemon: Daemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    link = tmp_path / "other.sock"
+    link.symlink_to(daemon.places.socket)
+    assert main(["status", "--socket", str(link), "--state", str(Path(daemon.places.state).parent)]) == 0
+    assert capfd.readouterr().out.startswith("keeper.")
+
+
+def test_verbose_shows_the_daemons_log(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["nc", *state, "db", "9", "-vv"]) == 6
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_plain_has_no_colours(state: list[str]) -> None:
+    """Colours are for terminals: the client's, which here is one end of a pair."""
+    pty = pytest.importorskip("pty")
+    shown = {}
+    for words in ((), ("--plain",)):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            command("status", *state, *words), stdout=theirs, stderr=theirs, env=environment() | {"TERM": "xterm"}
+        ) as process:
+            os.close(theirs)
+            got = b""
+            while True:
+                try:
+                    piece = os.read(ours, 65536)
+                except OSError:  # how Linux says that nobody has the other end
+                    break
+                if not piece:
+                    break
+                got += piece
+            process.wait(PATIENCE)
+        os.close(ours)
+        shown[words] = got
+    assert b"\x1b[" in shown[()]
+    assert b"\x1b[" not in shown[("--plain",)]
+
+
+def test_listen_forwards_to_a_port_of_this_machine(net: World, daemon: Daemon, state: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            with server.accept()[0] as caller:
+                caller.sendall(b"from this machine")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with subprocess.Popen(
+            command("listen", *state, "8090", "--once", "--to", f"127.0.0.1:{port}"),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        ) as listening:
+            assert listening.stderr is not None
+            assert "listening on" in listening.stderr.readline()
+
+            async def call() -> bytes:
+                async with await net.db.tcp_connect("keeper", 8090) as stream:
+                    return b"".join([data async for data in stream])
+
+            assert net.within(call) == b"from this machine"
+            listening.communicate(timeout=PATIENCE)
+        thread.join(PATIENCE)
+    assert listening.returncode == 0
+
+
+def test_settings_may_be_elsewhere(tmp_path: Path, net: World) -> None:
+    settings = tmp_path / "other.toml"
+    settings.write_text("[device]\nhostnme = 'x'\n")
+    words = ["--foreground", "--state", str(tmp_path / "s"), "--control-url", net.url]
+    assert "other.toml:2: [device] has no hostnme" in run("up", *words, "--config", str(settings)).stderr.decode()

@@ -1,0 +1,188 @@
+"""Upstream's LocalAPI without upstream: what each path gives, and the notices. The referee is in tests/interop."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon.daemon_scripts import ECHO_PORT, PATIENCE, World, client_of
+from daemon.test_door import UPGRADE
+
+from tailscale.daemon import ipn
+from tailscale.daemon.client import Client
+from tailscale.daemon.daemon import Daemon
+from tailscale.daemon.dns_answer import NAME_ERROR, encode_answer
+from tailscale.daemon.requests import DaemonError
+from tailscale.dns.messages import decode_answer_untrusted
+
+API = "/localapi/v0/"
+
+
+def test_status_names_ourselves_and_our_peers(client: Client) -> None:
+    found = client.get(f"{API}status")
+    assert (found["BackendState"], found["Self"]["HostName"]) == ("Running", "keeper")
+    (peer,) = found["Peer"].values()
+    assert (peer["HostName"], peer["Online"], peer["Relay"]) == ("db", True, "test")
+    assert found["User"][str(peer["UserID"])]["LoginName"] == "user@tailnet.test"
+    assert client.get(f"{API}status?peers=false")["Peer"] is None
+
+
+def test_whois_by_address_and_key(client: Client) -> None:
+    found = client.get(f"{API}whois?addr=100.64.0.1:80")
+    assert (found["Node"]["ComputedName"], found["UserProfile"]["LoginName"]) == ("db", "user@tailnet.test")
+    assert client.get(f"{API}whois?addr={found['Node']['Key']}")["Node"] == found["Node"]
+
+
+@pytest.mark.parametrize("kind", ["disco", "TSMP", "ICMP"])
+def test_pings_of_every_kind(client: Client, kind: str) -> None:
+    found = client.ask("POST", f"{API}ping?ip=100.64.0.1&type={kind}&size=0")
+    assert (found["Err"], found["NodeName"], found["LatencySeconds"] > 0) == ("", "db", True)
+
+
+def test_pings_that_cannot_be_say_why(client: Client) -> None:
+    own = client.get(f"{API}status")["TailscaleIPs"][0]
+    assert client.ask("POST", f"{API}ping?ip={own}")["IsLocalIP"] is True
+    assert "announces no PeerAPI" in client.ask("POST", f"{API}ping?ip=100.64.0.1&type=peerapi")["Err"]
+    assert "no peer owns or routes" in client.ask("POST", f"{API}ping?ip=192.0.2.7")["Err"]
+
+
+def test_dial_changes_to_raw_bytes(daemon: Daemon) -> None:
+    head = (UPGRADE % (b"/localapi/v0/dial", b"ts-dial")).removesuffix(b"\r\n")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(PATIENCE)
+        door.connect(daemon.places.socket)
+        door.sendall(head + b"Dial-Host: db\r\nDial-Port: %d\r\nDial-Network: tcp\r\n\r\nhello" % ECHO_PORT)
+        got = b""
+        while not got.endswith(b"hello"):
+            got += door.recv(4096)
+        assert got.startswith(b"HTTP/1.1 101 ")
+        door.shutdown(socket.SHUT_WR)
+        assert door.recv(4096) == b""
+
+
+def test_dial_says_what_stands_in_the_way(daemon: Daemon) -> None:
+    for dialled, code, sentence in (
+        (b"Dial-Host: db\r\nDial-Port: 9\r\n", b"502", b"db port 9 refused the connection"),
+        (b"Dial-Host: dbb\r\nDial-Port: 9\r\n", b"404", b"did you mean 'db'?"),
+        (b"Dial-Host: db\r\nDial-Port: 9\r\nDial-Network: udp\r\n", b"501", b"only TCP"),
+        (b"Dial-Host: db\r\n", b"400", b"missing or wrong"),
+    ):
+        head = (UPGRADE % (b"/localapi/v0/dial", b"ts-dial")).removesuffix(b"\r\n")
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(PATIENCE)
+            door.connect(daemon.places.socket)
+            door.sendall(head + dialled + b"\r\n")
+            got = b""
+            while piece := door.recv(4096):
+                got += piece
+        assert got.startswith(b"HTTP/1.1 " + code)
+        assert sentence in got
+
+
+def test_dns_query_gives_a_dns_message(client: Client) -> None:
+    found = client.get(f"{API}dns-query?name=db&type=AAAA")
+    answer = decode_answer_untrusted(base64.b64decode(found["Bytes"]), 0, "db", "AAAA")
+    assert answer.values == ("fd7a:115c:a1e0::1",)
+    found = client.get(f"{API}dns-query?name=nobody.tailnet.test&type=A")
+    assert decode_answer_untrusted(base64.b64decode(found["Bytes"]), 0, "nobody.tailnet.test", "A").code == NAME_ERROR
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("A", ["192.0.2.1", "192.0.2.2"]),
+        ("AAAA", ["2001:db8::1"]),
+        ("CNAME", ["other.example"]),
+        ("NS", ["ns.example"]),
+        ("PTR", ["host.example"]),
+        ("MX", ["10 mail.example"]),
+        ("SRV", ["0 5 5060 sip.example"]),
+        ("TXT", ["x" * 300, ""]),
+    ],
+)
+def test_dns_records_of_every_type_are_encoded(kind: str, values: list[str]) -> None:
+    answer = decode_answer_untrusted(encode_answer("a.example", kind, values), 0, "a.example", kind)
+    assert answer.values == tuple(values)
+
+
+def test_what_stands_on_no_part_is_honest(client: Client) -> None:
+    assert client.get(f"{API}serve-config") == {}
+    assert client.get(f"{API}tka/status")["Enabled"] is False
+    assert client.get(f"{API}derpmap")["Regions"]
+    assert client.get(f"{API}dns-config")["Proxied"] is True
+    assert client.get(f"{API}profiles/current")["Name"] == "user@tailnet.test"
+    assert len(client.get(f"{API}profiles/")) == 1
+    assert client.get(f"{API}check-ip-forwarding") == {"Warning": ""}
+    with pytest.raises(DaemonError, match="not supported"):
+        client.get(f"{API}dns-osconfig")
+
+
+def test_prefs_change_what_they_can_and_keep_the_rest(client: Client) -> None:
+    before = client.get(f"{API}prefs")
+    masked = {
+        "ShieldsUp": True,
+        "ShieldsUpSet": True,
+        "RouteAll": False,
+        "RouteAllSet": True,
+        "NoSNAT": True,
+        "NoSNATSet": True,
+    }
+    after = client.ask("PATCH", f"{API}prefs", masked)
+    assert {name for name in after if after[name] != before[name]} == {"ShieldsUp", "RouteAll", "NoSNAT"}
+    assert client.get(f"{API}prefs") == after
+    back = {
+        "ShieldsUp": False,
+        "ShieldsUpSet": True,
+        "RouteAll": True,
+        "RouteAllSet": True,
+        "NoSNAT": False,
+        "NoSNATSet": True,
+    }
+    assert client.ask("PATCH", f"{API}prefs", back) == before
+    assert client.ask("POST", f"{API}check-prefs", before) == {"Error": ""}
+    assert "RunSSH" in client.ask("POST", f"{API}check-prefs", before | {"RunSSH": True})["Error"]
+
+
+def test_bus_begins_with_what_was_asked_for(client: Client) -> None:
+    first = next(client.stream(f"{API}watch-ipn-bus?mask={2 + 4 + 8 + 128 + 16384}"))
+    assert ipn.STATES[first["State"]] == "Running"
+    assert first["Prefs"]["Hostname"] == "keeper"
+    assert [node["ComputedName"] for node in first["NetMap"]["Peers"]] == ["db"]
+    assert first["InitialStatus"]["BackendState"] == "Running"
+    assert first["Health"] == {"Warnings": {}}
+    assert next(client.stream(f"{API}watch-ipn-bus")).keys() == {"Version"}
+
+
+async def joined(net: World, name: str) -> None:
+    await net.net.device(name)
+
+
+def test_bus_tells_of_preferences_peers_and_going_down(net: World, tmp_path: Path) -> None:
+    with net.daemon(tmp_path) as daemon:
+        client = client_of(daemon)
+        notices = client.stream(f"{API}watch-ipn-bus?mask={2 + 4096}")
+        next(notices)
+
+        def until(key: str) -> Any:
+            return next(notice[key] for notice in notices if key in notice)
+
+        client.ask("PATCH", f"{API}prefs", {"ShieldsUp": True, "ShieldsUpSet": True})
+        assert until("Prefs")["ShieldsUp"] is True
+        net.within(joined, net, "late")
+        assert until("PeersChanged")[0]["ComputedName"] == "late"
+        client.ask("PATCH", f"{API}prefs", {"WantRunning": False, "WantRunningSet": True})
+        assert ipn.STATES[until("State")] == "Stopped"
+        assert client.get(f"{API}status")["BackendState"] == "Stopped"
+        with pytest.raises(DaemonError, match="the daemon is down"):
+            client.get("ping?host=db")
+        client.ask("POST", f"{API}start", {})
+        assert ipn.STATES[until("State")] == "Starting"
+        while ipn.STATES[until("State")] != "Running":
+            pass
+        client.ask("POST", f"{API}logout")
+        assert client.get(f"{API}status")["BackendState"] == "NeedsLogin"
+        client.ask("POST", f"{API}login-interactive")
+        assert "/register/" in until("BrowseToURL")

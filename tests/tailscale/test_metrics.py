@@ -1,0 +1,250 @@
+"""Metrics: every one of them moves, foreign parsers read them, and they say what happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from httpx import AsyncClient as Client
+from msgspec.structs import replace
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_strictly
+from prometheus_client.parser import text_string_to_metric_families as parse
+from tailnet_scripts import beside, echo_service, echoed, until
+from trio.testing import MockClock
+
+from tailscale import Device, TailscaleError
+from tailscale.metrics import collector, exposition, serve_metrics
+from tailscale.metrics.server import respond
+from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
+from tailscale.metrics.text import text_of
+from tailscale.testing import Tailnet
+from tailscale.testing.pipes import VirtualStream
+from tailscale.testing.servers import REGION
+from ts_control.wire import DERPMap
+
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
+DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
+
+
+def samples(text: str) -> Samples:
+    """A foreign reading of ours."""
+    found: Samples = {metric.name: {} for metric in METRICS}
+    for family in parse(text):
+        for sample in family.samples:
+            found[sample.name][tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def value(device: Device, name: str, **labels: str) -> float:
+    return samples(exposition(device, peers=True))[name].get(tuple(sorted(labels.items())), math.nan)
+
+
+async def echo(stream: VirtualStream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+    await stream.send_eof()
+
+
+class Watched:
+    """What was seen of one device's metrics at several moments."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._moments: list[Samples] = []
+
+    def look(self) -> None:
+        self._moments.append(samples(exposition(self._device, peers=True)))
+
+    def constant(self) -> set[str]:
+        """Those that said the same at all moments."""
+        first = self._moments[0]
+        return {name for name in first if all(moment[name] == first[name] for moment in self._moments)}
+
+
+async def live_through_everything(net: Tailnet, watched: Watched, router: Device, client: Device) -> None:
+    """Traffic by every path, sockets, forwarding, drops, trouble with relay and control: a look after each."""
+    look = watched.look
+    look()
+    following = router.events()
+    async with echo_service(router, 80), await router.udp():
+        assert await echoed(client, router.ipv4 or "", 80, bytes(100_000)) == bytes(100_000)
+        look()
+    behind = net.host("printer")
+    net.approve_routes(router, f"{behind.address}/32")
+    await until(lambda: any(f"{behind.address}/32" in peer.routes for peer in client.peers.values()))
+    async with beside(functools.partial(trio.serve_listeners, echo, [behind.listen_tcp(631)])):
+        await until(lambda: router.node.routes)
+        async with await client.tcp_connect(behind.address, 631) as stream:
+            await stream.send_all(b"page")
+            await stream.receive_some()
+            look()
+    await router.set(advertise_routes=[])
+    look()
+    net.policy(DENIED)
+    await trio.sleep(1)
+    with pytest.raises(TailscaleError):
+        await client.tcp_connect(router.hostname, 81, timeout=3)
+    look()
+    net.block_udp(client, router)
+    net.rename(router, "renamed")
+    async with echo_service(router, 80):
+        await until(lambda: router.hostname == "renamed" and "renamed" in client.peers)
+        await echoed(client, "renamed", 80, bytes(10_000), 30)
+        look()
+        await trouble_with_the_relay(net, watched, router, client)
+    net.expire(router)
+    await until(lambda: router.status().state != "running")
+    look()
+    del following
+
+
+async def trouble_with_the_relay(net: Tailnet, watched: Watched, router: Device, client: Device) -> None:
+    stream = await client.tcp_connect(router.hostname, 80)
+    net.block(router, "relay")
+    async with await router.udp() as socket:
+        for _ in range(100):
+            await socket.send_to(bytes(60_000), (client.ipv4 or "", 9))
+        watched.look()
+    net.unblock(router, "relay")
+    await net.relay.stop()
+    net.remove(client)
+    await until(lambda: router.health, 60)
+    watched.look()
+    stream.abort()
+    await net.relay.start()
+    listed = net.relay.derp_map().regions[REGION]
+    net.control.set_derp_map(DERPMap(regions={REGION + 1: replace(listed, region_id=REGION + 1)}))
+    await until(lambda: value(router, "tailscaled_home_derp_region_id") == REGION + 1, 600)
+    watched.look()
+
+
+async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
+    async with Tailnet(key_lifetime=7_200) as net:
+        address = net.host("printer").address
+        client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
+        watched = Watched(router)
+        await live_through_everything(net, watched, router, client)
+        assert watched.constant() == set()
+
+
+async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net, net.device("a") as a, net.device("b") as b, echo_service(b, 80):
+        await echoed(a, "b", 80)
+        status = a.status()
+        plain = {family.name: family for family in parse(text_of(status, peers=True))}
+        strict = {family.name: family for family in parse_strictly(text_of(status, peers=True, is_open=True))}
+        assert plain.keys() == strict.keys()
+        for metric in METRICS:
+            family = strict[metric.name.removesuffix("_total")]
+            assert (family.type, family.documentation) == (metric.kind, metric.help)
+            assert all(tuple(sample.labels) == metric.labels for sample in family.samples)
+            assert family.samples == plain[family.name].samples
+
+
+async def test_single_peers_are_named_only_where_that_is_asked_for(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net, net.device("a") as a, net.device("somebody"):
+        assert "somebody" not in exposition(a)
+        assert value(a, "pytailscale_peers", presence="online") == 1
+        labels = {"peer": "somebody.tailnet.test", "id": a.peers["somebody"].stable_id}
+        assert value(a, "pytailscale_peer_online", **labels) == 1
+
+
+async def test_wicked_names_break_no_line_and_command_no_terminal(autojump_clock: MockClock) -> None:
+    wicked = 'x"} 1\n# EOF\x1b[2J\\'
+    async with Tailnet() as net, net.device("a") as a, net.device("b"):
+        (peer,) = a.status().peers
+        evil = dataclasses.replace(peer, node=dataclasses.replace(peer.node, name=wicked))
+        twin = dataclasses.replace(evil, node=dataclasses.replace(evil.node, stable_id="other"))
+        status = dataclasses.replace(a.status(), peers=(evil, twin))
+        text = text_of(status, peers=True, is_open=True)
+        assert all(line.isprintable() for line in text.splitlines())
+        (family,) = (one for one in parse_strictly(text) if one.name == "pytailscale_peer_online")
+        assert [sample.labels["peer"] for sample in family.samples] == ['x"} 1?# EOF?[2J\\'] * 2
+
+
+@pytest.mark.parametrize("path", ["direct_ipv4", "derp"])
+async def test_bytes_by_path_are_those_of_a_counted_transfer(path: str, autojump_clock: MockClock) -> None:
+    count, size = 1000, 1000
+    sealed = 32 + -(-(28 + size) // 16) * 16  # of WireGuard, around an IPv4 and a UDP header
+    async with Tailnet() as net, net.device("a") as a, net.device("b") as b, echo_service(b, 80):
+        if path == "derp":
+            net.block_udp(a, b)
+        await echoed(a, "b", 80)
+        await trio.sleep(1)
+        sent, received = (
+            functools.partial(value, a, "tailscaled_outbound_bytes_total", path=path),
+            functools.partial(value, b, "tailscaled_inbound_bytes_total", path=path),
+        )
+        before = sent(), received()
+        async with await a.udp() as socket:
+            for _ in range(count):
+                await socket.send_to(bytes(size), (b.ipv4 or "", 9))
+            await trio.sleep(1)
+        assert sent() - before[0] == pytest.approx(count * sealed, rel=0.03)
+        assert received() - before[1] == pytest.approx(count * sealed, rel=0.03)
+
+
+async def test_a_collector_tells_the_same_in_somebody_elses_registry(autojump_clock: MockClock) -> None:
+    async with Tailnet() as net:
+        registry = CollectorRegistry()
+        async with net.device("a") as a, net.device("b") as b, echo_service(b, 80):
+            await echoed(a, "b", 80)
+            registry.register(collector(a, peers=True))
+            with pytest.raises(ValueError, match="Duplicated"):
+                registry.register(collector(b, peers=True))
+            assert samples(generate_latest(registry).decode()) == samples(exposition(a, peers=True))
+        assert generate_latest(registry) == b"", "a device that is closed has nothing to tell"
+
+
+async def test_without_prometheus_client_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
+    async with Tailnet(real=True) as net, net.device("a") as a:
+        with pytest.raises(TailscaleError, match=r"pytailscale\[metrics\]"):
+            collector(a)
+        assert "pytailscale_info" in exposition(a)
+
+
+async def test_the_server_answers_who_scrapes_and_who_keeps_alive() -> None:
+    async with Tailnet(real=True) as net, net.device("a") as a, trio.open_nursery() as nursery, Client() as client:
+        url = await nursery.start(serve_metrics, a, "127.0.0.1:0")
+        plain = await client.get(f"{url}/metrics")
+        assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert samples(plain.text)["pytailscale_running"] == {(): 1}
+        strict = await client.get(f"{url}/metrics", headers={"accept": "application/openmetrics-text"})
+        assert list(parse_strictly(strict.text))
+        assert [(await client.get(url + path)).text for path in ("/healthz", "/readyz")] == ["alive\n", "ready\n"]
+        assert (await client.head(f"{url}/metrics")).status_code == 200
+        assert (await client.post(f"{url}/metrics")).status_code == 405
+        assert (await client.get(f"{url}/favicon.ico")).status_code == 404
+        misled = await client.get(f"{url}/metrics", headers={"host": "evil.example"})
+        assert (misled.status_code, "pytailscale" in misled.text) == (403, False)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_device_that_cannot_be_used_is_alive_but_not_ready(autojump_clock: MockClock) -> None:
+    async with Tailnet(key_lifetime=3_600) as net:
+        async with net.device("a") as a:
+            ask = functools.partial(respond, a, False, "GET")
+            await net.control.stop()
+            await until(lambda: a.status().state != "running")
+            assert ask("/readyz", b"")[0] == 200, "peers are reached without control"
+            await net.control.start()
+            net.expire(a)
+            await until(lambda: a.status().state == "expired", 60)
+            assert ask("/healthz", b"")[0] == 200
+            status, _, why = ask("/readyz", b"")
+            assert (status, why.startswith("expired; ")) == (503, True)
+        assert ask("/healthz", b"")[0] == ask("/metrics", b"")[0] == 503
+
+
+def test_reasons_of_tailscaled_are_made_of_drops_that_exist() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "drops.md").read_text()
+    for names in INBOUND_REASONS.values():
+        assert all(f"| `{name}` |" in told for name in names)
+    assert all(f"| `{start}" in told for start in NOT_SENT)
