@@ -23,6 +23,7 @@ from tailscale.mesh.pull import Pull
 from tailscale.mesh.push import Push
 from tailscale.mesh.transfers import Tally, Transfer
 from tailscale.mesh.tree import Skipped, scan
+from tailscale.status import FileTransfer
 from ts_base.errors import BadPacket
 from ts_mesh.blocks import Hashes
 from ts_mesh.names import decode_path_untrusted
@@ -81,23 +82,32 @@ class Asking:
         """Files and folders to a member's inbox."""
         prefix = "/".join(decode_path_untrusted(into.strip("/"))) if into.strip("/") else ""
         what = f"the push to {member.name}"
-        return self._transfer(member, what, partial(self._push, member, list(paths), prefix, resume))
+        return self._transfer(member, what, partial(self._push, member, list(paths), prefix, resume), is_outgoing=True)
 
     def pull(self, member: MeshPeer, path: str, into: Path, *, resume: bool = True) -> Transfer:
         """A file or folder that a member shares, into a folder here."""
         wanted = "/".join(decode_path_untrusted(path.strip("/")))
         what = f"the pull of {wanted} from {member.name}"
         folder = Path(into).expanduser().absolute()
-        return self._transfer(member, what, partial(self._pull, member, wanted, folder, resume))
+        return self._transfer(member, what, partial(self._pull, member, wanted, folder, resume), is_outgoing=False)
 
-    def _transfer(self, member: MeshPeer, what: str, deed: Callable[[Tally], Any]) -> Transfer:
+    def _transfer(
+        self, member: MeshPeer, what: str, deed: Callable[[Tally], Awaitable[None]], *, is_outgoing: bool
+    ) -> Transfer:
         if not HAS_OPENAT:
             raise TransferFailed("this system cannot open files below a folder safely")
 
         async def work(tally: Tally) -> None:
             problem: Exception | None = None
+
+            def look() -> FileTransfer:
+                at = tally.progress()
+                peer = member.node.hostname
+                return FileTransfer(at.name, peer, is_outgoing, done=at.done, total=at.total, rate=at.rate)
+
             try:
-                await deed(tally)
+                with self._ways.show(look):
+                    await deed(tally)
                 if tally.failed:
                     problem = TransferFailed(f"{what} failed for {len(tally.failed)} files", tally.failed)
             except Exception as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tailscale.mesh.errors import NobodyListens, TransferRefused
 
 if TYPE_CHECKING:
+    from tailscale.device import Device
     from tailscale.mesh.lines import Line
     from tailscale.mesh.peers import MeshPeer
     from tailscale.sockets.tcp import TcpStream
+    from tailscale.status import FileTransfer
 
 WORD_PATIENCE = 60.0  # until a member's process has a word
 DIAL_PATIENCE = 30.0
@@ -20,7 +23,8 @@ DIAL_PATIENCE = 30.0
 class MeshWays:
     """`line_of` finds the line to a member, or raises PeerGone; `start` runs a task of the mesh."""
 
-    def __init__(self, line_of: Callable[[MeshPeer], Line], start: Callable[..., None]) -> None:
+    def __init__(self, device: Device, line_of: Callable[[MeshPeer], Line], start: Callable[..., None]) -> None:
+        self._device = device
         self._line_of = line_of
         self._start = start
 
@@ -38,6 +42,9 @@ class MeshWays:
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         self._start(work)
+
+    def show(self, look: Callable[[], FileTransfer]) -> AbstractContextManager[None]:
+        return self._device.show_transfer(look)
 
     def token(self) -> str:
         return secrets.token_hex(16)

@@ -171,7 +171,7 @@ class Mesh:
         from tailscale.mesh.files import Files
 
         return Files(
-            MeshWays(self.line_of, self.start),
+            MeshWays(self.device, self.line_of, self.start),
             inbox=self._receive,
             share=self._share,
             cache=self._folder / HASHES if self._folder is not None else None,

@@ -6,11 +6,13 @@ The seam between files and messages: neither knows the other's insides.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer
     from tailscale.sockets.tcp import TcpStream
+    from tailscale.status import FileTransfer
 
 
 class Ways(Protocol):
@@ -24,6 +26,9 @@ class Ways(Protocol):
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         """A task of the mesh."""
+
+    def show(self, look: Callable[[], FileTransfer]) -> AbstractContextManager[None]:
+        """Let those who watch the device see a transfer, inside."""
 
     def token(self) -> str:
         """128 bits of chance, as 32 hexadecimal digits."""

@@ -106,9 +106,7 @@ async def folder(tmp_path: Path) -> Path:
 
 
 async def test_stock_node_pushes_by_the_recipe_of_the_guide(r: Rig, control: EmbeddedControl, tmp_path: Path) -> None:
-    recipe = re.search(
-        r"```python no-run\n(import json.*?)```", (ROOT / "docs" / "mesh-files.md").read_text(), re.DOTALL
-    )
+    recipe = re.search(r"```py\n(import json.*?)```", (ROOT / "docs" / "mesh-files.md").read_text(), re.DOTALL)
     assert recipe is not None
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(os.urandom(BLOCK + 99_999))
