@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -19,10 +19,12 @@ from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
 from tailscale.cli.arguments import default_state
 from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time
-from tailscale.daemon.meshes import mesh_class
 from tailscale.device import Device
 from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
 from tailscale.state_file import FileStore
+
+if TYPE_CHECKING:
+    from tailscale.mesh.mesh import Mesh
 
 LOGIN_PATIENCE = 300.0
 REDRAW = 0.25
@@ -102,7 +104,7 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
 
 
 @asynccontextmanager
-async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> AsyncIterator[Any]:
+async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> AsyncIterator[Mesh]:
     """The mesh of an app, over `joined`: in the daemon the one that all its commands share."""
     async with joined(options, screen) as device:
         host = hosting()
@@ -112,7 +114,9 @@ async def meshed(options: argparse.Namespace, screen: Screen, app: str) -> Async
         else:
             where = state_path(options)
             state = FileStore(where).path.with_suffix(".mesh") if where is not None else None
-            async with mesh_class()(device, app, state=state) as mesh:
+            from tailscale.mesh.mesh import Mesh  # few commands want one
+
+            async with Mesh(device, app, state=state) as mesh:
                 yield mesh
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale.daemon.answering import NotBuilt
 from tailscale.device import Device
 from tailscale.errors import DeviceNotReady
-from ts_base.optional import optional
+
+if TYPE_CHECKING:
+    from tailscale.mesh.mesh import Mesh
 
 LINGER = 30.0
 APPS_LIMIT = 32  # at once
@@ -27,7 +28,7 @@ class _Lent:
     """One app's mesh while it lives."""
 
     users: int = 0
-    mesh: Any = None
+    mesh: Mesh | None = None
     problem: Exception | None = None
     settled: trio.Event = field(default_factory=trio.Event)
     left: trio.Event = field(default_factory=trio.Event)
@@ -55,7 +56,7 @@ class Meshes:
                 self._lent.clear()
 
     @asynccontextmanager
-    async def of(self, app: str) -> AsyncIterator[Any]:
+    async def of(self, app: str) -> AsyncIterator[Mesh]:
         """The mesh of an app, inside; the same for all who want it at the time."""
         if self._nursery is None or self._device is None:
             raise DeviceNotReady("a mesh needs a device that has joined")
@@ -70,6 +71,7 @@ class Meshes:
             await lent.settled.wait()
             if lent.problem is not None:
                 raise lent.problem
+            assert lent.mesh is not None
             yield lent.mesh
         finally:
             lent.users -= 1
@@ -78,7 +80,9 @@ class Meshes:
 
     async def _keep(self, app: str, lent: _Lent, device: Device) -> None:
         try:
-            async with mesh_class()(device, app) as lent.mesh:
+            from tailscale.mesh.mesh import Mesh  # few daemons have one
+
+            async with Mesh(device, app) as lent.mesh:
                 lent.settled.set()
                 while lent.users:
                     lent.left = trio.Event()
@@ -90,11 +94,3 @@ class Meshes:
         finally:
             if self._lent.get(app) is lent:
                 del self._lent[app]
-
-
-def mesh_class() -> Any:
-    """`tailscale.mesh.Mesh`, where that is part of this installation."""
-    module = optional("tailscale.mesh.mesh", "Mesh")
-    if module is None:
-        raise NotBuilt("a mesh: this installation has no tailscale.mesh")
-    return module.Mesh
