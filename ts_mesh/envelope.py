@@ -107,7 +107,8 @@ def decode_text_untrusted(text: str | bytes) -> Envelope:
     if len(text) > LARGEST_FRAME:
         raise BadPacket(f"an envelope has at most {LARGEST_FRAME} bytes")
     try:
-        read = _text.decode(text)
+        # The payload is only skipped over here: what it holds is text only if all of the frame is.
+        read = _text.decode(text.decode() if isinstance(text, bytes) else text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as problem:
         raise BadPacket(f"no envelope: {problem}") from None
     payload = bytes(read.payload)  # copied: the piece would keep the whole frame alive
