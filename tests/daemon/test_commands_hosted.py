@@ -30,6 +30,7 @@ LOOKS = {
     "exits": ["any"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
+OF_A_MESH = {"ls", "send", "recv", "wait", "watch", "tcp", "cp"}  # test_mesh_commands.py
 HEAVY = ("trio", "cryptography", "argparse", "msgspec", "httpx", "logging", "ssl", "asyncio")
 
 
@@ -70,7 +71,7 @@ def test_every_command_with_json_has_a_schema_and_a_test() -> None:
         for name, parser in build_parser().commands().items()
         if any("--json" in action.option_strings for action in parser.actions())
     }
-    assert has_json == LOOKS.keys() | STARTS_A_DAEMON
+    assert has_json == LOOKS.keys() | STARTS_A_DAEMON | OF_A_MESH
 
 
 def test_failure_is_what_its_schema_says(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +197,7 @@ def test_a_program_runs_where_the_command_was_typed(net: World, tmp_path: Path) 
     assert b"/no/such/program: No such file or directory" in done.stderr
 
 
-def test_a_part_that_this_installation_has_not_says_so(net: World, tmp_path: Path) -> None:
+def test_a_part_that_cannot_run_says_so_and_harms_no_other(net: World, tmp_path: Path) -> None:
     listed = (("proxy", {"listen": "127.0.0.1:0"}), ("mesh", {"app": "Not A Name"}))
     with net.daemon(tmp_path, read=lambda: Settings("c.toml", parts=listed)) as daemon:
         client = client_of(daemon)

@@ -32,6 +32,7 @@ COMMON = {
     "--json": "test_json_is_what_its_schema_says",
     "--help": "test_wrong_usage_is_told_by_the_daemon_too",
 }
+MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
     "status --online": "test_online_leaves_out_who_is_not",
     "ping --count": "test_ping_takes_count_kind_and_size",
@@ -48,10 +49,19 @@ OF_ONE = {
     "listen --to": "test_listen_forwards_to_a_port_of_this_machine",
     "listen --once": "test_listen_forwards_to_a_port_of_this_machine",
     "listen --echo": "test_listen_forwards_and_leaves_on_ctrl_c",
+    **dict.fromkeys(("ls --all", "send --all", "recv --from", "recv -n", "tcp --check"), MESH),
+    "ls --long": "test_ls_shows_members_and_others_when_asked",
+    "send --ns": "test_send_says_why_not",
+    **{
+        f"{verb} --app": "test_ls_shows_members_and_others_when_asked"
+        for verb in ("ls", "send", "recv", "wait", "watch")
+    },
+    "cp --app": "test_cp_finds_only_members_of_its_app",
+    "cp --no-resume": "test_cp_sends_fetches_and_says_what_became_of_it",
     "up --foreground": "test_systemd_is_told",
     "up --restart": "test_restart_in_place_keeps_the_process_and_the_device",
     "up --install-unit": "test_unit_is_installed_where_systemd_looks",
-    "up --app": "test_a_part_that_this_installation_has_not_says_so",
+    "up --app": "test_a_part_that_cannot_run_says_so_and_harms_no_other",
     "up --config": "test_settings_may_be_elsewhere",
     "capture --count": "test_capture_writes_a_file_or_down_a_pipe",
     "capture --peer": "test_capture_takes_a_peer_and_limits",
