@@ -76,6 +76,17 @@ class Landing:
         sink.close()
         return sink.hashes
 
+    def is_in_place(self, entry: Entry) -> bool:
+        """Whether the file itself looks the same; what was left of it does not count, were it all of it."""
+        *parts, name = entry.path.split("/")
+        try:
+            folder = walk(self.top, parts)
+        except FileNotFoundError:
+            return False
+        with folder:
+            status = folder.look(name)
+            return status is not None and _looks_same(status, entry)
+
     def open(self, owner: str, entry: Entry, *, resume_only: bool = False) -> Sink:
         """Where the bytes of a file go. `resume_only`: FileNotFoundError unless something was left of it."""
         *parts, name = entry.path.split("/")

@@ -49,6 +49,8 @@ class Job:
     number: int
     entry: Entry
     here: Hashes = ()
+    is_in_place: bool = False
+    """What is here has the file's name already."""
     method: str = "GET"
     root: bytes | None = None
     """Of what is here and may be the same."""
@@ -102,11 +104,12 @@ class Pull:
                 continue
             try:
                 here = self._landing.present(self._owner, entry) if self._resume else ()
+                is_in_place = bool(here) and self._landing.is_in_place(entry)
             except (Occupied, OSError) as problem:
                 self._tally.fail(entry.path, _here(problem))
                 continue
-            held = complete(here, entry.size) if entry.size <= WHOLE else None
-            jobs.append(Job(number, entry, here, root=root_of(held) if held else None))
+            held = complete(here, entry.size) if is_in_place and entry.size <= WHOLE else None
+            jobs.append(Job(number, entry, here, is_in_place, root=root_of(held) if held else None))
         return jobs
 
     def _finish_folders(self) -> None:
@@ -188,7 +191,7 @@ class Pull:
 
     async def _fetch_large(self, connection: Connection[Job], job: Job) -> None:
         entry = job.entry
-        held = complete(job.here, entry.size)
+        held = complete(job.here, entry.size) if job.is_in_place else None
         if held is not None and await self._is_same(connection, job, held):
             return
         try:

@@ -107,6 +107,7 @@ def test_send_delivers_text_as_text(
     assert other.heard == ["42", "hello", "grüße\n"]
 
 
+@pytest.mark.slow
 def test_send_says_why_not(other: Other, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["send", *other.join, "--timeout", "1.5", "dbb", "x"]) == 5
     assert "did you mean 'db'" in capsys.readouterr().err

@@ -249,7 +249,8 @@ async def test_pull_goes_on_where_it_broke_off(tailnet: Tailnet, tmp_path: Path)
                         transfer.cancel()
         report = await peer.pull("big", tmp_path / "out")
         assert report.bytes_skipped >= BLOCK
-        assert report.bytes_sent + report.bytes_skipped == 8 * BLOCK + 5
+        # Where all of it had come and only its root had not, the last block is asked for once more.
+        assert 8 * BLOCK + 5 <= report.bytes_sent + report.bytes_skipped <= 8 * BLOCK + 10
         assert (tmp_path / "out" / "big").read_bytes() == path.read_bytes()
 
 

@@ -78,6 +78,15 @@ def test_what_was_hashed_is_not_hashed_again_when_it_goes_on(tmp_path: Path) -> 
     assert sink.bytes_hashed == len(BLOCKS[2])
     sink.close()
     assert complete(place.present("a", ENTRY), SIZE) == HASHES
+    assert place.is_in_place(ENTRY)
+
+
+def test_part_that_is_complete_is_not_the_file(tmp_path: Path) -> None:
+    """A pull once took it for that, and left it without its name."""
+    left_behind(tmp_path, 0, 1, 2)
+    place = landing(tmp_path)
+    assert complete(place.present("a", ENTRY), SIZE) == HASHES
+    assert not place.is_in_place(ENTRY)
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,11 @@ def run(folder: Path, source: str, *options: str) -> str:
 @pytest.mark.parametrize(
     ("source", "without", "passed"),
     [
-        (PLAIN, ("trio", "asyncio"), 2),
-        (ASYNCIO, ("trio",), 1),
-        (ANYIO, ("trio", "asyncio"), 2),
-        (TRIO, ("asyncio",), 1),
+        pytest.param(PLAIN, ("trio", "asyncio"), 2, id="plain"),
+        pytest.param(ASYNCIO, ("trio",), 1, id="pytest-asyncio", marks=pytest.mark.slow),
+        pytest.param(ANYIO, ("trio", "asyncio"), 2, id="anyio", marks=pytest.mark.slow),
+        pytest.param(TRIO, ("asyncio",), 1, id="pytest-trio", marks=pytest.mark.slow),
     ],
-    ids=["plain", "pytest-asyncio", "anyio", "pytest-trio"],
 )
 def test_fixture_fits_the_test_that_asks(tmp_path: Path, source: str, without: tuple[str, ...], passed: int) -> None:
     settings = () if "asyncio" in without else ("-o", "asyncio_default_fixture_loop_scope=function")

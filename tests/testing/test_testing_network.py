@@ -27,6 +27,7 @@ async def clogged_stream_pair() -> tuple[VirtualStream, VirtualStream]:
     return left, right
 
 
+@pytest.mark.slow
 async def test_virtual_stream_behaves_like_a_stream() -> None:
     await trio.testing.check_half_closeable_stream(stream_pair, clogged_stream_pair)
 
