@@ -111,7 +111,13 @@ TROUBLES = [
 ]
 
 
-@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
+FEW = (gone_and_forgetful, black_hole, half_an_answer_for_ever)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [pytest.param(one, id=one.__name__, marks=[] if one in FEW else pytest.mark.slow) for one in TROUBLES],
+)
 async def test_control_gone_for_minutes(autojump_clock: MockClock, tailnet: Tailnet, trouble: Trouble) -> None:
     key = tailnet.auth_key(reusable=True)
     a, b = [await tailnet.device(name, auth_key=key, ephemeral=False) for name in ("a", "b")]
