@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-import pytest
 from source import (
     ROOMS,
     ROOT,
@@ -151,7 +150,17 @@ def hold(law: str, offenders: Iterable[str]) -> None:
 
 
 MODULES = modules(*ROOMS)
-PARAMETERS = pytest.mark.parametrize(("name", "tree"), MODULES.items(), ids=MODULES)
+
+
+def of_every_module(law: Callable[[str, ast.Module], None]) -> Callable[[], None]:
+    """One test for all files: two thousand would cost more than what they look at."""
+
+    def test() -> None:
+        for name, tree in MODULES.items():
+            law(name, tree)
+
+    test.__name__, test.__doc__ = law.__name__, law.__doc__
+    return test
 
 
 def wing_of(name: str) -> str:
@@ -167,7 +176,7 @@ def part_of(name: str) -> str:
 # --- who imports whom -----------------------------------------------------------------------------
 
 
-@PARAMETERS
+@of_every_module
 def test_module_keeps_the_import_table(name: str, tree: ast.Module) -> None:
     room = name.split("/")[0]
     for imported in imports(tree):
@@ -224,7 +233,7 @@ def test_nobody_inside_imports_the_shop_window() -> None:
                 assert not strangers, f"{name} takes {strangers} from the package's own front"
 
 
-@PARAMETERS
+@of_every_module
 def test_optional_libraries_come_through_one_door(name: str, tree: ast.Module) -> None:
     if name == "ts_base/optional.py":
         return
@@ -307,7 +316,7 @@ def unfilled(made: ast.ClassDef) -> set[str]:
 # --- what a file looks like -----------------------------------------------------------------------
 
 
-@PARAMETERS
+@of_every_module
 def test_module_says_what_it_owns(name: str, tree: ast.Module) -> None:
     docstring = ast.get_docstring(tree)
     assert docstring, f"{name} has no opening that says what it owns"
@@ -315,7 +324,7 @@ def test_module_says_what_it_owns(name: str, tree: ast.Module) -> None:
     assert len(words.splitlines()) <= 10, f"{name} opens with more than ten lines"
 
 
-@PARAMETERS
+@of_every_module
 def test_pure_modules_never_await(name: str, tree: ast.Module) -> None:
     if (name.startswith("tailscale/") and name not in PURE) or name in SHELLS:
         return
@@ -323,7 +332,7 @@ def test_pure_modules_never_await(name: str, tree: ast.Module) -> None:
     assert not any(isinstance(node, waits) for node in ast.walk(tree)), f"{name} awaits"
 
 
-@PARAMETERS
+@of_every_module
 def test_functions_fit_a_screen(name: str, tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

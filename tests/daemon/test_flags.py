@@ -112,6 +112,7 @@ def test_ip_takes_a_family(state: list[str], capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().out == "100.64.0.1\nfd7a:115c:a1e0::1\n"
 
 
+@pytest.mark.slow
 def test_online_leaves_out_who_is_not(
     net: World, daemon: Daemon, state: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

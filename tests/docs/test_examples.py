@@ -90,6 +90,7 @@ async def test_server_example(
     assert re.search(answer, heard), heard
 
 
+@pytest.mark.slow
 def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
     folder = EXAMPLES / "test_with_tailnet"

@@ -40,6 +40,7 @@ def test_snippet_runs(snippet: Snippet, world: World, visitor: dict[str, str]) -
     snippets.run(snippet, world.control_url, world.auth_key)
 
 
+@pytest.mark.slow
 def test_snippets_that_are_tests_pass(tmp_path: Path) -> None:
     tests = [s for s in EVERY if s.word == "pytest"]
     for number, snippet in enumerate(tests):

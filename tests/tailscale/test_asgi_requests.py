@@ -116,6 +116,7 @@ async def test_starlette_app_with_state_and_lifespan(tailnet: Tailnet) -> None:
     assert order == ["start", "stop"]
 
 
+@pytest.mark.slow
 async def test_thousand_requests_use_one_connection(tailnet: Tailnet) -> None:
     clients = set()
 
@@ -158,6 +159,7 @@ async def test_body_and_answer_flow_at_the_same_time(tailnet: Tailnet) -> None:
             assert (await read_all(stream)).count(b"x") == size
 
 
+@pytest.mark.slow
 async def test_fifty_megabytes_up_then_down(tailnet: Tailnet) -> None:
     chunk = bytes(256 << 10)
 

@@ -71,6 +71,7 @@ async def test_trios_own_streams_are_reset_too() -> None:
                 await server.receive_some()
 
 
+@pytest.mark.slow
 async def test_a_slow_reader_holds_the_writer_back() -> None:
     async with stack_pair() as (a, b):
         here, near = await stream_maker(a, b, 80)()

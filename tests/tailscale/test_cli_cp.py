@@ -107,6 +107,7 @@ def test_cp_that_is_refused_or_fails_ends_with_eight(
     assert f"cannot read {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_cp_finds_only_members_of_its_app(join: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").write_bytes(b"x")
     join[-1] = "1"

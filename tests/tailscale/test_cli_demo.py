@@ -45,6 +45,7 @@ def test_demo_shows_every_step_and_succeeds(capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"[\d,]+ Mbit/s", out)
 
 
+@pytest.mark.slow
 def test_demo_in_a_process_of_its_own_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -60,6 +60,7 @@ def test_a_choice_that_is_none_is_wrong_usage(choice: str, sentence: str, capsys
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 async def test_the_table_has_places_paths_and_reasons(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     desk, _ = await desk_and_exits(
         tailnet, "dutch", "other", country="Netherlands", country_code="NL", city="Amsterdam", city_code="ams"

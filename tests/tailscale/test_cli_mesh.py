@@ -125,6 +125,7 @@ def test_recv_prints_what_comes_harmlessly(other: Other, capsys: pytest.CaptureF
     assert (found["data"], found["from"]["name"], found["namespace"]) == ("hello\x1b[31m\nagain", "db", "greetings")
 
 
+@pytest.mark.slow
 def test_wait_returns_when_the_peer_answers(other: Other, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["wait", *other.join, "db"]) == 0
     assert capsys.readouterr().out.startswith("db after ")

@@ -62,6 +62,7 @@ async def cycles(net: Tailnet, times: int) -> Counter[str]:
     return await growth(cycle, times)
 
 
+@pytest.mark.slow
 async def test_start_stop_cycles_leave_memory_flat(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     more = await cycles(tailnet, FEW)
     assert more.total() < SLACK, more.most_common(10)
@@ -74,6 +75,7 @@ async def test_five_hundred_cycles_leave_memory_flat(autojump_clock: MockClock, 
     assert more.total() < SLACK, more.most_common(10)
 
 
+@pytest.mark.slow
 async def test_connections_by_the_hundred_leave_memory_flat(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
     async with echo_service(b, 80):

@@ -286,6 +286,7 @@ async def test_a_pipelined_request_is_read_as_strictly_as_the_first(tailnet: Tai
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
 
 
+@pytest.mark.slow
 async def test_a_peer_with_a_thousand_silent_connections_does_not_shut_others_out(
     autojump_clock: trio.testing.MockClock, tailnet: Tailnet
 ) -> None:

@@ -102,6 +102,7 @@ def test_fixture_fits_the_test_that_asks(tmp_path: Path, source: str, without: t
     assert f"{passed} passed" in said, said
 
 
+@pytest.mark.slow
 def test_async_test_that_nothing_runs_is_told_what_to_install(tmp_path: Path) -> None:
     said = run(tmp_path, "async def test_nobody_runs(tailnet): ...", "-pno:trio", "-pno:asyncio", "-pno:anyio")
     assert "pip install 'pytailscale[testing]'" in said

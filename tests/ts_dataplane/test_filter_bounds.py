@@ -103,6 +103,7 @@ def compiled(rules: Iterable[Rule]) -> tuple[PacketFilter, int, int]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_compiling_costs_what_is_read_and_pauses(shape: Callable[[int], Iterable[Rule]]) -> None:
     _, few, _ = compiled(shape(6_000))
     _, many, longest = compiled(shape(24_000))
