@@ -25,7 +25,7 @@ setup: $(READY) ## make the virtual environment (every target does this by itsel
 demo: $(READY)  ## a working tailnet on this machine: control server, relay, two devices, real traffic
 	@$(BIN)/pytailscale demo
 
-test: $(READY)  ## the test suite without Go peers and without the slow tests (under 90 s)
+test: $(READY)  ## the test suite without Go peers and without the slow tests (under two minutes)
 	@$(BIN)/python -m pytest -m 'not slow and not interop and not root' -n 2 --dist worksteal
 
 check: lint types ## formatting, lints, types and the tests with branch coverage per room (under two minutes)

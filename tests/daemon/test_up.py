@@ -81,6 +81,7 @@ def pid_of(client: Client) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_up_is_joined_when_it_returns_and_down_leaves_nothing(words: list[str]) -> None:
     state, where = words[:2], places(words[1])
     told = run("up", *words, "--json", code=0).stdout

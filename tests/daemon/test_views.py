@@ -100,6 +100,7 @@ async def seen(pilot: Pilot[None], fact: Callable[[str], bool]) -> str:
     raise AssertionError(shown)
 
 
+@pytest.mark.slow
 async def test_the_interface_over_a_real_daemon(tmp_path: Path) -> None:
     async with Tailnet(real=True) as net, net.device("exit-nl", advertise_routes=["0.0.0.0/0", "::/0"]) as exit_node:
         net.approve_routes(exit_node, "0.0.0.0/0", "::/0")

@@ -42,6 +42,7 @@ SERVERS = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "printed"), CLIENTS, ids=[row[0] for row in CLIENTS])
+@pytest.mark.slow
 def test_client_example(name: str, arguments: list[str], printed: str, visitor: dict[str, str]) -> None:
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, env=visitor, capture_output=True, text=True, timeout=PATIENCE)
@@ -73,6 +74,7 @@ def without(name: str) -> list[pytest.MarkDecorator]:
     ("name", "arguments", "host", "port", "said", "answer"),
     [pytest.param(*row, id=" ".join([row[0], *row[1]]), marks=without(row[0])) for row in SERVERS],
 )
+@pytest.mark.slow
 async def test_server_example(
     name: str, arguments: list[str], host: str, port: int, said: bytes, answer: bytes, visitor: dict[str, str]
 ) -> None:

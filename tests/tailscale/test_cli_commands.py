@@ -284,6 +284,7 @@ def test_nc_carries_both_ways_with_half_close(join: list[str]) -> None:
     assert done.stdout == blob
 
 
+@pytest.mark.slow
 def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_path: Path) -> None:
     with subprocess.Popen(
         command("listen", *join, "--hostname", "front", "--echo", "8080"),
@@ -371,6 +372,7 @@ def test_ctrl_c_around_a_command_is_as_quiet_as_during_it(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_commands_work_without_rich(join: list[str]) -> None:
     code = "import sys; sys.modules['rich'] = None; from tailscale.cli import main; sys.exit(main())"
     done = subprocess.run(

@@ -110,6 +110,7 @@ def test_every_face_takes_what_exits_take() -> None:
     assert taken == ["device", *ExitsOptions.__annotations__]
 
 
+@pytest.mark.slow
 def test_nobody_loads_exits_who_needs_none() -> None:
     code = (
         "import sys, tailscale.aio, tailscale.sync, tailscale.proxy; tailscale.Device; "

@@ -162,6 +162,7 @@ async def test_pull_never_follows_a_link_out_of_what_is_shared(tailnet: Tailnet,
             await peer.pull("docs/way/key", tmp_path / "out")
 
 
+@pytest.mark.slow
 async def test_many_small_files_over_four_connections(tailnet: Tailnet, tmp_path: Path) -> None:
     tree = tmp_path / "many"
     tree.mkdir()
@@ -196,6 +197,7 @@ async def broken_off(peer: MeshPeer, path: Path, blocks: int, monkeypatch: pytes
     monkeypatch.setattr(os, "pwrite", write)
 
 
+@pytest.mark.slow
 async def test_push_goes_on_and_hashes_nothing_again(
     tailnet: Tailnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ async def test_push_without_resume_sends_all(tailnet: Tailnet, tmp_path: Path, m
         assert report[:3] == (1, 3 * BLOCK + 5, 0)
 
 
+@pytest.mark.slow
 async def test_sender_that_forgot_its_hashes_compares_beside_sending(
     tailnet: Tailnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +242,7 @@ async def test_sender_that_forgot_its_hashes_compares_beside_sending(
         assert (tmp_path / "in" / "big").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_pull_goes_on_where_it_broke_off(tailnet: Tailnet, tmp_path: Path) -> None:
     path = big(tmp_path / "big", 8)
     async with pair(tailnet, share={"big": path}) as (_, _, peer):
@@ -254,6 +258,7 @@ async def test_pull_goes_on_where_it_broke_off(tailnet: Tailnet, tmp_path: Path)
         assert (tmp_path / "out" / "big").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_receiver_that_vanished_fails_the_push_and_keeps_what_came(tailnet: Tailnet, tmp_path: Path) -> None:
     path = big(tmp_path / "big", 8)
     inbox = Inbox(tmp_path / "in", accept=True)
@@ -720,6 +725,7 @@ async def test_get_by_hand_has_ranges_and_an_etag(tailnet: Tailnet, folder: Path
         assert (status, f'"{root}"'.encode() in got, b"hello" in got) == (200, True, False)
 
 
+@pytest.mark.slow
 async def test_a_million_entries_are_refused_and_not_kept(tailnet: Tailnet, tmp_path: Path) -> None:
     async with caller(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (asking, b):
         files = files_of(b)

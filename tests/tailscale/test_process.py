@@ -97,6 +97,7 @@ def test_sigterm_kills_after_the_goodbye(net: ThreadedTailnet, face: str) -> Non
     assert ghosts(net) == []
 
 
+@pytest.mark.slow
 def test_sigterm_with_two_devices_waits_for_both(net: ThreadedTailnet) -> None:
     second = "tailscale.sync.Device('ghost-too', control_url=sys.argv[1], auth_key=sys.argv[2]).open()"
     assert ended_by_sigterm(net, program("threads", body=f"held = {second}")) == (-signal.SIGTERM, "")
@@ -109,6 +110,7 @@ def test_sigterm_of_a_program_that_hears_it_itself_is_its_own(net: ThreadedTailn
     assert ghosts(net) == []  # leaving the block said goodbye
 
 
+@pytest.mark.slow
 def test_sigterm_can_be_left_alone(net: ThreadedTailnet) -> None:
     code = program("threads", "dict(handle_sigterm=False)").replace("ghost", "lingers")
     assert ended_by_sigterm(net, code) == (-signal.SIGTERM, "")
@@ -124,6 +126,7 @@ def test_sigterm_can_be_left_alone(net: ThreadedTailnet) -> None:
         ("threads", "lambda: device.connect('ghost', 80)"),
     ],
 )
+@pytest.mark.slow
 def test_a_fork_is_told_that_the_device_is_not_its_own(net: ThreadedTailnet, face: str, verb: str) -> None:
     """It used to wait for ever for a thread that it does not have."""
     body = f"assert in_a_fork({verb}) == 1 << 8"
@@ -131,6 +134,7 @@ def test_a_fork_is_told_that_the_device_is_not_its_own(net: ThreadedTailnet, fac
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.slow
 def test_sigterm_of_a_fork_ends_the_fork_alone(net: ThreadedTailnet) -> None:
     body = "assert in_a_fork(lambda: (os.kill(os.getpid(), 15), threading.Event().wait())) == 15; device.status()"
     assert ended_by_sigterm(net, program("threads", body=body)) == (-signal.SIGTERM, "")

@@ -89,6 +89,7 @@ def test_the_installed_name_is_another_name_for_the_same_modules() -> None:
     assert "No module named 'tailscale.nothing'" in alone("import pytailscale.nothing")[1]
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_by_every_name() -> None:
     for name in ("pytailscale", "tailscale", "tailscale.cli"):
         done = subprocess.run([sys.executable, "-m", name, "version"], capture_output=True, text=True, check=True)
