@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import trio
 
@@ -25,12 +27,17 @@ log = logging.getLogger("tailscale.proxy")
 class PoolFile:
     """One policy's file. `path` may name it, or the directory that it stands in."""
 
+    # One writer at a time, whoever else has the same file: the last chance may come while a thread still writes.
+    _at_files: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
         chosen = Path(path).expanduser()
         is_file = chosen.is_file() or (not chosen.exists() and bool(chosen.suffix))
         self.path = chosen if is_file else chosen / FILE_NAME
         self._fingerprint = fingerprint
         self._is_failing = False
+        self._wanted: Sequence[str] = ()
+        self._written: Sequence[str] | None = None
 
     async def load(self) -> tuple[str, ...]:
         """The pool that a policy like this one left; nothing if there is none."""
@@ -38,7 +45,8 @@ class PoolFile:
 
     async def save(self, keys: Sequence[str]) -> None:
         """Replace the file."""
-        await trio.to_thread.run_sync(self.save_now, keys)
+        self._wanted = keys
+        await trio.to_thread.run_sync(self._write)
 
     def _load(self) -> tuple[str, ...]:
         try:
@@ -69,6 +77,17 @@ class PoolFile:
 
     def save_now(self, keys: Sequence[str]) -> None:
         """The last chance, when the event loop is about to end."""
+        self._wanted = keys
+        self._write()
+
+    def _write(self) -> None:
+        """Whatever is newest by now, once."""
+        with self._at_files:
+            wanted = self._wanted
+            if wanted != self._written and self._replace(wanted):
+                self._written = wanted
+
+    def _replace(self, keys: Sequence[str]) -> bool:
         try:
             replace_file(self.path, encode_pool(self._fingerprint, keys))
         except OSError as problem:
@@ -80,3 +99,4 @@ class PoolFile:
             self._is_failing = True
         else:
             self._is_failing = False
+        return not self._is_failing

@@ -269,6 +269,21 @@ async def test_a_file_of_exits_that_cannot_be_written_is_told_once(
     assert caplog.text.count("cannot be kept") == 1
 
 
+async def test_what_is_saved_last_stays_whoever_else_is_writing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, other = (PoolFile(tmp_path, "fingerprint") for _ in range(2))
+    for number in range(40):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mine.save, ["older"])
+            nursery.start_soon(other.save, ["another's"])
+            await trio.lowlevel.checkpoint()
+            mine.save_now([f"newest {number}"])
+        other.save_now([f"newest {number}"])
+        assert await mine.load() == (f"newest {number}",)
+    assert caplog.text == ""
+
+
 # Paths
 
 
