@@ -30,7 +30,7 @@ SERVICE_IP4 = bytes([100, 100, 100, 100])
 SERVICE_IP6 = bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x53"
 
 
-@lru_cache(1024)  # a dial asks several times; what is no address is not kept
+@lru_cache(256)  # a dial asks several times; what is no address is not kept
 def parse_address(text: str) -> bytes:
     """`100.64.0.1` or `fd7a::1` to 4 or 16 bytes; v4-mapped IPv6 becomes IPv4. BadPacket on anything else."""
     try:

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from trio._core._thread_cache import THREAD_CACHE
+
 from tests.interop.natlab.kinds import source_nat
 
 CLONE_NEWNET = 0x40000000
@@ -53,6 +55,14 @@ def nft(namespace: str, rules: str) -> None:
     run("ip", "netns", "exec", namespace, "nft", "-f", "-", stdin=rules)
 
 
+def _forget_workers() -> None:
+    """Trio keeps worker threads for ten seconds, and they stay in the namespace of the thread that began them.
+
+    A program started by one of them would see the network of an earlier test.
+    """
+    getattr(THREAD_CACHE, "_idle_workers").clear()  # noqa: B009 - trio has no public way
+
+
 @contextlib.contextmanager
 def inside(namespace: str) -> Iterator[None]:
     """This thread, and what it starts, live in the namespace while the body runs."""
@@ -62,10 +72,12 @@ def inside(namespace: str) -> Iterator[None]:
     try:
         if libc.setns(there, CLONE_NEWNET) != 0:
             raise LabError(os.strerror(ctypes.get_errno()))
+        _forget_workers()
         try:
             yield
         finally:
             libc.setns(before, CLONE_NEWNET)
+            _forget_workers()
     finally:
         os.close(before)
         os.close(there)
