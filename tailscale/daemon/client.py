@@ -5,6 +5,7 @@ Owns one connection per question. Needs no trio: it may be used in a thread, a R
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -67,7 +68,8 @@ class Client:
         """Any request; None where the answer is empty."""
         with self._asked(method, what, body) as (door, head, data):
             text = bytearray(data)
-            while piece := door.recv(CHUNK):
+            # What has come whole is believed, however the daemon ends behind it.
+            while str(len(text)) != head.headers.get("content-length") and (piece := self._receive(door)):
                 text += piece
         check(head, bytes(text))
         return json.loads(text) if text else None
@@ -76,12 +78,12 @@ class Client:
         """The lines of a stream, until it ends or the iterator is closed."""
         with self._asked("GET", what, None) as (door, head, data):
             if head.status >= 400:
-                while piece := door.recv(CHUNK):
+                while piece := self._receive(door):
                     data += piece
                 check(head, data)
             lines = Lines()
             yield from lines.take(data)
-            while piece := door.recv(CHUNK):
+            while piece := self._receive(door):
                 yield from lines.take(piece)
 
     @contextmanager
@@ -89,11 +91,18 @@ class Client:
         door, token = connect(self.path)
         with door:
             path = what if what.startswith("/") else f"{API}/{what}"
-            door.sendall(request(method, path, body, token=token))
+            with contextlib.suppress(BrokenPipeError):  # it is ending: what it said before is heard below
+                door.sendall(request(method, path, body, token=token))
             data = b""
             while (found := split_head(data)) is None:
-                piece = door.recv(CHUNK)
+                piece = self._receive(door)
                 if not piece:
                     raise DaemonAbsent(self.path, "it hung up")
                 data += piece
             yield door, *found
+
+    def _receive(self, door: socket.socket) -> bytes:
+        try:
+            return door.recv(CHUNK)
+        except ConnectionResetError:  # also when it was never accepted, by a daemon that was ending
+            raise DaemonAbsent(self.path, "it hung up") from None

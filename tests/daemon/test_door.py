@@ -24,7 +24,7 @@ from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.door import CONNECTIONS, Door
 from tailscale.daemon.frames import CALL, frame
 from tailscale.daemon.places import places
-from tailscale.daemon.requests import DaemonError
+from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.daemon.transport import LoopbackTransport, SocketPlaceTaken, UnixTransport, remove_stale_socket
 from tailscale.errors import StateLocked
 from tailscale.events import QUEUE_LIMIT, EventStream, RelayChanged
@@ -77,7 +77,7 @@ ASK_AS_NOBODY = """
 import os, sys, encodings.idna
 sys.path[:0] = {path!r}
 from tailscale.daemon.client import Client
-from tailscale.daemon.requests import DaemonError
+from tailscale.daemon.requests import DaemonAbsent, DaemonError
 os.setgid(65534); os.setuid(65534)
 daemon, told = Client({socket!r}), []
 for method, what in (("GET", "/localapi/v0/status"), ("PATCH", "/localapi/v0/prefs"), ("POST", "stop"), ("GET", "log"),
@@ -403,3 +403,36 @@ async def test_log_reader_that_stops_is_told_what_it_missed() -> None:
         assert await reader.next() == {"event": "Lagged", "missed": 5}
         assert (await reader.next())["message"] == "hello"
     assert log.statistics().lagged == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "heard"),
+    [
+        (b'HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n{"pid":7}', {"pid": 7}),
+        (b"HTTP/1.0 200 OK\r\nCont", None),
+        (b"", None),
+    ],
+)
+def test_an_answer_that_came_whole_is_believed_whatever_the_end(
+    tmp_path: Path, answer: bytes, heard: dict[str, int] | None
+) -> None:
+    """A daemon that ends resets those it has not read to the end: the question here."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def answer_and_end() -> None:
+            caller, _ = server.accept()
+            with caller:
+                caller.recv(1)
+                caller.sendall(answer)
+
+        thread = threading.Thread(target=answer_and_end)
+        thread.start()
+        if heard is None:
+            with pytest.raises(DaemonAbsent, match="hung up"):
+                Client(path).post("stop")
+        else:
+            assert Client(path).post("stop") == heard
+        thread.join()

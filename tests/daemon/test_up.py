@@ -113,7 +113,6 @@ def test_up_says_why_it_cannot(net: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_restart_in_place_keeps_the_process_and_the_device(words: list[str]) -> None:
     run("up", *words, code=0)
     client = Client(places(words[1]).socket)
