@@ -28,7 +28,7 @@ demo: $(READY)  ## a working tailnet on this machine: control server, relay, two
 test: $(READY)  ## the test suite without Go peers and without the slow tests (under two minutes)
 	@$(BIN)/python -m pytest -m 'not slow and not interop and not root' -n 2 --dist worksteal
 
-check: lint types ## formatting, lints, types and the tests with branch coverage per room (under two minutes)
+check: lint types ## formatting, lints, types and the tests with branch coverage per room
 	@$(MAKE) --no-print-directory coverage
 
 lint: $(READY)

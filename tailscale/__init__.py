@@ -12,9 +12,9 @@ Names are imported when they are first used: `import tailscale` itself costs nex
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tailscale._lazy import lazily, names_of
 from tailscale._ownership import check_import_name
 
 if TYPE_CHECKING:
@@ -110,18 +110,10 @@ _HOMES = {
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})
 
 __all__ = ["__version__", *_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    module = _HOME_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module 'tailscale' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tailscale.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOME_OF)
 
 
 def __dir__() -> list[str]:

@@ -22,13 +22,14 @@ from tailscale.dial.dialing import Dialer
 from tailscale.dial.pinging import Pinger
 from tailscale.dial.resolver_access import ResolverAccess
 from tailscale.dns.resolvers import NameResolver
+from tailscale.event_readers import Readers
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import ControlActor, run_control
 from tailscale.runtime.counters import Counted, CountersTaker
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
-from tailscale.runtime.event_feed import Readers, Watch, run_watch
+from tailscale.runtime.event_feed import Watch, run_watch
 from tailscale.runtime.flows import Flows
 from tailscale.runtime.forward_actor import Forwarding, run_forward
 from tailscale.runtime.health import Health

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import socket
 import ssl as ssl_module
 import warnings
@@ -21,6 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import AsyncWithOnly, wrong_face
+from tailscale._lazy import lazily, names_of
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed
@@ -376,32 +376,13 @@ async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, Non
             warnings.warn(message, ResourceWarning, stacklevel=1)
 
 
-_LATER = {
-    "Exits": "tailscale.proxy.aio_face",
-    "Mesh": "tailscale.mesh.aio_face",
-    "serve": "tailscale.proxy.aio_face",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
-    return value
-
+# What stands on a Device: whoever needs none of it loads nothing of it.
+__getattr__ = lazily(
+    __name__,
+    names_of({"tailscale.mesh.aio_face": ("Mesh",), "tailscale.proxy.aio_face": ("Exits", "serve")}),
+)
 
 __all__ = [
-    *(
-        "Capture",
-        "Device",
-        "Exits",
-        "Exposure",
-        "Forward",
-        "Mesh",
-        "TailnetListener",
-        "TailnetSocket",
-        "UdpSocket",
-        "serve",
-    ),
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"),
+    "serve",
 ]

@@ -40,10 +40,10 @@ from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
+from tailscale.event_readers import Readers
 from tailscale.foreign_text import guard_logs
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
-from tailscale.runtime.event_feed import Readers
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket

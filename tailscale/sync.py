@@ -11,13 +11,13 @@ own; this module only hands work to it and waits.
 
 from __future__ import annotations
 
-import importlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import WithOnly, nor_here
+from tailscale._lazy import lazily, names_of
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.threads import bridges
@@ -229,32 +229,13 @@ class Capture(CaptureFace):
         self.close()
 
 
-_LATER = {
-    "Exits": "tailscale.proxy.sync_face",
-    "Mesh": "tailscale.mesh.sync_face",
-    "serve": "tailscale.proxy.sync_face",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """What stands on a Device is imported when it is first used: whoever needs none of it loads nothing of it."""
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
-    return value
-
+# What stands on a Device: whoever needs none of it loads nothing of it.
+__getattr__ = lazily(
+    __name__,
+    names_of({"tailscale.mesh.sync_face": ("Mesh",), "tailscale.proxy.sync_face": ("Exits", "serve")}),
+)
 
 __all__ = [
-    *(
-        "Capture",
-        "Device",
-        "Exits",
-        "Exposure",
-        "Forward",
-        "Mesh",
-        "TailnetListener",
-        "TailnetSocket",
-        "UdpSocket",
-        "serve",
-    ),
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"),
+    "serve",
 ]

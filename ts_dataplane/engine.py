@@ -239,9 +239,8 @@ class Engine:
         if not is_usual and not (peer in self._exits and tables.offers(peer, parsed.source)):
             self.drops[NOT_OWNER] += 1
         elif parsed.protocol == TSMP:
-            self._talk.hear(
-                tables, peer, packet, parsed, is_usual=is_usual
-            )  # before the filter: a ping is answered whatever it says
+            # Before the filter: a ping is answered whatever it says.
+            self._talk.hear(tables, peer, packet, parsed, is_usual=is_usual)
         elif is_source_routed(packet):
             self.drops[SOURCE_ROUTED] += 1
         else:

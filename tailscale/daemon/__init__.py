@@ -6,7 +6,9 @@ module loads nothing else; the names come when they are used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tailscale._lazy import lazily
 
 if TYPE_CHECKING:
     from tailscale.daemon.aio_client import AsyncClient as AsyncClient
@@ -24,9 +26,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, _HOMES)

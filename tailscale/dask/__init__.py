@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tailscale._lazy import lazily
+from ts_base.optional import optional
+
 if TYPE_CHECKING:
     from tailscale.dask.comm import Backend as Backend
     from tailscale.dask.dashboard import dask_setup as dask_setup
@@ -26,13 +29,10 @@ _HOMES = {
 }
 
 
+_load = lazily(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    from ts_base.optional import optional
-
-    if optional("distributed", "Client") is None:
+    if name in _HOMES and optional("distributed", "Client") is None:
         raise ImportError("tailscale.dask needs distributed: pip install 'pytailscale[dask]'")
-    return getattr(import_module(_HOMES[name]), name)
+    return _load(name)

@@ -10,9 +10,9 @@ async with tailscale.Device("laptop") as device, Mesh(device, "notes") as notes:
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from tailscale._lazy import lazily, names_of
 from ts_base.optional import optional
 
 if TYPE_CHECKING:
@@ -66,17 +66,13 @@ _HOMES = {
     "tailscale.mesh.tree": ("Skipped",),
     "ts_mesh.limits": ("MeshLimits",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = names_of(_HOMES)
+_load = lazily(__name__, _HOME_OF)
 
 __all__ = [*_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    module = _HOME_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "Mesh" and optional("wsproto") is None:
         raise ImportError("a mesh speaks WebSocket: pip install 'pytailscale[mesh]'")
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+    return _load(name)

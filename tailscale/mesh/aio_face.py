@@ -21,6 +21,9 @@ from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.faces import (
     MeshFace,
     PeerFace,
+    StoreFace,
+    StreamFace,
+    TransferFace,
     bare,
     begun,
     entering,
@@ -30,19 +33,16 @@ from tailscale.mesh.faces import (
     shown_event,
 )
 from tailscale.threads.awaiting import finished, in_loop
-from tailscale.threads.face import Face, as_work
+from tailscale.threads.face import as_work
 
 if TYPE_CHECKING:
     import os
 
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
-    from tailscale.mesh.stores import Store as TrioStore
     from tailscale.mesh.subscriptions import Message
     from tailscale.mesh.transfers import Offer, Progress, TransferReport
-    from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
-    from tailscale.threads.loop_thread import LoopThread
 
 T = TypeVar("T")
 
@@ -179,7 +179,7 @@ class Mesh(MeshFace):
         return Transfer(begun(self._inside, "pull", source, path, into, resume=resume), self._thread)
 
 
-class Transfer:
+class Transfer(TransferFace):
     """Files under way to or from one peer: `report = await transfer`, or `async with` and `async for`.
 
     ```python no-run: two devices
@@ -189,11 +189,6 @@ class Transfer:
     print(transfer.result.files)
     ```
     """
-
-    def __init__(self, make: Callable[[], TrioTransfer], thread: LoopThread) -> None:
-        self._make = make
-        self._thread = thread
-        self._transfer: TrioTransfer | None = None
 
     async def __aenter__(self) -> Self:
         transfer = self._transfer = await finished(self._thread.submit(as_work(self._make)))
@@ -226,29 +221,9 @@ class Transfer:
             raise StopAsyncIteration from None
         return progress
 
-    def cancel(self) -> None:
-        """Break it off; what has arrived is kept."""
-        with contextlib.suppress(DeviceClosed):
-            self._thread.call_soon(self._entered().cancel)
 
-    @property
-    def result(self) -> TransferReport:
-        """What came of it, once the block was left."""
-        return self._entered().result
-
-    def _entered(self) -> TrioTransfer:
-        if self._transfer is None:
-            raise RuntimeError("use it inside `async with`, or await it")
-        return self._transfer
-
-
-class Stream:
+class Stream(StreamFace):
     """What comes out of the loop one by one."""
-
-    def __init__(self, thread: LoopThread, make: Callable[[], Any], show: Callable[[Any], Any]) -> None:
-        self._thread = thread
-        self._made = thread.submit(as_work(make))
-        self._show = show
 
     async def __aenter__(self) -> Self:
         stream = await finished(self._made)
@@ -271,15 +246,8 @@ class Stream:
             raise StopAsyncIteration from None
 
 
-class Store(Face["TrioStore[Any]"]):
+class Store(StoreFace):
     """A value of each device of the mesh, under one name."""
-
-    def __init__(self, store: TrioStore[Any], thread: LoopThread) -> None:
-        self._store = store
-        self._thread = thread
-
-    def _inside(self) -> TrioStore[Any]:
-        return self._store
 
     async def __aenter__(self) -> Self:
         await finished(self._thread.submit(entering(self._store)))
@@ -288,11 +256,6 @@ class Store(Face["TrioStore[Any]"]):
     async def __aexit__(self, *_: object) -> None:
         with contextlib.suppress(DeviceClosed):
             await finished(self._thread.submit(leaving(self._store)))
-
-    @property
-    def mine(self) -> Any:
-        """Our own value."""
-        return self._store.mine
 
     async def set(self, value: Any) -> None:
         """Replace our value."""
@@ -304,7 +267,7 @@ class Store(Face["TrioStore[Any]"]):
 
     async def of(self, peer: MeshPeer) -> Slice[Any] | None:
         """A peer's slice, if it has told one."""
-        return await finished(self._thread.submit(as_work(lambda: self._store.of(peer._inside()))))
+        return await finished(self._thread.submit(self._slice_of(peer)))
 
     async def items(self) -> list[tuple[MeshPeer, Slice[Any]]]:
         """Every peer that has told one, with its slice."""

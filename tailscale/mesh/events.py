@@ -1,13 +1,11 @@
-"""What `mesh.events()` yields, and the readers of it."""
+"""What `mesh.events()` yields."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
-from tailscale.events import Event, EventStream
+from tailscale.events import Event
 
 if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer
@@ -57,24 +55,3 @@ class TransferDone(Event):
     peer: MeshPeer
     name: str
     error: Exception | None
-
-
-class Readers:
-    """Everybody who reads `mesh.events()`."""
-
-    def __init__(self, drops: Counter[str]) -> None:
-        self._drops = drops
-        self._streams: WeakSet[EventStream] = WeakSet()  # a reader that is forgotten costs nothing more
-
-    def open_stream(self) -> EventStream:
-        stream = EventStream(self._drops)
-        self._streams.add(stream)
-        return stream
-
-    def put(self, event: Event) -> None:
-        for stream in list(self._streams):
-            stream.put(event)
-
-    def close(self) -> None:
-        for stream in list(self._streams):
-            stream.close()

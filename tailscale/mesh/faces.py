@@ -5,6 +5,7 @@ The mesh itself lives in the loop thread of its Device's face. Each face waits i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,10 +18,12 @@ from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
 from tailscale.mesh.stores import Change
 from tailscale.mesh.subscriptions import Message
 from tailscale.mesh.transfers import Inbox
-from tailscale.threads.face import Face
+from tailscale.threads.face import Face, as_work
 
 if TYPE_CHECKING:
-    from tailscale.mesh.transfers import Offer
+    from tailscale.mesh.stores import Slice
+    from tailscale.mesh.stores import Store as TrioStore
+    from tailscale.mesh.transfers import Offer, TransferReport
     from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
     from tailscale.threads.face import DeviceFace
@@ -150,6 +153,61 @@ class PeerFace(Face[TrioMeshPeer]):
 
     def __repr__(self) -> str:
         return repr(self._peer)
+
+
+class TransferFace:
+    """Files under way, from outside the loop. How to wait for them is the face's own."""
+
+    def __init__(self, make: Callable[[], TrioTransfer], thread: LoopThread) -> None:
+        self._make = make
+        self._thread = thread
+        self._transfer: TrioTransfer | None = None
+
+    def cancel(self) -> None:
+        """Break it off; what has arrived is kept."""
+        with contextlib.suppress(DeviceClosed):
+            self._thread.call_soon(self._entered().cancel)
+
+    @property
+    def result(self) -> TransferReport:
+        """What came of it, once the block was left."""
+        return self._entered().result
+
+    def _entered(self) -> TrioTransfer:
+        if self._transfer is None:
+            raise RuntimeError(
+                "this transfer has not begun: use it inside `with` (asyncio: `async with`), or wait for it"
+            )
+        return self._transfer
+
+
+class StreamFace:
+    """What comes out of the loop one by one."""
+
+    def __init__(self, thread: LoopThread, make: Callable[[], Any], show: Callable[[Any], Any]) -> None:
+        self._thread = thread
+        self._made = thread.submit(as_work(make))
+        self._show = show
+
+
+class StoreFace(Face["TrioStore[Any]"]):
+    """A value of each device of the mesh, under one name."""
+
+    def __init__(self, store: TrioStore[Any], thread: LoopThread) -> None:
+        self._store = store
+        self._thread = thread
+
+    def _inside(self) -> TrioStore[Any]:
+        return self._store
+
+    @property
+    def mine(self) -> Any:
+        """Our own value."""
+        return self._store.mine
+
+    def _slice_of(self, peer: PeerFace) -> Callable[[], Awaitable[Slice[Any] | None]]:
+        """The work of looking at a peer's slice."""
+        return as_work(lambda: self._store.of(peer._inside()))
 
 
 def bare(to: Any) -> str | TrioMeshPeer:

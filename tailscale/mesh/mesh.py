@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 import trio
 
 from tailscale.errors import DeviceClosed, DeviceNotReady
+from tailscale.event_readers import Readers
 from tailscale.events import EventStream
 from tailscale.mesh.answering import answer_all
 from tailscale.mesh.broadcasting import BroadcastReport, broadcast
-from tailscale.mesh.events import Readers, TransferDone
+from tailscale.mesh.events import TransferDone
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
 from tailscale.mesh.roster import Roster

@@ -13,7 +13,7 @@ from ts_mesh.limits import MeshLimits
 
 if TYPE_CHECKING:
     from tailscale.device import Device
-    from tailscale.mesh.events import Readers
+    from tailscale.event_readers import Readers
     from tailscale.mesh.file_seam import FileService
     from tailscale.nodes import Node
 

@@ -22,6 +22,9 @@ from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.faces import (
     MeshFace,
     PeerFace,
+    StoreFace,
+    StreamFace,
+    TransferFace,
     bare,
     begun,
     entering,
@@ -30,19 +33,16 @@ from tailscale.mesh.faces import (
     shown,
     shown_event,
 )
-from tailscale.threads.face import Face, as_work
+from tailscale.threads.face import as_work
 
 if TYPE_CHECKING:
     import os
 
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
-    from tailscale.mesh.stores import Store as TrioStore
     from tailscale.mesh.subscriptions import Message
     from tailscale.mesh.transfers import Offer, Progress, TransferReport
-    from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
-    from tailscale.threads.loop_thread import LoopThread
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ class Mesh(MeshFace):
         return Transfer(begun(self._inside, "pull", source, path, into, resume=resume), self._thread)
 
 
-class Transfer:
+class Transfer(TransferFace):
     """Files under way to or from one peer: `report = transfer.wait()`, or `with` and `for`.
 
     ```python no-run: two devices
@@ -188,11 +188,6 @@ class Transfer:
     print(transfer.result.files)
     ```
     """
-
-    def __init__(self, make: Callable[[], TrioTransfer], thread: LoopThread) -> None:
-        self._make = make
-        self._thread = thread
-        self._transfer: TrioTransfer | None = None
 
     def __enter__(self) -> Self:
         transfer = self._transfer = self._thread.submit(as_work(self._make)).wait()
@@ -223,29 +218,9 @@ class Transfer:
             raise StopIteration from None
         return progress
 
-    def cancel(self) -> None:
-        """Break it off; what has arrived is kept."""
-        with contextlib.suppress(DeviceClosed):
-            self._thread.call_soon(self._entered().cancel)
 
-    @property
-    def result(self) -> TransferReport:
-        """What came of it, once the block was left."""
-        return self._entered().result
-
-    def _entered(self) -> TrioTransfer:
-        if self._transfer is None:
-            raise RuntimeError("use it inside `with`, or wait() for it")
-        return self._transfer
-
-
-class Stream:
+class Stream(StreamFace):
     """What comes out of the loop one by one."""
-
-    def __init__(self, thread: LoopThread, make: Callable[[], Any], show: Callable[[Any], Any]) -> None:
-        self._thread = thread
-        self._made = thread.submit(as_work(make))
-        self._show = show
 
     def __enter__(self) -> Self:
         stream = self._made.wait()
@@ -268,15 +243,8 @@ class Stream:
             raise StopIteration from None
 
 
-class Store(Face["TrioStore[Any]"]):
+class Store(StoreFace):
     """A value of each device of the mesh, under one name."""
-
-    def __init__(self, store: TrioStore[Any], thread: LoopThread) -> None:
-        self._store = store
-        self._thread = thread
-
-    def _inside(self) -> TrioStore[Any]:
-        return self._store
 
     def __enter__(self) -> Self:
         self._thread.submit(entering(self._store)).wait()
@@ -285,11 +253,6 @@ class Store(Face["TrioStore[Any]"]):
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(DeviceClosed):
             self._thread.submit(leaving(self._store)).wait()
-
-    @property
-    def mine(self) -> Any:
-        """Our own value."""
-        return self._store.mine
 
     def set(self, value: Any) -> None:
         """Replace our value."""
@@ -301,7 +264,7 @@ class Store(Face["TrioStore[Any]"]):
 
     def of(self, peer: MeshPeer) -> Slice[Any] | None:
         """A peer's slice, if it has told one."""
-        return self._thread.submit(as_work(lambda: self._store.of(peer._inside()))).wait()
+        return self._thread.submit(self._slice_of(peer)).wait()
 
     def items(self) -> list[tuple[MeshPeer, Slice[Any]]]:
         """Every peer that has told one, with its slice."""

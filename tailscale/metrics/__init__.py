@@ -11,7 +11,9 @@ The table of names is docs/metrics.md. Importing this module loads nothing else;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tailscale._lazy import lazily
 
 if TYPE_CHECKING:
     from tailscale.metrics.looking import view as view
@@ -29,9 +31,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, _HOMES)

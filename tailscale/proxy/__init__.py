@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tailscale._lazy import lazily, names_of
 
 if TYPE_CHECKING:
     from tailscale.proxy.errors import NoExit as NoExit
@@ -40,14 +42,7 @@ _HOMES = {
     "ts_proxy.breaker": ("Breaker",),
     "ts_proxy.policy": ("BadPolicy",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = names_of(_HOMES)
 
 __all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__ = lazily(__name__, _HOME_OF)

@@ -26,6 +26,7 @@ from weakref import WeakSet
 import trio
 
 from tailscale.errors import DeviceClosed, NameNotFound, TailscaleError
+from tailscale.event_readers import Readers
 from tailscale.events import EventStream, PathChanged, PeerChanged, PeerDown, PeerUp
 from tailscale.proxy.errors import NoExit
 from tailscale.proxy.events import ExitBroken, ExitChosen, ExitLost, ExitRecovered
@@ -91,7 +92,7 @@ class LiveChoice:
         self._pool_file = pool_file
         self._exits: dict[str, ExitNode] = {}
         self._nodes: dict[str, Node] = {}  # also of exits that have gone: events name them
-        self._readers: WeakSet[EventStream] = WeakSet()
+        self._readers = Readers(self.drops)
         self._open: dict[str, WeakSet[TcpStream | UdpSocket]] = {}  # what goes through each exit
         self._watched: dict[str, _Watched] = {}
         self._bells: set[trio.Event] = set()
@@ -190,8 +191,7 @@ class LiveChoice:
         for message in news:
             self._do(message)
         for event in filter(None, map(self._as_event, news)):
-            for reader in list(self._readers):
-                reader.put(event)
+            self._readers.put(event)
         if news:
             self.look_again()
             self._bell.set()
@@ -225,8 +225,7 @@ class LiveChoice:
 
     def open_stream(self) -> EventStream:
         """One more reader of what happens from now on."""
-        stream = EventStream(self.drops)
-        self._readers.add(stream)
+        stream = self._readers.open_stream()
         self.use()
         return stream
 
@@ -363,8 +362,7 @@ class LiveChoice:
             self._is_following = False
             if self._pool_file is not None and self._saved != self.choice.pool.keys:
                 self._pool_file.save_now(self.choice.pool.keys)
-            for reader in list(self._readers):  # the device ends
-                reader.close()
+            self._readers.close()  # the device ends
 
     async def _follow_while_needed(self, nursery: trio.Nursery) -> None:
         while self._is_needed():

@@ -1,23 +1,21 @@
 """From bus messages to public events and active warnings, in the words of `tailscale.events`.
 
-Owns the readers' streams and the last netmap they were told about. Unchanged peers are the same objects in two netmaps,
+Owns the last netmap that readers were told about. Unchanged peers are the same objects in two netmaps,
 so telling what changed costs what changed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.event_readers import Readers
 from tailscale.events import (
     Event,
-    EventStream,
     HealthChanged,
     KeyExpiring,
     LoginNeeded,
@@ -59,39 +57,6 @@ async def run_watch(bus: Bus, watch: Watch, *, task_status: trio.TaskStatus[None
         task_status.started()
         while True:
             watch.hear(await inbox.receive())
-
-
-class ReaderStatistics(NamedTuple):
-    readers: int
-    drops: dict[str, int]
-
-
-class Readers:
-    """Everybody who reads `device.events()`. There before the Device is entered: joining is worth watching."""
-
-    def __init__(self) -> None:
-        self.drops: Counter[str] = Counter()
-        self._streams: WeakSet[EventStream] = WeakSet()  # a reader that is forgotten costs nothing more
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    def open_stream(self) -> EventStream:
-        """One more reader, which hears everything from now on."""
-        stream = EventStream(self.drops)
-        self._streams.add(stream)
-        return stream
-
-    def statistics(self) -> ReaderStatistics:
-        return ReaderStatistics(len(self._streams), dict(self.drops))
-
-    def close(self) -> None:
-        for stream in list(self._streams):
-            stream.close()
-
-    def put(self, event: Event) -> None:
-        for stream in list(self._streams):
-            stream.put(event)
 
 
 class Watch:

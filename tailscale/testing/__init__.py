@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tailscale._lazy import lazily
 
 if TYPE_CHECKING:
     from tailscale.testing.exits import PlayedExit as PlayedExit
@@ -20,9 +22,4 @@ _HOMES = {
 __all__ = ["PlayedExit", "Tailnet", "VirtualNetwork"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, _HOMES)

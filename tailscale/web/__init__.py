@@ -12,7 +12,9 @@ Importing this module loads nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tailscale._lazy import lazily
 
 if TYPE_CHECKING:
     from tailscale.web.server import serve_page as serve_page
@@ -20,9 +22,4 @@ if TYPE_CHECKING:
 __all__ = ["serve_page"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tailscale.web.server import serve_page
-
-    return serve_page
+__getattr__ = lazily(__name__, {"serve_page": "tailscale.web.server"})

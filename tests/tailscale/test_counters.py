@@ -10,13 +10,13 @@ import trio
 from tailnet_scripts import echo_service, echoed
 from trio.testing import MockClock
 
+from tailscale.event_readers import Readers
 from tailscale.events import QUEUE_LIMIT, StateChanged
 from tailscale.metrics import view
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_line import JOB_LIMIT, Jobs
 from tailscale.runtime.counters import CountersTaker
-from tailscale.runtime.event_feed import Readers
 from tailscale.runtime.health import WARNING_LIMIT, Health
 from tailscale.runtime.supervision import Supervision
 from tailscale.status import FileTransfer, PathTraffic, Status
