@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailscale import sync
-from tests.tailscale.thread_scripts import introduce, tailnet_thread
+from tailscale.testing.threaded import TailnetThread
+from tests.tailscale.thread_scripts import introduce
 
 HOME = Path(os.environ.get("PYTAILSCALE_ENGINES") or Path.home() / ".cache/pytailscale/engines")
 PYTHON = HOME / "venv/bin/python"
@@ -211,9 +212,9 @@ def attempt(engine: Engine) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         for command in engine.commands(folder):
             stack.enter_context(running(command, folder))
-        net = stack.enter_context(tailnet_thread())
-        server = stack.enter_context(sync.Device("engine", **net.options))
-        client = stack.enter_context(sync.Device("app", **net.options))
+        net = stack.enter_context(TailnetThread())
+        server = stack.enter_context(sync.Device("engine", **net.options()))
+        client = stack.enter_context(sync.Device("app", **net.options()))
         introduce(server, client)
         ways = []
         for port, local_port in engine.ports.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tailscale.thread_scripts import tailnet_thread
+from tailscale.testing.threaded import TailnetThread
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]  # jupyter_client has warnings of its own
 NOTEBOOK = Path(__file__).parents[2] / "examples/dask_on_a_tailnet.ipynb"
@@ -32,8 +32,8 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not [cell for cell in cells if cell.outputs or cell.execution_count], "outputs hold addresses, perhaps a key"
-    with tailnet_thread() as net:
-        control, key = net.net.control.url, net.do(lambda: net.net.auth_key(reusable=True))
+    with TailnetThread() as net:
+        control, key = net.control_url, net.auth_key(reusable=True)
         monkeypatch.setenv("TS_CONTROL_URL", control)
         monkeypatch.setenv("TS_AUTHKEY", key)
         client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from tailscale import aio, sync
+from tailscale.testing.threaded import TailnetThread
 from tests.interop.processes import PORTS
-from tests.tailscale.thread_scripts import ThreadedTailnet, introduce, tailnet_thread
+from tests.tailscale.thread_scripts import introduce
 
 pytestmark = pytest.mark.interop
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
@@ -41,14 +42,14 @@ def lacking(what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
 @pytest.fixture(scope="module")
-def pair(net: ThreadedTailnet) -> Iterator[tuple[sync.Device, sync.Device]]:
-    with sync.Device("app", **net.options) as app, sync.Device("db", **net.options) as db:
+def pair(net: TailnetThread) -> Iterator[tuple[sync.Device, sync.Device]]:
+    with sync.Device("app", **net.options()) as app, sync.Device("db", **net.options()) as db:
         introduce(app, db)
         yield app, db
 
@@ -132,11 +133,11 @@ def test_psycopg_over_a_private_unix_socket(pair: Pair, postgres: int, tmp_path:
             psycopg.connect(host=str(tmp_path), port=5432, user="nobody", dbname="postgres")
 
 
-def test_asyncpg_over_a_loopback_forward(net: ThreadedTailnet, pair: Pair, postgres: int) -> None:
+def test_asyncpg_over_a_loopback_forward(net: TailnetThread, pair: Pair, postgres: int) -> None:
     asyncpg = library("asyncpg")
 
     async def main() -> None:
-        async with aio.Device("async-app", **net.options) as app, asyncio.timeout(30):
+        async with aio.Device("async-app", **net.options()) as app, asyncio.timeout(30):
             while "db" not in [node.hostname for node in app.peers.values()]:  # noqa: ASYNC110 - the map arrives when it does
                 await asyncio.sleep(0.01)
             with pair[1].expose(5433, local_port=postgres), await app.forward("db", 5433) as way:
@@ -219,14 +220,14 @@ def test_uvicorn_serves_the_tailnet_and_sees_tailnet_addresses(pair: Pair) -> No
     sock.close()
 
 
-def test_aiohttp_both_sides(net: ThreadedTailnet) -> None:
+def test_aiohttp_both_sides(net: TailnetThread) -> None:
     aiohttp, web = library("aiohttp"), library("aiohttp.web")
 
     async def main() -> None:
         async with (
             asyncio.timeout(30),
-            aio.Device("web", **net.options) as server,
-            aio.Device("browser", **net.options) as client,
+            aio.Device("web", **net.options()) as server,
+            aio.Device("browser", **net.options()) as client,
         ):
             while "web" not in [node.hostname for node in client.peers.values()]:  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)

@@ -11,27 +11,32 @@ from typing import Any
 
 import pytest
 import trustme
-from thread_scripts import ThreadedTailnet, our_threads, reaches, tailnet_thread
+from thread_scripts import our_threads, reaches
 
 from tailscale import ConnectionRefused, ControlUnreachable, DeviceClosed, NameNotFound, aio, sync
 from tailscale.http import AsyncTransport
+from tailscale.testing.threaded import TailnetThread
 
 Device = aio.Device
 Test = Callable[[Device, Device], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
-def run(net: ThreadedTailnet, test: Test, *, debug: bool = True) -> None:
+def run(net: TailnetThread, test: Test, *, debug: bool = True) -> None:
     """A fresh pair of devices under asyncio's debug mode; nothing may be left behind."""
     before = our_threads()
 
     async def main() -> None:
-        async with asyncio.timeout(20), Device("left", **net.options) as left, Device("right", **net.options) as right:
+        async with (
+            asyncio.timeout(20),
+            Device("left", **net.options()) as left,
+            Device("right", **net.options()) as right,
+        ):
             await meet(left, right)
             await test(left, right)
 
@@ -57,7 +62,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await writer.wait_closed()
 
 
-def test_streams_carry_bytes_and_half_closes(net: ThreadedTailnet) -> None:
+def test_streams_carry_bytes_and_half_closes(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         callers = []
 
@@ -82,7 +87,7 @@ def test_streams_carry_bytes_and_half_closes(net: ThreadedTailnet) -> None:
     run(net, test)
 
 
-def test_questions_and_their_typed_errors(net: ThreadedTailnet) -> None:
+def test_questions_and_their_typed_errors(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         assert (left.name, left.hostname, left.ipv6) == ("left.tailnet.test", "left", left.node.ipv6)
         assert await left.resolve("right") == right.ipv4
@@ -102,7 +107,7 @@ def test_questions_and_their_typed_errors(net: ThreadedTailnet) -> None:
     run(net, test)
 
 
-def test_datagrams(net: ThreadedTailnet) -> None:
+def test_datagrams(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         async with await right.udp(53) as server, await left.udp() as client:
             await client.send_to(b"ping", ("right", 53))
@@ -115,7 +120,7 @@ def test_datagrams(net: ThreadedTailnet) -> None:
     run(net, test)
 
 
-def test_cancelled_call_ends_in_the_thread_too(net: ThreadedTailnet) -> None:
+def test_cancelled_call_ends_in_the_thread_too(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         async with await right.udp(0) as udp:
             with pytest.raises(TimeoutError):
@@ -135,11 +140,11 @@ def test_cancelled_call_ends_in_the_thread_too(net: ThreadedTailnet) -> None:
     run(net, test)
 
 
-def test_busy_event_loop_drops_no_peer(net: ThreadedTailnet) -> None:
+def test_busy_event_loop_drops_no_peer(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         server = await right.start_server(echo, 80)
         reader, writer = await left.open_connection("right", 80)
-        with sync.Device("watcher", **net.options) as watcher:
+        with sync.Device("watcher", **net.options()) as watcher:
             while not reaches(watcher, "left"):  # noqa: ASYNC110 - the map arrives when it does
                 await asyncio.sleep(0.005)
             replies: list[float] = []
@@ -155,7 +160,7 @@ def test_busy_event_loop_drops_no_peer(net: ThreadedTailnet) -> None:
     run(net, test, debug=False)
 
 
-def test_reset_and_abort(net: ThreadedTailnet) -> None:
+def test_reset_and_abort(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             sock = writer.get_extra_info("socket")
@@ -172,7 +177,7 @@ def test_reset_and_abort(net: ThreadedTailnet) -> None:
     run(net, test)
 
 
-def test_reader_that_does_not_read_holds_the_writer_back(net: ThreadedTailnet) -> None:
+def test_reader_that_does_not_read_holds_the_writer_back(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         release = asyncio.Event()
 
@@ -197,7 +202,7 @@ def test_reader_that_does_not_read_holds_the_writer_back(net: ThreadedTailnet) -
     run(net, test)
 
 
-def test_tls_both_ways(net: ThreadedTailnet) -> None:
+def test_tls_both_ways(net: TailnetThread) -> None:
     authority = trustme.CA()
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("right").configure_cert(server_side)
@@ -218,7 +223,7 @@ def test_tls_both_ways(net: ThreadedTailnet) -> None:
 
 
 @pytest.mark.parametrize("name", ["httpx", "httpx2"])
-def test_httpx_under_asyncio(net: ThreadedTailnet, name: str) -> None:
+def test_httpx_under_asyncio(net: TailnetThread, name: str) -> None:
     library = pytest.importorskip(name)
     authority = trustme.CA()
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -261,7 +266,7 @@ def test_httpx_under_asyncio(net: ThreadedTailnet, name: str) -> None:
     run(net, test, debug=False)
 
 
-def test_protocols_and_forwards(net: ThreadedTailnet, tmp_path: Any) -> None:
+def test_protocols_and_forwards(net: TailnetThread, tmp_path: Any) -> None:
     class Upper(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self.transport: Any = transport
@@ -297,13 +302,13 @@ def test_protocols_and_forwards(net: ThreadedTailnet, tmp_path: Any) -> None:
     run(net, test)
 
 
-def test_events_arrive_and_end(net: ThreadedTailnet) -> None:
+def test_events_arrive_and_end(net: TailnetThread) -> None:
     async def main() -> None:
-        device = Device("listener", **net.options)
+        device = Device("listener", **net.options())
         names: list[str] = []
         async with device:
             events = device.events()  # from now on, whenever they are read
-            async with Device("late", **net.options) as late:
+            async with Device("late", **net.options()) as late:
                 await meet(device, late)
 
             async def listen() -> None:
@@ -319,8 +324,8 @@ def test_events_arrive_and_end(net: ThreadedTailnet) -> None:
     asyncio.run(main())
 
 
-def test_callables_run_in_the_programs_event_loop(net: ThreadedTailnet) -> None:
-    options = net.options
+def test_callables_run_in_the_programs_event_loop(net: TailnetThread) -> None:
+    options = net.options()
     key, seen = options.pop("auth_key"), []
 
     async def fetch_key() -> str:
@@ -335,11 +340,11 @@ def test_callables_run_in_the_programs_event_loop(net: ThreadedTailnet) -> None:
     asyncio.run(main())
 
 
-def test_end_of_the_loop_ends_the_thread(net: ThreadedTailnet) -> None:
+def test_end_of_the_loop_ends_the_thread(net: TailnetThread) -> None:
     before = our_threads()
 
     async def main() -> None:
-        async with Device("brief", **net.options) as device:
+        async with Device("brief", **net.options()) as device:
             asyncio.get_running_loop().call_later(0.05, asyncio.current_task().cancel)  # type: ignore[union-attr]
             await (await device.udp()).receive()
 
@@ -348,7 +353,7 @@ def test_end_of_the_loop_ends_the_thread(net: ThreadedTailnet) -> None:
     assert our_threads() == before
 
 
-def test_cancelled_and_failed_starts_leave_nothing(net: ThreadedTailnet) -> None:
+def test_cancelled_and_failed_starts_leave_nothing(net: TailnetThread) -> None:
     before = our_threads()
 
     async def main() -> None:
@@ -358,7 +363,7 @@ def test_cancelled_and_failed_starts_leave_nothing(net: ThreadedTailnet) -> None
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1), Device(control_url="http://127.0.0.1:9", ready_timeout=30):
                 pass
-        device = Device("once", **net.options)
+        device = Device("once", **net.options())
         async with device:
             pass
         with pytest.raises(DeviceClosed):

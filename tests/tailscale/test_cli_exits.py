@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-import trio
 from exit_scripts import exit_node
 from proxy_scripts import cut, desk_and_exits, outside
-from thread_scripts import ThreadedTailnet, tailnet_thread
 from trio.testing import MockClock
 
 from tailscale.cli import main
@@ -18,6 +17,7 @@ from tailscale.cli.exits import measure, show
 from tailscale.cli.screen import Screen
 from tailscale.proxy import Exits
 from tailscale.testing import Tailnet
+from tailscale.testing.threaded import TailnetThread
 
 
 def test_exits_lists_them_and_says_which_one_is_taken(
@@ -25,9 +25,13 @@ def test_exits_lists_them_and_says_which_one_is_taken(
 ) -> None:
     for name in ("TS_AUTHKEY", "TS_AUTH_KEY", "TS_CONTROL_URL", "TS_HOSTNAME"):
         monkeypatch.delenv(name, raising=False)
-    with tailnet_thread() as net:
-        trio.from_thread.run(exit_node, net.net, "swiss", trio_token=net.do(trio.lowlevel.current_trio_token))
-        join = [*("--control-url", net.options["control_url"]), *("--auth-key", net.options["auth_key"]), "--ephemeral"]
+    with TailnetThread() as net:
+        net.wait_for(partial(exit_node, net.inner, "swiss"))
+        join = [
+            *("--control-url", net.options()["control_url"]),
+            *("--auth-key", net.options()["auth_key"]),
+            "--ephemeral",
+        ]
         assert main(["exits", *join]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].split() == ["NAME", "LOCATION", "STATE", "PATH", "LATENCY", "priority", "address"]
@@ -38,7 +42,7 @@ def test_exits_lists_them_and_says_which_one_is_taken(
         assert capsys.readouterr().out == "none: only the tailnet and the subnets that it routes\n"
 
 
-def check_json(net: ThreadedTailnet, capsys: pytest.CaptureFixture[str]) -> None:
+def check_json(net: TailnetThread, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exits", "NL", "--json", *fresh(net)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["choice"], found["policy"], found["current"]) == ("NL", "NL", None)
@@ -47,8 +51,8 @@ def check_json(net: ThreadedTailnet, capsys: pytest.CaptureFixture[str]) -> None
     assert exit_standing["reason"] == "it is in an unknown country"
 
 
-def fresh(net: ThreadedTailnet) -> list[str]:
-    options = net.options
+def fresh(net: TailnetThread) -> list[str]:
+    options = net.options()
     return ["--control-url", options["control_url"], "--auth-key", options["auth_key"], "--ephemeral"]
 
 

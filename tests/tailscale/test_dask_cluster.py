@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from thread_scripts import ThreadedTailnet, our_threads, read_all, tailnet_thread
+from thread_scripts import our_threads, read_all
 
 from tailscale import sync
+from tailscale.testing.threaded import TailnetThread
 
 distributed = pytest.importorskip("distributed")
 
@@ -29,14 +30,14 @@ def wait_at_the_gate(n: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
 @pytest.fixture(scope="module")
-def device(net: ThreadedTailnet) -> Iterator[sync.Device]:
-    with sync.Device("farm", **net.options) as device:
+def device(net: TailnetThread) -> Iterator[sync.Device]:
+    with sync.Device("farm", **net.options()) as device:
         tailscale.dask.use(device)
         yield device
         tailscale.dask.use(None)
@@ -173,10 +174,8 @@ def test_listening_elsewhere_is_refused(device: sync.Device) -> None:
     asyncio.run(test())
 
 
-def test_device_opens_at_first_use_and_is_gone_when_closed(
-    net: ThreadedTailnet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = net.options
+def test_device_opens_at_first_use_and_is_gone_when_closed(net: TailnetThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = net.options()
     monkeypatch.setenv("TS_CONTROL_URL", options["control_url"])
     monkeypatch.setenv("TS_AUTHKEY", options["auth_key"])
     monkeypatch.setenv("TS_HOSTNAME", "lazy")
@@ -203,8 +202,8 @@ def test_device_opens_at_first_use_and_is_gone_when_closed(
         held.started()
 
 
-def test_rejected_key_is_told_at_once(net: ThreadedTailnet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TS_CONTROL_URL", net.options["control_url"])
+def test_rejected_key_is_told_at_once(net: TailnetThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TS_CONTROL_URL", net.options()["control_url"])
     monkeypatch.setenv("TS_AUTHKEY", "tskey-auth-wrong")
 
     async def test() -> None:

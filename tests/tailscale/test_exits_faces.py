@@ -7,27 +7,26 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trio
 from exit_scripts import WEB, Internet, exit_node
-from thread_scripts import ThreadedTailnet, tailnet_thread
 
 import tailscale
 from tailscale import aio, sync
 from tailscale.proxy import BadPolicy, Exits, NoExit
 from tailscale.proxy.exits import ExitsOptions
+from tailscale.testing.threaded import TailnetThread
 
 DIFFERENT = {"tcp_connect", "connect_anywhere", "on"}  # each face has its own streams, and belongs to a device
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
-        token = net.do(trio.lowlevel.current_trio_token)
-        trio.from_thread.run(play_exit, net.net, trio_token=token)
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
+        net.wait_for(partial(play_exit, net.inner))
         yield net
 
 
@@ -36,9 +35,9 @@ async def play_exit(tailnet: Any) -> None:
     Internet(device, SimpleNamespace(start_soon=device.spawn))  # type: ignore[arg-type]
 
 
-def test_asyncio_programs_connect_by_exits(net: ThreadedTailnet) -> None:
+def test_asyncio_programs_connect_by_exits(net: TailnetThread) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), aio.Device("desk", **net.options) as desk:
+        async with asyncio.timeout(20), aio.Device("desk", **net.options()) as desk:
             while not await desk.exit_nodes():
                 await desk.ping("swiss")
             exits = aio.Exits(desk, nodes=["swiss"])
@@ -67,8 +66,8 @@ def test_asyncio_programs_connect_by_exits(net: ThreadedTailnet) -> None:
     asyncio.run(main())
 
 
-def test_threads_connect_by_exits(net: ThreadedTailnet) -> None:
-    with sync.Device("desk", **net.options) as desk:
+def test_threads_connect_by_exits(net: TailnetThread) -> None:
+    with sync.Device("desk", **net.options()) as desk:
         while not desk.exit_nodes:
             desk.ping("swiss")
         exits = sync.Exits(desk, nodes=["swiss"])

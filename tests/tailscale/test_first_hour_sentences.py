@@ -12,7 +12,7 @@ import httpx
 import pytest
 import trio
 from tailnet_scripts import echo_service
-from thread_scripts import introduce, tailnet_thread
+from thread_scripts import introduce
 from trio.testing import MockClock
 
 import tailscale
@@ -20,6 +20,7 @@ from tailscale import aio, sync
 from tailscale.dial.dialing import host_and_port
 from tailscale.http import AsyncTransport, Transport
 from tailscale.testing import Tailnet
+from tailscale.testing.threaded import TailnetThread
 
 
 def enter_under_asyncio() -> None:
@@ -168,9 +169,9 @@ async def test_a_failed_dial_shows_the_program_and_not_our_files(autojump_clock:
 
 def test_a_failed_dial_in_plain_threads_is_short() -> None:
     with (
-        tailnet_thread() as threaded,
-        sync.Device("pear", **threaded.options) as pear,
-        sync.Device("s", **threaded.options) as s,
+        TailnetThread() as threaded,
+        sync.Device("pear", **threaded.options()) as pear,
+        sync.Device("s", **threaded.options()) as s,
     ):
         with pytest.raises(tailscale.NameNotFound) as caught:
             s.connect("nobody.tailnet.test", 80)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from thread_scripts import ThreadedTailnet, our_threads, tailnet_thread
+from thread_scripts import our_threads
 
 from tailscale import aio, sync
 from tailscale.mesh import (
@@ -25,11 +25,12 @@ from tailscale.mesh import (
     aio_face,
     sync_face,
 )
+from tailscale.testing.threaded import TailnetThread
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
@@ -44,9 +45,9 @@ def test_faces_have_every_verb(face: object) -> None:
 INSIDE = {"start", "sessions", "files", "carry_files", "line_of", "line_to", "admit", "dismiss"}
 
 
-def test_asyncio(net: ThreadedTailnet) -> None:
+def test_asyncio(net: TailnetThread) -> None:
     async def main() -> None:
-        async with asyncio.timeout(30), aio.Device("a", **net.options) as a, aio.Device("b", **net.options) as b:
+        async with asyncio.timeout(30), aio.Device("a", **net.options()) as a, aio.Device("b", **net.options()) as b:
             async with aio.Mesh(a, "notes") as left, aio.Mesh(b, "notes", name="bob") as right:
                 async with right.subscribe("chat") as inbox:
                     bob = await left.peer("b", timeout=20)
@@ -92,8 +93,8 @@ def test_asyncio(net: ThreadedTailnet) -> None:
     assert our_threads() == before
 
 
-def test_threads(net: ThreadedTailnet) -> None:
-    with sync.Device("c", **net.options) as c, sync.Device("d", **net.options) as d:
+def test_threads(net: TailnetThread) -> None:
+    with sync.Device("c", **net.options()) as c, sync.Device("d", **net.options()) as d:
         with sync.Mesh(c, "wiki") as left, sync.Mesh(d, "wiki") as right:
             with right.subscribe("chat") as inbox:
                 peer = left.peer("d", timeout=20)
@@ -113,7 +114,7 @@ def test_threads(net: ThreadedTailnet) -> None:
         assert not server.is_alive()
 
 
-def test_files_by_asyncio(net: ThreadedTailnet, tmp_path: Path) -> None:
+def test_files_by_asyncio(net: TailnetThread, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "leaf").write_bytes(b"leaf")
     asked: list[tuple[str, object]] = []
@@ -123,7 +124,7 @@ def test_files_by_asyncio(net: ThreadedTailnet, tmp_path: Path) -> None:
         return "unwanted" not in offer.paths
 
     async def main() -> None:
-        async with asyncio.timeout(30), aio.Device("e", **net.options) as e, aio.Device("f", **net.options) as f:
+        async with asyncio.timeout(30), aio.Device("e", **net.options()) as e, aio.Device("f", **net.options()) as f:
             inbox = Inbox(tmp_path / "in", accept=accept)
             async with aio.Mesh(e, "files", share={"docs": tmp_path / "tree"}) as left:
                 async with aio.Mesh(f, "files", receive=inbox) as right:
@@ -147,7 +148,7 @@ def test_files_by_asyncio(net: ThreadedTailnet, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_files_by_threads(net: ThreadedTailnet, tmp_path: Path) -> None:
+def test_files_by_threads(net: TailnetThread, tmp_path: Path) -> None:
     (tmp_path / "leaf").write_bytes(b"leaf")
     here = threading.get_ident()
     asked: list[bool] = []
@@ -156,7 +157,7 @@ def test_files_by_threads(net: ThreadedTailnet, tmp_path: Path) -> None:
         asked.append(threading.get_ident() == here)
         return offer.sender.node.hostname == "g"
 
-    with sync.Device("g", **net.options) as g, sync.Device("h", **net.options) as h:
+    with sync.Device("g", **net.options()) as g, sync.Device("h", **net.options()) as h:
         with sync.Mesh(g, "files") as left, sync.Mesh(h, "files", receive=Inbox(tmp_path / "in", accept=accept)):
             with left.peer("h", timeout=20).push(tmp_path / "leaf") as transfer:
                 assert [progress.fraction for progress in transfer][-1] == 1.0

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from thread_scripts import ThreadedTailnet, tailnet_thread
 
 import tailscale
 from tailscale.testing import Tailnet
+from tailscale.testing.threaded import TailnetThread
 
 IN_A_FORK = """
 import os, tailscale
@@ -61,8 +61,8 @@ FACES = pytest.mark.parametrize("face", OPENING)
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
@@ -71,10 +71,10 @@ def program(face: str, options: str = "{}", body: str = "pass") -> str:
     return IN_A_FORK + "\n".join(line[8:] for line in lines)
 
 
-def ended_by_sigterm(net: ThreadedTailnet, code: str) -> tuple[int, str]:
+def ended_by_sigterm(net: TailnetThread, code: str) -> tuple[int, str]:
     """What a program died of when it was told to end once it was up, and what it said about that."""
-    key = net.do(lambda: net.net.auth_key(reusable=True))
-    command = [sys.executable, "-W", "error", "-c", code, net.net.control.url, key]
+    key = net.auth_key(reusable=True)
+    command = [sys.executable, "-W", "error", "-c", code, net.control_url, key]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "up\n", running.communicate()[1]
@@ -83,35 +83,35 @@ def ended_by_sigterm(net: ThreadedTailnet, code: str) -> tuple[int, str]:
         return running.returncode, said + complained
 
 
-def labels(net: ThreadedTailnet) -> list[str]:
-    return [node.label for node in net.do(lambda: list(net.net.control.server.directory))]
+def labels(net: TailnetThread) -> list[str]:
+    return [node.label for node in net.do(lambda: list(net.inner.control.server.directory))]
 
 
-def ghosts(net: ThreadedTailnet) -> list[str]:
+def ghosts(net: TailnetThread) -> list[str]:
     return [label for label in labels(net) if "ghost" in label]
 
 
 @FACES
-def test_sigterm_kills_after_the_goodbye(net: ThreadedTailnet, face: str) -> None:
+def test_sigterm_kills_after_the_goodbye(net: TailnetThread, face: str) -> None:
     assert ended_by_sigterm(net, program(face)) == (-signal.SIGTERM, "")
     assert ghosts(net) == []
 
 
 @pytest.mark.slow
-def test_sigterm_with_two_devices_waits_for_both(net: ThreadedTailnet) -> None:
+def test_sigterm_with_two_devices_waits_for_both(net: TailnetThread) -> None:
     second = "tailscale.sync.Device('ghost-too', control_url=sys.argv[1], auth_key=sys.argv[2]).open()"
     assert ended_by_sigterm(net, program("threads", body=f"held = {second}")) == (-signal.SIGTERM, "")
     assert ghosts(net) == []
 
 
-def test_sigterm_of_a_program_that_hears_it_itself_is_its_own(net: ThreadedTailnet) -> None:
+def test_sigterm_of_a_program_that_hears_it_itself_is_its_own(net: TailnetThread) -> None:
     body = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))"
     assert ended_by_sigterm(net, program("threads", body=body)) == (3, "")
     assert ghosts(net) == []  # leaving the block said goodbye
 
 
 @pytest.mark.slow
-def test_sigterm_can_be_left_alone(net: ThreadedTailnet) -> None:
+def test_sigterm_can_be_left_alone(net: TailnetThread) -> None:
     code = program("threads", "dict(handle_sigterm=False)").replace("ghost", "lingers")
     assert ended_by_sigterm(net, code) == (-signal.SIGTERM, "")
     assert "lingers" in labels(net)
@@ -127,7 +127,7 @@ def test_sigterm_can_be_left_alone(net: ThreadedTailnet) -> None:
     ],
 )
 @pytest.mark.slow
-def test_a_fork_is_told_that_the_device_is_not_its_own(net: ThreadedTailnet, face: str, verb: str) -> None:
+def test_a_fork_is_told_that_the_device_is_not_its_own(net: TailnetThread, face: str, verb: str) -> None:
     """It used to wait for ever for a thread that it does not have."""
     body = f"assert in_a_fork({verb}) == 1 << 8"
     assert ended_by_sigterm(net, program(face, body=body)) == (-signal.SIGTERM, "")
@@ -135,7 +135,7 @@ def test_a_fork_is_told_that_the_device_is_not_its_own(net: ThreadedTailnet, fac
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.slow
-def test_sigterm_of_a_fork_ends_the_fork_alone(net: ThreadedTailnet) -> None:
+def test_sigterm_of_a_fork_ends_the_fork_alone(net: TailnetThread) -> None:
     body = "assert in_a_fork(lambda: (os.kill(os.getpid(), 15), threading.Event().wait())) == 15; device.status()"
     assert ended_by_sigterm(net, program("threads", body=body)) == (-signal.SIGTERM, "")
 

@@ -6,10 +6,11 @@ import socket
 
 import pytest
 from proxy_clients import NO_LOGIN, login, socks_request
-from thread_scripts import ThreadedTailnet, introduce, tailnet_thread
+from thread_scripts import introduce
 
 from tailscale import aio, sync
 from tailscale.proxy import DIRECT, ProxyLimits, Request
+from tailscale.testing.threaded import TailnetThread
 
 ECHO_PORT = 7
 
@@ -25,13 +26,13 @@ def talk(port: int, sent: bytes, count: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def net() -> ThreadedTailnet:  # type: ignore[misc]
-    with tailnet_thread() as net:
+def net() -> TailnetThread:  # type: ignore[misc]
+    with TailnetThread() as net:
         yield net
 
 
-def test_threads_hold_a_proxy(net: ThreadedTailnet) -> None:
-    with sync.Device("desk", **net.options) as desk, sync.Device("web", **net.options) as web:
+def test_threads_hold_a_proxy(net: TailnetThread) -> None:
+    with sync.Device("desk", **net.options()) as desk, sync.Device("web", **net.options()) as web:
         introduce(desk, web)
         with web.listen(ECHO_PORT) as door, sync.serve(desk, None, DIRECT, limits=ProxyLimits(grace=1)) as proxy:
             with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as sock:
@@ -50,7 +51,7 @@ def test_threads_hold_a_proxy(net: ThreadedTailnet) -> None:
             assert other.address == ("tailnet", 1080)
 
 
-async def _asyncio_holds_a_proxy(net: ThreadedTailnet) -> None:
+async def _asyncio_holds_a_proxy(net: TailnetThread) -> None:
     import asyncio
 
     seen: list[Request] = []
@@ -64,7 +65,7 @@ async def _asyncio_holds_a_proxy(net: ThreadedTailnet) -> None:
         asyncio.get_running_loop()
         return False
 
-    async with aio.Device("desk", **net.options) as desk:
+    async with aio.Device("desk", **net.options()) as desk:
         async with aio.serve(desk, None, users=known, allow=note) as proxy:
             sent = b"\5\1\2" + login(b"alice", b"secret") + socks_request("web", ECHO_PORT)
             answer = await asyncio.to_thread(talk, proxy.port, sent, 8)
@@ -74,7 +75,7 @@ async def _asyncio_holds_a_proxy(net: ThreadedTailnet) -> None:
             await aio.serve(desk, "nowhere")
 
 
-def test_asyncio_holds_a_proxy_and_its_functions_run_in_its_loop(net: ThreadedTailnet) -> None:
+def test_asyncio_holds_a_proxy_and_its_functions_run_in_its_loop(net: TailnetThread) -> None:
     import asyncio
 
     asyncio.run(_asyncio_holds_a_proxy(net))

@@ -23,23 +23,24 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-from thread_scripts import ThreadedTailnet, introduce, our_threads, read_all, tailnet_thread
+from thread_scripts import introduce, our_threads, read_all
 
 from tailscale import ConnectionRefused, ControlUnreachable, DeviceClosed, NameNotFound, sync
 from tailscale.errors import DeviceNotReady
 from tailscale.http import Transport
+from tailscale.testing.threaded import TailnetThread
 from tailscale.threads.loopback import FarEnd, TailnetSocket, loopback_pair
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
 @pytest.fixture(scope="module")
-def pair(net: ThreadedTailnet) -> Iterator[tuple[sync.Device, sync.Device]]:
-    with sync.Device("left", **net.options) as left, sync.Device("right", **net.options) as right:
+def pair(net: TailnetThread) -> Iterator[tuple[sync.Device, sync.Device]]:
+    with sync.Device("left", **net.options()) as left, sync.Device("right", **net.options()) as right:
         introduce(left, right)
         yield left, right
 
@@ -350,7 +351,7 @@ def test_what_the_tailnet_does_not_know_goes_the_machines_way(pair: Pair) -> Non
         assert sock.getpeername() == server.getsockname()
 
 
-def test_events_arrive(net: ThreadedTailnet, pair: Pair) -> None:
+def test_events_arrive(net: TailnetThread, pair: Pair) -> None:
     events = pair[0].events()
     names: list[str] = []
 
@@ -362,22 +363,22 @@ def test_events_arrive(net: ThreadedTailnet, pair: Pair) -> None:
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    with sync.Device("late", **net.options):
+    with sync.Device("late", **net.options()):
         thread.join(5)
     assert "PeerUp" in names
 
 
-def test_beside_a_running_event_loop(net: ThreadedTailnet) -> None:
+def test_beside_a_running_event_loop(net: TailnetThread) -> None:
     async def notebook() -> str:
-        with sync.Device("notebook", **net.options) as device:
+        with sync.Device("notebook", **net.options()) as device:
             return device.name
 
     assert asyncio.run(notebook()) == "notebook.tailnet.test"
 
 
-def test_what_was_written_last_still_leaves(net: ThreadedTailnet, pair: Pair) -> None:
+def test_what_was_written_last_still_leaves(net: TailnetThread, pair: Pair) -> None:
     with pair[1].listen(7010) as listener:
-        with sync.Device("brief", **net.options) as brief:
+        with sync.Device("brief", **net.options()) as brief:
             introduce(brief, pair[1])
             sock = brief.connect("right", 7010)
             accepted, _ = listener.accept()
@@ -390,9 +391,9 @@ def test_what_was_written_last_still_leaves(net: ThreadedTailnet, pair: Pair) ->
         sock.close()
 
 
-def test_closing_ends_everything(net: ThreadedTailnet) -> None:
+def test_closing_ends_everything(net: TailnetThread) -> None:
     before = our_threads()
-    device = sync.Device("short", **net.options).open()
+    device = sync.Device("short", **net.options()).open()
     listener = device.listen(80)
     waiting = threading.Thread(target=lambda: list(listener))
     waiting.start()
@@ -408,7 +409,7 @@ def test_closing_ends_everything(net: ThreadedTailnet) -> None:
     with pytest.raises(DeviceClosed):
         device.open()
     with pytest.raises(DeviceNotReady):
-        _ = sync.Device("never", **net.options).name
+        _ = sync.Device("never", **net.options()).name
 
 
 def test_failure_to_join_is_raised_and_leaves_nothing() -> None:
@@ -418,10 +419,10 @@ def test_failure_to_join_is_raised_and_leaves_nothing() -> None:
     assert our_threads() == before
 
 
-def test_interrupt_gives_a_waiting_call_up(net: ThreadedTailnet) -> None:
+def test_interrupt_gives_a_waiting_call_up(net: TailnetThread) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    with sync.Device("patient", **net.options) as device, device.udp() as port:
+    with sync.Device("patient", **net.options()) as device, device.udp() as port:
         listener = device.listen(80)
         for wait in (listener.accept, port.receive_from):
             timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
@@ -433,17 +434,17 @@ def test_interrupt_gives_a_waiting_call_up(net: ThreadedTailnet) -> None:
         listener.close()
 
 
-def test_program_that_forgets_to_close_ends_cleanly(net: ThreadedTailnet) -> None:
+def test_program_that_forgets_to_close_ends_cleanly(net: TailnetThread) -> None:
     code = (
         "import sys; from tailscale import sync\n"
         "device = sync.Device('forgetful', control_url=sys.argv[1], auth_key=sys.argv[2]).open()\n"
         "print(device.name)"
     )
-    options = net.options
+    options = net.options()
     command = [sys.executable, "-W", "error", "-c", code, options["control_url"], options["auth_key"]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "forgetful.tailnet.test\n", "")
-    assert "forgetful" not in [d.label for d in net.do(lambda: list(net.net.control.server.directory))]
+    assert "forgetful" not in [d.label for d in net.do(lambda: list(net.inner.control.server.directory))]
 
 
 def test_a_listener_and_a_datagram_socket_that_are_lost_give_their_ports_back(pair: Pair) -> None:

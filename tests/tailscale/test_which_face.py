@@ -16,21 +16,22 @@ from typing import Any
 import anyio
 import pytest
 import trio
-from thread_scripts import ThreadedTailnet, introduce, our_threads, tailnet_thread
+from thread_scripts import introduce, our_threads
 
 import tailscale
 from tailscale import WrongFace, aio, sync
+from tailscale.testing.threaded import TailnetThread
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[ThreadedTailnet]:
-    with tailnet_thread() as net:
+def net() -> Iterator[TailnetThread]:
+    with TailnetThread() as net:
         yield net
 
 
 @pytest.fixture(scope="module")
-def server(net: ThreadedTailnet) -> Iterator[sync.Device]:
-    with sync.Device("server", **net.options) as server:
+def server(net: TailnetThread) -> Iterator[sync.Device]:
+    with sync.Device("server", **net.options()) as server:
         yield server
 
 
@@ -78,9 +79,9 @@ def wait_gone(server: sync.Device, hostname: str) -> None:
 # --- opened and closed by hand --------------------------------------------------------------------
 
 
-def test_asyncio_device_stays_open_between_open_and_close(net: ThreadedTailnet) -> None:
+def test_asyncio_device_stays_open_between_open_and_close(net: TailnetThread) -> None:
     async def main() -> None:
-        device = await aio.Device("cells", **net.options).open()
+        device = await aio.Device("cells", **net.options()).open()
         assert device.hostname == "cells"
         await device.close()
         await device.close()  # as with files, once more is no mistake
@@ -96,11 +97,11 @@ def test_asyncio_device_that_was_never_opened_can_be_closed() -> None:
     asyncio.run(aio.Device("never").close())
 
 
-def test_asyncio_device_leaves_when_its_loop_ends(net: ThreadedTailnet, server: sync.Device) -> None:
+def test_asyncio_device_leaves_when_its_loop_ends(net: TailnetThread, server: sync.Device) -> None:
     kept = []
 
     async def main() -> None:
-        kept.append(await aio.Device("forgotten", **net.options).open())
+        kept.append(await aio.Device("forgotten", **net.options()).open())
 
     before = our_threads()
     with pytest.warns(ResourceWarning, match="left open until its event loop ended"):
@@ -110,8 +111,8 @@ def test_asyncio_device_leaves_when_its_loop_ends(net: ThreadedTailnet, server: 
 
 
 @pytest.mark.parametrize("kind", ["aio", "sync"])
-def test_device_that_is_lost_leaves_with_a_warning(net: ThreadedTailnet, kind: str) -> None:
-    options = net.options
+def test_device_that_is_lost_leaves_with_a_warning(net: TailnetThread, kind: str) -> None:
+    options = net.options()
 
     async def lose() -> None:
         await aio.Device("lost", **options).open()
@@ -132,13 +133,13 @@ def test_device_that_is_lost_leaves_with_a_warning(net: ThreadedTailnet, kind: s
         time.sleep(0.005)
 
 
-def test_program_that_forgets_an_asyncio_device_ends_cleanly(net: ThreadedTailnet, server: sync.Device) -> None:
+def test_program_that_forgets_an_asyncio_device_ends_cleanly(net: TailnetThread, server: sync.Device) -> None:
     program = (
         "import asyncio, sys; from tailscale import aio; loop = asyncio.new_event_loop(); "
         "device = aio.Device('at-exit', control_url=sys.argv[1], auth_key=sys.argv[2]); "
         "loop.run_until_complete(device.open()); print(device.hostname)"
     )
-    options = net.options
+    options = net.options()
     command = [sys.executable, "-c", program, options["control_url"], options["auth_key"]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "at-exit\n"), done.stderr
@@ -148,9 +149,9 @@ def test_program_that_forgets_an_asyncio_device_ends_cleanly(net: ThreadedTailne
 # --- the same verbs -------------------------------------------------------------------------------
 
 
-def test_dialling_and_listening_have_one_name(net: ThreadedTailnet, server: sync.Device) -> None:
+def test_dialling_and_listening_have_one_name(net: TailnetThread, server: sync.Device) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), aio.Device("caller", **net.options) as caller:
+        async with asyncio.timeout(20), aio.Device("caller", **net.options()) as caller:
             await asyncio.to_thread(introduce, server, Waiting(caller, asyncio.get_running_loop()))
             loop = asyncio.get_running_loop()
             with await caller.listen(7000) as door:
@@ -194,11 +195,9 @@ class Waiting:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_anyio_programs_take_the_device_of_their_backend(
-    net: ThreadedTailnet, server: sync.Device, backend: str
-) -> None:
+def test_anyio_programs_take_the_device_of_their_backend(net: TailnetThread, server: sync.Device, backend: str) -> None:
     """Behind a forwarded port anyio's own streams are the same on both."""
-    options = net.options
+    options = net.options()
 
     async def main() -> None:
         kind = aio.Device if backend == "asyncio" else tailscale.Device
