@@ -19,8 +19,9 @@ from wsproto.utilities import RemoteProtocolError
 from tailscale.errors import NameNotFound, TailscaleError
 from tailscale.http import framing
 from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.heads import refusal_of, wants_websocket
+from tailscale.http.heads import wants_websocket
 from tailscale.http.limits import Limits
+from tailscale.http.requests import next_request
 from tailscale.http.wire import Wire
 from tailscale.mesh.file_seam import FileRequest
 from tailscale.mesh.links import PATH, Link, LinkLost
@@ -111,7 +112,7 @@ class Port:
     async def _read_requests(self, wire: Wire) -> bool:
         """Until the connection is over, or somebody else's (True)."""
         caller = await self._caller(wire)
-        while (request := await _next_request(wire)) is not None:
+        while (request := await next_request(wire, set())) is not None:
             if caller is None:
                 await wire.refuse(403, "who calls from this address is no node of the tailnet")
                 break
@@ -191,7 +192,7 @@ class Port:
                 if wire.http.our_state is not h11.DONE or wire.http.their_state is not h11.DONE:
                     break
                 wire.http.start_next_cycle()
-                request = await _next_request(wire)
+                request = await next_request(wire, set())
             await wire.finish()
         except (ClientDisconnected, h11.RemoteProtocolError, *GONE) as problem:
             log.debug("a connection for files broke: %s", problem)
@@ -245,24 +246,3 @@ def _ticket_of(path: bytes) -> str:
     if not path.startswith(FILES_PATH) or len(parts) != 4 or not parts[3]:
         return ""
     return parts[2].decode("ascii", "replace")
-
-
-async def _next_request(wire: Wire) -> h11.Request | None:
-    """The next request whose head may be believed; None when there is none to come, or it was refused."""
-    wire.begin_head()
-    try:
-        if not wire.has_input:
-            wire.feed(await wire.read_some(HTTP.idle_timeout))
-        with trio.fail_after(HTTP.head_timeout):
-            event = await wire.next_event(HTTP.head_timeout)
-        if not isinstance(event, h11.Request):
-            return None
-        refusal = refusal_of(event, wire.take_head())
-        if refusal is None:
-            return event
-        await wire.refuse(*refusal, has_body=event.method != b"HEAD")
-    except h11.RemoteProtocolError as problem:
-        await wire.refuse(problem.error_status_hint, str(problem))
-    except trio.TooSlowError:
-        await wire.refuse(408, "the request took too long to arrive")
-    return None
