@@ -306,12 +306,22 @@ class FileStore:
             if not try_lock(descriptor):
                 raise StateLocked(os.fspath(self.path), read_pid(descriptor))
             if not is_on_read_only_mount(descriptor):
-                with self._told_as_ours("lock"):
+                with contextlib.suppress(OSError):  # a full disk: the lock is what counts
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, b"%d\n" % os.getpid())
+                self._remove_drafts()
             yield
         finally:
             give_lock_back(descriptor)
+
+    def _remove_drafts(self) -> None:
+        """What a process that was killed had not put into its place yet: it may hold keys, and nobody wants it."""
+        own = self.path.name
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.path.parent):
+                entry = name.removeprefix(f"{own}.").removesuffix(".new")
+                if name == f"{own}.new" or (name == f"{own}.{entry}.new" and ENTRY_NAME.fullmatch(entry)):
+                    self.path.with_name(name).unlink()
 
     def _open_lock(self) -> int:
         try:

@@ -366,6 +366,25 @@ def test_crash_before_the_rename_keeps_the_old_state(store: FileStore) -> None:
     assert os.listdir(store.path.parent) == ["state.json"]
 
 
+def test_drafts_of_a_killed_process_are_gone_once_the_state_is_locked(store: FileStore) -> None:
+    store.save(STATE)
+    for name in ("state.json.new", "state.json.relays.new", "other.json.new", "state.json.new.old", "state.jsonx.new"):
+        store.path.with_name(name).write_bytes(b"half")
+    with store.lock():
+        left = set(os.listdir(store.path.parent))
+    assert left == {"state.json", "state.json.lock", "other.json.new", "state.json.new.old", "state.jsonx.new"}
+
+
+def test_a_disk_too_full_for_the_pid_of_a_lock_is_no_reason_to_stay_out(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(STATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse(errno.ENOSPC))
+        with store.lock():
+            assert store.load() == STATE
+
+
 def test_unreadable_file_is_an_error(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save(STATE)
     monkeypatch.setattr(os, "open", refuse(errno.EACCES))
