@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -66,6 +67,36 @@ def replace_file(path: Path, data: bytes) -> None:
             draft.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+class Draft:
+    """A file for nobody else to read, that gets its name once it is whole: what had that name is there until then.
+
+    Raises ValueError where something is that is no file, OSError where none can be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import tempfile  # few write one, and a light command would pay for it
+
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ValueError(f"{path} is no regular file: open it yourself, and pass the open file")
+        self.path = path
+        descriptor, self._made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+
+    def write(self, data: bytes, /) -> int | None:
+        return self._file.write(data)
+
+    def finish(self) -> None:
+        self._file.close()
+        os.replace(self._made, self.path)
+
+    def abandon(self) -> None:
+        """What was written is not wanted, or not whole."""
+        self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._made)
 
 
 def try_lock(descriptor: int) -> bool:

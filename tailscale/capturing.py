@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 import trio
 
 from tailscale import pcapng
+from tailscale._private_files import Draft
 from tailscale.errors import CaptureFailed
 
 if TYPE_CHECKING:
@@ -71,16 +70,15 @@ class Capture:
     def __init__(
         self,
         watch: PacketWatch,
-        sink: Sink,
-        finish: Callable[[], None],
+        sink: Sink | Draft,
         *,
         device: str,
         peer: PeerId,
         limits: Limits,
     ) -> None:
         self._watch = watch
-        self._sink, self._finish = sink, finish
-        self._may_block = finish is _leave_open  # a pipe that nobody reads; our own file is written to its end
+        self._sink = sink
+        self._draft = sink if isinstance(sink, Draft) else None  # else whoever opened it closes it
         self._limits = limits
         self._queue: deque[bytes] = deque()
         self._waiting = self._packets = self._dropped = self._bytes = 0
@@ -144,18 +142,22 @@ class Capture:
 
     async def _write_out(self) -> None:
         blocks, self._queue, self._waiting = b"".join(self._queue), deque(), 0
-        try:
-            await trio.to_thread.run_sync(write_all, self._sink, blocks, abandon_on_cancel=self._may_block)
+        try:  # a pipe that nobody reads is left; our own file is written to its end
+            await trio.to_thread.run_sync(write_all, self._sink, blocks, abandon_on_cancel=self._draft is None)
         except Exception as problem:  # whatever somebody's own file object raises
             self._problem = problem
             self._is_ending = True
             self._end_early()
 
     def _close(self) -> None:
-        try:
-            self._finish()
-        except OSError as problem:
-            self._problem = self._problem or problem
+        if self._draft is not None and self._problem is not None:
+            self._draft.abandon()
+        elif self._draft is not None:
+            try:
+                self._draft.finish()
+            except OSError as problem:
+                self._problem = problem
+                self._draft.abandon()
         self._is_full.set()
         self._is_shut.set()
 
@@ -182,7 +184,9 @@ class Capture:
             self._writing.cancel()
             await self._is_shut.wait()
         if self._problem is not None:
-            raise CaptureFailed(f"the capture could not be written whole: {self._problem}") from self._problem
+            reason = getattr(self._problem, "strerror", None) or str(self._problem)
+            left = f". {self._draft.path} is as it was before: capture to a disk with room" if self._draft else ""
+            raise CaptureFailed(f"the capture could not be written whole: {reason}{left}") from self._problem
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,32 +212,13 @@ async def open_capture(
     for name, limit in zip(("snaplen", "max_packets", "max_bytes"), limits, strict=True):
         if limit is not None and limit < 1:
             raise ValueError(f"{name} is 1 or more, not {limit}: leave it out for no limit")
-    sink, finish = _private_file(Path(file)) if isinstance(file, str | os.PathLike) else (file, _leave_open)
-    capture = Capture(watch, sink, finish, device=device, peer=peer, limits=limits)
+    sink = Draft(Path(file)) if isinstance(file, str | os.PathLike) else file
+    capture = Capture(watch, sink, device=device, peer=peer, limits=limits)
     spawn(capture.run)
     return capture
 
 
-def _private_file(path: Path) -> tuple[Sink, Callable[[], None]]:
-    """A file that nobody else may read, and what gives it its name: what had that name before is there until then."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path} is no regular file: open it yourself, and pass the open file")
-    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    file = os.fdopen(descriptor, "wb", buffering=0)
-
-    def finish() -> None:
-        file.close()
-        os.replace(made, path)
-
-    return file, finish
-
-
-def _leave_open() -> None:
-    """Whoever opened it closes it."""
-
-
-def write_all(sink: Sink, data: bytes) -> None:
+def write_all(sink: Sink | Draft, data: bytes) -> None:
     """All of it, in a thread; whoever reads a pipe sees it at once."""
     left = memoryview(data)
     while left:

@@ -7,6 +7,7 @@ be read before it is entered.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
+from tailscale._private_files import replace_file
 from tailscale.cli.arguments import default_state
 from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time
@@ -26,6 +28,7 @@ from tailscale.state_file import FileStore
 if TYPE_CHECKING:
     from tailscale.mesh.mesh import Mesh
 
+log = logging.getLogger("tailscale")
 LOGIN_PATIENCE = 300.0
 REDRAW = 0.25
 
@@ -61,7 +64,10 @@ def remember_hostname(options: argparse.Namespace) -> None:
     """Or the next command, which names none, would rename the device."""
     note = _hostname_note(options)
     if note is not None and options.hostname:
-        note.write_text(f"{options.hostname}\n")
+        try:
+            replace_file(note, f"{options.hostname}\n".encode())
+        except OSError as error:
+            log.warning("the name is not remembered: %s: %s", note, error.strerror or error)
 
 
 def _hostname_note(options: argparse.Namespace) -> Path | None:

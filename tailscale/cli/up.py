@@ -22,6 +22,7 @@ from typing import Any
 
 import trio
 
+from tailscale._private_files import replace_file
 from tailscale.cli.config import read_file
 from tailscale.cli.exit_codes import FAILED, LOGIN, OK, UNREACHABLE
 from tailscale.cli.hosted import run_hosted
@@ -30,7 +31,7 @@ from tailscale.cli.session import LOGIN_PATIENCE, control_url, hostname, remembe
 from tailscale.cli.unit import NAME, unit_path, unit_text
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import AGAIN, Daemon, device_options
-from tailscale.daemon.keeper import FINAL, STOPPED, Wishes
+from tailscale.daemon.keeper import STOPPED, Wishes, is_final
 from tailscale.daemon.places import Places, places
 from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.device import Device
@@ -105,7 +106,8 @@ def _install_unit(options: argparse.Namespace, screen: Screen) -> int:
     is_root = os.geteuid() == 0
     path = unit_path(is_root=is_root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(unit_text(_given(options), is_root=is_root))
+    replace_file(path, unit_text(_given(options), is_root=is_root).encode())
+    path.chmod(0o644)  # a unit is read by all, and holds no secret
     flag = "" if is_root else "--user "
     screen.say(("written: ", "green"), str(path))
     screen.say(
@@ -149,8 +151,9 @@ async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:
         nursery.start_soon(_leave_if_hopeless, daemon)
         outcome = await daemon.run()
         nursery.cancel_scope.cancel()
-    if isinstance(daemon.keeper.problem, FINAL):
-        raise daemon.keeper.problem
+    problem = daemon.keeper.problem
+    if problem is not None and is_final(problem):
+        raise problem
     if outcome == AGAIN:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same words again
     return OK
@@ -179,7 +182,7 @@ async def _reload(daemon: Daemon) -> None:
 async def _leave_if_hopeless(daemon: Daemon) -> None:
     """A first Device that can never be is the end: whoever started us hears why. Later ones wait to be mended."""
     await daemon.keeper.settle()
-    if isinstance(daemon.keeper.problem, FINAL):
+    if is_final(daemon.keeper.problem):
         daemon.end()
     _let_go_of_stderr()
 

@@ -7,6 +7,7 @@ that. Knows no socket.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # between attempts, doubled each time
 READERS = 256  # of events, at once
 STOPPED = "stopped"
 FINAL = (AuthKeyRejected, StateCorrupt, StateLocked, ValueError)  # trying again would end the same way
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk that somebody makes room on
 
 MakeDevice = Callable[..., Device]
 """Called with `on_login_url` and the options of `Device` that are wished for now."""
@@ -207,11 +209,11 @@ class Keeper:
                 self.problem = sole(group)
             if trio.current_time() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE  # it was well for a while
-            is_final = isinstance(self.problem, FINAL)
-            log.warning("%s%s", self.problem, "" if is_final else f". Trying again in {pause:g} s")
+            hopeless = is_final(self.problem)
+            log.warning("%s%s", self.problem, "" if hopeless else f". Trying again in {pause:g} s")
             self._say(StateChanged("failed", str(self.problem)))
             await self._tell()
-            with trio.move_on_after(math.inf if is_final else pause):
+            with trio.move_on_after(math.inf if hopeless else pause):
                 await self._hurry.wait()
             pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -261,6 +263,11 @@ class Keeper:
     async def _tell(self) -> None:
         async with self._news:
             self._news.notify_all()
+
+
+def is_final(problem: BaseException | None) -> bool:
+    """Whether another attempt would end the same way, until somebody changes something here."""
+    return isinstance(problem, FINAL) and getattr(problem.__cause__, "errno", None) not in FULL
 
 
 def sole(group: BaseException) -> BaseException:

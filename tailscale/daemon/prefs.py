@@ -70,7 +70,9 @@ class Prefs:
         try:
             self._store.write(ENTRY, json.dumps(told).encode())
         except StateCorrupt as error:
-            log.warning("preferences are not kept: %s", error)
+            raise StateCorrupt(
+                f"the change is in force, and lost when the daemon ends: {error}. Mend that, and make the change again"
+            ) from error
 
     # Asked
 
@@ -139,7 +141,7 @@ class Prefs:
         return found.stable_id
 
     async def apply(self, masked: dict[str, Any]) -> dict[str, Any]:
-        """Change them, and give them all as they are now."""
+        """Change them, and give them all as they are now. StateCorrupt where they cannot be kept."""
         changes = self.check(masked)
         self._kept |= changes.pop("remembered", {})
         is_wanted = changes.pop("is_wanted", None)
@@ -155,8 +157,10 @@ class Prefs:
             await keeper.stop()
         elif is_wanted or (control_url and keeper.wishes.is_wanted):
             await keeper.start(**({"control_url": control_url.rstrip("/")} if control_url else {}))
-        self._save()
-        self.tell()
+        try:
+            self._save()
+        finally:
+            self.tell()
         return self.to_json()
 
     def watch(self, changed: Callable[[], None]) -> None:
