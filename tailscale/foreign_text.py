@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import Any
 
 _PARTS = ("control", "daemon", "forward", "http", "link", "mesh", "proxy", "relay", "state", "udp")
 LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in _PARTS))
 LONGEST_IN_LOG = 2048
 WEB = ("http://", "https://")
+_ESCAPED = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|[^u])")  # a pair is one character
 _PASSES = (int, float, bool, type(None))  # formatted by number formats, and harmless
 
 
@@ -35,6 +37,16 @@ def for_json(value: Any, *, indent: int | None = None, unicode: bool = True) -> 
     """JSON that may be shown on a terminal: the same value, with what is unprintable written as an escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=not unicode)
     return "".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text)
+
+
+def harmless_json(text: bytes) -> bytes:
+    """ASCII JSON with a question mark for each unprintable character that it escapes: for who shows it as it comes."""
+    return _ESCAPED.sub(_shown, text) if b"\\" in text else text
+
+
+def _shown(found: re.Match[bytes]) -> bytes:
+    character = json.loads(b'"%b"' % found[0])
+    return found[0] if character.isprintable() else b"?"
 
 
 def web_address(url: str) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tailscale.errors import NoSuchPeer
+from tailscale.foreign_text import for_terminal
 
 if TYPE_CHECKING:
     from ts_control import wire
@@ -204,4 +205,4 @@ class Peers(Mapping[str, Node]):
         return len(self._netmap.peers) if self._netmap else 0
 
     def __repr__(self) -> str:
-        return f"<Peers {', '.join(n.hostname for n in self._by_name().values())}>"
+        return f"<Peers {', '.join(for_terminal(n.hostname) for n in self._by_name().values())}>"

@@ -7,6 +7,7 @@ where none runs: completing must not join a tailnet.
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NamedTuple
 
 import trio
@@ -16,6 +17,7 @@ from tailscale.cli.exit_codes import OK
 from tailscale.cli.screen import Screen
 
 PEERS = ("host", "address", "peer")  # arguments that take the name of a peer
+NAME = re.compile(r"\w[\w.-]{0,252}")  # shells expand what they complete: nothing of a name may be a command to them
 FILES = ("file", "state", "config", "socket", "folder", "path")
 
 
@@ -56,9 +58,10 @@ def _peers(options: argparse.Namespace) -> list[str]:
     from tailscale.daemon.requests import DaemonError
 
     try:
-        return [peer["hostname"] for peer in Client(places_of(options).socket).get("peers")]
+        names = [peer["hostname"] for peer in Client(places_of(options).socket).get("peers")]
     except DaemonError:
         return []
+    return [name for name in names if NAME.fullmatch(name)]
 
 
 def read_parser() -> list[Verb]:

@@ -18,6 +18,7 @@ from ts_base.optional import optional
 
 Cell = str | tuple[str, str]  # text, or text and a style
 ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+LONGEST_CELL = 253  # characters: what a DNS name may have
 NARROWEST = 20  # columns that a sentence gets, however narrow the terminal
 ERASE_LINE = "\r\x1b[K"
 
@@ -54,7 +55,7 @@ class Screen:
         self.out.flush()
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: str = "") -> None:
-        rows = [tuple(row) for row in rows]
+        rows = [tuple(map(_bounded, row)) for row in rows]
         if self._styled_out and (rich := _rich()) is not None:
             self.hide()
             columns = fitting(header, rows, self._columns(self.out) - len(indent))
@@ -111,6 +112,15 @@ def wants_style(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty()
+
+
+def _bounded(cell: Cell) -> Cell:
+    """One name of ten thousand letters must not make every line as long."""
+    text = cell if isinstance(cell, str) else cell[0]
+    if len(text) <= LONGEST_CELL:
+        return cell
+    text = text[: LONGEST_CELL - 3] + "..."
+    return text if isinstance(cell, str) else (text, cell[1])
 
 
 def text_of(cell: Cell) -> str:

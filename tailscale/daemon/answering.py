@@ -28,6 +28,7 @@ from tailscale.errors import (
     PeerOffline,
     TailscaleError,
 )
+from tailscale.foreign_text import harmless_json
 from tailscale.http.asgi import ClientDisconnected, Receive, Scope, Send
 
 log = logging.getLogger("tailscale.daemon")
@@ -177,9 +178,19 @@ class Routes:
             raise
         except (TailscaleError, OSError, ValueError) as error:
             answer = error_answer(error, as_text=question.path.startswith(UPSTREAMS))
+        if question.path.startswith(UPSTREAMS) and answer.kind in (JSON, LINES):
+            answer.body = (
+                harmless_json(answer.body) if isinstance(answer.body, bytes) else _harmless_pieces(answer.body)
+            )
         await _send_answer(answer, receive, send)
         if answer.then is not None:
             answer.then()
+
+
+async def _harmless_pieces(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(lines) as all_lines:  # type: ignore[type-var]
+        async for line in all_lines:
+            yield harmless_json(line)
 
 
 async def _send_answer(answer: Answer, receive: Receive, send: Send) -> None:

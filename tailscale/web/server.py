@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale.errors import TailscaleError
+from tailscale.foreign_text import harmless_json
 from tailscale.http.asgi import ClientDisconnected
 from tailscale.http.local import open_listeners, serve_local
 from tailscale.metrics import view
@@ -144,7 +145,7 @@ class StatusPage:
             look = view(self._device)
         except TailscaleError:
             return None
-        return json.dumps(look | {"may_change": self._changes}).encode() + b"\n"
+        return harmless_json(json.dumps(look | {"may_change": self._changes}).encode()) + b"\n"
 
     async def _use_exit(self, receive: Receive, send: Send) -> None:
         if not self._changes:
