@@ -120,8 +120,13 @@ class Line:
 
     async def connect_port(self, *, timeout: float | None = None) -> TcpStream:
         """A bare connection to the peer's mesh port."""
-        address = self.node.ipv4 or self.node.ipv6 or self.node.name
-        return await self.shared.device.tcp_connect(address, self.shared.port_of(self.node), timeout=timeout)
+        node = self.node
+        address = node.ipv4 or node.ipv6 or node.name
+        stream = await self.shared.device.tcp_connect(address, self.shared.port_of(node), timeout=timeout)
+        if (owner := stream.peer) is None or owner.stable_id != node.stable_id:
+            stream.abort()  # the address changed hands while we dialled: nothing of ours is for whoever has it now
+            raise ConnectionRefused(f"{node.hostname} has another address now than {address}")
+        return stream
 
     def reply(self, life: int, answer: Envelope) -> Ticket | None:
         """Answer a question, unless who asked is another process by now."""

@@ -1,4 +1,4 @@
-"""Both ends dial at the same moment: whatever order the bytes arrive in, one connection is left, and it is the same one.
+"""Both ends dial at once: whatever order the bytes arrive in, one connection is left, and it is the same at both.
 
 Two machines and the connections between them, as queues of what is on its way. A schedule says whose queue moves next;
 all schedules of one meeting are walked through, and random ones of many meetings with losses between them.
