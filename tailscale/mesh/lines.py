@@ -64,6 +64,7 @@ class Line:
         self.node = node
         self.identity: Identity | None = None
         self.features: frozenset[str] = frozenset()
+        self.process: tuple[str, int] = ("", 0)  # the peer's: its epoch; of one that tells none, each connection is one
         self.peer = MeshPeer(self, generation)
         self.window = Window(shared.limits, shared.epoch)
         self._session = Session(shared.identity().device_id)
@@ -391,12 +392,13 @@ class Line:
             return
         self._links[number] = link
         self._was_open = True
+        self.process = hello.epoch, 0 if hello.epoch else number
         self._recognize(identity)
         self.features = hellos.common_features(self.shared.features, hello)
         self.window.connect(hello.epoch, hello.seen, acks="ack" in self.features)
         if not was_connected:
             self.shared.readers.put(PeerConnected(self.peer))
-        self.shared.start(self._read, number, link)
+        self.shared.start(self._read, number, link, self.process)
         self.settled.set()
         self.kick()
 
@@ -410,11 +412,14 @@ class Line:
             self.shared.readers.put(PeerLeft(old))
             self.shared.readers.put(PeerJoined(self.peer))
 
-    async def _read(self, number: int, link: Link) -> None:
+    async def _read(self, number: int, link: Link, process: tuple[str, int]) -> None:
         code, reason = ABNORMAL, ""
         try:
             while True:
                 frames = await link.receive()
+                if process[0] != self.process[0]:
+                    self.shared.drops["mesh.former_process"] += len(frames)
+                    continue  # their numbers mean nothing to the process that speaks now
                 self._take(frames, is_current=number == self._session.current)
                 if self.window.has_output or link.has_output:
                     await self._write_soon()
