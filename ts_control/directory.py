@@ -121,6 +121,12 @@ def clean_label(text: str) -> str:
     return label or "device"
 
 
+def _pair(number: int) -> tuple[bytes, bytes]:
+    """Both halves carry the same number, which makes captures easy to read."""
+    v4 = (int.from_bytes(CGNAT[0], "big") + number).to_bytes(4, "big")
+    return v4, (int.from_bytes(TAILSCALE_ULA[0], "big") + number).to_bytes(16, "big")
+
+
 def parse_routes_untrusted(texts: Iterable[str]) -> tuple[Prefix, ...]:
     """The usable ones among what a device advertises, in its order; the rest is ignored as upstream does."""
     routes: dict[Prefix, None] = {}
@@ -149,6 +155,7 @@ class Directory:
         self._primaries: dict[Prefix, int] = {}
         self._next_id = 1
         self._next_host = 1
+        self._chosen: set[bytes] = set()  # addresses that an administrator gave out of turn
 
     # Users and keys
 
@@ -247,16 +254,27 @@ class Directory:
             label = base[: MAX_LABEL - len(suffix)] + suffix
         return label
 
+    def readdress(self, device: Enrolled, ipv4: bytes | None = None) -> None:
+        """Give `device` this IPv4 address and the IPv6 one of the same number, or the next free pair."""
+        if ipv4 is None:
+            device.addresses = self._allocate()
+            return
+        if not prefix_contains(CGNAT, ipv4) or any(ipv4 in other.addresses for other in self):
+            raise DirectoryError("the address is not of the tailnet's range, or somebody has it")
+        self._chosen.add(ipv4)
+        device.addresses = _pair(int.from_bytes(ipv4, "big") - int.from_bytes(CGNAT[0], "big"))
+
     def _allocate(self) -> tuple[bytes, bytes]:
-        """The next free pair; both halves carry the same number, which makes captures easy to read."""
+        """The next free pair."""
         while True:
             number = self._next_host
             self._next_host += 1
             if number >= 1 << 22:
                 raise DirectoryError("the tailnet's address range is used up")
-            v4 = (int.from_bytes(CGNAT[0], "big") + number).to_bytes(4, "big")
-            v6 = (int.from_bytes(TAILSCALE_ULA[0], "big") + number).to_bytes(16, "big")
-            if not any(prefix_contains(taken, v4) or prefix_contains(taken, v6) for taken in _RESERVED):
+            v4, v6 = _pair(number)
+            if any(prefix_contains(taken, v4) or prefix_contains(taken, v6) for taken in _RESERVED):
+                continue
+            if v4 not in self._chosen:
                 return v4, v6
 
     # Routes

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ts_base.ip import parse_prefix
+from ts_base.ip import parse_address, parse_prefix
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.gojson import encode_json
@@ -269,6 +269,12 @@ class ControlServer:
         device.renamed = True
         if self.directory.relabel(device, label):
             self._changed(device, {"name"}, now)
+
+    def readdress(self, device_id: int, now: float, *, ipv4: str | None = None) -> None:
+        """Give a device this address, or the next that is free; whoever had it before must have another by then."""
+        device = self.directory.find(device_id)
+        self.directory.readdress(device, parse_address(ipv4) if ipv4 is not None else None)
+        self._changed(device, {"addresses"}, now)
 
     def set_tags(self, device_id: int, tags: Iterable[str], now: float) -> None:
         device = self.directory.find(device_id)

@@ -59,6 +59,7 @@ class Session:
         self.state = State.IDLE
         self._open: _Open | None = None
         self._is_wanted = False
+        self._is_dialling = False  # whatever else is open meanwhile: nobody dials twice at once
         self._failures = 0
         self._retry_at = math.inf
         self._heard = self._used = 0.0
@@ -102,13 +103,13 @@ class Session:
         Two dialled at once: that of the smaller id stays. One that was dialled again by the same side replaces the
         one before, and so does one from a new process of the peer's.
         """
+        if is_ours:
+            self._is_dialling = False
         before = self._open
         if before is not None and before.epoch == epoch and before.is_ours is not is_ours:
             ours_stays = self._own_id < peer_id
             if before.is_ours is ours_stays:
                 self.suspect(now)  # that it was dialled again may mean that this one is dead
-                if self.state is State.DIALLING and is_ours:
-                    self.state = State.OPEN
                 return False
         if before is not None:
             self._acts.append(Close(before.connection, DUPLICATE))
@@ -132,16 +133,19 @@ class Session:
         was_ours = self._open.is_ours
         self._open = None
         self._ping_at = self._dead_at = math.inf
-        if self._is_wanted or (again and was_ours):
+        if self._is_dialling:
+            self.state = State.DIALLING
+        elif self._is_wanted or (again and was_ours):
             self._pause(now, chance)
         else:
             self.state = State.IDLE
 
     def failed(self, now: float, chance: float, *, again: bool) -> None:
         """A dial of ours came to nothing."""
+        self._is_dialling = False
         if self._open is not None:
-            self.state = State.OPEN
-        elif again:
+            return
+        if again:
             self._pause(now, chance)
         else:
             self.state = State.IDLE
@@ -155,6 +159,7 @@ class Session:
 
     def _dial(self) -> None:
         self.state = State.DIALLING
+        self._is_dialling = True
         self._retry_at = math.inf
         self._acts.append(Dial())
 

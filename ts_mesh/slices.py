@@ -1,7 +1,8 @@
 """One store's values: a slice per owner, and which of two versions of a slice is the newer.
 
 An owner writes only its own. Newer is (epoch, version): the epoch outlives a restart together with the value, or is the
-moment a store in memory was opened, so that it wins over what its former life had told.
+moment a store in memory was opened. What a new process of the owner says first is newer than anything that the one
+before had said, whatever their clocks: they may have stepped back between the two.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Kept:
     epoch: int
     version: int
     updated_at: int
+    process: object = None
+    """Of its owner, by whatever tells one from the next."""
 
 
 class Verdict(NamedTuple):
@@ -64,7 +67,7 @@ class Slices:
     def owners(self) -> list[str]:
         return list(self._of)
 
-    def receive(self, owner: str, device_id: str, kind: str, message: SliceMessage) -> Verdict:
+    def receive(self, owner: str, device_id: str, kind: str, message: SliceMessage, process: object = None) -> Verdict:
         """A message of this owner, whose hello gave this device_id."""
         if message.device_id != device_id:
             self.drops["mesh.slice_of_another"] += 1
@@ -78,7 +81,7 @@ class Slices:
             self.drops["mesh.slice_too_large"] += 1
             return UNCHANGED
         known = self._of.get(owner)
-        new = Kept(msgspec.Raw(bytes(message.data)), message.epoch, message.version, message.updated_at)
+        new = Kept(msgspec.Raw(bytes(message.data)), message.epoch, message.version, message.updated_at, process)
         if known is not None and not _is_newer(new, known):
             self.drops["mesh.slice_old"] += 1
             return UNCHANGED
@@ -91,6 +94,8 @@ class Slices:
 
 
 def _is_newer(new: Kept, known: Kept) -> bool:
+    if new.process != known.process:
+        return True
     if new.epoch == known.epoch == 0:  # an owner that forgets its version when it restarts, and knows no epoch
         return new.version > known.version or new.updated_at > known.updated_at
     return (new.epoch, new.version) > (known.epoch, known.version)

@@ -64,6 +64,7 @@ class Line:
         self.node = node
         self.identity: Identity | None = None
         self.features: frozenset[str] = frozenset()
+        self.process: tuple[str, int] = ("", 0)  # the peer's: its epoch; of one that tells none, each connection is one
         self.peer = MeshPeer(self, generation)
         self.window = Window(shared.limits, shared.epoch)
         self._session = Session(shared.identity().device_id)
@@ -120,8 +121,13 @@ class Line:
 
     async def connect_port(self, *, timeout: float | None = None) -> TcpStream:
         """A bare connection to the peer's mesh port."""
-        address = self.node.ipv4 or self.node.ipv6 or self.node.name
-        return await self.shared.device.tcp_connect(address, self.shared.port_of(self.node), timeout=timeout)
+        node = self.node
+        address = node.ipv4 or node.ipv6 or node.name
+        stream = await self.shared.device.tcp_connect(address, self.shared.port_of(node), timeout=timeout)
+        if (owner := stream.peer) is None or owner.stable_id != node.stable_id:
+            stream.abort()  # the address changed hands while we dialled: nothing of ours is for whoever has it now
+            raise ConnectionRefused(f"{node.hostname} has another address now than {address}")
+        return stream
 
     def reply(self, life: int, answer: Envelope) -> Ticket | None:
         """Answer a question, unless who asked is another process by now."""
@@ -386,12 +392,13 @@ class Line:
             return
         self._links[number] = link
         self._was_open = True
+        self.process = hello.epoch, 0 if hello.epoch else number
         self._recognize(identity)
         self.features = hellos.common_features(self.shared.features, hello)
         self.window.connect(hello.epoch, hello.seen, acks="ack" in self.features)
         if not was_connected:
             self.shared.readers.put(PeerConnected(self.peer))
-        self.shared.start(self._read, number, link)
+        self.shared.start(self._read, number, link, self.process)
         self.settled.set()
         self.kick()
 
@@ -405,11 +412,14 @@ class Line:
             self.shared.readers.put(PeerLeft(old))
             self.shared.readers.put(PeerJoined(self.peer))
 
-    async def _read(self, number: int, link: Link) -> None:
+    async def _read(self, number: int, link: Link, process: tuple[str, int]) -> None:
         code, reason = ABNORMAL, ""
         try:
             while True:
                 frames = await link.receive()
+                if process[0] != self.process[0]:
+                    self.shared.drops["mesh.former_process"] += len(frames)
+                    continue  # their numbers mean nothing to the process that speaks now
                 self._take(frames, is_current=number == self._session.current)
                 if self.window.has_output or link.has_output:
                     await self._write_soon()

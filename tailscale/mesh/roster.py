@@ -66,6 +66,11 @@ class Roster:
             raise PeerGone(f"{peer.node.hostname} left the mesh; mesh.peer() finds it when it comes back")
         return line
 
+    def process_of(self, peer: MeshPeer) -> object:
+        """Which process of the peer's speaks; None where it is no member any more."""
+        line = self.lines.get(peer.node.stable_id)
+        return line.process if line is not None else None
+
     def line_to(self, node: Node) -> Line:
         """The line to a node, which may be no member yet."""
         line = self.lines.get(node.stable_id)
@@ -83,6 +88,8 @@ class Roster:
             line.is_hidden = False
             self._shared.readers.put(PeerJoined(line.peer))
             self._tell_changed()
+            if self._shared.keeps_open:
+                line.kick()
 
     # What changes
 

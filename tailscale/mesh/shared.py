@@ -40,6 +40,9 @@ class Shared:
     keeps_open: set[str] = field(default_factory=set)
     """Namespaces of stores: while there is one, members are connected to whether anything is sent or not."""
 
+    store_epochs: dict[str, int] = field(default_factory=dict)
+    """The latest that a store of this name had in this program."""
+
     def subscribe(self, namespace: str, type: type[T]) -> Subscription[T]:
         """For what the mesh itself reads; what is not read makes its sender wait."""
         return Subscription(self.router, namespace, type, STORE_QUEUE, "wait")

@@ -91,7 +91,7 @@ class Store(Generic[T]):
         if self._scope is not None:
             raise RuntimeError("a Store can be entered once: make a new one")
         own = await self._saved.load_slice(self.name)
-        self._epoch = own.epoch if own is not None else int(time.time() * 1000)
+        self._begin_epoch(own.epoch if own is not None else int(time.time() * 1000))
         if own is not None:
             self._own, self._kept_version = own, own.version
             try:
@@ -131,6 +131,13 @@ class Store(Generic[T]):
             await self._keep_last()
             self._ended.set()
 
+    def _begin_epoch(self, epoch: int) -> None:
+        """What is set from now on is newer than what was: also than what this program had set before a clock stepped
+        back.
+        """
+        before = self._shared.store_epochs.get(self.name, -1)
+        self._epoch = self._shared.store_epochs[self.name] = max(epoch, before)
+
     # Ours
 
     @property
@@ -158,7 +165,7 @@ class Store(Generic[T]):
     async def clear(self) -> None:
         """Take our value back, everywhere."""
         self._own = self._value = None
-        self._epoch = max(self._epoch + 1, int(time.time() * 1000))  # what is set later is newer than what was
+        self._begin_epoch(max(self._epoch + 1, int(time.time() * 1000)))
         await self._saved.forget_slice(self.name)
         for teller in self._tellers.values():
             teller.tell(CLEAR)
@@ -226,7 +233,8 @@ class Store(Generic[T]):
             if (teller := self._tellers.get(peer)) is not None:
                 teller.tell(FULL)
             return
-        verdict = self._slices.receive(peer.node.stable_id, peer.id, message.kind, message.data)
+        process = self._roster.process_of(peer)
+        verdict = self._slices.receive(peer.node.stable_id, peer.id, message.kind, message.data, process)
         self._shared.drops.update(self._slices.drops)
         self._slices.drops.clear()
         if not verdict.is_changed:
@@ -253,13 +261,19 @@ class Store(Generic[T]):
                         teller.scope.cancel()
                     self._tell_readers(peer)
                 case PeerLeft(peer=peer):
-                    if self._values.pop(peer.node.stable_id, None) is not None:
-                        self._slices.forget(peer.node.stable_id)
-                        self._tell_readers(peer)
+                    self._forget(peer)
                 case Lagged():
                     for peer in self._roster.members.values():
                         if peer.connected:
                             self._meet(peer, nursery)
+
+    def _forget(self, peer: MeshPeer) -> None:
+        """What it told goes with it, but nothing of who came to the same node after it."""
+        number = peer.node.stable_id
+        if number in self._values and self._values[number][0] == peer:
+            del self._values[number]
+            self._slices.forget(number)
+            self._tell_readers(peer)
 
     def _meet(self, peer: MeshPeer, nursery: trio.Nursery) -> None:
         if peer not in self._tellers:

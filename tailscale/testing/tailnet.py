@@ -261,6 +261,10 @@ class Tailnet:
         """The device has another name from now on."""
         self.control.do(self.control.server.rename, self.id_of(device), name)
 
+    def readdress(self, device: Device | str, ipv4: str | None = None) -> None:
+        """The device has another address from now on: this one, which nobody else has, or the next that is free."""
+        self.control.do(self.control.server.readdress, self.id_of(device), ipv4=ipv4)
+
     def set_tags(self, device: Device | str, tags: Iterable[str]) -> None:
         """The device has exactly these tags."""
         self.control.do(self.control.server.set_tags, self.id_of(device), tags)

@@ -151,6 +151,7 @@ class TailnetThread:
     expire = _inside(Tailnet.expire)
     remove = _inside(Tailnet.remove)
     rename = _inside(Tailnet.rename)
+    readdress = _inside(Tailnet.readdress)
     set_tags = _inside(Tailnet.set_tags)
     approve_routes = _inside(Tailnet.approve_routes)
 

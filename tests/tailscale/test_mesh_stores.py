@@ -37,6 +37,14 @@ async def test_a_value_reaches_everybody_who_opened_the_store(autojump_clock: Mo
             assert list(other.items()) == []
 
 
+async def test_who_joins_when_the_store_is_open_is_told_as_well(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    late = await tailnet.device("late")
+    async with meshes(tailnet, "a") as (a,), a.store("presence") as first:
+        first.mine = {"x": 1}
+        async with Mesh(late, "notes") as b, b.store("presence") as second:
+            await until(lambda: [found.value for _, found in second.items()] == [{"x": 1}])
+
+
 async def test_what_is_set_often_is_told_rarely_and_the_last_always(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
