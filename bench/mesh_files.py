@@ -180,7 +180,12 @@ class Bench:
         folder = self.home / name
         folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "bench.mesh_files", "--node", name, self.net.control.url]
-        env = {**os.environ, **AS_INSTALLED, "PYTHONPATH": str(ROOT), "RSYNCD": str(self.arguments.rsyncd)}
+        env = {
+            **os.environ,
+            **AS_INSTALLED,
+            "PYTHONPATH": str(ROOT),
+            "RSYNCD": str(self.arguments.rsyncd),
+        }
         process = await trio.lowlevel.open_process(
             [*command, self.net.auth_key(), str(folder)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -260,6 +265,7 @@ class Bench:
               f"(bar 1 s), {there}")  # fmt: skip
 
     async def small(self) -> None:
+        """No side pays for what another left to be written: all of it is on the disk before each turn."""
         tree = self.source / "tree"
         for number in range(self.arguments.files):
             folder = tree / f"{number // 500}"
@@ -267,28 +273,38 @@ class Bench:
             (folder / f"{number}").write_bytes(os.urandom(4096))
         daemon = self._rsyncd()
         try:
-            async with self.node("b"), self.node("a") as (here, up):
-                ratios = []
+            async with self.node("b") as (there, _), self.node("a") as (here, up):
+                ratios, synced_ratios = [], []
                 for turn in range(self.arguments.rounds):
-                    began = time.perf_counter()
-                    target = f"rsync://{up['host']}:{up['port']}/in/rsync{turn}/"
-                    await trio.run_process(["rsync", "-a", f"{tree}/", target])
-                    theirs = time.perf_counter() - began
-                    began = time.perf_counter()
-                    await trio.run_process(["rsync", "-a", "--fsync", f"{tree}/", f"{target[:-1]}s/"])
-                    synced = time.perf_counter() - began
+                    target = f"rsync://{up['host']}:{up['port']}/in/rsync{turn}"
+                    theirs = await self._rsync(tree, target)
+                    synced = await self._rsync(tree, f"{target}s", "--fsync")
+                    before = await there.ask(do="memory")
+                    await trio.to_thread.run_sync(os.sync)
                     done = await here.ask(do="push", path=str(tree), into=f"push{turn}")
+                    after = await there.ask(do="memory")
                     ratios.append(done["seconds"] / theirs)
-                    print(f"  rsync {theirs:.2f} s, rsync --fsync {synced:.2f} s, push {done['seconds']:.2f} s")
+                    synced_ratios.append(done["seconds"] / synced)
+                    cpu = f"{done['cpu']:.1f} + {after['cpu'] - before['cpu']:.1f}"
+                    print(f"  rsync {theirs:.2f} s, rsync --fsync {synced:.2f} s, push {done['seconds']:.2f} s; "
+                          f"seconds of CPU, sender and receiver: {cpu}")  # fmt: skip
             told = await trio.run_process(
                 ["rsync", "-ain", "--checksum", f"{tree}/", self.home / "b" / "in" / "push0" / "tree/"],
                 capture_stdout=True,
             )
-            print(f"small: {self.arguments.files} files of 4 KiB take {statistics.median(ratios):.2f} x rsync (bar 3); "
+            print(f"small: {self.arguments.files} files of 4 KiB take {statistics.median(ratios):.2f} x rsync (bar 3), "
+                  f"{statistics.median(synced_ratios):.2f} x rsync --fsync; "
                   f"rsync --checksum finds {len(told.stdout.splitlines())} differences")  # fmt: skip
         finally:
             daemon.terminate()
             daemon.wait()
+
+    async def _rsync(self, tree: Path, target: str, *options: str) -> float:
+        """Seconds of a copy through the tunnel."""
+        await trio.to_thread.run_sync(os.sync)
+        began = time.perf_counter()
+        await trio.run_process(["rsync", "-a", *options, f"{tree}/", f"{target}/"])
+        return time.perf_counter() - began
 
     def _rsyncd(self) -> subprocess.Popen[bytes]:
         config = self.home / "rsyncd.conf"

@@ -8,14 +8,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from tailscale.http.asgi import ClientDisconnected
+from tailscale.mesh.batch import SmallFile, Stored
 from tailscale.mesh.files_client import decode_root
-from tailscale.mesh.landing import WHOLE, Landing, Stored, read_whole, why
+from tailscale.mesh.landing import WHOLE, Landing, read_whole, why
 from tailscale.mesh.pieces import WrongLength
 from tailscale.mesh.serving import Answered, Request
 from tailscale.mesh.sink import Busy, Missing, Occupied, Unequal
@@ -161,9 +161,9 @@ class Arrivals:
                 await trio.to_thread.run_sync(landing.make_folder, entry, limiter=self._threads)
                 return Answered(200)
             if part.is_whole and entry.size <= WHOLE:
-                data = await read_whole(request.read, entry.size)
-                store = partial(landing.store, owner, entry, data, request.root(), is_inside=is_inside)
-                return _stored(await trio.to_thread.run_sync(store, limiter=self._threads))
+                data = b"".join(await read_whole(request.read, entry.size))
+                small = SmallFile(entry, data, request.root(), is_inside)
+                return _stored(await trio.to_thread.run_sync(landing.store, small, limiter=self._threads))
             if part.start == part.end:  # nothing is missing but the name
                 await read_whole(request.read, 0)
                 return _stored(
@@ -190,22 +190,15 @@ class Arrivals:
         for entry in entries if self._running else ():
             await self._end(owner, entry.path)
         try:
-            data = b"".join(await read_whole(request.read, total))
+            data = memoryview(b"".join(await read_whole(request.read, total)))
         except WrongLength:
             return Answered(STATUS["length"], why="length")
-
-        def store_all() -> list[Answered]:
-            answers, at = [], 0
-            for entry, root, is_inside in zip(entries, roots, inside, strict=True):
-                piece = data[at : at + entry.size]
-                at += entry.size
-                try:
-                    answers.append(_stored(landing.store(owner, entry, [piece], root, is_inside=is_inside)))
-                except DISK as problem:
-                    answers.append(_answer_to(problem, entry))
-            return answers
-
-        return Answered(200, files=await trio.to_thread.run_sync(store_all, limiter=self._threads))
+        files, at = [], 0
+        for entry, root, is_inside in zip(entries, roots, inside, strict=True):
+            files.append(SmallFile(entry, data[at : at + entry.size], root, is_inside))
+            at += entry.size
+        stored = await landing.store_many(files)
+        return Answered(200, files=[_became(each, entry) for each, entry in zip(stored, entries, strict=True)])
 
     async def _put_part(self, landing: Landing, request: Request, owner: str, entry: Entry, part: Part) -> Answered:
         sink = await trio.to_thread.run_sync(landing.open, owner, entry, limiter=self._threads)
@@ -226,6 +219,10 @@ def _answer_to(problem: Exception, entry: Entry) -> Answered:
     if reason == "disk":
         log.warning("cannot keep %s: %s", entry.path, problem)
     return Answered(STATUS[reason], why=reason, blocks=problem.blocks if isinstance(problem, Missing) else ())
+
+
+def _became(stored: Stored | Exception, entry: Entry) -> Answered:
+    return _answer_to(stored, entry) if isinstance(stored, Exception) else _stored(stored)
 
 
 def _stored(stored: Stored) -> Answered:

@@ -45,10 +45,15 @@ class Folder:
 
     def enter(self, name: str, *, make: bool = False) -> Folder:
         """The folder inside. Raises NotADirectoryError for a link, whatever it leads to."""
-        if make:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=self._descriptor)
-        return Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | CAREFULLY, dir_fd=self._descriptor))
+        flags = os.O_RDONLY | os.O_DIRECTORY | CAREFULLY
+        try:
+            return Folder(os.open(name, flags, dir_fd=self._descriptor))
+        except FileNotFoundError:
+            if not make:
+                raise
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=self._descriptor)
+        return Folder(os.open(name, flags, dir_fd=self._descriptor))
 
     def open_file(self, name: str, flags: int, mode: int = 0o600) -> int:
         """A descriptor of a regular file; never through a link, never waiting for the other end of a FIFO."""
@@ -57,6 +62,10 @@ class Folder:
             return descriptor
         os.close(descriptor)
         raise OSError(errno.ELOOP, "it is not a regular file", name)
+
+    def create(self, name: str) -> int:
+        """A descriptor of a new file. Raises FileExistsError where there is anything of that name."""
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o600, dir_fd=self._descriptor)
 
     def look(self, name: str) -> os.stat_result | None:
         """What is there under this name, not what a link leads to."""
@@ -110,6 +119,30 @@ class Folder:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._descriptor).free
+
+
+class Walks:
+    """Folders that were walked to and stay open: who has many files of one folder walks there once.
+
+    Not for longer than a batch of files takes: each has a descriptor.
+    """
+
+    def __init__(self, *, make: bool = False) -> None:
+        self._make = make
+        self._open: dict[tuple[Path, tuple[str, ...]], Folder] = {}
+
+    def to(self, top: Path, parts: Sequence[str]) -> Folder:
+        """The folder `parts` below `top`; it is closed with the others."""
+        key = top, tuple(parts)
+        folder = self._open.get(key)
+        if folder is None:
+            folder = self._open[key] = walk(top, parts, make=self._make)
+        return folder
+
+    def close(self) -> None:
+        for folder in self._open.values():
+            folder.close()
+        self._open.clear()
 
 
 def walk(top: Path, parts: Sequence[str], *, make: bool = False) -> Folder:

@@ -75,6 +75,13 @@ class HashCache:
             if len(hashes) > 1 or len(self._waiting) >= WAITING_LIMIT:
                 self.flush()
 
+    def put_many(self, known: Sequence[tuple[FileKey, Hashes]]) -> None:
+        """Of many small files at once."""
+        with self._lock:
+            self._waiting.update(known)
+            if len(self._waiting) >= WAITING_LIMIT:
+                self.flush()
+
     def flush(self) -> None:
         """Write down what waits."""
         with self._lock:

@@ -9,14 +9,16 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.mesh.batch import Batch, SmallFile, Stored
 from tailscale.mesh.folders import Folder, walk
 from tailscale.mesh.hash_cache import FileKey
-from tailscale.mesh.pieces import Read, WrongLength, to_disk
+from tailscale.mesh.pieces import Read, WrongLength, all_of, to_disk
 from tailscale.mesh.sink import PERMISSIONS, Busy, Exists, Missing, Occupied, Sink, Unequal, beside, hash_file
 from ts_mesh.blocks import BLOCK, Hashes, JournalKey, complete, root_of
 
@@ -25,13 +27,9 @@ if TYPE_CHECKING:
     from ts_mesh.offers import Entry
 
 WHOLE = 1 << 20  # a file up to so many bytes is taken into memory and written at once
+BATCHES = 2  # of small files, at once: others receive meanwhile
+SYNCING = 4  # threads that put a batch on the disk: what they wait for, the disk does at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class Stored(NamedTuple):
-    name: str
-    """Another than it was meant to get, where that was taken and `exists` is "rename"."""
-    root: bytes
 
 
 class Landing:
@@ -42,6 +40,7 @@ class Landing:
         self.exists = exists
         self._cache = cache
         self._threads = threads
+        self._batches = trio.CapacityLimiter(BATCHES)
 
     def prepare(self) -> int:
         """Make the folder itself. How many bytes there is room for."""
@@ -94,17 +93,41 @@ class Landing:
         folder = walk(self.top, parts, make=not resume_only)
         return Sink(folder, name, key, entry.mode, self.exists, resume_only=resume_only)
 
-    def store(
-        self, owner: str, entry: Entry, data: Sequence[bytes], root: bytes | None, *, is_inside: bool = False
-    ) -> Stored:
-        """A file that came in one piece. `is_inside`: its folder comes later and is put on the disk then."""
-        sink = self.open(owner, entry)
+    def store(self, file: SmallFile) -> Stored:
+        """One small file. Raises what went wrong with it."""
+        batch = self._batch()
         try:
-            sink.begin_run(0)
-            sink.write(data)
-            return self.finish(sink, entry, root, is_inside=is_inside)
+            batch.write([file])
+            batch.sync()
+            (became,) = batch.name()
         finally:
-            sink.close()
+            batch.close()
+        if isinstance(became, Exception):
+            raise became
+        return became
+
+    async def store_many(self, files: Sequence[SmallFile]) -> list[Stored | Exception]:
+        """Many small files, a batch at a time; what became of each."""
+        became: list[Stored | Exception] = []
+        while len(became) < len(files):
+            async with self._batches:
+                became += await self._store_batch(files[len(became) :])
+        return became
+
+    async def _store_batch(self, files: Sequence[SmallFile]) -> list[Stored | Exception]:
+        """The first of them: as many as one batch takes."""
+        in_thread = partial(trio.to_thread.run_sync, limiter=self._threads)
+        batch = self._batch()
+        try:
+            await in_thread(batch.write, files)
+            await all_of(*[partial(in_thread, batch.sync)] * min(SYNCING, len(files)))
+            return await in_thread(batch.name)
+        finally:
+            with trio.CancelScope(shield=True):
+                await in_thread(batch.close)
+
+    def _batch(self) -> Batch:
+        return Batch(self.top, self.exists, self._cache, self._confirm)
 
     def complete(self, owner: str, entry: Entry, root: bytes | None) -> Stored:
         """A file of which nothing was missing: it has its name already, or all its blocks."""
@@ -116,13 +139,13 @@ class Landing:
         finally:
             sink.close()
 
-    def finish(self, sink: Sink, entry: Entry, root: bytes | None, *, is_inside: bool = False) -> Stored:
+    def finish(self, sink: Sink, entry: Entry, root: bytes | None) -> Stored:
         """Raises Missing, Unequal or Occupied."""
         found = sink.compare(root)
         if self._confirm(entry, found):  # it was sent twice, because an answer was lost or nobody knew that it is there
             sink.discard()
             return Stored(sink.name, found)
-        return Stored(sink.take_place(self._cache, sync_folder=not is_inside), found)
+        return Stored(sink.take_place(self._cache), found)
 
     def _confirm(self, entry: Entry, root: bytes) -> bool:
         """Whether the file has its name already. Its permissions are then those that are asked for."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import TailscaleError
+from tailscale.mesh.batch import SmallFile
 from tailscale.mesh.carriers import CONNECTIONS, WINDOW, Connection, Dial, Spoiled, Waiting, carry
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.files_client import Replies, Reply, encode_request, root_in
@@ -171,7 +172,8 @@ class Pull:
             return
         self._tally.add_sent(entry.path, entry.size)
         try:
-            await trio.to_thread.run_sync(self._landing.store, self._owner, entry, data, root, limiter=self._threads)
+            file = SmallFile(entry, b"".join(data), root)
+            await trio.to_thread.run_sync(self._landing.store, file, limiter=self._threads)
         except DISK as problem:
             self._tally.fail(entry.path, _here(problem))
         else:

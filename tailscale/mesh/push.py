@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from tailscale.mesh.batch import TOGETHER
 from tailscale.mesh.carriers import CONNECTIONS, WINDOW, Connection, Dial, Waiting, carry
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.files_client import Answer, Replies, Reply, encode_last_chunk, encode_request
+from tailscale.mesh.folders import Walks
 from tailscale.mesh.landing import WHOLE
 from tailscale.mesh.pieces import all_of, from_disk
-from tailscale.mesh.source import Source, Unreadable
-from ts_mesh.blocks import Hashes, Run, at, block_length, count_blocks, is_same, runs
+from tailscale.mesh.source import Source, Unreadable, is_settled, read_small
+from ts_mesh.blocks import Hashes, Run, at, block_length, count_blocks, is_same, root_of, runs
 from ts_mesh.ranges import encode_content_range
 
 if TYPE_CHECKING:
-    from tailscale.mesh.hash_cache import HashCache
+    from tailscale.mesh.hash_cache import FileKey, HashCache
     from tailscale.mesh.transfers import Tally
     from tailscale.mesh.tree import Item
 
-BATCH = WINDOW // 2  # small files read in one go ...
+BATCH = WINDOW // 2  # small files read in one go, each with a request of its own ...
 BATCH_BYTES = 1 << 20  # ... and about so many bytes
 MANY = 8  # small files are worth more than one connection
 ROUNDS = 3  # blocks that turn out to be damaged over there are sent again so often
@@ -156,7 +158,8 @@ class Push:
     async def _send_small(self, connection: Connection[Job]) -> None:
         jobs: list[Job] = []
         size = 0
-        while self._jobs and len(jobs) < BATCH and size < BATCH_BYTES:
+        most = TOGETHER if self._many else BATCH
+        while self._jobs and len(jobs) < most and size < BATCH_BYTES:
             entry = self._jobs[0].item.entry
             if entry.dir or entry.size > WHOLE:
                 break
@@ -195,17 +198,25 @@ class Push:
     def _read_small(self, jobs: Sequence[Job]) -> list[_Read]:
         """In a thread."""
         read: list[_Read] = []
-        for job in jobs:
-            try:
-                source = self._open(job)
+        known: list[tuple[FileKey, Hashes]] = []
+        walks = Walks()
+        try:
+            for job in jobs:
+                item = job.item
                 try:
-                    is_there = bool(job.theirs) and is_same([source.hash_block(0)], job.theirs, 0)
-                    data = b"".join(source.read_bytes(0, source.size)) if not is_there else None
-                    read.append(_Read(job, data, source.root()))
-                finally:
-                    source.close()
-            except Unreadable as problem:
-                read.append(_Read(job, problem=str(problem)))
+                    folder = walks.to(item.top, item.parts[:-1])
+                    small = read_small(folder, item.parts[-1], item.key, job.theirs, self._cache)
+                except Unreadable as problem:
+                    read.append(_Read(job, problem=str(problem)))
+                except OSError as problem:
+                    read.append(_Read(job, problem=f"it cannot be read: {problem.strerror}"))
+                else:
+                    read.append(_Read(job, small.data, root_of(small.hashes)))
+                    if is_settled(item.key):
+                        known.append((item.key, small.hashes))
+        finally:
+            walks.close()
+        self._cache.put_many(known)
         return read
 
     def _open(self, job: Job) -> Source:

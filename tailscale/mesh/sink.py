@@ -95,7 +95,7 @@ class Sink:
     # Opening what was left
 
     def _open(self) -> None:
-        self._part_file = self._open_locked()
+        self._part_file, _ = open_part(self._folder, self._part)
         if self.size <= BLOCK:  # not worth a journal: at most one block is sent again
             os.ftruncate(self._part_file, 0)
             self._folder.remove(self._journal_name)
@@ -105,27 +105,6 @@ class Sink:
             os.ftruncate(self._part_file, 0)
             os.ftruncate(self._journal, 0)
             os.write(self._journal, encode_header(self._key))
-
-    def _open_locked(self) -> int:
-        """The part, ours alone: a link, or what somebody linked elsewhere, is removed and made anew."""
-        while True:
-            status = self._folder.look(self._part)
-            if status is not None and (not stat.S_ISREG(status.st_mode) or status.st_nlink > 1):
-                self._folder.remove(self._part)
-            try:
-                descriptor = self._folder.open_file(self._part, os.O_RDWR | os.O_CREAT)
-            except PermissionError:
-                if status is None:
-                    raise
-                self._folder.remove(self._part)  # it had its final mode already when its writer was killed
-                continue
-            if not try_lock(descriptor):
-                os.close(descriptor)
-                raise Busy
-            beside = self._folder.look(self._part)
-            if beside is not None and beside.st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-            os.close(descriptor)  # it got its name, or was removed, between our look and the lock
 
     def _resume(self) -> bool:
         """Whether the part and its journal are of this file. A journal that makes no sense is put aside."""
@@ -230,39 +209,22 @@ class Sink:
             raise Unequal
         return found
 
-    def take_place(self, cache: HashCache, *, sync_folder: bool = True) -> str:
+    def take_place(self, cache: HashCache) -> str:
         """Put it on the disk, then give it its name, which is returned. Raises Occupied."""
         os.ftruncate(self._part_file, self.size)
         os.fchmod(self._part_file, self._mode)
         os.utime(self._part_file, ns=(self._key.mtime_ns, self._key.mtime_ns))
         os.fsync(self._part_file)
         try:
-            name = self._take_name()
+            name = take_name(self._folder, self._part, self.name, self._exists)
         except Occupied:
             os.fchmod(self._part_file, 0o600)  # to be opened again
             raise
         if self._journal >= 0:
             self._folder.remove(self._journal_name)
-        if sync_folder:
-            self._folder.sync()
+        self._folder.sync()
         cache.put(FileKey.of(os.fstat(self._part_file)), self.hashes)
         return name
-
-    def _take_name(self) -> str:
-        if self._exists == "replace":
-            status = self._folder.look(self.name)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                raise Occupied
-            self._folder.replace(self._part, self.name)
-            return self.name
-        tries = 1 if self._exists == "refuse" else NAMES_TRIED
-        for name in [self.name, *(renamed(self.name, attempt) for attempt in range(2, tries + 1))]:
-            try:
-                self._folder.rename_where_free(self._part, name)
-            except FileExistsError:
-                continue
-            return name
-        raise Occupied
 
     def discard(self) -> None:
         """Nothing of it is worth keeping."""
@@ -289,6 +251,62 @@ def beside(name: str) -> tuple[str, str]:
     """The names under which a file grows: its part, and the journal of that."""
     part = part_name(name, hashlib.sha256(name.encode()).hexdigest()[:32])
     return part, part[: -len(PART)] + JOURNAL
+
+
+def open_part(folder: Folder, part: str) -> tuple[int, os.stat_result]:
+    """The part, ours alone: a link, or what somebody linked elsewhere, is removed and made anew."""
+    while True:
+        try:
+            descriptor = folder.create(part)
+        except FileExistsError:
+            found = _open_left(folder, part)
+            if found is None:
+                continue
+            descriptor = found
+        try:
+            if not try_lock(descriptor):
+                raise Busy
+            status, beside = os.fstat(descriptor), folder.look(part)
+            if beside is not None and os.path.samestat(beside, status):
+                return descriptor, status
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it got its name, or was removed, between our look and the lock
+
+
+def _open_left(folder: Folder, part: str) -> int | None:
+    """What is there already under the name of a part; None where it was removed instead, being none."""
+    status = folder.look(part)
+    if status is None:
+        return None
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        try:
+            return folder.open_file(part, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            pass  # it had its final mode already when its writer was killed
+    folder.remove(part)
+    return None
+
+
+def take_name(folder: Folder, part: str, name: str, exists: Exists) -> str:
+    """The name that a part was given at last. Raises Occupied."""
+    if exists == "replace":
+        try:
+            folder.replace(part, name)
+        except IsADirectoryError:
+            raise Occupied from None
+        return name
+    tries = 1 if exists == "refuse" else NAMES_TRIED
+    for new in [name, *(renamed(name, attempt) for attempt in range(2, tries + 1))]:
+        try:
+            folder.rename_where_free(part, new)
+        except FileExistsError:
+            continue
+        return new
+    raise Occupied
 
 
 def hash_block(descriptor: int, size: int, block: int) -> bytes:

@@ -9,11 +9,11 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tailscale.mesh.hash_cache import FileKey
 from tailscale.mesh.pieces import PIECE
-from ts_mesh.blocks import BLOCK, block_length, complete, count_blocks, root_of
+from ts_mesh.blocks import BLOCK, Hashes, block_length, complete, count_blocks, is_same, root_of
 
 if TYPE_CHECKING:
     from tailscale.mesh.folders import Folder
@@ -57,7 +57,7 @@ class Source:
         known = cache.get(self.key)
         if len(known) <= len(self.hashes):
             self.hashes[: len(known)] = known
-        self._may_remember = self.key.mtime_ns < time.time_ns() - TICK_NS
+        self._may_remember = is_settled(self.key)
 
     @classmethod
     def open(cls, item: Item, cache: HashCache) -> Source:
@@ -145,3 +145,41 @@ class Source:
         if self._fresh and self._may_remember:
             self._cache.put(self.key, self.hashes)
         self._fresh = 0
+
+
+class Small(NamedTuple):
+    """A small file in memory."""
+
+    data: bytes | None
+    """None: the hash that it was asked for is its own."""
+    hashes: list[bytes]
+
+
+def read_small(folder: Folder, name: str, expected: FileKey, held: Hashes, cache: HashCache) -> Small:
+    """All of a file of at most one block, if it is still the one that was found there. Raises Unreadable.
+
+    `held` is what the other side has: where the cache says that it is the same, nothing is read.
+    """
+    try:
+        descriptor = folder.open_file(name, os.O_RDONLY)
+        try:
+            if FileKey.of(os.fstat(descriptor)) != expected:
+                raise Unreadable(CHANGED)
+            known = complete(cache.get(expected), expected.size) if held else None
+            if known and is_same(known, held, 0):
+                return Small(None, known)
+            data = os.pread(descriptor, expected.size, 0)
+            if len(data) != expected.size or FileKey.of(os.fstat(descriptor)) != expected:
+                raise Unreadable(CHANGED)
+        finally:
+            os.close(descriptor)
+    except OSError as problem:
+        raise Unreadable(f"it cannot be read: {problem.strerror}") from problem
+    hashes = [hashlib.sha256(data).digest()] if data else []
+    cache.bytes_hashed += len(data)
+    return Small(None if hashes and is_same(hashes, held, 0) else data, hashes)
+
+
+def is_settled(key: FileKey) -> bool:
+    """Whether it was written long enough ago to be known again by its time."""
+    return key.mtime_ns < time.time_ns() - TICK_NS

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tailscale.mesh.batch import SmallFile
 from tailscale.mesh.hash_cache import FileKey, HashCache
 from tailscale.mesh.landing import Landing
 from tailscale.mesh.sink import Busy, Missing, Occupied, Sink, Unequal
@@ -163,6 +164,7 @@ def test_two_writers_of_one_file_exclude_each_other(tmp_path: Path) -> None:
 
 SMALL = Entry("small", 5, MTIME)
 HELLO_ROOT = root_of([hashlib.sha256(b"hello").digest()])
+HELLO = SmallFile(SMALL, b"hello", HELLO_ROOT)
 
 
 @pytest.mark.parametrize(
@@ -175,10 +177,10 @@ def test_existing_file_is_kept_replaced_or_stands_beside(tmp_path: Path, exists:
         with pytest.raises(Occupied):
             place.present("a", SMALL)
         with pytest.raises(Occupied):
-            place.store("a", SMALL, [b"hello"], HELLO_ROOT)
+            place.store(HELLO)
     else:
         assert place.present("a", SMALL) == []
-        assert place.store("a", SMALL, [b"hello"], HELLO_ROOT).name == holds[-1]
+        assert place.store(HELLO).name == holds[-1]
         assert (tmp_path / holds[-1]).read_bytes() == b"hello"
     assert [name for name in names(tmp_path) if not name.startswith(".")] == holds
     if exists != "replace":
@@ -188,7 +190,7 @@ def test_existing_file_is_kept_replaced_or_stands_beside(tmp_path: Path, exists:
 def test_same_file_twice_is_there_already(tmp_path: Path) -> None:
     place = landing(tmp_path, "rename")
     for _ in range(2):
-        assert place.store("a", SMALL, [b"hello"], HELLO_ROOT).name == "small"
+        assert place.store(HELLO).name == "small"
     assert names(tmp_path) == ["small"]
 
 
@@ -201,7 +203,7 @@ def test_link_planted_as_the_file_is_replaced_and_not_followed(tmp_path: Path) -
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     (inbox / "small").symlink_to(victim)
-    landing(inbox, "replace").store("a", SMALL, [b"hello"], HELLO_ROOT)
+    landing(inbox, "replace").store(HELLO)
     assert victim.read_bytes() == b"precious"
     assert not (inbox / "small").is_symlink()
 
@@ -227,7 +229,7 @@ def test_hard_link_planted_as_part_is_not_written_through(tmp_path: Path) -> Non
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     os.link(victim, inbox / ".small.part")
-    landing(inbox).store("a", SMALL, [b"hello"], HELLO_ROOT)
+    landing(inbox).store(HELLO)
     assert victim.read_bytes() == b"precious"
     assert (inbox / "small").read_bytes() == b"hello"
 
@@ -242,7 +244,7 @@ def test_folder_swapped_for_a_link_between_check_and_open_leads_nowhere(tmp_path
     (inbox / "tree").rmdir()
     (inbox / "tree").symlink_to(outside)
     with pytest.raises(NotADirectoryError):  # ... and the open
-        place.store("a", entry, [b"hello"], HELLO_ROOT)
+        place.store(SmallFile(entry, b"hello", HELLO_ROOT))
     assert names(outside) == []
 
 
