@@ -56,7 +56,7 @@ WINGS: dict[str, set[str]] = {
     **dict.fromkeys(
         ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
     ),
-    "http": VALUES | {"aio", "carry", "device", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "device", "local_ports", "sockets", "sync", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
