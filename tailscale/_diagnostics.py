@@ -33,6 +33,15 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     return Identity(node, node.user, directory.capabilities_of(raw))
 
 
+def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:
+    """The node that has an address itself; None for a host behind a subnet router, which is nobody's identity."""
+    try:
+        identity = whois(directory, address)
+    except NameNotFound:
+        return None
+    return identity if address[0] in identity.node.addresses else None
+
+
 def exit_nodes(directory: Directory, reach: Reach) -> tuple[ExitNode, ...]:
     """Everybody who offers a default route, where they are and how well they do."""
     netmap = directory.netmap

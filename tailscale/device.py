@@ -42,6 +42,7 @@ from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import guard_logs
+from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
 from tailscale.runtime.network import HostNetwork, Network
@@ -374,16 +375,21 @@ class Device(OwnNode, AsyncWithOnly):
         dial = partial(self.tcp_connect, host, port)
         return Opening(local_ports.open_forward(dial, local_port, path, self._ready().spawn))
 
-    def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Opening[Exposure]:
+    def expose(
+        self, port: int, host: str = "127.0.0.1", local_port: int | None = None, *, proxy_protocol: int = 0
+    ) -> Opening[Exposure]:
         """Let the tailnet reach a server of this machine under `port`.
+
+        With `proxy_protocol` 1 or 2 each connection begins with a PROXY header of that version, by which the server
+        learns the caller's address; one in this process may ask `caller_at`.
 
         ```python
         async with device.expose(8080, local_port=3000) as exposed:
             print(f"http://{device.name}:{exposed.port}/")
         ```
         """
-        target = port if local_port is None else local_port
-        return Opening(local_ports.open_exposure(self.listen(port), host, target, self._ready().spawn))
+        target = local_ports.Target(host, port if local_port is None else local_port, self, proxy_protocol)
+        return Opening(local_ports.open_exposure(self.listen(port), target, self._ready().spawn))
 
     # Names and identities
 
@@ -441,6 +447,22 @@ class Device(OwnNode, AsyncWithOnly):
         """
         await trio.lowlevel.checkpoint()
         return diagnostics.whois(self._ready().directory, address)
+
+    def caller_at(self, address: tuple[str, int], door: tuple[str, int] | None = None) -> Identity | None:
+        """Who is behind a connection that a server of this process has accepted; None for nobody of the tailnet.
+
+        `address` is the peer's as the server's socket shows it, `door` the socket's own. They are known while the
+        connection lasts, behind `expose`, and behind the listening sockets of `tailscale.aio` and `tailscale.sync`.
+        Waits for nothing, and may be called from any thread.
+
+        ```python
+        identity = device.caller_at(("127.0.0.1", 50123))
+        print(identity.user if identity else "nobody")
+        ```
+        """
+        directory = self._ready().directory
+        remote = CALLERS.find(self, address, door)
+        return diagnostics.caller(directory, remote) if remote is not None else None
 
     # Diagnosis
 

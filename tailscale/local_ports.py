@@ -7,18 +7,22 @@ are carried is `carry.py`; who runs the tasks is handed in, for the faces run th
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 import trio
 
 from tailscale.carry import LOST, Carried, Splice
 from tailscale.errors import TailscaleError
+from tailscale.local_callers import CALLERS
 from tailscale.sockets.local import LocalStream
+from ts_proxy.proxy_header import VERSIONS, encode_proxy_header
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +35,7 @@ BACKLOG = 128
 FLOWS_LIMIT = 1024  # of one port at once
 FLOWS_PER_PEER = 256  # of those of an exposed port, so that no peer shuts the others out
 DIAL_PATIENCE = 30.0  # for a server of this machine
+ADDRESS_ATTEMPTS = 8
 UNREACHED = (OSError, TailscaleError, trio.TooSlowError, UnicodeError)  # the last: a host that can be no name
 
 B = TypeVar("B")
@@ -66,6 +71,43 @@ class Opening(Coroutine[Any, Any, B], Generic[B]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._opened.__aexit__(kind, error, traceback)
+
+
+class Target:
+    """A server of this machine, for callers of the device `owner`, and what it is told of each in front of all else."""
+
+    def __init__(self, host: str, port: int, owner: object, proxy_protocol: int = 0) -> None:
+        if proxy_protocol not in (0, *VERSIONS):
+            raise ValueError(f"proxy_protocol is 0 for none, 1 or 2, not {proxy_protocol!r}")
+        self.host, self.port = host, port
+        self._owner = owner
+        self._proxy_protocol = proxy_protocol
+
+    async def dial(self, caller: TcpStream) -> LocalStream:
+        """A connection to it for what a caller says. Errors are of `UNREACHED`."""
+        with trio.fail_after(DIAL_PATIENCE):
+            for _ in range(ADDRESS_ATTEMPTS):
+                connected = await trio.open_tcp_stream(self.host, self.port)
+                source, door = connected.socket.getsockname(), connected.socket.getpeername()
+                try:
+                    known = CALLERS.begin(self._owner, source, door, caller.remote_address)
+                except OSError:  # stood for somebody else not long ago
+                    await connected.aclose()
+                    continue
+                server = LocalStream.adopt(connected, partial(CALLERS.end, known))
+                await self._introduce(caller, server)
+                return server
+        raise OSError(errno.EADDRNOTAVAIL, "this machine has no fresh ports left")
+
+    async def _introduce(self, caller: TcpStream, server: LocalStream) -> None:
+        if not self._proxy_protocol:
+            return
+        try:
+            header = encode_proxy_header(self._proxy_protocol, caller.remote_address, caller.local_address)
+            await server.send_all(header)
+        except BaseException:
+            server.abort()
+            raise
 
 
 class PortStatistics(NamedTuple):
@@ -253,7 +295,7 @@ class Exposure(_Port):
     `statistics()` counts connections and bytes.
     """
 
-    def __init__(self, listener: TcpListener, target: tuple[str, int], spawn: Spawn, run: Run) -> None:
+    def __init__(self, listener: TcpListener, target: Target, spawn: Spawn, run: Run) -> None:
         super().__init__(spawn, run)
         self._target = target
         self.port = listener.port
@@ -272,16 +314,15 @@ class Exposure(_Port):
                 if not has_place:
                     stream.abort()
                     return
-                with trio.fail_after(DIAL_PATIENCE):
-                    server = await trio.open_tcp_stream(*self._target)
+                server = await self._target.dial(stream)
             except UNREACHED as problem:
                 stream.abort()
-                self._on_unreached("{}:{}".format(*self._target), problem)
+                self._on_unreached(f"{self._target.host}:{self._target.port}", problem)
                 return
             except BaseException:
                 stream.abort()
                 raise
-            await self._carry(LocalStream.adopt(server), stream)
+            await self._carry(server, stream)
 
 
 async def open_forward(
@@ -321,12 +362,12 @@ def _bind_privately(door: socket.socket, path: str) -> None:
 
 
 async def open_exposure(
-    listening: Awaitable[TcpListener], host: str, local_port: int, spawn: Spawn, run: Run = Splice.run
+    listening: Awaitable[TcpListener], target: Target, spawn: Spawn, run: Run = Splice.run
 ) -> Exposure:
     """Carry what the tailnet sends to a listener to a server of this machine."""
     listener = await listening
     try:
-        return Exposure(listener, (host, local_port), spawn, run)
+        return Exposure(listener, target, spawn, run)
     except BaseException:
         listener.shut()
         raise

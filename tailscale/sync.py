@@ -156,10 +156,15 @@ class Device(DeviceFace, WithOnly):
         """Let programs and libraries that dial by themselves reach `host`: over loopback, or a private Unix socket."""
         return self._await(lambda: bridges.forward(self._thread, host, port, local_port, path), Forward.close)
 
-    def expose(self, port: int, host: str = "127.0.0.1", local_port: int | None = None) -> Exposure:
-        """Let the tailnet reach a server of this machine under `port`."""
+    def expose(
+        self, port: int, host: str = "127.0.0.1", local_port: int | None = None, *, proxy_protocol: int = 0
+    ) -> Exposure:
+        """Let the tailnet reach a server of this machine under `port`.
+
+        `proxy_protocol` 1 or 2 tells it each caller's address first; a server in this process may ask `caller_at`.
+        """
         target = port if local_port is None else local_port
-        return self._await(lambda: bridges.expose(self._thread, port, host, target), Exposure.close)
+        return self._await(lambda: bridges.expose(self._thread, port, host, target, proxy_protocol), Exposure.close)
 
     def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""

@@ -36,7 +36,8 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "event_readers"),
-    *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("errors", "events", "explanation", "faults", "foreign_text", "local_callers", "nodes", "pcapng", "state_file"),
+    *("status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -55,7 +56,7 @@ WINGS: dict[str, set[str]] = {
     **dict.fromkeys(
         ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
     ),
-    "http": VALUES | {"aio", "carry", "device", "sockets", "sync"},
+    "http": VALUES | {"aio", "carry", "device", "local_ports", "sockets", "sync", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
     "serve": VALUES | {"carry", "device", "http", "sockets"},

@@ -118,9 +118,14 @@ def is_proxys(name: bytes) -> bool:
 
 def request_head(forward: Forward, headers: Headers, *, http_version: bytes) -> Headers:
     """What the server is sent: its Host is what the request line names (RFC 9112, 3.2.2)."""
-    head = [(b"host", forward.authority), *(one for one in passed_on(headers) if one[0] != b"host")]
-    upgrading = _upgrading(headers) if http_version == b"1.1" else []  # RFC 9110, 7.8
-    return head + _framing(is_coded(headers)) + upgrading
+    others = [one for one in headers if one[0] != b"host"]
+    return [(b"host", forward.authority), *relayed_head(others, is_modern=http_version == b"1.1")]
+
+
+def relayed_head(headers: Headers, *, is_modern: bool) -> Headers:
+    """A request's head for the next server, its Host as it came. HTTP/1.0 cannot upgrade (RFC 9110, 7.8)."""
+    upgrading = _upgrading(headers) if is_modern else []
+    return passed_on(headers) + _framing(is_coded(headers)) + upgrading
 
 
 def response_head(status: int, headers: Headers) -> Headers:

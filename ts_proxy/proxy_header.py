@@ -1,4 +1,4 @@
-"""What a load balancer says in front of a connection of whose it is: PROXY, versions 1 and 2.
+"""What a load balancer says in front of a connection of whose it is: PROXY, versions 1 and 2, read and written.
 
 https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt. Believed only where the operator says that a balancer
 stands in front: anybody can write such a header.
@@ -17,6 +17,9 @@ LONGEST_LINE = 107  # of version 1, its CR LF included: section 2.1
 LONGEST_REST = 2048  # of version 2: addresses, and what some balancers add about TLS
 HEAD = Struct(">BBH")
 INET, INET6 = 1, 2
+STREAM = 1
+PROXY = 0x21  # version 2, and a connection that is relayed
+VERSIONS = (1, 2)
 ADDRESSES = {INET: Struct(">4s4sHH"), INET6: Struct(">16s16sHH")}
 
 
@@ -25,6 +28,18 @@ class ProxyHeader(NamedTuple):
 
     source: tuple[str, int] | None
     length: int
+
+
+def encode_proxy_header(version: int, source: tuple[str, int], target: tuple[str, int]) -> bytes:
+    """What stands in front of a connection from `source` to `target`: both of one family."""
+    (source_host, source_port), (target_host, target_port) = source, target
+    is_v6 = ":" in source_host
+    if version == 1:
+        family = "TCP6" if is_v6 else "TCP4"
+        return f"PROXY {family} {source_host} {target_host} {source_port} {target_port}\r\n".encode()
+    kind = INET6 if is_v6 else INET
+    rest = ADDRESSES[kind].pack(parse_address(source_host), parse_address(target_host), source_port, target_port)
+    return SIGNATURE + HEAD.pack(PROXY, kind << 4 | STREAM, len(rest)) + rest
 
 
 def decode_proxy_header_untrusted(data: bytes) -> ProxyHeader | None:

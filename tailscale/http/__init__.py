@@ -1,7 +1,8 @@
 """HTTP over the tailnet, both ways.
 
 `AsyncTransport(device)` lets httpx (or httpx2) reach `http://db:8000/`; `serve(app, device)` runs an ASGI app that
-knows who is calling. Importing this module loads nothing else; the names come when they are used.
+knows who is calling, `serve_wsgi` a WSGI app. Importing this module loads nothing else; the names come when they are
+used.
 """
 
 from __future__ import annotations
@@ -11,24 +12,35 @@ from typing import TYPE_CHECKING
 from tailscale._lazy import lazily
 
 if TYPE_CHECKING:
+    from tailscale.http.identity import IdentityMiddleware as IdentityMiddleware
+    from tailscale.http.identity import WsgiIdentityMiddleware as WsgiIdentityMiddleware
     from tailscale.http.lifespan import LifespanFailed as LifespanFailed
     from tailscale.http.limits import Limits as Limits
     from tailscale.http.requests_adapter import RequestsAdapter as RequestsAdapter
-    from tailscale.http.server import serve as serve
+    from tailscale.http.reverse import ReverseProxy as ReverseProxy
+    from tailscale.http.serving import serve as serve
+    from tailscale.http.serving import serve_wsgi as serve_wsgi
     from tailscale.http.transport import AsyncTransport as AsyncTransport
     from tailscale.http.transport import Transport as Transport
     from tailscale.http.visits import Visits as Visits
 
-__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "RequestsAdapter", "Transport", "Visits", "serve"]
+__all__ = [
+    *("AsyncTransport", "IdentityMiddleware", "LifespanFailed", "Limits", "RequestsAdapter", "ReverseProxy"),
+    *("Transport", "Visits", "WsgiIdentityMiddleware", "serve", "serve_wsgi"),
+]
 
 _HOMES = {
     "AsyncTransport": "tailscale.http.transport",
+    "IdentityMiddleware": "tailscale.http.identity",
     "LifespanFailed": "tailscale.http.lifespan",
     "Limits": "tailscale.http.limits",
     "RequestsAdapter": "tailscale.http.requests_adapter",
+    "ReverseProxy": "tailscale.http.reverse",
     "Transport": "tailscale.http.transport",
     "Visits": "tailscale.http.visits",
-    "serve": "tailscale.http.server",
+    "WsgiIdentityMiddleware": "tailscale.http.identity",
+    "serve": "tailscale.http.serving",
+    "serve_wsgi": "tailscale.http.serving",
 }
 
 

@@ -16,19 +16,25 @@ if TYPE_CHECKING:
 
     from tailscale.device import Device
     from tailscale.sockets.socket_device import Address
+    from tailscale.status import Identity
 
 Headers = list[tuple[bytes, bytes]]
+Caller = dict[str, Any]
+OURS = b"tailscale-"
 
 
-async def describe_caller(device: Device, address: Address) -> dict[str, Any] | None:
+async def describe_caller(device: Device, address: Address) -> Caller | None:
     """Plain values about the node at `address`; None for a host behind a subnet router, which is nobody's identity."""
     try:
         identity = await device.whois(address)
     except NameNotFound:
         return None
+    return describe(identity) if address[0] in identity.node.addresses else None
+
+
+def describe(identity: Identity) -> Caller:
+    """The same of somebody who is known."""
     node = identity.node
-    if address[0] not in node.addresses:
-        return None
     return {
         "id": node.stable_id,
         "node": node.name,
@@ -40,12 +46,21 @@ async def describe_caller(device: Device, address: Address) -> dict[str, Any] | 
     }
 
 
-def trusted_headers(headers: Iterable[tuple[bytes, bytes]], caller: dict[str, Any] | None) -> Headers:
-    """The client's headers without those only we may set; underscores count, for CGI and WSGI make them dashes."""
-    kept = [(n, v) for n, v in headers if not n.replace(b"_", b"-").startswith(b"tailscale-")]
-    if caller is not None and caller["user"]:
-        kept.append((b"tailscale-user-login", _header_text(caller["user"])))
-    return kept
+def trusted_headers(headers: Iterable[tuple[bytes, bytes]], caller: Caller | None) -> Headers:
+    """The client's headers without those only we may set, and with those that are true."""
+    return [(n, v) for n, v in headers if not plain_name(n).startswith(OURS)] + identity_headers(caller)
+
+
+def plain_name(name: bytes) -> bytes:
+    """A header's name as the most careless reader takes it: CGI and WSGI tell neither case nor underscores apart."""
+    return name.lower().replace(b"_", b"-")
+
+
+def identity_headers(caller: Caller | None) -> Headers:
+    """What an app behind `tailscale serve` reads, of people only."""
+    if caller is None or not caller["user"]:
+        return []
+    return [(b"tailscale-user-login", _header_text(caller["user"]))]
 
 
 def _header_text(text: str) -> bytes:

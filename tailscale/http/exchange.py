@@ -15,6 +15,7 @@ import trio
 
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Scope
 from tailscale.http.wire import Wire
+from tailscale.http.wrong_loop import tell_failure
 
 log = logging.getLogger("tailscale.http")
 PIPELINED = 64 << 10  # bytes of later requests we take while still answering
@@ -43,9 +44,9 @@ class HttpExchange:
             await app(self._scope, self.receive, self.send)
         except ClientDisconnected:
             return False
-        except Exception:
+        except Exception as error:
             if not self._is_client_gone:
-                log.exception("the app failed on %s %s", self._scope["method"], self._scope["path"])
+                tell_failure(log, error, "the app failed on %s %s", self._scope["method"], self._scope["path"])
             return await self._give_up()
         if not self._is_complete:
             if not self._is_client_gone:

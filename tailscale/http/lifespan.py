@@ -9,6 +9,7 @@ import trio
 
 from tailscale.errors import TailscaleError
 from tailscale.http.asgi import AsgiApp, Message
+from tailscale.http.wrong_loop import wrong_loop
 
 log = logging.getLogger("tailscale.http")
 
@@ -36,7 +37,9 @@ class Lifespan:
             with self._scope:
                 await self._app(scope, self._receive, self._send)
         except Exception as error:
-            if self.failure is None and not self._started.is_set():
+            if (sentence := wrong_loop(error)) is not None:
+                self.failure = LifespanFailed(sentence)
+            elif self.failure is None and not self._started.is_set():
                 log.debug("the app has no lifespan: %r", error)  # as the ASGI specification says to take it
             elif self.failure is None:
                 log.exception("the app's lifespan crashed")

@@ -1,13 +1,15 @@
-"""Serve an ASGI app on the tailnet: HTTP/1.1, WebSocket, lifespan, and who is calling.
+"""Serve an app on the tailnet from within the device's own loop: HTTP/1.1, WebSocket, lifespan, and who is calling.
 
-Owns the listener, the connections and their end. Parsing is h11's and wsproto's; an exchange is in `exchange.py` and
-`websocket.py`.
+Owns the listener, the connections and their end. Parsing is h11's and wsproto's; an exchange is in `exchange.py`,
+`websocket.py` and `reverse.py`. In which loop the app itself runs is not known here.
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -15,15 +17,17 @@ import h11
 import trio
 
 from tailscale.http import framing
-from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
+from tailscale.http.asgi import AsgiApp, ClientDisconnected, Receive, Scope, Send
 from tailscale.http.caller import describe_caller, trusted_headers
 from tailscale.http.exchange import HttpExchange
 from tailscale.http.heads import wants_websocket
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.limits import Limits
 from tailscale.http.requests import headers_of, next_request
+from tailscale.http.reverse import ReverseProxy
 from tailscale.http.visits import Visit, Visits
 from tailscale.http.wire import Wire
+from tailscale.http.wsgi import WsgiApp
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from ts_base.optional import optional
 
@@ -37,42 +41,37 @@ KEEPALIVE = 60.0  # a silent client is asked this often whether it still exists
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-async def serve(
-    app: AsgiApp,
-    device: Device,
-    port: int = 80,
-    *,
-    host: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
-    shutdown: trio.Event | None = None,
-    visits: Visits | None = None,
-    announce: str = "",
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How an app is served; what `serve` was told."""
+
+    port: int
+    host: str | None = None
+    tls: ssl.SSLContext | None = None
+    limits: Limits = field(default_factory=Limits)
+    visits: Visits = field(default_factory=Visits)
+    announce: str = ""
+
+
+async def serve_within(
+    app: AsgiApp | ReverseProxy, device: Device, how: Serving, shutdown: trio.Event, started: Callable[[str], object]
 ) -> None:
-    """Run an ASGI app for the tailnet until cancelled, or until `shutdown` is set and open requests are done.
-
-    ```python forever=80
-    await tailscale.http.serve(app, device, port=80)
-    ```
-
-    `scope["client"]` is the caller's tailnet address, `scope["extensions"]["tailscale"]` who that is. Under
-    `nursery.start` the value is the server's URL. `visits=tailscale.http.Visits()` counts who is connected.
-    `announce` is a word by which peers find the port: `node.announced[word]`.
-    """
-    limits = limits or Limits()
-    shutdown = trio.Event() if shutdown is None else shutdown
-    life = Lifespan(app)
-    async with await device.listen(port, host=host, announce=announce) as listener, trio.open_nursery() as nursery:
+    """Until cancelled, or until `shutdown` is set and open requests are done. `started` is told the server's URL."""
+    life, limits = Lifespan(no_app if isinstance(app, ReverseProxy) else app), how.limits
+    listening = device.listen(how.port, host=how.host, announce=how.announce)
+    async with await listening as listener, trio.open_nursery() as nursery:
         nursery.start_soon(life.run)
         try:
             if await life.start(limits.startup_timeout):
-                server = _Server(app, device, listener, tls, limits, life.state, visits or Visits())
-                await server.run(shutdown, task_status)
+                await _Server(app, device, listener, how, life.state).run(shutdown, started)
         finally:
             await life.stop(limits.shutdown_timeout)
     if life.failure is not None:
         raise life.failure
+
+
+async def no_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """The lifespan of what has none."""
 
 
 class _Server:
@@ -80,30 +79,28 @@ class _Server:
 
     def __init__(
         self,
-        app: AsgiApp,
+        app: AsgiApp | ReverseProxy,
         device: Device,
         listener: TcpListener,
-        tls: ssl.SSLContext | None,
-        limits: Limits,
+        how: Serving,
         state: dict[str, Any],
-        visits: Visits,
     ) -> None:
         self._app = app
         self._device = device
         self._listener = listener
-        self._tls = tls
-        self._limits = limits
+        self._tls = how.tls
+        self._limits = how.limits
         self._state = state
         self._is_stopping = False
-        self._visits = visits
+        self._visits = how.visits
         self._idle: set[trio.CancelScope] = set()
         self._websockets: set[WebSocketExchange] = set()
 
-    async def run(self, shutdown: trio.Event, task_status: trio.TaskStatus[str]) -> None:
+    async def run(self, shutdown: trio.Event, started: Callable[[str], object]) -> None:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(self._accept, connections, accepting.cancel_scope)
-                task_status.started(self._url())
+                started(self._url())
                 await shutdown.wait()
                 accepting.cancel_scope.cancel()
             await self._listener.aclose()
@@ -143,7 +140,11 @@ class _Server:
                 stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
                 with trio.fail_after(self._limits.head_timeout):
                     await stream.do_handshake()
-            await self._serve_requests(Wire(stream, self._limits), tcp, visit)
+            wire = Wire(stream, self._limits)
+            if isinstance(self._app, ReverseProxy):
+                await self._pass_requests(wire, tcp, visit, self._app)
+            else:
+                await self._serve_requests(wire, tcp, visit, self._app)
         except trio.Cancelled:
             tcp.abort()  # so that nobody takes the half of an answer for the whole
             raise
@@ -156,14 +157,27 @@ class _Server:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await stream.aclose()
 
-    async def _serve_requests(self, wire: Wire, tcp: TcpStream, visit: Visit) -> None:
+    async def _pass_requests(self, wire: Wire, tcp: TcpStream, visit: Visit, proxy: ReverseProxy) -> None:
+        attendance = proxy.attend(self._device, wire, tcp)
+        try:
+            while (request := await next_request(wire, self._idle)) is not None and not self._is_stopping:
+                self._visits.on_request(visit)
+                if not await attendance.answer(request, await self._scope(request, tcp)) or self._is_stopping:
+                    await wire.finish()
+                    return
+                wire.http.start_next_cycle()
+                self._visits.on_silence(visit)
+        finally:
+            await attendance.end()
+
+    async def _serve_requests(self, wire: Wire, tcp: TcpStream, visit: Visit, app: AsgiApp) -> None:
         while (request := await next_request(wire, self._idle)) is not None and not self._is_stopping:
             self._visits.on_request(visit)
             scope = await self._scope(request, tcp)
-            if wants_websocket(request):
-                await self._serve_websocket(wire, request, scope)
+            if scope["type"] == "websocket":
+                await self._serve_websocket(wire, request, scope, app)
                 return
-            if not await HttpExchange(wire, request, scope).run(self._app) or self._is_stopping:
+            if not await HttpExchange(wire, request, scope).run(app) or self._is_stopping:
                 await wire.finish()
                 return
             wire.http.start_next_cycle()
@@ -173,7 +187,7 @@ class _Server:
         caller = await describe_caller(self._device, tcp.remote_address)
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
-        is_websocket = wants_websocket(request)
+        is_websocket = not isinstance(self._app, WsgiApp) and wants_websocket(request)  # who cannot, ignores it
         extensions: dict[str, Any] = {"tailscale": caller} if caller is not None else {}
         if is_websocket:
             extensions["websocket.http.response"] = {}
@@ -197,7 +211,7 @@ class _Server:
             scope["method"] = request.method.decode()
         return scope
 
-    async def _serve_websocket(self, wire: Wire, request: h11.Request, scope: Scope) -> None:
+    async def _serve_websocket(self, wire: Wire, request: h11.Request, scope: Scope, app: AsgiApp) -> None:
         websocket = optional("tailscale.http.websocket")  # None without a wsproto that works
         if websocket is None:
             log.error("a client asked for a WebSocket: pip install 'pytailscale[asgi]' to serve them")
@@ -212,7 +226,7 @@ class _Server:
             return
         self._websockets.add(exchange)
         try:
-            await exchange.run(self._app)
+            await exchange.run(app)
         finally:
             self._websockets.discard(exchange)
         await wire.finish()

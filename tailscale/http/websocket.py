@@ -29,6 +29,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Scope
 from tailscale.http.wire import Wire
+from tailscale.http.wrong_loop import tell_failure
 
 log = logging.getLogger("tailscale.http")
 ABNORMAL, RESTARTING = 1006, 1012
@@ -63,10 +64,10 @@ class WebSocketExchange:
                 await app(self._scope, self.receive, self.send)
             except ClientDisconnected:
                 pass
-            except Exception:
+            except Exception as error:
                 code = CloseReason.INTERNAL_ERROR
                 if not self._is_gone:
-                    log.exception("the app failed on the WebSocket %s", self._scope["path"])
+                    tell_failure(log, error, "the app failed on the WebSocket %s", self._scope["path"])
             await self._end(code)
             nursery.cancel_scope.cancel()
 

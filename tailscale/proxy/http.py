@@ -17,8 +17,8 @@ from tailscale.foreign_text import for_log
 from tailscale.http import framing
 from tailscale.http.asgi import ClientDisconnected
 from tailscale.http.limits import Limits
+from tailscale.http.passing import Ending, Exchange, Upstream
 from tailscale.http.wire import Wire
-from tailscale.proxy.http_exchange import Ending, Exchange, Upstream
 from tailscale.proxy.outcomes import BUSY, ClientGone, Outcome, ProxyLoop
 from tailscale.proxy.requests import Kind, Request
 from tailscale.proxy.service import NOBODY, Client, Service
@@ -186,7 +186,7 @@ class _Conversation:
         if hops is not None:
             headers = http_rules.with_hops(headers, hops - 1)
         upstream = await self._upstream_for(wanted)
-        exchange = Exchange(self._service, self._wire, upstream, request.http_version == b"1.1")
+        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", self._service.relay.count)
         head = http_rules.request_head(asked, headers, http_version=request.http_version)
         ending = await exchange.run(h11.Request(method=request.method, target=asked.target, headers=head))
         if ending is Ending.SWITCHED:
@@ -223,7 +223,7 @@ class _Conversation:
         far = await self._service.connect(self._client, wanted)
         if self._client.early:
             self._wire.feed(self._client.take())
-        return Upstream(far, key, self._service.limits)
+        return Upstream(far, key, self._service.limits.head, self._service.limits.idle)
 
 
 async def carried(service: Service, client: Client, far: Stream, early: bytes) -> None:

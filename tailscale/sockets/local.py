@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -23,17 +24,18 @@ LINGER_ZERO = Struct("ii").pack(1, 0)  # close with a reset
 class LocalStream(trio.abc.HalfCloseableStream):
     """Reading what is there already and writing what fits are no checkpoints: the tailnet's stream is one each time."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, before_close: Callable[[], object] | None = None) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._before_close = before_close
         self._waiting: trio.CancelScope | None = None
         self._is_finishing = False
 
     @classmethod
-    def adopt(cls, accepted: trio.SocketStream) -> LocalStream:
+    def adopt(cls, accepted: trio.SocketStream, before_close: Callable[[], object] | None = None) -> LocalStream:
         """Take the socket out of one of trio's streams."""
         held = accepted.socket
-        return cls(socket.socket(held.family, held.type, held.proto, fileno=held.detach()))
+        return cls(socket.socket(held.family, held.type, held.proto, fileno=held.detach()), before_close)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
@@ -95,6 +97,8 @@ class LocalStream(trio.abc.HalfCloseableStream):
 
     def _close(self) -> None:
         if self._socket.fileno() >= 0:
+            if self._before_close is not None:
+                self._before_close()  # while its address is still its own
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 

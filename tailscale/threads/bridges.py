@@ -14,7 +14,7 @@ from tailscale.carry import Splice
 from tailscale.errors import TailscaleError
 from tailscale.local_ports import Exposure as TrioExposure
 from tailscale.local_ports import Forward as TrioForward
-from tailscale.local_ports import PortStatistics, open_exposure, open_forward
+from tailscale.local_ports import PortStatistics, Target, open_exposure, open_forward
 from tailscale.sockets.local import LocalStream
 from tailscale.threads.loopback import FarEnd, TailnetListener, TailnetSocket, connect_back, loopback_pair
 
@@ -98,7 +98,8 @@ async def _feed(thread: LoopThread, listener: TcpListener, lost_or_held: weakref
 async def _hand_over(thread: LoopThread, stream: TcpStream, door: TailnetListener) -> bool:
     """Whether the program still listens."""
     try:
-        thread.join_streams(Splice(LocalStream(await connect_back(door, _far_end(thread, stream))), stream))
+        near = await connect_back(door, _far_end(thread, stream), thread.device)
+        thread.join_streams(Splice(near, stream))
     except OSError as error:
         stream.abort()
         if door.fileno() < 0:
@@ -182,7 +183,8 @@ async def forward(
     return Forward(inside, thread)
 
 
-async def expose(thread: LoopThread, port: int, host: str, local_port: int) -> Exposure:
+async def expose(thread: LoopThread, port: int, host: str, local_port: int, proxy_protocol: int) -> Exposure:
     """`Device.expose`, with its connections among those that the thread lets finish."""
-    listening = thread.device.listen(port)
-    return Exposure(await open_exposure(listening, host, local_port, thread.spawn, thread.run_splice), thread)
+    target = Target(host, local_port, thread.device, proxy_protocol)
+    inside = await open_exposure(thread.device.listen(port), target, thread.spawn, thread.run_splice)
+    return Exposure(inside, thread)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
-    from tailscale.status import FileTransfer, HealthWarning
+    from tailscale.status import FileTransfer, HealthWarning, Identity
     from tailscale.threads.loop_thread import Job, LoopThread
     from ts_control.netmap import NetMap
 
@@ -130,6 +130,14 @@ class DeviceFace(Face[Device], OwnNode):
     def health(self) -> tuple[HealthWarning, ...]:
         """What is wrong right now; empty when all is well."""
         return self._inside().health
+
+    def caller_at(self, address: Address, door: Address | None = None) -> Identity | None:
+        """Who is behind a connection that a server of this process has accepted; None for nobody of the tailnet.
+
+        `address` is the peer's as the server's socket shows it, `door` the socket's own. They are known while the
+        connection lasts, behind `expose` and the listening sockets of a device. Waits for nothing.
+        """
+        return self._inside().caller_at(address, door)
 
     @property
     def is_open(self) -> bool:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from tailscale.errors import TailscaleError
+from tailscale.local_callers import CALLERS
 from tailscale.local_ports import LOOPBACK
-from tailscale.sockets.local import raise_error_of
+from tailscale.sockets.local import LocalStream, raise_error_of
 
 if TYPE_CHECKING:
     from tailscale.sockets.socket_device import Address
@@ -159,38 +160,39 @@ def loopback_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def connect_back(listener: TailnetListener, far: FarEnd) -> socket.socket:
-    """Our end of a connection that `listener.accept` will return for `far`."""
+async def connect_back(listener: TailnetListener, far: FarEnd, owner: object) -> LocalStream:
+    """Our end of a connection that `listener.accept` will return for `far`, a caller of the device `owner`."""
     for attempt in range(PORT_ATTEMPTS):
         try:
-            return await _connect_back(listener, far, reuse=attempt > 0)
+            return await _connect_back(listener, far, owner, reuse=attempt > 0)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise
     raise OSError(errno.EADDRNOTAVAIL, "this machine has no loopback ports left")
 
 
-async def _connect_back(listener: TailnetListener, far: FarEnd, *, reuse: bool) -> socket.socket:
+async def _connect_back(listener: TailnetListener, far: FarEnd, owner: object, *, reuse: bool) -> LocalStream:
     """With `reuse` also from ports that are still cooling down: only when fresh ones have run out."""
     ours = socket.socket()
-    source: Address | None = None
+    leaving = contextlib.ExitStack()
     try:
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ours.bind((LOOPBACK, 0))
-        if ours.getsockname() in listener.expected:
-            raise OSError(errno.EADDRINUSE, "that port is ours already")
-        source = ours.getsockname()
+        source: Address = ours.getsockname()
+        # What a server sees: these addresses where it rebuilt the socket from its number, else those of the tailnet.
+        leaving.callback(CALLERS.end, CALLERS.begin(owner, source, listener.door, far.remote))
+        leaving.callback(CALLERS.end, CALLERS.begin(owner, far.remote, far.local, far.remote))
         listener.expected[source] = far
+        leaving.callback(listener.expected.pop, source, None)
         try:
             ours.connect(listener.door)
         except BlockingIOError:
             await trio.lowlevel.wait_writable(ours)
             raise_error_of(ours)
     except BaseException:
-        if source is not None:
-            listener.expected.pop(source, None)
+        leaving.close()
         ours.close()
         raise
-    return ours
+    return LocalStream(ours, leaving.close)

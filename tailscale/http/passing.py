@@ -1,14 +1,15 @@
 """One request and its answer, between a client and the server it asks: both bodies at once, for one may need the other.
 
-Each side's bytes are read and written anew by h11, so that whatever one side left open about where a message ends, the
-other side hears it said one way. RFC 9110, 7.6; RFC 9112, 6 and 7.
+What proxies of both directions share. Each side's bytes are read and written anew by h11, so that whatever one side
+left open about where a message ends, the other side hears it said one way. Knows neither who asks nor why it is
+passed on. RFC 9110, 7.6; RFC 9112, 6 and 7.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h11
 import trio
@@ -19,13 +20,8 @@ from tailscale.http.asgi import ClientDisconnected
 from tailscale.http.wire import Wire
 from ts_proxy import http_rules
 
-if TYPE_CHECKING:
-    from tailscale.proxy.limits import ProxyLimits
-    from tailscale.proxy.service import Service
-
-log = logging.getLogger("tailscale.proxy")
 SENT_AHEAD = 64 << 10  # bytes of later requests we take while still answering
-UpstreamKey = tuple[str, int, str]  # host, port, session
+Count = Callable[..., object]  # of bytes: sent=, received=
 
 
 class Ending(Enum):
@@ -42,14 +38,14 @@ class Ending(Enum):
 
 
 class Upstream:
-    """A connection to a server."""
+    """A connection to a server. `key` is whatever tells it from others; `idle` is how long it may say nothing."""
 
-    def __init__(self, stream: Stream, key: UpstreamKey, limits: ProxyLimits) -> None:
+    def __init__(self, stream: Stream, key: Hashable, head: int, idle: float) -> None:
         self.stream = stream
         self.key = key
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.head)
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=head)
         self.is_used = False
-        self._idle = limits.idle
+        self.idle = idle
 
     @property
     def is_alive(self) -> bool:
@@ -73,15 +69,15 @@ class Upstream:
             event = self.http.next_event()
             if event is not h11.NEED_DATA:
                 return event
-            with trio.fail_after(self._idle):
+            with trio.fail_after(self.idle):
                 self.http.receive_data(bytes(await self.stream.receive_some()))
 
 
 class Exchange:
     """Lives for one request."""
 
-    def __init__(self, service: Service, wire: Wire, upstream: Upstream, is_modern: bool) -> None:
-        self._service = service
+    def __init__(self, wire: Wire, upstream: Upstream, is_modern: bool, count: Count) -> None:
+        self._count = count
         self._wire = wire
         self._upstream = upstream
         self._is_modern = is_modern  # HTTP/1.1 at the client: it understands interim answers and trailers
@@ -120,13 +116,13 @@ class Exchange:
         try:
             await self._to_upstream(request)
             while True:
-                event = await self._wire.next_event(self._service.limits.idle)
+                event = await self._wire.next_event(self._upstream.idle)
                 if isinstance(event, h11.EndOfMessage):
                     await self._to_upstream(self._end_of(event, http_rules.is_coded(list(request.headers))))
                     break
                 if isinstance(event, h11.Data):
                     await self._to_upstream(event)
-                    self._service.relay.count(sent=len(event.data))
+                    self._count(sent=len(event.data))
             await self._until_gone()
         except (ClientDisconnected, h11.RemoteProtocolError) as problem:
             self._fail(problem, scope)
@@ -167,7 +163,7 @@ class Exchange:
                     await self._tell(_with(event, http_rules.response_head(event.status_code, _head(event))))
                 elif isinstance(event, h11.Data):
                     await self._tell(event)
-                    self._service.relay.count(received=len(event.data))
+                    self._count(received=len(event.data))
                 elif isinstance(event, h11.EndOfMessage):
                     await self._tell(self._end_of(event, is_coded))
                     break

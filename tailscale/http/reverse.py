@@ -1,0 +1,183 @@
+"""Pass requests on to a web server of this machine that shall know who calls: a proxy in front of it.
+
+Owns the way to that server and what is added to heads and taken out of them. What passes is `passing.py`'s. Nothing
+that a client says of itself arrives: neither a name of the tailnet's, nor an address or host that was forwarded.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import h11
+import trio
+
+from tailscale.carry import LOST, Splice, Stream, reset
+from tailscale.http.asgi import ClientDisconnected, Scope
+from tailscale.http.caller import Headers, plain_name
+from tailscale.http.passing import Ending, Exchange, Upstream
+from tailscale.local_ports import DIAL_PATIENCE, UNREACHED, Target
+from ts_proxy import http_rules
+
+if TYPE_CHECKING:
+    from tailscale.device import Device
+    from tailscale.http.wire import Wire
+    from tailscale.sockets.tcp import TcpStream
+
+log = logging.getLogger("tailscale.http")
+SILENCE = 600.0  # of a server that is to answer, or is answering
+FORWARDED = (b"forwarded", b"x-real-ip", b"x-forwarded")  # and all that begin with the last
+
+
+class ReverseProxy:
+    """A web server of this machine in place of an app: `serve(ReverseProxy("http://127.0.0.1:3000"), device)`.
+
+    The address is `http://HOST:PORT` or `unix:PATH`. The server gets requests and WebSockets with the Host that was
+    asked for, `X-Forwarded-For`, `-Host` and `-Proto`, and for people `Tailscale-User-Login`; headers of these names
+    that came from the client are taken out. Let nobody else reach that server: what it is told, anyone could say.
+
+    ```python forever
+    await tailscale.http.serve(tailscale.http.ReverseProxy("http://127.0.0.1:3000"), device)
+    ```
+    """
+
+    def __init__(self, to: str) -> None:
+        self.to = to
+        self._path, self._place = "", ("", 0)
+        if to.startswith("unix:") and to != "unix:":
+            self._path = to.removeprefix("unix:")
+            return
+        url = urlsplit(to)
+        if url.scheme != "http" or not url.hostname or url.path not in ("", "/") or url.query or "@" in url.netloc:
+            raise ValueError(f"{to!r} is no server to pass requests on to: write http://127.0.0.1:3000 or unix:/path")
+        self._place = url.hostname, url.port or 80
+
+    def attend(self, device: Device, wire: Wire, caller: TcpStream) -> Attendance:
+        """One client's connection."""
+        return Attendance(self, device, wire, caller)
+
+    async def dial(self, device: Device, caller: TcpStream) -> Stream:
+        """A connection to the server, which stands for that caller. Errors are of `UNREACHED`."""
+        if not self._path:
+            return await Target(*self._place, device).dial(caller)
+        with trio.fail_after(DIAL_PATIENCE):
+            return await trio.open_unix_socket(self._path)
+
+
+class Attendance:
+    """Lives as long as a client's connection; so does the connection to the server, which carries nobody else's."""
+
+    def __init__(self, proxy: ReverseProxy, device: Device, wire: Wire, caller: TcpStream) -> None:
+        self._proxy, self._device = proxy, device
+        self._wire, self._caller = wire, caller
+        self._upstream: Upstream | None = None
+
+    async def answer(self, request: h11.Request, scope: Scope) -> bool:
+        """Whether the connection can carry another request."""
+        try:
+            upstream = await self._reach()
+        except UNREACHED as problem:
+            log.warning("%s cannot be reached for a request: %s", self._proxy.to, problem)
+            await self._refuse(request, 502, "the server behind this one cannot be reached")
+            return False
+        head = head_for_server(scope, is_modern=request.http_version == b"1.1")
+        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", _uncounted)
+        try:
+            target = _target(scope)
+            ending = await exchange.run(h11.Request(method=request.method, target=target, headers=head))
+        except ClientDisconnected:
+            raise
+        except h11.RemoteProtocolError as problem:
+            await self._refuse(request, problem.error_status_hint, str(problem))
+            return False
+        except Exception as problem:
+            log.warning("%s broke off a request: %s", self._proxy.to, problem)
+            await self._refuse(request, 502, "the server behind this one broke off")
+            return False
+        return await self._after(ending, upstream)
+
+    async def _reach(self) -> Upstream:
+        known, self._upstream = self._upstream, None
+        if known is not None and known.is_alive:
+            known.is_used = True
+            return known
+        if known is not None:
+            await reset(known.stream)
+        stream = await self._proxy.dial(self._device, self._caller)
+        return Upstream(stream, None, self._wire.limits.head, SILENCE)
+
+    async def _after(self, ending: Ending, upstream: Upstream) -> bool:
+        if ending is Ending.SWITCHED:
+            await self._tunnel(upstream.stream)
+            return False
+        if ending is Ending.BROKEN:
+            await reset(self._wire.stream)
+            raise ClientDisconnected("the server broke off its answer: so was ours")
+        if upstream.is_reusable:
+            upstream.http.start_next_cycle()
+            self._upstream = upstream
+        else:
+            await upstream.stream.aclose()
+        return ending is Ending.WHOLE
+
+    async def _tunnel(self, far: Stream) -> None:
+        """Another protocol from here on, to its end."""
+        early = bytes(self._wire.http.trailing_data[0])
+        stream: Any = self._wire.stream
+        near = _Tls(stream) if isinstance(stream, trio.SSLStream) else stream
+        try:
+            if early:
+                await far.send_all(early)
+            await Splice(near, far).run()
+        except LOST as problem:
+            await reset(far)
+            raise ClientDisconnected(str(problem)) from problem
+
+    async def _refuse(self, request: h11.Request, status: int, sentence: str) -> None:
+        await self._wire.refuse(status, sentence, has_body=request.method != b"HEAD")
+
+    async def end(self) -> None:
+        if self._upstream is not None:
+            await reset(self._upstream.stream)
+
+
+class _Tls(trio.abc.HalfCloseableStream):
+    """TLS cannot end one direction only: the end of one is the end of both."""
+
+    def __init__(self, stream: trio.SSLStream[Any]) -> None:
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.aclose()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _uncounted(**_: int) -> None:
+    """Nobody asks a server how many bytes it passed on."""
+
+
+def _target(scope: Scope) -> bytes:
+    query: bytes = scope["query_string"]
+    return bytes(scope["raw_path"]) + (b"?" + query if query else b"")
+
+
+def head_for_server(scope: Scope, *, is_modern: bool) -> Headers:
+    """What a server behind us is told, in place of what the client says of the way it came."""
+    came: Headers = scope["headers"]
+    kept = [(name, value) for name, value in came if not plain_name(name).startswith(FORWARDED)]
+    head = http_rules.relayed_head(kept, is_modern=is_modern)
+    head += [(b"x-forwarded-host", value) for name, value in came if name == b"host"]
+    scheme = b"https" if scope["scheme"] in ("https", "wss") else b"http"
+    return [*head, (b"x-forwarded-for", scope["client"][0].encode()), (b"x-forwarded-proto", scheme)]
