@@ -157,6 +157,11 @@ def named(wanted: str, nodes: Iterable[wire.Node]) -> wire.Node | None:
     return found
 
 
+def counted(number: int, what: str) -> str:
+    """1 peer, 2 peers."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def listed(names: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -250,4 +255,4 @@ class Peers(Mapping[str, Node]):
             (node.hostname, node.ipv4 or node.ipv6 or "", node.presence, ", ".join(node.tags) or node.user, node.os)
             for node in self._by_name().values()
         ]
-        return page(f"{len(rows)} peers", {}, table(("name", "address", "state", "user", "os"), rows))
+        return page(counted(len(rows), "peer"), {}, table(("name", "address", "state", "user", "os"), rows))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from tailscale.foreign_text import for_terminal
-from tailscale.nodes import Node
+from tailscale.nodes import Node, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +296,8 @@ class Status:
 
     def __repr__(self) -> str:
         who = f" as {self.node.hostname} {self.node.ipv4 or self.node.ipv6}" if self.node is not None else ""
-        known = f"{len(self.peers)} peers, relay {self.relay or 'none'}"
-        wrong = f", {len(self.health)} warnings" if self.health else ""
+        known = f"{counted(len(self.peers), 'peer')}, relay {self.relay or 'none'}"
+        wrong = f", {counted(len(self.health), 'warning')}" if self.health else ""
         return for_terminal(f"<Status {self.state}{who} in {self.domain or 'no tailnet'}, {known}{wrong}>")
 
     def _repr_html_(self) -> str:

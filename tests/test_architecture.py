@@ -67,12 +67,14 @@ WINGS: dict[str, set[str]] = {
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
+    "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
     | {"proxy", "serve", "sockets", "testing", "tui", "web"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
+FACADES |= {"notebook"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",

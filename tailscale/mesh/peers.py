@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tailscale.foreign_text import for_terminal
-from tailscale.nodes import Node, clean_name, listed
+from tailscale.nodes import Node, clean_name, counted, listed
 
 if TYPE_CHECKING:
     from tailscale.mesh.transfers import Transfer
@@ -194,4 +194,4 @@ class Members(Mapping[str, MeshPeer]):
             )
             for peer in self._by_name.values()
         ]
-        return page(f"{len(rows)} members", {}, table(("name", "address", "state", "session", "mesh id"), rows))
+        return page(counted(len(rows), "member"), {}, table(("name", "address", "state", "session", "mesh id"), rows))

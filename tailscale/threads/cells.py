@@ -24,7 +24,7 @@ class Claim(NamedTuple):
     state: str | int | None
     """The file or folder; for a store of the program's own its id; None for one that is kept nowhere."""
     cell: int | None = None
-    """The number that IPython shows beside it; None outside of cells."""
+    """IPython's counter, which grows from cell to cell; None outside of cells."""
 
     def gives_way_to(self, other: Claim) -> bool:
         """Whether both cannot be meant at once."""
@@ -46,7 +46,7 @@ def claim_of(hostname: str | None, options: Mapping[str, Any]) -> Claim:
 
 
 def running_cell() -> int | None:
-    """The number of the cell that runs; None where none does, and in threads that a cell has left running."""
+    """IPython's counter while a cell runs; None where none does, and in threads that a cell has left running."""
     ipython: Any = sys.modules.get("IPython")  # who has not imported it sits in no notebook
     get_shell = getattr(ipython, "get_ipython", None)
     shell = get_shell() if get_shell is not None else None

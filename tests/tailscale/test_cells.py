@@ -44,7 +44,7 @@ def test_a_later_cell_takes_the_name_of_an_earlier_one(
         assert (first.is_open, second.hostname) == (False, "note")
         assert len(our_threads()) == len(before) + 1
         assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-            "note of cell 1 is closed now: this cell opens a device of the same name or state"
+            "note of an earlier cell is closed now: this one opens a device of the same name or state"
         ]
 
 

@@ -52,7 +52,7 @@ class Reading(HTMLParser):
 
 def read(shown: Any) -> Reading:
     """The HTML of a value, which holds nothing but what ours is made of."""
-    text = shown if isinstance(shown, str) and type(shown) is str else shown._repr_html_()
+    text = shown if isinstance(shown, str) and type(shown) is str else html_of(shown)
     reading = Reading()
     reading.feed(text)
     reading.close()
@@ -127,7 +127,7 @@ def test_every_value_is_one_short_line() -> None:
         "NetcheckReport(udp=True, ipv4='db', ipv6=None, mapping_varies_by_destination=True, port_mapping='db', "
         "home='db', latencies={'db': 0.1})",
         "<Explanation db port 80 (tcp): name-not-found>",
-        "<Status running as db 100.64.0.7 in tailnet.test, 1 peers, relay db, 1 warnings>",
+        "<Status running as db 100.64.0.7 in tailnet.test, 1 peer, relay db, 1 warning>",
     ]
 
 
