@@ -113,7 +113,9 @@ _HOMES = {
 _HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})
 
 __all__ = ["__version__", *_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = lazily(__name__, _HOME_OF)
+# What IPython looks for in the package that `%load_ext` names; not for programs.
+_ASKED_FOR = names_of({"tailscale.notebook": ("load_ipython_extension", "unload_ipython_extension")})
+__getattr__ = lazily(__name__, _HOME_OF | _ASKED_FOR)
 
 
 def __dir__() -> list[str]:

@@ -28,7 +28,7 @@ from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 from tailscale.threads.udp_aio import UdpSocket
@@ -63,16 +63,25 @@ class Device(DeviceFace, AsyncWithOnly):
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
         self._options = options
-        self._thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
+        thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
+        super().__init__(hostname, options, thread)
         self._end_of_loop = _leaving_with_the_loop(self._thread)
         self._servers: set[asyncio.Server] = set()
 
     # Lifecycle
 
     async def open(self) -> Self:
-        """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends."""
+        """Join the tailnet; returns when the device is usable. It leaves at `close`, or when the event loop ends.
+
+        One that is open already stays as it is. In a notebook the device of the same name or state that an earlier cell
+        has opened leaves first.
+        """
         if not _is_asyncio():
             raise wrong_face("tailscale.aio.Device was entered outside of asyncio")
+        if self._is_open_already():
+            return self
+        for other in self._forerunners():
+            await asyncio.to_thread(leave_now, other)
         self._bring_callables_home()
         self._start()
         try:
@@ -85,12 +94,15 @@ class Device(DeviceFace, AsyncWithOnly):
 
     async def close(self) -> None:
         """Leave the tailnet. What made the device fail meanwhile, if anything did, is raised here."""
-        for server in self._servers:
-            server.close()
+        self._let_go()
         await self._leave()
         await self._end_of_loop.aclose()
         if self._thread.ended.done():
             self._thread.ended.result()
+
+    def _let_go(self) -> None:
+        for server in self._servers:
+            server.close()
 
     async def __aenter__(self) -> Self:
         return self if self.is_open else await self.open()

@@ -41,7 +41,7 @@ from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
-from tailscale.foreign_text import guard_logs
+from tailscale.foreign_text import for_terminal, guard_logs
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -699,6 +699,18 @@ class Device(OwnNode, AsyncWithOnly):
         """
         await self._ready().logout()
 
+    def _has_joined(self) -> bool:
+        runtime = self._runtime
+        return not self._closed and runtime is not None and runtime.is_built and runtime.directory.netmap is not None
+
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "new" if self._runtime is None else self._runtime.state
-        return f"<Device {self._config.preferences.hostname!r} {state}>"
+        if not self._has_joined():
+            state = "new" if self._runtime is None and not self._closed else self.state
+            return f"<Device {self._config.preferences.hostname!r} {state}>"
+        node = self.node
+        return for_terminal(f"<Device {node.hostname!r} {', '.join(node.addresses)} {self.state}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page  # few look
+
+        return self.status()._repr_html_() if self._has_joined() else page(repr(self), {})

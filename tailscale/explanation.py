@@ -66,15 +66,29 @@ class Explanation:
         """What to set; "" where nothing is wrong."""
         return remedy_for(self.code) or next((text for text in map(remedy_for, self.faults) if text), "")
 
+    @property
+    def where(self) -> str:
+        """What it is the way to, in words."""
+        return self.host if self.port is None else f"{self.host} port {self.port} ({self.protocol})"
+
+    def __repr__(self) -> str:
+        return for_terminal(f"<Explanation {self.where}: {self.code}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page, table
+
+        rows = [(step.outcome, step.name, step.sentence) for step in self.steps if step.outcome != "skip"]
+        facts = {"verdict": self.verdict, "try": self.remedy}
+        return page(f"the way to {self.where}", {}, table(("", "step", "what was found"), rows), page("", facts))
+
     def __str__(self) -> str:
-        where = self.host if self.port is None else f"{self.host} port {self.port} ({self.protocol})"
         rows = [
             f"  {MARKS[step.outcome]}  {step.name:<{TITLE_WIDTH}}  {step.sentence}"
             for step in self.steps
             if step.outcome != "skip"
         ]
         end = [self.verdict, *([f"  try: {self.remedy}"] if self.remedy else [])]
-        return "\n".join(for_terminal(line) for line in (f"the way to {where}", *rows, *end))
+        return "\n".join(for_terminal(line) for line in (f"the way to {self.where}", *rows, *end))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

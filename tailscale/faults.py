@@ -45,6 +45,29 @@ REACHABLE = "reachable"
 """The code of an explanation that found nothing in the way."""
 
 
+# What errors and remedies call the arguments of a Device, as people type them.
+OPTIONS = (
+    ("await device.login() to come back (pytailscale login)", "`pytailscale login` comes back"),
+    ("await device.login() (pytailscale login)", "`pytailscale login`"),
+    ("await device.login()", "`pytailscale login`"),
+    ("device.login()", "`pytailscale login`"),
+    ("state= (--state, or --ephemeral)", "--state, or --ephemeral"),
+    ("auth_key=", "--auth-key"),
+    ("control_url=", "--control-url"),
+    ("control_url must", "--control-url must"),
+    ("ready_timeout=", "--timeout"),
+    ("login_timeout=", "--timeout"),
+    ("state=", "--state"),
+)
+
+
+def in_option_words(sentence: str) -> str:
+    """A sentence for Python programs, said to those who type commands."""
+    for python, typed in OPTIONS:
+        sentence = sentence.replace(python, typed)
+    return sentence
+
+
 def remedy_for(code: str) -> str:
     """What to set; "" for what needs nothing."""
     return REMEDIES.get(code, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from tailscale.foreign_text import for_terminal
 if TYPE_CHECKING:
     from ts_control import wire
     from ts_control.netmap import NetMap
+
+MOST_NAMES = 20  # in one line for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,34 @@ class Node:
     def ipv6(self) -> str | None:
         """The first IPv6 address, if there is one."""
         return next((a for a in self.addresses if ":" in a), None)
+
+    @property
+    def presence(self) -> str:
+        """online, offline, key expired, or "" where the control server does not say."""
+        if self.expired:
+            return "key expired"
+        return "" if self.online is None else "online" if self.online else "offline"
+
+    def __repr__(self) -> str:
+        return for_terminal(f"<Node {' '.join(filter(None, (self.hostname, self.ipv4 or self.ipv6, self.presence)))}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        return page(self.name, self.facts())
+
+    def facts(self) -> dict[str, str]:
+        """What there is to say of it, in words, by title; "" for what is not known."""
+        seen = f" since {self.last_seen:%Y-%m-%d %H:%M}" if self.online is False and self.last_seen else ""
+        return {
+            "addresses": ", ".join(self.addresses),
+            "state": self.presence + seen,
+            "user": ", ".join(self.tags) or self.user,
+            "os": self.os,
+            "routes": ", ".join(self.routes),
+            "announces": ", ".join(f"{word} at {port}" for word, port in self.announced.items()),
+            "key expires": f"{self.key_expiry:%Y-%m-%d}" if self.key_expiry else "",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -125,6 +155,17 @@ def named(wanted: str, nodes: Iterable[wire.Node]) -> wire.Node | None:
         ):
             found = node
     return found
+
+
+def counted(number: int, what: str) -> str:
+    """1 peer, 2 peers."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _time(moment: datetime | None) -> datetime | None:
@@ -205,4 +246,13 @@ class Peers(Mapping[str, Node]):
         return len(self._netmap.peers) if self._netmap else 0
 
     def __repr__(self) -> str:
-        return f"<Peers {', '.join(for_terminal(n.hostname) for n in self._by_name().values())}>"
+        return for_terminal(f"<Peers {listed([node.hostname for node in self._by_name().values()]) or 'none'}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page, table
+
+        rows = [
+            (node.hostname, node.ipv4 or node.ipv6 or "", node.presence, ", ".join(node.tags) or node.user, node.os)
+            for node in self._by_name().values()
+        ]
+        return page(counted(len(rows), "peer"), {}, table(("name", "address", "state", "user", "os"), rows))

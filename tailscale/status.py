@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from tailscale.nodes import Node
+from tailscale.foreign_text import for_terminal
+from tailscale.nodes import Node, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class PathInfo(str):
     def __getnewargs__(self) -> tuple[PathKind, str, str]:  # type: ignore[override]
         return self.kind, self.where, self.uplink
 
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        return page(self or "no path is known", {})
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A latency in words; "" for none."""
+    return f"{seconds * 1000:.1f} ms" if seconds is not None else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ExitNode:
@@ -66,6 +77,10 @@ class ExitNode:
     path: PathInfo
     latency: float | None
     """Seconds on the direct path."""
+
+    def __repr__(self) -> str:
+        place = ", ".join(filter(None, (self.city, self.country)))
+        return for_terminal(f"<ExitNode {' '.join(filter(None, (self.node.hostname, place, self.node.presence)))}>")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -97,6 +112,17 @@ class PeerStatus:
     """Seconds since the last WireGuard handshake; None without a session."""
     unanswered_for: float | None = None
     """Seconds since it was asked for a handshake that it has not answered; None when it owes none."""
+
+    def __repr__(self) -> str:
+        known = (self.node.hostname, self.node.presence, self.path, milliseconds(self.latency))
+        return for_terminal(f"<PeerStatus {' '.join(filter(None, known))}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        facts = {"path": str(self.path), "latency": milliseconds(self.latency)}
+        traffic = f"{self.bytes_received} bytes received, {self.bytes_sent} sent"
+        return page(self.node.name, self.node.facts() | facts | {"traffic": traffic})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -263,6 +289,42 @@ class Status:
         """What was dropped, by reason: the same as `counters.drops`."""
         return self.counters.drops
 
+    @property
+    def domain(self) -> str:
+        """What the names of this tailnet end in; where it has no names, what control calls it."""
+        return (self.node.name.partition(".")[2] if self.node is not None else "") or self.tailnet
+
+    def __repr__(self) -> str:
+        who = f" as {self.node.hostname} {self.node.ipv4 or self.node.ipv6}" if self.node is not None else ""
+        known = f"{counted(len(self.peers), 'peer')}, relay {self.relay or 'none'}"
+        wrong = f", {counted(len(self.health), 'warning')}" if self.health else ""
+        return for_terminal(f"<Status {self.state}{who} in {self.domain or 'no tailnet'}, {known}{wrong}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page, table
+
+        facts = {
+            "state": self.state,
+            "tailnet": self.domain,
+            "addresses": ", ".join(self.node.addresses) if self.node is not None else "",
+            "control": self.control_url,
+            "relay": self.relay or "none",
+        }
+        rows = [
+            (
+                peer.node.hostname,
+                peer.node.ipv4 or peer.node.ipv6 or "",
+                peer.node.presence,
+                str(peer.path) if peer.handshake_age is not None else "",
+                milliseconds(peer.latency),
+                ", ".join(peer.node.tags) or peer.node.user,
+            )
+            for peer in self.peers
+        ]
+        peers = table(("peer", "address", "state", "path", "latency", "user"), rows)
+        warnings = table(("warning", "what helps"), [(each.sentence, each.remedy) for each in self.health])
+        return page(self.node.name if self.node is not None else "not joined", facts, warnings, peers)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -293,6 +355,18 @@ class PingResult:
     kind: str
     node: Node | None
 
+    def __str__(self) -> str:
+        who = f"{self.node.hostname} answered" if self.node is not None else "answered"
+        return for_terminal(f"{who} in {milliseconds(self.latency)} by {self.path or 'an unknown path'}")
+
+    def __repr__(self) -> str:
+        return f"<PingResult {self}>"
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        return page(str(self), {})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -318,6 +392,25 @@ class NetcheckReport:
     latencies: dict[str, float]
     """Seconds to each relay region by its code."""
 
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page, table
+
+        nat = {None: "", False: "easy", True: "hard: a new address for every peer"}
+        facts = {
+            "UDP": "works" if self.udp else "blocked",
+            "IPv4": self.ipv4 or "",
+            "IPv6": self.ipv6 or "",
+            "NAT": nat[self.mapping_varies_by_destination],
+            "port mapping": self.port_mapping,
+            "home relay": self.home,
+        }
+        ranked = sorted(self.latencies.items(), key=lambda item: item[1])
+        return page(
+            "the network here",
+            facts,
+            table(("relay", "latency"), [(code, milliseconds(took)) for code, took in ranked]),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -339,6 +432,14 @@ class Identity:
     user: str
     capabilities: dict[str, Any]
     """What the tailnet's policy grants this caller towards us, by capability name."""
+
+    def __repr__(self) -> str:
+        return for_terminal(f"<Identity {self.node.hostname} of {self.user or 'nobody'}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        return page(self.node.name, self.node.facts() | {"grants": ", ".join(self.capabilities)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -23,7 +23,7 @@ from tailscale.device import Device as TrioDevice
 from tailscale.threads import bridges
 from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 from tailscale.threads.udp_sync import UdpSocket
@@ -56,12 +56,20 @@ class Device(DeviceFace, WithOnly):
     """
 
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
-        self._thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
+        thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
+        super().__init__(hostname, options, thread)
 
     # Lifecycle
 
     def open(self) -> Self:
-        """Join the tailnet; returns when the device is usable."""
+        """Join the tailnet; returns when the device is usable. One that is open already stays as it is.
+
+        In a notebook the device of the same name or state that an earlier cell has opened leaves first.
+        """
+        if self._is_open_already():
+            return self
+        for other in self._forerunners():
+            leave_now(other)
         self._start()
         try:
             self._thread.ready.result()

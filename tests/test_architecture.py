@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "event_readers"),
+    *("_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "as_html", "event_readers"),
     *("errors", "events", "explanation", "faults", "foreign_text", "local_callers", "nodes", "pcapng", "state_file"),
     *("status", "stores"),
 }  # fmt: skip
@@ -68,12 +68,14 @@ WINGS: dict[str, set[str]] = {
     "daemon": VALUES
     | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
+    "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
     | {"proxy", "serve", "sockets", "testing", "tui", "web"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
+FACADES |= {"notebook"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",

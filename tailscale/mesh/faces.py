@@ -154,6 +154,9 @@ class PeerFace(Face[TrioMeshPeer]):
     def __repr__(self) -> str:
         return repr(self._peer)
 
+    def _repr_html_(self) -> str:
+        return self._peer._repr_html_()
+
 
 class TransferFace:
     """Files under way, from outside the loop. How to wait for them is the face's own."""

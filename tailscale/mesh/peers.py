@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tailscale.nodes import Node, clean_name
+from tailscale.foreign_text import for_terminal
+from tailscale.nodes import Node, clean_name, counted, listed
 
 if TYPE_CHECKING:
     from tailscale.mesh.transfers import Transfer
@@ -133,7 +134,14 @@ class MeshPeer:
         return hash((self._number, self.generation))
 
     def __repr__(self) -> str:
-        return f"<MeshPeer {self.node.hostname} {'connected' if self.connected else 'not connected'}>"
+        node, session = self.node, "connected" if self.connected else "not connected"
+        return for_terminal(f"<MeshPeer {node.hostname} {node.ipv4 or node.ipv6} {session}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        session = {"session": "connected" if self.connected else "not connected", "mesh id": self.id}
+        return page(self.name, self.node.facts() | session | {"features": ", ".join(sorted(self.features))})
 
 
 class Members(Mapping[str, MeshPeer]):
@@ -171,4 +179,19 @@ class Members(Mapping[str, MeshPeer]):
         return len(self._by_name)
 
     def __repr__(self) -> str:
-        return f"<Members {', '.join(peer.node.hostname for peer in self._by_name.values())}>"
+        return for_terminal(f"<Members {listed([peer.node.hostname for peer in self._by_name.values()]) or 'none'}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page, table
+
+        rows = [
+            (
+                peer.name,
+                peer.node.ipv4 or peer.node.ipv6 or "",
+                peer.node.presence,
+                "connected" if peer.connected else "",
+                peer.id,
+            )
+            for peer in self._by_name.values()
+        ]
+        return page(counted(len(rows), "member"), {}, table(("name", "address", "state", "session", "mesh id"), rows))

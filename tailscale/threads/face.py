@@ -7,15 +7,20 @@ the face wraps the trio Device's, signature and docstring included.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import logging
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
+from tailscale.errors import TailscaleError
+from tailscale.foreign_text import for_terminal
 from tailscale.nodes import OwnNode
 from tailscale.sockets.udp import UdpSocket
+from tailscale.threads.cells import claim_of, running_cell
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
+log = logging.getLogger("tailscale")
+LOOK = 2.0  # seconds that showing a device may take of a notebook's time
 
 
 class DeviceOptions(TypedDict, total=False):
@@ -70,6 +77,12 @@ def asked(face: Face[X], verb: Callable[Concatenate[X, P], Awaitable[T]], *args:
     return face._thread.submit(lambda: verb(face._inside(), *args, **kwargs))
 
 
+def leave_now(face: Face[Any]) -> None:
+    """Have the Device behind a face leave, and wait until it has. What it failed of, if anything, was its user's."""
+    face._thread.stop()
+    face._thread.join()
+
+
 def thread_of(face: Face[Any]) -> LoopThread:
     """The loop behind a face, for a face of another kind over the same Device."""
     return face._thread
@@ -80,6 +93,29 @@ _open: weakref.WeakSet[DeviceFace] = weakref.WeakSet()
 
 class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
+
+    def __init__(self, hostname: str | None, options: DeviceOptions, thread: LoopThread) -> None:
+        self._thread = thread
+        self._claim = claim_of(hostname, options)
+
+    def _is_open_already(self) -> bool:
+        """Somebody may open it once more: a cell is run again. Said, since a device is rarely meant twice."""
+        if self.is_open:
+            log.warning("%r is open already: open() has nothing to do", self)
+        return self.is_open
+
+    def _forerunners(self) -> list[DeviceFace]:
+        """The devices of earlier cells that have to leave before this one may join."""
+        self._claim = self._claim._replace(cell=running_cell())
+        found = [other for other in _open if other.is_open and other._claim.gives_way_to(self._claim)]
+        for other in found:
+            other._let_go()
+            sentence = "%s of an earlier cell is closed now: this one opens a device of the same name or state"
+            log.warning(sentence, other.hostname)
+        return found
+
+    def _let_go(self) -> None:
+        """End what of it lives in the program's own loop."""
 
     def _start(self) -> None:
         """Begin to join; until it is left, the end of the process says goodbye for it."""
@@ -147,8 +183,18 @@ class DeviceFace(Face[Device], OwnNode):
     def __repr__(self) -> str:
         kind = f"{type(self).__module__}.{type(self).__name__}"
         if not self.is_open:
-            return f"<{kind} {'closed' if self._thread.ended.done() else 'not open'}>"
-        return f"<{kind} {self.node.hostname} {', '.join(self.node.addresses)}>"
+            return f"<{kind} {self._claim.hostname} {'closed' if self._thread.ended.done() else 'not open'}>"
+        node = self.node
+        return for_terminal(f"<{kind} {node.hostname} {', '.join(node.addresses)} {self.state}>")
+
+    def _repr_html_(self) -> str:
+        from tailscale.as_html import page
+
+        if self.is_open:
+            look = self._thread.submit(as_work(lambda: self._inside().status()._repr_html_()))
+            with contextlib.suppress(TailscaleError, TimeoutError):  # it leaves at this moment
+                return look.future.result(LOOK)
+        return page(repr(self), {})
 
 
 class CaptureFace(Face["Capture"]):

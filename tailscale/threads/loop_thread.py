@@ -100,7 +100,7 @@ class LoopThread:
     def start(self) -> None:
         """`ready` tells when the device is usable, or why it is not."""
         if self._thread is not None:
-            what = "is open already" if self.is_open else "has been closed"
+            what = "has been closed" if self.ended.done() else "is being opened already"
             raise DeviceClosed(f"this Device {what}, and one can be opened once: make a new one")
         self._device = self._make_device()
         self._process = OwnProcess()

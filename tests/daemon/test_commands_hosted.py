@@ -22,7 +22,9 @@ from tailscale.daemon.calls import Call
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.frames import OUT
 from tailscale.daemon.light import look_at
+from tailscale.daemon.places import default_state
 from tailscale.daemon.settings import Settings
+from tailscale.notebook import Refused, Tailnet
 
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
@@ -219,3 +221,15 @@ def test_exec_runs_its_program_here_and_its_proxy_in_the_daemon(state: list[str]
     done = run("exec", *state, "--", "sh", "-c", "pwd; echo $ALL_PROXY; exit 3", cwd=Path("/"))
     assert done.returncode == 3
     assert done.stdout.startswith(b"/\nsocks5h://exec:")
+
+
+def test_the_notebooks_magic_asks_a_daemon_where_nothing_is_up(
+    net: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with net.daemon(Path(default_state())):
+        here = Tailnet(print)
+        here.run("ip db")
+        assert capsys.readouterr().out.startswith("100.64.")
+        with pytest.raises(Refused, match="did you mean 'db'"):
+            here.run("ping dbb")

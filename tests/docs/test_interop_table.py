@@ -22,6 +22,7 @@ TOLD_IN_FULL = (
     "test_forward_real.py",
     "test_impair.py",
     "test_natlab.py",
+    "test_notebooks.py",
     "test_paths_real.py",
     "test_peer_relay_real.py",
     "test_real_clients.py",
