@@ -18,6 +18,7 @@ from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
 from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls
+from tailscale.daemon.captures import Captures
 from tailscale.daemon.door import Door
 from tailscale.daemon.frames import PROTOCOL
 from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
@@ -86,6 +87,7 @@ class Daemon:
         self._apps = list(apps)
         self._want_parts()
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
+        self.captures = Captures(self.keeper)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
         self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
@@ -96,6 +98,7 @@ class Daemon:
         self.own_api = OwnApi(self.keeper, self.log, facts)
         self.own_api.add_to(routes)
         Views(self.keeper, self.own_api).add_to(routes)
+        self.captures.add_to(routes)
         doing = {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}
         for name, handler in (doing | {"reload": self._reload}).items():
             routes.add("POST", ROOT + name, handler)
@@ -143,6 +146,7 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
             nursery.start_soon(self.parts.run, device)
+            nursery.start_soon(self.captures.run, device)
 
     async def _run_mesh(self, device: Device, keys: dict[str, Any], started: Started) -> None:
         """A mesh that is there whether a command wants it or not."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import dpkt
 import pytest
 import trio
 
@@ -204,6 +205,27 @@ async def test_curl_is_a_client(r: Rig, hs: Headscale) -> None:
             command = ["curl", "-sS", "--fail", "--unix-socket", stock.socket, f"http://localhost/{path}"]
             told = json.loads((await trio.run_process(command, capture_stdout=True)).stdout)
             assert told.get("BackendState", "Running") == "Running"
+
+
+async def test_curl_gets_a_capture_that_dpkt_reads(r: Rig, hs: Headscale, db: TsnetPeer, tmp_path: Path) -> None:
+    async with daemon(r, hs, "ours") as stock, trio.open_nursery() as nursery:
+        url = "http://localhost/pytailscale/v1/capture?peer=db&count=2"
+        command = [
+            "curl",
+            "-sS",
+            "--fail",
+            "--no-buffer",
+            "-o",
+            str(tmp_path / "c"),
+            "--unix-socket",
+            stock.socket,
+            url,
+        ]
+        curl = await nursery.start(partial(trio.run_process, command))
+        while curl.poll() is None:
+            await db_is_reached(stock)
+        with (tmp_path / "c").open("rb") as file:
+            assert len(list(dpkt.pcapng.Reader(file))) == 2
 
 
 @pytest.mark.peers("localclient")
