@@ -14,7 +14,7 @@ import pytest
 
 from tailscale.testing.threaded import TailnetThread
 
-pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]  # jupyter_client has warnings of its own
+pytestmark = [pytest.mark.peerless, pytest.mark.filterwarnings("default")]  # jupyter_client has warnings of its own
 NOTEBOOK = Path(__file__).parents[2] / "examples/dask_on_a_tailnet.ipynb"
 
 
