@@ -13,9 +13,10 @@ import trio
 from tailscale.cli.arguments import STANDARD_OUTPUT
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.pipes import OutputFile, file_to_write
-from tailscale.cli.screen import Screen, in_bytes
+from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
 from tailscale.errors import CaptureFailed
+from tailscale.figures import in_bytes
 
 if TYPE_CHECKING:
     from tailscale.capturing import Capture, CaptureStatistics, Sink

@@ -1,7 +1,7 @@
 """The recipes of docs/engines.md, each tried with the software itself: Ray, Spark, Kafka, and MongoDB's protocol.
 
-`make interop` brings Kafka and MongoDB's, `bash tests/interop/install_engines.sh` Ray and Spark too; what is missing skips
-its test with a loud line. Each runs in a network namespace of its own that leads nowhere.
+`make interop` brings Kafka and MongoDB's, `bash tests/interop/install_engines.sh` Ray and Spark too; what is missing
+skips its test with a loud line. Each runs in a network namespace of its own that leads nowhere.
 """
 
 from __future__ import annotations
