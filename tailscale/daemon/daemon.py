@@ -18,7 +18,6 @@ from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
 from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls
-from tailscale.daemon.captures import Captures
 from tailscale.daemon.door import Door
 from tailscale.daemon.frames import PROTOCOL
 from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
@@ -30,6 +29,7 @@ from tailscale.daemon.own_api import ROOT, OwnApi
 from tailscale.daemon.parts import KINDS, Parts, Started
 from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
+from tailscale.daemon.rooms import ROOMS, Room
 from tailscale.daemon.settings import Settings
 from tailscale.daemon.transport import Transport, transport_for
 from tailscale.daemon.views import Views
@@ -75,6 +75,7 @@ class Daemon:
         apps: Sequence[str] = (),
         store: NamedStore | None = None,
         transport: Transport | None = None,
+        rooms: Sequence[Callable[[Keeper], Room]] = ROOMS,
     ) -> None:
         self.places = where
         self._read = read
@@ -87,7 +88,6 @@ class Daemon:
         self._apps = list(apps)
         self._want_parts()
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
-        self.captures = Captures(self.keeper)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
         self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
@@ -98,7 +98,6 @@ class Daemon:
         self.own_api = OwnApi(self.keeper, self.log, facts)
         self.own_api.add_to(routes)
         Views(self.keeper, self.own_api).add_to(routes)
-        self.captures.add_to(routes)
         doing = {"up": self._up, "down": self._down, "stop": self._stop, "restart": self._restart}
         for name, handler in (doing | {"reload": self._reload}).items():
             routes.add("POST", ROOT + name, handler)
@@ -108,6 +107,9 @@ class Daemon:
         localapi = LocalApi(self.keeper, self.prefs, self.own_api)
         localapi.add_to(routes, self.door)
         Bus(self.keeper, self.prefs, localapi).add_to(routes)
+        self.rooms = [make(self.keeper) for make in rooms]
+        for room in self.rooms:
+            room.add_to(routes)
 
     # Lifecycle
 
@@ -146,7 +148,8 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
             nursery.start_soon(self.parts.run, device)
-            nursery.start_soon(self.captures.run, device)
+            for room in self.rooms:
+                nursery.start_soon(room.run, device)
 
     async def _run_mesh(self, device: Device, keys: dict[str, Any], started: Started) -> None:
         """A mesh that is there whether a command wants it or not."""

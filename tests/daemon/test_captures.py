@@ -41,7 +41,8 @@ def packets(data: bytes) -> list[bytes]:
 
 def caught(daemon: Daemon) -> int:
     """Captures under way."""
-    return daemon.captures.statistics().running
+    (room,) = (room for room in daemon.rooms if isinstance(room, captures.Captures))
+    return room.statistics().running
 
 
 def test_stream_ends_at_its_limit_and_is_a_whole_file(daemon: Daemon) -> None:
