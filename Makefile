@@ -45,6 +45,7 @@ interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and der
 	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks
+	@bash tests/interop/install_engines.sh small
 ifdef ROUNDS
 	@$(BIN)/python -m tests.interop.rounds $(ROUNDS)
 else

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tailscale._causes import causes
 from tailscale._config import DEFAULT_CLOSE_TIMEOUT, Config, Preferences
 from tailscale._process import TERMINATION
 from tailscale.carry import Carried, carry_outward
@@ -307,7 +308,7 @@ class Runtime:
         except BaseExceptionGroup as group:
             if error is not None and group.split(trio.Cancelled)[1] is None:
                 return False  # whoever cancels us hears of it anyway; what the block raised must not be lost
-            cause = _sole_cause(group)
+            cause = _unwrapped(group)
             raise cause from cause.__cause__
         finally:
             self._let_go()
@@ -401,11 +402,10 @@ def _exception_triple(error: BaseException | None) -> tuple[Any, Any, Any]:
     return (type(error), error, error.__traceback__) if error is not None else (None, None, None)
 
 
-def _sole_cause(group: BaseExceptionGroup[Any]) -> BaseException:
+def _unwrapped(group: BaseExceptionGroup[Any]) -> BaseException:
     """What one actor raised, without the wrapping; several failures stay a group."""
-    cause: BaseException = group
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
+    found = causes(group)
+    cause = found[0] if len(found) == 1 else group
     if isinstance(cause, CallbackFailed) and cause.__cause__ is not None:
         return cause.__cause__
     return cause

@@ -85,7 +85,12 @@ class Draft:
         descriptor, self._made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         self._file = os.fdopen(descriptor, "wb", buffering=0)
 
-    def write(self, data: bytes, /) -> int | None:
+    @property
+    def left(self) -> str:
+        """What is there if it is abandoned, and what to do about it."""
+        return f"{self.path} is as it was before: write to a disk with room"
+
+    def write(self, data: bytes | memoryview, /) -> int | None:
         return self._file.write(data)
 
     def finish(self) -> None:

@@ -185,7 +185,7 @@ class Capture:
             await self._is_shut.wait()
         if self._problem is not None:
             reason = getattr(self._problem, "strerror", None) or str(self._problem)
-            left = f". {self._draft.path} is as it was before: capture to a disk with room" if self._draft else ""
+            left = f". {self._draft.left}" if self._draft is not None else ""
             raise CaptureFailed(f"the capture could not be written whole: {reason}{left}") from self._problem
 
     async def __aenter__(self) -> Self:

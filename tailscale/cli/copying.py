@@ -16,11 +16,10 @@ from tailscale.cli.exit_codes import OK
 from tailscale.cli.hosted import hosting
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import meshed
+from tailscale.figures import in_bytes
 
 if TYPE_CHECKING:
     from tailscale.mesh import Mesh, Transfer, TransferReport
-
-KIB = 1024
 
 
 class Push(NamedTuple):
@@ -83,8 +82,8 @@ async def begun(mesh: Mesh, step: Push | Pull, options: argparse.Namespace) -> T
 async def follow(transfer: Transfer, screen: Screen) -> TransferReport:
     async with transfer:
         async for progress in transfer:
-            done = f"{size(progress.done)} of {size(progress.total)}"
-            screen.show(f"{progress.fraction:4.0%}  {done}  {size(progress.rate)}/s  {progress.name}")
+            done = f"{in_bytes(progress.done)} of {in_bytes(progress.total)}"
+            screen.show(f"{progress.fraction:4.0%}  {done}  {in_bytes(progress.rate)}/s  {progress.name}")
     screen.hide()
     return transfer.result
 
@@ -96,15 +95,6 @@ def tell(report: TransferReport, options: argparse.Namespace, screen: Screen) ->
         return
     for each in report.skipped:
         screen.note((f"left out {each.path}: {each.why}", "yellow"))
-    there = f", {size(report.bytes_skipped)} were there already" if report.bytes_skipped else ""
+    there = f", {in_bytes(report.bytes_skipped)} were there already" if report.bytes_skipped else ""
     files = f"{report.files} file{'' if report.files == 1 else 's'}"
-    screen.say(f"{files}, {size(report.bytes_sent)} sent{there}")
-
-
-def size(count: float) -> str:
-    """As a person reads it: `17 B`, `3.4 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < KIB:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= KIB
-    return f"{count:.1f} TiB"
+    screen.say(f"{files}, {in_bytes(report.bytes_sent)} sent{there}")

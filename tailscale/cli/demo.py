@@ -17,8 +17,9 @@ from tailscale.cli.demo_page import fetch_page, page
 from tailscale.cli.demo_show import Show
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.peers_table import show_peers
-from tailscale.cli.screen import Screen, in_bytes, in_time
+from tailscale.cli.screen import Screen, in_time
 from tailscale.errors import ConnectionRefused, ConnectionTimedOut
+from tailscale.figures import in_bytes
 from tailscale.http import serve
 from tailscale.testing import Tailnet
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import trio
 
-from tailscale.cli.exit_codes import explain, sole_cause
+from tailscale._causes import sole_cause
+from tailscale.cli.exit_codes import explain
 from tailscale.cli.screen import Screen, in_time
 
 TITLE_WIDTH = 62

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
+from tailscale._causes import sole_cause
 from tailscale.errors import (
     AuthKeyRejected,
     ConnectionRefused,
@@ -102,15 +103,6 @@ def explain(error: BaseException) -> Failure:
     if isinstance(cause, ValueError):
         return Failure(USAGE, kind, str(cause))
     return Failure(FAILED, kind, f"this should not happen: {kind}: {cause}", "-v shows where; please report it")
-
-
-def sole_cause(error: BaseException) -> BaseException:
-    """The first named error of ours inside a group, else the first of all."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    ours = error.subgroup(TailscaleError)
-    inside = ours if ours is not None else error
-    return sole_cause(inside.exceptions[0])
 
 
 def _code_of(error: OSError) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tailscale.cli.screen import Cell, Screen, in_bytes, in_time
+from tailscale.cli.screen import Cell, Screen, in_time
+from tailscale.figures import in_bytes
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.cli.hosted import hosting, is_input_terminal
 from tailscale.daemon import frames
+
+if TYPE_CHECKING:
+    from tailscale.daemon.calls import FileThere
 
 CHUNK = 64 << 10
 
@@ -65,6 +71,28 @@ class OutputFile:
     def write(self, data: bytes, /) -> int:
         trio.from_thread.run(self._output.send, data)
         return len(data)
+
+
+class FileOf:
+    """A file at a light client, for what writes in a worker thread of trio's."""
+
+    def __init__(self, file: FileThere) -> None:
+        self._file = file
+
+    def write(self, data: bytes, /) -> int:
+        trio.from_thread.run(self._file.send, bytes(data))
+        return len(data)
+
+
+@asynccontextmanager
+async def file_to_write(path: Path) -> AsyncIterator[Path | FileOf]:
+    """A file of whoever typed the command: in the daemon the light client writes it, with its own user and disks."""
+    host = hosting()
+    if host is None:
+        yield path
+        return
+    async with host.call.file(path) as file:
+        yield FileOf(file)
 
 
 async def run_program(argv: Sequence[str], environment: Mapping[str, str]) -> int:

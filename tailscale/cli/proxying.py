@@ -13,8 +13,9 @@ import trio
 from tailscale.cli.exit_codes import OK
 from tailscale.cli.pipes import run_program
 from tailscale.cli.proxy_config import DEFAULT_LISTEN, BadConfig, Settings, read_config, read_port, read_users
-from tailscale.cli.screen import Screen, in_bytes
+from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
+from tailscale.figures import in_bytes
 from tailscale.proxy import Exits, Proxy, serve
 from ts_proxy.spec import parse_spec
 

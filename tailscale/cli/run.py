@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from tailscale.cli.exit_codes import FAILED, INTERRUPTED, OK, explain, sole_cause
+from tailscale._causes import sole_cause
+from tailscale.cli.exit_codes import FAILED, INTERRUPTED, OK, explain
 from tailscale.cli.screen import Screen
 
 Command = Callable[[argparse.Namespace, Screen], Awaitable[int]]

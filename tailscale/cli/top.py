@@ -15,12 +15,13 @@ import trio
 
 from tailscale.cli.exit_codes import OK
 from tailscale.cli.peers_table import show_peers
-from tailscale.cli.screen import Cell, Screen, in_bytes, wants_style
+from tailscale.cli.screen import Cell, Screen, wants_style
 from tailscale.cli.session import joined
 from tailscale.cli.up import daemon_for, places_of
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.requests import DaemonAbsent
+from tailscale.figures import in_bytes
 from tailscale.metrics import view
 from tailscale.status import Flow
 from ts_base.optional import optional

@@ -28,7 +28,6 @@ WatchdogSec=60
 TimeoutStartSec=infinity
 TimeoutStopSec=15
 NoNewPrivileges=yes
-PrivateTmp=yes
 ProtectKernelModules=yes
 ProtectKernelTunables=yes
 ProtectControlGroups=yes

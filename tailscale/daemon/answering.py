@@ -201,9 +201,10 @@ async def _send_answer(answer: Answer, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
         return
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"", "more_body": True})  # the head must not wait for news
-    await _while_listened_to(answer.body, receive, send)
+    async with aclosing(answer.body):  # type: ignore[type-var]  # also when nobody is there to hear its beginning
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})  # the head must not wait for news
+        await _while_listened_to(answer.body, receive, send)
 
 
 async def _while_listened_to(pieces: AsyncIterator[bytes], receive: Receive, send: Send) -> None:
@@ -218,9 +219,8 @@ async def _while_listened_to(pieces: AsyncIterator[bytes], receive: Receive, sen
 
         nursery.start_soon(watch)
         try:
-            async with aclosing(pieces) as all_pieces:  # type: ignore[type-var]
-                async for piece in all_pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         except ClientDisconnected as error:
             gone.append(error)
         nursery.cancel_scope.cancel()

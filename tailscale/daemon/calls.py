@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
@@ -23,6 +25,7 @@ from ts_base.errors import BadPacket
 log = logging.getLogger("tailscale.daemon")
 OUTPUT_LIMIT = 32 << 20  # waiting for a client that does not read; more than any one thing a command prints
 INPUT_PIECES = 2  # asked for one at a time
+FILE_ANSWERS = 3  # to its opening, to what did not fit, to its end
 CALL_TIMEOUT = 10.0
 CALLS_LIMIT = 64
 CHUNK = 64 << 10
@@ -56,6 +59,7 @@ class Call:
         self._drained = trio.Condition()
         self._input_in, self._input_out = trio.open_memory_channel[bytes](INPUT_PIECES)
         self._ended_in, self._ended_out = trio.open_memory_channel[int](1)
+        self._filed_in, self._filed_out = trio.open_memory_channel[dict[str, Any]](FILE_ANSWERS)
         self._reading = trio.Lock()
         self._has_ended = False
 
@@ -80,17 +84,50 @@ class Call:
             if self._has_ended:
                 await trio.lowlevel.checkpoint()
                 return b""
-            self._waiting += frames.frame(frames.WANT_INPUT)
-            self._news.set()
+            self._put(frames.WANT_INPUT)
             data = await self._input_out.receive()
             self._has_ended = not data
             return data
 
     async def run_program(self, argv: list[str], environment: dict[str, str]) -> int:
         """Have the client run a program, in its own terminal, folder and environment with `environment` added."""
-        self._waiting += frames.frame(frames.PROGRAM, json.dumps({"argv": argv, "environment": environment}).encode())
-        self._news.set()
+        self._put(frames.PROGRAM, json.dumps({"argv": argv, "environment": environment}).encode())
         return await self._ended_out.receive()
+
+    @asynccontextmanager
+    async def file(self, path: Path) -> AsyncIterator[FileThere]:
+        """A file that the client writes, for whoever typed the command. It gets its name when the block is left, if
+        anything was written, and all of it; however the block is left.
+        """
+        self._put(frames.FILE, os.fsencode(path))
+        file = FileThere(self, path)
+        await file.answered()
+        try:
+            yield file
+        finally:
+            with trio.move_on_after(CALL_TIMEOUT, shield=True):
+                if file.is_worth_keeping:
+                    self._put(frames.WHOLE)
+                    await file.answered()
+                else:
+                    self._put(frames.ABANDON)
+
+    def _put(self, kind: bytes, payload: bytes = b"") -> None:
+        self._waiting += frames.frame(kind, payload)
+        self._news.set()
+
+    async def hear_of_file(self) -> dict[str, Any]:
+        """The client's answer; none of one that is gone."""
+        try:
+            return await self._filed_out.receive()
+        except trio.EndOfChannel:
+            return {}
+
+    def has_file_failed(self) -> dict[str, Any] | None:
+        """What the client said about the file without being asked."""
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            return self._filed_out.receive_nowait()
+        return None
 
     # What the connection does
 
@@ -99,22 +136,68 @@ class Call:
         with suppress(trio.WouldBlock):
             self._ended_in.send_nowait(payload[0] if payload else 0)
 
+    def hear_no_more(self) -> None:
+        """It is gone."""
+        self._filed_in.close()
+
+    def hear_filed_untrusted(self, payload: bytes) -> None:
+        try:
+            told = json.loads(payload)
+        except (ValueError, RecursionError):
+            raise BadPacket("an answer about a file that is not JSON") from None
+        with suppress(trio.WouldBlock):  # more than anybody asked
+            self._filed_in.send_nowait(told if isinstance(told, dict) else {})
+
     def hear_input(self, data: bytes) -> None:
         with suppress(trio.WouldBlock):  # more than was asked for
             self._input_in.send_nowait(data)
 
     async def run_writer(self) -> None:
+        """Also while the command that was cancelled says its last words."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
             while self._waiting:
                 data, self._waiting = bytes(self._waiting), bytearray()
-                await self._send(data)
+                with suppress(trio.BrokenResourceError):  # who listens to the client hears that too
+                    await self._send(data)
             async with self._drained:
                 self._drained.notify_all()
 
     async def end(self, kind: bytes, payload: bytes) -> None:
         await self._send(bytes(self._waiting) + frames.frame(kind, payload))
+
+
+class FileThere:
+    """A file at the client."""
+
+    def __init__(self, call: Call, path: Path) -> None:
+        self._call = call
+        self._path = path
+        self._has_failed = False
+        self._is_empty = True
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        return not (self._has_failed or self._is_empty)
+
+    async def send(self, data: bytes) -> None:
+        """Returns when it has left. OSError where an earlier piece could not be written."""
+        if (told := self._call.has_file_failed()) is not None:
+            self._check(told)
+        self._is_empty = False
+        self._call.write(frames.DATA, data)
+        await self._call.drain()
+
+    async def answered(self) -> None:
+        self._check(await self._call.hear_of_file())
+
+    def _check(self, told: dict[str, Any]) -> None:
+        problem = told.get("problem")
+        if isinstance(problem, str):
+            self._has_failed = True
+            code = told.get("errno")
+            raise OSError(code, problem, str(self._path)) if type(code) is int else ValueError(problem)
 
 
 Run = Callable[[Call], Awaitable["int | None"]]
@@ -158,17 +241,30 @@ class Calls:
 
     async def _carry(self, call: Call, incoming: _Incoming) -> None:
         code: int | None = INTERRUPTED
+        command, writing, listening = trio.CancelScope(), trio.CancelScope(shield=True), trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call.run_writer)
-            nursery.start_soon(_listen, call, incoming, nursery.cancel_scope)
-            code = await self._run(call)
-            await call.drain()
-            nursery.cancel_scope.cancel()
+            nursery.start_soon(_within, writing, call.run_writer)
+            nursery.start_soon(_within, listening, _listen, call, incoming, command)
+            try:
+                with command:
+                    code = await self._run(call)
+                    await call.drain()
+                with trio.move_on_after(CALL_TIMEOUT):
+                    await call.drain()
+            finally:
+                writing.cancel()
+                listening.cancel()
         with trio.move_on_after(CALL_TIMEOUT):
             if code is None:
                 await call.end(frames.DECLINED, b"")
             else:
                 await call.end(frames.EXIT, json.dumps({"code": code}).encode())
+
+
+async def _within(scope: trio.CancelScope, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    """A shielded one lets the command end properly when the whole daemon does."""
+    with scope:
+        await run(*arguments)
 
 
 async def _listen(call: Call, incoming: _Incoming, command: trio.CancelScope) -> None:
@@ -180,10 +276,13 @@ async def _listen(call: Call, incoming: _Incoming, command: trio.CancelScope) ->
                 call.hear_input(payload)
             elif kind == frames.ENDED:
                 call.hear_ended(payload)
+            elif kind == frames.FILED:
+                call.hear_filed_untrusted(payload)
             elif kind == frames.SIGNAL:
-                break
+                command.cancel()
     except (trio.BrokenResourceError, trio.EndOfChannel, BadPacket) as gone:
         log.debug("a client is gone: %r", gone)
+    call.hear_no_more()
     command.cancel()
 
 

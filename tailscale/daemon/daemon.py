@@ -29,6 +29,7 @@ from tailscale.daemon.own_api import ROOT, OwnApi
 from tailscale.daemon.parts import KINDS, Parts, Started
 from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
+from tailscale.daemon.rooms import ROOMS, Room
 from tailscale.daemon.settings import Settings
 from tailscale.daemon.transport import Transport, transport_for
 from tailscale.daemon.views import Views
@@ -74,6 +75,7 @@ class Daemon:
         apps: Sequence[str] = (),
         store: NamedStore | None = None,
         transport: Transport | None = None,
+        rooms: Sequence[Callable[[Keeper], Room]] = ROOMS,
     ) -> None:
         self.places = where
         self._read = read
@@ -105,6 +107,9 @@ class Daemon:
         localapi = LocalApi(self.keeper, self.prefs, self.own_api)
         localapi.add_to(routes, self.door)
         Bus(self.keeper, self.prefs, localapi).add_to(routes)
+        self.rooms = [make(self.keeper) for make in rooms]
+        for room in self.rooms:
+            room.add_to(routes)
 
     # Lifecycle
 
@@ -143,6 +148,8 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
             nursery.start_soon(self.parts.run, device)
+            for room in self.rooms:
+                nursery.start_soon(room.run, device)
 
     async def _run_mesh(self, device: Device, keys: dict[str, Any], started: Started) -> None:
         """A mesh that is there whether a command wants it or not."""

@@ -3,8 +3,9 @@
 A frame is one byte of kind, four of length and its payload. Owns the kinds and the bounds; knows neither sockets nor
 commands, and imports next to nothing: the light client starts with it.
 
-    client   CALL, then INPUT when it is asked for, ENDED of a program, SIGNAL
+    client   CALL, then INPUT when it is asked for, ENDED of a program, FILED of a file, SIGNAL
     daemon   OUT, ERR, WANT_INPUT, PROGRAM to be run there, and last EXIT; or DECLINED alone: run it yourself
+             FILE to be written there: DATA, then WHOLE or ABANDON
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from ts_base.errors import BadPacket
 PROTOCOL = "pytailscale-run"  # what the Upgrade header names
 CALL, INPUT, SIGNAL, ENDED = b"C", b"I", b"S", b"E"
 OUT, ERR, WANT_INPUT, PROGRAM, EXIT, DECLINED = b"1", b"2", b"R", b"P", b"X", b"N"
-KINDS = frozenset(b"".join((CALL, INPUT, SIGNAL, ENDED, OUT, ERR, WANT_INPUT, PROGRAM, EXIT, DECLINED)))
+FILED, FILE, DATA, WHOLE, ABANDON = b"f", b"F", b"D", b"W", b"A"
+OF_A_FILE = frozenset((FILE, DATA, WHOLE, ABANDON))
+KINDS = frozenset(b"CISE12RPXNfFDWA")
 HEAD = Struct("!cI")
 LONGEST_FRAME = 1 << 20
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from tailscale._causes import sole_cause
 from tailscale._config import Preferences, control_url_from_environment, default_hostname
 from tailscale.device import Device
 from tailscale.errors import (
@@ -206,7 +207,7 @@ class Keeper:
                 await self._live()
                 continue
             except* (TailscaleError, OSError, ValueError) as group:
-                self.problem = sole(group)
+                self.problem = sole_cause(group)
             if trio.current_time() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE  # it was well for a while
             hopeless = is_final(self.problem)
@@ -268,10 +269,3 @@ class Keeper:
 def is_final(problem: BaseException | None) -> bool:
     """Whether another attempt would end the same way, until somebody changes something here."""
     return isinstance(problem, FINAL) and getattr(problem.__cause__, "errno", None) not in FULL
-
-
-def sole(group: BaseException) -> BaseException:
-    """The first error of a group."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group

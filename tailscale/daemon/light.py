@@ -17,12 +17,15 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tailscale.daemon import frames
 from tailscale.daemon.client import connect
 from tailscale.daemon.places import places
 from tailscale.daemon.requests import DaemonAbsent, DaemonError, request, split_head
+
+if TYPE_CHECKING:
+    from tailscale.daemon.file_here import FileHere
 
 NOT_FOR_A_DAEMON = frozenset(("completion", "config", "demo", "down", "schema", "up", "version"))
 TAKES_A_VALUE = frozenset(("--auth-key", "--control-url", "--hostname", "--socket", "--state", "--timeout"))
@@ -93,6 +96,7 @@ class _Call:
         self._argv = list(argv)
         self._frames = frames.Frames()
         self._wants_input = False
+        self._file: FileHere | None = None
         self._signals = 0
         self._last_signal = 0
 
@@ -109,6 +113,8 @@ class _Call:
             try:
                 return self._carry(rest, wake)
             finally:
+                if self._file is not None:
+                    self._file.abandon()
                 for number, handler in handlers:
                     signal.signal(number, handler)
                 signal.set_wakeup_fd(before)
@@ -170,6 +176,8 @@ class _Call:
             _write(2, payload)
         elif kind == frames.WANT_INPUT:
             self._wants_input = True
+        elif kind in frames.OF_A_FILE:
+            self._heed_file(kind, payload)
         elif kind == frames.PROGRAM:
             told = json.loads(payload)
             code = self._run_program(told["argv"], told["environment"])
@@ -181,10 +189,22 @@ class _Call:
             return 128 + self._last_signal if self._signals else int(code)
         return CONTINUES
 
+    def _heed_file(self, kind: bytes, payload: bytes) -> None:
+        if self._file is None:
+            from tailscale.daemon.file_here import FileHere  # few commands write one
+
+            self._file = FileHere(self._argv)
+        answer = self._file.heed(kind, payload)
+        if answer is not None:
+            self._door.sendall(answer)
+
     def _run_program(self, argv: list[str], environment: dict[str, str]) -> int:
         """In this terminal, which gives it Ctrl-C itself; its exit code as shells say it."""
         import subprocess
 
+        if not _is_of_this_user(self._door):  # root may ask anybody's daemon, which may not command root
+            print("pytailscale: another user's daemon may run no program here", file=sys.stderr)
+            return NOT_EXECUTABLE
         before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _caught()]
         try:
             with subprocess.Popen(argv, env=os.environ | environment, preexec_fn=_hear_signals_again) as program:  # noqa: S603
@@ -211,6 +231,14 @@ class _Call:
 
 
 CONTINUES = -1
+
+
+def _is_of_this_user(door: socket.socket) -> bool:
+    """Whether the daemon at the other end is root's or this user's; on loopback its private file has said so."""
+    if door.family == getattr(socket, "AF_UNIX", None) and hasattr(socket, "SO_PEERCRED"):
+        uid = int.from_bytes(door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
+        return uid in (0, os.geteuid())
+    return True
 
 
 def _hear_signals_again() -> None:

@@ -27,6 +27,7 @@ from tailscale.status import PathInfo
 ROOT = "/pytailscale/v1/"
 SHORTEST_INTERVAL = 0.1
 BACKLOG = 100
+LONGEST_LOOK = 60.0  # seconds
 CONTRACT = {
     "GET status": "{daemon: {version, pid, since, state, is_ready, problem, login_url, ...}, device: Status or null}",
     "GET status?watch=SECONDS": "the same as JSON lines: one now, then one every so many seconds",
@@ -38,6 +39,8 @@ CONTRACT = {
     "GET ping?host=&kind=disco&size=0": "one PingResult",
     "GET whois?address=": "Identity",
     "GET netcheck": "NetcheckReport",
+    "GET explain?host=&port=&protocol=tcp&timeout=10": "Explanation: the way to a port, step by step, and its remedy",
+    "GET capture?peer=&count=&bytes=&seconds=&snaplen=": "a pcapng stream of the packets inside the tunnel",
     "GET config": "{file, device, parts}: the settings in force, and what they started",
     "POST run": "Upgrade: pytailscale-run; a command of the command line, see frames.py",
     "POST exit": "{exit_node: name or null}: use that exit node, or none",
@@ -67,6 +70,7 @@ class OwnApi:
             "ping": self._ping,
             "whois": self._whois,
             "netcheck": self._netcheck,
+            "explain": self._explain,
         }.items():
             routes.add("GET", ROOT + name, handler, writers=True)
 
@@ -120,6 +124,21 @@ class OwnApi:
 
     async def _whois(self, question: Question) -> Answer:
         return json_answer((await self._keeper.device.whois(question.query.get("address", ""))).to_dict())
+
+    async def _explain(self, question: Question) -> Answer:
+        query, port = question.query, int(question.query.get("port") or -1)
+        if port != -1 and not 0 < port < 65536:
+            raise ValueError(f"port={port} is no port")
+        patience = float(query.get("timeout", "10"))
+        if not 0 < patience <= LONGEST_LOOK:
+            raise ValueError(f"timeout={query['timeout']} is no number of seconds up to {LONGEST_LOOK:g}")
+        found = await self._keeper.device.explain(
+            query.get("host", ""),
+            port if port != -1 else None,
+            protocol=query.get("protocol", "tcp"),
+            timeout=patience,
+        )
+        return json_answer(found.to_dict())
 
     async def _netcheck(self, _: Question) -> Answer:
         return json_answer((await self._keeper.usable.netcheck()).to_dict())

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from tailscale.daemon.keeper import sole
+from tailscale._causes import sole_cause
 from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
@@ -99,7 +99,7 @@ class Parts:
                 try:
                     await self._kinds[part.kind](device, part.keys, lambda where: self._on_started(part, where))
                 except* (TailscaleError, OSError, ValueError) as group:
-                    error = sole(group)
+                    error = sole_cause(group)
                     part.state, part.problem = FAILED, str(error)
                     log.warning("%s %s failed: %s. Again in %g s", part.kind, _name(part), error, pause)
                 await trio.sleep(pause)

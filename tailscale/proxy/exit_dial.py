@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from tailscale._causes import sole_cause
 from tailscale.errors import (
     ConnectionRefused,
     ConnectionReset,
@@ -302,10 +303,7 @@ def _plain(problem: BaseException) -> BaseException:
     if not isinstance(problem, BaseExceptionGroup):
         return problem
     _, failures = problem.split(trio.Cancelled)
-    first: BaseException = failures if failures is not None else problem
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
+    return sole_cause(failures if failures is not None else problem)
 
 
 async def udp_socket(live: LiveChoice, session: str) -> UdpSocket:

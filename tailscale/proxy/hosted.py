@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale._causes import sole_cause
 from tailscale.errors import TailscaleError
 from tailscale.proxy.server import Proxy, serve
 from tailscale.proxy.service import ProxyStatistics
@@ -77,7 +78,7 @@ async def open_proxy(
     """`serve(device, *arguments, **options)` as a task of the device's loop; returns once it listens."""
     began = trio.Event()
     made: list[Proxy] = []
-    problems: list[Exception] = []
+    problems: list[BaseException] = []
     shutdown = trio.Event()
 
     async def host() -> None:
@@ -87,7 +88,7 @@ async def open_proxy(
                 made.append(await nursery.start(run, device, *arguments))
                 began.set()
         except* Exception as group:
-            problems.append(_sole(group))
+            problems.append(sole_cause(group))
             if began.is_set():
                 log.exception("a proxy failed")
         began.set()
@@ -101,9 +102,3 @@ async def open_proxy(
     if not made:
         raise problems[0]
     return HostedProxy(made[0], shutdown, call_soon)
-
-
-def _sole(problem: Exception) -> Exception:
-    while isinstance(problem, ExceptionGroup):
-        problem = problem.exceptions[0]
-    return problem

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
+from tailscale._causes import sole_cause
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import PreferencesChanged, TablesChanged
@@ -305,9 +306,7 @@ def forbidden(address: bytes) -> str | None:
 
 def word_for(problem: OSError) -> str:
     """What came of a dial. trio says that all attempts failed; there was one, and it knows why."""
-    cause: BaseException | None = problem.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+    cause = sole_cause(problem.__cause__) if problem.__cause__ is not None else problem
     if not isinstance(cause, OSError):
         cause = problem
     if isinstance(cause, ConnectionRefusedError):

@@ -114,7 +114,7 @@ class TailnetThread:
 
         return self.wait_for(call)
 
-    def wait_for(self, work: Callable[[], Awaitable[T]]) -> T:
+    def wait_for(self, work: Callable[[], Awaitable[T]], timeout: float = ANSWERING) -> T:
         """Await it inside the thread."""
         done: Future[T] = Future()
 
@@ -125,7 +125,11 @@ class TailnetThread:
                 done.set_exception(error)
 
         self._token.run_sync_soon(self._work.start_soon, run)
-        return done.result(ANSWERING)
+        return done.result(timeout)
+
+    def start(self, task: Callable[..., Awaitable[object]], *arguments: Any, timeout: float = ANSWERING) -> Any:
+        """Have a task run inside until the tailnet ends; returns what it gives to `task_status.started`."""
+        return self.wait_for(functools.partial(self._work.start, task, *arguments), timeout)
 
     # Who joins
 

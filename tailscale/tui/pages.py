@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tailscale.tui.drawing import Column, Line, Piece, Row, beside, cut, wrapped
 from tailscale.tui.history import IN, OUT, History, flow_key, service_key
-from tailscale.tui.words import fit, in_bytes, in_rate, in_time, plot, spark
+from tailscale.tui.words import counted, fit, in_rate, in_time, plot, spark
 
 View = dict[str, Any]
 KIND_STYLE = {"direct": "green", "relay": "yellow", "peer relay": "cyan", "": "dim"}
@@ -57,7 +57,7 @@ def overview(look: Look, width: int, height: int) -> list[Line]:
     lines += [*_summary(view, width), *air]
     plotted = max(1, min(5, (height - len(lines) - 2 * len(air) - 2 - TOP) // 2))
     for word, way, style in (("received", IN, "green"), ("sent", OUT, "blue")):
-        rate, told = in_rate(history.rate("total", way)), f"{in_bytes(sum(view[word].values()))} in all"
+        rate, told = in_rate(history.rate("total", way)), f"{counted(sum(view[word].values()))} in all"
         lines.append(beside([(f"{word:<9}", "bold"), (f"{rate:>9}", style)], [(told, "dim")], width))
         lines += [[(row, style)] for row in plot(history.series("total", way), width, plotted)]
         lines += air
@@ -116,8 +116,8 @@ def peers(look: Look) -> list[Row]:
             (peer["hostname"], "bold" if peer["online"] else "dim"),
             state,
             (peer["address"], ""),
-            (in_bytes(peer["received"]) if peer["received"] else "", ""),
-            (in_bytes(peer["sent"]) if peer["sent"] else "", ""),
+            (counted(peer["received"]) if peer["received"] else "", ""),
+            (counted(peer["sent"]) if peer["sent"] else "", ""),
             (peer["owner"], "dim"),
             (peer["os"], "dim"),
         ]
@@ -163,8 +163,8 @@ def flows(look: Look) -> list[Row]:
             (str(len(group)), "dim"),
             (in_rate(rates[IN]) if is_counted else "", "green"),
             (in_rate(rates[OUT]) if is_counted else "", "blue"),
-            (in_bytes(totals[0]) if is_counted else "", ""),
-            (in_bytes(totals[1]) if is_counted else "", ""),
+            (counted(totals[0]) if is_counted else "", ""),
+            (counted(totals[1]) if is_counted else "", ""),
             (where, "magenta"),
         ]
         rows.append(Row(key, cells))
@@ -184,7 +184,7 @@ def transfers(look: Look) -> list[Row]:
             (bar, "cyan"),
             (f"{part * 100:.0f} %", ""),
             (in_rate(one["rate"] or 0.0), "green"),
-            (in_bytes(total), "dim"),
+            (counted(total), "dim"),
         ]
         rows.append(Row((one["name"], one["peer"], number), cells))
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from tailscale.figures import in_bytes
 from tailscale.foreign_text import for_terminal
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -39,16 +40,9 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
     return gap + text if right else text + gap
 
 
-def in_bytes(count: float | None) -> str:
-    """Three digits and a unit: `1.2 MB`; "" for what is not counted."""
-    if count is None:
-        return ""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 9.95 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+def counted(count: float | None) -> str:
+    """Bytes; "" for what is not counted."""
+    return "" if count is None else in_bytes(count)
 
 
 def in_rate(rate: float) -> str:

@@ -152,6 +152,7 @@ def test_client_imports_nothing_heavy(state: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == b"[]"
 
 
+@pytest.mark.slow
 def test_words_for_another_device_are_not_the_daemons(net: World, state: list[str], tmp_path: Path) -> None:
     own = ["--control-url", net.url, "--auth-key", net.auth_key]
     done = run("ip", "--ephemeral", *own, "--hostname", "other")

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from daemon.daemon_scripts import ECHO_PORT, PATIENCE, World, client_of
 from daemon.test_door import UPGRADE, talk
 
 from tailscale.daemon import ipn
+from tailscale.daemon.answering import Answer, Question, Routes, json_answer
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.dns_answer import NAME_ERROR, encode_answer
+from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.requests import DaemonError
+from tailscale.device import Device
 from tailscale.dns.messages import decode_answer_untrusted
 
 API = "/localapi/v0/"
@@ -122,6 +126,39 @@ def test_what_stands_on_no_part_is_honest(client: Client) -> None:
         client.get(f"{API}dns-osconfig")
 
 
+class Taildrop:
+    """A room as one is added: a class with two methods, and its name in `ROOMS`."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.met: list[str] = []
+
+    def add_to(self, routes: Routes) -> None:
+        routes.add("GET", f"{API}file-targets", self.targets)
+
+    async def run(self, device: Device) -> None:
+        self.met.append(device.hostname)
+        await trio.sleep_forever()
+
+    async def targets(self, _: Question) -> Answer:
+        await trio.lowlevel.checkpoint()
+        return json_answer(self.met)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "part"),
+    [
+        ("PUT", "file-put/n1/x", "Taildrop"), ("GET", "files/?waitsec=0", "Taildrop"), ("POST", "tka/init", "Lock"),
+        ("POST", "tka/sign", "Lock"), ("POST", "serve-config", "serve"), ("POST", "query-feature", "Funnel"),
+        ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
+        ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
+    ],
+)  # fmt: skip
+def test_parts_that_are_not_there_are_named(client: Client, method: str, path: str, part: str) -> None:
+    with pytest.raises(DaemonError, match=f"{part}.*: this daemon has no such part") as caught:
+        client.ask(method, f"{API}{path}")
+    assert caught.value.status == 501
+
+
 def test_prefs_change_what_they_can_and_keep_the_rest(client: Client) -> None:
     before = client.get(f"{API}prefs")
     masked = {
@@ -193,3 +230,12 @@ def test_bus_tells_of_preferences_peers_and_going_down(net: World, tmp_path: Pat
 def test_metrics_are_those_of_the_device(daemon: Daemon) -> None:
     answer = talk(daemon.places.socket, b"GET /localapi/v0/usermetrics HTTP/1.0\r\n\r\n")
     assert b'tailscaled_inbound_bytes_total{path="derp"}' in answer
+
+
+def test_a_room_takes_the_place_of_a_refusal(net: World, tmp_path: Path, client: Client) -> None:
+    with pytest.raises(DaemonError, match="Taildrop: this daemon has no such part"):
+        client.get(f"{API}file-targets")
+    with net.daemon(tmp_path, rooms=(Taildrop,)) as daemon:
+        assert client_of(daemon).get(f"{API}file-targets") == [daemon.keeper.device.hostname]
+        with pytest.raises(DaemonError, match="Taildrop: this daemon has no such part"):
+            client_of(daemon).get(f"{API}files/")

@@ -48,12 +48,9 @@ def heard(net: World, tmp_path: Path) -> Iterator[list[Any]]:
                     await peer.send("greetings", {"hello": 1})
             await trio.sleep(0.05)
 
-    async def start() -> None:
-        await net.nursery.start(live)
-
-    net.within(start)
+    net.thread.start(live)
     yield heard
-    net.token.run_sync_soon(scope.cancel)
+    net.thread.do(scope.cancel)
 
 
 def test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,6 +194,16 @@ def test_systemd_is_told(words: list[str], tmp_path: Path) -> None:
 def test_unit_in_examples_is_what_is_installed() -> None:
     example = (ROOT / "examples/pytailscale.service").read_text()
     assert example == unit_text([], is_root=True).replace(f"{sys.executable} -m tailscale.cli", "/usr/bin/pytailscale")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("is_root", [True, False])
+def test_unit_is_right_in_systemds_own_eyes(tmp_path: Path, is_root: bool) -> None:
+    path = tmp_path / "pytailscale.service"
+    path.write_text(unit_text(["--state", "/var/lib/it's 5% $HOME", "--hostname", "desk"], is_root=is_root))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if path.name in line]) == (0, [])
 
 
 def test_unit_is_installed_where_systemd_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tailscale.testing.threaded import TailnetThread
 from tests.interop.notebook_scripts import answer_of, code_of, example, execute, library
 
-pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]  # jupyter_client has warnings of its own
+pytestmark = [pytest.mark.peerless, pytest.mark.filterwarnings("default")]  # jupyter_client has warnings of its own
 
 
 @pytest.mark.timeout(240)

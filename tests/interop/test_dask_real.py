@@ -24,7 +24,7 @@ from tests.interop.processes import Process, poll_until
 from tests.interop.rig import Headscale, Rig
 from tests.tailscale.thread_scripts import our_threads
 
-pytestmark = pytest.mark.interop
+pytestmark = pytest.mark.peerless
 ROOT = Path(__file__).parents[2]
 ADDRESS = "ts://scheduler:8786"
 BIG = 48 << 20

@@ -1,7 +1,7 @@
 """The recipes of docs/engines.md, each tried with the software itself: Ray, Spark, Kafka, and MongoDB's protocol.
 
-`bash tests/interop/install_engines.sh` brings it; what is missing skips its test with a loud line. Each runs in a
-network namespace of its own that leads nowhere.
+`make interop` brings Kafka and MongoDB's, `bash tests/interop/install_engines.sh` Ray and Spark too; what is missing
+skips its test with a loud line. Each runs in a network namespace of its own that leads nowhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from tests.interop.engines import ENGINES
 
-pytestmark = [pytest.mark.interop, pytest.mark.root]
+pytestmark = [pytest.mark.interop, pytest.mark.root, pytest.mark.peerless]
 ROOT = Path(__file__).parents[2]
 # An address and a default route that lead nowhere: Ray asks the kernel which address the machine has.
 NOWHERE = (

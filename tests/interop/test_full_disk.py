@@ -22,7 +22,7 @@ from tailscale.daemon.requests import DaemonAbsent, DaemonError
 from tailscale.state_file import FileStore
 from tailscale.testing.threaded import TailnetThread
 
-pytestmark = [pytest.mark.interop, pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")]
+pytestmark = [pytest.mark.peerless, pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")]
 ROOT = Path(__file__).parents[2]
 NAMES, PATIENCE = itertools.count(1), 40.0
 SHIELDS = {"ShieldsUp": True, "ShieldsUpSet": True}

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import dpkt
 import pytest
 import trio
 
@@ -152,6 +153,12 @@ async def test_what_is_not_there_is_said(r: Rig, hs: Headscale, db: TsnetPeer) -
         for line, sentence in {
             "cert ours.rig.test": "certificates: this daemon has no such part",
             "serve --bg 3000": "",
+            "file cp README.md db:": "cannot send files",  # the status says of no peer that it takes any
+            "file cp --targets": "Taildrop: this daemon has no such part",
+            "file get .": "Taildrop: this daemon has no such part",
+            "lock init --confirm --gen-disablements=1 tlpub:" + "0" * 64: "Tailnet Lock: this daemon has no such part",
+            "bugreport": "bug reports: this daemon has no such part",
+            "set --ssh": "RunSSH cannot be set",
         }.items():
             code, told = await stock.run(*line.split())
             assert code == 1
@@ -204,6 +211,27 @@ async def test_curl_is_a_client(r: Rig, hs: Headscale) -> None:
             command = ["curl", "-sS", "--fail", "--unix-socket", stock.socket, f"http://localhost/{path}"]
             told = json.loads((await trio.run_process(command, capture_stdout=True)).stdout)
             assert told.get("BackendState", "Running") == "Running"
+
+
+async def test_curl_gets_a_capture_that_dpkt_reads(r: Rig, hs: Headscale, db: TsnetPeer, tmp_path: Path) -> None:
+    async with daemon(r, hs, "ours") as stock, trio.open_nursery() as nursery:
+        url = "http://localhost/pytailscale/v1/capture?peer=db&count=2"
+        command = [
+            "curl",
+            "-sS",
+            "--fail",
+            "--no-buffer",
+            "-o",
+            str(tmp_path / "c"),
+            "--unix-socket",
+            stock.socket,
+            url,
+        ]
+        curl = await nursery.start(partial(trio.run_process, command))
+        while curl.poll() is None:
+            await db_is_reached(stock)
+        with (tmp_path / "c").open("rb") as file:
+            assert len(list(dpkt.pcapng.Reader(file))) == 2
 
 
 @pytest.mark.peers("localclient")

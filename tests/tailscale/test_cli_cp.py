@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,10 @@ import pytest
 import trio
 
 from tailscale.cli import main
-from tailscale.cli.copying import Pull, Push, planned, remote, size
+from tailscale.cli.copying import Pull, Push, planned, remote
 from tailscale.mesh import Inbox, Mesh
 from tailscale.testing import Tailnet
-
-TIMEOUT = 20
+from tailscale.testing.threaded import TailnetThread
 
 
 @dataclass
@@ -31,30 +29,21 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig, ready = Rig(tmp_path_factory.mktemp("bob")), threading.Event()
-    stop: list[trio.CancelScope] = []
-    tokens: list[trio.lowlevel.TrioToken] = []
+    rig = Rig(tmp_path_factory.mktemp("bob"))
     (rig.folder / "docs").mkdir()
     (rig.folder / "docs" / "paper.txt").write_bytes(b"paper")
 
-    async def live() -> None:
-        with trio.CancelScope() as scope:
-            async with Tailnet(real=True) as net:
-                inbox = Inbox(rig.folder / "in", accept=lambda offer: "unwanted" not in offer.paths)
-                bob = await net.device("bob")
-                async with Mesh(bob, "pytailscale", receive=inbox, share={"docs": rig.folder / "docs"}):
-                    rig.url, rig.auth_key = net.control.url, net.auth_key(reusable=True)
-                    stop.append(scope)
-                    tokens.append(trio.lowlevel.current_trio_token())
-                    ready.set()
-                    await trio.sleep_forever()
+    async def live(net: Tailnet, *, task_status: trio.TaskStatus[None]) -> None:
+        inbox = Inbox(rig.folder / "in", accept=lambda offer: "unwanted" not in offer.paths)
+        bob = await net.device("bob")
+        async with Mesh(bob, "pytailscale", receive=inbox, share={"docs": rig.folder / "docs"}):
+            task_status.started()
+            await trio.sleep_forever()
 
-    thread = threading.Thread(target=trio.run, args=(live,))
-    thread.start()
-    assert ready.wait(TIMEOUT)
-    yield rig
-    tokens[0].run_sync_soon(stop[0].cancel)
-    thread.join(TIMEOUT)
+    with TailnetThread() as thread:
+        thread.start(live, thread.inner)
+        rig.url, rig.auth_key = thread.control_url, thread.auth_key(reusable=True)
+        yield rig
 
 
 @pytest.fixture
@@ -139,11 +128,6 @@ def test_path_with_a_slash_before_its_colon_is_local() -> None:
     assert remote("plain") is None
     assert remote("bob:") == ("bob", "")
     assert remote("bob.tailnet.test:/docs/") == ("bob.tailnet.test", "docs")
-
-
-def test_sizes_are_for_people() -> None:
-    sizes = (0, 1023, 1024, 3.4 * (1 << 20), 5 << 30, 7 << 40)
-    assert [size(each) for each in sizes] == ["0 B", "1023 B", "1.0 KiB", "3.4 MiB", "5.0 GiB", "7.0 TiB"]
 
 
 def test_state_of_the_cache_is_private(join: list[str], tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from tailscale import TailscaleError
 from tailscale.cli import main
 from tailscale.mesh import Mesh
 from tailscale.testing import Tailnet
+from tailscale.testing.threaded import TailnetThread
 
 TIMEOUT = 20
 
@@ -31,24 +31,19 @@ class Other:
     def __init__(self) -> None:
         self.heard: list[Any] = []
         self.join: list[str] = []
-        self.ready = threading.Event()
-        self.stop = trio.CancelScope()
 
-    async def live(self) -> None:
-        with self.stop:
-            async with Tailnet(real=True) as net:
-                device = await net.device("db")
-                await net.device("stranger")
-                async with Mesh(device, "notes") as mesh, trio.open_nursery() as nursery:
-                    key = net.auth_key(reusable=True)
-                    self.join = ["--ephemeral", "--control-url", net.control.url, "--auth-key", key, "--app", "notes"]
-                    self.token = trio.lowlevel.current_trio_token()
-                    nursery.start_soon(trio.serve_listeners, echo_stream, [await device.listen(7)])
-                    nursery.start_soon(self._greet, mesh)
-                    async with mesh.subscribe("text") as inbox:
-                        self.ready.set()
-                        async for message in inbox:
-                            self.heard.append(message.data)  # type: ignore[union-attr]
+    async def live(self, net: Tailnet, *, task_status: trio.TaskStatus[None]) -> None:
+        device = await net.device("db")
+        await net.device("stranger")
+        async with Mesh(device, "notes") as mesh, trio.open_nursery() as nursery:
+            key = net.auth_key(reusable=True)
+            self.join = ["--ephemeral", "--control-url", net.control.url, "--auth-key", key, "--app", "notes"]
+            nursery.start_soon(trio.serve_listeners, echo_stream, [await device.listen(7)])
+            nursery.start_soon(self._greet, mesh)
+            async with mesh.subscribe("text") as inbox:
+                task_status.started()
+                async for message in inbox:
+                    self.heard.append(message.data)  # type: ignore[union-attr]
 
     async def _greet(self, mesh: Mesh) -> None:
         """Whoever listens to `greetings` is greeted, with what no terminal should get."""
@@ -62,13 +57,10 @@ class Other:
 
 @pytest.fixture(scope="module")
 def other() -> Iterator[Other]:
-    other = Other()
-    thread = threading.Thread(target=trio.run, args=(other.live,))
-    thread.start()
-    assert other.ready.wait(TIMEOUT)
-    yield other
-    other.token.run_sync_soon(other.stop.cancel)
-    thread.join(TIMEOUT)
+    with TailnetThread() as thread:
+        other = Other()
+        thread.start(other.live, thread.inner)
+        yield other
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tailscale.cli.exit_codes import EXIT_TABLE, explain
-from tailscale.cli.screen import Screen, fitting, in_bytes, in_time
+from tailscale.cli.screen import Screen, fitting, in_time
 from tailscale.errors import LoginRequired, NameNotFound, StateLocked
+from tailscale.figures import in_bytes
 
 
 class Terminal(io.StringIO):
@@ -87,7 +88,8 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(7, "7 B"), (1500, "1.5 kB"), (103_000_000, "103 MB"), (2 * 10**12, "2.0 TB")]
+    ("count", "text"),
+    [(7, "7 B"), (12_345, "12 kB"), (103_000_000, "103 MB"), (2 * 10**12, "2.0 TB")],
 )
 def test_byte_counts_read_well(count: int, text: str) -> None:
     assert in_bytes(count) == text

@@ -18,7 +18,7 @@ from tailscale.tui.app import Top
 from tailscale.tui.drawing import Column, widths
 from tailscale.tui.history import IN, LENGTH, History
 from tailscale.tui.pages import PAGES
-from tailscale.tui.words import fit, in_bytes, in_rate, in_time, plot, spark, width_of
+from tailscale.tui.words import counted, fit, in_rate, in_time, plot, spark, width_of
 
 GOLDEN = Path(__file__).parent / "golden_screens"
 WIDE, NARROW = (80, 24), (40, 10)
@@ -225,10 +225,10 @@ def test_cells_have_the_width_they_are_given() -> None:
 
 def test_numbers_are_short() -> None:
     counts = [0, 999, 1000, 9949, 12_345, 999_499, 999_500, 1e6, 7.25e11, 9.9e14]
-    assert [in_bytes(c) for c in counts] == [
+    assert [counted(c) for c in counts] == [
         *("0 B", "999 B", "1.0 kB", "9.9 kB", "12 kB", "999 kB", "1.0 MB", "1.0 MB", "725 GB", "990.0 TB"),
     ]
-    assert (in_bytes(None), in_rate(0.4), in_rate(1500)) == ("", "·", "1.5 kB/s")
+    assert (counted(None), in_rate(0.4), in_rate(1500)) == ("", "·", "1.5 kB/s")
     assert [in_time(t) for t in (None, 0.0031, 0.041, 0.9996, 12.3)] == ["", "3.1 ms", "41 ms", "1.0 s", "12.3 s"]
 
 
