@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tailscale.mesh.errors import NobodyListens, TransferRefused
+from tailscale.mesh.events import TransferDone
+from tailscale.mesh.files import Files
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tailscale.device import Device
+    from tailscale.event_readers import Readers
     from tailscale.mesh.lines import Line
+    from tailscale.mesh.mesh import Mesh
     from tailscale.mesh.peers import MeshPeer
+    from tailscale.mesh.transfers import Inbox
     from tailscale.sockets.tcp import TcpStream
     from tailscale.status import FileTransfer
 
+HASHES = "hashes.sqlite"  # in the directory of the state
 WORD_PATIENCE = 60.0  # until a member's process has a word
 DIAL_PATIENCE = 30.0
 
@@ -48,3 +56,18 @@ class MeshWays:
 
     def token(self) -> str:
         return secrets.token_hex(16)
+
+
+def files_of(
+    mesh: Mesh, readers: Readers, inbox: Inbox | None, share: Mapping[str, Path] | None, folder: Path | None
+) -> Files:
+    """Who sends and takes files in this mesh, which keeps in `folder` what it has hashed."""
+    return Files(
+        MeshWays(mesh.device, mesh.line_of, mesh.start),
+        inbox=inbox,
+        share=share,
+        cache=folder / HASHES if folder is not None else None,
+        limits=mesh.limits,
+        drops=mesh.drops,
+        on_done=lambda peer, name, problem: readers.put(TransferDone(peer, name, problem)),
+    )

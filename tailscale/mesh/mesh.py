@@ -24,7 +24,7 @@ from tailscale.event_readers import Readers
 from tailscale.events import EventStream
 from tailscale.mesh.answering import answer_all
 from tailscale.mesh.broadcasting import BroadcastReport, broadcast
-from tailscale.mesh.events import TransferDone
+from tailscale.mesh.counting import MeshStatistics, count
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
 from tailscale.mesh.roster import Roster
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from tailscale.device import Device
     from tailscale.mesh.file_seam import FileService
-    from tailscale.mesh.files import Files
     from tailscale.mesh.lines import Line
     from tailscale.mesh.stores import Store
     from tailscale.mesh.transfers import Inbox, Transfer
@@ -53,7 +52,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("tailscale.mesh")
 DEFAULT_PORT = 9417
-HASHES = "hashes.sqlite"  # in the directory of the state
 INTRODUCTION = 5.0  # for the first session with a peer that somebody looks up
 
 
@@ -134,7 +132,9 @@ class Mesh:
         self._held.enter_context(self._saved.lock())
         await self._saved.load()
         if self._files is None:
-            files = self._make_files()
+            from tailscale.mesh.file_ways import files_of
+
+            files = files_of(self, self._readers, self._receive, self._share, self._folder)
             self._held.callback(files.close)
             self._files = files
         shared = self._shared = Shared(
@@ -155,6 +155,7 @@ class Mesh:
         self._port = await PORTS.enter(device, self._wanted_port, self)
         self._held.callback(PORTS.leave, device, self._port, self)
         self._held.enter_context(device.announce(shared.word, self._port.number))
+        self._held.enter_context(device.include("mesh", self))
         look = self._looking(shared, roster) if self._discover is not None else _nothing
         roster.look_at_all()
         self.start(self._port.accept, self)
@@ -166,20 +167,6 @@ class Mesh:
 
         assert self._discover is not None
         return Prober(shared, roster, self._saved, self._discover).look
-
-    def _make_files(self) -> Files:
-        from tailscale.mesh.file_ways import MeshWays
-        from tailscale.mesh.files import Files
-
-        return Files(
-            MeshWays(self.device, self.line_of, self.start),
-            inbox=self._receive,
-            share=self._share,
-            cache=self._folder / HASHES if self._folder is not None else None,
-            limits=self.limits,
-            drops=self.drops,
-            on_done=lambda peer, name, problem: self._readers.put(TransferDone(peer, name, problem)),
-        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -287,6 +274,18 @@ class Mesh:
         """
         self._ready()
         return self._readers.open_stream()
+
+    def statistics(self) -> MeshStatistics:
+        """Members, messages, files and drops so far; the device's status and metrics have them as well.
+
+        ```python no-run: inside a mesh
+        print(notes.statistics().sent, notes.statistics().drops)
+        ```
+        """
+        roster, shared = self._roster, self._shared
+        if roster is None or shared is None:
+            raise DeviceNotReady("this Mesh has not been entered: use it inside `async with`")
+        return count(shared, roster, self._files)
 
     # Messages
 
@@ -452,9 +451,9 @@ class Mesh:
     # What a port and a file service ask
 
     @property
-    def sessions(self) -> int:
-        """Open ones."""
-        return sum(line.is_connected for line in self._ready().lines.values())
+    def is_full(self) -> bool:
+        """As many sessions as are allowed stand."""
+        return self._shared is not None and self._shared.is_full
 
     @property
     def files(self) -> FileService | None:

@@ -38,6 +38,7 @@ from tailscale.threads.face import as_work
 if TYPE_CHECKING:
     import os
 
+    from tailscale.mesh.counting import MeshStatistics
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.subscriptions import Message
@@ -153,6 +154,10 @@ class Mesh(MeshFace):
         job = self._thread.submit(lambda: self._inside().serve(namespace, answer, type=type, limit=limit))
         with contextlib.suppress(DeviceClosed):
             job.wait()
+
+    def statistics(self) -> MeshStatistics:
+        """Members, messages, files and drops so far."""
+        return self._thread.submit(as_work(lambda: self._inside().statistics())).wait()
 
     def subscribe(
         self, namespace: str, type: Any = Any, *, limit: int = 256, overflow: Literal["wait", "drop"] = "wait"
