@@ -280,6 +280,7 @@ async def test_truffles_offers_of_files_are_refused_and_not_left_without_a_word(
         assert b.drops["mesh.foreign_offer"] == 3
 
 
+@pytest.mark.slow
 async def test_a_flood_of_truffles_offers_that_reads_no_answers_is_bounded(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
