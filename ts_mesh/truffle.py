@@ -9,9 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from ts_base.errors import BadPacket
-from ts_mesh.envelope import Envelope, decode_payload
+from ts_mesh.envelope import FOREIGN_FILES, Envelope, decode_payload
 
-NAMESPACE = "ft"
 REJECT = "reject"
 ASKS = ("offer", "pull_request")
 LONGEST_TOKEN = 256
@@ -44,4 +43,4 @@ def decode_asker_untrusted(envelope: Envelope) -> str:
 def refusal(token: str, reason: str, timestamp: int) -> Envelope:
     """What answers it."""
     payload = msgspec.Raw(msgspec.json.encode(_Reject(REJECT, token, reason)))
-    return Envelope(NAMESPACE, REJECT, payload, timestamp)
+    return Envelope(FOREIGN_FILES, REJECT, payload, timestamp)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from tailscale.mesh.file_seam import FileService
-    from tailscale.mesh.lines import Line
-    from tailscale.mesh.roster import Roster
-    from tailscale.mesh.shared import Shared
-
+    from tailscale.mesh.tickets import Admission
+    from ts_mesh.window import Window
 
 BY_WINDOWS = ("sent", "received", "resent", "bytes_sent", "bytes_received")
 
@@ -35,6 +33,16 @@ class MeshStatistics(NamedTuple):
     drops: dict[str, int]
 
 
+class Line(Protocol):
+    """To one member."""
+
+    @property
+    def window(self) -> Window: ...
+
+    @property
+    def admission(self) -> Admission: ...
+
+
 class Former:
     """What lines to members that have left had counted: what only grows does not shrink with them."""
 
@@ -50,20 +58,17 @@ class Former:
         self.totals["waits"] += line.admission.waits
 
 
-def count(shared: Shared, roster: Roster, files: FileService | None) -> MeshStatistics:
+def count(
+    members: int, sessions: int, lines: Iterable[Line], former: Former, drops: Mapping[str, int], files: object
+) -> MeshStatistics:
     """Everything, now."""
     all_of = Former()
-    all_of.totals.update(roster.former.totals)
-    all_of.drops.update(roster.former.drops)
-    all_of.drops.update(shared.drops)
-    for line in roster.lines.values():
+    all_of.totals.update(former.totals)
+    all_of.drops.update(former.drops)
+    all_of.drops.update(drops)
+    for line in lines:
         all_of.add(line)
     told = {name: all_of.totals[name] for name in (*BY_WINDOWS, "waits")}
     statistics = getattr(files, "statistics", None)
-    return MeshStatistics(
-        members=len(roster.members),
-        sessions=shared.sessions,
-        **told,
-        files=statistics() if statistics is not None else None,
-        drops=dict(all_of.drops),
-    )
+    told_of_files = statistics() if statistics is not None else None
+    return MeshStatistics(members, sessions, **told, files=told_of_files, drops=dict(all_of.drops))

@@ -5,7 +5,7 @@ Owns the bound of how many sessions there may be, as far as we begin them. Refus
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -13,10 +13,31 @@ from tailscale.mesh.errors import TooManySessions
 from tailscale.mesh.links import TRY_LATER, Link
 
 if TYPE_CHECKING:
-    from tailscale.mesh.lines import Line
+    from tailscale.mesh.shared import Shared
+    from tailscale.nodes import Node
+    from tailscale.sockets.tcp import TcpStream
     from ts_mesh.hello import Hello
 
 DIAL_PATIENCE = 30.0
+
+
+class Line(Protocol):
+    """Whom a connection is to lead to, and what is to be said to it."""
+
+    shared: Shared
+    node: Node
+
+    @property
+    def is_connected(self) -> bool: ...
+
+    async def connect_port(self, *, timeout: float | None = None) -> TcpStream:
+        """A bare connection to the peer's mesh port."""
+
+    def greeting(self) -> str:
+        """Our hello, as it stands now."""
+
+    def objection(self, hello: Hello, caller: Node | None) -> tuple[int, str] | None:
+        """Why a session with who sent this cannot be."""
 
 
 async def open_link(line: Line) -> tuple[Link, Hello]:

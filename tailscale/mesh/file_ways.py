@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tailscale.device import Device
-    from tailscale.event_readers import Readers
     from tailscale.mesh.lines import Line
-    from tailscale.mesh.mesh import Mesh
     from tailscale.mesh.peers import MeshPeer
+    from tailscale.mesh.shared import Shared
     from tailscale.mesh.transfers import Inbox
     from tailscale.sockets.tcp import TcpStream
     from tailscale.status import FileTransfer
@@ -59,15 +58,19 @@ class MeshWays:
 
 
 def files_of(
-    mesh: Mesh, readers: Readers, inbox: Inbox | None, share: Mapping[str, Path] | None, folder: Path | None
+    shared: Shared,
+    line_of: Callable[[MeshPeer], Line],
+    inbox: Inbox | None,
+    share: Mapping[str, Path] | None,
+    folder: Path | None,
 ) -> Files:
-    """Who sends and takes files in this mesh, which keeps in `folder` what it has hashed."""
+    """Who sends and takes files in a mesh, which keeps in `folder` what it has hashed."""
     return Files(
-        MeshWays(mesh.device, mesh.line_of, mesh.start),
+        MeshWays(shared.device, line_of, shared.start),
         inbox=inbox,
         share=share,
         cache=folder / HASHES if folder is not None else None,
-        limits=mesh.limits,
-        drops=mesh.drops,
-        on_done=lambda peer, name, problem: readers.put(TransferDone(peer, name, problem)),
+        limits=shared.limits,
+        drops=shared.drops,
+        on_done=lambda peer, name, problem: shared.readers.put(TransferDone(peer, name, problem)),
     )

@@ -26,12 +26,13 @@ from tailscale.mesh.shared import Shared
 from tailscale.mesh.subscriptions import decoder_of
 from tailscale.mesh.tickets import Admission, Ticket, encoded, error_of, remote_error, wrong_shape
 from ts_base.errors import BadPacket
-from ts_mesh import facts, truffle
+from ts_mesh import facts
 from ts_mesh import hello as hellos
 from ts_mesh import session as sessions
 from ts_mesh.envelope import (
     ERROR,
     FILES,
+    FOREIGN_FILES,
     MESSAGE,
     Envelope,
     decode_binary_untrusted,
@@ -83,9 +84,8 @@ class Line:
     @property
     def files(self) -> FileService:
         """Who sends and takes files here."""
-        files = self.shared.files
-        assert files is not None, "a mesh has one from its entering on"
-        return files
+        assert self.shared.files is not None, "a mesh has one from its entering on"
+        return self.shared.files
 
     @property
     def is_connected(self) -> bool:
@@ -188,13 +188,15 @@ class Line:
             self.kick()
 
     def hold(self, envelope: Envelope, *, for_listener: bool) -> None:
-        if for_listener and envelope.namespace == truffle.NAMESPACE and self._is_foreign_offer(envelope):
+        if for_listener and envelope.namespace == FOREIGN_FILES and self._is_foreign_offer(envelope):
             return
         self.window.hold(envelope, trio.current_time(), for_listener=for_listener)
         self.kick()
 
     def _is_foreign_offer(self, envelope: Envelope) -> bool:
         """A file that is offered in Truffle's words: it is told that nobody here speaks them, instead of waiting."""
+        from ts_mesh import truffle  # few meet it
+
         try:
             token = truffle.decode_asker_untrusted(envelope) if "ack" not in self.features else ""
         except BadPacket:

@@ -35,7 +35,7 @@ class Taps:
         self.hosts: Counter[str] = Counter()
         self.keys: Counter[bytes] = Counter()
         internet = world(net).internet
-        carry, on_run = internet.carry, DerpServer._on_run
+        carry, on_run = internet.carry, vars(DerpServer)["_on_run"]
 
         def carried(source: Any, destination: Any, datagrams: list[bytes], drops: Any) -> None:
             self.hosts[destination[0]] += len(datagrams)
