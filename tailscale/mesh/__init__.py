@@ -16,6 +16,7 @@ from tailscale._lazy import lazily, names_of
 from ts_base.optional import optional
 
 if TYPE_CHECKING:
+    from tailscale.events import Lagged as Lagged
     from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
     from tailscale.mesh.counting import MeshStatistics as MeshStatistics
     from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
