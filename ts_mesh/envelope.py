@@ -24,6 +24,7 @@ DEEPEST = 64  # arrays and objects inside each other
 LENGTH = 4
 OURS = "_"  # the namespace of acks and the like
 FILES = "_f"
+FOREIGN_FILES = "ft"  # where Truffle speaks of files
 MESSAGE, BYTES, REPLY, ERROR = "message", "bytes", "reply", "error"
 
 LATEST = (1 << 64) - 1  # milliseconds, as a u64 has it

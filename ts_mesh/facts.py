@@ -66,6 +66,8 @@ class WindowStatistics(NamedTuple):
     sent: int
     resent: int
     received: int
+    bytes_sent: int
+    bytes_received: int
     unacked: int
     held: int
     drops: dict[str, int]

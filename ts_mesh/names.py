@@ -11,6 +11,7 @@ import unicodedata
 from ts_base.errors import BadPacket
 
 LONGEST_NAME = 255  # bytes of UTF-8, for what lies on a disk
+LONGEST_ENDING = 64  # what follows the last dot of a longer one says nothing of what the file is
 DEEPEST = 64
 PART, JOURNAL, DAMAGED = ".part", ".part.journal", ".part.journal.bad"
 # Windows opens a device by these, whatever ending follows.
@@ -77,7 +78,7 @@ def part_name(name: str, key: str) -> str:
 def renamed(name: str, attempt: int) -> str:
     """`a.txt` as `a (2).txt`: another name for a file whose own is taken. Cut where it would be too long."""
     stem, dot, ending = name.rpartition(".")
-    if not stem:
+    if not stem or len(ending.encode()) > LONGEST_ENDING:
         stem, dot, ending = name, "", ""
     tail = f" ({attempt}){dot}{ending}"
     room = LONGEST_NAME - len(tail.encode())

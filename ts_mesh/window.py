@@ -80,6 +80,7 @@ class Window:
         self._unnumbered = 0
         self._facts: list[Fact] = []
         self._sent = self._resent = self._received = 0
+        self._bytes_sent = self._bytes_received = 0
         self._drops: Counter[str] = Counter()
 
     # From above
@@ -189,10 +190,12 @@ class Window:
             if n != self._seen + 1 and not self._is_fresh:  # fresh: it may remember more of itself than we do
                 raise BadPacket(f"message {n} came after {self._seen}")
             self._seen, self._is_fresh = n, False
-        self._received += 1
         if envelope.namespace == OURS:
             self._receive_control(envelope, is_current)
-        elif envelope.re:
+            return
+        self._received += 1
+        self._bytes_received += envelope.size
+        if envelope.re:
             parcel = self._asked.pop(envelope.re, None)
             if parcel is None:
                 self._drops["mesh.stray_answer"] += 1
@@ -275,7 +278,9 @@ class Window:
 
     def _launch(self, parcel: Parcel) -> Envelope:
         parcel.sent = True
-        self._sent += 1
+        if parcel.envelope.namespace != OURS:
+            self._sent += 1
+            self._bytes_sent += parcel.size
         if self._acks:
             parcel.envelope.n = self._next
             self._unacked[self._next] = parcel
@@ -352,7 +357,14 @@ class Window:
 
     def statistics(self) -> WindowStatistics:
         return WindowStatistics(
-            self._sent, self._resent, self._received, len(self._unacked), len(self._held), dict(self._drops)
+            self._sent,
+            self._resent,
+            self._received,
+            self._bytes_sent,
+            self._bytes_received,
+            len(self._unacked),
+            len(self._held),
+            dict(self._drops),
         )
 
     # Inside

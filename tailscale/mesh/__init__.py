@@ -16,7 +16,9 @@ from tailscale._lazy import lazily, names_of
 from ts_base.optional import optional
 
 if TYPE_CHECKING:
+    from tailscale.events import Lagged as Lagged
     from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
+    from tailscale.mesh.counting import MeshStatistics as MeshStatistics
     from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
     from tailscale.mesh.errors import MeshError as MeshError
     from tailscale.mesh.errors import MessageTooLarge as MessageTooLarge
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.errors import NotInMesh as NotInMesh
     from tailscale.mesh.errors import PeerGone as PeerGone
     from tailscale.mesh.errors import RemoteError as RemoteError
+    from tailscale.mesh.errors import TooManySessions as TooManySessions
     from tailscale.mesh.errors import TransferFailed as TransferFailed
     from tailscale.mesh.errors import TransferRefused as TransferRefused
     from tailscale.mesh.errors import WrongShape as WrongShape
@@ -52,12 +55,13 @@ _HOMES = {
     "tailscale.events": ("Lagged",),
     "tailscale.mesh.errors": (
         *("AmbiguousPeer", "MeshError", "MessageTooLarge", "NobodyListens", "NotInMesh", "PeerGone", "RemoteError"),
-        *("TransferFailed", "TransferRefused", "WrongShape"),
+        *("TooManySessions", "TransferFailed", "TransferRefused", "WrongShape"),
     ),
     "tailscale.mesh.events": (
         *("PeerConnected", "PeerDisconnected", "PeerJoined", "PeerLeft", "PeerRenamed", "TransferDone"),
     ),
     "tailscale.mesh.broadcasting": ("BroadcastReport",),
+    "tailscale.mesh.counting": ("MeshStatistics",),
     "tailscale.mesh.mesh": ("Mesh",),
     "tailscale.mesh.peers": ("Members", "MeshPeer"),
     "tailscale.mesh.stores": ("Slice", "Store"),

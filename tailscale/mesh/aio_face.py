@@ -16,7 +16,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from tailscale.errors import DeviceClosed
-from tailscale.mesh.broadcasting import BroadcastReport
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.faces import (
     MeshFace,
@@ -31,6 +30,7 @@ from tailscale.mesh.faces import (
     next_of,
     shown,
     shown_event,
+    shown_report,
 )
 from tailscale.threads.awaiting import finished, in_loop
 from tailscale.threads.face import as_work
@@ -38,6 +38,10 @@ from tailscale.threads.face import as_work
 if TYPE_CHECKING:
     import os
 
+    from tailscale.events import Lagged
+    from tailscale.mesh.broadcasting import BroadcastReport
+    from tailscale.mesh.counting import MeshStatistics
+    from tailscale.mesh.faces import Changed, Heard
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.subscriptions import Message
@@ -120,10 +124,7 @@ class Mesh(MeshFace):
     async def broadcast(self, namespace: str, data: object, *, timeout: float = 5.0) -> BroadcastReport:
         """`send` to every member that is online, at once. The report names `MeshPeer`s of this kind."""
         job = self._thread.submit(lambda: self._inside().broadcast(namespace, data, timeout=timeout))
-        told = await finished(job)
-        delivered: Any = tuple(self._known(peer) for peer in told.delivered)
-        failed: Any = {self._known(peer): problem for peer, problem in told.failed.items()}
-        return BroadcastReport(delivered, failed)
+        return shown_report(await finished(job), self._known)
 
     async def request(
         self,
@@ -141,9 +142,9 @@ class Mesh(MeshFace):
     async def serve(
         self,
         namespace: str,
-        handler: Callable[[Message[Any]], Awaitable[object]],
+        handler: Callable[[Heard[MeshPeer, T]], Awaitable[object]],
         *,
-        type: Any = Any,
+        type: type[T] = Any,  # type: ignore[assignment]
         limit: int = 64,
     ) -> None:
         """Answer requests in a namespace until cancelled, `limit` at once. What the handler returns is the answer."""
@@ -155,18 +156,27 @@ class Mesh(MeshFace):
         job = self._thread.submit(lambda: self._inside().serve(namespace, answer, type=type, limit=limit))
         await finished(job)
 
+    async def statistics(self) -> MeshStatistics:
+        """Members, messages, files and drops so far."""
+        return await finished(self._thread.submit(as_work(lambda: self._inside().statistics())))
+
     def subscribe(
-        self, namespace: str, type: Any = Any, *, limit: int = 256, overflow: Literal["wait", "drop"] = "wait"
-    ) -> Stream:
+        self,
+        namespace: str,
+        type: type[T] = Any,  # type: ignore[assignment]
+        *,
+        limit: int = 256,
+        overflow: Literal["wait", "drop"] = "wait",
+    ) -> Stream[Heard[MeshPeer, T] | Lagged]:
         """The messages of a namespace from every member: `async with`, then `async for`."""
         inbox = self._inside().subscribe(namespace, type, limit=limit, overflow=overflow)
         return Stream(self._thread, lambda: inbox, lambda message: shown(message, self._known))
 
-    def store(self, name: str, type: type[T] = dict) -> Store:  # type: ignore[assignment]
+    def store(self, name: str, type: type[T] = dict) -> Store[T]:  # type: ignore[assignment]
         """A value of each device under one name: `async with`."""
         return Store(self._inside().store(name, type), self._thread)
 
-    def events(self) -> Stream:
+    def events(self) -> Stream[Any]:
         """What happens from now on: `async for event in mesh.events()`."""
         return Stream(self._thread, self._inside().events, lambda event: shown_event(event, self._known))
 
@@ -222,7 +232,7 @@ class Transfer(TransferFace):
         return progress
 
 
-class Stream(StreamFace):
+class Stream(StreamFace[T]):
     """What comes out of the loop one by one."""
 
     async def __aenter__(self) -> Self:
@@ -238,7 +248,7 @@ class Stream(StreamFace):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T:
         stream = await finished(self._made)
         try:
             return self._show(await finished(self._thread.submit(lambda: next_of(stream))))
@@ -246,7 +256,7 @@ class Stream(StreamFace):
             raise StopAsyncIteration from None
 
 
-class Store(StoreFace):
+class Store(StoreFace[T]):
     """A value of each device of the mesh, under one name."""
 
     async def __aenter__(self) -> Self:
@@ -257,7 +267,7 @@ class Store(StoreFace):
         with contextlib.suppress(DeviceClosed):
             await finished(self._thread.submit(leaving(self._store)))
 
-    async def set(self, value: Any) -> None:
+    async def set(self, value: T) -> None:
         """Replace our value."""
         await finished(self._thread.submit(as_work(lambda: self._store.set(value))))
 
@@ -265,16 +275,16 @@ class Store(StoreFace):
         """Take our value back, everywhere."""
         await finished(self._thread.submit(self._store.clear))
 
-    async def of(self, peer: MeshPeer) -> Slice[Any] | None:
+    async def of(self, peer: MeshPeer) -> Slice[T] | None:
         """A peer's slice, if it has told one."""
         return await finished(self._thread.submit(self._slice_of(peer)))
 
-    async def items(self) -> list[tuple[MeshPeer, Slice[Any]]]:
+    async def items(self) -> list[tuple[MeshPeer, Slice[T]]]:
         """Every peer that has told one, with its slice."""
-        found = await finished(self._thread.submit(as_work(lambda: list(self._store.items()))))
+        found = await finished(self._thread.submit(self._all()))
         return [(MeshPeer(peer, self._thread), slice) for peer, slice in found]
 
-    def changes(self) -> Stream:
+    def changes(self) -> Stream[Changed[MeshPeer, T]]:
         """What changes from now on."""
         wrap = partial(MeshPeer, thread=self._thread)
         return Stream(self._thread, self._store.changes, lambda change: shown_event(change, wrap))

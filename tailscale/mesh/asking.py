@@ -23,7 +23,6 @@ from tailscale.mesh.pull import Pull
 from tailscale.mesh.push import Push
 from tailscale.mesh.transfers import Tally, Transfer
 from tailscale.mesh.tree import Skipped, scan
-from tailscale.status import FileTransfer
 from ts_base.errors import BadPacket
 from ts_mesh.blocks import Hashes
 from ts_mesh.names import decode_path_untrusted
@@ -46,6 +45,7 @@ from ts_mesh.offers import (
 if TYPE_CHECKING:
     from tailscale.mesh.hash_cache import HashCache
     from tailscale.mesh.peers import MeshPeer
+    from tailscale.mesh.showing import Showing
     from tailscale.mesh.ways import Ways
 
 log = logging.getLogger("tailscale.mesh")
@@ -69,9 +69,16 @@ class Asking:
     """What this device sends and fetches of its own accord."""
 
     def __init__(
-        self, ways: Ways, cache: HashCache, threads: trio.CapacityLimiter, drops: Counter[str], on_done: Done
+        self,
+        ways: Ways,
+        cache: HashCache,
+        threads: trio.CapacityLimiter,
+        drops: Counter[str],
+        on_done: Done,
+        showing: Showing,
     ) -> None:
         self._ways = ways
+        self._showing = showing
         self._cache = cache
         self._threads = threads
         self._drops = drops
@@ -99,14 +106,8 @@ class Asking:
 
         async def work(tally: Tally) -> None:
             problem: Exception | None = None
-
-            def look() -> FileTransfer:
-                at = tally.progress()
-                peer = member.node.hostname
-                return FileTransfer(at.name, peer, is_outgoing, done=at.done, total=at.total, rate=at.rate)
-
             try:
-                with self._ways.show(look):
+                with self._showing.show(member, tally, is_outgoing=is_outgoing):
                     await deed(tally)
                 if tally.failed:
                     problem = TransferFailed(f"{what} failed for {len(tally.failed)} files", tally.failed)

@@ -48,6 +48,13 @@ class PeerGone(MeshError, ConnectionError):
     """The peer left the mesh, or is another process now than the one that was asked."""
 
 
+class TooManySessions(MeshError, ConnectionError):
+    """As many sessions as this mesh allows are open; one of them has to end first."""
+
+    def __init__(self, peer: str, most: int) -> None:
+        super().__init__(f"no session with {peer}: {most} are open, as many as MeshLimits(sessions=) allows")
+
+
 class NobodyListens(MeshError):
     """The peer's program has not subscribed to this namespace, and serves no requests in it."""
 

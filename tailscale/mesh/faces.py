@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import trio
 
@@ -21,6 +21,9 @@ from tailscale.mesh.transfers import Inbox
 from tailscale.threads.face import Face, as_work
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tailscale.mesh.broadcasting import BroadcastReport
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.stores import Store as TrioStore
     from tailscale.mesh.transfers import Offer, TransferReport
@@ -31,6 +34,37 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = TypeVar("P", bound="PeerFace")
+T_co = TypeVar("T_co", covariant=True)
+P_co = TypeVar("P_co", bound="PeerFace", covariant=True)
+
+
+class Heard(Protocol[P_co, T_co]):
+    """A `Message` as a face shows it: its sender is a peer of that face."""
+
+    @property
+    def sender(self) -> P_co: ...
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def data(self) -> T_co: ...
+
+    @property
+    def sent_at(self) -> datetime | None: ...
+
+
+class Changed(Protocol[P_co, T]):
+    """A `Change` of a store as a face shows it."""
+
+    @property
+    def peer(self) -> P_co: ...
+
+    @property
+    def slice(self) -> Slice[T] | None: ...
 
 
 class MeshFace(Face[TrioMesh]):
@@ -184,33 +218,37 @@ class TransferFace:
         return self._transfer
 
 
-class StreamFace:
+class StreamFace(Generic[T]):
     """What comes out of the loop one by one."""
 
-    def __init__(self, thread: LoopThread, make: Callable[[], Any], show: Callable[[Any], Any]) -> None:
+    def __init__(self, thread: LoopThread, make: Callable[[], Any], show: Callable[[Any], T]) -> None:
         self._thread = thread
         self._made = thread.submit(as_work(make))
         self._show = show
 
 
-class StoreFace(Face["TrioStore[Any]"]):
+class StoreFace(Face["TrioStore[T]"], Generic[T]):
     """A value of each device of the mesh, under one name."""
 
-    def __init__(self, store: TrioStore[Any], thread: LoopThread) -> None:
+    def __init__(self, store: TrioStore[T], thread: LoopThread) -> None:
         self._store = store
         self._thread = thread
 
-    def _inside(self) -> TrioStore[Any]:
+    def _inside(self) -> TrioStore[T]:
         return self._store
 
     @property
-    def mine(self) -> Any:
+    def mine(self) -> T:
         """Our own value."""
         return self._store.mine
 
-    def _slice_of(self, peer: PeerFace) -> Callable[[], Awaitable[Slice[Any] | None]]:
+    def _slice_of(self, peer: PeerFace) -> Callable[[], Awaitable[Slice[T] | None]]:
         """The work of looking at a peer's slice."""
         return as_work(lambda: self._store.of(peer._inside()))
+
+    def _all(self) -> Callable[[], Awaitable[list[tuple[TrioMeshPeer, Slice[T]]]]]:
+        """The work of looking at everybody's."""
+        return as_work(lambda: list(self._store.items()))
 
 
 def bare(to: Any) -> str | TrioMeshPeer:
@@ -231,6 +269,13 @@ def shown_event(event: Any, wrap: Callable[[TrioMeshPeer], P]) -> Any:
         return event
     told: Any = wrap(peer)
     return Change(told, event.slice) if isinstance(event, Change) else replace(event, peer=told)
+
+
+def shown_report(report: BroadcastReport, wrap: Callable[[TrioMeshPeer], P]) -> BroadcastReport:
+    """What became of a broadcast, with peers outside the loop."""
+    delivered: Any = tuple(wrap(peer) for peer in report.delivered)
+    failed: Any = {wrap(peer): problem for peer, problem in report.failed.items()}
+    return report._replace(delivered=delivered, failed=failed)
 
 
 def begun(mesh: Callable[[], TrioMesh], verb: str, to: Any, *what: Any, **options: Any) -> Callable[[], TrioTransfer]:

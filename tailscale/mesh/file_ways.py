@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tailscale.mesh.errors import NobodyListens, TransferRefused
+from tailscale.mesh.events import TransferDone
+from tailscale.mesh.files import Files
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tailscale.device import Device
     from tailscale.mesh.lines import Line
     from tailscale.mesh.peers import MeshPeer
+    from tailscale.mesh.shared import Shared
+    from tailscale.mesh.transfers import Inbox
     from tailscale.sockets.tcp import TcpStream
     from tailscale.status import FileTransfer
 
+HASHES = "hashes.sqlite"  # in the directory of the state
 WORD_PATIENCE = 60.0  # until a member's process has a word
 DIAL_PATIENCE = 30.0
 
@@ -48,3 +55,22 @@ class MeshWays:
 
     def token(self) -> str:
         return secrets.token_hex(16)
+
+
+def files_of(
+    shared: Shared,
+    line_of: Callable[[MeshPeer], Line],
+    inbox: Inbox | None,
+    share: Mapping[str, Path] | None,
+    folder: Path | None,
+) -> Files:
+    """Who sends and takes files in a mesh, which keeps in `folder` what it has hashed."""
+    return Files(
+        MeshWays(shared.device, line_of, shared.start),
+        inbox=inbox,
+        share=share,
+        cache=folder / HASHES if folder is not None else None,
+        limits=shared.limits,
+        drops=shared.drops,
+        on_done=lambda peer, name, problem: shared.readers.put(TransferDone(peer, name, problem)),
+    )

@@ -10,6 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.folders import HAS_OPENAT
 from tailscale.mesh.hash_cache import HashCache
 from tailscale.mesh.serving import Answered, Request
-from tailscale.mesh.transfers import Transfer
+from tailscale.mesh.showing import IN, OUT, Showing
+from tailscale.mesh.transfers import Tally, Transfer
 from tailscale.mesh.tree import Item
 from ts_base.errors import BadPacket
 from ts_mesh.offers import (
@@ -58,6 +60,7 @@ THREADS = 8  # that read, hash and write at once, of one mesh
 TICKET_IDLE = 600.0
 OFFER_IDLE = 60.0  # between the messages of one offer
 REPLIES = 32  # tasks that answer one member
+WAYS = (OUT, IN)
 REQUESTS = 2 * 4  # of one ticket at once
 _NUMBERS = re.compile(r"[0-9]{1,7}(,[0-9]{1,7}){0,63}")
 
@@ -66,16 +69,23 @@ _NUMBERS = re.compile(r"[0-9]{1,7}(,[0-9]{1,7}){0,63}")
 class Ticket:
     """What one member may send or fetch for a while."""
 
-    member: str
+    member: MeshPeer
     token: str
     entries: Sequence[Entry]
     items: Sequence[Item] | None
     """To be fetched; None for what is pushed."""
     used_at: float
+    tally: Tally
     running: int = 0
+    shown: ExitStack = field(default_factory=ExitStack)
+    """Holds it up to those who watch the device, while a request of it runs."""
 
     def __post_init__(self) -> None:
         self._folders = {entry.path for entry in self.entries if entry.dir}
+
+    @property
+    def owner(self) -> str:
+        return self.member.node.stable_id
 
     def is_inside(self, entry: Entry) -> bool:
         """Whether the folder that it is in was offered as well."""
@@ -104,6 +114,10 @@ class FilesStatistics(NamedTuple):
     """Read from files of ours, or written into files of others."""
     refused: dict[str, int]
     """Offers and wishes, by reason."""
+    open: dict[str, int]
+    """Transfers under way, those that members began included: "out" and "in"."""
+    bytes: dict[str, int]
+    """Of files, over the wire."""
 
 
 class Files:
@@ -133,7 +147,8 @@ class Files:
         self._tickets: dict[str, Ticket] = {}
         self._offers: dict[tuple[str, str], _Offered] = {}
         self._finding: set[tuple[str, str]] = set()
-        self._asking = Asking(ways, self._cache, self._threads, drops, on_done)
+        self._showing = Showing(ways.show)
+        self._asking = Asking(ways, self._cache, self._threads, drops, on_done, self._showing)
         self._replying: Counter[str] = Counter()
         self._taken = 0
         self._refused: Counter[str] = Counter()
@@ -144,7 +159,9 @@ class Files:
     def statistics(self) -> FilesStatistics:
         """Counts so far."""
         hashed = self._cache.bytes_hashed
-        return FilesStatistics(len(self._tickets), len(self._offers), self._taken, hashed, dict(self._refused))
+        open_now, carried = ({way: each[way] for way in WAYS} for each in (self._showing.open, self._showing.bytes))
+        refused = dict(self._refused)
+        return FilesStatistics(len(self._tickets), len(self._offers), self._taken, hashed, refused, open_now, carried)
 
     # Words of members
 
@@ -172,7 +189,7 @@ class Files:
         """Whoever asks has no answer yet. One that was started anew does not know the question."""
         key = member.node.stable_id, message.token
         if key not in self._offers and key not in self._finding:
-            if not any((held.member, held.token) == key for held in self._tickets.values()):
+            if not any((held.owner, held.token) == key for held in self._tickets.values()):
                 self._reject(member, message.token, "gone")
 
     def _hear_offer(self, member: MeshPeer, message: Offer) -> None:
@@ -279,18 +296,19 @@ class Files:
                 del self._tickets[ticket]
         if len(self._tickets) >= self._limits.transfers:
             # Who comes once more makes room by what it left lying; nobody makes room for another.
-            idle = [ticket for ticket, held in self._tickets.items() if held.member == who and not held.running]
+            idle = [ticket for ticket, held in self._tickets.items() if held.owner == who and not held.running]
             if not idle:
                 raise Refused("busy")
             del self._tickets[min(idle, key=lambda ticket: self._tickets[ticket].used_at)]
         ticket = self._ways.token()
-        self._tickets[ticket] = Ticket(who, token, entries, items, now)
+        tally = Tally(total=sum(entry.size for entry in entries), began=now)
+        self._tickets[ticket] = Ticket(member, token, entries, items, now, tally)
         return ticket
 
     def _end(self, member: MeshPeer, message: End) -> None:
         who = member.node.stable_id
         for ticket, held in list(self._tickets.items()):
-            if (held.member, held.token) != (who, message.token):
+            if (held.owner, held.token) != (who, message.token):
                 continue
             del self._tickets[ticket]
             if held.items is None and held.entries:
@@ -305,11 +323,12 @@ class Files:
         """A request on `/f/{ticket}/{number}` of a verified node."""
         held = self._tickets.get(request.ticket)
         numbers = [int(text) for text in request.number.split(",")] if _NUMBERS.fullmatch(request.number) else [-1]
-        asked = Request(request.wire, request.method, request.headers)
+        moved = partial(self._moved, held, numbers[0]) if held is not None else lambda size: None
+        asked = Request(request.wire, request.method, request.headers, moved)
         # Whoever guessed it, or was told it by another, hears what he would hear of any number.
         if (
             held is None
-            or held.member != request.caller.stable_id
+            or held.owner != request.caller.stable_id
             or not 0 <= min(numbers) <= max(numbers) < len(held.entries)
         ):
             self._drops["mesh.unknown_ticket"] += 1
@@ -318,12 +337,20 @@ class Files:
         if held.running >= REQUESTS:
             await asked.answer(Answered(503, why="busy"))
             return
+        if not held.running:
+            is_outgoing = held.items is not None
+            held.shown.enter_context(self._showing.show(held.member, held.tally, is_outgoing=is_outgoing))
         held.running += 1
         try:
             await self._serve(held, numbers, asked)
         finally:
             held.running -= 1
             held.used_at = trio.current_time()
+            if not held.running:
+                held.shown.close()
+
+    def _moved(self, held: Ticket, number: int, size: int) -> None:
+        held.tally.add_sent(held.entries[number].path, size)
 
     async def _serve(self, held: Ticket, numbers: Sequence[int], request: Request) -> None:
         if request.method not in (("PUT",) if held.items is None else ("GET", "HEAD")):
@@ -335,10 +362,10 @@ class Files:
         entries = [held.entries[number] for number in numbers]
         inside = [held.is_inside(entry) for entry in entries]
         if len(entries) > 1:
-            answered = await self._arrivals.put_many(request, held.member, entries, inside)
+            answered = await self._arrivals.put_many(request, held.owner, entries, inside)
             self._taken += sum(each.status == 200 for each in answered.files)
         else:
-            answered = await self._arrivals.put(request, held.member, entries[0], is_inside=inside[0])
+            answered = await self._arrivals.put(request, held.owner, entries[0], is_inside=inside[0])
             self._taken += answered.status == 200 and not entries[0].dir
         await request.answer(answered)
 

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from tailscale.errors import ConnectionRefused, ConnectionTimedOut, TailscaleError
+from tailscale.mesh.dialling import open_link
 from tailscale.mesh.errors import MessageTooLarge, PeerGone
 from tailscale.mesh.events import PeerConnected, PeerDisconnected, PeerJoined, PeerLeft
 from tailscale.mesh.links import ABNORMAL, NORMAL, Link, LinkLost
@@ -31,6 +32,7 @@ from ts_mesh import session as sessions
 from ts_mesh.envelope import (
     ERROR,
     FILES,
+    FOREIGN_FILES,
     MESSAGE,
     Envelope,
     decode_binary_untrusted,
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from tailscale.sockets.tcp import TcpStream
 
 log = logging.getLogger("tailscale.mesh")
-DIAL_PATIENCE = 30.0
 CODES = {sessions.DUPLICATE: hellos.DUPLICATE, sessions.IDLE: NORMAL}
 CALM_CODES = (NORMAL, hellos.DUPLICATE, hellos.GOING_AWAY)  # after which nobody dials only because it broke
 _encode = msgspec.json.Encoder().encode
@@ -70,7 +71,7 @@ class Line:
         self._session = Session(shared.identity().device_id)
         self._links: dict[int, Link] = {}
         self._last_link = 0
-        self._admission = Admission(self.window)
+        self.admission = Admission(self.window)
         self._problem: Exception | None = None  # of the last dial
         self._was_open = False
         self.is_gone = False
@@ -83,9 +84,8 @@ class Line:
     @property
     def files(self) -> FileService:
         """Who sends and takes files here."""
-        files = self.shared.files
-        assert files is not None, "a mesh has one from its entering on"
-        return files
+        assert self.shared.files is not None, "a mesh has one from its entering on"
+        return self.shared.files
 
     @property
     def is_connected(self) -> bool:
@@ -158,7 +158,7 @@ class Line:
     async def _carry(self, ticket: Ticket, is_done: Callable[[], bool], timeout: float | None) -> None:
         """Admit it, and wait. Cancelled or late, it is taken back where that is possible."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._admission.admit(ticket)
+        self.admission.admit(ticket)
         try:
             await self._write_soon()
             if timeout is None:
@@ -170,7 +170,7 @@ class Line:
                         await ticket.changed.wait()
         finally:
             if not is_done():
-                self._admission.abandon(ticket)
+                self.admission.abandon(ticket)
                 self.kick()
         if not is_done():
             raise ConnectionTimedOut(
@@ -188,8 +188,26 @@ class Line:
             self.kick()
 
     def hold(self, envelope: Envelope, *, for_listener: bool) -> None:
+        if for_listener and envelope.namespace == FOREIGN_FILES and self._is_foreign_offer(envelope):
+            return
         self.window.hold(envelope, trio.current_time(), for_listener=for_listener)
         self.kick()
+
+    def _is_foreign_offer(self, envelope: Envelope) -> bool:
+        """A file that is offered in Truffle's words: it is told that nobody here speaks them, instead of waiting."""
+        from ts_mesh import truffle  # few meet it
+
+        try:
+            token = truffle.decode_asker_untrusted(envelope) if "ack" not in self.features else ""
+        except BadPacket:
+            token = ""
+        if token:
+            self.shared.drops["mesh.foreign_offer"] += 1
+            self.refuse(envelope, facts.NOBODY)
+            answer = truffle.refusal(token, "unsupported", int(time.time() * 1000))
+            if self.window.has_room(answer.namespace, answer.size):  # else it asks and asks, and reads no answers
+                self.window.send(Ticket(answer))
+        return bool(token)
 
     def refuse(self, envelope: Envelope, why: str) -> None:
         self.window.refuse(envelope, why)
@@ -241,10 +259,7 @@ class Line:
         now = trio.current_time()
         self.window.handle_timer(now)
         self._session.handle_timer(now)
-        if self._is_needed:
-            self._session.want(now)
-        else:
-            self._session.want(now, wanted=False)
+        self._session.want(now, wanted=self._is_needed)
         for act in self._session.take_messages():
             self._do(act, now)
         self._hear()
@@ -269,7 +284,7 @@ class Line:
         if self.is_gone or self.is_hidden:
             return False
         is_kept = bool(self.shared.keeps_open) and self.node.online is not False
-        return self._admission.is_busy or not self.window.is_quiet or is_kept
+        return self.admission.is_busy or not self.window.is_quiet or is_kept
 
     async def _write_soon(self) -> None:
         """A little is written by whoever made it: to wake the owner costs a turn of the loop, and a packet."""
@@ -325,7 +340,7 @@ class Line:
                     case Restarted():
                         for server in self.shared.router.servers.values():
                             server.cancel(self)
-        self._admission.let_in()
+        self.admission.let_in()
 
     def _arrive(self, envelope: Envelope, life: int) -> None:
         if envelope.size > self.shared.limits.message:
@@ -373,7 +388,7 @@ class Line:
         again = not self.is_gone and (self._was_open or bool(self.shared.keeps_open))
         if not again:
             self.window.give_up_unsent()
-            self._admission.fail(facts.UNREACHED)
+            self.admission.fail(facts.UNREACHED)
         self._session.failed(trio.current_time(), random.random(), again=again)  # noqa: S311 - a pause, no secret
         self.settled.set()
         self.kick()
@@ -397,6 +412,7 @@ class Line:
         self.features = hellos.common_features(self.shared.features, hello)
         self.window.connect(hello.epoch, hello.seen, acks="ack" in self.features)
         if not was_connected:
+            self.shared.sessions += 1
             self.shared.readers.put(PeerConnected(self.peer))
         self.shared.start(self._read, number, link, self.process)
         self.settled.set()
@@ -453,6 +469,7 @@ class Line:
         if link is None:
             return
         if self._session.current == number:
+            self.shared.sessions -= 1
             self.window.disconnect()
             chance = random.random()  # noqa: S311 - a pause, no secret
             self._session.closed(number, trio.current_time(), chance, again=code not in CALM_CODES and not self.is_gone)
@@ -466,7 +483,7 @@ class Line:
         """It is no member any more: whoever waits is told."""
         self.is_gone = True
         self.window.give_up()
-        self._admission.fail(facts.GONE)
+        self.admission.fail(facts.GONE)
         for server in self.shared.router.servers.values():
             server.cancel(self)
         for link in self._links.values():
@@ -481,20 +498,3 @@ class Line:
             for link in self._links.values():
                 link.abandon()
                 nursery.start_soon(link.close, hellos.GOING_AWAY, "going away")
-
-
-async def open_link(line: Line) -> tuple[Link, Hello]:
-    """A connection of ours over which both have said hello, each after the other is who it says."""
-    limits = line.shared.limits
-    stream = await line.connect_port(timeout=DIAL_PATIENCE)
-    try:
-        with trio.fail_after(2 * limits.hello_time):
-            link = await Link.connect(stream, line.node.hostname)
-            await link.say_hello(line.greeting())
-            hello = await link.hear_hello(limits)
-            if (problem := line.objection(hello, stream.peer)) is not None:
-                await link.refuse(*problem)
-            return link, hello
-    except BaseException:
-        stream.abort()
-        raise

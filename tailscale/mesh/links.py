@@ -42,6 +42,7 @@ MOST_CONTROL_FRAMES = 16  # pings and pongs before a hello
 STALL = 30.0  # for a peer that does not read
 GOODBYE = 1.0  # for its answer to a close
 NORMAL, ABNORMAL = 1000, 1006
+TRY_LATER = 1013  # among the close codes that IANA keeps for RFC 6455
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError)
 
 

@@ -22,9 +22,6 @@ import trio
 from tailscale.errors import DeviceClosed, DeviceNotReady
 from tailscale.event_readers import Readers
 from tailscale.events import EventStream
-from tailscale.mesh.answering import answer_all
-from tailscale.mesh.broadcasting import BroadcastReport, broadcast
-from tailscale.mesh.events import TransferDone
 from tailscale.mesh.peers import Members, MeshPeer
 from tailscale.mesh.ports import PORTS, Port
 from tailscale.mesh.roster import Roster
@@ -34,14 +31,14 @@ from tailscale.mesh.subscriptions import Message, Router, Server, Subscription, 
 from ts_mesh.envelope import is_namespace
 from ts_mesh.hello import APP, Identity
 from ts_mesh.limits import MeshLimits
-from ts_mesh.slices import PREFIX
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.device import Device
+    from tailscale.mesh.broadcasting import BroadcastReport
+    from tailscale.mesh.counting import MeshStatistics
     from tailscale.mesh.file_seam import FileService
-    from tailscale.mesh.files import Files
     from tailscale.mesh.lines import Line
     from tailscale.mesh.stores import Store
     from tailscale.mesh.transfers import Inbox, Transfer
@@ -53,7 +50,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("tailscale.mesh")
 DEFAULT_PORT = 9417
-HASHES = "hashes.sqlite"  # in the directory of the state
 INTRODUCTION = 5.0  # for the first session with a peer that somebody looks up
 
 
@@ -133,10 +129,6 @@ class Mesh:
         events = device.events()
         self._held.enter_context(self._saved.lock())
         await self._saved.load()
-        if self._files is None:
-            files = self._make_files()
-            self._held.callback(files.close)
-            self._files = files
         shared = self._shared = Shared(
             device=device,
             app=self.app,
@@ -150,12 +142,18 @@ class Mesh:
             start=self.start,
             files=self._files,
         )
+        if shared.files is None:
+            from tailscale.mesh.file_ways import files_of
+
+            shared.files = self._files = files_of(shared, self.line_of, self._receive, self._share, self._folder)
+            self._held.callback(self._files.close)
         roster = self._roster = Roster(shared, lambda node: self._saved.recently_asked().get(node.stable_id, False))
         self._router.lines = roster.lines.values()
         self._port = await PORTS.enter(device, self._wanted_port, self)
         self._held.callback(PORTS.leave, device, self._port, self)
         self._held.enter_context(device.announce(shared.word, self._port.number))
-        look = self._looking(shared, roster) if self._discover is not None else _nothing
+        self._held.enter_context(device.include("mesh", self))
+        look = self._looking(shared, roster) if self._discover is not None else lambda: None
         roster.look_at_all()
         self.start(self._port.accept, self)
         self.start(roster.follow, events, look)
@@ -166,20 +164,6 @@ class Mesh:
 
         assert self._discover is not None
         return Prober(shared, roster, self._saved, self._discover).look
-
-    def _make_files(self) -> Files:
-        from tailscale.mesh.file_ways import MeshWays
-        from tailscale.mesh.files import Files
-
-        return Files(
-            MeshWays(self.device, self.line_of, self.start),
-            inbox=self._receive,
-            share=self._share,
-            cache=self._folder / HASHES if self._folder is not None else None,
-            limits=self.limits,
-            drops=self.drops,
-            on_done=lambda peer, name, problem: self._readers.put(TransferDone(peer, name, problem)),
-        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -288,6 +272,21 @@ class Mesh:
         self._ready()
         return self._readers.open_stream()
 
+    def statistics(self) -> MeshStatistics:
+        """Members, messages, files and drops so far; the device's status and metrics have them as well.
+
+        ```python no-run: inside a mesh
+        print(notes.statistics().sent, notes.statistics().drops)
+        ```
+        """
+        from tailscale.mesh.counting import count
+
+        roster, shared = self._roster, self._shared
+        if roster is None or shared is None:
+            raise DeviceNotReady("this Mesh has not been entered: use it inside `async with`")
+        lines, former = tuple(roster.lines.values()), roster.former
+        return count(len(roster.members), shared.sessions, lines, former, self.drops, self._files)
+
     # Messages
 
     def subscribe(
@@ -351,6 +350,8 @@ class Mesh:
         """
         self._ready()
         _check_namespace(namespace)
+        from tailscale.mesh.broadcasting import broadcast
+
         online = [peer for peer in self.peers.values() if peer.online]
         return await broadcast(online, namespace, data, timeout)
 
@@ -404,6 +405,8 @@ class Mesh:
         if namespace in self._router.servers:
             raise ValueError(f"somebody serves {namespace!r} here already")
         server = Server(decoder_of(type))
+        from tailscale.mesh.answering import answer_all
+
         self._router.serve(namespace, server)
         try:
             task_status.started()
@@ -421,6 +424,7 @@ class Mesh:
         ```
         """
         from tailscale.mesh.stores import Store
+        from ts_mesh.slices import PREFIX
 
         self._ready()
         _check_namespace(PREFIX + name)
@@ -452,9 +456,9 @@ class Mesh:
     # What a port and a file service ask
 
     @property
-    def sessions(self) -> int:
-        """Open ones."""
-        return sum(line.is_connected for line in self._ready().lines.values())
+    def is_full(self) -> bool:
+        """As many sessions as are allowed stand."""
+        return self._shared is not None and self._shared.is_full
 
     @property
     def files(self) -> FileService | None:
@@ -494,7 +498,3 @@ def _check_namespace(namespace: str) -> None:
         raise ValueError(
             f"{namespace!a} is no namespace: 1 to 64 of a-z, 0-9, dot, underscore, colon and dash, the first not _"
         )
-
-
-def _nothing() -> None:
-    """Nobody is asked."""

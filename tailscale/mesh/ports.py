@@ -24,7 +24,7 @@ from tailscale.http.limits import Limits
 from tailscale.http.requests import next_request
 from tailscale.http.wire import Wire
 from tailscale.mesh.file_seam import FileRequest
-from tailscale.mesh.links import PATH, Link, LinkLost
+from tailscale.mesh.links import PATH, TRY_LATER, Link, LinkLost
 from ts_mesh import hello as hellos
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Host(Protocol):
     def files(self) -> FileService | None: ...
 
     @property
-    def sessions(self) -> int: ...
+    def is_full(self) -> bool:
+        """As many sessions as are allowed stand."""
 
     def line_to(self, node: Node) -> Line:
         """The line to a node, which may be no member yet."""
@@ -144,7 +145,7 @@ class Port:
     async def _greet(self, wire: Wire, request: h11.Request, caller: Node) -> bool:
         """Read first: we say who we are only to whoever is who they say."""
         stream: TcpStream = wire.stream  # type: ignore[assignment]
-        if all(host.sessions >= host.limits.sessions for host in self._hosts.values()):
+        if all(host.is_full for host in self._hosts.values()):
             await wire.refuse(503, "as many sessions as this device allows are open")
             return False
         try:
@@ -163,6 +164,9 @@ class Port:
             host.drops["mesh.wrong_identity"] += objection[0] == hellos.WRONG_IDENTITY
             host.dismiss(line)
             await link.refuse(*objection)
+        if host.is_full and not line.is_connected:
+            host.dismiss(line)
+            await link.refuse(TRY_LATER, "as many sessions as this app allows are open")
         await link.say_hello(line.greeting())
         host.admit(line)
         line.join(link, hello, is_ours=False)

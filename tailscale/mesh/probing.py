@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import TailscaleError
-from tailscale.mesh.lines import open_link
+from tailscale.mesh.dialling import open_link
 from tailscale.mesh.links import LinkLost
 
 if TYPE_CHECKING:

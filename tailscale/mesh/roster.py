@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.events import EventStream, Lagged, PathChanged, PeerChanged, PeerDown, PeerUp
+from tailscale.mesh.counting import Former
 from tailscale.mesh.errors import AmbiguousPeer, NotInMesh, PeerGone
 from tailscale.mesh.events import PeerJoined, PeerLeft, PeerRenamed
 from tailscale.mesh.lines import Line
@@ -30,6 +31,7 @@ class Roster:
         self._shared = shared
         self._is_remembered = is_remembered
         self.lines: dict[str, Line] = {}
+        self.former = Former()
         self._generations: dict[str, int] = {}
         self.changed = trio.Event()  # replaced when it is set
         self._is_closed = False
@@ -174,6 +176,7 @@ class Roster:
     def _remove(self, stable_id: str) -> None:
         line = self.lines.pop(stable_id)
         line.leave()
+        self.former.add(line)
         if not line.is_hidden:
             self._shared.readers.put(PeerLeft(line.peer))
         self._tell_changed()

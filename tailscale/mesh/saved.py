@@ -18,10 +18,10 @@ import trio
 
 from tailscale.errors import StateCorrupt
 from tailscale.state_file import FileStore, MemoryStore
-from ts_mesh.slices import Own, decode_own_untrusted, encode_own
 
 if TYPE_CHECKING:
     from tailscale.state_file import NamedStore
+    from ts_mesh.slices import Own
 
 ENTRY = "mesh"
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -83,10 +83,14 @@ class Saved:
 
     async def load_slice(self, name: str) -> Own | None:
         """Our own value in a store."""
+        from ts_mesh.slices import decode_own_untrusted  # who has stores
+
         text = await self._read(_entry_of(name))
         return decode_own_untrusted(text) if text is not None else None
 
     async def save_slice(self, name: str, own: Own) -> None:
+        from ts_mesh.slices import encode_own
+
         await self._write(_entry_of(name), encode_own(own))
 
     async def forget_slice(self, name: str) -> None:

@@ -5,7 +5,7 @@ Owns no connection and no file. https://www.rfc-editor.org/rfc/rfc9112
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,8 +48,15 @@ class Answered(NamedTuple):
 class Request:
     """One request on a wire: its headers, its body piece by piece, and the answer."""
 
-    def __init__(self, wire: Wire, method: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        method: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        moved: Callable[[int], None] = lambda size: None,
+    ) -> None:
         self._wire = wire
+        self._moved = moved  # told of bytes of files, either way
         self.method = method
         self._headers = headers
         self._trailers: dict[bytes, bytes] = {}
@@ -74,6 +81,7 @@ class Request:
             await wire.write(wire.http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         event = await wire.next_event(wire.limits.stall_timeout)
         if isinstance(event, h11.Data):
+            self._moved(len(event.data))
             return bytes(event.data)
         if not isinstance(event, h11.EndOfMessage):
             raise ClientDisconnected("the client went away in the middle of a file")
@@ -105,6 +113,7 @@ class Request:
 
     async def send(self, data: bytes) -> None:
         """A piece of its body."""
+        self._moved(len(data))
         head, self._head = self._head, b""
         for piece in (head, *(self._wire.http.send_with_data_passthrough(h11.Data(data=data)) or ())):
             if piece:

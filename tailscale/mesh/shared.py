@@ -40,6 +40,10 @@ class Shared:
     keeps_open: set[str] = field(default_factory=set)
     """Namespaces of stores: while there is one, members are connected to whether anything is sent or not."""
 
+    sessions: int = 0
+    """Members connected to."""
+    dials: int = 0
+    """That may become sessions."""
     store_epochs: dict[str, int] = field(default_factory=dict)
     """The latest that a store of this name had in this program."""
 
@@ -55,6 +59,11 @@ class Shared:
             self.keeps_open.discard(namespace)
         for line in tuple(self.router.lines):
             line.kick()
+
+    @property
+    def is_full(self) -> bool:
+        """As many sessions as are allowed stand."""
+        return self.sessions >= self.limits.sessions
 
     @property
     def features(self) -> tuple[str, ...]:

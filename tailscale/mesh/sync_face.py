@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 import trio
 
 from tailscale.errors import DeviceClosed
-from tailscale.mesh.broadcasting import BroadcastReport
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.faces import (
     MeshFace,
@@ -32,12 +31,17 @@ from tailscale.mesh.faces import (
     next_of,
     shown,
     shown_event,
+    shown_report,
 )
 from tailscale.threads.face import as_work
 
 if TYPE_CHECKING:
     import os
 
+    from tailscale.events import Lagged
+    from tailscale.mesh.broadcasting import BroadcastReport
+    from tailscale.mesh.counting import MeshStatistics
+    from tailscale.mesh.faces import Changed, Heard
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.subscriptions import Message
@@ -119,10 +123,7 @@ class Mesh(MeshFace):
     def broadcast(self, namespace: str, data: object, *, timeout: float = 5.0) -> BroadcastReport:
         """`send` to every member that is online, at once. The report names `MeshPeer`s of this kind."""
         job = self._thread.submit(lambda: self._inside().broadcast(namespace, data, timeout=timeout))
-        told = job.wait()
-        delivered: Any = tuple(self._known(peer) for peer in told.delivered)
-        failed: Any = {self._known(peer): problem for peer, problem in told.failed.items()}
-        return BroadcastReport(delivered, failed)
+        return shown_report(job.wait(), self._known)
 
     def request(
         self,
@@ -140,9 +141,9 @@ class Mesh(MeshFace):
     def serve(
         self,
         namespace: str,
-        handler: Callable[[Message[Any]], object],
+        handler: Callable[[Heard[MeshPeer, T]], object],
         *,
-        type: Any = Any,
+        type: type[T] = Any,  # type: ignore[assignment]
         limit: int = 64,
     ) -> None:
         """Answer requests until the mesh is left, `limit` at once. What the handler returns is the answer."""
@@ -154,18 +155,27 @@ class Mesh(MeshFace):
         with contextlib.suppress(DeviceClosed):
             job.wait()
 
+    def statistics(self) -> MeshStatistics:
+        """Members, messages, files and drops so far."""
+        return self._thread.submit(as_work(lambda: self._inside().statistics())).wait()
+
     def subscribe(
-        self, namespace: str, type: Any = Any, *, limit: int = 256, overflow: Literal["wait", "drop"] = "wait"
-    ) -> Stream:
+        self,
+        namespace: str,
+        type: type[T] = Any,  # type: ignore[assignment]
+        *,
+        limit: int = 256,
+        overflow: Literal["wait", "drop"] = "wait",
+    ) -> Stream[Heard[MeshPeer, T] | Lagged]:
         """The messages of a namespace from every member: `with`, then `for`."""
         inbox = self._inside().subscribe(namespace, type, limit=limit, overflow=overflow)
         return Stream(self._thread, lambda: inbox, lambda message: shown(message, self._known))
 
-    def store(self, name: str, type: type[T] = dict) -> Store:  # type: ignore[assignment]
+    def store(self, name: str, type: type[T] = dict) -> Store[T]:  # type: ignore[assignment]
         """A value of each device under one name: `with`."""
         return Store(self._inside().store(name, type), self._thread)
 
-    def events(self) -> Stream:
+    def events(self) -> Stream[Any]:
         """What happens from now on: `for event in mesh.events()`."""
         return Stream(self._thread, self._inside().events, lambda event: shown_event(event, self._known))
 
@@ -219,7 +229,7 @@ class Transfer(TransferFace):
         return progress
 
 
-class Stream(StreamFace):
+class Stream(StreamFace[T]):
     """What comes out of the loop one by one."""
 
     def __enter__(self) -> Self:
@@ -235,7 +245,7 @@ class Stream(StreamFace):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> T:
         stream = self._made.wait()
         try:
             return self._show(self._thread.submit(lambda: next_of(stream)).wait())
@@ -243,7 +253,7 @@ class Stream(StreamFace):
             raise StopIteration from None
 
 
-class Store(StoreFace):
+class Store(StoreFace[T]):
     """A value of each device of the mesh, under one name."""
 
     def __enter__(self) -> Self:
@@ -254,7 +264,7 @@ class Store(StoreFace):
         with contextlib.suppress(DeviceClosed):
             self._thread.submit(leaving(self._store)).wait()
 
-    def set(self, value: Any) -> None:
+    def set(self, value: T) -> None:
         """Replace our value."""
         self._thread.submit(as_work(lambda: self._store.set(value))).wait()
 
@@ -262,16 +272,16 @@ class Store(StoreFace):
         """Take our value back, everywhere."""
         self._thread.submit(self._store.clear).wait()
 
-    def of(self, peer: MeshPeer) -> Slice[Any] | None:
+    def of(self, peer: MeshPeer) -> Slice[T] | None:
         """A peer's slice, if it has told one."""
         return self._thread.submit(self._slice_of(peer)).wait()
 
-    def items(self) -> list[tuple[MeshPeer, Slice[Any]]]:
+    def items(self) -> list[tuple[MeshPeer, Slice[T]]]:
         """Every peer that has told one, with its slice."""
-        found = self._thread.submit(as_work(lambda: list(self._store.items()))).wait()
+        found = self._thread.submit(self._all()).wait()
         return [(MeshPeer(peer, self._thread), slice) for peer, slice in found]
 
-    def changes(self) -> Stream:
+    def changes(self) -> Stream[Changed[MeshPeer, T]]:
         """What changes from now on."""
         wrap = partial(MeshPeer, thread=self._thread)
         return Stream(self._thread, self._store.changes, lambda change: shown_event(change, wrap))

@@ -43,6 +43,7 @@ class Admission:
     def __init__(self, window: Window) -> None:
         self._window = window
         self._waiting: dict[str, deque[Ticket]] = {}
+        self.waits = 0  # messages so far that had to
 
     @property
     def is_busy(self) -> bool:
@@ -53,6 +54,7 @@ class Admission:
         namespace = ticket.envelope.namespace
         if namespace in self._waiting or not self._window.has_room(namespace, ticket.size):
             self._waiting.setdefault(namespace, deque()).append(ticket)
+            self.waits += 1
         else:
             self._enter(ticket)
 

@@ -108,7 +108,8 @@ class TransferReport(NamedTuple):
 class Tally:
     """What the tasks of one transfer write down, and its Transfer reads."""
 
-    now: Callable[[], float]
+    now: Callable[[], float] = field(default_factory=lambda: trio.lowlevel.current_clock().current_time)
+    """Asked from other threads as well: how far it is may be looked at from any."""
     name: str = ""
     total: int = 0
     files: int = 0
@@ -118,6 +119,8 @@ class Tally:
     failed: dict[str, str] = field(default_factory=dict)
     began: float = math.nan
     changed: trio.Event = field(default_factory=trio.Event)
+    on_sent: Callable[[int], None] | None = None
+    """Told of bytes over the wire, by whoever counts those of all transfers."""
 
     def begin(self, total: int) -> None:
         self.total, self.began = total, self.now()
@@ -126,6 +129,8 @@ class Tally:
         self.name = name
         self.sent += count
         self.changed.set()
+        if self.on_sent is not None:
+            self.on_sent(count)
 
     def add_there(self, name: str, count: int) -> None:
         self.name = name
@@ -168,7 +173,7 @@ class Transfer:
         self._what = what
         self._work = work
         self._spawn = spawn
-        self._tally = Tally(trio.current_time)
+        self._tally = Tally()
         self._scope = trio.CancelScope()
         self._is_begun = False
         self._ended = trio.Event()

@@ -32,6 +32,8 @@ TCP_TABLES = {f"stack.tcp.{word}": word for word in ("half_open", "listeners", "
 FORWARDED_FLOWS = {"forward.connections": "tcp", "forward.flows": "udp"}
 PROXY_OPEN = {"proxy.open": "clients", "proxy.carried": "connections", "proxy.associations": "associations"}
 PROXY_BYTES = {"proxy.bytes_received": "in", "proxy.bytes_sent": "out"}
+MESH_MESSAGES = {"mesh.received": "in", "mesh.sent": "out"}
+MESH_BYTES = {"mesh.bytes_received": "in", "mesh.bytes_sent": "out"}
 FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
 
 
@@ -274,6 +276,23 @@ METRICS: tuple[Metric, ...] = (
              "Requests that failed, by the error types of RFC 9209.", _below("proxy.failures."), "error"),
     _counter("pytailscale_proxy_bytes_total", "Proxies",
              "Bytes carried for proxies' clients, from destinations and to them.", _levels(PROXY_BYTES), "direction"),
+
+    _gauge("pytailscale_mesh_members", "Meshes",
+           "Members of meshes, ourselves apart.", _level("mesh.members")),
+    _gauge("pytailscale_mesh_sessions", "Meshes",
+           "Members that are connected.", _level("mesh.sessions")),
+    _counter("pytailscale_mesh_messages_total", "Messages of meshes",
+             "Messages of meshes, answers included.", _levels(MESH_MESSAGES), "direction"),
+    _counter("pytailscale_mesh_message_bytes_total", "Messages of meshes",
+             "Bytes of their payloads.", _levels(MESH_BYTES), "direction"),
+    _counter("pytailscale_mesh_resent_total", "Messages of meshes",
+             "Messages that were sent again after a connection broke.", _level("mesh.resent")),
+    _counter("pytailscale_mesh_waits_total", "Messages of meshes",
+             "Messages that had to wait for a slow subscriber, or for acknowledgements.", _level("mesh.waits")),
+    _gauge("pytailscale_mesh_transfers", "Meshes",
+           "Transfers of files under way, whoever began them.", _below("mesh.files.open."), "direction"),
+    _counter("pytailscale_mesh_file_bytes_total", "Files of meshes",
+             "Bytes of files, sent and received.", _below("mesh.files.bytes."), "direction"),
 
     _counter("pytailscale_peer_received_bytes_total", "Bytes received, by peer",
              "Bytes received from a peer.", _of_peers(lambda peer: peer.bytes_received), *PEER_LABELS, each_peer=True),

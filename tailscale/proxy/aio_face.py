@@ -6,24 +6,21 @@ import asyncio
 import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tailscale.local_ports import Opening
-from tailscale.proxy import NO_EXIT
-from tailscale.proxy.exits import Exits as TrioExits
+from tailscale.proxy.faces import ExitsFace, way_of
 from tailscale.proxy.hosted import HostedProxy, open_proxy
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, events_of, finished, in_loop
-from tailscale.threads.face import as_work
+from tailscale.threads.face import as_work, thread_of
 from tailscale.threads.loopback import TailnetSocket
 from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from tailscale.events import Event
     from tailscale.proxy import ProxyLimits
-    from tailscale.proxy.exits import ExitsOptions
+    from tailscale.proxy.exits import Exits as TrioExits
     from tailscale.proxy.exits_status import ExitsStatus
     from tailscale.proxy.gate import Allow
     from tailscale.proxy.users import Users
@@ -31,23 +28,11 @@ if TYPE_CHECKING:
     from tailscale.threads.face import DeviceFace
 
 
-class Exits:
+class Exits(ExitsFace):
     """`tailscale.proxy.Exits` for asyncio: the exits of an entered Device. Takes what that takes.
 
     A `where=` function is called in the device's own thread.
     """
-
-    def __init__(self, device: DeviceFace, **options: Unpack[ExitsOptions]) -> None:
-        self._thread = device._thread
-        self._exits = TrioExits(self._thread.device, **options)
-
-    @classmethod
-    def from_spec(cls, device: DeviceFace, text: str) -> Self:
-        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
-        made = cls.__new__(cls)
-        made._thread = device._thread
-        made._exits = TrioExits.from_spec(made._thread.device, text)
-        return made
 
     async def open_connection(
         self,
@@ -109,9 +94,6 @@ class Exits:
         """What happens from now on; ends when the device is closed."""
         return events_of(self._thread, self._thread.submit(as_work(self._exits.events)))
 
-    def __repr__(self) -> str:
-        return repr(self._exits)
-
 
 def serve(
     device: DeviceFace,
@@ -142,8 +124,8 @@ async def _serve(
     allow: Allow | None,
     limits: ProxyLimits | None,
 ) -> HostedProxy:
-    loop, thread = asyncio.get_running_loop(), device._thread
-    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
+    loop, thread = asyncio.get_running_loop(), thread_of(device)
+    way = way_of(exits)
     options = {
         "users": in_loop(loop, users) if callable(users) else users,
         "allow": in_loop(loop, allow) if allow is not None else None,

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from tailscale.proxy import NO_EXIT
-from tailscale.proxy.exits import Exits as TrioExits
+from tailscale.proxy.faces import ExitsFace, way_of
 from tailscale.proxy.hosted import HostedProxy, open_proxy
 from tailscale.threads import bridges
 from tailscale.threads.blocking import events_of
-from tailscale.threads.face import as_work
+from tailscale.threads.face import as_work, thread_of
 from tailscale.threads.loopback import TailnetSocket
 from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from tailscale.events import Event
     from tailscale.proxy import ProxyLimits
-    from tailscale.proxy.exits import ExitsOptions
+    from tailscale.proxy.exits import Exits as TrioExits
     from tailscale.proxy.exits_status import ExitsStatus
     from tailscale.proxy.gate import Allow
     from tailscale.proxy.users import Users
@@ -28,23 +25,11 @@ if TYPE_CHECKING:
     from tailscale.threads.face import DeviceFace
 
 
-class Exits:
+class Exits(ExitsFace):
     """`tailscale.proxy.Exits` for plain threads: the exits of an open Device. Takes what that takes.
 
     A `where=` function is called in the device's own thread.
     """
-
-    def __init__(self, device: DeviceFace, **options: Unpack[ExitsOptions]) -> None:
-        self._thread = device._thread
-        self._exits = TrioExits(self._thread.device, **options)
-
-    @classmethod
-    def from_spec(cls, device: DeviceFace, text: str) -> Self:
-        """What `--exit` says in one word: `NL`, `NL/ams`, `node:hq,hq-backup`, `tag:exit`, `any`, `none`."""
-        made = cls.__new__(cls)
-        made._thread = device._thread
-        made._exits = TrioExits.from_spec(made._thread.device, text)
-        return made
 
     def connect(self, host: str, port: int, *, timeout: float | None = None, session: str = "") -> socket.socket:
         """A connected socket, by the exit of this moment: `timeout` also becomes the socket's own."""
@@ -87,9 +72,6 @@ class Exits:
         """What happens from now on; ends when the device is closed."""
         return events_of(self._thread, self._thread.submit(as_work(self._exits.events)).wait())
 
-    def __repr__(self) -> str:
-        return repr(self._exits)
-
 
 def serve(
     device: DeviceFace,
@@ -107,8 +89,8 @@ def serve(
         print(f"socks5h://127.0.0.1:{proxy.port}", proxy.statistics())
     ```
     """
-    way = exits._exits if isinstance(exits, Exits) else exits or NO_EXIT
-    thread = device._thread
+    way = way_of(exits)
+    thread = thread_of(device)
     options = {"users": users, "allow": allow, "limits": limits}
     opening = thread.submit(
         lambda: open_proxy(thread.spawn, thread.call_soon, thread.device, listen, way, **options), HostedProxy.close

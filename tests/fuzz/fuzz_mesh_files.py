@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import msgspec
+
 from tailscale.mesh.files_client import decode_answer, root_in
 from ts_base.errors import BadPacket
-from ts_mesh import blocks, names, offers, ranges
+from ts_mesh import blocks, names, offers, ranges, truffle
+from ts_mesh.envelope import Envelope
 
 SIZE = 9 * blocks.BLOCK + 5
 KEY = blocks.JournalKey("nodeStable", "tree/leaf", SIZE, 1_700_000_000_000_000_000)
@@ -60,6 +63,13 @@ def _word(data: bytes) -> None:
             assert len(hashes) <= blocks.count_blocks(SIZE)
 
 
+def _truffle(data: bytes) -> None:
+    token = truffle.decode_asker_untrusted(Envelope("ft", "message", msgspec.Raw(data)))
+    if token:
+        said = msgspec.json.decode(truffle.refusal(token, "unsupported", 1).payload or b"")
+        assert said == {"type": "reject", "token": token, "reason": "unsupported"}
+
+
 def _answer(data: bytes) -> None:
     decode_answer(data)
     root = root_in({b"mesh-root": data})
@@ -75,6 +85,7 @@ PARSERS: dict[bytes, Callable[[bytes], None]] = {
     b"h": lambda data: blocks.decode_hash_untrusted(data.decode("latin-1")) and None,
     b"w": _word,
     b"a": _answer,
+    b"t": _truffle,
 }
 
 
@@ -104,6 +115,7 @@ def seeds() -> list[bytes]:
         *(b"w" + offers.word_of(word).encode() + b" " + offers.to_json(word) for word in spoken),
         b"j" + journal,
         *(b"p" + path.encode() for path in ("tree/leaf.txt", "../x", "C:\\x", "CON", "e\u0301/é", "a" * 300)),
+        b't{"type":"offer","file_name":"a","size":1,"sha256":"","save_path":"","token":"t-1","tcp_port":0}',
         b"nnul.txt",
         b"rbytes=0-99",
         b"rbytes=-5",

@@ -30,7 +30,7 @@ from wsproto.events import BytesMessage, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
 from tailscale import ConnectionRefused, ConnectionReset, Device
-from tailscale.mesh import Mesh, MeshLimits, PeerGone
+from tailscale.mesh import Mesh, MeshLimits, PeerGone, TooManySessions
 from tailscale.testing import Tailnet
 
 UPGRADE = "GET /ws HTTP/1.1\r\nhost: b\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
@@ -167,9 +167,9 @@ async def test_requests_for_anything_else_are_404(autojump_clock: MockClock, tai
         assert await status_of(x, UPGRADE) == 400  # without a key
 
 
-async def status_of(device: Device, request: str) -> int:
+async def status_of(device: Device, request: str, host: str = "b") -> int:
     """Of the answer to a bare request."""
-    async with await device.tcp_connect("b", 9417) as stream:
+    async with await device.tcp_connect(host, 9417) as stream:
         await stream.send_all(request.encode())
         return int((await stream.receive_some()).split()[1])
 
@@ -241,6 +241,60 @@ async def test_answers_nobody_asked_for_are_dropped(autojump_clock: MockClock, t
                 pass
             stats = b.line_of(b.peers["x"]).window.statistics()
             assert stats.drops["mesh.stray_answer"] == 2
+
+
+TRUFFLE_OFFER = {
+    "type": "offer",
+    "file_name": "a",
+    "size": 1,
+    "sha256": "",
+    "save_path": "",
+    "token": "t",
+    "tcp_port": 0,
+}
+
+
+async def test_truffles_offers_of_files_are_refused_and_not_left_without_a_word(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    asks = [TRUFFLE_OFFER, {"type": "pull_request", "path": "/etc/passwd", "requester_id": "n", "token": "u"}]
+    others = [
+        {"type": "accept", "token": "t", "tcp_port": 1},
+        {"type": "offer"},
+        {**TRUFFLE_OFFER, "token": "x" * 257},
+        7,
+    ]
+    async with attacked(tailnet) as (b, x), bare_client(x, "b") as bare:
+        await greeted(bare, hello_of(x))
+        for kind, payload in [*(("message", each) for each in (*asks, *others)), ("offer", TRUFFLE_OFFER)]:
+            await bare.say({"namespace": "ft", "msg_type": kind, "payload": payload})
+        for token in ("t", "u", "t"):
+            answer = await bare.hear_until("reject")
+            assert answer["namespace"] == "ft"
+            assert answer["payload"] == {"type": "reject", "token": token, "reason": "unsupported"}
+        await until(lambda: b.statistics().drops.get("mesh.nobody_listens") == len(others))
+        assert b.drops["mesh.foreign_offer"] == 3
+        async with b.subscribe("ft") as inbox:  # a program that speaks them itself is asked instead
+            await bare.say({"namespace": "ft", "msg_type": "message", "payload": TRUFFLE_OFFER})
+            assert (await next_of(inbox)).data == TRUFFLE_OFFER
+        assert b.drops["mesh.foreign_offer"] == 3
+
+
+@pytest.mark.slow
+async def test_a_flood_of_truffles_offers_that_reads_no_answers_is_bounded(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    async with attacked(tailnet) as (b, x), bare_client(x, "b") as bare:
+        await greeted(bare, hello_of(x))
+
+        async def flood() -> None:
+            for _ in range(300):
+                await bare.say(*[{"namespace": "ft", "msg_type": "message", "payload": TRUFFLE_OFFER}] * 100)
+
+        with trio.move_on_after(20):
+            await _until_broken(flood)
+        assert b.drops["mesh.foreign_offer"] >= 1000
+        assert not b.line_of(b.peers["x"]).window.has_room("ft", 1)
 
 
 async def test_a_message_of_more_than_sixteen_mebibytes_is_4005(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -327,7 +381,7 @@ async def test_flow_goes_on_under_another_name_and_key(autojump_clock: MockClock
         await bob.send("chat", 0)
         tailnet.rename("b", "bee")
         await a.peer("bee", timeout=10)
-        await a.send("bee", "chat", 1, timeout=10)
+        await a.send("bee", "chat", 1, timeout=60)
         await device.login()
         await bob.send("chat", 2, timeout=60)
         assert [(await next_of(inbox)).data for _ in range(3)] == [0, 1, 2]
@@ -352,3 +406,41 @@ async def test_sessions_are_bounded(autojump_clock: MockClock, tailnet: Tailnet)
         async with bare_client(x, "b") as bare:
             await greeted(bare, hello_of(x))
             assert await status_of(y, UPGRADE) == 503
+
+
+async def test_sessions_of_one_app_are_bounded_where_another_has_room(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    async with meshes(tailnet, "b", limits=MeshLimits(sessions=1)) as (b,), Mesh(b.device, "wiki"):
+        x, y = await tailnet.device("x"), await tailnet.device("y")
+        async with bare_client(x, "b") as bare, bare_client(y, "b") as late:
+            await greeted(bare, hello_of(x))
+            await late.say(hello_of(y))
+            assert await late.code() == 1013
+            assert [peer.node.hostname for peer in b.peers.values()] == ["x"]
+
+
+async def test_sessions_we_begin_are_bounded_with_stores_as_well(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    names = [f"m{number}" for number in range(4)]
+    async with meshes(tailnet, "a", limits=MeshLimits(sessions=2)) as (a,), contextlib.AsyncExitStack() as stack:
+        others = {name: Mesh(await tailnet.device(name), "notes") for name in names}
+        for mesh in others.values():
+            await stack.enter_async_context(mesh)
+        await until_met(a, len(names))
+
+        def connected() -> list[str]:
+            return [peer.node.hostname for peer in a.peers.values() if peer.connected]
+
+        async with a.store("presence"):
+            most = 0
+            for _ in range(100):
+                await trio.sleep(0.5)
+                most = max(most, len(connected()))
+            assert most == len(connected()) == 2
+            first, *_ = connected()
+            left = next(name for name in names if name not in connected())
+            assert await status_of(others[left].device, UPGRADE, "a") == 503
+            tailnet.remove(first)
+            await until(lambda: first not in connected() and len(connected()) == 2, 120)
+        with pytest.raises(TooManySessions, match=r"MeshLimits\(sessions=\)"):
+            await a.send(next(name for name in names if name not in (first, *connected())), "chat", 1, timeout=60)

@@ -42,7 +42,7 @@ def test_faces_have_every_verb(face: object) -> None:
                 assert inspect.getdoc(getattr(ours, name, None)), f"{ours} {name}"
 
 
-INSIDE = {"start", "sessions", "files", "carry_files", "line_of", "line_to", "admit", "dismiss"}
+INSIDE = {"start", "is_full", "files", "carry_files", "line_of", "line_to", "admit", "dismiss"}
 
 
 def test_asyncio(net: TailnetThread) -> None:

@@ -108,14 +108,30 @@ async def test_folder_arrives_with_modes_and_times(tailnet: Tailnet, folder: Pat
         assert (done.peer.node.hostname, done.name, done.error) == ("a", "tree", None)
 
 
-async def test_who_watches_the_device_sees_the_transfer(tailnet: Tailnet, tmp_path: Path) -> None:
-    path = big(tmp_path / "big", 2)
-    async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (a, _, peer):
-        async with peer.push(path) as transfer:
-            await anext(transfer)
-            (shown,) = a.device.transfers
-            assert (shown.name, shown.peer, shown.is_outgoing, shown.total) == ("big", "b", True, 2 * BLOCK + 5)
-        assert not a.device.transfers
+async def test_who_watches_either_device_sees_the_transfer(
+    tailnet: Tailnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = big(tmp_path / "big", 2), os.pwrite
+    size = path.stat().st_size
+    async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True), share={"big": path}) as (a, b, peer):
+        seen: list[tuple[Any, Any]] = []
+
+        def pwrite(descriptor: int, data: Any, at: int) -> int:
+            seen.append((a.device.transfers, b.device.transfers))
+            return write(descriptor, data, at)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        for transfer, is_outgoing in ((peer.push(path), True), (peer.pull("big", tmp_path / "out"), False)):
+            await transfer
+            (ours,), (theirs,) = seen[-1]
+            assert (ours.name, ours.peer, ours.is_outgoing, ours.total) == ("big", "b", is_outgoing, size)
+            assert (theirs.name, theirs.peer, theirs.is_outgoing, theirs.total) == ("big", "a", not is_outgoing, size)
+            assert 0 < theirs.done <= size
+            await until(lambda: not a.device.transfers and not b.device.transfers)
+            seen.clear()
+        moved = b.statistics().files.bytes  # type: ignore[attr-defined]
+        assert moved == {"out": size, "in": size}
+        assert a.device.status().counters.levels["mesh.files.bytes.out"] == size
 
 
 async def test_second_push_sends_nothing(tailnet: Tailnet, folder: Path, tmp_path: Path) -> None:

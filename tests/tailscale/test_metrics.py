@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from httpx import AsyncClient as Client
+from mesh_scripts import break_streams, next_of
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_strictly
@@ -19,6 +21,7 @@ from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
 from tailscale import Device, TailscaleError, proxy
+from tailscale.mesh import Inbox, Mesh, MeshLimits, Offer
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
 from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
@@ -29,6 +32,7 @@ from tailscale.testing.servers import REGION
 from ts_control.wire import DERPMap
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
+OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}  # they have a test apart
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -141,8 +145,46 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == set()
+        assert watched.constant() == OF_MESHES
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
+
+
+async def test_no_metric_of_a_mesh_stays_constant(tmp_path: Path) -> None:
+    """Real time: files are read and written by threads, for which a mock clock does not wait."""
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    async with Tailnet() as net, net.device("a") as a, net.device("b") as b:
+        watched = Watched(a)
+
+        def accept(offer: Offer) -> bool:
+            watched.look()  # a transfer is under way
+            return True
+
+        inbox = Inbox(tmp_path / "in", accept=accept)
+        async with Mesh(a, "notes", limits=MeshLimits(credit=2)) as ours:
+            watched.look()
+            async with Mesh(b, "notes", receive=inbox) as theirs, theirs.subscribe("chat", limit=1) as chat:
+                peer = await ours.peer("b", timeout=10)
+                async with trio.open_nursery() as nursery:
+                    for other in ("b", "relay"):
+                        net.block("a", other)
+                    nursery.start_soon(peer.send, "chat", 0)
+                    await trio.testing.wait_all_tasks_blocked()
+                    break_streams(a)  # what was on its way is lost
+                    for other in ("b", "relay"):
+                        net.unblock("a", other)
+                    for number in (1, 2):
+                        nursery.start_soon(peer.send, "chat", number)
+                        await trio.testing.wait_all_tasks_blocked()
+                    await until(lambda: theirs.statistics().received == 2)
+                    watched.look()
+                    assert [(await next_of(chat)).data for _ in range(3)] == [0, 1, 2]
+                await peer.push(tmp_path / "file")
+                assert value(a, "pytailscale_mesh_file_bytes_total", direction="out") == 100_000
+                assert value(b, "pytailscale_mesh_file_bytes_total", direction="in") == 100_000
+                assert value(a, "pytailscale_mesh_messages_total", direction="out") >= 3
+                assert value(a, "pytailscale_mesh_waits_total") == value(a, "pytailscale_mesh_resent_total") == 1
+                watched.look()
+        assert not watched.constant() & OF_MESHES
 
 
 async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:

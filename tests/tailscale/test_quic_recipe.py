@@ -1,4 +1,4 @@
-"""QUIC between two devices: aioquic's own machine over a UdpSocket, as docs/mesh.md says. Skipped without aioquic."""
+"""QUIC between two devices: aioquic's own machine over a UdpSocket, as docs/mesh.md says."""
 
 from __future__ import annotations
 

@@ -84,3 +84,6 @@ def test_renamed_keeps_the_ending() -> None:
     assert names.renamed("a.tar.gz", 2) == "a.tar (2).gz"
     assert names.renamed(".bashrc", 3) == ".bashrc (3)"
     assert names.renamed("plain", 2) == "plain (2)"
+    almost_all = "a." + "b" * 253
+    assert names.renamed(almost_all, 2) == almost_all[:251] + " (2)"
+    assert names.decode_name_untrusted(names.renamed(almost_all, 1000)) == almost_all[:248] + " (1000)"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts_mesh.session import Close, Dial, Session, State
@@ -191,6 +191,7 @@ def test_both_dial_again_after_every_loss_and_settle_again(data: st.DataObject) 
                 world.lose(wire)
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_an_end_that_alone_noticed_the_loss_is_let_in_when_the_other_has_noticed_too(data: st.DataObject) -> None:
     world = World(lambda count: data.draw(st.integers(0, count - 1)))
