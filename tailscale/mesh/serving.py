@@ -74,7 +74,7 @@ class Request:
             await wire.write(wire.http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         event = await wire.next_event(wire.limits.stall_timeout)
         if isinstance(event, h11.Data):
-            return bytes(event.data)
+            return event.data  # not copied: a file has many
         if not isinstance(event, h11.EndOfMessage):
             raise ClientDisconnected("the client went away in the middle of a file")
         self._trailers = {bytes(name): bytes(value) for name, value in event.headers}
