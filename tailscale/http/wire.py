@@ -63,20 +63,23 @@ class Wire:
 
     async def next_event(self, timeout: float) -> Any:
         """The next h11 event. Raises h11.RemoteProtocolError for what is not HTTP, or not strictly."""
+        # What h11 has not read yet is `held` and `fed`: one after the other only where it matters, a body is long.
+        held, fed = self.http.trailing_data[0] if self._is_body_chunked else b"", b""
         while True:
-            before = self.http.trailing_data[0] if self._is_body_chunked else b""
             event = self.http.next_event()
             if isinstance(event, h11.Request):
                 self._is_body_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
             elif isinstance(event, h11.EndOfMessage) and self._is_body_chunked:
                 # What h11 read last is the trailer section, whole, and perhaps the line of the last chunk before it.
                 self._is_body_chunked = False
+                before = held + fed
                 last = before[: len(before) - len(self.http.trailing_data[0])]
                 if problem := objection_to_lines(last):
                     raise h11.RemoteProtocolError(problem)
             if event is not h11.NEED_DATA:
                 return event
-            self.feed(await self.read_some(timeout))
+            held, fed = self.http.trailing_data[0] if self._is_body_chunked else b"", await self.read_some(timeout)
+            self.feed(fed)
 
     async def write(self, data: bytes) -> None:
         """All of `data`, or ClientDisconnected."""

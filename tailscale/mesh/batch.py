@@ -21,14 +21,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tailscale.mesh.folders import Folder, Walks
 from tailscale.mesh.hash_cache import FileKey
-from tailscale.mesh.sink import PERMISSIONS, Busy, Exists, Occupied, Unequal, beside, open_part, take_name
+from tailscale.mesh.sink import (
+    PERMISSIONS,
+    Busy,
+    Exists,
+    Occupied,
+    Unequal,
+    begin_writing,
+    beside,
+    open_part,
+    take_name,
+)
 from ts_mesh.blocks import root_of
 
 if TYPE_CHECKING:
     from tailscale.mesh.hash_cache import HashCache
     from ts_mesh.offers import Entry
 
-TOGETHER = 64  # files of one batch: each has a descriptor, and its folder may have another
+TOGETHER = 128  # files of one batch: each has a descriptor, and its folder may have another
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 FAILURES = (Busy, Occupied, Unequal, OSError)
 
@@ -93,7 +103,7 @@ class _Growing:
 
 
 class Batch:
-    """`write`, `sync`, `name`, in this order, then `close`.
+    """`write`, `sync`, `name`, in this order; `close` where that broke off.
 
     `confirm` says whether a file has its name already, with that root: it was sent twice, or nobody knew it is there.
     """
@@ -106,6 +116,7 @@ class Batch:
         self._walks = Walks(make=True)
         self._files: list[_Growing | Exception] = []
         self._unsynced: deque[int] = deque()
+        self.is_open = True
 
     def write(self, files: Sequence[SmallFile]) -> None:
         """As many of them as a batch may have and the system lets be open: the first ones."""
@@ -169,6 +180,7 @@ class Batch:
                 for number in numbers:
                     named[number] = problem
         self._cache.put_many(known)
+        self.close()
         return named
 
     def _name(self, grown: _Growing) -> Stored:
@@ -189,10 +201,4 @@ class Batch:
             if isinstance(grown, _Growing) and grown.descriptor >= 0:
                 grown.discard()
         self._walks.close()
-
-
-def begin_writing(descriptor: int) -> None:
-    """Have the system write a file out without waiting for it, where it can be asked to: `fsync` then finds it done."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is only asked
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        self.is_open = False

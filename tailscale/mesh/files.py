@@ -21,6 +21,7 @@ import trio
 from tailscale.errors import TailscaleError
 from tailscale.mesh.arrivals import Arrivals, Refused
 from tailscale.mesh.asking import Asking, Done
+from tailscale.mesh.batch import TOGETHER
 from tailscale.mesh.departures import Departures
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.folders import HAS_OPENAT
@@ -62,7 +63,7 @@ OFFER_IDLE = 60.0  # between the messages of one offer
 REPLIES = 32  # tasks that answer one member
 WAYS = (OUT, IN)
 REQUESTS = 2 * 4  # of one ticket at once
-_NUMBERS = re.compile(r"[0-9]{1,7}(,[0-9]{1,7}){0,63}")
+_NUMBERS = re.compile(rf"[0-9]{{1,7}}(,[0-9]{{1,7}}){{0,{TOGETHER - 1}}}")
 
 
 @dataclass(eq=False)

@@ -123,8 +123,9 @@ class Landing:
             await all_of(*[partial(in_thread, batch.sync)] * min(SYNCING, len(files)))
             return await in_thread(batch.name)
         finally:
-            with trio.CancelScope(shield=True):
-                await in_thread(batch.close)
+            if batch.is_open:
+                with trio.CancelScope(shield=True):
+                    await in_thread(batch.close)
 
     def _batch(self) -> Batch:
         return Batch(self.top, self.exists, self._cache, self._confirm)

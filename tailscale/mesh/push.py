@@ -272,10 +272,13 @@ class Push:
     ) -> None:
         name = job.item.entry.path
 
+        between = b""  # what ends a chunk leaves with what begins the next. RFC 9112, 7.1
+
         async def send(data: bytes) -> None:
-            await connection.send(b"%x\r\n" % len(data))
+            nonlocal between
+            await connection.send(b"%s%x\r\n" % (between, len(data)))
             await connection.send(data)
-            await connection.send(b"\r\n")
+            between = b"\r\n"
             self._tally.add_sent(name, len(data))
 
         headers = [("Content-Range", encode_content_range(start, end, source.size)), ("Transfer-Encoding", "chunked")]
@@ -290,7 +293,7 @@ class Push:
             except Unreadable as problem:  # without its root, what was sent is no file
                 self._tally.fail(name, str(problem))
             waiting.is_written = True
-            await connection.send(encode_last_chunk(root))
+            await connection.send(between + encode_last_chunk(root))
         await waiting.answered.wait()
 
     async def _hash(self, job: Job, source: Source, blocks: Sequence[int]) -> None:

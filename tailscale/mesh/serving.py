@@ -82,7 +82,7 @@ class Request:
         event = await wire.next_event(wire.limits.stall_timeout)
         if isinstance(event, h11.Data):
             self._moved(len(event.data))
-            return bytes(event.data)
+            return event.data  # not copied: a file has many
         if not isinstance(event, h11.EndOfMessage):
             raise ClientDisconnected("the client went away in the middle of a file")
         self._trailers = {bytes(name): bytes(value) for name, value in event.headers}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Exists = Literal["refuse", "replace", "rename"]
 NAMES_TRIED = 1000
 READ = 1 << 20
+BEGIN_EVERY = 8 << 20  # bytes after which the disk is asked to begin: what is left to sync at the end is little
 PERMISSIONS = 0o777  # no set-user-id, no sticky bit
 
 
@@ -84,6 +85,7 @@ class Sink:
         self._journal = -1
         self._hasher = hashlib.sha256()
         self._at = 0  # where the next byte of the run goes
+        self._begun = 0  # up to where the disk was asked to begin
         try:
             if resume_only and (folder.look(self._part) is None or folder.look(self._journal_name) is None):
                 raise FileNotFoundError
@@ -139,7 +141,7 @@ class Sink:
     def begin_run(self, at: int) -> None:
         """What is written next goes there: the start of a block."""
         assert at % BLOCK == 0
-        self._at = at
+        self._at = self._begun = at
         self._hasher = hashlib.sha256()
 
     def write(self, pieces: Sequence[bytes]) -> None:
@@ -157,6 +159,9 @@ class Sink:
                 view = view[len(part) :]
                 if self._at % BLOCK == 0 or self._at == self.size:
                     self._end_block((self._at - 1) // BLOCK)
+        if self._at - self._begun >= BEGIN_EVERY:
+            begin_writing(self._part_file, self._begun, self._at - self._begun)
+            self._begun = self._at
 
     def _write_all(self, data: memoryview) -> None:
         block = self._at // BLOCK
@@ -245,6 +250,13 @@ class Sink:
             os.close(self._part_file)
             self._part_file = -1
         self._folder.close()
+
+
+def begin_writing(descriptor: int, start: int = 0, length: int = 0) -> None:
+    """Have the system write bytes out, without waiting, where it can be asked to: `fsync` then finds them done."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # it is only asked
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def beside(name: str) -> tuple[str, str]:
