@@ -206,6 +206,17 @@ def _add_connecting(adder: _Adder) -> None:
     deed = listen.add_mutually_exclusive_group()
     deed.add_argument("--to", type=_host_and_port, metavar="HOST:PORT", help="forward to a TCP port of this machine")
     deed.add_argument("--echo", action="store_true", help="send everything back")
+    telling = listen.add_mutually_exclusive_group()
+    telling.add_argument(
+        "--proxy-protocol",
+        type=int,
+        choices=(1, 2),
+        default=0,
+        help="with --to: say first who calls, by a PROXY header",
+    )
+    telling.add_argument(
+        "--http", action="store_true", help="with --to: tell a web server who calls, in headers nobody can forge"
+    )
     listen.add_argument("--once", action="store_true", help="end after the first connection")
 
 

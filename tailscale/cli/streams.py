@@ -12,8 +12,10 @@ from tailscale.cli.exit_codes import OK
 from tailscale.cli.pipes import StandardInput, StandardOutput
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
+from tailscale.local_ports import UNREACHED, Target
 
 if TYPE_CHECKING:
+    from tailscale.device import Device
     from tailscale.sockets.tcp import TcpListener, TcpStream
 
 CONNECTIONS_LIMIT = 256  # served at once; more wait in the listener's backlog
@@ -49,20 +51,42 @@ async def exchange(stream: TcpStream) -> None:
 
 
 async def listen(options: argparse.Namespace, screen: Screen) -> int:
+    if options.to is None and (options.http or options.proxy_protocol):
+        raise ValueError("--http and --proxy-protocol tell a server who calls: say which one with --to HOST:PORT")
+    if options.http and options.once:
+        raise ValueError("--http serves requests, of which a connection may bring many: leave --once out")
     async with joined(options, screen) as device:
+        if options.http:
+            await pass_requests(device, options, screen)
+            return OK
         listener = await device.listen(options.port)
         async with listener:
             where = f"{device.hostname} port {listener.port} ({', '.join(device.node.addresses)})"
             screen.note(("listening on ", "dim"), where)
-            await Doorman(options, screen).serve(listener)
+            await Doorman(device, options, screen).serve(listener)
     return OK
+
+
+async def pass_requests(device: Device, options: argparse.Namespace, screen: Screen) -> None:
+    """To a web server of this machine, which is told who calls."""
+    from tailscale.http import ReverseProxy, serve  # few listeners do
+
+    host, port = options.to
+    proxy = ReverseProxy(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    def started(url: str) -> None:
+        screen.note(("serving ", "dim"), url)
+
+    await serve(proxy, device, options.port, started=started)
 
 
 class Doorman:
     """Lets callers in, says who they are, and gives each to what was asked for."""
 
-    def __init__(self, options: argparse.Namespace, screen: Screen) -> None:
+    def __init__(self, device: Device, options: argparse.Namespace, screen: Screen) -> None:
         self._options, self._screen = options, screen
+        host, port = options.to or ("", 0)
+        self._target = Target(host, port, device, options.proxy_protocol) if host else None
         self._places = trio.Semaphore(CONNECTIONS_LIMIT)
         self._sink = StandardOutput()
 
@@ -83,7 +107,7 @@ class Doorman:
         try:
             async with stream:
                 await self._handle(stream)
-        except (OSError, trio.BrokenResourceError) as problem:
+        except (*UNREACHED, trio.BrokenResourceError) as problem:
             self._screen.note((f"{caller}: {problem}", "yellow"))
         else:
             self._screen.note((f"{caller} is done", "dim"))
@@ -91,10 +115,10 @@ class Doorman:
             self._places.release()
 
     async def _handle(self, stream: TcpStream) -> None:
-        if self._options.to is not None:
+        if self._target is not None:
             try:
-                local = await trio.open_tcp_stream(*self._options.to)
-            except OSError:
+                local = await self._target.dial(stream)
+            except UNREACHED:
                 stream.abort()  # a caller should see a refusal, not an empty answer
                 raise
             await splice(stream, local)

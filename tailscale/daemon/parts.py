@@ -135,7 +135,8 @@ async def run_forward(device: Device, keys: dict[str, Any], started: Started) ->
 
 async def run_expose(device: Device, keys: dict[str, Any], started: Started) -> None:
     host, _, port = keys["to"].rpartition(":")
-    async with device.expose(keys["port"], host.strip("[]"), int(port)) as exposed:
+    telling = keys.get("proxy_protocol", 0)
+    async with device.expose(keys["port"], host.strip("[]"), int(port), proxy_protocol=telling) as exposed:
         started(f"{device.name}:{exposed.port}")
         await trio.sleep_forever()
 

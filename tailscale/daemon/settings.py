@@ -126,7 +126,9 @@ SECTIONS: dict[str, Section] = {
     "metrics": Section({"listen": _place(unix=False), "peers": YES_OR_NO}, ("listen",)),
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
-    "expose": Section({"port": PORT, "to": _place(unix=False)}, ("port", "to"), is_list=True),
+    "expose": Section(
+        {"port": PORT, "to": _place(unix=False), "proxy_protocol": _number(0, 2)}, ("port", "to"), is_list=True
+    ),
 }
 
 

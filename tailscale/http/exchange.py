@@ -47,7 +47,8 @@ class HttpExchange:
         except Exception as error:
             if not self._is_client_gone:
                 tell_failure(log, error, "the app failed on %s %s", self._scope["method"], self._scope["path"])
-            return await self._give_up()
+            if not self._is_complete:  # else it failed behind its answer, which is whole: frameworks answer and raise
+                return await self._give_up()
         if not self._is_complete:
             if not self._is_client_gone:
                 log.error("the app left %s %s without an answer", self._scope["method"], self._scope["path"])

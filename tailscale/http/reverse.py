@@ -15,7 +15,7 @@ import trio
 
 from tailscale.carry import LOST, Splice, Stream, reset
 from tailscale.http.asgi import ClientDisconnected, Scope
-from tailscale.http.caller import Headers, plain_name
+from tailscale.http.caller import OURS, Headers, identity_headers, plain_name
 from tailscale.http.passing import Ending, Exchange, Upstream
 from tailscale.local_ports import DIAL_PATIENCE, UNREACHED, Target
 from ts_proxy import http_rules
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.http")
 SILENCE = 600.0  # of a server that is to answer, or is answering
-FORWARDED = (b"forwarded", b"x-real-ip", b"x-forwarded")  # and all that begin with the last
+NOT_THE_CLIENTS = (OURS, b"forwarded", b"x-real-ip", b"x-forwarded")  # and all that begin so
 
 
 class ReverseProxy:
@@ -176,8 +176,9 @@ def _target(scope: Scope) -> bytes:
 def head_for_server(scope: Scope, *, is_modern: bool) -> Headers:
     """What a server behind us is told, in place of what the client says of the way it came."""
     came: Headers = scope["headers"]
-    kept = [(name, value) for name, value in came if not plain_name(name).startswith(FORWARDED)]
-    head = http_rules.relayed_head(kept, is_modern=is_modern)
+    kept = [(name, value) for name, value in came if not plain_name(name).startswith(NOT_THE_CLIENTS)]
+    head = http_rules.relayed_head(kept, is_modern=is_modern)  # takes out what Connection names: ours comes after it
+    head += identity_headers(scope["extensions"].get("tailscale"))
     head += [(b"x-forwarded-host", value) for name, value in came if name == b"host"]
     scheme = b"https" if scope["scheme"] in ("https", "wss") else b"http"
     return [*head, (b"x-forwarded-for", scope["client"][0].encode()), (b"x-forwarded-proto", scheme)]

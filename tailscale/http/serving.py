@@ -203,6 +203,8 @@ async def _under_asyncio(
     app: AsgiApp | ReverseProxy, device: DeviceFace, how: Serving, shutdown: Shutdown | None, started: Started
 ) -> None:
     """The server is a job of the device's thread; this waits for it, and lets its app run here meanwhile."""
+    if isinstance(shutdown, trio.Event):
+        raise TypeError("`shutdown` is an asyncio.Event or a threading.Event here: nobody would hear trio's")
     loop, thread = asyncio.get_running_loop(), thread_of(device)
     asked_to_stop, was_up = trio.Event(), threading.Event()
 
@@ -237,21 +239,17 @@ async def _under_asyncio(
         job.future.result()
 
 
-async def _tell(shutdown: Shutdown | None, stop: Callable[[], object]) -> None:
-    """Wait for the wish to stop, of whatever world the event is."""
-    if shutdown is None:
-        return
-    if isinstance(shutdown, trio.Event):
-        raise TypeError("`shutdown` is an asyncio.Event or a threading.Event here: nobody would hear trio's")
+async def _tell(shutdown: asyncio.Event | threading.Event | None, stop: Callable[[], object]) -> None:
+    """Wait for the wish to stop."""
     if isinstance(shutdown, asyncio.Event):
         await shutdown.wait()
         stop()
-        return
-    event = shutdown
+    elif shutdown is not None:
+        threading.Thread(target=_tell_blocking, args=(shutdown, stop), name="tailscale-shutdown", daemon=True).start()
 
-    def wait() -> None:
-        event.wait()
-        with contextlib.suppress(DeviceClosed):
-            stop()
 
-    threading.Thread(target=wait, name="tailscale-shutdown", daemon=True).start()
+def _tell_blocking(shutdown: threading.Event, stop: Callable[[], object]) -> None:
+    """An event of threads can only be waited for in one; it ends with the process, if it is never set."""
+    shutdown.wait()
+    with contextlib.suppress(DeviceClosed):
+        stop()

@@ -85,7 +85,8 @@ class TailnetListener(socket.socket):
     """
 
     def __init__(self, port: int, host: str, backlog: int, on_close: Callable[[], object]) -> None:
-        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets options by the protocol
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: a tailnet's own streams have it too
         self.bind((LOOPBACK, 0))
         self.listen(backlog)
         self.port = port

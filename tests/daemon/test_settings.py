@@ -40,6 +40,7 @@ to = "[fd7a::1]:5432"
 
 [[expose]]
 port = 80
+proxy_protocol = 1
 to = "127.0.0.1:3000"
 
 [[proxy]]

@@ -266,6 +266,43 @@ def test_wrong_usage_is_two(argv: list[str], capsys: pytest.CaptureFixture[str])
     assert "usage: pytailscale" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argv", [["--http"], ["--proxy-protocol", "1"], ["--to", "h:1", "--http", "--once"]])
+def test_who_calls_is_told_to_a_server_only(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["listen", "80", *argv]) == 2
+    assert "--http" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["--proxy-protocol", "1"], ["--http"]])
+def test_listen_tells_a_server_who_calls(how: list[str], rig: Rig, join: list[str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(TIMEOUT)
+        to = f"127.0.0.1:{server.getsockname()[1]}"
+        name = "front" + how[0]
+        listening_command = command("listen", *join, "--hostname", name, "--to", to, *how, "8080")
+        with subprocess.Popen(listening_command, stderr=subprocess.PIPE, text=True, env=environment()) as listening:
+            assert listening.stderr is not None
+            assert name in listening.stderr.readline()
+            state = ["--state", str(tmp_path / "other"), *join[2:]]
+            calling_command = command("nc", *state, name, "8080")
+            with subprocess.Popen(calling_command, stdin=subprocess.PIPE, env=environment()) as calling:
+                assert calling.stdin is not None
+                calling.stdin.write(b"GET / HTTP/1.1\r\nHost: x\r\nTailscale-User-Login: root@evil\r\n\r\n")
+                calling.stdin.flush()
+                accepted, _ = server.accept()
+                with accepted:
+                    heard = b""
+                    while b"\r\n\r\n" not in heard:
+                        heard += accepted.recv(4096)
+                calling.kill()
+            listening.kill()
+    if how == ["--http"]:
+        assert b"evil" not in heard
+        assert b"tailscale-user-login: user@tailnet.test" in heard.lower()
+    else:
+        assert heard.startswith(b"PROXY TCP4 100.64.0.")
+
+
 def command(*argv: str) -> list[str]:
     return [sys.executable, "-m", "tailscale.cli", *argv]
 
