@@ -27,4 +27,6 @@ async def main(choice: str, host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))

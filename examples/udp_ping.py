@@ -26,4 +26,6 @@ async def main(host: str, port: int, count: int = 3) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], int(sys.argv[2]))

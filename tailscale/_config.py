@@ -129,5 +129,7 @@ def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
 def clean_hostname(text: str) -> str:
     """Lower-case letters, digits and dashes, at most 63: what a tailnet accepts as a name."""
+    if not isinstance(text, str):
+        raise TypeError(f'hostname is text, such as "worker", not {text!r}')
     label = re.sub(r"[^a-z0-9-]+", "-", text.split(".")[0].lower()).strip("-")
     return label[:63].strip("-") or "python"

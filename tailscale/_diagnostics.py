@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
-from tailscale.nodes import Node, node_from_wire
+from tailscale.nodes import Node, Peers, no_such_peer, node_from_wire
 from tailscale.runtime.network import HostNetwork
 from tailscale.status import Counters, ExitNode, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
@@ -100,7 +100,7 @@ def peer_status(directory: Directory, reach: Reach, traffic: Traffic, peer: str 
     wanted = peer.id if isinstance(peer, Node) else directory.peer_named(peer)
     node = directory.node(wanted) if wanted is not None else None
     if node is None:
-        raise KeyError(peer.hostname if isinstance(peer, Node) else peer)
+        raise no_such_peer("peer", peer.hostname if isinstance(peer, Node) else peer, Peers(directory.netmap).close_to)
     return _peer_status(node, reach, traffic)
 
 

@@ -41,6 +41,8 @@ REMEDIES = {
     "port-unanswered": "a UDP service need not answer an empty datagram: ask it in its own protocol",
 }
 
+WAITS_FOR_LOGIN = "this device waits for somebody to log it in"
+
 REACHABLE = "reachable"
 """The code of an explanation that found nothing in the way."""
 

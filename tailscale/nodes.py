@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -157,6 +157,18 @@ def named(wanted: str, nodes: Iterable[wire.Node]) -> wire.Node | None:
     return found
 
 
+def no_such_peer(what: str, name: object, close_to: Callable[[str], list[str]]) -> NoSuchPeer:
+    """The error for a name that nobody has, with those that may have been meant."""
+    close = close_to(name) if isinstance(name, str) else []
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return NoSuchPeer(f"no {what} is called {name!r}{hint}")
+
+
+def close_names(name: str, names: Iterable[str]) -> list[str]:
+    """Those that somebody who wrote `name` may have meant."""
+    return difflib.get_close_matches(clean_name(name).partition(".")[0], list(names), n=3)
+
+
 def counted(number: int, what: str) -> str:
     """1 peer, 2 peers."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
@@ -229,15 +241,12 @@ class Peers(Mapping[str, Node]):
             return nodes[key]
         node = named(key, self._netmap.peers.values()) if self._netmap is not None and key else None
         if node is None or self._netmap is None:
-            close = self.close_to(key) if isinstance(key, str) else []
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise NoSuchPeer(f"no peer is called {key!r}{hint}")
+            raise no_such_peer("peer", key, self.close_to)
         return node_from_wire(node, self._netmap)
 
     def close_to(self, name: str) -> list[str]:
         """Short names that somebody who wrote `name` may have meant."""
-        wanted = clean_name(name).partition(".")[0]
-        return difflib.get_close_matches(wanted, [node.hostname for node in self._by_name().values()], n=3)
+        return close_names(name, (node.hostname for node in self._by_name().values()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name())

@@ -21,7 +21,7 @@ from ts_control.connection import BROKEN, READ_SIZE, ControlConnection, reason_o
 from ts_control.errors import ControlLost, NotControl
 from ts_control.gojson import decode_json_untrusted
 from ts_control.handshake import Initiator
-from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, upgrade_headers, words_of
+from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, is_web_page, upgrade_headers, words_of
 from ts_control.location import (
     ControlAddress,
     Proxy,
@@ -170,6 +170,10 @@ class ControlClient:
                 raise ControlLost(f"{self.url} broke off when asked for its key: {reason_of(problem)}") from None
             if reply.status >= 500:
                 raise ControlLost(f"{self.url} answered the key request with HTTP {reply.status}")
+            if is_web_page(reply):
+                raise NotControl(
+                    f"a web server answered at {self.url}, not a control server (HTTP {reply.status} for its key)"
+                )
             if reply.status != 200:
                 raise NotControl(f"{self.url} answered the key request with HTTP {reply.status}{words_of(reply)}")
             keys = decode_json_untrusted(ServerKeys, reply.body)

@@ -7,6 +7,7 @@ about (`client.py`), and what a map means (`netmap.py`).
 from __future__ import annotations
 
 import math
+import os
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -283,4 +284,8 @@ def reason_of(problem: BaseException) -> str:
         return (
             f"its certificate is not trusted ({cause.verify_message}); pass tls= or set SSL_CERT_FILE for a private CA"
         )
+    if isinstance(cause, BaseExceptionGroup):  # of several addresses, the first says most
+        cause = cause.exceptions[0]
+    if isinstance(problem, OSError) and isinstance(cause, OSError) and (cause.errno or 0) > 0:
+        return os.strerror(cause.errno or 0)  # trio only says that all attempts failed
     return str(problem) or (str(cause) if cause else "") or type(problem).__name__

@@ -87,11 +87,16 @@ class Http1Client:
         return Reply(self._response.status_code, headers, b"".join(self._body), bytes(rest), done)
 
 
+def is_web_page(reply: Reply) -> bool:
+    """Whether it is for people."""
+    return reply.body.lstrip()[:1] == b"<" or "html" in reply.headers.get("content-type", "")
+
+
 def words_of(reply: Reply) -> str:
     """What a refusal says, fit for the end of a sentence: one line, and of a web page no more than that it is one."""
-    text = " ".join(reply.body[:200].decode("utf-8", "replace").split())
-    if text.startswith("<") or "html" in reply.headers.get("content-type", ""):
+    if is_web_page(reply):
         return " and a web page"
+    text = " ".join(reply.body[:200].decode("utf-8", "replace").split())
     return f": {text}" if text else ""
 
 

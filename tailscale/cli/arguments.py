@@ -10,11 +10,14 @@ from typing import Any
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.mesh_arguments import add_mesh
+from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
 STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
+WATCH_INTERVAL = 2.0
+UDP_WAIT = 1.0
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
@@ -41,7 +44,24 @@ def default_state() -> Path:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    return build_parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
+    parser = build_parser()
+    options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
+    if options.command == "nc":
+        _find_port(parser.commands()["nc"], options)
+    return options
+
+
+def _find_port(nc: Parser, options: argparse.Namespace) -> None:
+    """`nc db 22`, as ssh's ProxyCommand has it, and `nc db:22`, as everything else does."""
+    try:
+        host, number = host_maybe_port(options.host)
+    except argparse.ArgumentTypeError as problem:
+        nc.error(str(problem))
+    if options.port is not None and number is not None:
+        nc.error(f"two ports: {number} and {options.port}")
+    if options.port is None and number is None:
+        nc.error("a port is missing: nc HOST PORT, or nc HOST:PORT")
+    vars(options).update(host=host, port=options.port or number)
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,6 +148,14 @@ class _Adder:
 def _add_reading(adder: _Adder) -> None:
     status = adder.add("status", "this device and its peers", json=True)
     status.add_argument("--online", action="store_true", help="only peers that are online")
+    status.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=WATCH_INTERVAL,
+        metavar="SECONDS",
+        help=f"again and again, until Ctrl-C ({WATCH_INTERVAL:g})",
+    )
 
     ping = adder.add("ping", "how far a peer is, and by which path", json=True)
     ping.add_argument("host", help="name or address of the peer")
@@ -163,7 +191,7 @@ def _add_reading(adder: _Adder) -> None:
     doctor.add_argument(
         "where",
         nargs="?",
-        type=_host_maybe_port,
+        type=host_maybe_port,
         default=(None, None),
         metavar="HOST[:PORT]",
         help="whom to reach as well",
@@ -173,7 +201,7 @@ def _add_reading(adder: _Adder) -> None:
 
 def _add_watching(adder: _Adder) -> None:
     why = adder.add("why", "why a port can be reached, or what stands in the way", json=True)
-    why.add_argument("where", type=_host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
+    why.add_argument("where", type=host_maybe_port, metavar="HOST:PORT", help="HOST alone looks at the way there only")
     why.add_argument("--udp", action="store_true", help="ask a UDP port, with an empty datagram")
     capture = adder.add("capture", "write the packets inside the tunnel to a file for Wireshark")
     capture.add_argument(
@@ -198,8 +226,17 @@ def _add_connecting(adder: _Adder) -> None:
     adder.add("demo", "a working tailnet on this machine: control server, relay, two devices, real traffic")
 
     nc = adder.add("nc", "connect standard input and output to a port of a peer")
-    nc.add_argument("host", help="name or address of the peer")
-    nc.add_argument("port", type=_port)
+    nc.add_argument("host", metavar="HOST[:PORT]", help="name or address of the peer")
+    nc.add_argument("port", nargs="?", type=port, metavar="PORT", help="a number, or a service such as ssh")
+    nc.add_argument("-u", "--udp", action="store_true", help="datagrams: one for each piece of input")
+    nc.add_argument(
+        "-w",
+        "--wait",
+        type=_seconds,
+        default=UDP_WAIT,
+        metavar="SECONDS",
+        help=f"with -u: for answers once the input has ended ({UDP_WAIT:g})",
+    )
 
     listen = adder.add("listen", "accept connections from the tailnet and print what they send")
     listen.add_argument("port", type=_port_or_zero, help="0 picks one")
@@ -305,33 +342,18 @@ def _whole(text: str) -> int:
     return value
 
 
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 65536:
-        raise argparse.ArgumentTypeError(f"{text} is not a port between 1 and 65535")
-    return value
-
-
 def _port_or_zero(text: str) -> int:
-    return 0 if text == "0" else _port(text)
+    return 0 if text == "0" else port(text)
 
 
 def _file_or_dash(text: str) -> Path | str:
     return text if text == STANDARD_OUTPUT else Path(text)
 
 
-def _host_maybe_port(text: str) -> tuple[str, int | None]:
-    """`db`, `db:5432`, `[fd7a::1]:5432`; an IPv6 address without brackets has no port."""
-    host, colon, port = text.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
-        return text.strip("[]"), None
-    return host.strip("[]"), _port(port)
-
-
 def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
+    host, _, number = text.rpartition(":")
     try:
-        return host.strip("[]") or "127.0.0.1", _port(port)
+        return host.strip("[]") or "127.0.0.1", port(number)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT") from None
 
@@ -340,7 +362,7 @@ for _kind, _name in (
     (_seconds, "number"),
     (_positive, "number"),
     (_whole, "number"),
-    (_port, "port"),
-    (_host_maybe_port, "HOST:PORT"),
+    (port, "port"),
+    (host_maybe_port, "HOST:PORT"),
 ):
     _kind.__name__ = _name  # argparse says "invalid port value: 'x'"

@@ -12,6 +12,7 @@ from tailscale.cli import doctor_local, doctor_tailnet
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.findings import BAD, GOOD, SKIP, WARN, Check, Finding, bad
 from tailscale.cli.screen import Screen
+from tailscale.faults import in_option_words
 from tailscale.foreign_text import for_terminal
 
 MARKS = {
@@ -22,6 +23,7 @@ MARKS = {
 }
 TITLE_WIDTH = 13
 INDENT = 4 + 2 + TITLE_WIDTH + 2  # of sentences, behind the mark and the title
+NARROW_INDENT = 6  # where a sentence stands below its title
 LOCAL: tuple[tuple[str, Check], ...] = (
     ("import name", doctor_local.import_name),
     ("Python", doctor_local.python),
@@ -60,16 +62,21 @@ class Report:
             self._all.append((title, finding))
             if self._json:
                 continue
-            first, *more = self._screen.fitted(for_terminal(finding.sentence), INDENT)
-            self._screen.say(MARKS[finding.verdict], f"  {title:<{TITLE_WIDTH}}  ", first)
-            for line in more:
-                self._screen.say(" " * INDENT, line)
-            if finding.remedy:
-                first, *more = self._screen.fitted(finding.remedy, INDENT + len("try: "))
-                self._screen.say(" " * INDENT, ("try: ", "cyan"), first)
-                for line in more:
-                    self._screen.say(" " * (INDENT + len("try: ")), line)
+            self._say(title, finding)
             title = ""
+
+    def _say(self, title: str, finding: Finding) -> None:
+        screen, below = self._screen, INDENT if self._screen.is_wide() else NARROW_INDENT
+        lines = screen.fitted(for_terminal(in_option_words(finding.sentence)), below)
+        head = f"  {title:<{TITLE_WIDTH}}  " if below == INDENT else f"  {title}"
+        screen.say(MARKS[finding.verdict], head, lines.pop(0) if below == INDENT else "")
+        for line in lines:
+            screen.say(" " * below, line)
+        if finding.remedy:
+            first, *more = screen.fitted(in_option_words(finding.remedy), below + len("try: "))
+            screen.say(" " * below, ("try: ", "cyan"), first)
+            for line in more:
+                screen.say(" " * (below + len("try: ")), line)
 
     def is_good(self, title: str) -> bool:
         """Whether a check found nothing bad."""

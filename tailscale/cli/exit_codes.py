@@ -21,7 +21,7 @@ from tailscale.errors import (
     StateLocked,
     TailscaleError,
 )
-from tailscale.faults import remedy_for
+from tailscale.faults import in_option_words, remedy_for
 
 OK, FAILED, USAGE, LOGIN, UNREACHABLE, NOT_FOUND, REFUSED, STATE, TRANSFER = range(9)
 INTERRUPTED = 130
@@ -56,21 +56,21 @@ class Failure:
 
 # A remedy here is said in the words of the command line; without one it is that of the error's fault.
 _KNOWN: tuple[tuple[type[BaseException], int, str], ...] = (
-    (LoginRequired, LOGIN, "open the address and run this again, or pass --auth-key (or set TS_AUTHKEY)"),
-    (AuthKeyRejected, LOGIN, "create a new key in the admin console and pass it as --auth-key (or TS_AUTHKEY)"),
-    (ControlProtocolError, UNREACHABLE, "--control-url (or TS_CONTROL_URL) must name a coordination server"),
-    (
-        ControlUnreachable,
-        UNREACHABLE,
-        "check the network, --control-url and --timeout; `pytailscale doctor` looks closer",
-    ),
+    (LoginRequired, LOGIN, "run this again when somebody has; `pytailscale login` waits for that"),
+    (AuthKeyRejected, LOGIN, "the admin console makes keys, or `headscale preauthkeys create`"),
+    (ControlProtocolError, UNREACHABLE, "for a Headscale server it is its server_url; Tailscale's own needs none"),
+    (ControlUnreachable, UNREACHABLE, "`pytailscale doctor` looks closer"),
     (NameNotFound, NOT_FOUND, ""),
     (PeerOffline, UNREACHABLE, ""),
     (PeerKeyExpired, UNREACHABLE, ""),
     (NoRoute, UNREACHABLE, ""),
     (ConnectionRefused, REFUSED, ""),
     (ConnectionTimedOut, UNREACHABLE, ""),
-    (StateLocked, STATE, "give this command a device of its own: --state DIRECTORY, or --ephemeral"),
+    (
+        StateLocked,
+        STATE,
+        "--ephemeral is a device for one command; `pytailscale up` lets all commands share one",
+    ),
     (StateCorrupt, STATE, "--state names another place"),
 )
 
@@ -89,19 +89,19 @@ _OF_A_MESH = {
 def explain(error: BaseException) -> Failure:
     """The failure behind `error`, whatever groups it is wrapped in."""
     cause = sole_cause(error)
-    kind = type(cause).__name__
+    kind, sentence = type(cause).__name__, in_option_words(str(cause))
     fault = cause.fault if isinstance(cause, TailscaleError) else ""
     for known, code, remedy in _KNOWN:
         if isinstance(cause, known):
-            return Failure(code, kind, str(cause), remedy or remedy_for(fault), fault)
+            return Failure(code, kind, sentence, remedy or in_option_words(remedy_for(fault)), fault)
     if kind in _OF_A_MESH:
-        return Failure(_OF_A_MESH[kind][0], kind, str(cause), _OF_A_MESH[kind][1])
+        return Failure(_OF_A_MESH[kind][0], kind, sentence, _OF_A_MESH[kind][1])
     if isinstance(cause, TailscaleError):
-        return Failure(FAILED, kind, str(cause), remedy_for(fault), fault)
+        return Failure(FAILED, kind, sentence, in_option_words(remedy_for(fault)), fault)
     if isinstance(cause, OSError):
         return Failure(_code_of(cause), kind, _sentence_of(cause))
     if isinstance(cause, ValueError):
-        return Failure(USAGE, kind, str(cause))
+        return Failure(USAGE, kind, sentence)
     return Failure(FAILED, kind, f"this should not happen: {kind}: {cause}", "-v shows where; please report it")
 
 

@@ -38,7 +38,7 @@ def warn(sentence: str, remedy: str = "") -> Finding:
 
 def bad(error: BaseException) -> Finding:
     failure = explain(error)
-    return Finding(BAD, failure.sentence, failure.remedy, failure.fault)
+    return Finding(BAD, failure.sentence, remedy_for(failure.fault) or failure.remedy, failure.fault)
 
 
 def fault(code: str, sentence: str, verdict: str = WARN) -> Finding:

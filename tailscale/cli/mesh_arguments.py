@@ -6,6 +6,8 @@ import argparse
 import re
 from typing import Any
 
+from tailscale.cli.ports import host_and_port
+
 DEFAULT_APP = "pytailscale"
 DEFAULT_NAMESPACE = "text"
 NAMESPACE = re.compile(r"[a-z0-9.:-][a-z0-9._:-]{0,63}")
@@ -43,7 +45,7 @@ def add_mesh(adder: Any) -> None:
     cp.add_argument("--no-resume", dest="resume", action="store_false", help="send all, whatever is there already")
 
     tcp = adder.add("tcp", "connect standard input and output to a port, or see whether that works", json=True)
-    tcp.add_argument("target", type=_target, metavar="HOST:PORT", help="of a peer, or behind one")
+    tcp.add_argument("target", type=host_and_port, metavar="HOST:PORT", help="of a peer, or behind one")
     tcp.add_argument("--check", action="store_true", help="only connect, and say by which path")
 
 
@@ -78,10 +80,3 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "number"
-
-
-def _target(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)

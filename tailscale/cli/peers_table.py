@@ -21,18 +21,22 @@ def show_peers(screen: Screen, peers: Iterable[PeerStatus], indent: str = "") ->
 
 def _row(peer: PeerStatus) -> tuple[Cell, ...]:
     node = peer.node
-    has_spoken = peer.handshake_age is not None
     return (
         (node.hostname, "bold"),
         node.ipv4 or node.ipv6 or "-",
         presence(node),
-        (peer.path if has_spoken else "") or "-",
-        in_time(peer.latency) if has_spoken and peer.latency is not None else "-",
+        (peer.path if has_spoken(peer) else "") or "-",
+        in_time(peer.latency) if has_spoken(peer) and peer.latency is not None else "-",
         ", ".join(node.tags) or node.user or "-",
         node.os or "-",
         in_bytes(peer.bytes_received) if peer.bytes_received else "-",
         in_bytes(peer.bytes_sent) if peer.bytes_sent else "-",
     )
+
+
+def has_spoken(peer: PeerStatus) -> bool:
+    """Whether this device has exchanged anything with it; before that a path is a guess."""
+    return peer.handshake_age is not None
 
 
 def presence(node: Node) -> Cell:

@@ -1,4 +1,4 @@
-"""The commands that only look: status, ping, whois, ip, netcheck, version. Each has a `--json` form."""
+"""The commands that only look: status, whois, ip, netcheck, version. Each has a `--json` form."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale import __version__
-from tailscale.cli.exit_codes import FAILED, OK, UNREACHABLE
-from tailscale.cli.peers_table import presence, show_peers
+from tailscale.cli.exit_codes import FAILED, OK
+from tailscale.cli.hosted import hosting
+from tailscale.cli.peers_table import has_spoken, presence, show_peers
 from tailscale.cli.screen import Screen, in_time, text_of
 from tailscale.cli.session import joined
 from tailscale.dns.names import literal_address
-from tailscale.errors import ConnectionTimedOut, NameNotFound
+from tailscale.errors import NameNotFound
+from tailscale.faults import in_option_words
 
 if TYPE_CHECKING:
     from tailscale.device import Device
     from tailscale.nodes import Node
-    from tailscale.status import Identity, NetcheckReport, PingResult
+    from tailscale.status import Identity, NetcheckReport, Status
 
-PING_PATIENCE = 5.0
-PINGS, PINGS_UNTIL_DIRECT = 4, 20
 STANDS_ON = ("trio", "cryptography", "pynacl", "noiseprotocol", "h2", "h11", "httpx", "msgspec")
 EXTRAS = ("rich", "wsproto", "numpy")
 NAT_KINDS = {None: "unknown", False: "easy: one outside address for all peers", True: "hard: a new one for every peer"}
@@ -34,68 +34,53 @@ NAT_KINDS = {None: "unknown", False: "easy: one outside address for all peers", 
 
 async def status(options: argparse.Namespace, screen: Screen) -> int:
     async with joined(options, screen) as device:
+        while options.watch is not None:
+            if options.json:
+                screen.json_line(device.status().to_dict())
+            else:
+                screen.clear()
+                say_status(device.status(), options, screen)
+            await trio.sleep(options.watch)
         found = device.status()
         if options.json:
             screen.json(found.to_dict())
-            return OK
-        node = device.node
-        screen.say((node.name, "bold"), f"  {', '.join(node.addresses)}")
-        screen.say(f"{found.state} in {found.tailnet} as {node.user or '-'}, by {found.control_url}")
-        screen.say(f"home relay {found.relay or 'none'}, UDP port {found.udp_port or 'none'}")
-        for warning in found.health:
-            screen.say(("! ", "yellow"), warning.sentence, (f" {warning.remedy}" if warning.remedy else ""))
-        peers = [peer for peer in found.peers if peer.node.online or not options.online]
-        screen.say()
-        if peers:
-            show_peers(screen, peers)
         else:
-            screen.say("no peers: nobody else is in this tailnet, or its policy shows us nobody")
+            say_status(found, options, screen)
     return OK
 
 
-async def ping(options: argparse.Namespace, screen: Screen) -> int:
-    count = options.count or (PINGS_UNTIL_DIRECT if options.until_direct else PINGS)
-    latencies: list[float] = []
-    is_direct = False
-    async with joined(options, screen) as device:
-        for number in range(1, count + 1):
-            if number > 1:
-                await trio.sleep(options.interval)
-            try:
-                result = await device.ping(
-                    options.host, options.kind, options.size, timeout=min(options.timeout, PING_PATIENCE)
-                )
-            except ConnectionTimedOut as error:
-                _say_ping(screen, options, number, None, str(error))
-                continue
-            latencies.append(result.latency)
-            is_direct = result.path.kind == "direct"
-            _say_ping(screen, options, number, result, "")
-            if options.until_direct and is_direct:
-                break
-    if not options.json and len(latencies) > 1:
-        best, mean, worst = min(latencies), sum(latencies) / len(latencies), max(latencies)
-        screen.say(
-            (f"{len(latencies)} of {number} answered; {in_time(best)} / {in_time(mean)} / {in_time(worst)}", "dim")
+def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> None:
+    """For people."""
+    node = found.node
+    if node is not None:
+        addresses = ", ".join(node.addresses)
+        if len(screen.fitted(f"{node.name}  {addresses}", 0)) == 1:
+            screen.say((node.name, "bold"), f"  {addresses}")
+        else:
+            screen.say((node.name, "bold"))
+            _say_lines(screen, addresses, 2)
+    _say_lines(screen, f"{found.state} in {found.domain} as {node.user if node else '-'}, by {found.control_url}")
+    _say_lines(screen, f"home relay {found.relay or 'none'}, UDP port {found.udp_port or 'none'}")
+    for warning in found.health:
+        first, *more = screen.fitted(
+            in_option_words(warning.sentence + (f" ({warning.remedy})" if warning.remedy else "")), 2
         )
-    if not latencies:
-        return UNREACHABLE
-    if options.until_direct and not is_direct:
-        screen.note("no direct path was found: `pytailscale netcheck` says what the network allows")
-        return FAILED
-    return OK
+        screen.say(("! ", "yellow"), first)
+        for line in more:
+            screen.say("  ", line)
+    peers = [peer for peer in found.peers if peer.node.online or not options.online]
+    screen.say()
+    if not peers:
+        _say_lines(screen, "no peers: nobody else is in this tailnet, or its policy shows us nobody")
+        return
+    show_peers(screen, peers)
+    if hosting() is None and not any(has_spoken(peer) for peer in peers):
+        screen.note_at(("note: ", "dim"), "paths and latencies are known to a device that stays: `pytailscale up`")
 
 
-def _say_ping(screen: Screen, options: argparse.Namespace, number: int, result: PingResult | None, why: str) -> None:
-    if options.json:
-        found: dict[str, Any] = {"sequence": number, "host": options.host}
-        screen.json_line(found | (result.to_dict() if result is not None else {"error": why}))
-    elif result is None:
-        screen.say((f"{number:>3}  {why}", "yellow"))
-    else:
-        name = result.node.hostname if result.node is not None else options.host
-        style = "green" if result.path.kind == "direct" else "yellow"
-        screen.say(f"{number:>3}  {name} answered in {in_time(result.latency)} by ", (result.path, style))
+def _say_lines(screen: Screen, text: str, indent: int = 0) -> None:
+    for line in screen.fitted(text, indent):
+        screen.say(" " * indent + line)
 
 
 async def whois(options: argparse.Namespace, screen: Screen) -> int:

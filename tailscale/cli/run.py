@@ -18,14 +18,15 @@ from contextlib import contextmanager, suppress
 import trio
 
 from tailscale._causes import sole_cause
-from tailscale.cli.exit_codes import FAILED, INTERRUPTED, OK, explain
+from tailscale.cli.exit_codes import FAILED, INTERRUPTED, explain
 from tailscale.cli.screen import Screen
+from tailscale.faults import in_option_words
 
 Command = Callable[[argparse.Namespace, Screen], Awaitable[int]]
 HOMES = {
     "demo": "demo",
     "status": "queries",
-    "ping": "queries",
+    "ping": "pinging",
     "whois": "queries",
     "ip": "queries",
     "exits": "exits",
@@ -93,7 +94,7 @@ def find_command(name: str) -> Command:
 
 
 async def _until_signal(command: Command, options: argparse.Namespace, screen: Screen) -> int:
-    code = OK
+    code: int | None = None
     caught: list[int] = []
     scope = trio.CancelScope()
     async with trio.open_nursery() as nursery:
@@ -101,7 +102,7 @@ async def _until_signal(command: Command, options: argparse.Namespace, screen: S
         with scope:
             code = await command(options, screen)
         nursery.cancel_scope.cancel()
-    if caught:
+    if code is None:  # it was cut off
         screen.hide()
         return 128 + caught[0]
     return code
@@ -127,9 +128,9 @@ def report(error: BaseException, options: argparse.Namespace, screen: Screen) ->
     failure = explain(error)
     if options.json:
         screen.json(failure.to_dict())
-    screen.note(("pytailscale: ", "bold red"), failure.sentence)
+    screen.note_at(("pytailscale: ", "bold red"), failure.sentence)
     if failure.remedy:
-        screen.note(("  try: ", "cyan"), failure.remedy)
+        screen.note_at(("  try: ", "cyan"), failure.remedy)
     return failure.code
 
 
@@ -168,4 +169,4 @@ class _NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if any(known in record.getMessage() for known in self._screen.has_said):
             return
-        self._screen.note((f"{record.levelname.lower()}: ", "yellow"), self.format(record))
+        self._screen.note((f"{record.levelname.lower()}: ", "yellow"), in_option_words(self.format(record)))

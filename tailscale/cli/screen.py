@@ -19,8 +19,14 @@ from ts_base.optional import optional
 Cell = str | tuple[str, str]  # text, or text and a style
 ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 LONGEST_CELL = 253  # characters: what a DNS name may have
-NARROWEST = 20  # columns that a sentence gets, however narrow the terminal
+WIDE = 60
+NARROWEST = 18  # columns that a sentence gets, however narrow the terminal
 ERASE_LINE = "\r\x1b[K"
+ERASE_SCREEN = "\x1b[H\x1b[2J"
+NOTHING = ("", "-")  # of a cell that says nothing
+GAP = 2  # between columns
+SHORTEST = 15  # of a column that is cut: an IPv4 address stays whole
+SHORTEST_AT_THE_END = 8
 
 
 class Screen:
@@ -55,17 +61,21 @@ class Screen:
         self.out.flush()
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: str = "") -> None:
-        rows = [tuple(map(_bounded, row)) for row in rows]
-        if self._styled_out and (rich := _rich()) is not None:
-            self.hide()
-            columns = fitting(header, rows, self._columns(self.out) - len(indent))
-            kept = [[row[column] for column in columns] for row in rows]
-            _rich_table(rich, self.out, [header[column] for column in columns], kept, indent)
-            return
-        texts = [list(header), *([text_of(cell) for cell in row] for row in rows)]
-        widths = [max(len(line[column]) for line in texts) for column in range(len(header))]
-        for line in texts:
-            self.say(indent + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        """On a terminal what fits of it; to pipes and files every column, always in the same place."""
+        lines: list[Sequence[Cell]] = [header, *(tuple(map(_bounded, row)) for row in rows)]
+        if self._styled_out:
+            columns = self._columns(self.out)
+            widths = fitting(header, lines[1:], columns - len(indent))
+            unicode = self.speaks_unicode()
+            lines = [[cut(line[column], width, unicode) for column, width in widths.items()] for line in lines]
+            if (rich := _rich()) is not None:
+                self.hide()
+                _rich_table(rich, self.out, [text_of(title) for title in lines[0]], lines[1:], indent, columns)
+                return
+        texts = [[text_of(cell) for cell in line] for line in lines]
+        ends = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        for words in texts:
+            self.say(indent + "  ".join(text.ljust(end) for text, end in zip(words, ends, strict=True)).rstrip())
 
     def _columns(self, stream: TextIO) -> int:
         told: int | None = getattr(stream, "columns", None)
@@ -76,10 +86,16 @@ class Screen:
 
     def fitted(self, text: str, indent: int) -> list[str]:
         """The lines of a text that stands behind `indent` columns; one where nobody looks at a terminal."""
-        if not self._styled_out:
-            return [text]
-        width = max(NARROWEST, shutil.get_terminal_size().columns - indent)
-        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+        return _wrapped(text, self._columns(self.out) - indent) if self._styled_out else [text]
+
+    def is_wide(self) -> bool:
+        """Whether titles and sentences stand side by side; always where nobody looks at a terminal."""
+        return not self._styled_out or self._columns(self.out) >= WIDE
+
+    def clear(self) -> None:
+        """Begin anew at the top of a terminal; a line between two pictures elsewhere."""
+        self.hide()
+        self.out.write(ERASE_SCREEN if self._styled_out else "\n")
 
     # Everything else, on stderr
 
@@ -87,6 +103,19 @@ class Screen:
         self.hide()
         self.err.write("".join(paint(part, self.is_live) for part in parts) + "\n")
         self.err.flush()
+
+    def note_at(self, head: Cell, text: str) -> None:
+        """A sentence behind a head, whose lines on a terminal end between words and begin below its first."""
+        if not self.is_live:
+            self.note(head, text)
+            return
+        indent, columns = len(text_of(head)), self._columns(self.err)
+        below = indent if indent * 4 < columns else 2
+        first, *_ = _wrapped(text, columns - indent)
+        self.note(head, first)
+        rest = text[len(first) :].strip()
+        for line in _wrapped(rest, columns - below) if rest else ():
+            self.note(" " * below + line)
 
     def show(self, text: str) -> None:
         """Replace the live line; nothing happens where stderr is not a terminal."""
@@ -134,16 +163,47 @@ def paint(cell: Cell, styled: bool) -> str:
     return f"\x1b[{codes}m{text_of(cell)}\x1b[0m" if codes else text_of(cell)
 
 
-def fitting(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
-    """The columns that fit: those with lower-case titles are nice to have, and the longest of them go first."""
-    columns = list(range(len(header)))
-    lengths = [max(len(text_of(row[column])) for row in [header, *rows]) + 2 for column in columns]
-    while sum(lengths[column] for column in columns) > width + 2:
-        spare = [column for column in columns if header[column].islower()]
-        if not spare:
+def fitting(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> dict[int, int]:
+    """The columns that fit, each with its width. The first says which row it is, and stays whole as long as it can.
+
+    Columns in which nobody has anything go first, then those with lower-case titles, which are nice to have, the
+    longest before the others, then those at the end. What is left over is cut where it is widest.
+    """
+    needs = [max(len(text_of(row[column])) for row in (header, *rows)) for column in range(len(header))]
+    says = [any(text_of(row[column]) not in NOTHING for row in rows) for column in range(len(header))]
+    kept = [column for column in range(len(header)) if column == 0 or says[column]]
+
+    def widths(longest: int) -> dict[int, int]:
+        """Those of the columns kept, none but the first wider than `longest`, as far as they may be cut."""
+        shortest = dict.fromkeys(kept, SHORTEST) | {kept[-1]: SHORTEST_AT_THE_END}
+        cuts = {column: min(needs[column], max(longest, shortest[column])) for column in kept}
+        return cuts | {0: min(needs[0], width)}
+
+    def fits(longest: int) -> bool:
+        return sum(widths(longest).values()) + GAP * (len(kept) - 1) <= width
+
+    while len(kept) > 1:
+        spare = [column for column in kept[1:] if header[column].islower()]
+        if spare and not fits(max(needs)):
+            kept.remove(max(spare, key=lambda column: needs[column]))
+        elif not fits(0):
+            kept.pop()
+        else:
             break
-        columns.remove(max(spare, key=lambda column: lengths[column]))
-    return columns
+    return widths(next((longest for longest in range(max(needs), 0, -1) if fits(longest)), 0))
+
+
+def cut(cell: Cell, width: int, unicode: bool) -> Cell:
+    """What fits of a cell, and a mark where something is missing."""
+    text = text_of(cell)
+    if len(text) > width:
+        mark = "\N{HORIZONTAL ELLIPSIS}" if unicode else "~"
+        text = text[: max(0, width - 1)] + mark
+    return text if isinstance(cell, str) else (text, cell[1])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(NARROWEST, width), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _rich() -> tuple[Any, ...] | None:
@@ -154,7 +214,12 @@ def _rich() -> tuple[Any, ...] | None:
 
 
 def _rich_table(
-    parts: tuple[Any, ...], out: TextIO, header: Sequence[str], rows: Sequence[Sequence[Cell]], indent: str
+    parts: tuple[Any, ...],
+    out: TextIO,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    indent: str,
+    width: int,
 ) -> None:
     Console, Padding, Table, Text = parts  # noqa: N806 - classes
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
@@ -162,7 +227,7 @@ def _rich_table(
         table.add_column(title, no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(*(Text(text_of(cell), style="" if isinstance(cell, str) else cell[1]) for cell in row))
-    Console(file=out, highlight=False).print(Padding(table, (0, 0, 0, len(indent))))
+    Console(file=out, highlight=False, width=width).print(Padding(table, (0, 0, 0, len(indent))))
 
 
 def in_time(seconds: float) -> str:

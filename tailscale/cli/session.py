@@ -23,6 +23,7 @@ from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time
 from tailscale.device import Device
 from tailscale.events import Event, NetworkChecked, PeerUp, RelayChanged, StateChanged
+from tailscale.faults import WAITS_FOR_LOGIN
 from tailscale.state_file import FileStore
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         yield await borrow(host, options, screen)
         return
     patient = options.command == "login" or is_input_terminal()
+    screen.has_said.add(f"{WAITS_FOR_LOGIN} (open")  # the page itself is shown, or is in the error
     name = hostname(options)
     device = Device(
         name,

@@ -17,12 +17,19 @@ from tailscale.local_ports import UNREACHED, Target
 if TYPE_CHECKING:
     from tailscale.device import Device
     from tailscale.sockets.tcp import TcpListener, TcpStream
+    from tailscale.sockets.udp import UdpSocket
 
+DATAGRAM = 16 << 10  # of a file or a pipe, which have no datagrams of their own: as other programs called nc cut them
 CONNECTIONS_LIMIT = 256  # served at once; more wait in the listener's backlog
 
 
 async def nc(options: argparse.Namespace, screen: Screen) -> int:
     async with joined(options, screen) as device:
+        if options.udp:
+            async with await device.udp() as socket:
+                await socket.connect((options.host, options.port))
+                await exchange_datagrams(socket, options.wait)
+            return OK
         stream = await device.tcp_connect(options.host, options.port, timeout=options.timeout)
         async with stream:
             if options.verbose:
@@ -48,6 +55,30 @@ async def exchange(stream: TcpStream) -> None:
             await sink.send(data)
         if source.is_terminal:
             sending.cancel()  # nobody would think of pressing Ctrl-D for a peer that has said goodbye
+
+
+async def exchange_datagrams(socket: UdpSocket, patience: float) -> None:
+    """Each piece of standard input is a datagram, and each answer is written out. Nobody says that a peer has no more
+    to say: after the input's end, who is silent for `patience` seconds has ended.
+    """
+    source, sink = StandardInput(), StandardOutput()
+    scope, is_over = trio.CancelScope(), False
+
+    async def upload() -> None:
+        nonlocal is_over
+        while data := await source.receive():
+            for start in range(0, len(data), DATAGRAM):
+                await socket.send(data[start : start + DATAGRAM])
+        is_over = True
+        scope.deadline = trio.current_time() + patience
+
+    with scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload)
+            while True:
+                await sink.send(await socket.receive())
+                if is_over:
+                    scope.deadline = trio.current_time() + patience
 
 
 async def listen(options: argparse.Namespace, screen: Screen) -> int:

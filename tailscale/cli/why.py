@@ -9,6 +9,7 @@ from tailscale.cli.exit_codes import FAILED, NOT_FOUND, OK, REFUSED, UNREACHABLE
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
 from tailscale.explanation import MARKS, TITLE_WIDTH
+from tailscale.faults import in_option_words
 
 if TYPE_CHECKING:
     from tailscale.explanation import Explanation
@@ -39,11 +40,15 @@ def say(found: Explanation, screen: Screen) -> None:
     for step in found.steps:
         if step.outcome == "skip":
             continue
-        first, *more = screen.fitted(step.sentence, INDENT)
+        first, *more = screen.fitted(in_option_words(step.sentence), INDENT)
         screen.say((MARKS[step.outcome], STYLES[step.outcome]), f"  {step.name:<{TITLE_WIDTH}}  ", first)
         for line in more:
             screen.say(" " * INDENT, line)
     screen.say()
-    screen.say((found.verdict, "bold"))
+    for line in screen.fitted(in_option_words(found.verdict), 0):
+        screen.say((line, "bold"))
     if found.remedy:
-        screen.say(("  try: ", "cyan"), found.remedy)
+        first, *more = screen.fitted(in_option_words(found.remedy), len("  try: "))
+        screen.say(("  try: ", "cyan"), first)
+        for line in more:
+            screen.say(" " * len("  try: "), line)

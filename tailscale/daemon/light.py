@@ -33,6 +33,7 @@ ALONE = frozenset(("--ephemeral", "--help", "--version", "-h"))
 RUN = "/pytailscale/v1/run"
 CHUNK = 64 << 10
 FAILED, NOT_EXECUTABLE, NO_SUCH_COMMAND = 1, 126, 127
+INTERRUPTED = 130  # what the daemon says of a command that was cut off
 
 
 class Wanted(NamedTuple):
@@ -186,7 +187,7 @@ class _Call:
             return None
         elif kind == frames.EXIT:
             code = json.loads(payload)["code"]
-            return 128 + self._last_signal if self._signals else int(code)
+            return 128 + self._last_signal if self._signals and code == INTERRUPTED else int(code)
         return CONTINUES
 
     def _heed_file(self, kind: bytes, payload: bytes) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tailscale.errors import NoSuchPeer
 from tailscale.foreign_text import for_terminal
-from tailscale.nodes import Node, clean_name, counted, listed
+from tailscale.nodes import Node, clean_name, close_names, counted, listed, no_such_peer
 
 if TYPE_CHECKING:
     from tailscale.mesh.transfers import Transfer
@@ -168,9 +169,14 @@ class Members(Mapping[str, MeshPeer]):
 
     def __getitem__(self, who: str) -> MeshPeer:
         found = self.meant(who) if who else []
-        if len(found) != 1:
-            raise KeyError(who)
+        if len(found) > 1:
+            raise NoSuchPeer(f"{who!r} may be {' or '.join(peer.node.hostname for peer in found)}: say more of it")
+        if not found:
+            raise no_such_peer("member", who, self._close_to)
         return found[0]
+
+    def _close_to(self, who: str) -> list[str]:
+        return close_names(who, (peer.node.hostname for peer in self._by_name.values()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)

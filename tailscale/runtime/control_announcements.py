@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from tailscale.errors import AuthKeyRejected, ControlProtocolError, TailscaleError
+from tailscale.faults import WAITS_FOR_LOGIN
 from tailscale.foreign_text import web_address
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_line import Jobs
@@ -78,9 +79,9 @@ class Announcements:
             self.health.show("control-url", "the control server asks you to open a page", f"open {url}")
 
     def _show_login_page(self, url: str, why: str) -> None:
-        where = url if self._on_login_url is None else "the page that on_login_url was given"  # it is a secret
+        where = url if self._on_login_url is None else "the page that was shown"  # its address is a secret
         remedy = f"open {where}" if url else "ask whoever runs the control server"
-        sentence = "this device waits for somebody to log it in" + (f": {why}" if why else "")
+        sentence = WAITS_FOR_LOGIN + (f": {why}" if why else "")
         self.health.show("login-needed", sentence, remedy)
         if not url:
             return

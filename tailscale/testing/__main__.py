@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,12 +35,36 @@ async def serve(policy: str | None, as_json: bool, command: Sequence[str]) -> in
     return 0
 
 
+def stay_behind(arguments: Sequence[str]) -> int:
+    """Leave a tailnet running for the shell that evaluates what is printed, as ssh-agent does."""
+    command = [sys.executable, "-m", "tailscale.testing", "--json", *arguments]
+    nowhere = subprocess.DEVNULL  # whoever reads our output must not wait for the end of theirs
+    server = subprocess.Popen(  # noqa: S603
+        command, stdin=nowhere, stdout=subprocess.PIPE, stderr=nowhere, start_new_session=True, text=True
+    )
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    if not line:
+        print(f"the tailnet did not start: {' '.join(command)} says why", file=sys.stderr)
+        return 1
+    told = json.loads(line)
+    print(f"export TS_CONTROL_URL={told['control_url']} TS_AUTHKEY={told['auth_key']} TS_TAILNET_PID={server.pid};")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tailscale.testing", description=__doc__)
     parser.add_argument("--policy", type=Path, help="a policy file (HuJSON); without one everything is allowed")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a line for the shell")
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help='for `eval "$(python -m tailscale.testing --export)"`: it stays until `kill $TS_TAILNET_PID`',
+    )
     parser.add_argument("command", nargs="*", help="what to run in it, after --")
     options = parser.parse_args()
+    if options.export:
+        return stay_behind(["--policy", str(options.policy)] if options.policy else [])
     policy = options.policy.read_text() if options.policy else None
     if options.command and shutil.which(options.command[0]) is None:
         print(f"{parser.prog}: there is no command {options.command[0]!r}", file=sys.stderr)

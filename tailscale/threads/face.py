@@ -95,8 +95,11 @@ class DeviceFace(Face[Device], OwnNode):
     """Who we are and who is there. A netmap never changes, so it can be read from any thread."""
 
     def __init__(self, hostname: str | None, options: DeviceOptions, thread: LoopThread) -> None:
-        self._thread = thread
+        unknown = sorted(options.keys() - DeviceOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"a Device takes no {unknown[0]}=: it takes {', '.join(DeviceOptions.__annotations__)}")
         self._claim = claim_of(hostname, options)
+        self._thread = thread
 
     def _is_open_already(self) -> bool:
         """Somebody may open it once more: a cell is run again. Said, since a device is rarely meant twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,21 @@ def test_ctrl_c_ends_the_command_in_the_daemon(state: list[str], daemon: Daemon,
         listening.communicate(timeout=5)
     assert listening.returncode == 130
     wait_until(lambda: daemon.calls.under_way == 0)
+
+
+@pytest.mark.parametrize("whose", ["daemon", "own"])
+def test_ctrl_c_in_a_ping_says_what_came_of_it(whose: str, state: list[str], net: World, tmp_path: Path) -> None:
+    own = ["--state", str(tmp_path), "--control-url", net.url, "--auth-key", net.auth_key]
+    which = state if whose == "daemon" else own
+    with subprocess.Popen(
+        command("ping", *which, "db", "-c", "1000", "-i", "0.01"), stdout=subprocess.PIPE, env=environment(), text=True
+    ) as pinging:
+        assert pinging.stdout is not None
+        assert "db answered in" in pinging.stdout.readline()
+        pinging.send_signal(signal.SIGINT)
+        said = pinging.communicate(timeout=PATIENCE)[0].splitlines()[-1]
+    assert re.fullmatch(r"\d+ sent, \d+ answered, \d+% lost; min .*, avg .*, max .*; by (direct|relay) .*", said), said
+    assert pinging.returncode == 0
 
 
 def test_a_lost_client_ends_its_command(state: list[str], daemon: Daemon) -> None:

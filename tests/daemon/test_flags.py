@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
+import trio
 from daemon.daemon_scripts import PATIENCE, World, client_of
 from daemon.test_commands_hosted import command, environment, run, wait_until
 
@@ -34,6 +36,9 @@ COMMON = {
 }
 MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
+    "status --watch": "test_status_is_shown_again_and_again",
+    "nc --udp": "test_nc_carries_datagrams",
+    "nc --wait": "test_nc_carries_datagrams",
     "status --online": "test_online_leaves_out_who_is_not",
     "ping --count": "test_ping_takes_count_kind_and_size",
     "ping --interval": "test_ping_takes_count_kind_and_size",
@@ -201,6 +206,55 @@ def test_settings_may_be_elsewhere(tmp_path: Path, net: World) -> None:
     settings.write_text("[device]\nhostnme = 'x'\n")
     words = ["--foreground", "--state", str(tmp_path / "s"), "--control-url", net.url]
     assert "other.toml:2: [device] has no hostnme" in run("up", *words, "--config", str(settings)).stderr.decode()
+
+
+def test_nc_carries_datagrams(net: World, state: list[str], tmp_path: Path) -> None:
+    """With the daemon's device and with one of the command's own."""
+    own = ["--state", str(tmp_path), "--control-url", net.url, "--auth-key", net.auth_key]
+
+    async def echo(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with await net.db.udp(7) as socket:
+            task_status.started()
+            while True:
+                data, sender = await socket.receive_from()
+                await socket.send_to(data.upper(), sender)
+
+    async def begin() -> trio.CancelScope:
+        async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(echo)
+                    task_status.started(scope)
+                    await trio.sleep_forever()
+
+        scope: trio.CancelScope = await net.nursery.start(live)
+        return scope
+
+    scope = net.within(begin)
+    try:
+        for which in (state, own):
+            done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
+    finally:
+        net.token.run_sync_soon(scope.cancel)
+    refused = run("nc", *state, "-u", "-w", "5", "db", "9", stdin=b"hello")
+    assert (refused.returncode, b"no UDP port 9 is open" in refused.stderr) == (6, True)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_status_is_shown_again_and_again(more: list[str], state: list[str]) -> None:
+    with subprocess.Popen(
+        command("status", *state, "--watch", "0.01", *more), stdout=subprocess.PIPE, env=environment()
+    ) as watching:
+        assert watching.stdout is not None
+        seen = 0
+        for line in watching.stdout:
+            seen += b"100.64." in line and b"keeper" in line
+            if seen == 3:
+                break
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=PATIENCE)
+    assert watching.returncode == 130
 
 
 def test_capture_takes_a_peer_and_limits(state: list[str], tmp_path: Path) -> None:

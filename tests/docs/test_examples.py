@@ -50,6 +50,15 @@ def test_client_example(name: str, arguments: list[str], printed: str, visitor: 
     assert re.search(printed, done.stdout), done.stdout
 
 
+@pytest.mark.parametrize("name", [row[0] for row in CLIENTS if row[1] and row[0] != "mesh_chat.py"])
+@pytest.mark.slow
+def test_an_example_without_its_arguments_says_what_it_takes(name: str) -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"python {name} " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @asynccontextmanager
 async def running(command: list[str], environment: dict[str, str]) -> AsyncIterator[trio.Process]:
     """A server example, once it has said that it listens; ended as Ctrl-C does."""

@@ -26,6 +26,7 @@ TOLD_IN_FULL = (
     "test_paths_real.py",
     "test_peer_relay_real.py",
     "test_real_clients.py",
+    "test_shells.py",
 )
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the interop suite needs of the machine, from Debian: PostgreSQL, Redis, the network tools of the NAT lab, and
-# clients for the proxy.
+# What the interop suite needs of the machine, from Debian: PostgreSQL, Redis, the network tools of the NAT lab, clients for
+# the proxy, and shells.
 # Idempotent; without root or apt it says so in one line and tests skip.
 set -u
 cd "$(dirname "$0")/../.."
@@ -19,6 +19,9 @@ command -v ssh >/dev/null || wanted+=(openssh-client)
 [ -x /usr/sbin/sshd ] || wanted+=(openssh-server)
 nc -h 2>&1 | grep -q proxy_protocol || wanted+=(netcat-openbsd)
 command -v chromium >/dev/null || wanted+=(chromium)
+# Shells that complete.
+command -v zsh >/dev/null || wanted+=(zsh)
+command -v fish >/dev/null || wanted+=(fish)
 [ ${#wanted[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
   echo "REAL SERVERS NOT INSTALLED: ${wanted[*]} need root and apt-get; the tests that use them will skip"

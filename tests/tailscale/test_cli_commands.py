@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import trio
 
 from tailscale.cli import main
+from tailscale.cli.arguments import parse
 from tailscale.device import Device
 from tailscale.testing import Tailnet
 
@@ -258,7 +260,82 @@ def test_unreachable_control_server_is_told_in_time(join: list[str], capsys: pyt
     assert "http://127.0.0.1:9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["nc", "db"], ["nc", "db", "99999"], ["listen", "x"], ["nosuch"], []])
+def test_words_of_python_are_not_said_to_those_who_type(
+    join: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of nobody who logs it in, of a server that is not there, of a state in use, of a key that is refused."""
+    nowhere = ["--control-url", "http://127.0.0.1:9", "--timeout", "0.3", "--auth-key", "k"]
+    with open(os.devnull) as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        assert main(["status", *join[:4], "--timeout", "0.5"]) == 3
+        assert main(["ip", "--ephemeral", *nowhere]) == 4
+        assert main(["status", *join[:4], "--auth-key", "tskey-auth-wrong"]) == 3
+        assert main(["status", *join[:2], "--control-url", "nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert not [word for word in ("auth_key=", "control_url", "timeout=", "state=", "on_login_url") if word in said]
+    assert "or pass --auth-key (or set TS_AUTHKEY)" in said
+    assert "cannot connect to 127.0.0.1:9: Connection refused" in said
+    assert "all attempts" not in said
+    assert "peers stay reachable" not in said
+
+
+def test_a_web_server_is_no_control_server(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert main(["ip", *join[:2], "--control-url", url, "--auth-key", "k"]) == 4
+        assert main(["doctor", *join[:2], "--control-url", url, "--auth-key", "k"]) == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    out, err = capsys.readouterr()
+    assert f"a web server answered at {url}, not a control server (HTTP 404 for its key)" in err
+    assert out.count("a web server answered") == 1
+    assert "html" not in (out + err).lower()
+
+
+def test_status_says_the_domain_of_its_names(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", *join]) == 0
+    out, err = capsys.readouterr()
+    assert "running in tailnet.test as user@tailnet.test" in out
+    assert "a device that stays: `pytailscale up`" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["db", "7"], ("db", 7)),
+        (["db:7"], ("db", 7)),
+        (["db", "http"], ("db", 80)),
+        (["db:ssh"], ("db", 22)),
+        (["[fd7a::1]:7"], ("fd7a::1", 7)),
+        (["fd7a::1", "7"], ("fd7a::1", 7)),
+        (["-u", "db", "domain"], ("db", 53)),
+    ],
+)
+def test_nc_takes_hosts_and_ports_as_people_write_them(words: list[str], meant: tuple[str, int]) -> None:
+    options = parse(["nc", *words])
+    assert (options.host, options.port) == meant
+
+
+def test_service_names_need_no_list_of_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> int:
+        raise OSError("service/proto not found")
+
+    monkeypatch.setattr(socket, "getservbyname", unknown)
+    assert parse(["nc", "db", "https"]).port == 443
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["nc", "db"], ["nc", "db", "99999"], ["nc", "db:7", "8"], ["nc", "db:x"], ["nc", "fd7a::1"]),
+        *(["nc", "db", "²"], ["tcp", "db"], ["listen", "x"], ["nosuch"], []),
+    ],
+)
 def test_wrong_usage_is_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(argv)

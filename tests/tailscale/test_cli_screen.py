@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tailscale.cli.exit_codes import EXIT_TABLE, explain
-from tailscale.cli.screen import Screen, fitting, in_time
+from tailscale.cli.screen import Screen, cut, fitting, in_time
 from tailscale.errors import LoginRequired, NameNotFound, StateLocked
 from tailscale.figures import in_bytes
 
@@ -65,9 +65,41 @@ def test_live_line_is_silent_in_a_pipe() -> None:
 
 def test_narrow_terminal_drops_optional_columns_first() -> None:
     header, rows = ("NAME", "user", "os"), [("a" * 20, "b" * 20, "linux")]
-    assert fitting(header, rows, 80) == [0, 1, 2]
-    assert fitting(header, rows, 35) == [0, 2]
-    assert fitting(header, rows, 10) == [0]
+    assert fitting(header, rows, 80) == {0: 20, 1: 20, 2: 5}
+    assert fitting(header, rows, 35) == {0: 20, 2: 5}
+    assert fitting(header, rows, 10) == {0: 10}
+
+
+def test_columns_that_say_nothing_go_before_any_that_do() -> None:
+    header, rows = ("NAME", "PATH", "user"), [("db", "-", "alice"), ("web", ("-", "dim"), "bob")]
+    assert fitting(header, rows, 80) == {0: 4, 2: 5}
+    out = Terminal()
+    Screen(out=out, err=Terminal()).table(header, rows)
+    assert "PATH" not in out.getvalue()
+    piped = io.StringIO()
+    Screen(out=piped, err=Terminal()).table(header, rows)
+    assert piped.getvalue().split() == ["NAME", "PATH", "user", "db", "-", "alice", "web", "-", "bob"]
+
+
+def test_the_widest_is_cut_and_the_name_is_not() -> None:
+    header, rows = ("NAME", "ADDRESS", "STATE"), [("a" * 12, "100.100.100.100", "offline since 2026-11-30 12:00")]
+    assert fitting(header, rows, 80) == {0: 12, 1: 15, 2: 30}
+    assert fitting(header, rows, 50) == {0: 12, 1: 15, 2: 19}
+    assert fitting(header, rows, 40) == {0: 12, 1: 15, 2: 9}
+    assert fitting(header, rows, 38) == {0: 12, 1: 15}
+    assert cut(("offline since", "dim"), 8, True) == ("offline…", "dim")
+    assert cut("offline", 7, False) == "offline"
+    assert cut("offline", 6, False) == "offli~"
+
+
+def test_sentences_on_a_terminal_break_between_words() -> None:
+    err = Terminal()
+    err.columns = 40  # type: ignore[attr-defined]
+    Screen(out=io.StringIO(), err=err).note_at(("pytailscale: ", "red"), "the control server is not there today")
+    assert [line.strip() for line in err.getvalue().splitlines()][1:] == ["there today"]
+    piped = io.StringIO()
+    Screen(out=io.StringIO(), err=piped).note_at("pytailscale: ", "word " * 40)
+    assert piped.getvalue().count("\n") == 1
 
 
 def test_every_error_has_a_code_of_the_table() -> None:

@@ -19,6 +19,7 @@ import tailscale
 from tailscale import aio, sync
 from tailscale.dial.dialing import host_and_port
 from tailscale.http import AsyncTransport, Transport
+from tailscale.mesh import Mesh
 from tailscale.testing import Tailnet
 from tailscale.testing.threaded import TailnetThread
 
@@ -94,6 +95,10 @@ ROWS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: host_and_port("db:7", None), TypeError, r"host and port are two things: 'db', 7, not 'db:7'"),
     (lambda: host_and_port("db", None), TypeError, r"a connection needs a port too: 'db', 5432"),
     (lambda: host_and_port("db", "7"), TypeError, r"port is a number: 7, not '7'"),  # type: ignore[arg-type]
+    (lambda: sync.Device(hostnme="x"), TypeError, r"a Device takes no hostnme=: it takes auth_key, control_url"),  # type: ignore[call-arg]
+    (lambda: aio.Device("x", authkey="k"), TypeError, r"a Device takes no authkey=: it takes auth_key"),  # type: ignore[call-arg]
+    (lambda: sync.Device(7), TypeError, r'hostname is text, such as "worker", not 7'),  # type: ignore[arg-type]
+    (lambda: tailscale.Device(7), TypeError, r'hostname is text, such as "worker", not 7'),  # type: ignore[arg-type]
     (lambda: sync.Device("x").node, tailscale.DeviceNotReady, r"has not been entered"),
 ]  # fmt: skip
 
@@ -120,6 +125,17 @@ async def test_a_peer_of_another_name_is_suggested(autojump_clock: MockClock, ta
         a.peers["databse"]
     assert str(caught.value) == "no peer is called 'databse'; did you mean 'database'?"
     assert a.peers.get("databse") is None
+    with pytest.raises(KeyError, match=r"no peer is called 'databse'; did you mean 'database'\?"):
+        a.peer_status("databse")
+
+
+async def test_a_member_of_another_name_is_suggested(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("database")
+    async with Mesh(a, "notes") as here, Mesh(b, "notes"):
+        await here.peer("database", timeout=10)
+        with pytest.raises(KeyError, match=r"no member is called 'databse'; did you mean 'database'\?"):
+            here.peers["databse"]
+        assert here.peers.get("databse") is None
 
 
 async def test_words_of_other_streams_are_translated(autojump_clock: MockClock, tailnet: Tailnet) -> None:

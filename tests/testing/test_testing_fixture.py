@@ -127,3 +127,19 @@ def test_command_runs_in_a_tailnet_of_its_own(command: list[str], code: int, sai
     done = subprocess.run(starting, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == code
     assert said in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_shell_may_evaluate_what_is_exported(tmp_path: Path) -> None:
+    program = tmp_path / "joining.py"
+    program.write_text(JOINING)
+    script = (
+        f'eval "$({sys.executable} -m tailscale.testing --export)"; {sys.executable} {program}; echo $?; '
+        "kill $TS_TAILNET_PID && while kill -0 $TS_TAILNET_PID 2>/dev/null; do :; done; echo gone"
+    )
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("child.tailnet.test\n3\ngone\n", "")
+    wrong = [sys.executable, "-m", "tailscale.testing", "--export", "--policy", str(program)]
+    done = subprocess.run(wrong, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the tailnet did not start: " in done.stderr
