@@ -62,6 +62,7 @@ SECTIONS = [
     ("",                  "tailscale/mesh/sync_face.py",        ["Mesh"]),
     ("",                  "tailscale/threads/bridges.py",       ["Forward"]),
     ("",                  "tailscale/threads/loopback.py",      ["TailnetListener", "TailnetSocket"]),
+    ("",                  "tailscale/threads/taking.py",        ["TakenDials"]),
     ("tailscale.dask",    "tailscale/dask/process_device.py",   ["use", "close"]),
     ("",                  "tailscale/dask/dashboard.py",        ["dask_setup", "dask_teardown"]),
     ("",                  "tailscale/dask/settings.py",         ["UnusableSetting"]),

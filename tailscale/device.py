@@ -396,6 +396,15 @@ class Device(OwnNode, AsyncWithOnly):
         """
         return await choose.way_to(self._ready().dialer, host)
 
+    def known_way(self, host: str) -> bool | None:
+        """`way_to` as far as nobody has to be asked: None where only the address of a name decides. For any thread.
+
+        ```python
+        print(device.known_way("db"), device.known_way("127.0.0.1"))
+        ```
+        """
+        return choose.known_way(self._ready().dialer, host)
+
     async def way_by(self, host: str, via: str | Node | None) -> tuple[bool, str, str | Node | None]:
         """`way_to`, and the exit node that `connect_anywhere(via=)` goes through: None where the tailnet has it itself.
 

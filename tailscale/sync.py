@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.sync_face import Exits as Exits
     from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
+    from tailscale.threads.taking import TakenDials as TakenDials
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,6 +166,17 @@ class Device(DeviceFace, WithOnly):
         """A UDP socket on the tailnet."""
         return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
 
+    def take_dials(self) -> TakenDials:
+        """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.
+
+        What `connect_anywhere` sends over the tailnet is reached by this device wherever the program uses Python's
+        sockets, blocking or in asyncio; everything else goes as before, and so does all of it after `close()` or the
+        block. One device at a time takes a program's dials; datagrams to the tailnet are refused.
+        """
+        from tailscale.threads.taking import TakenDials  # few do
+
+        return TakenDials(self)
+
     # Names and identities
 
     way_to = blocking(TrioDevice.way_to)
@@ -232,10 +244,16 @@ class Capture(CaptureFace):
 # What stands on a Device: whoever needs none of it loads nothing of it.
 __getattr__ = lazily(
     __name__,
-    names_of({"tailscale.mesh.sync_face": ("Mesh",), "tailscale.proxy.sync_face": ("Exits", "serve")}),
+    names_of(
+        {
+            "tailscale.mesh.sync_face": ("Mesh",),
+            "tailscale.proxy.sync_face": ("Exits", "serve"),
+            "tailscale.threads.taking": ("TakenDials",),
+        }
+    ),
 )
 
 __all__ = [
-    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"),
-    "serve",
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
+    *("UdpSocket", "serve"),
 ]

@@ -131,6 +131,10 @@ class DeviceFace(Face[Device], OwnNode):
         """What is wrong right now; empty when all is well."""
         return self._inside().health
 
+    def known_way(self, host: str) -> bool | None:
+        """`way_to` as far as nobody has to be asked: None where only the address of a name decides."""
+        return self._inside().known_way(host)
+
     @property
     def is_open(self) -> bool:
         """It has joined and was not closed."""
