@@ -35,6 +35,8 @@ SECTIONS = [
     ("tailscale.http",    "tailscale/http/server.py",           ["serve"]),
     ("",                  "tailscale/http/transport.py",        ["AsyncTransport", "Transport", "PoolOptions"]),
     ("",                  "tailscale/http/requests_adapter.py", ["RequestsAdapter"]),
+    ("",                  "tailscale/http/urllib3_pools.py",    ["urllib3_pool"]),
+    ("",                  "tailscale/http/aiohttp_connector.py", ["AiohttpConnector"]),
     ("",                  "tailscale/http/limits.py",           ["Limits"]),
     ("",                  "tailscale/http/visits.py",           ["Visits", "ServerStatistics"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),

@@ -1,7 +1,8 @@
 """HTTP over the tailnet, both ways.
 
-`AsyncTransport(device)` lets httpx (or httpx2) reach `http://db:8000/`; `serve(app, device)` runs an ASGI app that
-knows who is calling. Importing this module loads nothing else; the names come when they are used.
+`AsyncTransport(device)` lets httpx (or httpx2) reach `http://db:8000/`, others here do so for aiohttp, requests and
+urllib3; `serve(app, device)` runs an ASGI app that knows who is calling. Importing this module loads nothing else; the
+names come when they are used.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from typing import TYPE_CHECKING
 from tailscale._lazy import lazily
 
 if TYPE_CHECKING:
+    from tailscale.http.aiohttp_connector import AiohttpConnector as AiohttpConnector
     from tailscale.http.lifespan import LifespanFailed as LifespanFailed
     from tailscale.http.limits import Limits as Limits
     from tailscale.http.requests_adapter import RequestsAdapter as RequestsAdapter
     from tailscale.http.server import serve as serve
     from tailscale.http.transport import AsyncTransport as AsyncTransport
     from tailscale.http.transport import Transport as Transport
+    from tailscale.http.urllib3_pools import urllib3_pool as urllib3_pool
     from tailscale.http.visits import Visits as Visits
 
-__all__ = ["AsyncTransport", "LifespanFailed", "Limits", "RequestsAdapter", "Transport", "Visits", "serve"]
+__all__ = [
+    *("AiohttpConnector", "AsyncTransport", "LifespanFailed", "Limits", "RequestsAdapter", "Transport", "Visits"),
+    *("serve", "urllib3_pool"),
+]
 
 _HOMES = {
+    "AiohttpConnector": "tailscale.http.aiohttp_connector",
     "AsyncTransport": "tailscale.http.transport",
     "LifespanFailed": "tailscale.http.lifespan",
     "Limits": "tailscale.http.limits",
@@ -29,6 +36,7 @@ _HOMES = {
     "Transport": "tailscale.http.transport",
     "Visits": "tailscale.http.visits",
     "serve": "tailscale.http.server",
+    "urllib3_pool": "tailscale.http.urllib3_pools",
 }
 
 

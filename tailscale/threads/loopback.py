@@ -72,6 +72,13 @@ class TailnetSocket(socket.socket):
     def getpeername(self) -> Address:
         return self._far.remote
 
+    def connect(self, address: Any) -> None:
+        """It is connected; to there, that is no mistake: there are libraries that connect whatever they are given."""
+        if tuple(address[:2]) != self._far.remote:
+            raise OSError(
+                errno.EISCONN, "this socket of the tailnet is connected to {} port {}".format(*self._far.remote)
+            )
+
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
         super().setsockopt(level, option, *value)
         if (level, option) in KEEPALIVE_OPTIONS:
