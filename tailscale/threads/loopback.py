@@ -72,6 +72,11 @@ class TailnetSocket(socket.socket):
     def getpeername(self) -> Address:
         return self._far.remote
 
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of the addresses it gives."""
+        return socket.AF_INET6 if ":" in self._far.remote[0] else socket.AF_INET
+
     def connect(self, address: Any) -> None:
         """It is connected; to there, that is no mistake: there are libraries that connect whatever they are given."""
         if tuple(address[:2]) != self._far.remote:

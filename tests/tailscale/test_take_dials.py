@@ -538,17 +538,19 @@ def test_threads_dial_while_dials_are_taken_and_given_back(pair: Pair, echo: int
     left = pair[0]
     before, is_over, wrong, carried = as_it_is(), threading.Event(), [], []
 
-    def dial(host: str, port: int) -> None:
+    def dial(host: str, port: int, timeout: float) -> None:
         while not is_over.is_set():
             try:
-                assert said_by(socket.create_connection((host, port), timeout=10)) == b"hello"
+                assert said_by(socket.create_connection((host, port), timeout=timeout)) == b"hello"
                 carried.append(host)
             except OSError as error:
-                if host != "right":  # not taken at that moment: no such name
+                if (
+                    host != "right"
+                ):  # given back at that moment: no such name, or nobody there in this machine's network
                     wrong.append(error)
 
     with answering(socket.create_server(("127.0.0.1", 0), backlog=64)) as port:
-        places = [("right", echo), ("right", echo), ("127.0.0.1", port)]
+        places = [("right", echo, 0.2), ("right", echo, 0.2), ("127.0.0.1", port, 10.0)]
         threads = [threading.Thread(target=dial, args=place) for place in places]
         for thread in threads:
             thread.start()
