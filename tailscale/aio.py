@@ -28,7 +28,7 @@ from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 from tailscale.threads.udp_aio import UdpSocket
@@ -62,6 +62,7 @@ class Device(DeviceFace, AsyncWithOnly):
     `peers` and so on.
     """
 
+    @takes_options_of(TrioDevice.__init__)
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
         self._options = options
         self._thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         Identity,
         NetcheckReport,
         PeerStatus,
+        PingKind,
         PingResult,
         Status,
     )
@@ -186,10 +187,10 @@ class Device(OwnNode, AsyncWithOnly):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> None:
         runtime = self._ready()
         self._closed = True
-        return await runtime.stop(error, DEFAULT_CLOSE_TIMEOUT)
+        await runtime.stop(error, DEFAULT_CLOSE_TIMEOUT)
 
     def _ready(self) -> Runtime:
         if self._closed:
@@ -454,7 +455,7 @@ class Device(OwnNode, AsyncWithOnly):
     # Diagnosis
 
     @briefly
-    async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
+    async def ping(self, host: str, kind: PingKind = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
         """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
 
         `size` pads the probe. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
@@ -471,7 +472,7 @@ class Device(OwnNode, AsyncWithOnly):
         host: str | tuple[str, int],
         port: int | None = None,
         *,
-        protocol: str = "tcp",
+        protocol: Literal["tcp", "udp"] = "tcp",
         timeout: float = 10.0,
         via: str | Node | None = None,
     ) -> Explanation:

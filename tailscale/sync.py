@@ -23,7 +23,7 @@ from tailscale.device import Device as TrioDevice
 from tailscale.threads import bridges
 from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 from tailscale.threads.udp_sync import UdpSocket
@@ -56,6 +56,7 @@ class Device(DeviceFace, WithOnly):
     `logout`, `netcheck`, `peers` and so on.
     """
 
+    @takes_options_of(TrioDevice.__init__)
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
         self._thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
 

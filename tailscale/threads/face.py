@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
+F = TypeVar("F", bound=Callable[..., None])
 
 
 class DeviceOptions(TypedDict, total=False):
@@ -53,6 +54,16 @@ class DeviceOptions(TypedDict, total=False):
     udp_port: int
     tls: ssl.SSLContext | None
     handle_sigterm: bool
+
+
+def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:
+    """Show the options of `other` by name, type and default where `help` and editors look."""
+
+    def mark(init: F) -> F:
+        vars(init)["__wrapped__"] = other
+        return init
+
+    return mark
 
 
 class Face(Generic[X]):
