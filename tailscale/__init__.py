@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from tailscale.errors import DeviceClosed as DeviceClosed
     from tailscale.errors import DeviceFailed as DeviceFailed
     from tailscale.errors import DeviceNotReady as DeviceNotReady
+    from tailscale.errors import DialsTaken as DialsTaken
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
     from tailscale.errors import NoRoute as NoRoute
     from tailscale.errors import NoSuchPeer as NoSuchPeer
+    from tailscale.errors import NotCarried as NotCarried
     from tailscale.errors import PeerKeyExpired as PeerKeyExpired
     from tailscale.errors import PeerOffline as PeerOffline
     from tailscale.errors import StateCorrupt as StateCorrupt
@@ -92,7 +94,7 @@ _HOMES = {
     "errors": (
         *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
         *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
-        *("DeviceNotReady", "LoginRequired", "NameNotFound", "NoSuchPeer", "WrongFace"),
+        *("DeviceNotReady", "DialsTaken", "LoginRequired", "NameNotFound", "NoSuchPeer", "NotCarried", "WrongFace"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (

@@ -292,8 +292,8 @@ class Runtime:
 
     # Shutdown
 
-    async def stop(self, error: BaseException | None, patience: float) -> bool:
-        """Say goodbye within `patience` seconds, then stop everything. True if `error` was our own cancellation."""
+    async def stop(self, error: BaseException | None, patience: float) -> None:
+        """Say goodbye within `patience` seconds, then stop everything. `error` is what ends the block, if anything."""
         assert self._guard is not None
         crashed = self._guard.cancel_scope.cancel_called  # an actor failed and took the nurseries with it
         if self.is_built and not crashed:
@@ -304,15 +304,14 @@ class Runtime:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
         try:
-            absorbed = await self._manager.__aexit__(*_exception_triple(error if crashed else None))
+            await self._manager.__aexit__(*_exception_triple(error if crashed else None))
         except BaseExceptionGroup as group:
             if error is not None and group.split(trio.Cancelled)[1] is None:
-                return False  # whoever cancels us hears of it anyway; what the block raised must not be lost
+                return  # whoever cancels us hears of it anyway; what the block raised must not be lost
             cause = _unwrapped(group)
             raise cause from cause.__cause__
         finally:
             self._let_go()
-        return bool(absorbed) and crashed
 
     def _let_go(self) -> None:
         if self.is_built:

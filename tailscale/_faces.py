@@ -27,7 +27,17 @@ def wrong_face(what: str) -> WrongFace:
     return WrongFace(f"{what}: {WHICH}")
 
 
-class AsyncWithOnly:
+class _OfOneProcess:
+    """A Device is of the process that made it: another one gets what is needed to make its own."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {_name(self)} is not pickled or copied, it has keys, sockets and a thread: pass its arguments on, and "
+            "make one in each process, under a name of its own"
+        )
+
+
+class AsyncWithOnly(_OfOneProcess):
     """A Device for an event loop, in a plain `with`."""
 
     def __enter__(self) -> NoReturn:
@@ -37,7 +47,7 @@ class AsyncWithOnly:
         """Never reached; Python looks for it first."""
 
 
-class WithOnly:
+class WithOnly(_OfOneProcess):
     """A Device for threads, in an `async with`."""
 
     async def __aenter__(self) -> NoReturn:

@@ -28,7 +28,7 @@ from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 from tailscale.threads.udp_aio import UdpSocket
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.aio_face import Exits as Exits
     from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
+    from tailscale.threads.taking import TakenDials as TakenDials
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class Device(DeviceFace, AsyncWithOnly):
     `peers` and so on.
     """
 
+    @takes_options_of(TrioDevice.__init__)
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
         self._options = options
         thread = LoopThread(lambda: TrioDevice(hostname, **options), options.get("handle_sigterm", True))
@@ -307,6 +309,17 @@ class Device(DeviceFace, AsyncWithOnly):
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
 
+    def take_dials(self) -> TakenDials:
+        """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.
+
+        What `connect_anywhere` sends over the tailnet is reached by this device wherever the program uses Python's
+        sockets, blocking or in asyncio; everything else goes as before, and so does all of it after `close()` or the
+        block. One device at a time takes a program's dials; datagrams to the tailnet are refused.
+        """
+        from tailscale.threads.taking import TakenDials  # few do
+
+        return TakenDials(self)
+
     # Names and identities
 
     way_to = awaited(TrioDevice.way_to)
@@ -398,10 +411,16 @@ async def _leaving_with_the_loop(thread: LoopThread) -> AsyncGenerator[None, Non
 # What stands on a Device: whoever needs none of it loads nothing of it.
 __getattr__ = lazily(
     __name__,
-    names_of({"tailscale.mesh.aio_face": ("Mesh",), "tailscale.proxy.aio_face": ("Exits", "serve")}),
+    names_of(
+        {
+            "tailscale.mesh.aio_face": ("Mesh",),
+            "tailscale.proxy.aio_face": ("Exits", "serve"),
+            "tailscale.threads.taking": ("TakenDials",),
+        }
+    ),
 )
 
 __all__ = [
-    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"),
-    "serve",
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
+    *("UdpSocket", "serve"),
 ]

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         Identity,
         NetcheckReport,
         PeerStatus,
+        PingKind,
         PingResult,
         Status,
     )
@@ -187,10 +188,10 @@ class Device(OwnNode, AsyncWithOnly):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> None:
         runtime = self._ready()
         self._closed = True
-        return await runtime.stop(error, DEFAULT_CLOSE_TIMEOUT)
+        await runtime.stop(error, DEFAULT_CLOSE_TIMEOUT)
 
     def _ready(self) -> Runtime:
         if self._closed:
@@ -402,6 +403,15 @@ class Device(OwnNode, AsyncWithOnly):
         """
         return await choose.way_to(self._ready().dialer, host)
 
+    def known_way(self, host: str) -> bool | None:
+        """`way_to` as far as nobody has to be asked: None where only the address of a name decides. For any thread.
+
+        ```python
+        print(device.known_way("db"), device.known_way("127.0.0.1"))
+        ```
+        """
+        return choose.known_way(self._ready().dialer, host)
+
     async def way_by(self, host: str, via: str | Node | None) -> tuple[bool, str, str | Node | None]:
         """`way_to`, and the exit node that `connect_anywhere(via=)` goes through: None where the tailnet has it itself.
 
@@ -467,7 +477,7 @@ class Device(OwnNode, AsyncWithOnly):
     # Diagnosis
 
     @briefly
-    async def ping(self, host: str, kind: str = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
+    async def ping(self, host: str, kind: PingKind = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
         """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
 
         `size` pads the probe. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
@@ -484,7 +494,7 @@ class Device(OwnNode, AsyncWithOnly):
         host: str | tuple[str, int],
         port: int | None = None,
         *,
-        protocol: str = "tcp",
+        protocol: Literal["tcp", "udp"] = "tcp",
         timeout: float = 10.0,
         via: str | Node | None = None,
     ) -> Explanation:

@@ -36,10 +36,12 @@ __all__ = [
     "DeviceClosed",
     "DeviceFailed",
     "DeviceNotReady",
+    "DialsTaken",
     "LoginRequired",
     "NameNotFound",
     "NoRoute",
     "NoSuchPeer",
+    "NotCarried",
     "PeerKeyExpired",
     "PeerOffline",
     "StateCorrupt",
@@ -176,6 +178,16 @@ class ConnectionReset(_Dial, ConnectionResetError, trio.BrokenResourceError):
 
     code = errno.ECONNRESET
     fault = "port-resets"
+
+
+class NotCarried(_Dial):
+    """A device that takes the program's dials has to carry this one and cannot: datagrams, or it has been closed."""
+
+    code = errno.EOPNOTSUPP
+
+
+class DialsTaken(TailscaleError):
+    """Another device takes this program's dials already."""
 
 
 class StateLocked(TailscaleError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from tailscale.foreign_text import for_terminal
 from tailscale.nodes import Node, counted
@@ -22,7 +22,8 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
-PING_KINDS = ("disco", "tsmp", "icmp")
+PingKind = Literal["disco", "tsmp", "icmp"]
+PING_KINDS = get_args(PingKind)
 PathKind = Literal["", "direct", "relay", "peer relay"]
 
 

@@ -23,7 +23,7 @@ from tailscale.device import Device as TrioDevice
 from tailscale.threads import bridges
 from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward
-from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now
+from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
 from tailscale.threads.udp_sync import UdpSocket
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.sync_face import Exits as Exits
     from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
+    from tailscale.threads.taking import TakenDials as TakenDials
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class Device(DeviceFace, WithOnly):
     `logout`, `netcheck`, `peers` and so on.
     """
 
+    @takes_options_of(TrioDevice.__init__)
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
         thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
         super().__init__(hostname, options, thread)
@@ -178,6 +180,17 @@ class Device(DeviceFace, WithOnly):
         """A UDP socket on the tailnet."""
         return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
 
+    def take_dials(self) -> TakenDials:
+        """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.
+
+        What `connect_anywhere` sends over the tailnet is reached by this device wherever the program uses Python's
+        sockets, blocking or in asyncio; everything else goes as before, and so does all of it after `close()` or the
+        block. One device at a time takes a program's dials; datagrams to the tailnet are refused.
+        """
+        from tailscale.threads.taking import TakenDials  # few do
+
+        return TakenDials(self)
+
     # Names and identities
 
     way_to = blocking(TrioDevice.way_to)
@@ -245,10 +258,16 @@ class Capture(CaptureFace):
 # What stands on a Device: whoever needs none of it loads nothing of it.
 __getattr__ = lazily(
     __name__,
-    names_of({"tailscale.mesh.sync_face": ("Mesh",), "tailscale.proxy.sync_face": ("Exits", "serve")}),
+    names_of(
+        {
+            "tailscale.mesh.sync_face": ("Mesh",),
+            "tailscale.proxy.sync_face": ("Exits", "serve"),
+            "tailscale.threads.taking": ("TakenDials",),
+        }
+    ),
 )
 
 __all__ = [
-    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "UdpSocket"),
-    "serve",
+    *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
+    *("UdpSocket", "serve"),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tailscale.cli.exit_codes import FAILED, NOT_FOUND, OK, REFUSED, UNREACHABLE
 from tailscale.cli.screen import Screen
@@ -24,7 +24,7 @@ async def why(options: argparse.Namespace, screen: Screen) -> int:
     host, port = options.where
     async with joined(options, screen) as device:
         screen.show(f"looking at the way to {host} ...")
-        protocol = "udp" if options.udp else "tcp"
+        protocol: Literal["tcp", "udp"] = "udp" if options.udp else "tcp"
         found = await device.explain(host, port, protocol=protocol, timeout=min(options.timeout, PATIENCE))
     if options.json:
         screen.json(found.to_dict())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -25,9 +25,12 @@ from tailscale.device import Device
 from tailscale.errors import NameNotFound, TailscaleError
 from tailscale.nodes import named
 
+if TYPE_CHECKING:
+    from tailscale.status import PingKind
+
 ROOT = "/localapi/v0/"
 PING_PATIENCE = 60.0  # the client's own is shorter, and it hangs up
-PING_KINDS = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
+PING_KINDS: dict[str, PingKind] = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
 DIAL_TIMEOUT = 30.0
 LONGEST_ANSWER = 64 << 10
 # Refused until one of `rooms.py` takes the path.
@@ -166,7 +169,7 @@ class LocalApi:
             found["Err"] = str(error)
         return json_answer(found)
 
-    async def _ping_path(self, device: Device, address: str, kind: str, size: int) -> dict[str, Any]:
+    async def _ping_path(self, device: Device, address: str, kind: PingKind, size: int) -> dict[str, Any]:
         pong = await device.ping(address, kind, min(max(size, 0), 1280), timeout=PING_PATIENCE)
         found: dict[str, Any] = {"LatencySeconds": pong.latency}
         if pong.node is not None:

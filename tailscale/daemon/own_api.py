@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -22,7 +22,7 @@ from tailscale.daemon.keeper import STOPPED, Keeper
 from tailscale.daemon.log import LEVELS, DaemonLog
 from tailscale.events import Event, EventStream
 from tailscale.nodes import Node
-from tailscale.status import PathInfo
+from tailscale.status import PathInfo, PingKind
 
 ROOT = "/pytailscale/v1/"
 SHORTEST_INTERVAL = 0.1
@@ -118,7 +118,7 @@ class OwnApi:
     async def _ping(self, question: Question) -> Answer:
         query = question.query
         result = await self._keeper.usable.ping(
-            query.get("host", ""), query.get("kind", "disco"), int(query.get("size", "0"))
+            query.get("host", ""), cast("PingKind", query.get("kind", "disco")), int(query.get("size", "0"))
         )
         return json_answer(result.to_dict())
 

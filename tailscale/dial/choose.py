@@ -62,16 +62,25 @@ async def way_by(dialer: Dialer, host: str, via: Via) -> tuple[bool, str, Via]:
 
 async def way_to(dialer: Dialer, host: str) -> tuple[bool, str]:
     """Whether to go over the tailnet, and to what: `host` itself, or the address its own resolver gives for it."""
+    known = known_way(dialer, host)
+    if known is not None:
+        return known, host
+    addresses = await dialer.resolver.address_bytes(host)
+    routed = [a for a in addresses if dialer.reach.routes_to(a)]
+    chosen = (routed or addresses)[0]
+    return bool(routed) or is_tailscale_address(chosen), format_address(chosen)
+
+
+def known_way(dialer: Dialer, host: str) -> bool | None:
+    """Whether to go over the tailnet, as far as nobody has to be asked; None where the address decides.
+
+    Reads what is replaced and never changed, so that any thread may call it.
+    """
     if _is_this_machine(host):
-        return False, host
+        return False
     if dialer.directory.preferences.exit_node is not None or _is_of_tailnet(dialer, host):
-        return True, host
-    if _is_split(dialer, host):
-        addresses = await dialer.resolver.address_bytes(host)
-        routed = [a for a in addresses if dialer.reach.routes_to(a)]
-        chosen = (routed or addresses)[0]
-        return bool(routed) or is_tailscale_address(chosen), format_address(chosen)
-    return False, host
+        return True
+    return None if _is_split(dialer, host) else False
 
 
 def _is_this_machine(host: str) -> bool:

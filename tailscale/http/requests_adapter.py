@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from tailscale.http.urllib3_pools import pool_classes
 
 if TYPE_CHECKING:
-    import socket
+    from urllib3 import PoolManager
 
     from tailscale.sync import Device
 
@@ -37,33 +36,8 @@ class RequestsAdapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
         manager: PoolManager = self.poolmanager
-        manager.pool_classes_by_scheme = _pool_classes(self._device)
+        manager.pool_classes_by_scheme = pool_classes(self._device)
 
     def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
         """Proxy settings of the environment do not apply: the tailnet is the way."""
         return super().get_connection_with_tls_context(request, verify, None, cert)
-
-
-def _pool_classes(device: Device) -> dict[str, type[HTTPConnectionPool]]:
-    def dial(connection: HTTPConnection) -> socket.socket:
-        timeout = connection.timeout if isinstance(connection.timeout, int | float) else None
-        try:
-            return device.connect_anywhere(connection.host, connection.port, timeout=timeout)
-        except TimeoutError as error:
-            raise ConnectTimeoutError(connection, str(error)) from error
-        except OSError as error:
-            raise NewConnectionError(connection, str(error)) from error
-
-    class TailnetConnection(HTTPConnection):
-        _new_conn = dial
-
-    class TailnetTlsConnection(HTTPSConnection):
-        _new_conn = dial
-
-    class TailnetPool(HTTPConnectionPool):
-        ConnectionCls = TailnetConnection
-
-    class TailnetTlsPool(HTTPSConnectionPool):
-        ConnectionCls = TailnetTlsConnection
-
-    return {"http": TailnetPool, "https": TailnetTlsPool}

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.pool_file import PoolFile
     from tailscale.sockets.tcp import TcpStream
     from tailscale.sockets.udp import UdpSocket
-    from tailscale.status import ExitNode, PeerStatus
+    from tailscale.status import ExitNode, PeerStatus, PingKind
 
 IDLE = 300.0  # seconds without use after which nobody follows the device any more
 FRESH = 1.0  # how old a latency may be that a choice is made by
@@ -442,7 +442,7 @@ class LiveChoice:
                 self.choice.fell_silent(key, now)
                 self.choice.tunnel_stayed_silent(key, now)
 
-    async def _ping(self, key: str, kind: str, patience: float) -> bool:
+    async def _ping(self, key: str, kind: PingKind, patience: float) -> bool:
         node = self._nodes.get(key)
         if node is None or not node.addresses:
             return False

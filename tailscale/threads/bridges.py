@@ -43,10 +43,12 @@ def as_socket(thread: LoopThread, stream: TcpStream) -> TailnetSocket:
         stream.abort()
         raise
     thread.join_streams(Splice(LocalStream(ours), stream))
-    return TailnetSocket(theirs, _far_end(thread, stream))
+    return TailnetSocket(theirs, far_end(thread, stream))
 
 
-def _far_end(thread: LoopThread, stream: TcpStream) -> FarEnd:
+def far_end(thread: LoopThread, stream: TcpStream) -> FarEnd:
+    """What a socket that stands for `stream` shows and sets. Inside the loop."""
+
     def keep_alive(idle: float | None, interval: float, count: int) -> None:
         thread.call_soon(stream.set_keepalive, idle, interval, count)
 
@@ -98,7 +100,7 @@ async def _feed(thread: LoopThread, listener: TcpListener, lost_or_held: weakref
 async def _hand_over(thread: LoopThread, stream: TcpStream, door: TailnetListener) -> bool:
     """Whether the program still listens."""
     try:
-        near = await connect_back(door, _far_end(thread, stream), thread.device)
+        near = await connect_back(door, far_end(thread, stream), thread.device)
         thread.join_streams(Splice(near, stream))
     except OSError as error:
         stream.abort()

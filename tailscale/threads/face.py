@@ -40,6 +40,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 log = logging.getLogger("tailscale")
 LOOK = 2.0  # seconds that showing a device may take of a notebook's time
+F = TypeVar("F", bound=Callable[..., None])
 
 
 class DeviceOptions(TypedDict, total=False):
@@ -60,6 +61,16 @@ class DeviceOptions(TypedDict, total=False):
     udp_port: int
     tls: ssl.SSLContext | None
     handle_sigterm: bool
+
+
+def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:
+    """Show the options of `other` by name, type and default where `help` and editors look."""
+
+    def mark(init: F) -> F:
+        vars(init)["__wrapped__"] = other
+        return init
+
+    return mark
 
 
 class Face(Generic[X]):
@@ -177,6 +188,10 @@ class DeviceFace(Face[Device], OwnNode):
         connection lasts, behind `expose` and the listening sockets of a device. Waits for nothing.
         """
         return self._inside().caller_at(address, door)
+
+    def known_way(self, host: str) -> bool | None:
+        """`way_to` as far as nobody has to be asked: None where only the address of a name decides."""
+        return self._inside().known_way(host)
 
     @property
     def is_open(self) -> bool:

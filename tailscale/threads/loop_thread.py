@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tailscale.device import Device
 
 T = TypeVar("T")
+IN_LOOP_THREAD: ContextVar[bool] = ContextVar("IN_LOOP_THREAD", default=False)
+"""Whether it is a device that does this, and not the program; also in the threads that trio has for waiting."""
 GOODBYE = 1.0  # what the program wrote last gets this long to leave
 
 
@@ -176,6 +179,7 @@ class LoopThread:
     # Inside the loop
 
     def _run(self) -> None:
+        IN_LOOP_THREAD.set(True)
         try:
             trio.run(self._main)
         except BaseException as error:

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import trio
 
@@ -21,6 +21,8 @@ from tailscale.sockets.local import LocalStream, raise_error_of
 if TYPE_CHECKING:
     from tailscale.sockets.socket_device import Address
 
+LOOPBACK6, MAPPED = "::1", "::ffff:"  # the second: IPv4 as IPv6 sockets write it (RFC 4291 section 2.5.5.2)
+DOOR_PATIENCE = 5.0  # for a connection that the kernel has made already
 PORT_ATTEMPTS = 8
 STRANGERS = 16  # local connections we tolerate while waiting for our own
 # Idle time, interval, count: the option where the system has one (macOS has its own for the first), else what is usual.
@@ -43,6 +45,16 @@ class FarEnd(NamedTuple):
     """How to probe a silent peer: seconds of silence (None: never), seconds between probes, probes."""
 
 
+def keepalive_of(sock: socket.socket) -> tuple[float | None, float, int]:
+    """As the kernel keeps it for a socket: seconds of silence (None: never), seconds between probes, probes."""
+    idle, interval, count = (
+        sock.getsockopt(socket.IPPROTO_TCP, option) if option is not None else usual
+        for option, usual in KEEPALIVE_TIMES
+    )
+    is_on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return (float(idle) if is_on else None), float(interval), count
+
+
 class TailnetSocket(socket.socket):
     """An ordinary socket, except that it gives the tailnet's addresses as its own and its peer's.
 
@@ -61,20 +73,23 @@ class TailnetSocket(socket.socket):
     def getpeername(self) -> Address:
         return self._far.remote
 
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of the addresses it gives."""
+        return socket.AF_INET6 if ":" in self._far.remote[0] else socket.AF_INET
+
+    def connect(self, address: Any) -> None:
+        """It is connected; to there, that is no mistake: there are libraries that connect whatever they are given."""
+        if tuple(address[:2]) != self._far.remote:
+            raise OSError(
+                errno.EISCONN, "this socket of the tailnet is connected to {} port {}".format(*self._far.remote)
+            )
+
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
         super().setsockopt(level, option, *value)
         if (level, option) in KEEPALIVE_OPTIONS:
             with contextlib.suppress(TailscaleError):  # the device is closed, and the connection with it
-                self._far.keep_alive(*self._keepalive())
-
-    def _keepalive(self) -> tuple[float | None, float, int]:
-        """As the kernel keeps it for this socket."""
-        idle, interval, count = (
-            self.getsockopt(socket.IPPROTO_TCP, option) if option is not None else usual
-            for option, usual in KEEPALIVE_TIMES
-        )
-        is_on = self.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        return (float(idle) if is_on else None), float(interval), count
+                self._far.keep_alive(*keepalive_of(self))
 
 
 class TailnetListener(socket.socket):
@@ -141,23 +156,62 @@ class TailnetListener(socket.socket):
             self._on_close()
 
 
+class Door:
+    """A loopback listener for one connection, whose source is known: what others of this machine dial is hung up on."""
+
+    def __init__(self, family: int = socket.AF_INET) -> None:
+        self._listener, host = _on_loopback(family)
+        self._listener.listen(1)
+        self._listener.settimeout(DOOR_PATIENCE)
+        self.address = (host, self._listener.getsockname()[1])
+
+    def admit(self, source: tuple[Any, ...]) -> socket.socket:
+        """Our end of the connection that came from `source`; it is there already."""
+        for _ in range(STRANGERS):
+            accepted, address = self._listener.accept()
+            if address[1] == source[1] and address[0] == source[0].removeprefix(MAPPED):
+                accepted.setblocking(False)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return accepted
+            accepted.close()
+        raise ConnectionError("other programs keep connecting to our loopback ports")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+
+def _on_loopback(family: int) -> tuple[socket.socket, str]:
+    """A socket bound there, and the address by which sockets of `family` reach it."""
+    if family == socket.AF_INET6:
+        with contextlib.suppress(OSError):  # a machine without IPv6 has sockets of it nevertheless
+            return _bound(socket.socket(family), LOOPBACK6), LOOPBACK6
+        return _bound(socket.socket(), LOOPBACK), MAPPED + LOOPBACK
+    return _bound(socket.socket(), LOOPBACK), LOOPBACK
+
+
+def _bound(sock: socket.socket, host: str) -> socket.socket:
+    try:
+        sock.bind((host, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def loopback_pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends, nobody in between. TCP, so that resets and options mean what they say."""
-    with socket.socket() as door:
-        door.bind((LOOPBACK, 0))
-        door.listen(1)
-        ours = socket.create_connection(door.getsockname(), timeout=5)
-        for _ in range(STRANGERS):
-            theirs, source = door.accept()
-            if source == ours.getsockname():
-                break
+    with Door() as door:
+        theirs = socket.create_connection(door.address, timeout=DOOR_PATIENCE)
+        try:
+            ours = door.admit(theirs.getsockname())
+        except BaseException:
             theirs.close()
-        else:
-            ours.close()
-            raise ConnectionError("other programs keep connecting to our loopback ports")
-    ours.setblocking(False)
-    for sock in (ours, theirs):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raise
+    theirs.setblocking(True)
+    theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ours, theirs
 
 

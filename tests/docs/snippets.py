@@ -49,9 +49,12 @@ FACES = {
     "tailscale/proxy/sync_face.py": "sync",
     "tailscale/sync.py": "sync",
     "tailscale/dask/process_device.py": "sync",
+    "tailscale/http/aiohttp_connector.py": "asyncio",
     "tailscale/http/requests_adapter.py": "sync",
+    "tailscale/http/urllib3_pools.py": "sync",
 }  # what a docstring there means
 NOT_REQUIRED = (
+    "aiohttp",
     "asyncpg",
     "distributed",
     "fastapi",
@@ -59,6 +62,7 @@ NOT_REQUIRED = (
     "psycopg",
     "redis",
     "requests",
+    "urllib3",
     "uvicorn",
 )  # the gate installs them
 PATIENCE = 10.0

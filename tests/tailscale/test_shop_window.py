@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,61 @@ def test_every_face_has_the_members_of_the_device(face: type) -> None:
                 ours, theirs = inspect.signature(getattr(face, name)), inspect.signature(member)
                 assert ours.parameters == theirs.parameters
                 assert ours == theirs or name in OWN_STREAMS
+
+
+@pytest.mark.parametrize("face", [aio.Device, sync.Device])
+def test_help_shows_the_options_of_every_face(face: type) -> None:
+    """By name, type and default, and none of them is private."""
+    shown = inspect.signature(tailscale.Device)
+    assert inspect.signature(face) == shown
+    assert not [name for name in shown.parameters if name.startswith("_")]
+    assert "auth_key: 'AuthKey' = None" in pydoc.plain(pydoc.render_doc(face))
+
+
+TYPED = """
+from collections.abc import Awaitable
+from typing import Literal
+import tailscale
+from tailscale import aio, sync
+
+async def by_trio() -> str:
+    async with tailscale.Device() as device:
+        return device.name
+
+async def by_asyncio() -> str:
+    async with aio.Device(tags=["tag:ci"]) as device:
+        with device.take_dials():
+            return device.name
+
+def by_threads(kind: Literal["disco", "tsmp", "icmp"]) -> tailscale.PingResult:
+    with sync.Device("x", udp_port=0) as device, device.take_dials():
+        return device.ping("db", kind)
+"""
+MISTAKES = """
+from tailscale import aio, sync
+sync.Device("x").ping("db", "tcp")
+sync.Device(hostnam="x")
+sync.Device("x").explain("db", 80, protocol="sctp")
+aio.Device("x").tcp_connect("db", 80, dns="host")
+"""
+
+
+@pytest.mark.slow
+def test_programs_of_users_are_typed(tmp_path: Path) -> None:
+    """A function may end by returning inside a block, and a word that is none of the few is a mistake."""
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(TYPED)
+    wrong.write_text(MISTAKES)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent"]
+    config = ["--config-file", str(Path(tailscale.__file__).parent.parent / "pyproject.toml"), "--python-version=3.11"]
+
+    def judged(file: Path) -> str:
+        done = subprocess.run([*command, *config, str(file)], capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "Success" in judged(right)
+    said = judged(wrong)
+    assert [said.count(f"wrong.py:{line}: error") for line in range(3, 7)] == [1, 1, 1, 2], said  # and a missing await
 
 
 def test_every_face_takes_what_the_device_takes() -> None:
