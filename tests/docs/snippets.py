@@ -80,6 +80,18 @@ class Snippet:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the page calls it a whole program, or it looks like one."""
+        return "whole program" in self.above.lower() or self.calls_main
+
+    @property
+    def calls_main(self) -> bool:
+        """Whether it has a `main`, and its last statement begins it."""
+        body = ast.parse(self.source).body
+        has_main = any(getattr(node, "name", "") == "main" for node in body)
+        return has_main and re.search(r"\bmain\b", ast.unparse(body[-1])) is not None
+
 
 def texts() -> Iterator[tuple[str, int, str]]:
     """(file, number of the first line, text) of every document and public docstring."""
@@ -134,10 +146,14 @@ def missing_library(source: str) -> str:
     return ""
 
 
+def filled(snippet: Snippet, url: str, key: str) -> str:
+    """The source with a server and a key in place of those that a page shows."""
+    return PLACEHOLDER_KEY.sub(key, snippet.source.replace(PLACEHOLDER_URL, url))
+
+
 def run(snippet: Snippet, url: str, key: str) -> None:
     """Run it to its end, or as long as it says it lasts. Raises what it raises."""
-    source = PLACEHOLDER_KEY.sub(key, snippet.source.replace(PLACEHOLDER_URL, url))
-    tree = ast.parse(source, str(snippet))
+    tree = ast.parse(filled(snippet, url, key), str(snippet))
     ast.increment_lineno(tree, snippet.line - 1)
     code = compile(tree, str(ROOT / snippet.file), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = _globals_of(snippet.file) | {"tailscale": tailscale, "trio": trio, "app": app, "__name__": "__main__"}
