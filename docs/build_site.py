@@ -26,9 +26,13 @@ INDEX = "docs/README.md"
 START = ("README.md", INDEX, "docs/site.css", "docs/iframe-worker.js", "docs/pictures/logo.svg")
 SHOWN_AS_THEY_ARE = {".css", ".js", ".svg", ".png", ".ipynb", ".json"}
 LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".service": "ini", ".ini": "ini", ".sh": "sh"}
-LINK = re.compile(r"(\]\(|\b(?:src|href)=\")([^)\s\"]+)")
-FENCE = re.compile(r"^( *)(```+)([\w.-]+)[^\n`]*$", re.MULTILINE)
-CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"(^ *```+[^`\n]*\n.*?^ *```+ *$)", re.MULTILINE | re.DOTALL)
+OPENING = re.compile(r"^( *```+[\w.-]*).*$", re.MULTILINE)
+CODE = re.compile(r"`[^`\n]+`")
+LINK = re.compile(CODE.pattern + r"|(\]\(|\b(?:src|href)=\")([^)\s\"]+)")
+# Where Python-Markdown differs from GitHub: a list needs an empty line above it, and code in a table no backslash.
+TIGHT_LIST = re.compile(r"^((?![-*|\s]|\d+\. ).+)\n(?=- |1\. )", re.MULTILINE)
+TABLE_ROW = re.compile(r"^\|.*$", re.MULTILINE)
 ROW = re.compile(r"^\| \[(.+?)\]\((\S+?)\)", re.MULTILINE)
 
 
@@ -136,15 +140,15 @@ class Pages:
 
     def _page(self, path: str, text: str) -> str:
         """The same page in the words of Python-Markdown."""
-        code = [(match.start(), match.end()) for match in CODE.finditer(text)]
+        parts = FENCED.split(text)  # prose, code, prose, ...
+        parts[::2] = [self._prose(path, prose) for prose in parts[::2]]
+        parts[1::2] = [OPENING.sub(r"\1", code, count=1) for code in parts[1::2]]  # words for the tests go
+        return "".join(parts)
 
-        def follow(match: re.Match[str]) -> str:
-            inside = any(start <= match.start() < end for start, end in code)
-            return match[0] if inside else match[1] + self._link(path, match[2])
-
-        text = LINK.sub(follow, text)
-        text = FENCE.sub(r"\1\2\3", text)  # what the tests read behind the language is not for readers
-        return "\n".join(unescaped(line) for line in text.split("\n"))
+    def _prose(self, path: str, prose: str) -> str:
+        prose = LINK.sub(lambda found: found[1] + self._link(path, found[2]) if found[1] else found[0], prose)
+        prose = TIGHT_LIST.sub(r"\1\n\n", prose)
+        return TABLE_ROW.sub(lambda row: CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), prose)
 
     def _link(self, path: str, link: str) -> str:
         parts = urlsplit(link)
@@ -173,13 +177,6 @@ def shown(source: Path) -> str:
     """A page with a file on it."""
     language = LANGUAGES.get(source.suffix, "text")
     return f"# {source.name}\n\n````{language}\n{source.read_text()}\n````\n"
-
-
-def unescaped(line: str) -> str:
-    r"""Python-Markdown, unlike GitHub, shows the backslash of `a\|b` in a table; it does not need it."""
-    if not line.startswith("|"):
-        return line
-    return re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), line)
 
 
 class Links(HTMLParser):

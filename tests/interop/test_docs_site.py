@@ -16,21 +16,22 @@ from tests.interop import browser
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "README.md": "# Start\n\n[All](docs/README.md)\n",
-    "docs/README.md": "# All\n\n## Guides\n\n| | |\n|---|---|\n| [One](one.md) | the only one |\n",
+    "docs/README.md": "# All\n\n## Guides\n\n| | |\n|---|---|\n| [One](one.md) | first |\n| [Two](two.md) | |\n",
     "docs/one.md": "# One\n\n## Here\n\n[there](../README.md#start), [here](#here), [a program](../x.py)\n",
+    "docs/two.md": "# Two\n\nA list:\n- `[one](no-link.md)`\n- two\n\n| a | b |\n|---|---|\n| `x \\| y` | z |\n",
     "x.py": "print('hello')\n",
 }
 COPIED = ("docs/site.toml", "docs/site.css", "docs/iframe-worker.js", "docs/pictures/logo.svg")
 WRONG = [
     # where          what is added                           what is said
-    ("docs/one.md",  "[x](two.md)",                          "docs/one.md links to two.md, and there is no docs/"),
+    ("docs/one.md",  "[x](six.md)",                          "docs/one.md links to six.md, and there is no docs/"),
     ("docs/one.md",  "[x](../../elsewhere.md)",              "there is no ../elsewhere.md"),
     ("docs/one.md",  "[x](#nowhere)",                        "[x](#nowhere)"),
     ("docs/one.md",  "[x](../README.md#nowhere)",            "anchor does not exist"),
     ("docs/one.md",  '<a href="../x.py#line-9">x</a>',       "anchor does not exist"),
     ("docs/one.md",  "![x](https://example.com/x.png)",      "https://example.com/x.png"),
     ("docs/site.css", "a { background: url(//x.example/) }", "//x.example/"),
-    ("docs/two.md",  "# Two",                                "in no table of docs/README.md"),
+    ("docs/six.md",  "# Six",                                "in no table of docs/README.md"),
 ]  # fmt: skip
 WIDE, NARROW = (1280, 900), (390, 844)
 LOADED = "performance.getEntriesByType('resource').map(entry => entry.name)"
@@ -89,8 +90,16 @@ def small(root: Path) -> Path:
 
 
 def test_small_site_is_built(tmp_path: Path) -> None:
-    assert builder().build(small(tmp_path), tmp_path / "build") == 5
+    assert builder().build(small(tmp_path), tmp_path / "build") == 6
     assert "hello" in (tmp_path / "build" / "site" / "x.py.html").read_text()
+
+
+def test_markdown_that_github_shows_is_shown_so(tmp_path: Path) -> None:
+    """A list right below its paragraph, an escaped bar in a table, brackets in code."""
+    builder().build(small(tmp_path), tmp_path / "build")
+    page = (tmp_path / "build" / "site" / "docs" / "two.html").read_text()
+    assert "<li><code>[one](no-link.md)</code></li>" in page
+    assert "<td><code>x | y</code></td>" in page
 
 
 @pytest.mark.parametrize(("path", "added", "said"), WRONG, ids=[row[1] for row in WRONG])
