@@ -44,7 +44,7 @@ coverage: $(READY)
 interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go); ROUNDS=20
 	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks --group docs
 	@bash tests/interop/install_engines.sh small
 ifdef ROUNDS
 	@$(BIN)/python -m tests.interop.rounds $(ROUNDS)
@@ -74,9 +74,11 @@ soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
 lowest:         ## the fast tests on the lowest versions of every dependency that pyproject.toml allows
 	@sh .ci/lowest.sh
 
-docs: $(READY)  ## what is generated: the API reference from docstrings, the table of metrics and its dashboard
+docs: $(READY)  ## the reference from docstrings, the table of metrics, and a searchable site of all pages in build/site
 	@$(BIN)/python docs/generate_reference.py
 	@$(BIN)/python docs/generate_metrics.py
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group docs
+	@$(BIN)/python docs/build_site.py
 
 wheel: $(READY) ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -1,4 +1,5 @@
-"""Writes docs/reference.md from the docstrings of the public API. `make docs` runs it; a test checks that it was run.
+"""Writes docs/reference.md and docs/reference/ from the docstrings of the public API. `make docs` runs it; a test
+checks that it was run.
 
 Reads the source instead of importing it: signatures come out as they were written.
 """
@@ -12,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TARGET = ROOT / "docs" / "reference.md"
+INDEX, FOLDER = "docs/reference.md", "docs/reference"
 SECTIONS = [
-    # title               file(s)                               names; None: every public one of the file
+    # page                file(s)                               names; None: every public one of the file
     ("Device",            "tailscale/device.py",                ["Device"]),
     ("Streams and sockets", "tailscale/sockets/tcp.py",         ["TcpStream", "TcpListener"]),
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
@@ -68,10 +69,12 @@ SECTIONS = [
     ("tailscale.notebook", "tailscale/notebook.py",             ["Tailnet", "Refused"]),
     ("tailscale.dask",    "tailscale/dask/process_device.py",   ["use", "close"]),
     ("",                  "tailscale/dask/dashboard.py",        ["dask_setup", "dask_teardown"]),
+    ("",                  "tailscale/dask/comm.py",             ["Backend"]),
     ("",                  "tailscale/dask/settings.py",         ["UnusableSetting"]),
     ("tailscale.proxy",   "tailscale/proxy/exits.py",           ["Exits"]),
     ("",                  "ts_proxy/breaker.py",                ["Breaker"]),
     ("",                  "tailscale/proxy/exits_status.py",    None),
+    ("",                  "tailscale/proxy/events.py",          None),
     ("",                  "tailscale/proxy/errors.py",          None),
     ("",                  "ts_proxy/policy.py",                 ["BadPolicy"]),
     ("",                  "tailscale/proxy/server.py",          ["serve", "Proxy"]),
@@ -80,16 +83,19 @@ SECTIONS = [
     ("",                  "tailscale/proxy/requests.py",        ["Request"]),
     ("",                  "tailscale/proxy/hosted.py",          ["HostedProxy"]),
     ("tailscale.daemon",  "tailscale/daemon/client.py",         ["Client"]),
+    ("",                  "tailscale/daemon/daemon.py",         ["Daemon"]),
     ("",                  "tailscale/daemon/aio_client.py",     ["AsyncClient"]),
     ("",                  "tailscale/daemon/requests.py",       ["DaemonError", "DaemonAbsent"]),
     ("tailscale.testing", "tailscale/testing/tailnet.py",       ["Tailnet"]),
     ("",                  "tailscale/testing/exits.py",         ["PlayedExit"]),
     ("",                  "tailscale/testing/servers.py",       ["Control", "Relay"]),
+    ("",                  "tailscale/testing/network.py",       ["VirtualNetwork"]),
     ("",                  "tailscale/testing/pytest_plugin.py", ["tailnet"]),
     ("tailscale.testing.sync", "tailscale/testing/sync.py",     ["Tailnet"]),
     ("tailscale.testing.aio",  "tailscale/testing/aio.py",      ["Tailnet"]),
 ]  # fmt: skip
 HIDDEN_BASES = {"Protocol", "Mapping[str, Node]", "Running", "DeviceFace", "CaptureFace", "UdpFace", "_Port"}
+HIDDEN_BASES |= {"AsyncWithOnly", "WithOnly", "TailnetThread", "MeshFace", "Generic[T]"}
 MIXED_IN = {"OwnNode": "tailscale/nodes.py"}  # bases whose members are told as the class's own
 MADE_BY_USERS = {"Device", "Exits", "Breaker", "FileStore", "Tailnet", "AsyncTransport", "Transport", "RequestsAdapter"}
 INTERNAL = {
@@ -105,27 +111,39 @@ INTERNAL = {
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def generate() -> str:
-    """The whole page."""
-    lines = [
-        "# API reference",
-        "",
-        "Made from the docstrings by `make docs`. The guides are in [docs/](README.md).",
-        "",
-        *(f"- [{title}](#{anchor(title)})" for title, file, _ in SECTIONS if title and (ROOT / file).exists()),
-        "",
-    ]
+def generate() -> dict[str, str]:
+    """Every page by its path: the index, and one for each title in SECTIONS."""
+    index = ["# API reference", "", "Made from the docstrings by `make docs`: every public name, by page."]
+    pages: dict[str, list[str]] = {}
     for title, file, names in SECTIONS:
-        path = ROOT / file
-        if path.exists():
-            lines += [f"## {title}", ""] if title else []
-            for definition in wanted(path, names):
-                lines += describe(definition)
-    return "\n".join(lines).rstrip() + "\n"
+        if title:
+            page = f"{FOLDER}/{slug(title)}.md"
+            pages[page] = [
+                f"# Reference: {title}",
+                "",
+                f"[All pages of the reference](../reference.md#{anchor(title)})",
+                "",
+            ]
+            index += ["", f"## {title}", "", f"[The whole page](reference/{slug(title)}.md)", "", "| | |", "|---|---|"]
+        for definition in wanted(ROOT / file, names):
+            pages[page] += describe(definition)
+            link = f"reference/{Path(page).name}#{definition.name.lower()}"
+            index.append(f"| [`{definition.name}`]({link}) | {first_sentence(definition)} |")
+    return {path: "\n".join(lines).rstrip() + "\n" for path, lines in {INDEX: index, **pages}.items()}
 
 
 def anchor(title: str) -> str:
     return title.lower().replace(" ", "-").replace(".", "")
+
+
+def slug(title: str) -> str:
+    return title.lower().removeprefix("tailscale.").replace(" ", "-").replace(".", "-")
+
+
+def first_sentence(definition: Definition) -> str:
+    """What the index says of it."""
+    paragraph = " ".join((ast.get_docstring(definition) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", paragraph)[0].removesuffix(":").replace("|", "\\|")
 
 
 def wanted(path: Path, names: list[str] | None) -> Iterator[Definition]:
@@ -137,20 +155,30 @@ def wanted(path: Path, names: list[str] | None) -> Iterator[Definition]:
 
 def describe(definition: Definition) -> list[str]:
     if not isinstance(definition, ast.ClassDef):
-        return [f"### `{definition.name}`", "", *code(signature(definition)), *text(definition)]
+        return [f"## `{definition.name}`", "", *code(signature(definition)), *text(definition)]
     bases = [
         base
         for base in map(ast.unparse, definition.bases)
         if base not in HIDDEN_BASES | MIXED_IN.keys() and not base.startswith(("_", "Closable["))
     ]
-    title = f"### `{definition.name}`" + (f" ({', '.join(f'`{base}`' for base in bases)})" if bases else "")
-    lines = [title, "", *constructor(definition), *text(definition), *fields(definition)]
+    lines = [
+        f"## `{definition.name}`",
+        "",
+        *kinds(bases),
+        *constructor(definition),
+        *text(definition),
+        *fields(definition),
+    ]
     own = {getattr(member, "name", "") for member in definition.body}
     mixed = [m for base in map(ast.unparse, definition.bases) if base in MIXED_IN for m in members_of(base)]
     for member in [*(m for m in mixed if getattr(m, "name", "") not in own), *definition.body]:
         if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and is_public(member) and is_told(member):
-            lines += [f"#### `{definition.name}.{member.name}`", "", *code(signature(member)), *text(member)]
+            lines += [f"### `{definition.name}.{member.name}`", "", *code(signature(member)), *text(member)]
     return lines
+
+
+def kinds(bases: list[str]) -> list[str]:
+    return [f"Bases: {', '.join(f'`{base}`' for base in bases)}.", ""] if bases else []
 
 
 def members_of(mixed_in: str) -> list[ast.stmt]:
@@ -233,6 +261,17 @@ def text(definition: Definition) -> list[str]:
     return [*(line.rstrip() for line in cleaned.splitlines()), ""]
 
 
+def write() -> None:
+    made = generate()
+    (ROOT / FOLDER).mkdir(exist_ok=True)
+    for path in {path.relative_to(ROOT).as_posix() for path in (ROOT / FOLDER).iterdir()} - made.keys():
+        (ROOT / path).unlink()
+    for path, page in made.items():
+        (ROOT / path).write_text(page)
+    print(
+        f"{INDEX} and {len(made) - 1} pages in {FOLDER}: {sum(len(page.splitlines()) for page in made.values())} lines"
+    )
+
+
 if __name__ == "__main__":
-    TARGET.write_text(generate())
-    print(f"{TARGET.relative_to(ROOT)}: {len(generate().splitlines())} lines")
+    write()

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import trio
 
@@ -135,7 +135,7 @@ class OwnApi:
         found = await self._keeper.device.explain(
             query.get("host", ""),
             port if port != -1 else None,
-            protocol=query.get("protocol", "tcp"),
+            protocol=cast('Literal["tcp", "udp"]', query.get("protocol", "tcp")),
             timeout=patience,
         )
         return json_answer(found.to_dict())

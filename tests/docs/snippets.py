@@ -30,7 +30,7 @@ PUBLIC = (
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
     *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
 )
-UNREAD = ("reference.md", "decisions.md")  # the first repeats the docstrings, the second has no code to run
+UNREAD = ("docs/reference/", "docs/decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PLACEHOLDER_URL, PLACEHOLDER_KEY = "https://headscale.example.com", re.compile(r"tskey-auth-[\w-]+")
 WORDS = {
@@ -84,13 +84,26 @@ class Snippet:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the page calls it a whole program, or it looks like one."""
+        return "whole program" in self.above.lower() or self.calls_main
+
+    @property
+    def calls_main(self) -> bool:
+        """Whether it has a `main`, and its last statement begins it."""
+        body = ast.parse(self.source).body
+        has_main = any(getattr(node, "name", "") == "main" for node in body)
+        return has_main and re.search(r"\bmain\b", ast.unparse(body[-1])) is not None
+
 
 def texts() -> Iterator[tuple[str, int, str]]:
     """(file, number of the first line, text) of every document and public docstring."""
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
     for path in documents:
-        if path.name not in UNREAD:
-            yield path.relative_to(ROOT).as_posix(), 1, path.read_text()
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(UNREAD):
+            yield name, 1, path.read_text()
     for path in public_files():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -137,10 +150,14 @@ def missing_library(source: str) -> str:
     return ""
 
 
+def filled(snippet: Snippet, url: str, key: str) -> str:
+    """The source with a server and a key in place of those that a page shows."""
+    return PLACEHOLDER_KEY.sub(key, snippet.source.replace(PLACEHOLDER_URL, url))
+
+
 def run(snippet: Snippet, url: str, key: str) -> None:
     """Run it to its end, or as long as it says it lasts. Raises what it raises."""
-    source = PLACEHOLDER_KEY.sub(key, snippet.source.replace(PLACEHOLDER_URL, url))
-    tree = ast.parse(source, str(snippet))
+    tree = ast.parse(filled(snippet, url, key), str(snippet))
     ast.increment_lineno(tree, snippet.line - 1)
     code = compile(tree, str(ROOT / snippet.file), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = _globals_of(snippet.file) | {"tailscale": tailscale, "trio": trio, "app": app, "__name__": "__main__"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 from types import ModuleType
@@ -11,6 +12,7 @@ from snippets import ROOT
 
 import tailscale
 
+PUBLIC_MODULES = ("aio", "sync", "http", "mesh", "metrics", "web", "proxy", "dask", "daemon", "testing")
 # Whose every member says what it does; the other faces have the same members, or those of a base class.
 TOLD_IN_FULL = (
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status"),
@@ -28,14 +30,24 @@ def generator() -> ModuleType:
 
 
 def test_reference_is_current() -> None:
-    made = generator().generate()
-    assert (ROOT / "docs" / "reference.md").read_text() == made, "run `make docs`"
+    there = {f"docs/reference/{path.name}" for path in (ROOT / "docs" / "reference").iterdir()} | {"docs/reference.md"}
+    assert {path: (ROOT / path).read_text() for path in there} == generator().generate(), "run `make docs`"
 
 
 def test_reference_names_everything_importable() -> None:
-    page = (ROOT / "docs" / "reference.md").read_text()
-    missing = [name for name in tailscale.__all__ if name != "__version__" and f"### `{name}`" not in page]
-    assert not missing
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").iterdir())
+    missing = []
+    for module in (tailscale, *(importlib.import_module(f"tailscale.{name}") for name in PUBLIC_MODULES)):
+        named = [name for name in module.__all__ if callable(getattr(module, name))]
+        missing += [f"{module.__name__}.{name}" for name in named if f"## `{name}`" not in pages]
+    assert not missing, "add them to SECTIONS in docs/generate_reference.py"
+
+
+def test_anchors_of_the_reference_are_those_of_the_names() -> None:
+    """A second heading of the same name on a page would be `name-1` in one viewer and `name_1` in another."""
+    for page in (ROOT / "docs" / "reference").iterdir():
+        headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+        assert len(headings) == len(set(headings)), page.name
 
 
 def test_everything_public_is_documented() -> None:
@@ -43,8 +55,9 @@ def test_everything_public_is_documented() -> None:
     silent = []
     for _, file, names in made.SECTIONS:
         path = ROOT / file
+        assert path.exists(), f"{file} is named in docs/generate_reference.py and not there"
         is_told_in_full = file.removeprefix("tailscale/").removesuffix(".py") in TOLD_IN_FULL
-        for definition in made.wanted(path, names) if path.exists() else ():
+        for definition in made.wanted(path, names):
             members = [m for m in definition.body if isinstance(m, made.Definition)] if is_class(definition) else []
             nodes = [definition, *(m for m in members if made.is_public(m) and is_told_in_full)]
             silent += [f"{file}: {definition.name}.{n.name}" for n in nodes if ast.get_docstring(n) is None]

@@ -198,32 +198,45 @@ async def test_curl_by_socks_and_by_http_down_and_up_with_and_without_a_user(r: 
         print(f"curl: 8 ways, 4 MiB down and up twice each, hashes agree; {s.proxy.statistics().requests}")
 
 
-async def test_openssh_through_nc_by_socks_and_by_connect(r: Rig, tmp_path: Path) -> None:
-    needs("ssh", "ssh-keygen", "sshd", "nc")
-    if b"proxy_protocol" not in (await ran("nc", "-h")).stderr:
-        pytest.skip("PROXY CLIENTS SKIPPED: nc is not OpenBSD's: bash tests/interop/install_servers.sh")
+@contextlib.asynccontextmanager
+async def sshd(folder: Path) -> AsyncIterator[int]:
+    """OpenSSH's server on loopback, which lets in who has the key `folder/user`."""
+    needs("ssh", "ssh-keygen", "sshd")
     for name in ("host", "user"):
-        await said_by("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
-    (tmp_path / "authorized").write_bytes((tmp_path / "user.pub").read_bytes())
+        await said_by("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
+    (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
     port = PORTS.take()
     Path("/run/sshd").mkdir(exist_ok=True)
-    server = ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-h", str(tmp_path / "host"), "-p", str(port)]
-    for option in ("ListenAddress=127.0.0.1", f"AuthorizedKeysFile={tmp_path / 'authorized'}", "StrictModes=no",
+    server = ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-h", str(folder / "host"), "-p", str(port)]
+    for option in ("ListenAddress=127.0.0.1", f"AuthorizedKeysFile={folder / 'authorized'}", "StrictModes=no",
                    "PidFile=none", "PermitRootLogin=yes"):  # fmt: skip
         server += ["-o", option]
-    async with stage(r, tmp_path) as s:
-        async with trio.open_nursery() as nursery:
-            daemon = await nursery.start(partial(trio.run_process, server, stderr=subprocess.DEVNULL, check=False))
-            try:
-                for kind in ("5", "connect"):
-                    said = await said_by(
-                        "ssh", "-T", "-F", "/dev/null", "-p", str(port), "-i", str(tmp_path / "user"),
-                        "-o", f"ProxyCommand=nc -X {kind} -x {s.socks} %h %p", "-o", "StrictHostKeyChecking=no",
-                        "-o", "UserKnownHostsFile=/dev/null", s.name, "head -c 4194304 /dev/zero | sha256sum",
-                    )  # fmt: skip
-                    assert said.split()[0].decode() == hashlib.sha256(bytes(4 << 20)).hexdigest()
-            finally:
-                daemon.terminate()
+    async with trio.open_nursery() as nursery:
+        daemon = await nursery.start(partial(trio.run_process, server, stderr=subprocess.DEVNULL, check=False))
+        try:
+            yield port
+        finally:
+            daemon.terminate()
+
+
+async def hashed_by_ssh(folder: Path, host: str, port: int, proxy_command: str, **environment: str) -> str:
+    """The hash of four megabytes of zeros, as the machine that ssh reaches makes it."""
+    said = await said_by(
+        "ssh", "-T", "-F", "/dev/null", "-p", str(port), "-i", str(folder / "user"),
+        "-o", f"ProxyCommand={proxy_command}", "-o", "StrictHostKeyChecking=no",
+        "-o", "UserKnownHostsFile=/dev/null", host, "head -c 4194304 /dev/zero | sha256sum", **environment,
+    )  # fmt: skip
+    return said.split()[0].decode()
+
+
+async def test_openssh_through_nc_by_socks_and_by_connect(r: Rig, tmp_path: Path) -> None:
+    needs("nc")
+    if b"proxy_protocol" not in (await ran("nc", "-h")).stderr:
+        pytest.skip("PROXY CLIENTS SKIPPED: nc is not OpenBSD's: bash tests/interop/install_servers.sh")
+    async with sshd(tmp_path) as port, stage(r, tmp_path) as s:
+        for kind in ("5", "connect"):
+            made = await hashed_by_ssh(tmp_path, s.name, port, f"nc -X {kind} -x {s.socks} %h %p")
+            assert made == hashlib.sha256(bytes(4 << 20)).hexdigest()
 
 
 async def test_git_clones_and_fetches_through_the_http_proxy(r: Rig, tmp_path: Path) -> None:
