@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import importlib
 import importlib.util
+import os
 import re
+import signal
 import socket
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from inspect import CO_COROUTINE
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,7 @@ WORDS = {
     "asyncio": "the same under asyncio, with a device of tailscale.aio",
     "sync": "the same without an event loop, with a device of tailscale.sync",
     "forever": "still runs after a while; forever=80: and answers a visitor on that port",
+    "file": "is a whole program, run as a file of its own; file=80: and answers a visitor on that port",
     "pytest": "is a test file",
     "no-run": "is not run; a <!-- not run: comment --> in the line above says why",
 }
@@ -55,13 +61,18 @@ NOT_REQUIRED = (
     "asyncpg",
     "distributed",
     "fastapi",
+    "flask",
+    "gunicorn",
+    "hypercorn",
     "prometheus_client",
     "psycopg",
     "redis",
     "requests",
     "uvicorn",
+    "waitress",
 )  # the gate installs them
 PATIENCE = 10.0
+FILE_PATIENCE = 30.0
 A_WHILE = 0.15
 WEB_PORTS = (80, 8000)
 
@@ -140,7 +151,9 @@ def run(snippet: Snippet, url: str, key: str) -> None:
     ast.increment_lineno(tree, snippet.line - 1)
     code = compile(tree, str(ROOT / snippet.file), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = _globals_of(snippet.file) | {"tailscale": tailscale, "trio": trio, "app": app, "__name__": "__main__"}
-    if snippet.word == "asyncio":
+    if snippet.word == "file":
+        trio.run(_as_a_file, snippet, source)
+    elif snippet.word == "asyncio":
         asyncio.run(_under_asyncio(tree, code, names), debug=True)
     elif snippet.word != "sync" and (code.co_flags & CO_COROUTINE or _wants(tree, "device")):
         trio.run(_under_trio, snippet, tree, code, names)
@@ -156,6 +169,24 @@ def _globals_of(file: str) -> dict[str, Any]:
     if not file.endswith(".py"):
         return {}
     return dict(vars(importlib.import_module(file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))))
+
+
+async def _as_a_file(snippet: Snippet, source: str) -> None:
+    """In the folder of the test, where what it writes is gone afterwards. Ended as a service is, it says goodbye."""
+    name = f"snippet_{snippet.line}.py"
+    Path(name).write_text(source)
+    run_it = partial(trio.run_process, [sys.executable, name], check=False, start_new_session=True)
+    with trio.fail_after(FILE_PATIENCE):
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(run_it)
+            try:
+                if snippet.value:
+                    await _visit(int(snippet.value))
+                    os.killpg(process.pid, signal.SIGTERM)
+                assert await process.wait() in (0, -signal.SIGTERM, 128 + signal.SIGTERM), f"{snippet} failed"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _result(code: types.CodeType, names: dict[str, Any]) -> None:

@@ -32,7 +32,12 @@ def test_few_snippets_are_not_run_and_each_says_why() -> None:
     assert not [str(s) for s in excused if not s.above.startswith("<!-- not run: ")]
 
 
-@pytest.mark.parametrize("snippet", RUN, ids=str)
+def marked(snippet: Snippet) -> object:
+    """A program of its own costs what starting one costs."""
+    return pytest.param(snippet, id=str(snippet), marks=[pytest.mark.slow] if snippet.word == "file" else [])
+
+
+@pytest.mark.parametrize("snippet", [marked(snippet) for snippet in RUN])
 def test_snippet_runs(snippet: Snippet, world: World, visitor: dict[str, str]) -> None:
     library = snippets.missing_library(snippet.source)
     if library:
