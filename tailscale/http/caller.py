@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[bytes, bytes]]
 Caller = dict[str, Any]
 OURS = b"tailscale-"
+PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 0x2D for code in range(256))
 
 
 async def describe_caller(device: Device, address: Address) -> Caller | None:
@@ -52,8 +53,8 @@ def trusted_headers(headers: Iterable[tuple[bytes, bytes]], caller: Caller | Non
 
 
 def plain_name(name: bytes) -> bytes:
-    """A header's name as the most careless reader takes it: CGI and WSGI tell neither case nor underscores apart."""
-    return name.lower().replace(b"_", b"-")
+    """A header's name as the most careless reader takes it: CGI and its kin tell neither case nor signs apart."""
+    return name.translate(PLAIN)
 
 
 def identity_headers(caller: Caller | None) -> Headers:

@@ -59,6 +59,11 @@ class Upstream:
     def is_reusable(self) -> bool:
         return self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
 
+    def rest(self) -> None:
+        """It is whole, and may carry another request."""
+        self.http.start_next_cycle()
+        self.is_used = True
+
     async def send(self, event: Any) -> None:
         data = self.http.send_with_data_passthrough(event)
         if data:

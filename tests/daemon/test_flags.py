@@ -72,6 +72,8 @@ OF_ONE = {
     "capture --peer": "test_capture_takes_a_peer_and_limits",
     "capture --seconds": "test_capture_takes_a_peer_and_limits",
     "capture --snaplen": "test_capture_takes_a_peer_and_limits",
+    "listen --http": "test_listen_tells_a_server_who_calls",
+    "listen --proxy-protocol": "test_listen_tells_a_server_who_calls",
     "exec --exit": "test_exec_takes_one_way_out",
     "exec --no-direct": "test_exec_takes_one_way_out",
     "proxy --config": "test_file_says_all_of_it",

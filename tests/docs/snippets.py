@@ -58,12 +58,16 @@ NOT_REQUIRED = (
     "asyncpg",
     "distributed",
     "fastapi",
+    "flask",
+    "gunicorn",
+    "hypercorn",
     "prometheus_client",
     "psycopg",
     "redis",
     "requests",
     "urllib3",
     "uvicorn",
+    "waitress",
 )  # the gate installs them
 PATIENCE = 10.0
 A_WHILE = 0.15

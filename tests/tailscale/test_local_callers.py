@@ -184,7 +184,13 @@ def accepted_from_left(pair: Pair) -> Iterator[tuple[Any, Any]]:
                 yield source, accepted.getsockname()
 
 
-SPELLINGS = [b"Tailscale-User-Login", b"tailscale_user_login", b"TAILSCALE-USER_LOGIN", b"tailscale-user-login"]
+SPELLINGS = [
+    b"Tailscale.User.Login",
+    b"Tailscale-User-Login",
+    b"tailscale_user_login",
+    b"TAILSCALE-USER_LOGIN",
+    b"tailscale-user-login",
+]
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
