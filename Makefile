@@ -44,7 +44,7 @@ coverage: $(READY)
 interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go); ROUNDS=20
 	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks --group loops
 ifdef ROUNDS
 	@$(BIN)/python -m tests.interop.rounds $(ROUNDS)
 else

@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "event_readers"),
+    *("_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "event_readers"),
     *("errors", "events", "explanation", "faults", "foreign_text", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
