@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from struct import pack, unpack_from
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 
 from tailscale import sync
 from tailscale.testing.threaded import TailnetThread
+from tests.interop.processes import PORTS
 from tests.tailscale.thread_scripts import introduce
 
 pytestmark = pytest.mark.interop
@@ -171,6 +174,34 @@ def test_uvloop_by_name(pair: Pair) -> None:
     with serving(pair[1], speak_http) as port, pair[0].take_dials():
         uvloop.run(main(port))
     assert dict(vars(uvloop.Loop)) == dict(before)
+
+
+def test_openssh_by_nc_as_its_proxy_command(net: TailnetThread, pair: Pair, tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("ssh", "ssh-keygen", "sshd"))):
+        pytest.skip("REAL CLIENTS SKIPPED: no OpenSSH here: bash tests/interop/install_servers.sh")
+    for name in ("host", "user"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(command, check=True)
+    port = PORTS.take()
+    Path("/run/sshd").mkdir(exist_ok=True)
+    server = ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-h", str(tmp_path / "host"), "-p", str(port)]
+    for option in ("ListenAddress=127.0.0.1", f"AuthorizedKeysFile={tmp_path / 'user.pub'}", "StrictModes=no",
+                   "PidFile=none", "PermitRootLogin=yes"):  # fmt: skip
+        server += ["-o", option]
+    way = f"{sys.executable} -m pytailscale --ephemeral nc %h %p"
+    ask = ["ssh", "-T", "-F", "/dev/null", "-i", str(tmp_path / "user"), "-o", f"ProxyCommand={way}"]
+    ask += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "db", "echo $((6 * 7))"]
+    joining = {"TS_CONTROL_URL": net.control_url, "TS_AUTHKEY": net.auth_key(reusable=True), "HOME": str(tmp_path)}
+    with subprocess.Popen(server, stderr=subprocess.PIPE, text=True) as daemon, pair[1].expose(22, local_port=port):
+        try:
+            assert daemon.stderr is not None
+            assert "Server listening" in daemon.stderr.readline()
+            done = subprocess.run(
+                ask, env={**os.environ, **joining}, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert done.stdout == "42\n", done.stderr
+        finally:
+            daemon.terminate()
 
 
 @pytest.mark.parametrize(
