@@ -44,6 +44,7 @@ SECTIONS = [
     ("",                  "tailscale/http/visits.py",           ["Visits", "ServerStatistics"]),
     ("",                  "tailscale/http/lifespan.py",         ["LifespanFailed"]),
     ("tailscale.mesh",    "tailscale/mesh/mesh.py",             ["Mesh"]),
+    ("",                  "tailscale/mesh/counting.py",         ["MeshStatistics"]),
     ("",                  "tailscale/mesh/peers.py",            ["MeshPeer", "Members"]),
     ("",                  "tailscale/mesh/subscriptions.py",    ["Message", "Subscription"]),
     ("",                  "tailscale/mesh/broadcasting.py",     ["BroadcastReport"]),
