@@ -114,6 +114,7 @@ def test_app_runs_in_the_loop_that_awaits_serve_and_knows_who_calls(stage: Stage
     stage.run(test)
 
 
+@pytest.mark.slow
 def test_bodies_stream_both_ways(stage: Stage) -> None:
     @http_only
     async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -195,6 +196,7 @@ def test_client_that_goes_is_told_to_the_app(stage: Stage) -> None:
     stage.run(test)
 
 
+@pytest.mark.slow
 def test_app_cannot_run_ahead_of_a_client_that_does_not_read(stage: Stage) -> None:
     sent = 0
 
@@ -264,7 +266,7 @@ def test_apps_that_fail_cost_their_request_only(stage: Stage, caplog: pytest.Log
 
     with caplog.at_level(logging.ERROR, "tailscale.http"):
         stage.run(test)
-    assert len(caplog.records) == len(BAD)
+    assert len([record for record in caplog.records if record.name == "tailscale.http"]) == len(BAD)
 
 
 def test_answer_that_breaks_off_is_reset_and_one_that_is_over_takes_no_more(

@@ -163,6 +163,8 @@ def test_a_listening_socket_is_known_by_both_its_addresses(pair: Pair) -> None:
             assert identity is not None
             assert identity.node.hostname == "left"
             assert source[0] == ("127.0.0.1" if rebuild else left.ipv4)
+            assert accepted.proto == socket.IPPROTO_TCP, "or asyncio sets no options"
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "or small answers wait"
             for one in {accepted, sock, taker} - {door}:
                 one.close()
         assert right.caller_at((left.ipv4, 9)) is None
