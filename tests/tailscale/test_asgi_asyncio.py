@@ -109,7 +109,7 @@ def test_app_runs_in_the_loop_that_awaits_serve_and_knows_who_calls(stage: Stage
         assert scope["client"][0] == stage.caller.ipv4
         assert scope["extensions"]["tailscale"]["hostname"] == "caller"
         ours = [one for one in scope["headers"] if one[0].startswith(b"tailscale")]
-        assert ours == [(b"tailscale-user-login", b"user@tailnet.test")]
+        assert ours == [(b"tailscale-user-login", b"user@tailnet.test"), (b"tailscale-user-name", b"user")]
 
     stage.run(test)
 
@@ -336,7 +336,7 @@ def test_websocket_of_an_asyncio_app(stage: Stage) -> None:
             sock = await stage.caller.socket("web", 80)
             forged = {"Tailscale_User-Login": "root@evil", "tailscale-funnel": "1"}
             async with websockets.connect("ws://web/", sock=sock, additional_headers=forged, proxy=None) as socket:
-                assert await socket.recv() == "caller [b'tailscale-user-login']"
+                assert await socket.recv() == "caller [b'tailscale-user-login', b'tailscale-user-name']"
                 for size in (1, 70_000, 400_000):
                     await socket.send(bytes(size))
                     assert len(await socket.recv()) == 2 * size
