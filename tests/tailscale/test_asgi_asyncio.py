@@ -396,6 +396,34 @@ def test_sync_device_serves_while_the_call_waits(stage: Stage) -> None:
         asyncio.run(inside())
 
 
+@pytest.mark.slow
+def test_an_app_that_blocks_its_loop_holds_up_no_packet(stage: Stage) -> None:
+    is_blocked, may_go_on = threading.Event(), threading.Event()
+
+    @http_only
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        is_blocked.set()
+        assert may_go_on.wait(10)  # what no app should do
+        await answer(send, b"late")
+
+    def look(plain: sync.Device) -> None:
+        is_blocked.wait(10)
+        plain.ping("web")
+        with plain.connect("web", 80, timeout=10) as sock:  # the server still takes connections, and refuses nonsense
+            sock.sendall(b"nonsense\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 400")
+        may_go_on.set()
+
+    async def test() -> None:
+        with sync.Device("plain", **stage.net.options()) as plain:
+            async with stage.site(app) as (client, _):
+                looking = asyncio.ensure_future(asyncio.to_thread(look, plain))
+                assert (await client.get("/")).text == "late"
+                await looking
+
+    stage.run(test)
+
+
 def test_serve_ends_with_its_device(stage: Stage) -> None:
     async def test() -> None:
         async with aio.Device("short", **stage.net.options()) as short:
