@@ -175,7 +175,8 @@ async def _as_a_file(snippet: Snippet, source: str) -> None:
     """In the folder of the test, where what it writes is gone afterwards. Ended as a service is, it says goodbye."""
     name = f"snippet_{snippet.line}.py"
     Path(name).write_text(source)
-    run_it = partial(trio.run_process, [sys.executable, name], check=False, start_new_session=True)
+    command = [sys.executable, "-W", "error", name]
+    run_it = partial(trio.run_process, command, check=False, start_new_session=True)
     with trio.fail_after(FILE_PATIENCE):
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(run_it)
