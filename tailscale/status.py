@@ -433,6 +433,10 @@ class Identity:
     user: str
     capabilities: dict[str, Any]
     """What the tailnet's policy grants this caller towards us, by capability name."""
+    display_name: str = ""
+    """The user's own name, where the control server tells it."""
+    picture: str = ""
+    """The address of a picture of the user's, likewise."""
 
     def __repr__(self) -> str:
         return for_terminal(f"<Identity {self.node.hostname} of {self.user or 'nobody'}>")
@@ -444,4 +448,10 @@ class Identity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"node": self.node.to_dict(), "user": self.user, "capabilities": self.capabilities}
+        return {
+            "node": self.node.to_dict(),
+            "user": self.user,
+            "display_name": self.display_name,
+            "picture": self.picture,
+            "capabilities": self.capabilities,
+        }
