@@ -24,8 +24,9 @@ from tailscale.runtime.bus import Message, Rate, Reliable
 
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
-    "ts_control": {"ts_base"},
+    "ts_control": {"ts_base", "ts_lock"},
     "ts_derp": {"ts_base"},
+    "ts_lock": {"ts_base"},
     "ts_mesh": {"ts_base"},
     "ts_proxy": {"ts_base"},
     "ts_netstack": {"ts_base"},

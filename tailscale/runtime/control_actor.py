@@ -22,6 +22,7 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.lock_keeper import LockKeeper, LockStatistics
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -80,6 +81,7 @@ class ControlStatistics(NamedTuple):
     session: SessionStatistics
     pings: PingStatistics
     jobs: JobStatistics
+    lock: LockStatistics
 
 
 class ControlActor:
@@ -106,21 +108,27 @@ class ControlActor:
         known_here = state.registered and state.control_url in {"", config.control_url}
         tried = state.next_node_key if known_here else None
         credentials = Credentials(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
+        self._bus = bus
+        self._line = ControlLine()
+        self._jobs = Jobs(self._supervision)
+        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
+        self.lock = LockKeeper(
+            self.saved, self._line.ask, self._announcements.health, network.entropy, known_here=known_here
+        )
+        self.report.note_lock(self.lock.head)
+        self._told = NetMap.empty()  # control's newest, before the lock has a say
         self.machine = ControlMachine(
             credentials,
             self.report.hostinfo(),
             entropy=network.entropy,
             wall_clock=network.wall_clock,
             ephemeral=config.ephemeral,
+            lock_key=self.lock.key,
         )
         environment = os.environ if isinstance(network, HostNetwork) else {}
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
-        self._bus = bus
-        self._line = ControlLine()
-        self._jobs = Jobs(self._supervision)
-        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
         self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
@@ -131,7 +139,9 @@ class ControlActor:
     # What the Device asks
 
     def statistics(self) -> ControlStatistics:
-        return ControlStatistics(self.machine.statistics(), self.pings.statistics(), self._jobs.statistics())
+        return ControlStatistics(
+            self.machine.statistics(), self.pings.statistics(), self._jobs.statistics(), self.lock.statistics()
+        )
 
     async def login(self) -> None:
         """Authenticate again with a new node key. Returns when control has accepted it."""
@@ -162,7 +172,8 @@ class ControlActor:
         try:
             await self._send_logout()
         finally:
-            self.machine.on_logged_out()
+            self.lock.forget()
+            self.machine.on_logged_out(self.lock.key)
             self._is_leaving = False
             self._tell()
             self._interrupt()
@@ -279,8 +290,8 @@ class ControlActor:
                 await trio.sleep(min(response.debug.sleep_seconds, LONGEST_ASKED_SLEEP))
             if response.keep_alive:
                 continue
-            netmap = netmap.apply(response, self.network.wall_clock())
-            self._publish(netmap)
+            self._told = netmap = netmap.apply(response, self.network.wall_clock())
+            await self._publish_what_holds()
             self._announcements.say_success()
             if self._is_leaving:
                 continue  # that we are leaving is no news
@@ -288,6 +299,7 @@ class ControlActor:
             self._tell()
             if is_first:
                 is_first = False
+                nursery.start_soon(self.lock.retry, self._publish_what_holds)
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
             elif self._may_hide_routes(response) and not is_asking:
                 is_asking = True
@@ -314,6 +326,12 @@ class ControlActor:
             self.pings.hear(response.ping_request)
         if response.pop_browser_url:
             self._announcements.say_page(response.pop_browser_url)
+
+    async def _publish_what_holds(self) -> None:
+        """Control's newest netmap, less the peers for whom the tailnet's lock does not vouch."""
+        netmap = await self.lock.follow(self._told, self.machine.node_key.public)
+        self.report.note_lock(self.lock.head)
+        self._publish(netmap)
 
     def _publish(self, netmap: NetMap) -> None:
         if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
@@ -372,7 +390,7 @@ class ControlActor:
             netmap = self.netmap
             pause = DAY if netmap is None else min(netmap.next_expiry() - self.network.wall_clock(), DAY)
             if netmap is not None and pause <= 0:
-                self._on_key_ran_out(netmap.expire(self.network.wall_clock()))
+                await self._on_key_ran_out()
                 await trio.lowlevel.checkpoint()
                 continue
             with trio.move_on_after(pause) as sleep:
@@ -380,10 +398,11 @@ class ControlActor:
             if sleep.cancelled_caught and netmap is not None:
                 self._bus.publish(NetMapChanged(netmap))  # by the calendar, an expiry may be near enough to be told
 
-    def _on_key_ran_out(self, netmap: NetMap) -> None:
-        self._publish(netmap)
-        if netmap.self_node.expired:
-            self.machine.on_self(netmap.self_node)
+    async def _on_key_ran_out(self) -> None:
+        self._told = self._told.expire(self.network.wall_clock())
+        await self._publish_what_holds()
+        if self._told.self_node.expired:
+            self.machine.on_self(self._told.self_node)
             self._tell()
 
     # Saying how it stands
