@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture, Sink
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.lock import LockStatus
     from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import (
@@ -257,6 +258,17 @@ class Device(OwnNode, AsyncWithOnly):
         ```
         """
         return Peers(self._ready().directory.netmap)
+
+    @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it: whether there is one, who may sign, and who is locked out.
+
+        ```python
+        lock = device.lock
+        print(lock.enabled, lock.our_node_signed, [one.node.hostname for one in lock.hidden_peers])
+        ```
+        """
+        return self._ready().lock_status()
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
-    *("errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text", "local_callers"),
+    *("errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text", "local_callers", "lock"),
     *("nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {

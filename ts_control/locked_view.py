@@ -1,7 +1,7 @@
 """Control's netmaps as the tailnet's lock lets them be: the one place where a node becomes a peer or does not.
 
 Owns: which peers are shown as unreachable because nobody vouches for their node key. They look expired to everybody,
-their key broken: no handshake, no disco, no path; `NetMap.unvouched` says why. Refuses to know: where a lock comes from.
+their key broken: no handshake, no disco, no path; `NetMap.unvouched` says why. Refuses to know: where locks come from.
 A delta costs what changed, as without a lock, and one more dict copy; a signature is checked once.
 """
 

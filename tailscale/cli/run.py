@@ -30,6 +30,7 @@ HOMES = {
     "whois": "queries",
     "ip": "queries",
     "exits": "exits",
+    "lock": "lock",
     "netcheck": "queries",
     "version": "queries",
     "nc": "streams",

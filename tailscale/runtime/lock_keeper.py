@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.lock")
 
-LOCK = "lock"  # the entry that holds our key and the chain
+LOCK = "tailnet-lock"  # the entry that holds our key and the chain
 PATIENCE = 60.0  # for an answer, as upstream
 FIRST_PATIENCE = 10.0  # that a netmap waits for the lock to be followed
 END_PAUSE = 30.0  # between two looks at what claims to end the lock: each costs 80 ms
@@ -78,7 +78,7 @@ class _Saved:
 
 
 class LockKeeper:
-    """One device's knowledge of its tailnet's lock. `follow` each netmap of control's; it returns the one to believe."""
+    """One device's knowledge of its tailnet's lock. `follow` each of control's netmaps: it returns what to believe."""
 
     def __init__(
         self, saved: SavedState, ask: Ask, health: Health, entropy: Callable[[int], bytes], *, known_here: bool

@@ -24,6 +24,7 @@ from ts_control.wire import Location, Service
 
 if TYPE_CHECKING:
     from tailscale.device import Device
+    from tailscale.testing.locking import TailnetLock
 
 INTRODUCTION = 5.0  # seconds a new device and its peers get to learn of each other
 
@@ -240,6 +241,12 @@ class Tailnet:
     def policy(self, policy: Policy | str | Mapping[str, Any] | None) -> None:
         """Replace the policy, as HuJSON text or a mapping; None allows everything."""
         self.control.set_policy(policy)
+
+    def lock(self) -> TailnetLock:
+        """Lock the tailnet: those who are here are signed, those who come later are not until `sign`."""
+        from tailscale.testing.locking import TailnetLock
+
+        return TailnetLock(self.control, self._place.entropy, self.id_of)
 
     def dns(self, /, **settings: Any) -> None:
         """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`."""
