@@ -1,10 +1,11 @@
 """A lock over a test tailnet, with a signer that is nobody's device: what an administrator with `tailscale lock` does.
 
-Owns the signing keys and the disablement secret. The embedded control server stores what is made here and passes it on.
+Owns the signing key. The embedded control server stores what is made here and passes it on.
 """
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from tailscale.errors import LockError
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from ts_control.directory import Enrolled
 
 
+SECRET = b"of test tailnets, known to everyone"
+"""What ends any of these locks: `disablement-secret:` and its hexadecimal digits, for a command line."""
+
+_value = cache(partial(disablement_value, SECRET))  # slow on purpose, and the same for all
+
+
 class TailnetLock:
     """The lock of a `Tailnet`. Devices that join later are locked out until `sign`."""
 
@@ -30,9 +37,7 @@ class TailnetLock:
         self._entropy = entropy
         self._id_of = id_of
         self._key = LockPrivate(entropy(32))
-        self.secret = entropy(32)
-        """What ends this lock; `disable` uses it."""
-        value = disablement_value(self.secret)
+        value = _value()
         if value is None:
             raise LockError("a lock cannot be made here: Argon2i needs cryptography 47 or newer")
         state_ids = int.from_bytes(entropy(8), "big") | 1, int.from_bytes(entropy(8), "big") | 1
@@ -79,7 +84,7 @@ class TailnetLock:
 
     def disable(self) -> None:
         """The lock ends, as it does for whoever has the secret."""
-        self._control.server.lock.disable(self.secret)
+        self._control.server.lock.disable(SECRET)
         self._tell()
 
     @property
