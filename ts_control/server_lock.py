@@ -84,6 +84,16 @@ class ServedLock:
                 self._check(device.key.raw, from_text_untrusted(signature))
                 device.key_signature = signature
 
+    def vouches_for(self, device: Enrolled) -> bool:
+        """Whether other nodes believe in this one; without a lock they believe in everybody."""
+        if self.chain is None:
+            return True
+        try:
+            self._check(device.key.raw, from_text_untrusted(device.key_signature))
+        except BadPacket:
+            return False
+        return True
+
     def _check(self, node_key: bytes, data: bytes) -> None:
         if self.chain is None:
             raise LockRefused("this tailnet has no lock")

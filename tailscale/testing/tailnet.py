@@ -162,10 +162,20 @@ class Tailnet:
         """Wait until the devices that may know of each other do, so that tests need not."""
         server = self.control.server
         visible = server.visible_to(self.id_of(device))
+        if not self._is_signed(device):
+            return
         for other in self._hosts:
-            if other is not device and self._is_known(other, visible):
+            if other is not device and self._is_signed(other) and self._is_known(other, visible):
                 while not (_knows(device, other) and _knows(other, device)):  # noqa: ASYNC110 - two facts
                     await trio.sleep(0.002)
+
+    def _is_signed(self, device: Device) -> bool:
+        """Whether the tailnet's lock, if there is one, lets the device be a peer."""
+        server = self.control.server
+        try:
+            return server.lock.vouches_for(server.directory.find(self.id_of(device)))
+        except LookupError:
+            return False
 
     def _is_known(self, device: Device, visible: frozenset[int]) -> bool:
         try:

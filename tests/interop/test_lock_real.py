@@ -97,7 +97,7 @@ async def test_stock_commands_make_change_and_end_a_lock(r: Rig, control: Embedd
         await two.cli("lock", "remove", third)
         await poll_until("it not to be trusted", lambda: has_keys(2), 30)
         log = json.loads(await three.cli("lock", "log", "--json"))
-        assert len(log["messages"] if isinstance(log, dict) else log) >= 3
+        assert len(log["Messages"] if isinstance(log, dict) else log) >= 3
 
         await one.cli("lock", "disable", secrets[1])
 

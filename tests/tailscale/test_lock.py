@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tailscale.device import Device
 from tailscale.errors import LockError, NoSuchPeer, PeerLockedOut
 from tailscale.state_file import MemoryStore
 from tailscale.testing import Tailnet
 from ts_lock.keys import LockPrivate, parse_public
-
-
-@pytest.fixture
-async def net(autojump_clock: trio.testing.MockClock) -> AsyncIterator[Tailnet]:
-    async with Tailnet() as made:
-        yield made
 
 
 async def until(is_so: Callable[[], object]) -> None:
@@ -34,23 +29,23 @@ def hides(device: Device, *names: str) -> bool:
     return [one.node.hostname for one in device.lock.hidden_peers] == list(names)
 
 
-async def test_device_without_a_lock_says_so(net: Tailnet) -> None:
-    async with net.device("a") as a:
+async def test_device_without_a_lock_says_so(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with tailnet.device("a") as a:
         assert (a.lock.enabled, a.lock.head, a.lock.our_node_signed, a.lock.hidden_peers) == (False, "", True, ())
         assert "no lock" in str(a.lock)
         with pytest.raises(LockError):
             await a.lock.sign("a")
 
 
-async def test_peer_that_is_not_signed_is_none_until_it_is(net: Tailnet) -> None:
-    async with net.device("a") as a, net.device("b") as b:
-        lock = net.lock()
+async def test_peer_that_is_not_signed_is_none_until_it_is(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with tailnet.device("a") as a, tailnet.device("b") as b:
+        lock = tailnet.lock()
         await until(lambda: a.lock.enabled and b.lock.enabled)
         assert a.lock.head == b.lock.head == lock.head
         assert [key.key for key in a.lock.keys] == [lock.key]
         assert a.lock.our_node_signed
         assert (await a.ping("b")).node is not None
-        async with net.device("c") as c:
+        async with tailnet.device("c") as c:
             await until(lambda: hides(a, "c") and hides(b, "c"))
             assert "tailnet-lock" in codes(c)
             assert f"tailscale lock sign {c.lock.node_key} {c.lock.our_key}" in str(c.health)
@@ -70,10 +65,10 @@ async def test_peer_that_is_not_signed_is_none_until_it_is(net: Tailnet) -> None
             await until(lambda: hides(a, "c"))
 
 
-async def test_lock_that_ends_with_its_secret_lets_everybody_in(net: Tailnet) -> None:
-    async with net.device("a") as a:
-        lock = net.lock()
-        async with net.device("b") as b:
+async def test_lock_that_ends_with_its_secret_lets_everybody_in(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with tailnet.device("a") as a:
+        lock = tailnet.lock()
+        async with tailnet.device("b") as b:
             await until(lambda: hides(a, "b"))
             lock.disable()
             await until(lambda: not a.lock.enabled and not b.lock.enabled)
@@ -81,37 +76,40 @@ async def test_lock_that_ends_with_its_secret_lets_everybody_in(net: Tailnet) ->
             assert not codes(b) & {"tailnet-lock", "tailnet-lock-not-ended"}
 
 
-async def test_lock_that_control_calls_off_without_the_secret_stays(net: Tailnet) -> None:
-    async with net.device("a") as a:
-        lock = net.lock()
-        async with net.device("b"):
+async def test_lock_that_control_calls_off_without_the_secret_stays(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    async with tailnet.device("a") as a:
+        lock = tailnet.lock()
+        async with tailnet.device("b"):
             await until(lambda: hides(a, "b"))
-            net.control.server.lock.withholds_secret = True
+            tailnet.control.server.lock.withholds_secret = True
             lock.disable()
             await until(lambda: "tailnet-lock-not-ended" in codes(a))
             assert a.lock.enabled
             assert hides(a, "b")
 
 
-async def test_lock_is_kept_between_runs_and_against_a_control_that_forgets_it(net: Tailnet) -> None:
+async def test_lock_is_kept_between_runs_and_against_a_control_that_forgets_it(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
     store = MemoryStore()
-    async with net.device("a", state=store, ephemeral=False) as a:
-        lock = net.lock()
+    async with tailnet.device("a", state=store, ephemeral=False) as a:
+        lock = tailnet.lock()
         await until(lambda: a.lock.enabled)
         key, head = a.lock.our_key, lock.head
-    net.control.server.lock.chain = None
-    net.control.server.pretend_no_lock()
-    async with net.device("a", state=store) as a, net.device("b"):
+    tailnet.control.server.pretend_no_lock()
+    async with tailnet.device("a", state=store) as a, tailnet.device("b"):
         await until(lambda: hides(a, "b"))
         assert (a.lock.our_key, a.lock.head) == (key, head)
         assert "tailnet-lock-withheld" in codes(a)
 
 
-async def test_device_whose_key_is_trusted_signs_others(net: Tailnet) -> None:
-    async with net.device("a") as a:
-        lock = net.lock()
+async def test_device_whose_key_is_trusted_signs_others(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with tailnet.device("a") as a:
+        lock = tailnet.lock()
         await until(lambda: a.lock.enabled)
-        async with net.device("b") as b:
+        async with tailnet.device("b") as b:
             await until(lambda: hides(a, "b"))
             with pytest.raises(LockError, match="lock add tlpub:"):
                 await a.lock.sign("b")
@@ -129,19 +127,20 @@ async def test_device_whose_key_is_trusted_signs_others(net: Tailnet) -> None:
             assert "does not trust" in a.lock.hidden_peers[0].reason
 
 
-async def test_auth_key_that_carries_a_signature_joins_signed(net: Tailnet) -> None:
-    async with net.device("a") as a:
-        lock = net.lock()
-        key = lock.wrap(net.auth_key())
-        async with net.device("b", auth_key=key) as b:
+async def test_auth_key_that_carries_a_signature_joins_signed(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with tailnet.device("a") as a:
+        lock = tailnet.lock()
+        key = lock.wrap(tailnet.auth_key())
+        async with tailnet.device("b", auth_key=key) as b:
             assert b.lock.our_node_signed
             assert (await a.ping("b")).node is not None
             assert hides(a)
 
 
-async def test_node_that_changes_its_key_stays_signed(net: Tailnet) -> None:
-    async with net.device("a") as a, net.device("b", auth_key=net.auth_key(reusable=True)) as b:
-        net.lock()
+async def test_node_that_changes_its_key_stays_signed(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    key = tailnet.auth_key(reusable=True)
+    async with tailnet.device("a") as a, tailnet.device("b", auth_key=key) as b:
+        tailnet.lock()
         await until(lambda: a.lock.enabled and b.lock.enabled)
         before = b.lock.node_key
         await b.login()
@@ -150,9 +149,9 @@ async def test_node_that_changes_its_key_stays_signed(net: Tailnet) -> None:
         assert (await a.ping("b")).node is not None
 
 
-async def test_device_that_logs_out_forgets_the_lock(net: Tailnet) -> None:
-    async with net.device("a", auth_key=net.auth_key(reusable=True)) as a:
-        net.lock()
+async def test_device_that_logs_out_forgets_the_lock(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    async with tailnet.device("a", auth_key=tailnet.auth_key(reusable=True)) as a:
+        tailnet.lock()
         await until(lambda: a.lock.enabled)
         key = a.lock.our_key
         await a.logout()
