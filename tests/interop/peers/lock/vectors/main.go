@@ -143,7 +143,7 @@ func updates() any {
 // trees grows chains at random, forks and refused updates included, and says where upstream ends up.
 func trees() any {
 	var out []object
-	for number := range 60 {
+	for number := range 40 {
 		out = append(out, tree(rand.New(rand.NewPCG(uint64(number), 1))))
 	}
 	return out
