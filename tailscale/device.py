@@ -509,9 +509,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     @briefly
     async def ping(self, host: str, kind: PingKind = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
-        """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
+        """Reach a peer: `disco` probes the path, `tsmp` the tunnel, `icmp` the network stack, `peerapi` the peer API.
 
-        `size` pads the probe. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
+        `size` pads the probes below TCP. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
 
         ```python
         pong = await device.ping("db")

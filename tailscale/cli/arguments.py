@@ -162,7 +162,7 @@ def _add_reading(adder: _Adder) -> None:
     ping.add_argument("-c", "--count", type=_positive, default=None, help="how many (4; with --until-direct 20)")
     ping.add_argument("-i", "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between pings (0.5)")
     ping.add_argument(
-        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, or network stack"
+        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, network stack, or peer API"
     )
     ping.add_argument("--size", type=_whole, default=0, metavar="BYTES", help="pad the probe, to test the path's MTU")
     ping.add_argument("--until-direct", action="store_true", help="stop once the path is direct; fail if it never is")

@@ -189,13 +189,9 @@ class LocalApi:
         urls = ipn.peerapi_urls(node) if node is not None else []
         if not urls:
             raise NameNotFound(address, detail="that node announces no PeerAPI")
-        host, _, port = urls[0].removeprefix("http://").rpartition(":")
-        began = trio.current_time()
-        async with await device.tcp_connect(host.strip("[]"), int(port), timeout=PING_PATIENCE) as stream:
-            await stream.send_all(f"HEAD / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-            if not await stream.receive_some(LONGEST_ANSWER):
-                raise ConnectionResetError("the PeerAPI hung up")
-        return {"LatencySeconds": trio.current_time() - began, "PeerAPIPort": int(port), "PeerAPIURL": urls[0]}
+        pong = await device.ping(address, "peerapi", timeout=PING_PATIENCE)
+        port = int(urls[0].rpartition(":")[2])
+        return {"LatencySeconds": pong.latency, "PeerAPIPort": port, "PeerAPIURL": urls[0]}
 
     async def _dial(self, changed: Changed) -> None:
         headers = changed.headers

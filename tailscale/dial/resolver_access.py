@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.dial.peerapi import host_header, port_of
 from tailscale.dns.resolvers import NoAnswer, ask_over_stream, server_address
 from ts_base.ip import format_address, parse_address
 from ts_control.http1 import Http1Client
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ts_control.netmap import NetMap
 
 RANDOM_ID = Struct(">H").unpack
-PEER_APIS = {4: "peerapi4", 16: "peerapi6"}  # what the port is announced as, by length of address
 DNS_PATH, DNS_MESSAGE = "/dns-query", "application/dns-message"
 REFUSAL = (
     "does not look names up for us (HTTP 403): it must belong to the same user, or the policy must let us reach "
@@ -115,10 +115,9 @@ class ResolverAccess:
 
     def _peer_api_of(self, peer: wire.Node) -> tuple[bytes, int] | None:
         """Address and port of a peer's own little HTTP server; read anew each time, for the port changes."""
-        ports = {service.proto: service.port for service in peer.hostinfo.services} if peer.hostinfo else {}
         for text in peer.addresses:
             address = parse_address(text.partition("/")[0])
-            port = ports.get(PEER_APIS[len(address)], 0)
+            port = port_of(peer, address)
             if port and self.routes_to(address):
                 return address, port
         return None
@@ -127,7 +126,7 @@ class ResolverAccess:
         host = format_address(address)
         http = Http1Client()
         headers = [
-            ("Host", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
+            ("Host", host_header(address, port)),
             ("Content-Type", DNS_MESSAGE),
             ("Accept", DNS_MESSAGE),
             ("Content-Length", str(len(question))),

@@ -49,7 +49,7 @@ def test_pings_of_every_kind(client: Client, kind: str) -> None:
 def test_pings_that_cannot_be_say_why(client: Client) -> None:
     own = client.get(f"{API}status")["TailscaleIPs"][0]
     assert client.ask("POST", f"{API}ping?ip={own}")["IsLocalIP"] is True
-    assert "announces no PeerAPI" in client.ask("POST", f"{API}ping?ip=100.64.0.1&type=peerapi")["Err"]
+    assert client.ask("POST", f"{API}ping?ip=100.64.0.1&type=peerapi")["PeerAPIURL"] == "http://100.64.0.1:1"
     assert "no peer owns or routes" in client.ask("POST", f"{API}ping?ip=192.0.2.7")["Err"]
 
 

@@ -8,6 +8,7 @@ import trio
 from tailnet_scripts import runtime_of, until
 from trio.testing import MockClock
 
+import tailscale
 from tailscale import Device, TailscaleError
 from tailscale.peerapi.actor import PORT
 from tailscale.peerapi.request import PeerRequest
@@ -153,3 +154,13 @@ async def test_a_program_answers_paths_of_its_own(autojump_clock: MockClock, tai
         with pytest.raises(ValueError, match="already"), b.answer_peers("/v0/put/", echo):
             pass
     assert (await ask(a, b, "GET /v0/put/x"))[0] == 404
+
+
+async def test_ping_peerapi_asks_the_peer_api(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("b")
+    pong = await a.ping("b", "peerapi")
+    assert (pong.kind, pong.node, bool(pong.path)) == ("peerapi", a.peers["b"], True)
+    await b.set(shields_up=True)
+    await until(lambda: not runtime_of(a).directory.netmap.peers[b.node.id].hostinfo.services)
+    with pytest.raises(tailscale.NoRoute, match="b offers no peer API"):
+        await a.ping("b", "peerapi")
