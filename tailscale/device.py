@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.dial.name_service import NameServer
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.peerapi.paths import PeerHandler
@@ -476,6 +477,21 @@ class Device(OwnNode, AsyncWithOnly):
         """
         dialer = self._ready().dialer
         return await dialer.resolver.records(name, type, dialer.peer_named(via))
+
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
+        """Be a DNS server on an address of this machine, UDP and TCP: for containers, and for `resolv.conf`.
+
+        It knows what `resolve` knows. Whoever reaches the port may ask.
+
+        ```python
+        async with device.name_server() as server:
+            print(server.host, server.port)
+        ```
+        """
+        from tailscale.dial.name_service import open_name_server
+
+        runtime = self._ready()
+        return Opening(open_name_server(host, port, runtime.responder, runtime.spawn))
 
     @briefly
     async def whois(self, address: str | tuple[str, int]) -> Identity:
