@@ -49,8 +49,6 @@ class ResolverAccess:
         self._dialer = dialer
         self._network = network
         self._health = health
-        self.exit_problem = ""
-        """Why the chosen exit did not look the last name up; "" when it did."""
 
     @property
     def netmap(self) -> NetMap | None:
@@ -118,9 +116,6 @@ class ResolverAccess:
         return self._dialer.directory.peer_named(wanted) or 0
 
     def tell_exit_names(self, problem: str) -> None:
-        if problem == self.exit_problem:
-            return
-        self.exit_problem = problem
         if not problem:
             self._health.clear(EXIT_NAMES)
             return

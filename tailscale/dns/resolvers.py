@@ -88,6 +88,8 @@ class NameResolver:
     def __init__(self, device: ResolverDevice) -> None:
         self._device = device
         self._names: tuple[NetMap, TailnetNames] | None = None
+        self.exit_problem = ""
+        """Why the exit that everything goes by did not look the last name up; "" when it did."""
         self._zone: tuple[NetMap, LocalZone] | None = None
         self._cache: OrderedDict[CacheKey, tuple[float, tuple[str, ...] | None]] = OrderedDict()
 
@@ -135,21 +137,11 @@ class NameResolver:
                 return reply
             raise BadPacket("an answer to another question")
 
-        asked = wire.for_resolvers(query, identifier)
-        try:
-            with trio.fail_after(EXIT_TIMEOUT):
-                reply = await self._device.ask_exit(exit_node, asked, read)
-        except (OSError, BadPacket, trio.BrokenResourceError, trio.TooSlowError) as error:
-            why = str(error) or f"did not answer within {EXIT_TIMEOUT:g} s"
-            self._device.tell_exit_names(f"the exit {self._device.exit_name(exit_node)} {why}")
-            return None
-        if wire.code_of(reply) not in (NO_ERROR, NAME_ERROR):
-            self._device.tell_exit_names(
-                f"the exit {self._device.exit_name(exit_node)} answered with code {wire.code_of(reply)}"
-            )
-            return None
-        self._device.tell_exit_names("")
-        return wire.under_number(reply, question)
+        found = await self._exchange_with_exit(exit_node, wire.for_resolvers(query, identifier), read)
+        if isinstance(found, bytes) and wire.code_of(found) not in (NO_ERROR, NAME_ERROR):
+            found = f"the exit {self._device.exit_name(exit_node)} answered with code {wire.code_of(found)}"
+        self._tell_exit(found if isinstance(found, str) else "")
+        return wire.under_number(found, question) if isinstance(found, bytes) else None
 
     def _upstream(self, server: WireResolver) -> Upstream | None:
         if server.addr.startswith("https://"):
@@ -267,6 +259,8 @@ class NameResolver:
         Not where control names a resolver that is to be used with exits too.
         """
         netmap, exit_node = self._device.netmap, self._device.chosen_exit
+        if not exit_node:
+            self._tell_exit("")
         if not exit_node or netmap is None or self._own_servers_for(name) is not None:
             return 0
         return 0 if any(resolver.use_with_exit_node for resolver in netmap.dns.resolvers) else exit_node
@@ -309,39 +303,52 @@ class NameResolver:
 
     async def _ask_exit(self, exit_node: PeerId, name: str, kind: str) -> Answer:
         """What the exit knows of a name. Whatever goes wrong, nobody else is asked."""
-        identifier = self._device.random_id()
-        who = f"the exit {self._device.exit_name(exit_node)}"
-        try:
-            with trio.fail_after(EXIT_TIMEOUT):
-                answer = await self._device.ask_exit(
-                    exit_node,
-                    encode_query(identifier, name, kind),
-                    lambda reply: decode_answer_untrusted(reply, identifier, name, kind),
-                )
-        except trio.TooSlowError:
-            problem = f"{who} did not answer within {EXIT_TIMEOUT:g} s"
-        except NoAnswer as reason:
-            problem = f"{who} {reason}"
-        except (OSError, BadPacket, trio.BrokenResourceError) as error:
-            problem = f"{who} failed: {str(error) or 'no answer'}"
-        else:
-            if answer.code in (NO_ERROR, NAME_ERROR):
-                return answer
-            problem = f"{who} answered with code {answer.code}"
-        raise NameNotFound(name, detail=problem, is_temporary=True)
+        found = await self._try_exit(exit_node, name, kind)
+        if isinstance(found, str):
+            raise NameNotFound(name, detail=found, is_temporary=True)
+        return found
 
     async def _ask_exit_first(self, exit_node: PeerId, servers: Sequence[WireResolver], name: str, kind: str) -> Answer:
         """The exit that everything goes by; where it fails, the tailnet's resolvers, which are reached through it."""
-        try:
-            answer = await self._ask_exit(exit_node, name, kind)
-        except NameNotFound as problem:
-            if not servers:
-                raise
-            answer = await self._ask_servers(servers, name, kind)
-            self._device.tell_exit_names(str(problem))
-        else:
-            self._device.tell_exit_names("")
+        found = await self._try_exit(exit_node, name, kind)
+        if isinstance(found, Answer):
+            self._tell_exit("")
+            return found
+        if not servers:
+            raise NameNotFound(name, detail=found, is_temporary=True)
+        answer = await self._ask_servers(servers, name, kind)
+        self._tell_exit(found)
         return answer
+
+    async def _try_exit(self, exit_node: PeerId, name: str, kind: str) -> Answer | str:
+        """Its answer, or what went wrong."""
+        identifier = self._device.random_id()
+        question = encode_query(identifier, name, kind)
+        found = await self._exchange_with_exit(
+            exit_node, question, lambda reply: decode_answer_untrusted(reply, identifier, name, kind)
+        )
+        if isinstance(found, str) or found.code in (NO_ERROR, NAME_ERROR):
+            return found
+        return f"the exit {self._device.exit_name(exit_node)} answered with code {found.code}"
+
+    async def _exchange_with_exit(
+        self, exit_node: PeerId, question: bytes, read: Callable[[bytes], T | None]
+    ) -> T | str:
+        who = f"the exit {self._device.exit_name(exit_node)}"
+        try:
+            with trio.fail_after(EXIT_TIMEOUT):
+                return await self._device.ask_exit(exit_node, question, read)
+        except trio.TooSlowError:
+            return f"{who} did not answer within {EXIT_TIMEOUT:g} s"
+        except NoAnswer as reason:
+            return f"{who} {reason}"
+        except (OSError, BadPacket, trio.BrokenResourceError) as error:
+            return f"{who} failed: {str(error) or 'no answer'}"
+
+    def _tell_exit(self, problem: str) -> None:
+        if problem != self.exit_problem:
+            self.exit_problem = problem
+            self._device.tell_exit_names(problem)
 
     async def _ask_servers(self, servers: Sequence[WireResolver], name: str, kind: str) -> Answer:
         problem = "no resolver answered"

@@ -243,7 +243,7 @@ class Tailnet:
         self.control.set_policy(policy)
 
     def dns(self, /, **settings: Any) -> None:
-        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`."""
+        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`, `filtered`."""
         self.control.do(self.control.server.set_dns, **settings)
 
     def approve_login(self, url: str, user: str = DEFAULT_USER) -> None:
