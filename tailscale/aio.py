@@ -326,6 +326,7 @@ class Device(DeviceFace, AsyncWithOnly):
     way_by = awaited(TrioDevice.way_by)
     resolve = awaited(TrioDevice.resolve)
     resolve_all = awaited(TrioDevice.resolve_all)
+    dns_query = awaited(TrioDevice.dns_query)
     whois = awaited(TrioDevice.whois)
 
     # Diagnosis

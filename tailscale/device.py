@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from tailscale.capturing import Capture, Sink
     from tailscale.dial.name_service import NameServer
+    from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.peerapi.paths import PeerHandler
@@ -477,6 +478,22 @@ class Device(OwnNode, AsyncWithOnly):
         """
         dialer = self._ready().dialer
         return await dialer.resolver.records(name, type, dialer.peer_named(via))
+
+    @briefly
+    async def dns_query(self, name: str, type: str = "A") -> DnsReply:
+        """One DNS question, answered as programs that ask 100.100.100.100 are answered: code, records, resolvers.
+
+        `resolve_all` gives every address of a node; this one what upstream's resolver would say.
+
+        ```python
+        reply = await device.dns_query("db.tailnet.test", "AAAA")
+        print(reply.code, reply.answers)
+        ```
+        """
+        from tailscale.dial.dns_question import ask
+
+        runtime = self._ready()
+        return await ask(runtime.dialer.resolver, runtime.responder, name, type)
 
     def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
         """Be a DNS server on an address of this machine, UDP and TCP: for containers, and for `resolv.conf`.

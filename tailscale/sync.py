@@ -197,6 +197,7 @@ class Device(DeviceFace, WithOnly):
     way_by = blocking(TrioDevice.way_by)
     resolve = blocking(TrioDevice.resolve)
     resolve_all = blocking(TrioDevice.resolve_all)
+    dns_query = blocking(TrioDevice.dns_query)
     whois = blocking(TrioDevice.whois)
 
     # Diagnosis

@@ -37,7 +37,7 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "as_html", "event_readers"),
     *("errors", "events", "explanation", "faults", "figures", "foreign_text", "local_callers", "nodes", "pcapng"),
-    *("state_file", "status", "stores"),
+    *("dns_reply", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -108,7 +108,6 @@ PURE = {
     "tailscale/cli/exit_codes.py",
     "tailscale/cli/findings.py",
     "tailscale/cli/peers_table.py",
-    "tailscale/daemon/dns_answer.py",
     "tailscale/daemon/frames.py",
     "tailscale/daemon/ipn.py",
     "tailscale/daemon/requests.py",
@@ -118,7 +117,12 @@ PURE = {
     "tailscale/faults.py",
     "tailscale/figures.py",
     "tailscale/pcapng.py",
+    "tailscale/dns/local.py",
     "tailscale/dns/messages.py",
+    "tailscale/dns/wire.py",
+    "tailscale/dns_reply.py",
+    "tailscale/peerapi/callers.py",
+    "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
     "tailscale/metrics/table.py",
     "tailscale/nodes.py",

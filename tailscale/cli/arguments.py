@@ -10,7 +10,7 @@ from typing import Any
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.mesh_arguments import add_mesh
-from tailscale.cli.ports import host_maybe_port, port
+from tailscale.cli.ports import host_and_port, host_maybe_port, port
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
@@ -48,6 +48,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
     if options.command == "nc":
         _find_port(parser.commands()["nc"], options)
+    if options.command == "dns" and (options.question == "query") != (options.name is not None):
+        parser.commands()["dns"].error("a name goes with query: dns query NAME [TYPE]")
     return options
 
 
@@ -184,6 +186,17 @@ def _add_reading(adder: _Adder) -> None:
         default="any",
         metavar="CHOICE",
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
+    )
+
+    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
+    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
+    dns.add_argument("name", nargs="?", help="with query: the name")
+    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
+    dns.add_argument(
+        "--listen",
+        type=host_and_port,
+        metavar="HOST:PORT",
+        help="be a DNS server there, as 127.0.0.1:5353; UDP and TCP",
     )
 
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)

@@ -265,6 +265,10 @@ class NameResolver:
             return 0
         return 0 if any(resolver.use_with_exit_node for resolver in netmap.dns.resolvers) else exit_node
 
+    def exit_text(self, exit_node: PeerId) -> str:
+        """How an exit is named among resolvers."""
+        return f"exit node {self._device.exit_name(exit_node)}"
+
     def servers_for(self, name: str) -> Sequence[WireResolver]:
         """Whom the tailnet asks for a name; nobody means "only what the tailnet knows"."""
         own, netmap = self._own_servers_for(name), self._device.netmap
