@@ -35,9 +35,9 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_causes", "_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "as_html", "event_readers"),
-    *("errors", "events", "explanation", "faults", "figures", "foreign_text", "local_callers", "nodes", "pcapng"),
-    *("dns_reply", "state_file", "status", "stores"),
+    *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
+    *("errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text", "local_callers"),
+    *("dns_reply", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),

@@ -10,7 +10,7 @@ from typing import Any
 from tailscale._config import default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.mesh_arguments import add_mesh
-from tailscale.cli.ports import host_and_port, host_maybe_port, port
+from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 

@@ -10,6 +10,7 @@ import trio
 from tailscale.cli.exit_codes import FAILED, NOT_FOUND, OK
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
+from tailscale.http.local import split_listen
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -39,9 +40,9 @@ async def dns(options: argparse.Namespace, screen: Screen) -> int:
 
 
 async def _listen(device: Device, options: argparse.Namespace, screen: Screen) -> int:
-    host, port = options.listen
+    host, port = split_listen(options.listen)
     async with device.name_server(host, port) as server:
-        screen.note(f"answering names on {server.host} port {server.port}, UDP and TCP, until Ctrl-C")
+        screen.note(f"answering names at {server.host} port {server.port}, UDP and TCP, until Ctrl-C")
         await trio.sleep_forever()
     return OK
 

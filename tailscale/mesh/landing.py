@@ -95,7 +95,7 @@ class Landing:
 
     def store(self, file: SmallFile) -> Stored:
         """One small file. Raises what went wrong with it."""
-        batch = self._batch()
+        batch = self.batch()
         try:
             batch.write([file])
             batch.sync()
@@ -117,7 +117,7 @@ class Landing:
     async def _store_batch(self, files: Sequence[SmallFile]) -> list[Stored | Exception]:
         """The first of them: as many as one batch takes."""
         in_thread = partial(trio.to_thread.run_sync, limiter=self._threads)
-        batch = self._batch()
+        batch = self.batch()
         try:
             await in_thread(batch.write, files)
             await all_of(*[partial(in_thread, batch.sync)] * min(SYNCING, len(files)))
@@ -127,7 +127,8 @@ class Landing:
                 with trio.CancelScope(shield=True):
                     await in_thread(batch.close)
 
-    def _batch(self) -> Batch:
+    def batch(self) -> Batch:
+        """An empty one, of this folder."""
         return Batch(self.top, self.exists, self._cache, self._confirm)
 
     def complete(self, owner: str, entry: Entry, root: bytes | None) -> Stored:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import TailscaleError
-from tailscale.mesh.batch import SmallFile
+from tailscale.mesh.batch import TOGETHER, SmallFile
 from tailscale.mesh.carriers import CONNECTIONS, WINDOW, Connection, Dial, Spoiled, Waiting, carry
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.files_client import Replies, Reply, encode_request, root_in
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ts_mesh.offers import Entry
 
 BATCH = WINDOW // 2
+ARRIVED_BYTES = 4 << 20  # of small files that wait for each other
 NOT_MODIFIED = 304
 DISK = (Busy, Occupied, Unequal, Missing, WrongLength, OSError)
 HERE = {
@@ -90,11 +91,17 @@ class Pull:
         self._tally = tally
         self._resume = resume
         self._jobs: deque[Job] = deque()
+        self._arrived: list[SmallFile] = []  # small files that are not on the disk yet
+        self._arrived_bytes = 0
 
     async def run(self, dial: Dial) -> None:
         self._jobs.extend(await trio.to_thread.run_sync(self._plan, limiter=self._threads))
         small = sum(job.entry.size <= WHOLE for job in self._jobs)
-        await carry(self._jobs, dial, lambda: self, CONNECTIONS if small >= MANY else 1)
+        try:
+            await carry(self._jobs, dial, lambda: self, CONNECTIONS if small >= MANY else 1)
+        finally:
+            with trio.CancelScope(shield=True):  # what has arrived is kept
+                await self._store_arrived()
         await trio.to_thread.run_sync(self._finish_folders, limiter=self._threads)
 
     def _plan(self) -> list[Job]:
@@ -163,7 +170,7 @@ class Pull:
             await self._take_whole(job, reply, replies)
 
     async def _take_whole(self, job: Job, reply: Reply, replies: Replies) -> None:
-        """A small file: into memory, then onto the disk at once."""
+        """A small file: into memory, then onto the disk with others."""
         entry = job.entry
         data = await self._read(replies, entry.size)
         root = root_in(reply.trailers)
@@ -171,13 +178,19 @@ class Pull:
             self._tally.fail(entry.path, CHANGED)
             return
         self._tally.add_sent(entry.path, entry.size)
-        try:
-            file = SmallFile(entry, b"".join(data), root)
-            await trio.to_thread.run_sync(self._landing.store, file, limiter=self._threads)
-        except DISK as problem:
-            self._tally.fail(entry.path, _here(problem))
-        else:
-            self._tally.files += 1
+        self._arrived.append(SmallFile(entry, b"".join(data), root))
+        self._arrived_bytes += entry.size
+        if len(self._arrived) >= TOGETHER or self._arrived_bytes >= ARRIVED_BYTES:
+            await self._store_arrived()
+
+    async def _store_arrived(self) -> None:
+        """A batch for the disk; other connections begin the next one meanwhile."""
+        files, self._arrived, self._arrived_bytes = self._arrived, [], 0
+        for file, became in zip(files, await self._landing.store_many(files), strict=True):
+            if isinstance(became, Exception):
+                self._tally.fail(file.entry.path, _here(became))
+            else:
+                self._tally.files += 1
 
     async def _read(self, replies: Replies, size: int) -> list[bytes] | None:
         """A body of that size; None for one that is shorter, or that says to be longer than it may."""
