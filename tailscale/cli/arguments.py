@@ -193,10 +193,7 @@ def _add_reading(adder: _Adder) -> None:
     dns.add_argument("name", nargs="?", help="with query: the name")
     dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
     dns.add_argument(
-        "--listen",
-        type=host_and_port,
-        metavar="HOST:PORT",
-        help="be a DNS server there, as 127.0.0.1:5353; UDP and TCP",
+        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
     )
 
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)

@@ -68,9 +68,10 @@ class LocalZone:
         for record in netmap.dns.extra_records:
             if record.type.upper() in ("", "A", "AAAA"):
                 try:
-                    self._hosts.setdefault(clean_name(record.name), []).append(parse_address(record.value))
+                    address = parse_address(record.value)
                 except BadPacket:
                     continue
+                self._hosts.setdefault(clean_name(record.name), []).append(address)
 
     def _add(self, name: str, found: Iterable[bytes | None], own: list[bytes | None], with_ipv6: bool) -> None:
         addresses = [address for address in found if address is not None]
