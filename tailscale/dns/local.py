@@ -90,7 +90,7 @@ class LocalZone:
         name = question.name
         if question.klass != INTERNET or "\\" in name:
             return None
-        if question.kind == PTR:
+        if question.kind == PTR and name.endswith(".arpa"):
             return self._answer_reverse(name)
         if name == "onion" or name.endswith(".onion"):
             return LocalAnswer(NAME_ERROR)

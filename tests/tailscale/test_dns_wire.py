@@ -129,6 +129,7 @@ LOCAL = [
     ("db.t.example", "ANY", "Success 100.64.0.2"),
     ("db.t.example", "TXT", "Success"),
     ("db.t.example", "SOA", "NotImplemented"),
+    ("db.t.example", "PTR", "Success"),
     ("nobody.t.example", "A", "NameError"),
     ("t.example", "A", "NameError"),
     ("x.db.t.example", "A", "NameError"),
