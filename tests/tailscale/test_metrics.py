@@ -79,6 +79,12 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
     async with echo_service(router, 80), await router.udp():
         assert await echoed(client, router.ipv4 or "", 80, bytes(100_000)) == bytes(100_000)
         look()
+    await client.ping(router.hostname, "peerapi")
+    await router.dns_query(client.hostname)
+    async with await client.tcp_connect(router.ipv4, 1) as stream:
+        await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
+        await stream.receive_some()
+        look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")
     await until(lambda: any(f"{behind.address}/32" in peer.routes for peer in client.peers.values()))
