@@ -194,7 +194,7 @@ class Runtime:
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint)
         self.packets = PacketWatch(self.dataplane, self.directory, self.reach)
-        self.flows = Flows(self.stack, self.directory)
+        self.flows = Flows(self.stack, self.directory, SERVICE_ADDRESSES)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick

@@ -187,9 +187,14 @@ class NameServer:
 
     async def aclose(self) -> None:
         """No more questions; those under way are dropped."""
+        self.shut()
+        await trio.lowlevel.checkpoint()
+
+    def shut(self) -> None:
+        """The same without being able to wait."""
         self._scope.cancel()
         self._udp.close()
-        await self._listener.aclose()
+        self._listener.socket.close()
 
     def __repr__(self) -> str:
         return f"<NameServer {self.host}:{self.port}>"

@@ -42,6 +42,8 @@ LEAST_SIZE = 512  # what every asker takes over UDP
 LARGEST_EDNS = 4095  # what we tell resolvers that we take
 TTL, NEGATIVE_TTL = 5, 10  # seconds; the tailnet's own names may change at any moment
 RECORDS_LIMIT = 1024  # of one message
+RECORDS_OF_QUESTIONS = 16  # behind a question: options, a signature
+POINTERS_LIMIT = 32  # of one name; each may lead to another
 POINTER_TO_QUESTION = b"\xc0\x0c"
 
 
@@ -87,8 +89,8 @@ def decode_question_untrusted(data: bytes) -> Question:
     at += FIXED.size
     section, size, has_edns = data[HEADER.size : at], LEAST_SIZE, False
     count = answers + authorities + more
-    if count > RECORDS_LIMIT:
-        raise BadPacket("DNS: too many records")
+    if count > RECORDS_OF_QUESTIONS:
+        raise BadPacket("DNS: too many records behind a question")
     for _ in range(count):
         _, found, option_size, _, at = _skip_record_untrusted(data, at)
         if found == OPT:
@@ -99,7 +101,7 @@ def decode_question_untrusted(data: bytes) -> Question:
 def read_name_untrusted(data: bytes, at: int) -> tuple[str, int]:
     """A name with its dots, without the last, and where what follows begins. Pointers lead backwards only."""
     labels: list[str] = []
-    length, after, bound = 0, -1, at
+    length, pointers, after, bound = 0, 0, -1, at
     while True:
         if at >= len(data):
             raise BadPacket("DNS: a name that is cut off")
@@ -108,7 +110,8 @@ def read_name_untrusted(data: bytes, at: int) -> tuple[str, int]:
             if at + 1 >= len(data):
                 raise BadPacket("DNS: a pointer that is cut off")
             target = (size & 0x3F) << 8 | data[at + 1]
-            if not HEADER.size <= target < bound:
+            pointers += 1
+            if not HEADER.size <= target < bound or pointers > POINTERS_LIMIT:
                 raise BadPacket("DNS: a pointer that leads nowhere")
             after = after if after >= 0 else at + 2
             at = bound = target

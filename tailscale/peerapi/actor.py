@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from tailscale.sockets.socket_device import SocketDevice
     from ts_netstack.stack import Stack
 
-# Every device has the same: nothing else of a program is ever there, browsers refuse to go there, and it is known
-# before the addresses are. Upstream's Android client has it too.
-PORT = 1
+# Every device has the same, so that it is known before there are addresses and peers may remember it. Where upstream
+# looks for one, from 32768 on.
+PORT = 56_001
 BACKLOG = 32
 DNS_PROXY_VERSION = 1
 WHO = "peerapi"

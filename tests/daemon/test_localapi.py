@@ -20,6 +20,7 @@ from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.requests import DaemonError
 from tailscale.device import Device
 from tailscale.dns.messages import NAME_ERROR, decode_answer_untrusted
+from tailscale.peerapi.actor import PORT
 
 API = "/localapi/v0/"
 
@@ -48,7 +49,7 @@ def test_pings_of_every_kind(client: Client, kind: str) -> None:
 def test_pings_that_cannot_be_say_why(client: Client) -> None:
     own = client.get(f"{API}status")["TailscaleIPs"][0]
     assert client.ask("POST", f"{API}ping?ip={own}")["IsLocalIP"] is True
-    assert client.ask("POST", f"{API}ping?ip=100.64.0.1&type=peerapi")["PeerAPIURL"] == "http://100.64.0.1:1"
+    assert client.ask("POST", f"{API}ping?ip=100.64.0.1&type=peerapi")["PeerAPIURL"] == f"http://100.64.0.1:{PORT}"
     assert "no peer owns or routes" in client.ask("POST", f"{API}ping?ip=192.0.2.7")["Err"]
 
 

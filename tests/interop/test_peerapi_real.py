@@ -20,6 +20,7 @@ import trio
 
 import tailscale
 from tailscale.dns import wire
+from tailscale.peerapi.actor import PORT
 from tailscale.runtime.network import HostNetwork
 from tests.interop.ours import PATHS, environment, joined, tailnet, tls_for
 from tests.interop.processes import poll_until
@@ -141,10 +142,10 @@ async def test_pings_of_the_peer_api_go_both_ways(r: Rig) -> None:
         await until_announced(us, "db")
         assert (await us.ping("db", "peerapi")).latency < PATIENCE
         told = await db.cli("ping", "--peerapi", "-c", "1", "ours")
-        assert f"hit peerapi of {us.ipv4} (ours.rig.test.) at http://{us.ipv4}:1" in told
+        assert f"hit peerapi of {us.ipv4} (ours.rig.test.) at http://{us.ipv4}:{PORT}" in told
         told = await db.cli("ping", "--tsmp", "-c", "1", "ours")
         assert "via TSMP" in told
-        assert f"{us.ipv4}:1" in told or ", 1)" in told, f"the pong carries the port: {told}"
+        assert str(PORT) in told, "the pong carries the port"
 
 
 VARIATIONS = [
@@ -183,7 +184,10 @@ async def test_requests_are_judged_as_stock_judges_them(r: Rig) -> None:
                 [line.format(ip=their_ip, port=their_port) for line in lines],
             )
             ours = await ask(
-                await db.connect(str(us.ipv4), 1), method, target, [line.format(ip=us.ipv4, port=1) for line in lines]
+                await db.connect(str(us.ipv4), PORT),
+                method,
+                target,
+                [line.format(ip=us.ipv4, port=PORT) for line in lines],
             )
             print(method, target, lines, theirs[0], ours[0])
             expected = OTHER.get((method, target), OTHER.get((method, lines[-1])))
@@ -211,13 +215,13 @@ async def test_only_the_owner_may_ask_names_of_a_node_that_is_no_exit(r: Rig) ->
         ):
             peer = await stack.enter_async_context(r.tailscaled(name, control=hs, auth_key=key))
             lines = ["Host: peer", "Content-Type: application/dns-message", f"Content-Length: {len(question)}", "", ""]
-            stream = await peer.connect(str(us.ipv4), 1)
+            stream = await peer.connect(str(us.ipv4), PORT)
             async with stream:
                 await stream.send_all("\r\n".join(["POST /dns-query HTTP/1.1", *lines]).encode() + question)
                 with trio.fail_after(PATIENCE):
                     head = await stream.receive_some()
             assert head.startswith(b"HTTP/1.1 200" if may else b"HTTP/1.1 403"), (name, head)
-            assert (await ask(await peer.connect(str(us.ipv4), 1), "GET", "/", ["Host: peer"]))[0] == 200
+            assert (await ask(await peer.connect(str(us.ipv4), PORT), "GET", "/", ["Host: peer"]))[0] == 200
 
 
 async def test_stock_clients_use_our_exit_names(r: Rig) -> None:

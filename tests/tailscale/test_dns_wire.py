@@ -43,12 +43,24 @@ def test_questions_are_read_as_another_codec_writes_them(name: str, kind: int, i
         QUESTION[:12] + (b"\x3f" + b"a" * 63) * 5 + b"\0\0\1\0\1",
         QUESTION[:10] + b"\0\1" + QUESTION[12:] + b"\0\0\x29\x10\0\0\0\0\0\0\x09",
         QUESTION[:6] + b"\xff\xff" * 3 + QUESTION[12:],
+        QUESTION[:10] + b"\0\x11" + QUESTION[12:] + (b"\0\0\x29" + bytes(8)) * 17,
         bytes(65_536),
     ],
 )
 def test_what_is_no_question_is_refused(data: bytes) -> None:
     with pytest.raises(BadPacket):
         wire.decode_question_untrusted(data)
+
+
+def test_pointers_to_pointers_end() -> None:
+    chain = (
+        bytearray(QUESTION[:12])
+        + b"\0"
+        + b"".join((0xC000 | 12 + max(0, 2 * n - 1)).to_bytes(2, "big") for n in range(99))
+    )
+    assert wire.read_name_untrusted(bytes(chain), 13) == ("", 15)
+    with pytest.raises(BadPacket, match="a pointer that leads nowhere"):
+        wire.read_name_untrusted(bytes(chain), len(chain) - 2)
 
 
 def test_answers_are_never_answered() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 import dpkt
@@ -13,6 +14,7 @@ from trio.testing import MockClock
 from tailscale import Device, TailscaleError
 from tailscale.dns import wire
 from tailscale.testing import Tailnet
+from tailscale.testing.sync import Tailnet as SyncTailnet
 
 QUAD = "100.100.100.100"
 
@@ -95,3 +97,17 @@ async def test_the_device_answers_on_a_port_of_this_machine(tailnet: Tailnet) ->
                 assert await stream.receive_some() == b"", "nobody asks in 64 KiB"
         with pytest.raises(OSError, match=r"cannot answer names on 127\.0\.0\.1 port"):
             await a.name_server(port=server.port)
+
+
+def test_faces_are_dns_servers_too() -> None:
+    query = wire.encode_question("a", wire.A, 9)
+    with (
+        SyncTailnet() as net,
+        net.device("a") as device,
+        device.name_server() as server,
+        socket.socket(type=socket.SOCK_DGRAM) as client,
+    ):
+        client.settimeout(20)
+        client.sendto(query, (server.host, server.port))
+        assert wire.decode_records_untrusted(client.recv(512))[1][0].body == device.ipv4
+        assert device.dns_query("a").answers[0].body == device.ipv4

@@ -76,13 +76,13 @@ async def test_peerapi_is_reached_although_the_policy_admits_nothing(
     ("request_lines", "host", "status"),
     [
         ("GET /", "peer", 200),
-        ("GET /", "{own}:1", 200),
-        ("GET /", "[{own6}]:1", 200),
+        ("GET /", "{own}:{port}", 200),
+        ("GET /", "[{own6}]:{port}", 200),
         ("GET /", "{own}:2", 403),
         ("GET /", "{own}", 403),
         ("GET /", "b", 403),
         ("GET /", "evil.example", 403),
-        ("GET /", "100.64.0.77:1", 403),
+        ("GET /", "100.64.0.77:{port}", 403),
         ("GET http://peer/", "evil.example", 200),
         ("GET http://evil.example/", "peer", 403),
         ("GET /\nOrigin: http://evil.example", "peer", 403),
@@ -102,7 +102,7 @@ async def test_peerapi_believes_only_requests_that_no_page_can_make(
     autojump_clock: MockClock, tailnet: Tailnet, request_lines: str, host: str, status: int
 ) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
-    assert (await ask(a, b, request_lines, host=host.format(own=b.ipv4, own6=b.ipv6)))[0] == status
+    assert (await ask(a, b, request_lines, host=host.format(own=b.ipv4, own6=b.ipv6, port=PORT)))[0] == status
 
 
 async def test_peerapi_keeps_browsers_from_showing_it_within_pages(autojump_clock: MockClock, tailnet: Tailnet) -> None:
