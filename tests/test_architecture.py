@@ -6,6 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+import pytest
 from source import (
     ROOMS,
     ROOT,
@@ -280,6 +281,7 @@ def test_nobody_reaches_into_private_names() -> None:
     hold("private names are used by their own file", found)
 
 
+@pytest.mark.slow  # it reads all tests
 def test_tests_reach_into_private_names_ever_less() -> None:
     for folder, count in private_access_of_tests().items():
         limit = PRIVATE_ACCESS_OF_TESTS.get(folder, 0)

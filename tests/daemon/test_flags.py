@@ -223,24 +223,19 @@ def test_nc_carries_datagrams(whose: str, net: World, state: list[str], tmp_path
                 data, sender = await socket.receive_from()
                 await socket.send_to(data.upper(), sender)
 
-    async def begin() -> trio.CancelScope:
-        async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(echo)
-                    task_status.started(scope)
-                    await trio.sleep_forever()
+    async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(echo)
+                task_status.started(scope)
 
-        scope: trio.CancelScope = await net.nursery.start(live)
-        return scope
-
-    scope = net.within(begin)
+    scope = net.thread.start(live)
     try:
         which = state if whose == "daemon" else own
         done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
     finally:
-        net.token.run_sync_soon(scope.cancel)
+        net.thread.do(scope.cancel)
     refused = run("nc", *state, "-u", "-w", "5", "db", "9", stdin=b"hello")
     assert (refused.returncode, b"no UDP port 9 is open" in refused.stderr) == (6, True)
 
