@@ -27,7 +27,7 @@ from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
-from tailscale.threads.bridges import Exposure, Forward
+from tailscale.threads.bridges import Exposure, Forward, NameServer
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
@@ -308,6 +308,10 @@ class Device(DeviceFace, AsyncWithOnly):
             self._await(lambda: bridges.expose(self._thread, port, host, target, proxy_protocol), Exposure.close)
         )
 
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
+        """Be a DNS server on an address of this machine, UDP and TCP. To be used as `forward` is."""
+        return Opening(self._await(lambda: bridges.name_server(self._thread, host, port), NameServer.close))
+
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
@@ -329,6 +333,7 @@ class Device(DeviceFace, AsyncWithOnly):
     way_by = awaited(TrioDevice.way_by)
     resolve = awaited(TrioDevice.resolve)
     resolve_all = awaited(TrioDevice.resolve_all)
+    dns_query = awaited(TrioDevice.dns_query)
     whois = awaited(TrioDevice.whois)
 
     # Diagnosis

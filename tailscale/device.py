@@ -55,8 +55,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.dial.name_service import NameServer
+    from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import (
@@ -104,6 +107,7 @@ class Device(OwnNode, AsyncWithOnly):
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
+    - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Device(OwnNode, AsyncWithOnly):
         udp_port: int = 0,
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
+        peerapi: bool = True,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -146,6 +151,7 @@ class Device(OwnNode, AsyncWithOnly):
             udp_port=udp_port,
             tls=tls,
             handle_sigterm=handle_sigterm,
+            peerapi=peerapi,
             relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
             never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
         )
@@ -351,6 +357,33 @@ class Device(OwnNode, AsyncWithOnly):
         finally:
             take_back()
 
+    @contextmanager
+    def answer_peers(self, path: str, handler: PeerHandler) -> Iterator[None]:
+        """Answer a path of this node's peer API while the block runs; one that ends in `/` is all below it.
+
+        The packet filter lets every peer through to it: the handler judges by `request.caller`, and by nothing else.
+        What it raises is logged, and the peer is answered 500.
+
+        ```python
+        async def hello(request):
+            if not request.caller.is_same_user:
+                return await request.answer(403, "not you\\n")
+            await request.answer(200, f"hello {request.caller.node.hostname}\\n")
+
+
+        with device.answer_peers("/v0/hello", hello):
+            await trio.sleep(0)
+        ```
+        """
+        runtime = self._ready()
+        if not self._config.peerapi:
+            raise TailscaleError(f"nobody can ask for {path}: this Device was made with peerapi=False")
+        runtime.peerapi.paths.add(path, handler)
+        try:
+            yield
+        finally:
+            runtime.peerapi.paths.remove(path)
+
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet. One with `via` sends all it sends through that exit node, and hears only it.
@@ -447,6 +480,37 @@ class Device(OwnNode, AsyncWithOnly):
         return await dialer.resolver.records(name, type, dialer.peer_named(via))
 
     @briefly
+    async def dns_query(self, name: str, type: str = "A") -> DnsReply:
+        """One DNS question, answered as programs that ask 100.100.100.100 are answered: code, records, resolvers.
+
+        `resolve_all` gives every address of a node; this one what upstream's resolver would say.
+
+        ```python
+        reply = await device.dns_query("db.tailnet.test", "AAAA")
+        print(reply.code, reply.answers)
+        ```
+        """
+        from tailscale.dial.dns_question import ask
+
+        runtime = self._ready()
+        return await ask(runtime.dialer.resolver, runtime.responder, name, type)
+
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
+        """Be a DNS server on an address of this machine, UDP and TCP: for containers, and for `resolv.conf`.
+
+        It knows what `resolve` knows. Whoever reaches the port may ask.
+
+        ```python
+        async with device.name_server() as server:
+            print(server.host, server.port)
+        ```
+        """
+        from tailscale.dial.name_service import open_name_server
+
+        runtime = self._ready()
+        return Opening(open_name_server(host, port, runtime.responder, runtime.spawn))
+
+    @briefly
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
 
@@ -478,9 +542,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     @briefly
     async def ping(self, host: str, kind: PingKind = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
-        """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
+        """Reach a peer: `disco` probes the path, `tsmp` the tunnel, `icmp` the network stack, `peerapi` the peer API.
 
-        `size` pads the probe. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
+        `size` pads the probes below TCP. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
 
         ```python
         pong = await device.ping("db")

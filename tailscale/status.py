@@ -22,7 +22,7 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
-PingKind = Literal["disco", "tsmp", "icmp"]
+PingKind = Literal["disco", "tsmp", "icmp", "peerapi"]
 PING_KINDS = get_args(PingKind)
 PathKind = Literal["", "direct", "relay", "peer relay"]
 

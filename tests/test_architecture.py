@@ -38,36 +38,53 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text", "local_callers"),
-    *("nodes", "pcapng", "state_file", "status", "stores"),
+    *("dns_reply", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
     "dns": VALUES,
+    "http1": VALUES,
     "sockets": VALUES,
     "runtime": VALUES,
     "dial": VALUES | {"dns", "runtime", "sockets"},
     "_diagnostics": VALUES | {"dial", "dns", "runtime", "sockets"},
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "runtime", "sockets"},
+    "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
+    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
-    "device": VALUES | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "runtime", "sockets"},
+    "device": VALUES
+    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "peerapi", "runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"capturing", "carry", "device", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
     ),
-    "http": VALUES | {"aio", "carry", "device", "local_ports", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
-    **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
+    **dict.fromkeys(
+        ("mesh", "proxy"), VALUES | {"carry", "device", "http", "http1", "local_ports", "sockets", "threads"}
+    ),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
-    "metrics": VALUES | {"device", "http"},
+    "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
-    "web": VALUES | {"device", "http", "metrics"},
+    "web": VALUES | {"device", "http", "http1", "metrics"},
     "daemon": VALUES
-    | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
+    | {
+        "_diagnostics",
+        "carry",
+        "device",
+        "http",
+        "http1",
+        "local_ports",
+        "mesh",
+        "metrics",
+        "proxy",
+        "serve",
+        "sockets",
+    },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
@@ -92,7 +109,6 @@ PURE = {
     "tailscale/cli/exit_codes.py",
     "tailscale/cli/findings.py",
     "tailscale/cli/peers_table.py",
-    "tailscale/daemon/dns_answer.py",
     "tailscale/daemon/frames.py",
     "tailscale/daemon/ipn.py",
     "tailscale/daemon/requests.py",
@@ -102,7 +118,12 @@ PURE = {
     "tailscale/faults.py",
     "tailscale/figures.py",
     "tailscale/pcapng.py",
+    "tailscale/dns/local.py",
     "tailscale/dns/messages.py",
+    "tailscale/dns/wire.py",
+    "tailscale/dns_reply.py",
+    "tailscale/peerapi/callers.py",
+    "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
     "tailscale/metrics/table.py",
     "tailscale/nodes.py",

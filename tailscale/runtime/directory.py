@@ -74,6 +74,10 @@ class Directory:
             raise DeviceNotReady("the control server has not said yet who we are")
         return node_from_wire(netmap.self_node, netmap)
 
+    @property
+    def own_addresses(self) -> tuple[bytes, ...]:
+        return self._engine.tables.own
+
     def is_ours(self, address: bytes) -> bool:
         return address in self._engine.tables.own
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DirectRuns = list[DirectRun]
 
+LARGEST_RESOLV_CONF = 64 << 10
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
 
@@ -75,6 +76,9 @@ class Network(Protocol):
         """A device by which the kernel's own sockets speak to the tailnet, where this network is to have one."""
 
     def interface_addresses(self) -> list[str]: ...
+    def nameservers(self) -> tuple[str, ...]:
+        """The addresses of the resolvers that this world's own programs ask."""
+
     def wall_clock(self) -> float: ...
     def entropy(self, length: int) -> bytes: ...
 
@@ -117,11 +121,50 @@ class HostNetwork:
     def interface_addresses(self) -> list[str]:
         return list_interface_addresses()
 
+    def nameservers(self) -> tuple[str, ...]:
+        return HOST_RESOLVERS.read()
+
     def wall_clock(self) -> float:
         return time.time()
 
     def entropy(self, length: int) -> bytes:
         return os.urandom(length)
+
+
+class ResolvConf:
+    """The resolvers of a resolv.conf, read anew when the file has changed."""
+
+    def __init__(self, path: str = "/etc/resolv.conf") -> None:
+        self._path = path
+        self._known: tuple[tuple[int, int], tuple[str, ...]] | None = None
+
+    def read(self) -> tuple[str, ...]:
+        """Empty where there is no such file, or nothing in it."""
+        try:
+            found = os.stat(self._path)
+            mark = found.st_mtime_ns, found.st_size
+            if self._known is None or self._known[0] != mark:
+                with open(self._path, encoding="utf-8", errors="replace") as file:
+                    self._known = mark, nameservers_in(file.read(LARGEST_RESOLV_CONF))
+        except OSError:
+            return ()
+        return self._known[1]
+
+
+def nameservers_in(text: str) -> tuple[str, ...]:
+    """The addresses that a resolv.conf names, as far as they are addresses."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                found.append(format_address(parse_address(words[1].partition("%")[0])))
+            except BadPacket:
+                continue
+    return tuple(dict.fromkeys(found))
+
+
+HOST_RESOLVERS = ResolvConf()
 
 
 def list_interface_addresses() -> list[str]:

@@ -128,6 +128,7 @@ class VirtualHost:
         self.tcp: dict[int, VirtualListener] = {}
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
+        self.resolvers: tuple[str, ...] = ()  # what stands in this machine's resolv.conf
         self.clock_ahead = 0.0  # seconds that this machine's clock is wrong by
         self._ports = itertools.count(FIRST_EPHEMERAL_PORT)
         self._random = random.Random(f"{network.seed} {name}")  # noqa: S311 - repeatable is what it is for
@@ -175,6 +176,9 @@ class VirtualHost:
 
     def interface_addresses(self) -> list[str]:
         return list(self.uplinks.values()) or [self.address]
+
+    def nameservers(self) -> tuple[str, ...]:
+        return self.resolvers
 
     def wall_clock(self) -> float:
         return self.network.wall_clock() + self.clock_ahead

@@ -61,6 +61,7 @@ class DeviceOptions(TypedDict, total=False):
     udp_port: int
     tls: ssl.SSLContext | None
     handle_sigterm: bool
+    peerapi: bool
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:

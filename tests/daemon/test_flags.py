@@ -49,6 +49,7 @@ OF_ONE = {
     "ip -6": "test_ip_takes_a_family",
     "metrics --peers": "test_metrics_are_printed_as_prometheus_reads_them",
     "metrics --listen": "test_metrics_are_served_until_ctrl_c",
+    "dns --listen": "test_names_are_asked_shown_and_answered_until_ctrl_c",
     "web --listen": "test_the_status_page_is_served_until_ctrl_c",
     "web --allow-changes": "test_the_status_page_is_served_until_ctrl_c",
     "listen --to": "test_listen_forwards_to_a_port_of_this_machine",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from docs_world import World
 from snippets import ROOT, missing_library
 
 import tailscale
+from tailscale.dns import wire
 
 EXAMPLES = ROOT / "examples"
 PATIENCE = 20.0
@@ -111,7 +113,21 @@ def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
 
 
 def test_no_example_is_left_out(world: World) -> None:
-    tried = {row[0] for row in CLIENTS} | {row[0] for row in SERVERS}
+    tried = {row[0] for row in CLIENTS} | {row[0] for row in SERVERS} | {"name_server.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tried
     listed = (EXAMPLES / "README.md").read_text()
     assert not [name for name in tried if f"[{name}]" not in listed]
+
+
+@pytest.mark.slow
+def test_name_server_example_answers(visitor: dict[str, str]) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "name_server.py"), "127.0.0.1", "0"]
+    with subprocess.Popen(command, env=visitor, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = re.search(r"(names\S*) is (100\.\S+); ask 127\.0\.0\.1 port (\d+)", process.stdout.readline())
+        assert said is not None
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            client.sendto(wire.encode_question(said[1], wire.A, 1), ("127.0.0.1", int(said[3])))
+            assert wire.decode_records_untrusted(client.recv(512))[1][0].body == said[2]
+        process.send_signal(signal.SIGTERM)
