@@ -16,7 +16,7 @@ import trio
 from tailscale._causes import causes
 from tailscale._config import DEFAULT_CLOSE_TIMEOUT, Config, Preferences
 from tailscale._process import TERMINATION
-from tailscale.carry import Carried, carry_outward
+from tailscale.carry import ForwardCarrier
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.control_pings import ping_for_control
 from tailscale.dial.dialing import Dialer
@@ -32,7 +32,8 @@ from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Watch, run_watch
 from tailscale.runtime.flows import Flows
-from tailscale.runtime.forward_actor import Forwarding, run_forward
+from tailscale.runtime.forward_actor import run_forward
+from tailscale.runtime.forward_flows import Asked, Forwarding
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
@@ -198,10 +199,15 @@ class Runtime:
             pinger=Pinger(self.dataplane, self.stack, self.answers, self.reach, network.entropy),
         )
         # What is done for others.
-        forward_carried = Carried()
-        carry = partial(carry_outward, self.dialer, forward_carried)
         self.forwarding = Forwarding(
-            network, self.stack, self.dataplane.kick, carry, forward_carried, supervision=self.supervision
+            network,
+            self.stack,
+            self.dataplane.kick,
+            ForwardCarrier(self.dialer, config.forward),
+            Asked(config.on_flow, self.directory.node),
+            config.forward,
+            self.health,
+            supervision=self.supervision,
         )
 
     def _list_counters(self, engine: Engine) -> CountersTaker:
@@ -243,7 +249,7 @@ class Runtime:
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
         silence_of = self.endpoint.silence_of
         await self._keep("paths", partial(run_paths, bus, dataplane.finder, dataplane.flush, silence_of=silence_of))
-        await self._keep("forwarding", partial(run_forward, bus, self.forwarding))
+        await self._keep("forwarding", partial(run_forward, bus, self.network, self.forwarding))
         await self._keep("probes", partial(run_probes, bus, self.probes))
         await self._keep("identity", self._follow_key)
         watch = LinkWatch(self.network.interface_addresses(), self.network.wall_clock(), trio.current_time())

@@ -36,8 +36,8 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_causes", "_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "as_html", "event_readers"),
-    *("errors", "events", "explanation", "faults", "figures", "foreign_text", "local_callers", "nodes", "pcapng"),
-    *("state_file", "status", "stores"),
+    *("errors", "events", "explanation", "faults", "figures", "foreign_text", "forwarding", "local_callers", "nodes"),
+    *("pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -100,11 +100,13 @@ PURE = {
     "tailscale/explanation.py",
     "tailscale/faults.py",
     "tailscale/figures.py",
+    "tailscale/forwarding.py",
     "tailscale/pcapng.py",
     "tailscale/dns/messages.py",
     "tailscale/dns/names.py",
     "tailscale/metrics/table.py",
     "tailscale/nodes.py",
+    "tailscale/runtime/forward_guard.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",
     "tailscale/runtime/translate_peers.py",

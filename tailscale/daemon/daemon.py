@@ -44,6 +44,7 @@ ASKED = ("hostname", "auth_key", "control_url", "app")
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
+    "advertise_exit_node": False,
     "advertise_routes": (),
     "exit_node": None,
     "shields_up": False,

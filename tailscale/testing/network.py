@@ -7,6 +7,7 @@ have several uplinks, each with an address; "van%wwan0" names one where a host i
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import random
@@ -19,11 +20,13 @@ import trio
 from tailscale.runtime.network import DirectRuns
 from tailscale.runtime.udp import HostUdpStatistics
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+from ts_base.ip import Prefix, parse_prefix
 from ts_base.who import Direct, host_of, uplink_of
 
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
 UDP_QUEUE_LIMIT = 4096  # datagrams one port holds unread
+SOCKETS_LIMIT = 1 << 16  # of a virtual machine's program
 
 
 @dataclass(eq=False)
@@ -129,6 +132,9 @@ class VirtualHost:
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
         self.clock_ahead = 0.0  # seconds that this machine's clock is wrong by
+        self.networks: tuple[str, ...] = ()  # prefixes that its interfaces are in, beside its own addresses
+        self.may_ping = True  # whether its system lets programs send echo requests
+        self.pings = 0  # echo requests that it was sent by other hosts
         self._ports = itertools.count(FIRST_EPHEMERAL_PORT)
         self._random = random.Random(f"{network.seed} {name}")  # noqa: S311 - repeatable is what it is for
 
@@ -173,8 +179,23 @@ class VirtualHost:
             stream.reset()
         self.streams.clear()
 
+    async def ping(self, address: str, timeout: float) -> bool:
+        """Whether that host exists and the way there and back is open."""
+        await trio.lowlevel.checkpoint()
+        if not self.may_ping:
+            raise PermissionError(errno.EPERM, "this machine lets us send no echo request")
+        return await self.network.ping(self, address, timeout)
+
     def interface_addresses(self) -> list[str]:
         return list(self.uplinks.values()) or [self.address]
+
+    def interface_prefixes(self) -> frozenset[Prefix]:
+        """Its own addresses, and the networks that it was told to be in."""
+        own = {parse_prefix(address) for address in self.interface_addresses()}
+        return frozenset(own | {parse_prefix(network) for network in self.networks})
+
+    def socket_limit(self) -> int:
+        return SOCKETS_LIMIT
 
     def wall_clock(self) -> float:
         return self.network.wall_clock() + self.clock_ahead
@@ -270,6 +291,18 @@ class VirtualNetwork:
             owner.streams = [known for known in owner.streams if not known.is_closed]
             owner.streams.append(stream)
         return made
+
+    async def ping(self, source: VirtualHost, address: str, timeout: float) -> bool:
+        target = self._hosts.get(address)
+        if target is None:
+            return False
+        there, back = self.link(source.address, address), self.link(address, source.address)
+        target.pings += not there.udp_blocked
+        if there.udp_blocked or back.udp_blocked or there.latency + back.latency > timeout:
+            await trio.sleep(timeout)
+            return False
+        await trio.sleep(there.latency + back.latency)
+        return True
 
     def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
