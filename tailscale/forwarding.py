@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tailscale.nodes import Node
 
 EXIT_ROUTES = ("0.0.0.0/0", "::/0")
+APPROVE = (
+    "approve them where the tailnet is administered (Headscale: headscale nodes approve-routes), or let its policy do "
+    "so (autoApprovers); of several routers of one subnet, only the one that control has chosen has it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

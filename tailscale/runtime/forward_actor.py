@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 import trio
 
+from tailscale.forwarding import APPROVE
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.forward_flows import Forwarding
 from tailscale.runtime.health import Health
@@ -120,6 +121,5 @@ def show_missing(health: Health, missing: Collection[Prefix]) -> None:
     health.show(
         NOT_APPROVED,
         f"advertised, but not approved by the control server, so that nothing is forwarded there: {names}",
-        "approve them where the tailnet is administered (Headscale: headscale nodes approve-routes), or let its policy "
-        "do so (autoApprovers); of several routers of one subnet, only the one that control has chosen has it",
+        APPROVE,
     )

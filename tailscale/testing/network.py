@@ -20,7 +20,7 @@ import trio
 from tailscale.runtime.network import DirectRuns
 from tailscale.runtime.udp import HostUdpStatistics
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
-from ts_base.ip import Prefix, parse_prefix
+from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
 from ts_base.who import Direct, host_of, uplink_of
 
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
@@ -220,7 +220,22 @@ class VirtualNetwork:
         self._uplinks: dict[str, str] = {}  # address -> which of its host's uplinks has it
         self._links: dict[tuple[str, str], Link] = {}
         self._order = itertools.count()
+        self._fenced: list[tuple[Prefix, set[str]]] = []
         self.drops: Counter[str] = Counter()
+
+    def fence(self, prefix: str, members: set[str]) -> None:
+        """Only these hosts, by name, get to the addresses of `prefix`; the set may change."""
+        self._fenced.append((parse_prefix(prefix), members))
+
+    def has(self, address: str) -> bool:
+        """Whether some host has it."""
+        return address in self._hosts
+
+    def _gets_to(self, source: VirtualHost, address: str) -> bool:
+        if not self._fenced or address in self._names:
+            return True
+        target = parse_address(address)
+        return all(source.name in members or not prefix_contains(fenced, target) for fenced, members in self._fenced)
 
     def wall_clock(self) -> float:
         return self.clock_offset + trio.current_time()
@@ -275,6 +290,8 @@ class VirtualNetwork:
 
     async def connect(self, source: VirtualHost, host: str, port: int) -> VirtualStream:
         target = self.find(host)
+        if not self._gets_to(source, target.address):
+            raise OSError(errno.EHOSTUNREACH, f"{source.name} has no way to {host}")
         there, back = self.link(source.address, target.address), self.link(target.address, source.address)
         await there.wait_tcp_open()
         await back.wait_tcp_open()
@@ -294,7 +311,7 @@ class VirtualNetwork:
 
     async def ping(self, source: VirtualHost, address: str, timeout: float) -> bool:
         target = self._hosts.get(address)
-        if target is None:
+        if target is None or not self._gets_to(source, address):
             return False
         there, back = self.link(source.address, address), self.link(address, source.address)
         target.pings += not there.udp_blocked
@@ -307,7 +324,7 @@ class VirtualNetwork:
     def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
         target = self._hosts.get(destination[0])
-        if target is None:
+        if target is None or not self._gets_to(self._hosts[source[0]], destination[0]):
             drops["underlay.no_such_host"] += len(datagrams)
             return
         link = self.link(source[0], destination[0])
