@@ -146,8 +146,17 @@ class ForwardCarrier:
     async def join(self, connection: TcpConnection, outward: Stream) -> None:
         """With a stream that we opened to its destination."""
         near = LocalStream.adopt(outward) if isinstance(outward, trio.SocketStream) else outward
-        with contextlib.suppress(*LOST):  # the other side has heard of it
-            await Splice(near, self._stream(connection), self.carried).run()
+        caller = self._stream(connection)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, caller, nursery.cancel_scope)
+            with contextlib.suppress(*LOST):  # the other side has heard of it
+                await Splice(near, caller, self.carried).run()
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, caller: TcpStream, both: trio.CancelScope) -> None:
+        """A destination that reads no more would let nobody notice that the caller is gone."""
+        await caller.wait_broken()
+        both.cancel()
 
     async def hand_connection(self, connection: TcpConnection, handler: FlowHandler) -> None:
         """With a function of the program's."""

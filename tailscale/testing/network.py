@@ -134,6 +134,7 @@ class VirtualHost:
         self.clock_ahead = 0.0  # seconds that this machine's clock is wrong by
         self.networks: tuple[str, ...] = ()  # prefixes that its interfaces are in, beside its own addresses
         self.may_ping = True  # whether its system lets programs send echo requests
+        self.sockets = SOCKETS_LIMIT  # that its system lets one program have
         self.pings = 0  # echo requests that it was sent by other hosts
         self._ports = itertools.count(FIRST_EPHEMERAL_PORT)
         self._random = random.Random(f"{network.seed} {name}")  # noqa: S311 - repeatable is what it is for
@@ -195,7 +196,7 @@ class VirtualHost:
         return frozenset(own | {parse_prefix(network) for network in self.networks})
 
     def socket_limit(self) -> int:
-        return SOCKETS_LIMIT
+        return self.sockets
 
     def wall_clock(self) -> float:
         return self.network.wall_clock() + self.clock_ahead

@@ -192,7 +192,7 @@ async def test_a_second_router_takes_over_from_one_that_dies_hangs_or_withdraws(
 
 
 async def until_probed(hs: Headscale) -> None:
-    """Until Headscale has asked both routers and they have answered: of a stream that it never asked it expects less."""
+    """Until Headscale has asked both routers and they have answered: a stream that it never asked gets a respite."""
 
     def answered() -> int:
         assert hs.process is not None
