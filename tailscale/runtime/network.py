@@ -17,6 +17,7 @@ from tailscale.runtime.host_ping import HostPing
 from tailscale.runtime.udp import HostUdp, HostUdpStatistics
 from ts_base.errors import BadPacket
 from ts_base.ip import Prefix, format_address, is_tailscale_address, mask, parse_address
+from ts_base.optional import optional
 from ts_base.who import Direct, DirectRun
 
 if TYPE_CHECKING:
@@ -136,11 +137,10 @@ class HostNetwork:
         return list_interface_prefixes()
 
     def socket_limit(self) -> int:
-        try:
-            import resource  # of Unix
-        except ImportError:
+        resource = optional("resource")  # of Unix
+        if resource is None:
             return SOCKETS_ELSEWHERE
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return SOCKETS_ELSEWHERE if soft == resource.RLIM_INFINITY else soft
 
     def wall_clock(self) -> float:
