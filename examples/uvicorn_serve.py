@@ -1,4 +1,4 @@
-"""An ASGI app that wants asyncio, served on the tailnet by uvicorn: it is given a listening socket.
+"""An ASGI app under uvicorn, served on the tailnet: uvicorn is given a listening socket, the app who is calling.
 
 pip install uvicorn; TS_AUTHKEY=... python uvicorn_serve.py
 """
@@ -11,24 +11,20 @@ from typing import Any
 import uvicorn
 
 from tailscale import aio
+from tailscale.http import IdentityMiddleware
 
 
-class Greeter:
-    """Any ASGI app. It asks the device who is behind the address that uvicorn tells."""
-
-    def __init__(self, device: aio.Device) -> None:
-        self._device = device
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        identity = await self._device.whois(tuple(scope["client"]))
-        body = f"hello {identity.node.hostname}\n".encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-        await send({"type": "http.response.body", "body": body})
+async def greet(scope: Any, receive: Any, send: Any) -> None:
+    """Any ASGI app."""
+    body = f"hello {scope['extensions']['tailscale']['hostname']}\n".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def main() -> None:
     async with aio.Device("greeter2") as device:
-        config = uvicorn.Config(Greeter(device), lifespan="off", log_level="warning")
+        app = IdentityMiddleware(greet, device)
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", proxy_headers=False)
         door = await device.forward_listen(80)
         print(f"serving http://{device.name}", flush=True)
         await uvicorn.Server(config).serve(sockets=[door])

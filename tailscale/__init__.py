@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tailscale._green import check_threads
 from tailscale._lazy import lazily, names_of
 from tailscale._ownership import check_import_name
 
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from tailscale.status import Status as Status
 
 check_import_name()
+check_threads()
 
 __version__ = "0.1.0"
 

@@ -33,7 +33,8 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     node = directory.identify(raw)
     if node is None:
         raise NameNotFound(format_address(raw), detail="no node of this tailnet has that address")
-    return Identity(node, node.user, directory.capabilities_of(raw))
+    profile = directory.profile_of(raw)
+    return Identity(node, node.user, directory.capabilities_of(raw), profile.display_name, profile.profile_pic_url)
 
 
 def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:

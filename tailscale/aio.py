@@ -23,7 +23,7 @@ from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale._lazy import lazily, names_of
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
-from tailscale.errors import DeviceClosed
+from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
@@ -89,6 +89,9 @@ class Device(DeviceFace, AsyncWithOnly):
         try:
             await outcome(self._thread.ready)
             await anext(self._end_of_loop)
+        except TailscaleError as error:
+            await self._leave()
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             await self._leave()
             raise

@@ -35,7 +35,7 @@ from tailscale._config import (
     key_or_its_file,
     rig_flag_from_environment,
 )
-from tailscale._faces import AsyncWithOnly, briefly, wrong_face
+from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
@@ -191,7 +191,7 @@ class Device(OwnNode, AsyncWithOnly):
             await self._runtime.start()
         except TailscaleError as error:
             self._closed = True
-            raise error.with_traceback(None) from error.__cause__
+            raise brief(error) from error.__cause__
         except BaseException:
             self._closed = True
             raise

@@ -20,6 +20,7 @@ from tailscale._faces import WithOnly, nor_here
 from tailscale._lazy import lazily, names_of
 from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
+from tailscale.errors import TailscaleError
 from tailscale.threads import bridges
 from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward
@@ -80,6 +81,9 @@ class Device(DeviceFace, WithOnly):
         self._start()
         try:
             self._thread.ready.result()
+        except TailscaleError as error:
+            self._leave()
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             self._leave()
             raise

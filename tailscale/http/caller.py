@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[bytes, bytes]]
 Caller = dict[str, Any]
 OURS = b"tailscale-"
+PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 0x2D for code in range(256))
 
 
 async def describe_caller(device: Device, address: Address) -> Caller | None:
@@ -41,6 +42,8 @@ def describe(identity: Identity) -> Caller:
         "hostname": node.hostname,
         "addresses": list(node.addresses),
         "user": None if node.tags else identity.user or None,
+        "name": "" if node.tags else identity.display_name,
+        "picture": "" if node.tags else identity.picture,
         "tags": list(node.tags),
         "capabilities": identity.capabilities,
     }
@@ -52,15 +55,16 @@ def trusted_headers(headers: Iterable[tuple[bytes, bytes]], caller: Caller | Non
 
 
 def plain_name(name: bytes) -> bytes:
-    """A header's name as the most careless reader takes it: CGI and WSGI tell neither case nor underscores apart."""
-    return name.lower().replace(b"_", b"-")
+    """A header's name as the most careless reader takes it: CGI and its kin tell neither case nor signs apart."""
+    return name.translate(PLAIN)
 
 
 def identity_headers(caller: Caller | None) -> Headers:
     """What an app behind `tailscale serve` reads, of people only."""
     if caller is None or not caller["user"]:
         return []
-    return [(b"tailscale-user-login", _header_text(caller["user"]))]
+    told = {b"login": caller["user"], b"name": caller["name"], b"profile-pic": caller["picture"]}
+    return [(b"tailscale-user-" + key, _header_text(value)) for key, value in told.items() if value]
 
 
 def _header_text(text: str) -> bytes:

@@ -46,7 +46,7 @@ class HttpExchange:
             return False
         except Exception as error:
             if not self._is_client_gone:
-                tell_failure(log, error, "the app failed on %s %s", self._scope["method"], self._scope["path"])
+                tell_failure(log, error, f"{self._scope['method']} {self._scope['path']}")
             if not self._is_complete:  # else it failed behind its answer, which is whole: frameworks answer and raise
                 return await self._give_up()
         if not self._is_complete:

@@ -100,7 +100,6 @@ class Attendance:
     async def _reach(self) -> Upstream:
         known, self._upstream = self._upstream, None
         if known is not None and known.is_alive:
-            known.is_used = True
             return known
         if known is not None:
             await reset(known.stream)
@@ -115,7 +114,7 @@ class Attendance:
             await reset(self._wire.stream)
             raise ClientDisconnected("the server broke off its answer: so was ours")
         if upstream.is_reusable:
-            upstream.http.start_next_cycle()
+            upstream.rest()
             self._upstream = upstream
         else:
             await upstream.stream.aclose()

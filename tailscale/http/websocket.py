@@ -67,7 +67,7 @@ class WebSocketExchange:
             except Exception as error:
                 code = CloseReason.INTERNAL_ERROR
                 if not self._is_gone:
-                    tell_failure(log, error, "the app failed on the WebSocket %s", self._scope["path"])
+                    tell_failure(log, error, f"the WebSocket {self._scope['path']}")
             await self._end(code)
             nursery.cancel_scope.cancel()
 

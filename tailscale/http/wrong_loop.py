@@ -37,10 +37,10 @@ def wrong_loop(error: BaseException | None, depth: int = DEEPEST) -> str | None:
     return wrong_loop(error.__cause__, depth - 1)
 
 
-def tell_failure(log: logging.Logger, error: BaseException, what: str, *facts: object) -> None:
+def tell_failure(log: logging.Logger, error: BaseException, what: str) -> None:
     """An app that failed: with its traceback, or, where it is in the wrong loop, with what to do."""
     sentence = wrong_loop(error)
     if sentence is not None:
-        log.error(f"{what}: %s", *facts, sentence)
+        log.error("the app failed on %s: %s", what, sentence)
     else:
-        log.error(what, *facts, exc_info=error)
+        log.error("the app failed on %s", what, exc_info=error)

@@ -197,7 +197,7 @@ class _Conversation:
             await reset(self._client.stream)
             return False
         if upstream.is_reusable:
-            upstream.http.start_next_cycle()
+            upstream.rest()
             self._upstream = upstream
         else:
             await upstream.stream.aclose()
@@ -216,7 +216,6 @@ class _Conversation:
             except BaseException:
                 await reset(known.stream)
                 raise
-            known.is_used = True
             return known
         if known is not None:
             await reset(known.stream)

@@ -136,6 +136,12 @@ class Directory:
         node, netmap = self.wire_node(address), self.netmap
         return node_from_wire(node, netmap) if node is not None and netmap is not None else None
 
+    def profile_of(self, address: bytes) -> wire.UserProfile:
+        """What control says of the user of the node at this address."""
+        node, netmap = self.wire_node(address), self.netmap
+        known = netmap.user_profiles.get(node.user) if node is not None and netmap is not None else None
+        return known if known is not None else wire.UserProfile()
+
     def offer_of(self, address: bytes) -> tuple[Node, str, bool] | None:
         """A peer that would route `address`, by which route, and whether that is approved: the narrowest there is."""
         netmap, found = self.netmap, None

@@ -185,7 +185,7 @@ async def forward(
     return Forward(inside, thread)
 
 
-async def expose(thread: LoopThread, port: int, host: str, local_port: int, proxy_protocol: int) -> Exposure:
+async def expose(thread: LoopThread, port: int, host: str, local_port: int, proxy_protocol: int = 0) -> Exposure:
     """`Device.expose`, with its connections among those that the thread lets finish."""
     target = Target(host, local_port, thread.device, proxy_protocol)
     inside = await open_exposure(thread.device.listen(port), target, thread.spawn, thread.run_splice)

@@ -128,8 +128,9 @@ class DeviceFace(Face[Device], OwnNode):
         found = [other for other in _open if other.is_open and other._claim.gives_way_to(self._claim)]
         for other in found:
             other._let_go()
-            sentence = "%s of an earlier cell is closed now: this one opens a device of the same name or state"
-            log.warning(sentence, other.hostname)
+            log.warning(
+                "%s of an earlier cell is closed now: this one opens a device of the same name or state", other.hostname
+            )
         return found
 
     def _let_go(self) -> None:

@@ -76,6 +76,8 @@ OF_ONE = {
     "capture --peer": "test_capture_takes_a_peer_and_limits",
     "capture --seconds": "test_capture_takes_a_peer_and_limits",
     "capture --snaplen": "test_capture_takes_a_peer_and_limits",
+    "listen --http": "test_listen_tells_a_server_who_calls",
+    "listen --proxy-protocol": "test_listen_tells_a_server_who_calls",
     "exec --exit": "test_exec_takes_one_way_out",
     "exec --no-direct": "test_exec_takes_one_way_out",
     "proxy --config": "test_file_says_all_of_it",
@@ -212,7 +214,8 @@ def test_settings_may_be_elsewhere(tmp_path: Path, net: World) -> None:
     assert "other.toml:2: [device] has no hostnme" in run("up", *words, "--config", str(settings)).stderr.decode()
 
 
-def test_nc_carries_datagrams(net: World, state: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["daemon", pytest.param("own", marks=pytest.mark.slow)])
+def test_nc_carries_datagrams(whose: str, net: World, state: list[str], tmp_path: Path) -> None:
     """With the daemon's device and with one of the command's own."""
     own = ["--state", str(tmp_path), "--control-url", net.url, "--auth-key", net.auth_key]
 
@@ -223,24 +226,19 @@ def test_nc_carries_datagrams(net: World, state: list[str], tmp_path: Path) -> N
                 data, sender = await socket.receive_from()
                 await socket.send_to(data.upper(), sender)
 
-    async def begin() -> trio.CancelScope:
-        async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(echo)
-                    task_status.started(scope)
-                    await trio.sleep_forever()
+    async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(echo)
+                task_status.started(scope)
 
-        scope: trio.CancelScope = await net.nursery.start(live)
-        return scope
-
-    scope = net.within(begin)
+    scope = net.thread.start(live)
     try:
-        for which in (state, own):
-            done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
-            assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
+        which = state if whose == "daemon" else own
+        done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
     finally:
-        net.token.run_sync_soon(scope.cancel)
+        net.thread.do(scope.cancel)
     refused = run("nc", *state, "-u", "-w", "5", "db", "9", stdin=b"hello")
     assert (refused.returncode, b"no UDP port 9 is open" in refused.stderr) == (6, True)
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from ts_base.errors import BadPacket
 from ts_base.ip import maybe_address
-from ts_proxy.proxy_header import LONGEST_LINE, LONGEST_REST, SIGNATURE, ProxyHeader, decode_proxy_header_untrusted
+from ts_proxy.proxy_header import (
+    LONGEST_LINE,
+    LONGEST_REST,
+    SIGNATURE,
+    VERSIONS,
+    ProxyHeader,
+    decode_proxy_header_untrusted,
+    encode_proxy_header,
+)
 
 LONGEST = max(LONGEST_LINE, 16 + LONGEST_REST)
 
@@ -17,6 +25,9 @@ def fuzz_one(data: bytes) -> None:
         if whole.source is not None:
             assert maybe_address(whole.source[0]) is not None
             assert 0 <= whole.source[1] < 65536
+            for version in VERSIONS:  # what we believe of others, others believe of us
+                written = encode_proxy_header(version, whole.source, whole.source)
+                assert _decoded(written) == ProxyHeader(whole.source, len(written))
         assert _decoded(data[: whole.length]) == whole
         assert _decoded(data[: whole.length - 1]) is None
 

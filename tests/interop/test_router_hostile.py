@@ -153,7 +153,7 @@ async def test_an_interface_that_comes_closes_what_only_the_exit_led_to(r: Rig) 
 
 
 async def test_a_flood_of_syns_takes_no_more_than_a_tenth_of_anothers_rate(r: Rig) -> None:
-    """Rates in turns: alone, and while 2,000 SYNs go into a black hole. What is asserted leaves the machine some room."""
+    """Rates in turns: alone, and while 2,000 SYNs go into a black hole. The bound leaves the machine some room."""
     async with natlab.lab(r) as (made, hs):
         await hs.set_policy(POLICY)
         home, away, evil = made.site("none"), made.site("none"), made.site("none")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,27 @@ async def test_a_failed_dial_shows_the_program_and_not_our_files(autojump_clock:
         assert len(frames_of_ours(caught.value)) <= 2
 
 
+async def test_the_way_an_error_came_is_in_the_log(tailnet: Tailnet, caplog: pytest.LogCaptureFixture) -> None:
+    a = await tailnet.device("a")
+    with caplog.at_level("DEBUG", "tailscale"), pytest.raises(tailscale.NameNotFound):
+        await a.tcp_connect("nobody", 80)
+    assert "dialing.py" in caplog.text
+    assert "the program gets: no node or record is called 'nobody'" in caplog.text
+
+
+def enter_plain_device(control_url: str) -> None:
+    with sync.Device("x", control_url=control_url, auth_key="tskey-auth-wrong"):
+        pass
+
+
+def enter_asyncio_device(control_url: str) -> None:
+    async def main() -> None:
+        async with aio.Device("x", control_url=control_url, auth_key="tskey-auth-wrong"):
+            pass
+
+    asyncio.run(main())
+
+
 def test_a_failed_dial_in_plain_threads_is_short() -> None:
     with (
         TailnetThread() as threaded,
@@ -192,6 +214,13 @@ def test_a_failed_dial_in_plain_threads_is_short() -> None:
         with pytest.raises(tailscale.NameNotFound) as caught:
             s.connect("nobody.tailnet.test", 80)
         assert len(frames_of_ours(caught.value)) <= 4
+        with s.take_dials(), pytest.raises(OSError) as dialled:
+            socket.create_connection(("pear.tailnet.test", 9))
+        assert len(frames_of_ours(dialled.value)) <= 4
+        for enter in (enter_plain_device, enter_asyncio_device):
+            with pytest.raises(tailscale.AuthKeyRejected) as refused:
+                enter(threaded.control_url)
+            assert len(frames_of_ours(refused.value)) <= 2
         assert "concurrent" not in "".join(traceback.format_exception(caught.value))
         introduce(pear, s)
         with pytest.raises(tailscale.NameNotFound, match=r"'paer' \(nor could this machine.*did you mean 'pear'\?"):
