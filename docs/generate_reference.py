@@ -23,6 +23,7 @@ SECTIONS = [
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
+    ("Carrying for others", "tailscale/forwarding.py",          None),
     ("Explanations",      "tailscale/explanation.py",           None),
     ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),
     ("Events",            "tailscale/events.py",                None),

@@ -59,6 +59,10 @@ if TYPE_CHECKING:
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
     from tailscale.explanation import Explanation as Explanation
+    from tailscale.forwarding import REFUSE as REFUSE
+    from tailscale.forwarding import Forwarding as Forwarding
+    from tailscale.forwarding import ForwardLimits as ForwardLimits
+    from tailscale.forwarding import IncomingFlow as IncomingFlow
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -104,6 +108,7 @@ _HOMES = {
         *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
     "explanation": ("Explanation",),
+    "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from tailscale.errors import AuthKeyMissing
+from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 
@@ -35,8 +36,22 @@ class Preferences:
     accept_routes: bool = True
     exit_node: str | None = None
     advertise_routes: tuple[str, ...] = ()
+    advertise_exit_node: bool = False
     shields_up: bool = False
     wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
+
+    def __post_init__(self) -> None:
+        if self.advertise_exit_node and self.exit_node:
+            raise ValueError(
+                "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
+                "offering to be one"
+            )
+
+    @property
+    def offered_routes(self) -> tuple[str, ...]:
+        """Everything that we offer to forward: an exit node offers the rest of the world."""
+        exits = EXIT_ROUTES if self.advertise_exit_node else ()
+        return tuple(dict.fromkeys((*self.advertise_routes, *exits)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,8 @@ class Config:
     peerapi: bool = True
     relay_over_http: bool = False
     never_direct: bool = False
+    forward: ForwardLimits = field(default_factory=ForwardLimits)
+    on_flow: OnFlow | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")

@@ -131,7 +131,7 @@ class Device(DeviceFace, AsyncWithOnly):
             raise cancelled
 
     def _bring_callables_home(self) -> None:
-        """`auth_key` and `on_login_url` may be the program's own functions: they run in its event loop."""
+        """`auth_key`, `on_login_url` and `on_flow` may be the program's own functions: they run in its event loop."""
         loop = asyncio.get_running_loop()
         key = self._options.get("auth_key")
         if callable(key):
@@ -139,6 +139,11 @@ class Device(DeviceFace, AsyncWithOnly):
         notify = self._options.get("on_login_url")
         if notify is not None:
             self._options["on_login_url"] = in_loop(loop, notify)
+        on_flow = self._options.get("on_flow")
+        if on_flow is not None:
+            from tailscale.threads.taken_flows import on_flow_in_loop  # few take flows
+
+            self._options["on_flow"] = on_flow_in_loop(loop, self._thread, on_flow)
 
     # How work gets into the loop thread
 

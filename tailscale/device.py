@@ -42,6 +42,7 @@ from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
+from tailscale.forwarding import ForwardLimits
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.forwarding import Forwarding, OnFlow
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
@@ -101,6 +103,9 @@ class Device(OwnNode, AsyncWithOnly):
     - `accept_routes`: use the subnets that peers route for others.
     - `exit_node`: the peer through which everything else goes: its name, address or id.
     - `advertise_routes`: subnets of this machine to forward the tailnet's TCP and UDP to, once control approved them.
+    - `advertise_exit_node`: offer to be an exit node: to carry what peers that choose so send to the internet.
+    - `forward`: how much is carried for others at most, a `ForwardLimits`.
+    - `on_flow`: asked for every flow that peers want carried; it may take or refuse it, see `IncomingFlow`.
     - `shields_up`: let nobody open a connection to this device.
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
@@ -122,6 +127,9 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool = True,
         exit_node: str | None = None,
         advertise_routes: Sequence[str] = (),
+        advertise_exit_node: bool = False,
+        forward: ForwardLimits | None = None,
+        on_flow: OnFlow | None = None,
         shields_up: bool = False,
         on_login_url: Callable[[str], Any] | None = None,
         login_timeout: float = DEFAULT_LOGIN_TIMEOUT,
@@ -140,6 +148,7 @@ class Device(OwnNode, AsyncWithOnly):
                 accept_routes=accept_routes,
                 exit_node=exit_node,
                 advertise_routes=clean_routes(advertise_routes),
+                advertise_exit_node=advertise_exit_node,
                 shields_up=shields_up,
                 wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
             ),
@@ -154,6 +163,8 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
             never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
+            forward=forward or ForwardLimits(),
+            on_flow=on_flow,
         )
         self._store = open_store(state)
         self._network: Network = HostNetwork()
@@ -275,6 +286,17 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return diagnostics.exit_nodes(runtime.directory, runtime.reach)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What is carried for others at this moment: which routes, how much, and what was refused and why.
+
+        ```python
+        print(device.forwarding.approved, device.forwarding.flows, device.forwarding.refused)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.forwarding(runtime.directory, runtime.forwarding)
 
     # Connections
 
@@ -735,6 +757,7 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool | None = None,
         exit_node: str | None = "",
         advertise_routes: Sequence[str] | None = None,
+        advertise_exit_node: bool | None = None,
         shields_up: bool | None = None,
     ) -> None:
         """Change preferences while running; what is not named stays. `exit_node=None` stops using one.
@@ -749,6 +772,7 @@ class Device(OwnNode, AsyncWithOnly):
             "tags": None if tags is None else clean_tags(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
+            "advertise_exit_node": advertise_exit_node,
             "shields_up": shields_up,
         }
         changes = {name: value for name, value in changes.items() if value is not None}

@@ -37,8 +37,8 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
-    *("errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text", "local_callers"),
-    *("dns_reply", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
+    *("forwarding", "local_callers", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -117,6 +117,7 @@ PURE = {
     "tailscale/explanation.py",
     "tailscale/faults.py",
     "tailscale/figures.py",
+    "tailscale/forwarding.py",
     "tailscale/pcapng.py",
     "tailscale/dns/local.py",
     "tailscale/dns/messages.py",
@@ -127,6 +128,7 @@ PURE = {
     "tailscale/dns/names.py",
     "tailscale/metrics/table.py",
     "tailscale/nodes.py",
+    "tailscale/runtime/forward_guard.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",
     "tailscale/runtime/translate_peers.py",

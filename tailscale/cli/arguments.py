@@ -300,6 +300,10 @@ def _add_daemon(adder: _Adder) -> None:
         "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
     )
     up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
+    routes = "subnets to forward to for others, as 192.168.7.0/24,10.0.0.0/8;  for none"
+    up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
+    is_exit = argparse.BooleanOptionalAction
+    up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
@@ -329,6 +333,16 @@ def _exit_choice(text: str) -> str:
     except BadPolicy as problem:
         raise argparse.ArgumentTypeError(str(problem)) from None
     return text
+
+
+def _routes(text: str) -> list[str]:
+    """Checked where they were typed."""
+    from tailscale._config import clean_routes
+
+    try:
+        return list(clean_routes(filter(None, map(str.strip, text.split(",")))))
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def _seconds(text: str) -> float:
