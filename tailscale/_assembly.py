@@ -24,6 +24,7 @@ from tailscale.dial.pinging import Pinger
 from tailscale.dial.resolver_access import ResolverAccess
 from tailscale.dns.resolvers import NameResolver
 from tailscale.event_readers import Readers
+from tailscale.peerapi.actor import PeerApi, run_peerapi
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import ControlActor, run_control
@@ -198,6 +199,7 @@ class Runtime:
             pinger=Pinger(self.dataplane, self.stack, self.answers, self.reach, network.entropy),
         )
         # What is done for others.
+        self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
         forward_carried = Carried()
         carry = partial(carry_outward, self.dialer, forward_carried)
         self.forwarding = Forwarding(
@@ -222,6 +224,7 @@ class Runtime:
             "bus": self.bus,
             "events": self.readers,
             "captures": self.packets,
+            "peerapi": self.peerapi,
         }
         if self._tun is not None:
             counted["tun"] = self._tun
@@ -244,6 +247,8 @@ class Runtime:
         silence_of = self.endpoint.silence_of
         await self._keep("paths", partial(run_paths, bus, dataplane.finder, dataplane.flush, silence_of=silence_of))
         await self._keep("forwarding", partial(run_forward, bus, self.forwarding))
+        if self.config.peerapi:
+            await self._keep("peerapi", partial(run_peerapi, bus, self.peerapi))
         await self._keep("probes", partial(run_probes, bus, self.probes))
         await self._keep("identity", self._follow_key)
         watch = LinkWatch(self.network.interface_addresses(), self.network.wall_clock(), trio.current_time())

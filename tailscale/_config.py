@@ -53,6 +53,7 @@ class Config:
     udp_port: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     handle_sigterm: bool = True
+    peerapi: bool = True
     relay_over_http: bool = False
     never_direct: bool = False
 

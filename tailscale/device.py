@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture, Sink
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import (
@@ -104,6 +105,7 @@ class Device(OwnNode, AsyncWithOnly):
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
+    - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Device(OwnNode, AsyncWithOnly):
         udp_port: int = 0,
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
+        peerapi: bool = True,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -146,6 +149,7 @@ class Device(OwnNode, AsyncWithOnly):
             udp_port=udp_port,
             tls=tls,
             handle_sigterm=handle_sigterm,
+            peerapi=peerapi,
             relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
             never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
         )
@@ -350,6 +354,33 @@ class Device(OwnNode, AsyncWithOnly):
             yield
         finally:
             take_back()
+
+    @contextmanager
+    def answer_peers(self, path: str, handler: PeerHandler) -> Iterator[None]:
+        """Answer a path of this node's peer API while the block runs; one that ends in `/` is all below it.
+
+        The packet filter lets every peer through to it: the handler judges by `request.caller`, and by nothing else.
+        What it raises is logged, and the peer is answered 500.
+
+        ```python
+        async def hello(request):
+            if not request.caller.is_same_user:
+                return await request.answer(403, "not you\n")
+            await request.answer(200, f"hello {request.caller.node.hostname}\n")
+
+
+        with device.answer_peers("/v0/hello", hello):
+            await trio.sleep(0)
+        ```
+        """
+        runtime = self._ready()
+        if not self._config.peerapi:
+            raise TailscaleError(f"nobody can ask for {path}: this Device was made with peerapi=False")
+        runtime.peerapi.paths.add(path, handler)
+        try:
+            yield
+        finally:
+            runtime.peerapi.paths.remove(path)
 
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:

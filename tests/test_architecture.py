@@ -42,31 +42,48 @@ VALUES = {
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
     "dns": VALUES,
+    "http1": VALUES,
     "sockets": VALUES,
     "runtime": VALUES,
     "dial": VALUES | {"dns", "runtime", "sockets"},
     "_diagnostics": VALUES | {"dial", "dns", "runtime", "sockets"},
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "runtime", "sockets"},
+    "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
+    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
-    "device": VALUES | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "runtime", "sockets"},
+    "device": VALUES
+    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "peerapi", "runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"capturing", "carry", "device", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
     ),
-    "http": VALUES | {"aio", "carry", "device", "local_ports", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
-    **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
+    **dict.fromkeys(
+        ("mesh", "proxy"), VALUES | {"carry", "device", "http", "http1", "local_ports", "sockets", "threads"}
+    ),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
-    "metrics": VALUES | {"device", "http"},
+    "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
-    "web": VALUES | {"device", "http", "metrics"},
+    "web": VALUES | {"device", "http", "http1", "metrics"},
     "daemon": VALUES
-    | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
+    | {
+        "_diagnostics",
+        "carry",
+        "device",
+        "http",
+        "http1",
+        "local_ports",
+        "mesh",
+        "metrics",
+        "proxy",
+        "serve",
+        "sockets",
+    },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},

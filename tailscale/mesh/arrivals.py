@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from tailscale.http.asgi import ClientDisconnected
+from tailscale.http1.asgi import ClientDisconnected
 from tailscale.mesh.batch import SmallFile, Stored
 from tailscale.mesh.files_client import decode_root
 from tailscale.mesh.landing import WHOLE, Landing, read_whole, why

@@ -189,6 +189,7 @@ class Tailnet:
         It forwards to the hosts of this tailnet's internet that have an address of their own: `net.host("web",
         "198.51.100.7")`. `options` are Device's.
         """
+        options.setdefault("peerapi", False)  # its own resolver is played
         device = await self.device(hostname, advertise_routes=EVERYWHERE, **options)
         played = PlayedExit(device, {name.lower(): list(found) for name, found in (records or {}).items()})
         port = await self._devices.start(played.serve_dns)
