@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
@@ -44,6 +44,15 @@ def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:
     except NameNotFound:
         return None
     return identity if address[0] in identity.node.addresses else None
+
+
+def granted(directory: Directory, node: Node) -> dict[str, Any]:
+    """What the policy grants a node towards us, whichever of its addresses it is granted to."""
+    found: dict[str, Any] = {}
+    for address in node.addresses:
+        raw = literal_address(address)
+        found |= directory.capabilities_of(raw) if raw is not None else {}
+    return found
 
 
 def exit_nodes(directory: Directory, reach: Reach) -> tuple[ExitNode, ...]:

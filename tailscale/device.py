@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -543,6 +543,16 @@ class Device(OwnNode, AsyncWithOnly):
         """
         await trio.lowlevel.checkpoint()
         return diagnostics.whois(self._ready().directory, address)
+
+    def granted(self, peer: str | Node) -> Mapping[str, Any]:
+        """What the policy grants a peer towards us, by capability. NoSuchPeer for a stranger.
+
+        ```python
+        print("https://tailscale.com/cap/file-send" in device.granted("db"))
+        ```
+        """
+        node = peer if isinstance(peer, Node) else self.peers[peer]
+        return diagnostics.granted(self._ready().directory, node)
 
     def caller_at(self, address: tuple[str, int], door: tuple[str, int] | None = None) -> Identity | None:
         """Who is behind a connection that a server of this process has accepted; None for nobody of the tailnet.
