@@ -39,9 +39,10 @@ from __future__ import annotations
 # An auth key is used when control has never accepted us, or when it asks for a login that nobody was sent to. It is
 # refused once: after a person's login() its refusal is remembered (`key_refusal`) and the page is shown instead.
 #
-# Back-off. Three pauses, from the kindest to the longest, all ending in `_not_before`:
-#   lost or answered with an HTTP status: n squared times 10 ms, spread by half, at most 20 s (`retry.py`), or what
-#     Retry-After asks; a map that describes us starts it afresh, and `retry_now` (the network changed) ends it
+# Back-off. Four pauses, from the kindest to the longest, all ending in `_not_before`:
+#   lost or answered with an HTTP status: n squared times 10 ms, spread by half, at most 20 s (`retry.py`); a map that
+#     describes us starts it afresh, and `retry_now` (the network changed) ends it
+#   asked for by Retry-After, or a 429 without it: as long as asked, whatever happens meanwhile
 #   refused in words: 30 s doubled to 600 s, since words hardly change by themselves; no network change shortens it
 #   logged out: for ever
 import math
@@ -54,9 +55,10 @@ from typing import NamedTuple
 from msgspec.structs import replace as change
 
 from ts_base.keys import MachinePrivate, NodePrivate
-from ts_control.errors import AuthKeyRefused, RegistrationRefused, RequestRefused
+from ts_control.errors import AuthKeyRefused, KeyNotMade, RegistrationRefused, RequestRefused
 from ts_control.gojson import from_unix_time
-from ts_control.retry import Backoff, pause_from_retry_after
+from ts_control.key_making import CLIENT_SECRET
+from ts_control.retry import Backoff, pause_asked_for
 from ts_control.wire import CAPABILITY_VERSION, NO_NODE_KEY, Hostinfo, Node
 from ts_control.wire_register import NO_LOCK_KEY, RegisterAuth, RegisterRequest, RegisterResponse
 
@@ -165,7 +167,7 @@ class ControlMachine:
         self._wall_clock = wall_clock
         self._backoff = Backoff(entropy)
         self._messages: list[SessionMessage] = []
-        self._not_before = -math.inf
+        self._not_before = self._asked_until = -math.inf  # the latter is control's own wish, and nothing shortens it
         self._must_register = True
         self._was_regenerated = False
         self.asks_about_next_key = credentials.next_node is not None  # left by a crash: a question, not a wish
@@ -235,6 +237,8 @@ class ControlMachine:
 
     def use_auth_key(self, key: str | None) -> None:
         """The key that the next registration with one shows."""
+        if key is not None and key.startswith(CLIENT_SECRET):
+            raise ValueError("an OAuth client's secret is not for the control server: it makes keys")
         self.auth_key = key
 
     def describe(self, hostinfo: Hostinfo) -> None:
@@ -246,7 +250,7 @@ class ControlMachine:
         self.auth_key = auth_key or self.auth_key
         self._was_asked_to_log_in, self.key_refusal = True, ""
         self._start_over_with_new_key()
-        self._not_before = now
+        self._not_before = max(now, self._asked_until)
         self._enter(Phase.REGISTERING)
 
     def on_logged_out(self) -> None:
@@ -263,7 +267,7 @@ class ControlMachine:
     def retry_now(self, now: float) -> None:
         """Something in the world changed: a pause for back-off makes no sense any more."""
         if self.phase is not Phase.FAILED:
-            self._not_before = min(self._not_before, now)
+            self._not_before = max(min(self._not_before, now), self._asked_until)
 
     # --- how it went ---
 
@@ -283,22 +287,27 @@ class ControlMachine:
 
     def on_refused(self, problem: RequestRefused, now: float) -> None:
         """An HTTP status instead of an answer, to a registration or to a map request."""
-        if problem.status == 429:
-            fallback = self._backoff.between(5.0, 10.0)
-            pause = pause_from_retry_after(problem.retry_after, self._wall_clock(), fallback)
-            self._not_before = self._backoff.failed(now, pause)
-        elif problem.status == 404 and not self._must_register:
+        asked = pause_asked_for(problem, self._wall_clock(), self._backoff)
+        if asked is not None:
+            self._not_before = self._asked_until = self._backoff.failed(now, asked)
+            self._enter_unless_waiting_for_login(Phase.OFFLINE, f"{problem}, and asks for {asked:.0f} s of peace")
+            return
+        if problem.status == 404 and not self._must_register:
             # The server does not know this node (any more).
             self._must_register = True
             self._backoff.succeeded()  # it is there and talks to us: earlier failures say nothing
             self._not_before = self._backoff.failed(now)
             return
-        elif problem.status == 400 and self._must_register:
+        if problem.status == 400 and self._must_register:
             self._fail(RegistrationRefused(problem.text or str(problem)), now)
             return
-        else:
-            self._not_before = self._backoff.failed(now)
+        self._not_before = self._backoff.failed(now)
         self._enter_unless_waiting_for_login(Phase.OFFLINE, str(problem))
+
+    def on_no_key(self, problem: KeyNotMade, now: float) -> None:
+        """What was given instead of an auth key makes none."""
+        self._followup = ""
+        self._fail(problem, now)
 
     def on_lost(self, reason: str, now: float) -> None:
         """The server cannot be reached, or the connection ended."""

@@ -8,7 +8,6 @@ Refuses to know: what a netmap is good for. The last netmap stays published what
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.key_maker import KeyMaker
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -36,12 +36,12 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
-from tailscale.runtime.supervision import CallbackFailed, Supervision
+from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
-from ts_control.errors import ControlLost, NotControl, RequestRefused
+from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
 from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import (
@@ -113,10 +113,13 @@ class ControlActor:
             wall_clock=network.wall_clock,
             ephemeral=config.ephemeral,
         )
+        if config.force_login and known_here:
+            self.machine.login(trio.current_time())
         environment = os.environ if isinstance(network, HostNetwork) else {}
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
+        self._keys = KeyMaker(config, network, environment)
         self._bus = bus
         self._line = ControlLine()
         self._jobs = Jobs(self._supervision)
@@ -235,6 +238,8 @@ class ControlActor:
             except RequestRefused as problem:
                 machine.on_refused(problem, trio.current_time())
                 self._announcements.say_failure(str(problem))
+            except KeyNotMade as problem:
+                machine.on_no_key(problem, trio.current_time())
             self._tell()
             if self._is_leaving:
                 await self._wait(math.inf)  # the connection still carries our goodbye
@@ -255,6 +260,8 @@ class ControlActor:
         is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
         if response.auth_url and not is_settled:
             await self._fetch_auth_key()  # the stored keys were not enough
+        if machine.wants_auth_key:
+            self._keys.forget()
         machine.on_registered(response, trio.current_time())
 
     async def _poll(self, connection: ControlConnection) -> None:
@@ -288,7 +295,7 @@ class ControlActor:
             self._tell()
             if is_first:
                 is_first = False
-                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
+                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
             elif self._may_hide_routes(response) and not is_asking:
                 is_asking = True
                 nursery.start_soon(self._end_stream_soon, nursery.cancel_scope)
@@ -421,15 +428,9 @@ class ControlActor:
 
     # Small things
 
-    @trio.lowlevel.disable_ki_protection  # the user's code: it may be waiting for somebody at a keyboard
     async def _fetch_auth_key(self) -> None:
-        """Ask the user's callable, which may make a fresh key for each time one is needed."""
-        source = self.config.auth_key
-        try:
-            key = source() if callable(source) else source
-            self.machine.use_auth_key(await key if inspect.isawaitable(key) else key)
-        except Exception as error:
-            raise CallbackFailed from error
+        """A fresh one for each time that one is needed, where more than a key's text was given."""
+        self.machine.use_auth_key(await self._keys.take(self.machine.hostinfo.request_tags))
 
     async def _wait(self, until: float) -> None:
         self._wake = trio.Event()
