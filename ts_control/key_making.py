@@ -65,9 +65,8 @@ class KeyWish:
         create = {"reusable": False, "ephemeral": self.ephemeral, "preauthorized": self.preauthorized}
         wanted = {"capabilities": {"devices": {"create": {**create, "tags": list(tags)}}}}
         login = f"Bearer {token}" if self.secret else _basic(token, "")
-        headers = (("Authorization", login), ("Content-Type", "application/json"))
         body = json.dumps(wanted, separators=(",", ":")).encode()
-        return Ask("POST", f"{self.base}/api/v2/tailnet/-/keys", headers, body)
+        return Ask("POST", f"{self.base}/api/v2/tailnet/-/keys", (("Authorization", login),), body)
 
 
 def wish_of_secret(text: str, tags: Sequence[str]) -> KeyWish:
