@@ -30,7 +30,7 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     node = directory.identify(raw)
     if node is None:
         raise NameNotFound(format_address(raw), detail="no node of this tailnet has that address")
-    return Identity(node, node.user, directory.capabilities_of(raw))
+    return Identity(node, node.user, directory.capabilities_of(raw), directory.groups_of(node.id))
 
 
 def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:

@@ -368,6 +368,7 @@ class Device(DeviceFace, AsyncWithOnly):
     set = awaited(TrioDevice.set)
     login = awaited(TrioDevice.login)
     logout = awaited(TrioDevice.logout)
+    id_token = awaited(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):

@@ -45,6 +45,7 @@ from tailscale.foreign_text import for_terminal, guard_logs
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
+from tailscale.runtime.id_tokens import ask_for_id_token
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
@@ -711,6 +712,19 @@ class Device(OwnNode, AsyncWithOnly):
         nobody opens that in time.
         """
         await self._ready().login()
+
+    @briefly
+    async def id_token(self, audience: str) -> str:
+        """A token signed by the control server that says to `audience` which node this is: workload identity elsewhere.
+
+        Raises `ControlUnreachable` without a connection, `ControlProtocolError` where the server signs none: Headscale
+        does not.
+
+        ```python
+        token = await device.id_token("sts.example.com")
+        ```
+        """
+        return await ask_for_id_token(self._ready().control, audience)
 
     async def logout(self) -> None:
         """Leave the tailnet: the node key is given back and peers forget us.

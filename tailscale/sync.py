@@ -234,6 +234,7 @@ class Device(DeviceFace, WithOnly):
     set = blocking(TrioDevice.set)
     login = blocking(TrioDevice.login)
     logout = blocking(TrioDevice.logout)
+    id_token = blocking(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):

@@ -19,6 +19,7 @@ from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
+from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
 from tailscale.runtime.key_maker import KeyMaker
@@ -39,6 +40,7 @@ from tailscale.runtime.self_report import SelfReport
 from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
+from ts_control.c2n import Facts
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
 from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
@@ -124,7 +126,7 @@ class ControlActor:
         self._line = ControlLine()
         self._jobs = Jobs(self._supervision)
         self._announcements = Announcements(bus, self._jobs, config.on_login_url)
-        self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
+        self.pings = Pings(self.client, self._line, self._jobs, ping_peer, self._look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
@@ -196,6 +198,9 @@ class ControlActor:
         return await self._line.ask(method, path, body, timeout=timeout)
 
     # The conversation
+
+    def _look(self) -> Facts:
+        return facts_for_control(self._bus, self.report.preferences)
 
     async def converse(self) -> None:
         """Do what the machine says, for ever."""

@@ -53,6 +53,13 @@ class Directory:
         message = self._bus.latest(PreferencesChanged)
         return message.preferences if message is not None else self._first_preferences
 
+    def groups_of(self, number: int) -> tuple[str, ...]:
+        """The groups of a node's user, where control tells them; a tagged node has no user."""
+        netmap = self.netmap
+        node = netmap and (netmap.self_node if netmap.self_node.id == number else netmap.peers.get(number))
+        profile = netmap.user_profiles.get(node.user) if netmap and node and not node.tags else None
+        return profile.groups if profile is not None else ()
+
     # Ourselves
 
     @property

@@ -17,7 +17,9 @@ from tailscale.runtime.health import Health
 from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, ServicesOffered, TablesChanged
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
+from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
+from ts_control.wire import CapMap
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.tables import Tables
 from ts_tunnel.endpoint import Endpoint
@@ -40,6 +42,7 @@ async def run_netmap(
     exit_was_missing: bool | None = None
     minutes_behind: int | None = None
     known: NetMap | None = None
+    offloads = ALL_OFFLOADS
     with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
         task_status.started()
         while True:
@@ -76,12 +79,24 @@ async def run_netmap(
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
             dataplane.kick()
+            if (allowed := _offloads(netmap.self_node.cap_map)) != offloads and dataplane.underlay.udp is not None:
+                offloads = allowed
+                dataplane.underlay.udp.limit(offloads)
             if (minutes := round(netmap.clock_offset / 60)) != minutes_behind:
                 minutes_behind = minutes
                 _show_clock(Health(bus), minutes)
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
+
+
+def _offloads(attributes: CapMap) -> Offloads:
+    """What control leaves us of the kernel's help: it knows kernels that damage what they segment or join."""
+    return Offloads(
+        segmentation="disable-udp-gso" not in attributes,
+        coalescing="disable-udp-gro" not in attributes,
+        equal_tail="never-gso-equal-tail" not in attributes,
+    )
 
 
 def _show_name(health: Health, preferences: Preferences, given: str) -> None:

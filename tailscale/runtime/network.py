@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tailscale.runtime.udp import HostUdp, HostUdpStatistics
+from tailscale.runtime.udp import HostUdp, HostUdpStatistics, Offloads
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, is_tailscale_address, parse_address
 from ts_base.who import Direct, DirectRun
@@ -43,6 +43,9 @@ class UdpUnderlay(Protocol):
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
+
+    def limit(self, offloads: Offloads) -> None:
+        """Use no more of the kernel's help than this."""
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""

@@ -64,6 +64,10 @@ class SelfReport:
         self._changed.set()
 
     @property
+    def preferences(self) -> Preferences:
+        return self._preferences
+
+    @property
     def home_region(self) -> int:
         return self._home_region
 
