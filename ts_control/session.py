@@ -36,6 +36,9 @@ from __future__ import annotations
 # control can answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`),
 # without an auth key, and any refusal means no. Without this a device whose answer was lost would be a new device.
 #
+# A renewal does the same beside the map, which goes on under the old key: `begin_renewal`, and one of three outcomes.
+# Until control accepts the new key nothing is lost but an attempt.
+#
 # An auth key is used when control has never accepted us, or when it asks for a login that nobody was sent to. It is
 # refused once: after a person's login() its refusal is remembered (`key_refusal`) and the page is shown instead.
 #
@@ -176,6 +179,7 @@ class ControlMachine:
         self._was_asked_to_log_in = False  # by a person, then: what a key does not open, a page may
         self.key_refusal = ""  # what control said of the key since then
         self._followup = ""
+        self._renewing: NodePrivate | None = None
         self._refusals = 0
         self._announced: PhaseChanged | None = None
 
@@ -203,6 +207,11 @@ class ControlMachine:
         """Whether the next registration goes better with `auth_key` set."""
         is_pointless = self._followup or self.asks_about_next_key or self.key_refusal
         return self._uses_auth_key and not is_pointless
+
+    @property
+    def has_map_meanwhile(self) -> bool:
+        """Whether a login waits for somebody while the key that control knows is good: its map goes on until then."""
+        return bool(self._followup) and self.credentials.is_registered and self.phase is Phase.NEEDS_LOGIN
 
     def register_request(self) -> RegisterRequest:
         """What to ask control now. The order of the keys' choice is upstream's."""
@@ -252,6 +261,42 @@ class ControlMachine:
         self._start_over_with_new_key()
         self._not_before = max(now, self._asked_until)
         self._enter(Phase.REGISTERING)
+
+    def begin_renewal(self, auth_key: str) -> RegisterRequest | None:
+        """Ask for a new node key beside the map, which goes on under the old one; None when that is no time for it.
+
+        What became of it is said by `on_renewed`, `on_renewal_refused` or `on_renewal_lost`.
+        """
+        ours = self.credentials
+        if self._must_register or ours.next_node is not None:
+            return None
+        self._renewing = NodePrivate.generate(self._entropy(32))
+        self._commit(replace(ours, next_node=self._renewing))
+        auth = RegisterAuth(auth_key=_without_lock_signature(auth_key))
+        return change(self.register_request(), auth=auth, followup="")
+
+    def on_renewed(self, response: RegisterResponse) -> str:
+        """Control answered: "" when the new key is ours, else why not; then the old one stays."""
+        if not self._is_renewing():
+            return "another login came between"
+        if response.error or response.node_key_expired or response.auth_url:
+            self._commit(replace(self.credentials, next_node=None))
+            return response.error or "it asks for somebody to log in"
+        self._on_accepted(response)
+        return ""
+
+    def on_renewal_refused(self) -> None:
+        """An HTTP status instead of an answer: the old key stays."""
+        if self._is_renewing():
+            self._commit(replace(self.credentials, next_node=None))
+
+    def on_renewal_lost(self) -> None:
+        """The answer did not come: only control knows whether the new key is ours. The next connection asks."""
+        if self._is_renewing():
+            self._must_register = self.asks_about_next_key = True
+
+    def _is_renewing(self) -> bool:
+        return self._renewing is not None and self.credentials.next_node is self._renewing
 
     def on_logged_out(self) -> None:
         """Control was told; nothing more is done until `login`."""
@@ -315,7 +360,9 @@ class ControlMachine:
         self._enter_unless_waiting_for_login(Phase.OFFLINE, reason)
 
     def on_self(self, node: Node) -> None:
-        """Control described us in a map."""
+        """Control described us in a map. Beside a login that is the old key's, and no news."""
+        if self._must_register:
+            return
         self._backoff.succeeded()
         self._refusals = 0
         if node.expired:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -35,12 +36,12 @@ from tailscale.runtime.messages import (
     ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
 from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
-from ts_control.c2n import Facts
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
 from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
@@ -70,9 +71,7 @@ LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
 SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew, and between two such questions
 SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
-REGISTER = "/machine/register"
-RELAYS = "relays"  # the entry that holds the last relay map
-TALK = "control-conversation"
+RELAYS, TALK = "relays", "control-conversation"  # the entry that holds the last relay map; the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -122,11 +121,14 @@ class ControlActor:
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
         self._keys = KeyMaker(config, network, environment)
+        can_log_in = bool(config.auth_key or config.client_id)
+        self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
         self._bus = bus
         self._line = ControlLine()
         self._jobs = Jobs(self._supervision)
         self._announcements = Announcements(bus, self._jobs, config.on_login_url)
-        self.pings = Pings(self.client, self._line, self._jobs, ping_peer, self._look)
+        look = lambda: facts_for_control(bus, self.report.preferences)  # noqa: E731
+        self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
@@ -199,9 +201,6 @@ class ControlActor:
 
     # The conversation
 
-    def _look(self) -> Facts:
-        return facts_for_control(self._bus, self.report.preferences)
-
     async def converse(self) -> None:
         """Do what the machine says, for ever."""
         machine = self.machine
@@ -236,7 +235,9 @@ class ControlActor:
         machine = self.machine
         while True:
             try:
-                if isinstance(step, Register):
+                if isinstance(step, Register) and machine.has_map_meanwhile:
+                    await self._register_beside_map(step.timeout, connection)
+                elif isinstance(step, Register):
                     await self._register(step.timeout, connection)
                 elif isinstance(step, Poll):
                     await self._poll(connection)
@@ -268,6 +269,23 @@ class ControlActor:
         if machine.wants_auth_key:
             self._keys.forget()
         machine.on_registered(response, trio.current_time())
+
+    async def _register_beside_map(self, timeout: float, connection: ControlConnection) -> None:
+        """Somebody is asked to open a page, which may take long: under the old key we stay who we are."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poll_quietly, connection)
+            try:
+                await self._register(timeout, connection)
+            except (ControlLost, RequestRefused, BadPacket) as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _poll_quietly(self, connection: ControlConnection) -> None:
+        with suppress(ControlLost, RequestRefused, BadPacket):  # the login meets the same, and tells it
+            await self._poll(connection)
 
     async def _poll(self, connection: ControlConnection) -> None:
         """Hold the map stream; a map stream has no good end, so this ends by raising what broke it."""
@@ -376,6 +394,12 @@ class ControlActor:
 
     # Expiry by the clock
 
+    async def _renew(self) -> str:
+        refusal = await renew_key(self.machine, self._keys, self.saved, self.ask, self._tell)
+        if not refusal:
+            self._interrupt()  # the map is asked for under the new key
+        return refusal
+
     @trio.lowlevel.enable_ki_protection
     async def watch_expiry(self) -> None:
         """Keys run out whether or not control can be reached."""
@@ -464,6 +488,7 @@ class ControlActor:
             nursery.start_soon(keep, "self-report", self.listen)
             nursery.start_soon(keep, "key-expiry", self.watch_expiry)
             nursery.start_soon(keep, "saved-state", self.keep_saved)
+            nursery.start_soon(keep, "key-renewal", self._renewal.run)
             await trio.lowlevel.checkpoint()
             task_status.started()
             await self.converse()

@@ -79,9 +79,7 @@ async def run_netmap(
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
             dataplane.kick()
-            if (allowed := _offloads(netmap.self_node.cap_map)) != offloads and dataplane.underlay.udp is not None:
-                offloads = allowed
-                dataplane.underlay.udp.limit(offloads)
+            offloads = _limit_offloads(dataplane, netmap.self_node.cap_map, offloads)
             if (minutes := round(netmap.clock_offset / 60)) != minutes_behind:
                 minutes_behind = minutes
                 _show_clock(Health(bus), minutes)
@@ -90,13 +88,16 @@ async def run_netmap(
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
 
 
-def _offloads(attributes: CapMap) -> Offloads:
+def _limit_offloads(dataplane: Dataplane, attributes: CapMap, before: Offloads) -> Offloads:
     """What control leaves us of the kernel's help: it knows kernels that damage what they segment or join."""
-    return Offloads(
+    allowed = Offloads(
         segmentation="disable-udp-gso" not in attributes,
         coalescing="disable-udp-gro" not in attributes,
         equal_tail="never-gso-equal-tail" not in attributes,
     )
+    if allowed != before and dataplane.underlay.udp is not None:
+        dataplane.underlay.udp.limit(allowed)
+    return allowed
 
 
 def _show_name(health: Health, preferences: Preferences, given: str) -> None:

@@ -11,14 +11,14 @@ TESTS = Path(__file__).parents[1]
 # Versions whose promise asks something of a library, since the one that first speaks this protocol. The others are
 # about operating systems, daemons, or attributes that such a library has nothing for.
 PROMISES = {
-    36: ("peers are patched", "test_every_field_of_a_patch_applies"),
-    65: ("the DERP map comes in parts", "test_derp_map_deltas_merge_by_region"),
-    81: ("the packet filter comes by names", "test_named_filters_replace_add_and_clear_in_name_order"),
-    117: ("control's warnings are shown", "test_display_messages_add_update_and_clear"),
-    121: ("peer relays are used", "test_allocation_goes_out_once_per_interval"),
+    36: ("peers are patched", "test_patch_sets_only_what_it_carries"),
+    65: ("the DERP map comes in parts", "test_derp_map_nulls_keep_and_null_regions_go"),
+    81: ("the packet filter comes by names", "test_filters_are_named_ordered_and_cleared_by_a_star"),
+    117: ("control's warnings are shown", "test_display_messages_follow_the_same_rule"),
+    121: ("peer relays are used", "test_pair_finds_its_way_through_a_peer"),
     126: ("the key is renewed without a lost connection", "test_connections_outlive_a_renewed_key"),
     128: ("/debug/health answers", "test_c2n_answers_as_upstream_would"),
-    137: ("a 429 is waited out", "test_rate_limits_are_honoured"),
+    137: ("a 429 is waited out", "test_too_many_requests_are_answered_with_patience"),
     138: ("/debug/tka/log answers", "test_c2n_answers_as_upstream_would"),
     140: ("segmentation and coalescing can be forbidden", "test_offloads_that_control_forbids_are_not_used"),
     141: ("writes of equal datagrams can be forbidden", "test_offloads_that_control_forbids_are_not_used"),
