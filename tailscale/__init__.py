@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
     from tailscale.errors import AuthKeyMissing as AuthKeyMissing
+    from tailscale.errors import AuthKeyNotMade as AuthKeyNotMade
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import CaptureFailed as CaptureFailed
     from tailscale.errors import ConnectionRefused as ConnectionRefused
@@ -98,7 +99,14 @@ _HOMES = {
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
+        *(
+            "AuthKeyMissing",
+            "AuthKeyNotMade",
+            "AuthKeyRejected",
+            "CaptureFailed",
+            "ConnectionRefused",
+            "ConnectionReset",
+        ),
         *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
         *("DeviceNotReady", "DialsTaken", "LoginRequired", "NameNotFound", "NoSuchPeer", "NotCarried", "WrongFace"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),

@@ -34,7 +34,8 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     if node is None:
         raise NameNotFound(format_address(raw), detail="no node of this tailnet has that address")
     profile = directory.profile_of(raw)
-    return Identity(node, node.user, directory.capabilities_of(raw), profile.display_name, profile.profile_pic_url)
+    grants = directory.capabilities_of(raw)
+    return Identity(node, node.user, grants, profile.display_name, profile.profile_pic_url, profile.groups)
 
 
 def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:

@@ -26,13 +26,13 @@ from tailscale._config import (
     AuthKey,
     Config,
     Preferences,
-    auth_key_from_environment,
     clean_hostname,
     clean_routes,
     clean_tags,
     control_url_from_environment,
     default_hostname,
-    key_or_its_file,
+    is_login_forced,
+    logins,
     rig_flag_from_environment,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
@@ -46,6 +46,7 @@ from tailscale.forwarding import ForwardLimits
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
+from tailscale.runtime.id_tokens import ask_for_id_token
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
@@ -95,7 +96,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     - `hostname`: the name in the tailnet; `$TS_HOSTNAME`, then a clean form of the machine's name.
     - `auth_key`: text, `file:` and a path, or a callable (sync or async) that returns it; `$TS_AUTHKEY`, then
-      `$TS_AUTH_KEY`.
+      `$TS_AUTH_KEY`, then `$TS_CLIENT_SECRET`. An OAuth client's secret makes a key for these `tags`.
+    - `client_id`, with `id_token` or `audience`: log in as a workload. The token is given as a key is, or found by its
+      audience in GitHub Actions and Google Cloud; `$TS_CLIENT_ID`, `$TS_ID_TOKEN`, `$TS_AUDIENCE`.
     - `control_url`: the coordination server; `$TS_CONTROL_URL`, then Tailscale's own.
     - `state`: a directory, a file or a `Store` that keeps the identity between runs; None keeps it in memory.
     - `ephemeral`: ask to be forgotten after leaving; by default exactly when `state` is None.
@@ -120,6 +123,9 @@ class Device(OwnNode, AsyncWithOnly):
         hostname: str | None = None,
         *,
         auth_key: AuthKey = None,
+        client_id: str | None = None,
+        id_token: AuthKey = None,
+        audience: str | None = None,
         control_url: str | None = None,
         state: str | os.PathLike[str] | Store | NamedStore | None = None,
         ephemeral: bool | None = None,
@@ -140,6 +146,7 @@ class Device(OwnNode, AsyncWithOnly):
         peerapi: bool = True,
     ) -> None:
         guard_logs()
+        login = logins(auth_key, client_id, id_token, audience)
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(
@@ -152,7 +159,11 @@ class Device(OwnNode, AsyncWithOnly):
                 shields_up=shields_up,
                 wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
             ),
-            auth_key=key_or_its_file(auth_key if auth_key is not None else auth_key_from_environment()),
+            auth_key=login.auth_key,
+            client_id=login.client_id,
+            id_token=login.id_token,
+            audience=login.audience,
+            force_login=is_login_forced(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
@@ -799,6 +810,19 @@ class Device(OwnNode, AsyncWithOnly):
         nobody opens that in time.
         """
         await self._ready().login()
+
+    @briefly
+    async def id_token(self, audience: str) -> str:
+        """A token signed by the control server that says to `audience` which node this is: workload identity elsewhere.
+
+        Raises `ControlUnreachable` without a connection, `ControlProtocolError` where the server signs none: Headscale
+        does not.
+
+        ```python
+        token = await device.id_token("sts.example.com")
+        ```
+        """
+        return await ask_for_id_token(self._ready().control, audience)
 
     async def logout(self) -> None:
         """Leave the tailnet: the node key is given back and peers forget us.

@@ -248,6 +248,7 @@ class Device(DeviceFace, WithOnly):
     set = blocking(TrioDevice.set)
     login = blocking(TrioDevice.login)
     logout = blocking(TrioDevice.logout)
+    id_token = blocking(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):

@@ -98,7 +98,10 @@ WINGS: dict[str, set[str]] = {
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
 FACADES |= {"notebook"}
-SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
+SHELLS = {
+    *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
+    *("ts_derp/client.py", "ts_derp/dial.py"),
+}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",
     "urllib.request", "logging",

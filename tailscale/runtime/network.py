@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tailscale.runtime.host_ping import HostPing
-from tailscale.runtime.udp import HostUdp, HostUdpStatistics
+from tailscale.runtime.udp import HostUdp, HostUdpStatistics, Offloads
 from ts_base.errors import BadPacket
 from ts_base.ip import Prefix, format_address, is_tailscale_address, mask, parse_address
 from ts_base.optional import optional
@@ -47,6 +47,9 @@ class UdpUnderlay(Protocol):
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
+
+    def limit(self, offloads: Offloads) -> None:
+        """Use no more of the kernel's help than this."""
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""

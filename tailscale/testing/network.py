@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tailscale.runtime.network import DirectRuns
-from tailscale.runtime.udp import HostUdpStatistics
+from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
 from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
 from ts_base.who import Direct, host_of, uplink_of
@@ -71,6 +71,9 @@ class VirtualUdp:
             source = self.host.uplinks.get(uplink_of(destination), self.host.address)
             target = host_of(destination), destination[1]
             self.host.network.carry((source, self.local_port), target, datagrams, self.drops)
+
+    def limit(self, offloads: Offloads) -> None:
+        """There is no kernel here that helps."""
 
     def take_unreachable(self) -> list[Direct]:
         return []  # what cannot arrive is lost without a word, as behind a router

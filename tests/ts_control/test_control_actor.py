@@ -341,7 +341,7 @@ async def test_a_callable_gives_the_key_when_it_is_needed(autojump_clock: trio.t
 
 
 async def test_our_key_runs_out_by_the_clock_and_a_login_renews_it(autojump_clock: trio.testing.MockClock) -> None:
-    async with a_scene() as scene:
+    async with a_scene(auth_key=None) as scene:
         began = trio.current_time()
         scene.server.wall_clock = lambda: NOW + trio.current_time() - began  # type: ignore[method-assign]
         scene.actor.network = cast(Network, scene.server)
