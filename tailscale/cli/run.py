@@ -32,6 +32,7 @@ HOMES = {
     "exits": "exits",
     "lock": "lock",
     "netcheck": "queries",
+    "dns": "dns",
     "version": "queries",
     "nc": "streams",
     "listen": "streams",

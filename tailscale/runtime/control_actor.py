@@ -8,10 +8,11 @@ Refuses to know: what a netmap is good for. The last netmap stays published what
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -20,8 +21,10 @@ from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
+from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.key_maker import KeyMaker
 from tailscale.runtime.lock_keeper import LockKeeper, LockStatistics
 from tailscale.runtime.messages import (
     ControlStateChanged,
@@ -35,14 +38,16 @@ from tailscale.runtime.messages import (
     ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.own_routes import OwnRoutes
+from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
-from tailscale.runtime.supervision import CallbackFailed, Supervision
+from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
-from ts_control.errors import ControlLost, NotControl, RequestRefused
+from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
 from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import (
@@ -67,11 +72,7 @@ log = logging.getLogger("tailscale.control")
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
-SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew, and between two such questions
-SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
-REGISTER = "/machine/register"
-RELAYS = "relays"  # the entry that holds the last relay map
-TALK = "control-conversation"
+RELAYS, TALK = "relays", "control-conversation"  # the entry that holds the last relay map; the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -112,9 +113,8 @@ class ControlActor:
         self._line = ControlLine()
         self._jobs = Jobs(self._supervision)
         self._announcements = Announcements(bus, self._jobs, config.on_login_url)
-        self.lock = LockKeeper(
-            self.saved, self._line.ask, self._announcements.health, network.entropy, known_here=known_here
-        )
+        health = self._announcements.health
+        self.lock = LockKeeper(self.saved, self._line.ask, health, network.entropy, known_here=known_here)
         self.report.note_lock(self.lock.head)
         self._told = NetMap.empty()  # control's newest, before the lock has a say
         self.machine = ControlMachine(
@@ -125,16 +125,22 @@ class ControlActor:
             ephemeral=config.ephemeral,
             lock_key=self.lock.key,
         )
+        if config.force_login and known_here:
+            self.machine.login(trio.current_time())
         environment = os.environ if isinstance(network, HostNetwork) else {}
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
-        self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
+        self._keys = KeyMaker(config, network, environment)
+        can_log_in = bool(config.auth_key or config.client_id)
+        self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
+        look = lambda: facts_for_control(bus, self.report.preferences)  # noqa: E731
+        self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
-        self._self_asked_at = self._echo_until = -math.inf
+        self._routes = OwnRoutes()
 
     # What the Device asks
 
@@ -239,13 +245,17 @@ class ControlActor:
         machine = self.machine
         while True:
             try:
-                if isinstance(step, Register):
+                if isinstance(step, Register) and machine.has_map_meanwhile:
+                    await self._register_beside_map(step.timeout, connection)
+                elif isinstance(step, Register):
                     await self._register(step.timeout, connection)
                 elif isinstance(step, Poll):
                     await self._poll(connection)
             except RequestRefused as problem:
                 machine.on_refused(problem, trio.current_time())
                 self._announcements.say_failure(str(problem))
+            except KeyNotMade as problem:
+                machine.on_no_key(problem, trio.current_time())
             self._tell()
             if self._is_leaving:
                 await self._wait(math.inf)  # the connection still carries our goodbye
@@ -266,7 +276,26 @@ class ControlActor:
         is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
         if response.auth_url and not is_settled:
             await self._fetch_auth_key()  # the stored keys were not enough
+        if machine.wants_auth_key:
+            self._keys.forget()
         machine.on_registered(response, trio.current_time())
+
+    async def _register_beside_map(self, timeout: float, connection: ControlConnection) -> None:
+        """Somebody is asked to open a page, which may take long: under the old key we stay who we are."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poll_quietly, connection)
+            try:
+                await self._register(timeout, connection)
+            except (ControlLost, RequestRefused, BadPacket) as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _poll_quietly(self, connection: ControlConnection) -> None:
+        with suppress(ControlLost, RequestRefused, BadPacket):  # the login meets the same, and tells it
+            await self._poll(connection)
 
     async def _poll(self, connection: ControlConnection) -> None:
         """Hold the map stream; a map stream has no good end, so this ends by raising what broke it."""
@@ -300,25 +329,13 @@ class ControlActor:
             if is_first:
                 is_first = False
                 nursery.start_soon(self.lock.retry, self._publish_what_holds)
-                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
-            elif self._may_hide_routes(response) and not is_asking:
+                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
+                self._routes.begin(netmap, self.machine.hostinfo.routable_ips)
+                continue
+            pause = self._routes.hear(response, netmap, self.machine.hostinfo.routable_ips)
+            if pause is not None and not is_asking:
                 is_asking = True
-                nursery.start_soon(self._end_stream_soon, nursery.cancel_scope)
-
-    def _may_hide_routes(self, response: MapResponse) -> bool:
-        """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter."""
-        is_policy = response.packet_filter is not None or response.packet_filters is not None
-        if not is_policy or response.node is not None or not self.machine.hostinfo.routable_ips:
-            return False
-        is_echo, self._echo_until = trio.current_time() < self._echo_until, -math.inf
-        return not is_echo
-
-    async def _end_stream_soon(self, stream: trio.CancelScope) -> None:
-        """The next one begins with our own node; however often the policy changes, that is asked now and then."""
-        await trio.sleep_until(max(trio.current_time() + SELF_SETTLE, self._self_asked_at + SELF_PAUSE))
-        self._self_asked_at = trio.current_time()
-        self._echo_until = self._self_asked_at + SELF_ECHO
-        stream.cancel()
+                nursery.start_soon(self._routes.end_stream_soon, nursery.cancel_scope, pause)
 
     def _hear(self, response: MapResponse) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""
@@ -382,6 +399,12 @@ class ControlActor:
 
     # Expiry by the clock
 
+    async def _renew(self) -> str:
+        refusal = await renew_key(self.machine, self._keys, self.saved, self.ask, self._tell)
+        if not refusal:
+            self._interrupt()  # the map is asked for under the new key
+        return refusal
+
     @trio.lowlevel.enable_ki_protection
     async def watch_expiry(self) -> None:
         """Keys run out whether or not control can be reached."""
@@ -438,17 +461,9 @@ class ControlActor:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
             self._bus.publish(ControlStateChanged(Phase.FAILED, str(problem), error=error))
 
-    # Small things
-
-    @trio.lowlevel.disable_ki_protection  # the user's code: it may be waiting for somebody at a keyboard
     async def _fetch_auth_key(self) -> None:
-        """Ask the user's callable, which may make a fresh key for each time one is needed."""
-        source = self.config.auth_key
-        try:
-            key = source() if callable(source) else source
-            self.machine.use_auth_key(await key if inspect.isawaitable(key) else key)
-        except Exception as error:
-            raise CallbackFailed from error
+        """A fresh one for each time that one is needed, where more than a key's text was given."""
+        self.machine.use_auth_key(await self._keys.take(self.machine.hostinfo.request_tags))
 
     async def _wait(self, until: float) -> None:
         self._wake = trio.Event()
@@ -462,10 +477,6 @@ class ControlActor:
             self._conversation.cancel()
 
     @trio.lowlevel.enable_ki_protection
-    async def keep_saved(self) -> None:
-        await self.saved.run(self._announcements.health)
-
-    @trio.lowlevel.enable_ki_protection
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled. Everything control said last stays on the bus whatever happens here."""
         async with trio.open_nursery() as nursery:
@@ -476,7 +487,8 @@ class ControlActor:
             nursery.start_soon(keep, "control-answers", self._jobs.run)
             nursery.start_soon(keep, "self-report", self.listen)
             nursery.start_soon(keep, "key-expiry", self.watch_expiry)
-            nursery.start_soon(keep, "saved-state", self.keep_saved)
+            nursery.start_soon(keep, "saved-state", partial(self.saved.run, self._announcements.health))
+            nursery.start_soon(keep, "key-renewal", self._renewal.run)
             await trio.lowlevel.checkpoint()
             task_status.started()
             await self.converse()

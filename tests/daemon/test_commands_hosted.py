@@ -30,7 +30,7 @@ from tailscale.notebook import Refused, Tailnet
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
-    "exits": ["any"],
+    "exits": ["any"], "dns": ["query", "db"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 OF_A_MESH = {"ls", "send", "recv", "wait", "watch", "tcp", "cp"}  # test_mesh_commands.py
