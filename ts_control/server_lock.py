@@ -64,6 +64,10 @@ class ServedLock:
         changed, self._changed = self._changed, set()
         return changed
 
+    def touch(self) -> None:
+        """Everybody is told `info` once more."""
+        self._is_told = False
+
     # Signatures of devices
 
     def old_signature(self, device: Enrolled | None) -> str:

@@ -22,8 +22,8 @@ ROOT = "/machine/tka/"
 CAPABILITY = "https://tailscale.com/cap/tailnet-lock"
 
 
-class LockRequest(GoStruct, frozen=True):
-    """Any of the questions: each uses some of these."""
+class LockRequest(GoStruct, frozen=True, omit_defaults=False):
+    """Any of the questions: each uses some of these. The version is always said."""
 
     version: int = LOCK_VERSION
     node_key: NodePublic = NO_NODE_KEY

@@ -165,3 +165,26 @@ def _is(condition: Callable[[], object]) -> Callable[[], Awaitable[bool]]:
         return bool(condition())
 
     return is_so
+
+
+@pytest.mark.peers("lockcontrol")
+async def test_our_node_in_a_lock_on_upstreams_control_server(r: Rig, relay: Derper) -> None:
+    """It tells nodes of a lock with their next whole map only: so ours joins when the lock is there."""
+    async with (
+        r.lockcontrol(regions=[relay.region]) as url,
+        r.tailscaled("one") as one,
+        r.tailscaled("stranger") as stranger,
+    ):
+        await one.up(url, "")
+        await one.cli("lock", "init", "--gen-disablements=1", "--confirm", await lock_key(one))
+        async with Device("ours", auth_key="any", control_url=url) as ours:
+            await poll_until("our node to know the lock", _is(lambda: ours.lock.enabled), 30)
+            assert not ours.lock.our_node_signed
+            assert not ours.lock.hidden_peers
+            await one.cli("lock", "sign", ours.lock.node_key, ours.lock.our_key)
+            await poll_until("our node to be signed", _is(lambda: ours.lock.our_node_signed), 30)
+            await poll_until("our node to be a peer", lambda: answers(one, str(ours.ipv4)), 30)
+            assert (await ours.ping("one")).node is not None
+            await stranger.up(url, "")
+            await poll_until("the stranger to be hidden", _is(lambda: len(ours.lock.hidden_peers) == 1), 30)
+            assert not await answers(stranger, str(ours.ipv4))

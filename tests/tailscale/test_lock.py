@@ -163,3 +163,43 @@ def test_lock_key_shows_in_no_repr() -> None:
     assert key.export()[-8:] not in repr(key)
     assert LockPrivate.parse(key.export()) == key
     assert parse_public("tlpub:" + key.public.hex()) == key.public
+
+
+async def test_lock_that_control_replaces_or_rolls_back_stays(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    """Control shows another lock under the first one's tailnet, and then an older head: neither is believed."""
+    async with tailnet.device("a") as a:
+        lock = tailnet.lock()
+        await until(lambda: a.lock.enabled)
+        lock.trust("tlpub:" + "5" * 64)
+        await until(lambda: len(a.lock.keys) == 2)
+        head, served = a.lock.head, tailnet.control.server.lock
+        true_chain = served.chain
+        assert true_chain is not None
+        # Back to the beginning, as if the last change had not been.
+        served.chain = type(true_chain)(true_chain.genesis)
+        served.touch()
+        tailnet.control.do(tailnet.control.server.tell_lock)
+        await trio.sleep(30)
+        assert (a.lock.head, len(a.lock.keys)) == (head, 2)
+        served.chain = None
+        tailnet.lock()
+        await until(lambda: "tailnet-lock-behind" in codes(a))
+        assert (a.lock.head, len(a.lock.keys)) == (head, 2)
+        async with tailnet.device("b"):
+            await until(lambda: hides(a, "b"))
+
+
+async def test_tailnet_whose_lock_cannot_be_had_has_no_peers_until_it_can(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    async with tailnet.device("a") as a:
+        tailnet.lock()
+        await until(lambda: a.lock.enabled)
+        served = tailnet.control.server.lock
+        chain, served.chain = served.chain, None  # every question is refused; maps still name a lock
+        async with tailnet.device("b") as b:
+            await until(lambda: hides(b, "a"))
+            assert "could not be fetched" in b.lock.hidden_peers[0].reason
+            assert "tailnet-lock-behind" in codes(b)
+            served.chain = chain
+            await until(lambda: b.lock.enabled and hides(b) and "tailnet-lock-behind" not in codes(b))
