@@ -36,6 +36,20 @@ class Kind(IntEnum):
     CHECKPOINT = 5
 
 
+_NAMES = {
+    Kind.ADD_KEY: "add-key",
+    Kind.REMOVE_KEY: "remove-key",
+    Kind.NO_OP: "no-op",
+    Kind.UPDATE_KEY: "update-key",
+    Kind.CHECKPOINT: "checkpoint",
+}
+
+
+def kind_name(kind: int) -> str:
+    """As upstream's tools write it; a kind of the future is its number."""
+    return _NAMES[Kind(kind)] if kind in _FIELDS else str(kind)
+
+
 # Which fields each kind has, beside its parent and its signatures.
 _FIELDS = {
     Kind.ADD_KEY: {"key"},

@@ -14,15 +14,7 @@ from tailscale.runtime.lock_keeper import LockKeeper
 from ts_base.errors import BadPacket
 from ts_base.keys import NodePublic
 from ts_lock.keys import parse_public, public_text
-from ts_lock.updates import Kind, Update, hash_text
-
-NAMES = {
-    Kind.ADD_KEY: "add-key",
-    Kind.REMOVE_KEY: "remove-key",
-    Kind.NO_OP: "no-op",
-    Kind.UPDATE_KEY: "update-key",
-    Kind.CHECKPOINT: "checkpoint",
-}
+from ts_lock.updates import Update, hash_text, kind_name
 
 
 def lock_status(keeper: LockKeeper) -> LockStatus:
@@ -76,9 +68,8 @@ def _key_of(keeper: LockKeeper, node: Node | str) -> NodePublic:
 
 
 def _change(update: Update) -> LockChange:
-    kind = NAMES[Kind(update.kind)] if update.kind in tuple(Kind) else str(update.kind)
     signed_by = tuple(public_text(who) for who, _ in update.signatures)
-    return LockChange(hash_text(update.hash), kind, _detail(update), signed_by, update.data)
+    return LockChange(hash_text(update.hash), kind_name(update.kind), _detail(update), signed_by, update.data)
 
 
 def _detail(update: Update) -> str:

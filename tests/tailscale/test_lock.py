@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +21,13 @@ async def until(is_so: Callable[[], object]) -> None:
     with trio.fail_after(120):
         while not is_so():  # noqa: ASYNC110 - what others know comes without an event
             await trio.sleep(0.1)
+
+
+async def ask(tailnet: Tailnet, device: Device, line: str) -> tuple[int, bytes]:
+    payload = base64.b64encode(f"{line} HTTP/1.1\r\nHost: h\r\n\r\n".encode()).decode()
+    ping = tailnet.control.do(tailnet.control.server.ping, tailnet.id_of(device), types="c2n", payload=payload)
+    await until(lambda: ping.answer)
+    return int(ping.answer.split(b" ", 2)[1]), ping.answer.partition(b"\r\n\r\n")[2]
 
 
 def codes(device: Device) -> set[str]:
@@ -122,6 +131,8 @@ async def test_device_whose_key_is_trusted_signs_others(autojump_clock: MockCloc
                 await a.lock.sign("nodekey:xyz")
             await a.lock.sign(a.lock.hidden_peers[0].node, b.lock.our_key)
             await until(lambda: hides(a) and b.lock.our_node_signed)
+            status, body = await ask(tailnet, a, "GET /debug/tka/log?limit=5")
+            assert (status, [one["Change"] for one in json.loads(body)]) == (200, ["add-key", "checkpoint"])
             lock.distrust(a)
             await until(lambda: hides(a, "b"))
             assert "does not trust" in a.lock.hidden_peers[0].reason
