@@ -94,6 +94,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
+    _add_lock(adder)
     _add_watching(adder)
     _add_connecting(adder)
     _add_proxying(adder)
@@ -216,10 +217,6 @@ def _add_reading(adder: _Adder) -> None:
     )
 
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
-    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
-    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
-    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
-    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
         "where",
@@ -230,6 +227,13 @@ def _add_reading(adder: _Adder) -> None:
         help="whom to reach as well",
     )
     adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_lock(adder: _Adder) -> None:
+    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
+    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
+    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
+    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
 
 
 def _add_watching(adder: _Adder) -> None:
