@@ -31,9 +31,7 @@ from tailscale._config import (
     clean_tags,
     control_url_from_environment,
     default_hostname,
-    is_login_forced,
     logins,
-    rig_flag_from_environment,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -146,7 +144,6 @@ class Device(OwnNode, AsyncWithOnly):
         peerapi: bool = True,
     ) -> None:
         guard_logs()
-        login = logins(auth_key, client_id, id_token, audience)
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(
@@ -159,11 +156,7 @@ class Device(OwnNode, AsyncWithOnly):
                 shields_up=shields_up,
                 wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
             ),
-            auth_key=login.auth_key,
-            client_id=login.client_id,
-            id_token=login.id_token,
-            audience=login.audience,
-            force_login=is_login_forced(),
+            **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
@@ -172,8 +165,6 @@ class Device(OwnNode, AsyncWithOnly):
             tls=tls,
             handle_sigterm=handle_sigterm,
             peerapi=peerapi,
-            relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
-            never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
         )
