@@ -140,6 +140,7 @@ PURE = {
     "tailscale/runtime/forward_guard.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",
+    "tailscale/runtime/route_news.py",
     "tailscale/runtime/translate_peers.py",
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
