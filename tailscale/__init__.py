@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
     from tailscale.errors import AuthKeyMissing as AuthKeyMissing
+    from tailscale.errors import AuthKeyNotMade as AuthKeyNotMade
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import CaptureFailed as CaptureFailed
     from tailscale.errors import ConnectionRefused as ConnectionRefused
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
     from tailscale.explanation import Explanation as Explanation
+    from tailscale.forwarding import REFUSE as REFUSE
+    from tailscale.forwarding import Forwarding as Forwarding
+    from tailscale.forwarding import ForwardLimits as ForwardLimits
+    from tailscale.forwarding import IncomingFlow as IncomingFlow
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -94,7 +99,14 @@ _HOMES = {
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
+        *(
+            "AuthKeyMissing",
+            "AuthKeyNotMade",
+            "AuthKeyRejected",
+            "CaptureFailed",
+            "ConnectionRefused",
+            "ConnectionReset",
+        ),
         *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
         *("DeviceNotReady", "DialsTaken", "LoginRequired", "NameNotFound", "NoSuchPeer", "NotCarried", "WrongFace"),
         *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
@@ -104,6 +116,7 @@ _HOMES = {
         *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
     "explanation": ("Explanation",),
+    "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

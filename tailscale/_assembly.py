@@ -16,7 +16,7 @@ import trio
 from tailscale._causes import causes
 from tailscale._config import DEFAULT_CLOSE_TIMEOUT, Config, Preferences
 from tailscale._process import TERMINATION
-from tailscale.carry import Carried, carry_outward
+from tailscale.carry import ForwardCarrier
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.control_pings import ping_for_control
 from tailscale.dial.dialing import Dialer
@@ -38,7 +38,8 @@ from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Watch, run_watch
 from tailscale.runtime.flows import Flows
-from tailscale.runtime.forward_actor import Forwarding, run_forward
+from tailscale.runtime.forward_actor import run_forward
+from tailscale.runtime.forward_flows import Asked, Forwarding
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
@@ -208,10 +209,15 @@ class Runtime:
         self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
         names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
         self.peerapi.paths.add(NAMES_PATH, names)
-        forward_carried = Carried()
-        carry = partial(carry_outward, self.dialer, forward_carried)
         self.forwarding = Forwarding(
-            network, self.stack, self.dataplane.kick, carry, forward_carried, supervision=self.supervision
+            network,
+            self.stack,
+            self.dataplane.kick,
+            ForwardCarrier(self.dialer, config.forward),
+            Asked(config.on_flow, self.directory.node),
+            config.forward,
+            self.health,
+            supervision=self.supervision,
         )
 
     def _list_counters(self, engine: Engine) -> CountersTaker:
@@ -256,7 +262,7 @@ class Runtime:
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
         silence_of = self.endpoint.silence_of
         await self._keep("paths", partial(run_paths, bus, dataplane.finder, dataplane.flush, silence_of=silence_of))
-        await self._keep("forwarding", partial(run_forward, bus, self.forwarding))
+        await self._keep("forwarding", partial(run_forward, bus, self.network, self.forwarding))
         if self.config.peerapi:
             await self._keep("peerapi", partial(run_peerapi, bus, self.peerapi))
         await self._keep("probes", partial(run_probes, bus, self.probes))

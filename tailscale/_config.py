@@ -10,9 +10,10 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
+from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 
@@ -24,6 +25,7 @@ DEFAULT_CLOSE_TIMEOUT = 4.0
 LONGEST_KEY = 4096
 
 AuthKey = str | Callable[[], "str | Awaitable[str]"] | None
+"""A key or a token: its text, or what makes one when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,22 @@ class Preferences:
     accept_routes: bool = True
     exit_node: str | None = None
     advertise_routes: tuple[str, ...] = ()
+    advertise_exit_node: bool = False
     shields_up: bool = False
     wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
+
+    def __post_init__(self) -> None:
+        if self.advertise_exit_node and self.exit_node:
+            raise ValueError(
+                "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
+                "offering to be one"
+            )
+
+    @property
+    def offered_routes(self) -> tuple[str, ...]:
+        """Everything that we offer to forward: an exit node offers the rest of the world."""
+        exits = EXIT_ROUTES if self.advertise_exit_node else ()
+        return tuple(dict.fromkeys((*self.advertise_routes, *exits)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,10 @@ class Config:
     control_url: str
     preferences: Preferences
     auth_key: AuthKey = field(default=None, repr=False)
+    client_id: str = ""
+    id_token: AuthKey = field(default=None, repr=False)
+    audience: str = ""
+    force_login: bool = False
     ephemeral: bool = True
     on_login_url: Callable[[str], Any] | None = None
     login_timeout: float = DEFAULT_LOGIN_TIMEOUT
@@ -56,13 +76,63 @@ class Config:
     peerapi: bool = True
     relay_over_http: bool = False
     never_direct: bool = False
+    forward: ForwardLimits = field(default_factory=ForwardLimits)
+    on_flow: OnFlow | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")
 
 
+class Logins(NamedTuple):
+    """By what a device may log in: a key or what makes keys, or who it is as a workload."""
+
+    auth_key: AuthKey
+    client_id: str = ""
+    id_token: AuthKey = None
+    audience: str = ""
+
+
+def logins(auth_key: AuthKey, client_id: str | None, id_token: AuthKey, audience: str | None) -> Logins:
+    """What was given, completed from the environment: upstream's names in upstream's order, below every argument.
+
+    ValueError for halves of a workload's identity, and for two logins.
+    """
+    environment = os.environ.get
+    if auth_key is None and not client_id:
+        auth_key = auth_key_from_environment()
+    if auth_key:
+        if client_id or id_token or audience:
+            raise ValueError("give auth_key=, or client_id= with id_token= or audience=: not both")
+        return Logins(key_or_its_file(auth_key))
+    if not id_token and not audience:
+        id_token, audience = environment("TS_ID_TOKEN"), environment("TS_AUDIENCE")
+    if auth_key is None:  # "" asks for a login page
+        client_id = client_id or environment("TS_CLIENT_ID")
+    if bool(client_id) != bool(id_token or audience) and (auth_key is None or client_id):
+        raise ValueError(
+            "a workload identity is client_id= (or TS_CLIENT_ID) with one of id_token= (or TS_ID_TOKEN) and audience= "
+            "(or TS_AUDIENCE)"
+        )
+    if id_token and audience:
+        raise ValueError("give id_token= or audience= (or TS_ID_TOKEN or TS_AUDIENCE): not both")
+    if not client_id:
+        return Logins(auth_key)
+    return Logins(None, client_id, key_or_its_file(id_token), audience or "")
+
+
 def auth_key_from_environment() -> str | None:
-    return os.environ.get("TS_AUTHKEY") or os.environ.get("TS_AUTH_KEY") or None
+    names = ("TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def has_login_in_environment() -> bool:
+    """Whether a device without any argument can log in by itself."""
+    return bool(auth_key_from_environment() or os.environ.get("TS_CLIENT_ID"))
+
+
+def is_login_forced() -> bool:
+    """Upstream's switch for logging in although the stored state is good."""
+    return os.environ.get("TSNET_FORCE_LOGIN", "") in {"1", "t", "T", "TRUE", "true", "True"}
 
 
 def key_or_its_file(key: AuthKey) -> AuthKey:

@@ -131,14 +131,21 @@ class Device(DeviceFace, AsyncWithOnly):
             raise cancelled
 
     def _bring_callables_home(self) -> None:
-        """`auth_key` and `on_login_url` may be the program's own functions: they run in its event loop."""
+        """The program's own functions among the options (`auth_key`, `on_flow` and so on) run in its event loop."""
         loop = asyncio.get_running_loop()
-        key = self._options.get("auth_key")
+        key, token = self._options.get("auth_key"), self._options.get("id_token")
         if callable(key):
             self._options["auth_key"] = in_loop(loop, key)
+        if callable(token):
+            self._options["id_token"] = in_loop(loop, token)
         notify = self._options.get("on_login_url")
         if notify is not None:
             self._options["on_login_url"] = in_loop(loop, notify)
+        on_flow = self._options.get("on_flow")
+        if on_flow is not None:
+            from tailscale.threads.taken_flows import on_flow_in_loop  # few take flows
+
+            self._options["on_flow"] = on_flow_in_loop(loop, self._thread, on_flow)
 
     # How work gets into the loop thread
 
@@ -374,6 +381,7 @@ class Device(DeviceFace, AsyncWithOnly):
     set = awaited(TrioDevice.set)
     login = awaited(TrioDevice.login)
     logout = awaited(TrioDevice.logout)
+    id_token = awaited(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,13 +26,13 @@ from tailscale._config import (
     AuthKey,
     Config,
     Preferences,
-    auth_key_from_environment,
     clean_hostname,
     clean_routes,
     clean_tags,
     control_url_from_environment,
     default_hostname,
-    key_or_its_file,
+    is_login_forced,
+    logins,
     rig_flag_from_environment,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
@@ -42,9 +42,11 @@ from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
+from tailscale.forwarding import ForwardLimits
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
+from tailscale.runtime.id_tokens import ask_for_id_token
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.forwarding import Forwarding, OnFlow
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
@@ -93,7 +96,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     - `hostname`: the name in the tailnet; `$TS_HOSTNAME`, then a clean form of the machine's name.
     - `auth_key`: text, `file:` and a path, or a callable (sync or async) that returns it; `$TS_AUTHKEY`, then
-      `$TS_AUTH_KEY`.
+      `$TS_AUTH_KEY`, then `$TS_CLIENT_SECRET`. An OAuth client's secret makes a key for these `tags`.
+    - `client_id`, with `id_token` or `audience`: log in as a workload. The token is given as a key is, or found by its
+      audience in GitHub Actions and Google Cloud; `$TS_CLIENT_ID`, `$TS_ID_TOKEN`, `$TS_AUDIENCE`.
     - `control_url`: the coordination server; `$TS_CONTROL_URL`, then Tailscale's own.
     - `state`: a directory, a file or a `Store` that keeps the identity between runs; None keeps it in memory.
     - `ephemeral`: ask to be forgotten after leaving; by default exactly when `state` is None.
@@ -101,6 +106,9 @@ class Device(OwnNode, AsyncWithOnly):
     - `accept_routes`: use the subnets that peers route for others.
     - `exit_node`: the peer through which everything else goes: its name, address or id.
     - `advertise_routes`: subnets of this machine to forward the tailnet's TCP and UDP to, once control approved them.
+    - `advertise_exit_node`: offer to be an exit node: to carry what peers that choose so send to the internet.
+    - `forward`: how much is carried for others at most, a `ForwardLimits`.
+    - `on_flow`: asked for every flow that peers want carried; it may take or refuse it, see `IncomingFlow`.
     - `shields_up`: let nobody open a connection to this device.
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
@@ -115,6 +123,9 @@ class Device(OwnNode, AsyncWithOnly):
         hostname: str | None = None,
         *,
         auth_key: AuthKey = None,
+        client_id: str | None = None,
+        id_token: AuthKey = None,
+        audience: str | None = None,
         control_url: str | None = None,
         state: str | os.PathLike[str] | Store | NamedStore | None = None,
         ephemeral: bool | None = None,
@@ -122,6 +133,9 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool = True,
         exit_node: str | None = None,
         advertise_routes: Sequence[str] = (),
+        advertise_exit_node: bool = False,
+        forward: ForwardLimits | None = None,
+        on_flow: OnFlow | None = None,
         shields_up: bool = False,
         on_login_url: Callable[[str], Any] | None = None,
         login_timeout: float = DEFAULT_LOGIN_TIMEOUT,
@@ -132,6 +146,7 @@ class Device(OwnNode, AsyncWithOnly):
         peerapi: bool = True,
     ) -> None:
         guard_logs()
+        login = logins(auth_key, client_id, id_token, audience)
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=Preferences(
@@ -140,10 +155,15 @@ class Device(OwnNode, AsyncWithOnly):
                 accept_routes=accept_routes,
                 exit_node=exit_node,
                 advertise_routes=clean_routes(advertise_routes),
+                advertise_exit_node=advertise_exit_node,
                 shields_up=shields_up,
                 wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
             ),
-            auth_key=key_or_its_file(auth_key if auth_key is not None else auth_key_from_environment()),
+            auth_key=login.auth_key,
+            client_id=login.client_id,
+            id_token=login.id_token,
+            audience=login.audience,
+            force_login=is_login_forced(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
@@ -154,6 +174,8 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
             never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
+            forward=forward or ForwardLimits(),
+            on_flow=on_flow,
         )
         self._store = open_store(state)
         self._network: Network = HostNetwork()
@@ -275,6 +297,17 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return diagnostics.exit_nodes(runtime.directory, runtime.reach)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What is carried for others at this moment: which routes, how much, and what was refused and why.
+
+        ```python
+        print(device.forwarding.approved, device.forwarding.flows, device.forwarding.refused)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.forwarding(runtime.directory, runtime.forwarding)
 
     # Connections
 
@@ -522,6 +555,16 @@ class Device(OwnNode, AsyncWithOnly):
         await trio.lowlevel.checkpoint()
         return diagnostics.whois(self._ready().directory, address)
 
+    def granted(self, peer: str | Node) -> Mapping[str, Any]:
+        """What the policy grants a peer towards us, by capability. NoSuchPeer for a stranger.
+
+        ```python
+        print("https://tailscale.com/cap/file-send" in device.granted("db"))
+        ```
+        """
+        node = peer if isinstance(peer, Node) else self.peers[peer]
+        return diagnostics.granted(self._ready().directory, node)
+
     def caller_at(self, address: tuple[str, int], door: tuple[str, int] | None = None) -> Identity | None:
         """Who is behind a connection that a server of this process has accepted; None for nobody of the tailnet.
 
@@ -735,6 +778,7 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool | None = None,
         exit_node: str | None = "",
         advertise_routes: Sequence[str] | None = None,
+        advertise_exit_node: bool | None = None,
         shields_up: bool | None = None,
     ) -> None:
         """Change preferences while running; what is not named stays. `exit_node=None` stops using one.
@@ -749,6 +793,7 @@ class Device(OwnNode, AsyncWithOnly):
             "tags": None if tags is None else clean_tags(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
+            "advertise_exit_node": advertise_exit_node,
             "shields_up": shields_up,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
@@ -765,6 +810,19 @@ class Device(OwnNode, AsyncWithOnly):
         nobody opens that in time.
         """
         await self._ready().login()
+
+    @briefly
+    async def id_token(self, audience: str) -> str:
+        """A token signed by the control server that says to `audience` which node this is: workload identity elsewhere.
+
+        Raises `ControlUnreachable` without a connection, `ControlProtocolError` where the server signs none: Headscale
+        does not.
+
+        ```python
+        token = await device.id_token("sts.example.com")
+        ```
+        """
+        return await ask_for_id_token(self._ready().control, audience)
 
     async def logout(self) -> None:
         """Leave the tailnet: the node key is given back and peers forget us.

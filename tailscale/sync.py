@@ -59,6 +59,11 @@ class Device(DeviceFace, WithOnly):
 
     @takes_options_of(TrioDevice.__init__)
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
+        on_flow = options.get("on_flow")
+        if on_flow is not None:
+            from tailscale.threads.taken_flows import on_flow_in_threads  # few take flows
+
+            options["on_flow"] = on_flow_in_threads(lambda: self._thread, on_flow)
         thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
         super().__init__(hostname, options, thread)
 
@@ -243,6 +248,7 @@ class Device(DeviceFace, WithOnly):
     set = blocking(TrioDevice.set)
     login = blocking(TrioDevice.login)
     logout = blocking(TrioDevice.logout)
+    id_token = blocking(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):

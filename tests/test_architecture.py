@@ -37,8 +37,8 @@ MAY_IMPORT = {
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
-    *("errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text", "local_callers"),
-    *("dns_reply", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
+    *("forwarding", "local_callers", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -58,12 +58,15 @@ WINGS: dict[str, set[str]] = {
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"capturing", "carry", "device", "local_ports", "sockets"},
     **dict.fromkeys(
-        ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
+        ("aio", "sync"),
+        VALUES | {"capturing", "device", "files", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
     ),
     "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
+    "files": VALUES | {"http1", "sockets", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(
-        ("mesh", "proxy"), VALUES | {"carry", "device", "http", "http1", "local_ports", "sockets", "threads"}
+        ("mesh", "proxy", "taildrop"),
+        VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
     "testing": VALUES
@@ -84,17 +87,21 @@ WINGS: dict[str, set[str]] = {
         "proxy",
         "serve",
         "sockets",
+        "taildrop",
     },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
-    | {"proxy", "serve", "sockets", "testing", "tui", "web"},
+    | {"proxy", "serve", "sockets", "taildrop", "testing", "tui", "web"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
 FACADES |= {"notebook"}
-SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
+SHELLS = {
+    *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
+    *("ts_derp/client.py", "ts_derp/dial.py"),
+}
 AMBIENT = {
     "trio", "time", "socket", "ssl", "random", "secrets", "os", "asyncio", "threading", "select", "subprocess",
     "urllib.request", "logging",
@@ -115,8 +122,10 @@ PURE = {
     "tailscale/daemon/settings.py",
     "tailscale/dial/failures.py",
     "tailscale/explanation.py",
+    "tailscale/files/errors.py",
     "tailscale/faults.py",
     "tailscale/figures.py",
+    "tailscale/forwarding.py",
     "tailscale/pcapng.py",
     "tailscale/dns/local.py",
     "tailscale/dns/messages.py",
@@ -126,13 +135,19 @@ PURE = {
     "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
     "tailscale/metrics/table.py",
+    "tailscale/mesh/files_client.py",
     "tailscale/nodes.py",
+    "tailscale/runtime/forward_guard.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",
     "tailscale/runtime/translate_peers.py",
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
+    "tailscale/taildrop/claims.py",
+    "tailscale/taildrop/names.py",
+    "tailscale/taildrop/targets.py",
+    "tailscale/taildrop/wire.py",
 }
 ONLY_IN = {
     "h2": {"ts_control/http2.py"},

@@ -36,12 +36,16 @@ from __future__ import annotations
 # control can answer: does it know the new key? The next run asks by registering with it (`asks_about_next_key`),
 # without an auth key, and any refusal means no. Without this a device whose answer was lost would be a new device.
 #
+# A renewal does the same beside the map, which goes on under the old key: `begin_renewal`, and one of three outcomes.
+# Until control accepts the new key nothing is lost but an attempt.
+#
 # An auth key is used when control has never accepted us, or when it asks for a login that nobody was sent to. It is
 # refused once: after a person's login() its refusal is remembered (`key_refusal`) and the page is shown instead.
 #
-# Back-off. Three pauses, from the kindest to the longest, all ending in `_not_before`:
-#   lost or answered with an HTTP status: n squared times 10 ms, spread by half, at most 20 s (`retry.py`), or what
-#     Retry-After asks; a map that describes us starts it afresh, and `retry_now` (the network changed) ends it
+# Back-off. Four pauses, from the kindest to the longest, all ending in `_not_before`:
+#   lost or answered with an HTTP status: n squared times 10 ms, spread by half, at most 20 s (`retry.py`); a map that
+#     describes us starts it afresh, and `retry_now` (the network changed) ends it
+#   asked for by Retry-After, or a 429 without it: as long as asked, whatever happens meanwhile
 #   refused in words: 30 s doubled to 600 s, since words hardly change by themselves; no network change shortens it
 #   logged out: for ever
 import math
@@ -54,9 +58,10 @@ from typing import NamedTuple
 from msgspec.structs import replace as change
 
 from ts_base.keys import MachinePrivate, NodePrivate
-from ts_control.errors import AuthKeyRefused, RegistrationRefused, RequestRefused
+from ts_control.errors import AuthKeyRefused, KeyNotMade, RegistrationRefused, RequestRefused
 from ts_control.gojson import from_unix_time
-from ts_control.retry import Backoff, pause_from_retry_after
+from ts_control.key_making import CLIENT_SECRET
+from ts_control.retry import Backoff, pause_asked_for
 from ts_control.wire import CAPABILITY_VERSION, NO_NODE_KEY, Hostinfo, Node
 from ts_control.wire_register import NO_LOCK_KEY, RegisterAuth, RegisterRequest, RegisterResponse
 
@@ -165,7 +170,7 @@ class ControlMachine:
         self._wall_clock = wall_clock
         self._backoff = Backoff(entropy)
         self._messages: list[SessionMessage] = []
-        self._not_before = -math.inf
+        self._not_before = self._asked_until = -math.inf  # the latter is control's own wish, and nothing shortens it
         self._must_register = True
         self._was_regenerated = False
         self.asks_about_next_key = credentials.next_node is not None  # left by a crash: a question, not a wish
@@ -174,6 +179,7 @@ class ControlMachine:
         self._was_asked_to_log_in = False  # by a person, then: what a key does not open, a page may
         self.key_refusal = ""  # what control said of the key since then
         self._followup = ""
+        self._renewing: NodePrivate | None = None
         self._refusals = 0
         self._announced: PhaseChanged | None = None
 
@@ -201,6 +207,11 @@ class ControlMachine:
         """Whether the next registration goes better with `auth_key` set."""
         is_pointless = self._followup or self.asks_about_next_key or self.key_refusal
         return self._uses_auth_key and not is_pointless
+
+    @property
+    def has_map_meanwhile(self) -> bool:
+        """Whether a login waits for somebody while the key that control knows is good: its map goes on until then."""
+        return bool(self._followup) and self.credentials.is_registered and self.phase is Phase.NEEDS_LOGIN
 
     def register_request(self) -> RegisterRequest:
         """What to ask control now. The order of the keys' choice is upstream's."""
@@ -235,6 +246,8 @@ class ControlMachine:
 
     def use_auth_key(self, key: str | None) -> None:
         """The key that the next registration with one shows."""
+        if key is not None and key.startswith(CLIENT_SECRET):
+            raise ValueError("an OAuth client's secret is not for the control server: it makes keys")
         self.auth_key = key
 
     def describe(self, hostinfo: Hostinfo) -> None:
@@ -246,8 +259,44 @@ class ControlMachine:
         self.auth_key = auth_key or self.auth_key
         self._was_asked_to_log_in, self.key_refusal = True, ""
         self._start_over_with_new_key()
-        self._not_before = now
+        self._not_before = max(now, self._asked_until)
         self._enter(Phase.REGISTERING)
+
+    def begin_renewal(self, auth_key: str) -> RegisterRequest | None:
+        """Ask for a new node key beside the map, which goes on under the old one; None when that is no time for it.
+
+        What became of it is said by `on_renewed`, `on_renewal_refused` or `on_renewal_lost`.
+        """
+        ours = self.credentials
+        if self._must_register or ours.next_node is not None:
+            return None
+        self._renewing = NodePrivate.generate(self._entropy(32))
+        self._commit(replace(ours, next_node=self._renewing))
+        auth = RegisterAuth(auth_key=_without_lock_signature(auth_key))
+        return change(self.register_request(), auth=auth, followup="")
+
+    def on_renewed(self, response: RegisterResponse) -> str:
+        """Control answered: "" when the new key is ours, else why not; then the old one stays."""
+        if not self._is_renewing():
+            return "another login came between"
+        if response.error or response.node_key_expired or response.auth_url:
+            self._commit(replace(self.credentials, next_node=None))
+            return response.error or "it asks for somebody to log in"
+        self._on_accepted(response)
+        return ""
+
+    def on_renewal_refused(self) -> None:
+        """An HTTP status instead of an answer: the old key stays."""
+        if self._is_renewing():
+            self._commit(replace(self.credentials, next_node=None))
+
+    def on_renewal_lost(self) -> None:
+        """The answer did not come: only control knows whether the new key is ours. The next connection asks."""
+        if self._is_renewing():
+            self._must_register = self.asks_about_next_key = True
+
+    def _is_renewing(self) -> bool:
+        return self._renewing is not None and self.credentials.next_node is self._renewing
 
     def on_logged_out(self) -> None:
         """Control was told; nothing more is done until `login`."""
@@ -263,7 +312,7 @@ class ControlMachine:
     def retry_now(self, now: float) -> None:
         """Something in the world changed: a pause for back-off makes no sense any more."""
         if self.phase is not Phase.FAILED:
-            self._not_before = min(self._not_before, now)
+            self._not_before = max(min(self._not_before, now), self._asked_until)
 
     # --- how it went ---
 
@@ -283,22 +332,27 @@ class ControlMachine:
 
     def on_refused(self, problem: RequestRefused, now: float) -> None:
         """An HTTP status instead of an answer, to a registration or to a map request."""
-        if problem.status == 429:
-            fallback = self._backoff.between(5.0, 10.0)
-            pause = pause_from_retry_after(problem.retry_after, self._wall_clock(), fallback)
-            self._not_before = self._backoff.failed(now, pause)
-        elif problem.status == 404 and not self._must_register:
+        asked = pause_asked_for(problem, self._wall_clock(), self._backoff)
+        if asked is not None:
+            self._not_before = self._asked_until = self._backoff.failed(now, asked)
+            self._enter_unless_waiting_for_login(Phase.OFFLINE, f"{problem}, and asks for {asked:.0f} s of peace")
+            return
+        if problem.status == 404 and not self._must_register:
             # The server does not know this node (any more).
             self._must_register = True
             self._backoff.succeeded()  # it is there and talks to us: earlier failures say nothing
             self._not_before = self._backoff.failed(now)
             return
-        elif problem.status == 400 and self._must_register:
+        if problem.status == 400 and self._must_register:
             self._fail(RegistrationRefused(problem.text or str(problem)), now)
             return
-        else:
-            self._not_before = self._backoff.failed(now)
+        self._not_before = self._backoff.failed(now)
         self._enter_unless_waiting_for_login(Phase.OFFLINE, str(problem))
+
+    def on_no_key(self, problem: KeyNotMade, now: float) -> None:
+        """What was given instead of an auth key makes none."""
+        self._followup = ""
+        self._fail(problem, now)
 
     def on_lost(self, reason: str, now: float) -> None:
         """The server cannot be reached, or the connection ended."""
@@ -306,7 +360,9 @@ class ControlMachine:
         self._enter_unless_waiting_for_login(Phase.OFFLINE, reason)
 
     def on_self(self, node: Node) -> None:
-        """Control described us in a map."""
+        """Control described us in a map. Beside a login that is the old key's, and no news."""
+        if self._must_register:
+            return
         self._backoff.succeeded()
         self._refusals = 0
         if node.expired:

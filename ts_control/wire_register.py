@@ -83,3 +83,18 @@ class EarlyNoise(GoStruct, frozen=True):
     """What the server may say before HTTP/2 begins."""
 
     node_key_challenge: ChallengePublic = field(default=ChallengePublic.zero(), name="nodeKeyChallenge")
+
+
+class TokenRequest(GoStruct, frozen=True):
+    """What `POST /machine/id-token` asks."""
+
+    cap_version: int = 0
+    node_key: NodePublic = NO_NODE_KEY
+    audience: str = ""
+
+
+class TokenResponse(GoStruct, frozen=True):
+    id_token: str = field(default="", name="id_token")
+
+    def __repr__(self) -> str:
+        return "TokenResponse([redacted])"

@@ -258,9 +258,11 @@ class Stack:
         elif protocol == UDP:
             self._receive_udp(packet, data, origin, now)
         elif protocol == (ICMP if len(packet.source) == 4 else ICMP6):
-            report = self._icmp.receive_untrusted(packet, origin, now)
-            if report is not None:
-                self._receive_report(report, origin, now)
+            found = self._icmp.receive_untrusted(packet, origin, now)
+            if isinstance(found, icmp.Report):
+                self._receive_report(found, origin, now)
+            elif found is not None:
+                self.forwarder.receive_echo(found, origin, now)
         elif not may_speak(origin, 0):
             raise Unroutable("ip.wrong_peer")
         elif packet.destination not in self._own.all:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailscale._config import default_hostname
+from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
@@ -25,6 +25,10 @@ DEFAULTS: dict[str, Any] = {
     "apps": [],
     "hostname": None,
     "auth_key": None,
+    "client_id": None,
+    "id_token": None,
+    "audience": None,
+    "tags": (),
     "control_url": None,
     "ephemeral": False,
     "timeout": DEFAULT_TIMEOUT,
@@ -116,6 +120,14 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
     )
+    group.add_argument("--client-id", metavar="ID", help="join as a workload the tailnet trusts (TS_CLIENT_ID)")
+    group.add_argument("--id-token", metavar="TOKEN", help="with its token, or file:PATH (TS_ID_TOKEN)")
+    group.add_argument(
+        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud (TS_AUDIENCE)"
+    )
+    group.add_argument(
+        "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
+    )
     group.add_argument("--control-url", metavar="URL", help="coordination server (TS_CONTROL_URL, or Tailscale's)")
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
@@ -124,6 +136,13 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("-v", "--verbose", action="count", help="log to stderr, and tracebacks; twice for more")
     group.add_argument("--plain", action="store_true", help="no colours and no live line, as when piped")
     return common
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    try:
+        return clean_tags(tag for tag in text.split(",") if tag)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("tags takes ")) from None
 
 
 class _Adder:
@@ -300,6 +319,10 @@ def _add_daemon(adder: _Adder) -> None:
         "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
     )
     up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
+    routes = "subnets to forward to for others, as 192.168.7.0/24,10.0.0.0/8;  for none"
+    up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
+    is_exit = argparse.BooleanOptionalAction
+    up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
@@ -329,6 +352,16 @@ def _exit_choice(text: str) -> str:
     except BadPolicy as problem:
         raise argparse.ArgumentTypeError(str(problem)) from None
     return text
+
+
+def _routes(text: str) -> list[str]:
+    """Checked where they were typed."""
+    from tailscale._config import clean_routes
+
+    try:
+        return list(clean_routes(filter(None, map(str.strip, text.split(",")))))
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def _seconds(text: str) -> float:

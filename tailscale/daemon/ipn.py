@@ -13,7 +13,7 @@ from typing import Any
 from tailscale import __version__
 from tailscale._config import Preferences
 from tailscale.nodes import named
-from tailscale.status import HealthWarning, PeerStatus, Status
+from tailscale.status import HealthWarning, PeerStatus, Status, upstream_code
 from ts_control.gojson import GoStruct, encode_json
 from ts_control.netmap import NetMap
 from ts_control.wire import Hostinfo, Node, UserProfile
@@ -266,7 +266,7 @@ def prefs_json(
         "AdvertiseTags": list(preferences.tags) or None,
         "Hostname": preferences.hostname,
         "NotepadURLs": False,
-        "AdvertiseRoutes": list(preferences.advertise_routes) or None,
+        "AdvertiseRoutes": list(preferences.offered_routes) or None,
         "AdvertiseServices": None,
         "Sync": None,
         "NoSNAT": False,
@@ -315,11 +315,11 @@ def netmap_json(netmap: NetMap) -> dict[str, Any]:
 
 
 def health_json(warnings: tuple[HealthWarning, ...]) -> dict[str, Any]:
-    """health.State: our own codes are as good as upstream's."""
+    """health.State; a warning that upstream knows has upstream's code."""
     return {
         "Warnings": {
-            warning.code: {
-                "WarnableCode": warning.code,
+            upstream_code(warning.code): {
+                "WarnableCode": upstream_code(warning.code),
                 "Severity": "medium",
                 "Title": warning.sentence,
                 "Text": f"{warning.sentence} {warning.remedy}".strip(),

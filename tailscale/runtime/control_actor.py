@@ -8,20 +8,23 @@ Refuses to know: what a netmap is good for. The last netmap stays published what
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
+from tailscale.forwarding import EXIT_ROUTES
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
+from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.key_maker import KeyMaker
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -34,14 +37,15 @@ from tailscale.runtime.messages import (
     ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
-from tailscale.runtime.supervision import CallbackFailed, Supervision
+from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
-from ts_control.errors import ControlLost, NotControl, RequestRefused
+from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
 from ts_control.gojson import decode_json_untrusted, encode_json
 from ts_control.netmap import NetMap, usable_relays
 from ts_control.session import (
@@ -68,9 +72,7 @@ LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
 SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew, and between two such questions
 SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
-REGISTER = "/machine/register"
-RELAYS = "relays"  # the entry that holds the last relay map
-TALK = "control-conversation"
+RELAYS, TALK = "relays", "control-conversation"  # the entry that holds the last relay map; the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -113,20 +115,27 @@ class ControlActor:
             wall_clock=network.wall_clock,
             ephemeral=config.ephemeral,
         )
+        if config.force_login and known_here:
+            self.machine.login(trio.current_time())
         environment = os.environ if isinstance(network, HostNetwork) else {}
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
+        self._keys = KeyMaker(config, network, environment)
+        can_log_in = bool(config.auth_key or config.client_id)
+        self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
         self._bus = bus
         self._line = ControlLine()
         self._jobs = Jobs(self._supervision)
         self._announcements = Announcements(bus, self._jobs, config.on_login_url)
-        self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
+        look = lambda: facts_for_control(bus, self.report.preferences)  # noqa: E731
+        self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
         self._self_asked_at = self._echo_until = -math.inf
+        self._kept_elsewhere: set[str] = set()  # subnets of ours that other routers have, where they have all we lack
 
     # What the Device asks
 
@@ -228,13 +237,17 @@ class ControlActor:
         machine = self.machine
         while True:
             try:
-                if isinstance(step, Register):
+                if isinstance(step, Register) and machine.has_map_meanwhile:
+                    await self._register_beside_map(step.timeout, connection)
+                elif isinstance(step, Register):
                     await self._register(step.timeout, connection)
                 elif isinstance(step, Poll):
                     await self._poll(connection)
             except RequestRefused as problem:
                 machine.on_refused(problem, trio.current_time())
                 self._announcements.say_failure(str(problem))
+            except KeyNotMade as problem:
+                machine.on_no_key(problem, trio.current_time())
             self._tell()
             if self._is_leaving:
                 await self._wait(math.inf)  # the connection still carries our goodbye
@@ -255,7 +268,26 @@ class ControlActor:
         is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
         if response.auth_url and not is_settled:
             await self._fetch_auth_key()  # the stored keys were not enough
+        if machine.wants_auth_key:
+            self._keys.forget()
         machine.on_registered(response, trio.current_time())
+
+    async def _register_beside_map(self, timeout: float, connection: ControlConnection) -> None:
+        """Somebody is asked to open a page, which may take long: under the old key we stay who we are."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poll_quietly, connection)
+            try:
+                await self._register(timeout, connection)
+            except (ControlLost, RequestRefused, BadPacket) as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _poll_quietly(self, connection: ControlConnection) -> None:
+        with suppress(ControlLost, RequestRefused, BadPacket):  # the login meets the same, and tells it
+            await self._poll(connection)
 
     async def _poll(self, connection: ControlConnection) -> None:
         """Hold the map stream; a map stream has no good end, so this ends by raising what broke it."""
@@ -288,22 +320,41 @@ class ControlActor:
             self._tell()
             if is_first:
                 is_first = False
-                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
-            elif self._may_hide_routes(response) and not is_asking:
+                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
+                self._is_vacant(netmap)
+                continue
+            if not self.machine.hostinfo.routable_ips:
+                continue
+            may_hide, is_vacant = self._may_hide_routes(response), self._is_vacant(netmap)
+            if (may_hide or is_vacant) and not is_asking:
                 is_asking = True
-                nursery.start_soon(self._end_stream_soon, nursery.cancel_scope)
+                nursery.start_soon(self._end_stream_soon, nursery.cancel_scope, 0.0 if is_vacant else SELF_PAUSE)
 
     def _may_hide_routes(self, response: MapResponse) -> bool:
         """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter."""
         is_policy = response.packet_filter is not None or response.packet_filters is not None
-        if not is_policy or response.node is not None or not self.machine.hostinfo.routable_ips:
+        if not is_policy or response.node is not None or self._kept_elsewhere:
             return False
         is_echo, self._echo_until = trio.current_time() < self._echo_until, -math.inf
         return not is_echo
 
-    async def _end_stream_soon(self, stream: trio.CancelScope) -> None:
+    def _is_vacant(self, netmap: NetMap) -> bool:
+        """Whether the router that had a subnet of ours has lost it: whose it is now, Headscale does not tell us either.
+
+        While another router has all that we lack, a new filter is no news of ours: routers that each open their stream
+        anew when the other has would never end.
+        """
+        before = self._kept_elsewhere
+        lacking = set(self.machine.hostinfo.routable_ips) - set(netmap.self_node.allowed_ips or ()) - {*EXIT_ROUTES}
+        kept = {
+            route for peer in netmap.peers.values() if lacking for route in lacking.intersection(peer.allowed_ips or ())
+        }
+        self._kept_elsewhere = kept if kept == lacking else set()
+        return bool(before & lacking - kept)
+
+    async def _end_stream_soon(self, stream: trio.CancelScope, pause: float) -> None:
         """The next one begins with our own node; however often the policy changes, that is asked now and then."""
-        await trio.sleep_until(max(trio.current_time() + SELF_SETTLE, self._self_asked_at + SELF_PAUSE))
+        await trio.sleep_until(max(trio.current_time() + SELF_SETTLE, self._self_asked_at + pause))
         self._self_asked_at = trio.current_time()
         self._echo_until = self._self_asked_at + SELF_ECHO
         stream.cancel()
@@ -364,6 +415,12 @@ class ControlActor:
 
     # Expiry by the clock
 
+    async def _renew(self) -> str:
+        refusal = await renew_key(self.machine, self._keys, self.saved, self.ask, self._tell)
+        if not refusal:
+            self._interrupt()  # the map is asked for under the new key
+        return refusal
+
     @trio.lowlevel.enable_ki_protection
     async def watch_expiry(self) -> None:
         """Keys run out whether or not control can be reached."""
@@ -421,15 +478,9 @@ class ControlActor:
 
     # Small things
 
-    @trio.lowlevel.disable_ki_protection  # the user's code: it may be waiting for somebody at a keyboard
     async def _fetch_auth_key(self) -> None:
-        """Ask the user's callable, which may make a fresh key for each time one is needed."""
-        source = self.config.auth_key
-        try:
-            key = source() if callable(source) else source
-            self.machine.use_auth_key(await key if inspect.isawaitable(key) else key)
-        except Exception as error:
-            raise CallbackFailed from error
+        """A fresh one for each time that one is needed, where more than a key's text was given."""
+        self.machine.use_auth_key(await self._keys.take(self.machine.hostinfo.request_tags))
 
     async def _wait(self, until: float) -> None:
         self._wake = trio.Event()
@@ -458,6 +509,7 @@ class ControlActor:
             nursery.start_soon(keep, "self-report", self.listen)
             nursery.start_soon(keep, "key-expiry", self.watch_expiry)
             nursery.start_soon(keep, "saved-state", self.keep_saved)
+            nursery.start_soon(keep, "key-renewal", self._renewal.run)
             await trio.lowlevel.checkpoint()
             task_status.started()
             await self.converse()

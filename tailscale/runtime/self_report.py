@@ -7,7 +7,6 @@ connection comes about.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -23,10 +22,11 @@ from tailscale.runtime.messages import (
     PreferencesChanged,
     ServicesOffered,
 )
+from tailscale.runtime.network import Network
 from ts_base.keys import DiscoPublic
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.gojson import encode_json
-from ts_control.retry import Backoff
+from ts_control.retry import Backoff, pause_asked_for
 from ts_control.session import ControlMachine
 from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest
 
@@ -64,6 +64,10 @@ class SelfReport:
         self._changed.set()
 
     @property
+    def preferences(self) -> Preferences:
+        return self._preferences
+
+    @property
     def home_region(self) -> int:
         return self._home_region
 
@@ -86,11 +90,9 @@ class SelfReport:
         )
 
     @trio.lowlevel.enable_ki_protection
-    async def keep_told(
-        self, line: ControlLine, machine: ControlMachine, bus: Bus, entropy: Callable[[int], bytes]
-    ) -> None:
+    async def keep_told(self, line: ControlLine, machine: ControlMachine, bus: Bus, network: Network) -> None:
         """Runs as long as one map stream does; what changes during an update goes with the next one."""
-        backoff = Backoff(entropy)
+        backoff = Backoff(network.entropy)
         told: object = None
         while True:
             self._changed = trio.Event()
@@ -108,7 +110,8 @@ class SelfReport:
                 return  # the map stream notices as well
             except RequestRefused as problem:
                 log.info("the control server refused an update: %s", problem)
-                await trio.sleep_until(backoff.failed(trio.current_time()))
+                asked = pause_asked_for(problem, network.wall_clock(), backoff)
+                await trio.sleep_until(backoff.failed(trio.current_time(), asked))
 
     def _worth_telling(self) -> object:
         """Compares equal while control need not hear: the order of endpoints and the exact latencies do not count."""

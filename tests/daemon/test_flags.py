@@ -17,7 +17,8 @@ from daemon.daemon_scripts import PATIENCE, World, client_of
 from daemon.test_commands_hosted import command, environment, run, wait_until
 
 from tailscale.cli import main
-from tailscale.cli.arguments import build_parser
+from tailscale.cli.arguments import build_parser, parse
+from tailscale.cli.hosted import login_options
 from tailscale.daemon.daemon import Daemon
 
 TESTS = Path(__file__).parents[1]
@@ -26,6 +27,9 @@ COMMON = {
     "--socket": "test_socket_names_the_daemon",
     "--hostname": "test_hostname_asked_for_renames_the_daemons_device",
     "--auth-key": "test_wrong_auth_key_is_a_login_failure",
+    **dict.fromkeys(
+        ("--client-id", "--id-token", "--audience", "--advertise-tags"), "test_command_line_says_by_what_to_log_in"
+    ),
     "--control-url": "test_unreachable_control_server_is_told_in_time",
     "--ephemeral": "test_words_for_another_device_are_not_the_daemons",
     "--timeout": "test_unreachable_control_server_is_told_in_time",
@@ -36,6 +40,10 @@ COMMON = {
 }
 MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
+    **dict.fromkeys(
+        ("up --advertise-routes", "up --advertise-exit-node", "up --no-advertise-exit-node"),
+        "test_up_offers_routes_and_takes_them_back_while_it_runs",
+    ),
     "status --watch": "test_status_is_shown_again_and_again",
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
@@ -271,3 +279,14 @@ def test_exec_takes_one_way_out(state: list[str], capfd: pytest.CaptureFixture[s
 def test_why_takes_udp(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     main(["why", *state, "db:7", "--udp", "--json"])
     assert json.loads(capfd.readouterr().out)["protocol"].lower() == "udp"
+
+
+def test_command_line_says_by_what_to_log_in(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--client-id", "id", "--id-token", "file:/t", "--advertise-tags", "tag:ci,tag:test", "status"]
+    options = parse(words)
+    assert login_options(options) == {"client_id": "id", "id_token": "file:/t"}
+    assert options.tags == ("tag:ci", "tag:test")
+    assert login_options(parse(["login", "--client-id", "id", "--audience", "a"]))["audience"] == "a"
+    with pytest.raises(SystemExit):
+        parse(["login", "--advertise-tags", "ci"])
+    assert 'names such as "tag:ci"' in capsys.readouterr().err
