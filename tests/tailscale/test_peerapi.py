@@ -247,3 +247,16 @@ def test_a_peer_may_use_the_address_it_knows_us_by() -> None:
     peer = Node(id=2, self_node_v4_masq_addr_for_this_peer="100.99.9.9")
     netmap = replace(NetMap.empty(), self_node=US)
     assert names_of_us(netmap, peer, 1) == {"peer", "100.64.0.1:1", "100.99.9.9:1"}
+
+
+async def test_a_program_may_have_the_port_for_itself(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("b", shields_up=True)
+    async with await b.listen(PORT):
+        await b.set(shields_up=False)
+        await trio.sleep(1)
+        assert b.state == "running"
+        with pytest.raises(tailscale.NoRoute):
+            await a.ping("b", "peerapi")
+    await b.set(advertise_routes=["10.0.0.0/8"])
+    await until(lambda: runtime_of(a).directory.netmap.peers[b.node.id].hostinfo.services)
+    assert (await ask(a, b, "GET /"))[0] == 200
