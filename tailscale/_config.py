@@ -41,13 +41,6 @@ class Preferences:
     shields_up: bool = False
     wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
 
-    def __post_init__(self) -> None:
-        if self.advertise_exit_node and self.exit_node:
-            raise ValueError(
-                "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
-                "offering to be one"
-            )
-
     @property
     def offered_routes(self) -> tuple[str, ...]:
         """Everything that we offer to forward: an exit node offers the rest of the world."""
@@ -183,6 +176,16 @@ def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
         except BadPacket as problem:
             raise ValueError(f"advertise_routes takes prefixes such as 192.168.7.0/24: {problem}") from None
     return tuple(routes)
+
+
+def checked(preferences: Preferences) -> Preferences:
+    """The same, where they go together."""
+    if preferences.advertise_exit_node and preferences.exit_node:
+        raise ValueError(
+            "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
+            "offering to be one"
+        )
+    return preferences
 
 
 def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from tailscale._config import (
     AuthKey,
     Config,
     Preferences,
+    checked,
     clean_hostname,
     clean_routes,
     clean_tags,
@@ -146,15 +147,17 @@ class Device(OwnNode, AsyncWithOnly):
         guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=Preferences(
-                hostname=clean_hostname(hostname) if hostname else default_hostname(),
-                tags=clean_tags(tags),
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_routes=clean_routes(advertise_routes),
-                advertise_exit_node=advertise_exit_node,
-                shields_up=shields_up,
-                wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+            preferences=checked(
+                Preferences(
+                    hostname=clean_hostname(hostname) if hostname else default_hostname(),
+                    tags=clean_tags(tags),
+                    accept_routes=accept_routes,
+                    exit_node=exit_node,
+                    advertise_routes=clean_routes(advertise_routes),
+                    advertise_exit_node=advertise_exit_node,
+                    shields_up=shields_up,
+                    wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+                )
             ),
             **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
@@ -792,7 +795,7 @@ class Device(OwnNode, AsyncWithOnly):
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
-        runtime.set_preferences(replace(runtime.directory.preferences, **changes))
+        runtime.set_preferences(checked(replace(runtime.directory.preferences, **changes)))
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.
