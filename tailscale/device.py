@@ -175,8 +175,7 @@ class Device(OwnNode, AsyncWithOnly):
         self._network: Network = HostNetwork()
         self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._process, self._closed = OwnProcess(), False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod

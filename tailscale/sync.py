@@ -277,6 +277,7 @@ __getattr__ = lazily(
         {
             "tailscale.mesh.sync_face": ("Mesh",),
             "tailscale.proxy.sync_face": ("Exits", "serve"),
+            "tailscale.taildrop.sync_face": ("taildrop",),
             "tailscale.threads.taking": ("TakenDials",),
         }
     ),
@@ -284,5 +285,5 @@ __getattr__ = lazily(
 
 __all__ = [
     *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
-    *("UdpSocket", "serve"),
+    *("UdpSocket", "serve", "taildrop"),
 ]

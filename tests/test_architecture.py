@@ -79,6 +79,7 @@ WINGS: dict[str, set[str]] = {
         "_diagnostics",
         "carry",
         "device",
+        "files",
         "http",
         "http1",
         "local_ports",
@@ -93,7 +94,19 @@ WINGS: dict[str, set[str]] = {
     "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
     "cli": VALUES
-    | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
+    | {
+        "_diagnostics",
+        "capturing",
+        "carry",
+        "daemon",
+        "device",
+        "dns",
+        "files",
+        "http",
+        "local_ports",
+        "mesh",
+        "metrics",
+    }
     | {"proxy", "serve", "sockets", "taildrop", "testing", "tui", "web"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
@@ -147,7 +160,7 @@ PURE = {
     "tailscale/status.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
-    "tailscale/taildrop/targets.py",
+    "tailscale/taildrop/recipients.py",
     "tailscale/taildrop/wire.py",
 }
 ONLY_IN = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.file_arguments import add_file
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
@@ -99,6 +100,7 @@ def build_parser() -> Parser:
     _add_proxying(adder)
     _add_account(adder)
     add_mesh(adder)
+    add_file(adder)
     _add_daemon(adder)
     _add_about(adder)
     return parser
@@ -164,6 +166,10 @@ class _Adder:
         if json:
             parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")
         return parser
+
+    def below(self, parser: argparse.ArgumentParser, name: str, metavar: str) -> _Adder:
+        """For a command of several words: adds what may follow the first, which is kept as `name`."""
+        return _Adder(parser.add_subparsers(dest=name, metavar=metavar, required=True), self._common)
 
 
 def _add_reading(adder: _Adder) -> None:

@@ -45,6 +45,7 @@ HOMES = {
     "login": "account",
     "logout": "account",
     **dict.fromkeys(("ls", "send", "recv", "wait", "watch", "tcp"), "mesh"),
+    "file": "file",
     "top": "top",
     "web": "web",
     "up": "up",

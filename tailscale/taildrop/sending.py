@@ -25,7 +25,7 @@ from tailscale.files.transfers import Tally, Transfer
 from tailscale.foreign_text import for_terminal
 from tailscale.taildrop.names import encode_name, objection_to_name
 from tailscale.taildrop.outgoing import Changed, FileOut, Outgoing, StreamOut
-from tailscale.taildrop.targets import Target, target_named
+from tailscale.taildrop.recipients import Target, target_named
 from tailscale.taildrop.wire import PATH, Blocks
 from ts_base.errors import BadPacket
 

@@ -156,17 +156,16 @@ async def test_without_consent_nothing_arrives(tailnet: Tailnet, tmp_path: Path)
 # Names
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "..", "%2e%2e", "a/b", "a%2Fb", "%2Fetc%2Fpasswd", "a%5Cb", "a%00b", "a%0Ab", "%ff%fe", "%zz", "x.partial",
-        "x.PARTIAL", "x.deleted", "%20lead", "trail%20", "dot.", "a%3Ab", "a%7Cb", "a%2Ab", "a%22b", "%E2%80%AEx",
-        "%E2%80%8B", "CON", "nul.txt", "lpt1", "a" * 256, "%C3%A9" * 128, "", ".a.part",
-    ],
-)  # fmt: skip
-async def test_names_that_are_refused(tailnet: Tailnet, tmp_path: Path, name: str) -> None:
+REFUSED = [
+    "..", "%2e%2e", "a/b", "a%2Fb", "%2Fetc%2Fpasswd", "a%5Cb", "a%00b", "a%0Ab", "%ff%fe", "%zz", "x.partial",
+    "x.PARTIAL", "x.deleted", "%20lead", "trail%20", "dot.", "a%3Ab", "a%7Cb", "a%2Ab", "a%22b", "%E2%80%AEx",
+    "%E2%80%8B", "CON", "nul.txt", "lpt1", "a" * 256, "%C3%A9" * 128, "", ".a.part",
+]  # fmt: skip
+
+
+async def test_names_that_are_refused(tailnet: Tailnet, tmp_path: Path) -> None:
     async with inbox_of(tailnet, tmp_path / "in") as (a, b, _):
-        assert await put(a, b, name, b"x") in (400, 405)
+        assert {await put(a, b, name, b"x") for name in REFUSED} == {400}
     assert os.listdir(tmp_path / "in") == []
 
 
@@ -377,12 +376,12 @@ async def _sent(device: Device, path: Path) -> None:
 
 async def test_what_nobody_comes_back_for_is_removed(tailnet: Tailnet, tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    async with inbox_of(tailnet, folder) as (a, b, inbox):
+    async with inbox_of(tailnet, folder) as (a, b, _):
         await cut(a, b, "old", b"x" * 10, 100, folder)
         (old,) = folder.glob(".*")
         os.utime(old, (0, 0))
-        await inbox._arriving.sweep()
-        assert list(folder.glob(".*")) == []
+    async with taildrop.Inbox(b, folder, True):
+        await until(lambda: not list(folder.glob(".*")))
 
 
 def test_room_is_made_of_what_is_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
