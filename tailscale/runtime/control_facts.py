@@ -6,9 +6,9 @@ Owns: which code of upstream's a warning of ours is. Refuses to know: how it is 
 from __future__ import annotations
 
 from tailscale._config import Preferences
+from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import NetInfoChanged, NetMapChanged, WarningsChanged
-from tailscale.status import upstream_code
 from ts_control.c2n import Facts, Trouble
 
 LONGEST_LIST = 64
