@@ -44,7 +44,7 @@ coverage: $(READY)
 interop: $(READY) ## the suite against real Headscale, tailscaled, tsnet and derper (builds them once; needs Go); ROUNDS=20
 	@bash tests/interop/install_servers.sh
 	@$(BIN)/python tests/interop/build.py
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks --group docs --group web
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group notebooks --group docs --group web --group loops
 	@bash tests/interop/install_engines.sh small
 ifdef ROUNDS
 	@$(BIN)/python -m tests.interop.rounds $(ROUNDS)

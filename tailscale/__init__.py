@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tailscale._green import check_threads
 from tailscale._lazy import lazily, names_of
 from tailscale._ownership import check_import_name
 
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
     from tailscale.explanation import Explanation as Explanation
+    from tailscale.forwarding import REFUSE as REFUSE
+    from tailscale.forwarding import Forwarding as Forwarding
+    from tailscale.forwarding import ForwardLimits as ForwardLimits
+    from tailscale.forwarding import IncomingFlow as IncomingFlow
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -85,6 +90,7 @@ if TYPE_CHECKING:
     from tailscale.status import Status as Status
 
 check_import_name()
+check_threads()
 
 __version__ = "0.1.0"
 
@@ -110,6 +116,7 @@ _HOMES = {
         *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
     "explanation": ("Explanation",),
+    "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
+from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 
@@ -36,8 +37,35 @@ class Preferences:
     accept_routes: bool = True
     exit_node: str | None = None
     advertise_routes: tuple[str, ...] = ()
+    advertise_exit_node: bool = False
     shields_up: bool = False
     wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
+
+    def __post_init__(self) -> None:
+        if self.advertise_exit_node and self.exit_node:
+            raise ValueError(
+                "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
+                "offering to be one"
+            )
+
+    @property
+    def offered_routes(self) -> tuple[str, ...]:
+        """Everything that we offer to forward: an exit node offers the rest of the world."""
+        exits = EXIT_ROUTES if self.advertise_exit_node else ()
+        return tuple(dict.fromkeys((*self.advertise_routes, *exits)))
+
+
+def is_login_forced() -> bool:
+    """Upstream's switch for logging in although the stored state is good."""
+    return os.environ.get("TSNET_FORCE_LOGIN", "") in {"1", "t", "T", "TRUE", "true", "True"}
+
+
+def rig_flag_from_environment(name: str) -> bool:
+    """Whether one of upstream's switches for test rigs is on; never silently."""
+    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
+    if is_set:
+        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
+    return is_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +78,7 @@ class Config:
     client_id: str = ""
     id_token: AuthKey = field(default=None, repr=False)
     audience: str = ""
-    force_login: bool = False
+    force_login: bool = field(default_factory=is_login_forced)
     ephemeral: bool = True
     on_login_url: Callable[[str], Any] | None = None
     login_timeout: float = DEFAULT_LOGIN_TIMEOUT
@@ -58,8 +86,11 @@ class Config:
     udp_port: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     handle_sigterm: bool = True
-    relay_over_http: bool = False
-    never_direct: bool = False
+    peerapi: bool = True
+    relay_over_http: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_USE_DERP_HTTP"))
+    never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
+    forward: ForwardLimits = field(default_factory=ForwardLimits)
+    on_flow: OnFlow | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")
@@ -112,11 +143,6 @@ def has_login_in_environment() -> bool:
     return bool(auth_key_from_environment() or os.environ.get("TS_CLIENT_ID"))
 
 
-def is_login_forced() -> bool:
-    """Upstream's switch for logging in although the stored state is good."""
-    return os.environ.get("TSNET_FORCE_LOGIN", "") in {"1", "t", "T", "TRUE", "true", "True"}
-
-
 def key_or_its_file(key: AuthKey) -> AuthKey:
     """`file:/run/secrets/key` stands for what that file holds when a key is needed: it may be replaced meanwhile."""
     if not isinstance(key, str) or not key.startswith("file:"):
@@ -137,14 +163,6 @@ def _read_key(path: str) -> str:
 
 def control_url_from_environment() -> str:
     return os.environ.get("TS_CONTROL_URL") or DEFAULT_CONTROL_URL
-
-
-def rig_flag_from_environment(name: str) -> bool:
-    """Whether one of upstream's switches for test rigs is on; never silently."""
-    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
-    if is_set:
-        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
-    return is_set
 
 
 def default_hostname() -> str:

@@ -6,6 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+import pytest
 from source import (
     ROOMS,
     ROOT,
@@ -35,44 +36,65 @@ MAY_IMPORT = {
 }
 # Inside `tailscale`: plain values that everybody may name, then the wings from the bottom up.
 VALUES = {
-    *("_causes", "_config", "_faces", "_lazy", "_ownership", "_private_files", "_process", "as_html", "event_readers"),
-    *("errors", "events", "explanation", "faults", "figures", "foreign_text", "local_callers", "nodes", "pcapng"),
-    *("state_file", "status", "stores"),
+    *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
+    *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
+    *("forwarding", "local_callers", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
     "dns": VALUES,
+    "http1": VALUES,
     "sockets": VALUES,
     "runtime": VALUES,
     "dial": VALUES | {"dns", "runtime", "sockets"},
     "_diagnostics": VALUES | {"dial", "dns", "runtime", "sockets"},
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "runtime", "sockets"},
+    "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
+    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
-    "device": VALUES | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "runtime", "sockets"},
+    "device": VALUES
+    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "peerapi", "runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"capturing", "carry", "device", "local_ports", "sockets"},
     **dict.fromkeys(
-        ("aio", "sync"), VALUES | {"capturing", "device", "local_ports", "mesh", "proxy", "sockets", "threads"}
+        ("aio", "sync"),
+        VALUES | {"capturing", "device", "files", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
     ),
-    "http": VALUES | {"aio", "carry", "device", "local_ports", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
+    "files": VALUES | {"http1", "sockets", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
-    **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
+    **dict.fromkeys(
+        ("mesh", "proxy", "taildrop"),
+        VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
+    ),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
-    "metrics": VALUES | {"device", "http"},
+    "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
-    "web": VALUES | {"device", "http", "metrics"},
+    "web": VALUES | {"device", "http", "http1", "metrics"},
     "daemon": VALUES
-    | {"_diagnostics", "carry", "device", "http", "local_ports", "mesh", "metrics", "proxy", "serve", "sockets"},
+    | {
+        "_diagnostics",
+        "carry",
+        "device",
+        "http",
+        "http1",
+        "local_ports",
+        "mesh",
+        "metrics",
+        "proxy",
+        "serve",
+        "sockets",
+        "taildrop",
+    },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
     "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
-    | {"proxy", "serve", "sockets", "testing", "tui", "web"},
+    | {"proxy", "serve", "sockets", "taildrop", "testing", "tui", "web"},
 }
 FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
 FACADES |= {"notebook"}
@@ -94,26 +116,38 @@ PURE = {
     "tailscale/cli/exit_codes.py",
     "tailscale/cli/findings.py",
     "tailscale/cli/peers_table.py",
-    "tailscale/daemon/dns_answer.py",
     "tailscale/daemon/frames.py",
     "tailscale/daemon/ipn.py",
     "tailscale/daemon/requests.py",
     "tailscale/daemon/settings.py",
     "tailscale/dial/failures.py",
     "tailscale/explanation.py",
+    "tailscale/files/errors.py",
     "tailscale/faults.py",
     "tailscale/figures.py",
+    "tailscale/forwarding.py",
     "tailscale/pcapng.py",
+    "tailscale/dns/local.py",
     "tailscale/dns/messages.py",
+    "tailscale/dns/wire.py",
+    "tailscale/dns_reply.py",
+    "tailscale/peerapi/callers.py",
+    "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
     "tailscale/metrics/table.py",
+    "tailscale/mesh/files_client.py",
     "tailscale/nodes.py",
+    "tailscale/runtime/forward_guard.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",
     "tailscale/runtime/translate_peers.py",
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
+    "tailscale/taildrop/claims.py",
+    "tailscale/taildrop/names.py",
+    "tailscale/taildrop/targets.py",
+    "tailscale/taildrop/wire.py",
 }
 ONLY_IN = {
     "h2": {"ts_control/http2.py"},
@@ -262,6 +296,7 @@ def test_nobody_reaches_into_private_names() -> None:
     hold("private names are used by their own file", found)
 
 
+@pytest.mark.slow  # it reads all tests
 def test_tests_reach_into_private_names_ever_less() -> None:
     for folder, count in private_access_of_tests().items():
         limit = PRIVATE_ACCESS_OF_TESTS.get(folder, 0)

@@ -222,8 +222,12 @@ class ControlServer:
         split: Mapping[str, Sequence[str]] | None = None,
         search: Sequence[str] = (),
         magic_dns: bool = True,
+        filtered: Sequence[str] = (),
     ) -> None:
-        """Replace the tailnet's DNS: extra (name, address) records, nameservers for everything and per suffix."""
+        """Replace the tailnet's DNS: extra (name, address) records, nameservers for everything and per suffix.
+
+        `filtered` are names, or `.suffix` with what is below, that exits look up for nobody.
+        """
         routes: dict[str, tuple[Resolver, ...] | None] = {self.domain: ()} if magic_dns else {}
         for suffix, servers in (split or {}).items():
             routes[suffix] = tuple(Resolver(addr=server) for server in servers)
@@ -233,6 +237,7 @@ class ControlServer:
             routes=routes,
             resolvers=tuple(Resolver(addr=server) for server in nameservers),
             extra_records=tuple(DNSRecord(name=name, value=value) for name, value in records),
+            exit_node_filtered_set=tuple(filtered),
         )
         self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
         self._news.settle(now)

@@ -52,6 +52,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
     if options.command == "nc":
         _find_port(parser.commands()["nc"], options)
+    if options.command == "dns" and (options.question == "query") != (options.name is not None):
+        parser.commands()["dns"].error("a name goes with query: dns query NAME [TYPE]")
     return options
 
 
@@ -181,7 +183,7 @@ def _add_reading(adder: _Adder) -> None:
     ping.add_argument("-c", "--count", type=_positive, default=None, help="how many (4; with --until-direct 20)")
     ping.add_argument("-i", "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between pings (0.5)")
     ping.add_argument(
-        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, or network stack"
+        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, network stack, or peer API"
     )
     ping.add_argument("--size", type=_whole, default=0, metavar="BYTES", help="pad the probe, to test the path's MTU")
     ping.add_argument("--until-direct", action="store_true", help="stop once the path is direct; fail if it never is")
@@ -203,6 +205,14 @@ def _add_reading(adder: _Adder) -> None:
         default="any",
         metavar="CHOICE",
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
+    )
+
+    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
+    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
+    dns.add_argument("name", nargs="?", help="with query: the name")
+    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
+    dns.add_argument(
+        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
     )
 
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
@@ -309,6 +319,10 @@ def _add_daemon(adder: _Adder) -> None:
         "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
     )
     up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
+    routes = "subnets to forward to for others, as 192.168.7.0/24,10.0.0.0/8;  for none"
+    up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
+    is_exit = argparse.BooleanOptionalAction
+    up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
@@ -338,6 +352,16 @@ def _exit_choice(text: str) -> str:
     except BadPolicy as problem:
         raise argparse.ArgumentTypeError(str(problem)) from None
     return text
+
+
+def _routes(text: str) -> list[str]:
+    """Checked where they were typed."""
+    from tailscale._config import clean_routes
+
+    try:
+        return list(clean_routes(filter(None, map(str.strip, text.split(",")))))
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def _seconds(text: str) -> float:

@@ -31,6 +31,7 @@ HOMES = {
     "ip": "queries",
     "exits": "exits",
     "netcheck": "queries",
+    "dns": "dns",
     "version": "queries",
     "nc": "streams",
     "listen": "streams",

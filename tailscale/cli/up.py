@@ -95,6 +95,7 @@ def places_of(options: argparse.Namespace) -> Places:
 def _wishes(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for on this command line, as options of a Device."""
     asked = {"hostname": options.hostname, "control_url": options.control_url}
+    asked |= {"advertise_routes": options.advertise_routes, "advertise_exit_node": options.advertise_exit_node}
     asked = {name: value for name, value in asked.items() if value is not None} | login_options(options)
     return asked | ({"tags": options.tags} if options.tags else {})
 
@@ -106,6 +107,10 @@ def _given(options: argparse.Namespace) -> list[str]:
     given |= {"--hostname": options.hostname, "--control-url": options.control_url}
     given |= {"--advertise-tags": ",".join(options.tags)}
     words = [word for name, value in given.items() if value for word in (name, value)]
+    if options.advertise_routes is not None:
+        words += ["--advertise-routes", ",".join(options.advertise_routes)]
+    if options.advertise_exit_node is not None:
+        words.append("--advertise-exit-node" if options.advertise_exit_node else "--no-advertise-exit-node")
     return words + [word for app in options.apps for word in ("--app", app)]
 
 

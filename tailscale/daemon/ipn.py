@@ -267,7 +267,7 @@ def prefs_json(
         "AdvertiseTags": list(preferences.tags) or None,
         "Hostname": preferences.hostname,
         "NotepadURLs": False,
-        "AdvertiseRoutes": list(preferences.advertise_routes) or None,
+        "AdvertiseRoutes": list(preferences.offered_routes) or None,
         "AdvertiseServices": None,
         "Sync": None,
         "NoSNAT": False,

@@ -151,6 +151,7 @@ class Keeper:
             accept_routes=options.get("accept_routes", True),
             exit_node=options.get("exit_node"),
             advertise_routes=tuple(options.get("advertise_routes", ())),
+            advertise_exit_node=options.get("advertise_exit_node", False),
             shields_up=options.get("shields_up", False),
         )
 

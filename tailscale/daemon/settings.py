@@ -117,6 +117,7 @@ SECTIONS: dict[str, Section] = {
             "accept_routes": YES_OR_NO,
             "exit_node": TEXT,
             "advertise_routes": _routes,
+            "advertise_exit_node": YES_OR_NO,
             "shields_up": YES_OR_NO,
             "udp_port": _number(0, 65535),
         }

@@ -10,6 +10,7 @@ from email.header import Header
 from typing import TYPE_CHECKING, Any
 
 from tailscale.errors import NameNotFound
+from tailscale.http1.asgi import Headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from tailscale.sockets.socket_device import Address
     from tailscale.status import Identity
 
-Headers = list[tuple[bytes, bytes]]
 Caller = dict[str, Any]
 OURS = b"tailscale-"
 PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 0x2D for code in range(256))
@@ -42,6 +42,8 @@ def describe(identity: Identity) -> Caller:
         "hostname": node.hostname,
         "addresses": list(node.addresses),
         "user": None if node.tags else identity.user or None,
+        "name": "" if node.tags else identity.display_name,
+        "picture": "" if node.tags else identity.picture,
         "tags": list(node.tags),
         "capabilities": identity.capabilities,
     }
@@ -61,7 +63,8 @@ def identity_headers(caller: Caller | None) -> Headers:
     """What an app behind `tailscale serve` reads, of people only."""
     if caller is None or not caller["user"]:
         return []
-    return [(b"tailscale-user-login", _header_text(caller["user"]))]
+    told = {b"login": caller["user"], b"name": caller["name"], b"profile-pic": caller["picture"]}
+    return [(b"tailscale-user-" + key, _header_text(value)) for key, value in told.items() if value]
 
 
 def _header_text(text: str) -> bytes:

@@ -268,6 +268,13 @@ METRICS: tuple[Metric, ...] = (
     _counter("pytailscale_forwarded_bytes_total", "Forwarding for others",
              "Bytes carried for others, into the tailnet and out of it.", _levels(FORWARDED_BYTES), "direction"),
 
+    _counter("pytailscale_peerapi_requests_total", "Peer API and names",
+             "Requests of peers to the peer API.", _level("peerapi.requests")),
+    _gauge("pytailscale_peerapi_connections", "Peer API and names",
+           "Connections of peers to the peer API.", _level("peerapi.connections")),
+    _counter("pytailscale_dns_queries_total", "Peer API and names",
+             "Questions to this device as a DNS server.", _level("dns.queries")),
+
     _gauge("pytailscale_proxy_open", "Proxies",
            "What is open on all proxies together.", _levels(PROXY_OPEN), "what"),
     _counter("pytailscale_proxy_requests_total", "Proxies",

@@ -53,13 +53,6 @@ class Directory:
         message = self._bus.latest(PreferencesChanged)
         return message.preferences if message is not None else self._first_preferences
 
-    def groups_of(self, number: int) -> tuple[str, ...]:
-        """The groups of a node's user, where control tells them; a tagged node has no user."""
-        netmap = self.netmap
-        node = netmap and (netmap.self_node if netmap.self_node.id == number else netmap.peers.get(number))
-        profile = netmap.user_profiles.get(node.user) if netmap and node and not node.tags else None
-        return profile.groups if profile is not None else ()
-
     # Ourselves
 
     @property
@@ -80,6 +73,10 @@ class Directory:
         if netmap is None:
             raise DeviceNotReady("the control server has not said yet who we are")
         return node_from_wire(netmap.self_node, netmap)
+
+    @property
+    def own_addresses(self) -> tuple[bytes, ...]:
+        return self._engine.tables.own
 
     def is_ours(self, address: bytes) -> bool:
         return address in self._engine.tables.own
@@ -142,6 +139,14 @@ class Directory:
         """The node that has this address, or routes it."""
         node, netmap = self.wire_node(address), self.netmap
         return node_from_wire(node, netmap) if node is not None and netmap is not None else None
+
+    def profile_of(self, address: bytes) -> wire.UserProfile:
+        """What control says of the user of the node at this address; a tagged node has none."""
+        node, netmap = self.wire_node(address), self.netmap
+        if netmap is None or node is None or node.tags:
+            return wire.UserProfile()
+        known = netmap.user_profiles.get(node.user)
+        return known if known is not None else wire.UserProfile()
 
     def offer_of(self, address: bytes) -> tuple[Node, str, bool] | None:
         """A peer that would route `address`, by which route, and whether that is approved: the narrowest there is."""

@@ -14,7 +14,13 @@ from tailscale._config import Preferences
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.health import Health
-from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, ServicesOffered, TablesChanged
+from tailscale.runtime.messages import (
+    InterfacesChanged,
+    NetMapChanged,
+    PreferencesChanged,
+    ServicesOffered,
+    TablesChanged,
+)
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
 from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
@@ -23,6 +29,8 @@ from ts_control.wire import CapMap
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.tables import Tables
 from ts_tunnel.endpoint import Endpoint
+
+HEARS = NetMapChanged, PreferencesChanged, ServicesOffered, InterfacesChanged
 
 
 @trio.lowlevel.enable_ki_protection
@@ -34,7 +42,7 @@ async def run_netmap(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, wishes, offers. Says: health.
+    """Keep tables, peers, addresses current. Owns: the compiler. Hears: netmap, wishes, offers, networks. Says: health.
 
     Started again it tells everything anew: what an earlier life told, wholly or in part, is told over.
     """
@@ -43,13 +51,15 @@ async def run_netmap(
     minutes_behind: int | None = None
     known: NetMap | None = None
     offloads = ALL_OFFLOADS
-    with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
+    with bus.subscribe(*HEARS, name="netmap") as inbox:
         task_status.started()
         while True:
             message = await inbox.receive()
             if isinstance(message, ServicesOffered):
                 dataplane.engine.set_services(peerapi_port=message.peerapi_port)
                 continue
+            if isinstance(message, InterfacesChanged):
+                compiler.set_near(message.prefixes)
             heard, wanted = bus.latest(NetMapChanged), bus.latest(PreferencesChanged)
             if heard is None or wanted is None:
                 continue

@@ -40,6 +40,10 @@ COMMON = {
 }
 MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
+    **dict.fromkeys(
+        ("up --advertise-routes", "up --advertise-exit-node", "up --no-advertise-exit-node"),
+        "test_up_offers_routes_and_takes_them_back_while_it_runs",
+    ),
     "status --watch": "test_status_is_shown_again_and_again",
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
@@ -53,6 +57,7 @@ OF_ONE = {
     "ip -6": "test_ip_takes_a_family",
     "metrics --peers": "test_metrics_are_printed_as_prometheus_reads_them",
     "metrics --listen": "test_metrics_are_served_until_ctrl_c",
+    "dns --listen": "test_names_are_asked_shown_and_answered_until_ctrl_c",
     "web --listen": "test_the_status_page_is_served_until_ctrl_c",
     "web --allow-changes": "test_the_status_page_is_served_until_ctrl_c",
     "listen --to": "test_listen_forwards_to_a_port_of_this_machine",
@@ -214,7 +219,8 @@ def test_settings_may_be_elsewhere(tmp_path: Path, net: World) -> None:
     assert "other.toml:2: [device] has no hostnme" in run("up", *words, "--config", str(settings)).stderr.decode()
 
 
-def test_nc_carries_datagrams(net: World, state: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["daemon", pytest.param("own", marks=pytest.mark.slow)])
+def test_nc_carries_datagrams(whose: str, net: World, state: list[str], tmp_path: Path) -> None:
     """With the daemon's device and with one of the command's own."""
     own = ["--state", str(tmp_path), "--control-url", net.url, "--auth-key", net.auth_key]
 
@@ -225,24 +231,19 @@ def test_nc_carries_datagrams(net: World, state: list[str], tmp_path: Path) -> N
                 data, sender = await socket.receive_from()
                 await socket.send_to(data.upper(), sender)
 
-    async def begin() -> trio.CancelScope:
-        async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(echo)
-                    task_status.started(scope)
-                    await trio.sleep_forever()
+    async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(echo)
+                task_status.started(scope)
 
-        scope: trio.CancelScope = await net.nursery.start(live)
-        return scope
-
-    scope = net.within(begin)
+    scope = net.thread.start(live)
     try:
-        for which in (state, own):
-            done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
-            assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
+        which = state if whose == "daemon" else own
+        done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
     finally:
-        net.token.run_sync_soon(scope.cancel)
+        net.thread.do(scope.cancel)
     refused = run("nc", *state, "-u", "-w", "5", "db", "9", stdin=b"hello")
     assert (refused.returncode, b"no UDP port 9 is open" in refused.stderr) == (6, True)
 

@@ -22,6 +22,7 @@ tags = ["tag:ci"]
 accept_routes = false
 exit_node = "exit-nl"
 advertise_routes = ["192.168.7.0/24"]
+advertise_exit_node = false
 shields_up = true
 udp_port = 41641
 

@@ -29,7 +29,7 @@ REDIS = {
     b"PING": b"+PONG",
     b"SET": b"+OK",
     b"GET": b"$5\r\nhello",
-    b"HELLO": b"*2\r\n+proto\r\n:2",
+    b"HELLO": b"%1\r\n+proto\r\n:3",
     b"CLIENT": b"+OK",
 }
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")

@@ -26,6 +26,7 @@ from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
 from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
 from tailscale.metrics.text import text_of
+from tailscale.peerapi.actor import PORT
 from tailscale.testing import Tailnet
 from tailscale.testing.pipes import VirtualStream
 from tailscale.testing.servers import REGION
@@ -78,6 +79,12 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
     following = router.events()
     async with echo_service(router, 80), await router.udp():
         assert await echoed(client, router.ipv4 or "", 80, bytes(100_000)) == bytes(100_000)
+        look()
+    await client.ping(router.hostname, "peerapi")
+    await router.dns_query(client.hostname)
+    async with await client.tcp_connect(router.ipv4, PORT) as stream:
+        await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
+        await stream.receive_some()
         look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")

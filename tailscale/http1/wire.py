@@ -12,9 +12,9 @@ from typing import Any
 import h11
 import trio
 
-from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.framing import objection_to_lines
-from tailscale.http.limits import Limits
+from tailscale.http1.asgi import ClientDisconnected
+from tailscale.http1.framing import objection_to_lines
+from tailscale.http1.limits import Limits
 
 LINGER = 1.0
 LINGER_BYTES = 4 << 20

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import h11
 
-from tailscale.http import framing
+from tailscale.http1 import framing
 
 
 def wants_websocket(request: h11.Request) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from tailscale.http.limits import Limits
+from tailscale.http1.limits import Limits
 
 PATIENCE_WITH_SILENCE = 5.0  # a silent connection is left alone so long, unless its own peer needs its place
 PEERS_COUNTED = 1024  # refusals are told apart by so many peers; those of others are counted together

@@ -5,6 +5,8 @@ Owns the two tasks of one run of bytes. Knows neither files nor protocols.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Awaitable, Callable, Iterator
 
 import trio
@@ -50,11 +52,16 @@ async def from_disk(pieces: Iterator[bytes], send: Send, threads: trio.CapacityL
         raise problems[0]
 
 
-async def to_disk(read: Read, write: Callable[[list[bytes]], None], length: int, threads: trio.CapacityLimiter) -> None:
-    """All that `read` yields to `write`, in a thread. Raises WrongLength unless it is `length` bytes; all is kept."""
+async def to_disk(
+    read: Read, write: Callable[[list[bytes]], None], length: int | None, threads: trio.CapacityLimiter
+) -> None:
+    """All that `read` yields to `write`, in a thread. Raises WrongLength unless it is `length` bytes; all is kept.
+
+    None is any length. What came before a connection broke is written as well.
+    """
     full, ready = trio.open_memory_channel[list[bytes]](WAITING)
     problems: list[Exception] = []
-    left = length
+    left = math.inf if length is None else length
 
     async def fill() -> None:
         nonlocal left
@@ -69,11 +76,14 @@ async def to_disk(read: Read, write: Callable[[list[bytes]], None], length: int,
                     if left >= 0 and (size >= PIECE or not left):
                         await full.send(pieces)
                         pieces, size = [], 0
-                if pieces and left > 0:
+                if pieces and left >= 0:
                     await full.send(pieces)
             except trio.BrokenResourceError as problem:
                 if not problems:  # the connection's, not the disk's
                     problems.append(problem)
+                    if pieces and left >= 0:
+                        with contextlib.suppress(trio.BrokenResourceError):
+                            await full.send(pieces)
             except Exception as problem:
                 problems.append(problem)
 
@@ -91,7 +101,7 @@ async def to_disk(read: Read, write: Callable[[list[bytes]], None], length: int,
         nursery.start_soon(drain)
     if problems:
         raise problems[0]
-    if left:
+    if left and length is not None:
         raise WrongLength
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import h11
 import trio
 
-from tailscale.http import framing
-from tailscale.http.caller import Headers
-from tailscale.http.heads import refusal_of
-from tailscale.http.wire import Wire
+from tailscale.http1 import framing
+from tailscale.http1.asgi import Headers
+from tailscale.http1.heads import refusal_of
+from tailscale.http1.wire import Wire
 
 
 async def next_request(wire: Wire, idle: set[trio.CancelScope]) -> h11.Request | None:

@@ -13,9 +13,9 @@ from typing import Any
 import h11
 import trio
 
-from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Scope
-from tailscale.http.wire import Wire
-from tailscale.http.wrong_loop import tell_failure
+from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Message, Scope
+from tailscale.http1.wire import Wire
+from tailscale.http1.wrong_loop import tell_failure
 
 log = logging.getLogger("tailscale.http")
 PIPELINED = 64 << 10  # bytes of later requests we take while still answering
