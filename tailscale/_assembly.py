@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tailscale._process import Goodbye
+    from tailscale.lock import LockStatus
     from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
@@ -310,6 +311,11 @@ class Runtime:
         for peer in netmap.peers if netmap is not None else ():
             self.endpoint.expect_restart(peer)
         self.dataplane.flush(now)
+
+    def lock_status(self) -> LockStatus:
+        from tailscale.runtime.lock_report import lock_status  # few ask
+
+        return lock_status(self.control.lock)
 
     # Shutdown
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.lock import LockStatus
     from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.proxy.aio_face import Exits as Exits
@@ -151,6 +152,12 @@ class Device(DeviceFace, AsyncWithOnly):
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return await finished(self._thread.submit(work, discard))
+
+    @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it; `sign` vouches for a node, and is awaited."""
+        status = self._inside().lock
+        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.forwarding import Forwarding, OnFlow
+    from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.state_file import NamedStore, Store
@@ -278,6 +279,17 @@ class Device(OwnNode, AsyncWithOnly):
         ```
         """
         return Peers(self._ready().directory.netmap)
+
+    @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it: whether there is one, who may sign, and who is locked out.
+
+        ```python
+        lock = device.lock
+        print(lock.enabled, lock.our_node_signed, [one.node.hostname for one in lock.hidden_peers])
+        ```
+        """
+        return self._ready().lock_status()
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:

@@ -157,6 +157,12 @@ class PeerKeyExpired(_Dial):
     fault = "peer-key-expired"
 
 
+class PeerLockedOut(PeerKeyExpired):
+    """The tailnet has a lock, and nobody whom it trusts has signed the peer's node key."""
+
+    fault = "peer-not-signed"
+
+
 class NoRoute(_Dial):
     """No peer owns or routes this address."""
 
@@ -213,6 +219,10 @@ class StateLocked(TailscaleError):
 
 class StateCorrupt(TailscaleError):
     """The state cannot be read or written as it is. It is never overwritten silently."""
+
+
+class LockError(TailscaleError):
+    """What was asked of the tailnet's lock cannot be done."""
 
 
 class CaptureFailed(TailscaleError, OSError):

@@ -29,6 +29,7 @@ REMEDIES = {
     "no-exit": "name another exit node with via=, or let that one offer both default routes and have them approved",
     # The peer
     "peer-offline": "start that machine, or tailscale on it",
+    "peer-not-signed": "sign its node key on a machine that the lock trusts: tailscale lock sign nodekey:...",
     "peer-key-expired": "log in again on that machine, or extend its key on the control server",
     "peer-silent": "see whether tailscale runs on that machine, and whether it reaches a relay",
     "black-hole": "raise the MTU of the network between, or let ICMP 'packet too big' through",

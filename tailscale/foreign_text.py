@@ -19,6 +19,7 @@ _PARTS = (
     "forward",
     "http",
     "link",
+    "lock",
     "mesh",
     "peerapi",
     "proxy",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.lock import LockStatus
     from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.proxy.sync_face import Exits as Exits
@@ -111,6 +112,12 @@ class Device(DeviceFace, WithOnly):
 
     def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return self._thread.submit(work, discard).wait()
+
+    @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it; `sign` vouches for a node, and returns when that is done."""
+        status = self._inside().lock
+        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:

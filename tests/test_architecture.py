@@ -25,8 +25,9 @@ from tailscale.runtime.bus import Message, Rate, Reliable
 
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
-    "ts_control": {"ts_base"},
+    "ts_control": {"ts_base", "ts_lock"},
     "ts_derp": {"ts_base"},
+    "ts_lock": {"ts_base"},
     "ts_mesh": {"ts_base"},
     "ts_proxy": {"ts_base"},
     "ts_netstack": {"ts_base"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
-    *("forwarding", "local_callers", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),

@@ -16,6 +16,7 @@ from typing import Any
 import h11
 
 from ts_base.errors import BadPacket
+from ts_lock.updates import Update, kind_name
 
 REQUEST_LIMIT = 1 << 20
 ANSWER_LIMIT = 256 << 10
@@ -28,6 +29,8 @@ UNKNOWN_PATH: Answer = (b"400 Bad Request", b"unknown c2n path\n")
 WRONG_METHOD: Answer = (b"405 Method Not Allowed", b"bad method\n")
 NOT_HERE: Answer = (b"501 Not Implemented", b"a library has none of this\n")
 TOO_LONG: Answer = (b"500 Internal Server Error", b"the answer is too long\n")
+NO_LOCK: Answer = (b"400 Bad Request", b"tailnet lock is not in use here\n")
+LOG_LIMIT = 50  # changes of a lock
 REMOTE_API = b"/remoteapi/"
 FORBIDDEN: Answer = (b"403 Forbidden", b"this device is not administered from afar\n")
 
@@ -51,6 +54,7 @@ class Facts:
     preferences: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[tuple[str, str, float]] = ()  # name with labels, type, value
     ssh_users: Sequence[str] | None = None  # None: nobody logs in by SSH
+    lock_log: Sequence[Update] | None = None  # newest first; None without a lock
 
 
 def _says(answer: bytes) -> Callable[[bytes, Facts], Answer]:
@@ -95,6 +99,21 @@ def _ssh_users(_body: bytes, facts: Facts) -> Answer:
     return OK, _json({"Usernames": None if facts.ssh_users is None else list(facts.ssh_users)})
 
 
+def _lock_log(_body: bytes, facts: Facts) -> Answer:
+    """ipnstate.TailnetLockUpdate, the newest of them."""
+    if facts.lock_log is None:
+        return NO_LOCK
+    changes = [
+        {
+            "Hash": list(update.hash),
+            "Change": kind_name(update.kind),
+            "Raw": base64.b64encode(update.data).decode(),
+        }
+        for update in facts.lock_log[:LOG_LIMIT]
+    ]
+    return OK, _json(changes)
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
@@ -125,8 +144,7 @@ HANDLERS: Mapping[bytes, tuple[frozenset[bytes], Callable[[bytes, Facts], Answer
     b"/tls-cert-status": (GET, _says(b'{"Missing":true}')),
     # Tailscale Services are not hosted.
     b"/vip-services": (GET, _says(b'{"VIPServices":[],"ServicesHash":""}')),
-    # There is no log of a lock that this device does not keep.
-    b"/debug/tka/log": (GET, _refuses((b"400 Bad Request", b"tailnet lock is not in use here\n"))),
+    b"/debug/tka/log": (GET, _lock_log),
 }
 
 

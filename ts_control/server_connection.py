@@ -19,6 +19,8 @@ from ts_control.server import MINIMUM_VERSION, ControlServer
 from ts_control.server_login import Parked
 from ts_control.server_maps import ServedMap
 from ts_control.wire import MapRequest
+from ts_control.wire_lock import ROOT as LOCK_ROOT
+from ts_control.wire_lock import LockRequest
 from ts_control.wire_register import EarlyNoise, RegisterRequest, RegisterResponse
 
 MAX_BODY = 1 << 20
@@ -150,7 +152,9 @@ class ServedConnection:
             elif path == "/machine/ping-answer":
                 known = self._server.answer_ping(query.removeprefix("id="), body, now)
                 self._refuse(request.stream, 200 if known else 404, "")
-            elif path.startswith(("/machine/tka/", "/machine/webclient/")):
+            elif path.startswith(LOCK_ROOT):
+                self._lock(request.stream, path.removeprefix(LOCK_ROOT), body, now)
+            elif path.startswith("/machine/webclient/"):
                 self._refuse(request.stream, 404, "not found")
             else:
                 self._refuse(request.stream, 501, "not implemented by this control server")
@@ -184,6 +188,16 @@ class ServedConnection:
             self._maps[stream] = answer
         else:
             self._http.send_body(stream, answer, end=True)
+
+    def _lock(self, stream: int, what: str, body: bytes, now: float) -> None:
+        request = decode_json_untrusted(LockRequest, body)
+        try:
+            answer = self._server.ask_lock(self.machine, what, request, now)
+        except DirectoryError as problem:
+            self._refuse(stream, 404, str(problem))
+            return
+        self._http.respond(stream, 200, _JSON)
+        self._http.send_body(stream, encode_json(answer), end=True)
 
     def _answer(self, stream: int, response: RegisterResponse) -> None:
         self._http.respond(stream, 200, _JSON)

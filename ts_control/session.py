@@ -49,7 +49,6 @@ from __future__ import annotations
 #   refused in words: 30 s doubled to 600 s, since words hardly change by themselves; no network change shortens it
 #   logged out: for ever
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -57,21 +56,23 @@ from typing import NamedTuple
 
 from msgspec.structs import replace as change
 
+from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.errors import AuthKeyRefused, KeyNotMade, RegistrationRefused, RequestRefused
 from ts_control.gojson import from_unix_time
 from ts_control.key_making import CLIENT_SECRET
 from ts_control.retry import Backoff, pause_asked_for
 from ts_control.wire import CAPABILITY_VERSION, NO_NODE_KEY, Hostinfo, Node
+from ts_control.wire_lock import to_text
 from ts_control.wire_register import NO_LOCK_KEY, RegisterAuth, RegisterRequest, RegisterResponse
+from ts_lock.keys import LockPrivate, registered_text
+from ts_lock.signatures import decode_text_untrusted, rotate, unwrap_auth_key
 
 REGISTER_TIMEOUT = 30.0
 FOLLOWUP_TIMEOUT = 600.0  # the server answers when somebody has opened the page
 REFUSAL_PAUSE = 30.0  # after words that will hardly change by themselves; doubled each time
 LONGEST_REFUSAL_PAUSE = 600.0
 LOGOUT_EXPIRY = from_unix_time(123.0)  # upstream's own choice of a moment in the past
-# tka/sig.go, DecodeWrappedAuthkey: base64 without padding; the private key is 64 bytes.
-LOCK_CREDENTIAL = re.compile(r"--TL[A-Za-z0-9+/]+-[A-Za-z0-9+/]{86}\Z")
 
 
 class Phase(StrEnum):
@@ -159,8 +160,12 @@ class ControlMachine:
         auth_key: str | None = None,
         ephemeral: bool = False,
         version: int = CAPABILITY_VERSION,
+        lock_key: LockPrivate | None = None,
     ) -> None:
         self.credentials = credentials
+        self._lock_key = lock_key
+        self._vouched = ""  # for the key that is tried, by the key before it
+        self._own_signature = ""  # of the key that control knows, as it says
         self.hostinfo = hostinfo
         self.phase = Phase.CONNECTING
         self.auth_key = auth_key
@@ -217,14 +222,19 @@ class ControlMachine:
         """What to ask control now. The order of the keys' choice is upstream's."""
         ours = self.credentials
         old = ours.node if ours.next_node is not None else ours.old_node
-        auth = None
+        tried = (ours.next_node or ours.node).public
+        auth, vouched = None, self._vouched
         if self.wants_auth_key and self.auth_key:
-            auth = RegisterAuth(auth_key=_without_lock_signature(self.auth_key))
+            unwrapped = unwrap_auth_key(self.auth_key)
+            auth = RegisterAuth(auth_key=unwrapped.auth_key)
+            signature = unwrapped.vouch(tried.raw)
+            vouched = to_text(signature.encode()) if signature is not None else vouched
         return RegisterRequest(
             version=self._version,
-            node_key=(ours.next_node or ours.node).public,
+            node_key=tried,
             old_node_key=old.public if old is not None else NO_NODE_KEY,
-            nl_key=NO_LOCK_KEY,
+            nl_key=registered_text(self._lock_key.public) if self._lock_key is not None else NO_LOCK_KEY,
+            node_key_signature=vouched,
             auth=auth,
             followup=self._followup,
             hostinfo=self.hostinfo,
@@ -272,23 +282,32 @@ class ControlMachine:
             return None
         self._renewing = NodePrivate.generate(self._entropy(32))
         self._commit(replace(ours, next_node=self._renewing))
-        auth = RegisterAuth(auth_key=_without_lock_signature(auth_key))
+        unwrapped = unwrap_auth_key(auth_key)
+        if not self._may_vouch_for_next_key(self._own_signature):
+            signature = unwrapped.vouch(self._renewing.public.raw)
+            self._vouched = to_text(signature.encode()) if signature is not None else ""
+        auth = RegisterAuth(auth_key=unwrapped.auth_key)
         return change(self.register_request(), auth=auth, followup="")
 
     def on_renewed(self, response: RegisterResponse) -> str:
         """Control answered: "" when the new key is ours, else why not; then the old one stays."""
         if not self._is_renewing():
             return "another login came between"
-        if response.error or response.node_key_expired or response.auth_url:
-            self._commit(replace(self.credentials, next_node=None))
-            return response.error or "it asks for somebody to log in"
+        asks_for_signature = response.node_key_signature and not response.machine_authorized
+        if response.error or response.node_key_expired or response.auth_url or asks_for_signature:
+            self._give_up_renewal()
+            return response.error or "it asks for somebody to log in, or to sign"
         self._on_accepted(response)
         return ""
 
     def on_renewal_refused(self) -> None:
         """An HTTP status instead of an answer: the old key stays."""
         if self._is_renewing():
-            self._commit(replace(self.credentials, next_node=None))
+            self._give_up_renewal()
+
+    def _give_up_renewal(self) -> None:
+        self._vouched = ""
+        self._commit(replace(self.credentials, next_node=None))
 
     def on_renewal_lost(self) -> None:
         """The answer did not come: only control knows whether the new key is ours. The next connection asks."""
@@ -298,15 +317,16 @@ class ControlMachine:
     def _is_renewing(self) -> bool:
         return self._renewing is not None and self.credentials.next_node is self._renewing
 
-    def on_logged_out(self) -> None:
-        """Control was told; nothing more is done until `login`."""
+    def on_logged_out(self, lock_key: LockPrivate | None = None) -> None:
+        """Control was told; nothing more is done until `login`, which shows this lock key."""
+        self._lock_key = lock_key
         node = NodePrivate.generate(self._entropy(32))
         self._commit(Credentials(self.credentials.machine, node))
         self._must_register = True
         self._uses_auth_key = True
         self.asks_about_next_key = False
         self._was_asked_to_log_in, self.key_refusal = False, ""
-        self._followup = ""
+        self._followup = self._vouched = self._own_signature = ""
         self._enter(Phase.LOGGED_OUT)
 
     def retry_now(self, now: float) -> None:
@@ -325,6 +345,8 @@ class ControlMachine:
             self._on_error(response.error, now)
         elif response.node_key_expired:
             self._on_key_expired(now)
+        elif self._may_vouch_for_next_key(response.node_key_signature):
+            pass  # the same question again, signed
         elif response.auth_url:
             self._on_login_needed(response.auth_url, now)
         else:
@@ -363,6 +385,7 @@ class ControlMachine:
         """Control described us in a map. Beside a login that is the old key's, and no news."""
         if self._must_register:
             return
+        self._own_signature = node.key_signature
         self._backoff.succeeded()
         self._refusals = 0
         if node.expired:
@@ -383,10 +406,23 @@ class ControlMachine:
         self._was_regenerated = False
         self._uses_auth_key = False
         self._was_asked_to_log_in, self.key_refusal = False, ""
-        self._followup = ""
+        self._followup = self._vouched = ""
         self._must_register = False
         if not response.machine_authorized:
             self._enter(Phase.NEEDS_APPROVAL)
+
+    def _may_vouch_for_next_key(self, signature: str) -> bool:
+        """Control gave what vouched for the key before: our lock key may sign the next one on top of that, once."""
+        if not signature or self._vouched or self._lock_key is None:
+            return False
+        ours = self.credentials
+        try:
+            old = decode_text_untrusted(signature)
+            vouched = rotate(self._lock_key, (ours.next_node or ours.node).public.raw, old)
+        except BadPacket:
+            return False
+        self._vouched = to_text(vouched.encode())
+        return True
 
     def _on_error(self, reason: str, now: float) -> None:
         used_auth_key = self.wants_auth_key and bool(self.auth_key)
@@ -420,7 +456,7 @@ class ControlMachine:
     def _start_over_with_new_key(self) -> None:
         self._must_register = True
         self._uses_auth_key = True
-        self._followup = ""
+        self._followup = self._vouched = ""
         self.asks_about_next_key = False
         if self.credentials.is_registered:  # a key control never accepted is as good as a new one
             self._commit(replace(self.credentials, next_node=NodePrivate.generate(self._entropy(32))))
@@ -449,12 +485,3 @@ class ControlMachine:
 
     def __repr__(self) -> str:
         return f"ControlMachine({self.phase.value})"
-
-
-def _without_lock_signature(auth_key: str) -> str:
-    """An auth key may carry a tailnet-lock credential behind it, which is not for the server's eyes.
-
-    A key of random letters may hold "--TL" too; behind a real one stand a signature and an Ed25519 private key.
-    """
-    match = LOCK_CREDENTIAL.search(auth_key)
-    return auth_key[: match.start()] if match else auth_key

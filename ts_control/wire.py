@@ -341,6 +341,7 @@ class MapRequest(GoStruct, frozen=True):
     read_only: bool = False
     omit_peers: bool = False
     debug_flags: tuple[str, ...] = ()
+    tka_head: str = ""  # how far we know the tailnet's lock
 
 
 class MapResponse(GoStruct, frozen=True):

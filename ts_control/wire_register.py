@@ -51,6 +51,7 @@ class RegisterRequest(GoStruct, frozen=True):
     ephemeral: bool = False
     timestamp: datetime | None = None
     tailnet: str = ""
+    node_key_signature: str = ""  # base64: what vouches for node_key, where the tailnet has a lock
 
     def __repr__(self) -> str:
         return f"RegisterRequest(node_key={self.node_key!r}, auth={self.auth!r}, followup={bool(self.followup)})"

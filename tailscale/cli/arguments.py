@@ -222,6 +222,10 @@ def _add_reading(adder: _Adder) -> None:
     )
 
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
+    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
+    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
+    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
+    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
         "where",

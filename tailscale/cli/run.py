@@ -30,6 +30,7 @@ HOMES = {
     "whois": "queries",
     "ip": "queries",
     "exits": "exits",
+    "lock": "lock",
     "netcheck": "queries",
     "dns": "dns",
     "version": "queries",

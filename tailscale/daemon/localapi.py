@@ -43,7 +43,7 @@ NOT_BUILT = {
     "policy/*": "policies of the system",
     "query-feature": "Funnel",
     "suggest-exit-node": "suggesting an exit node",
-    "tka/*": "Tailnet Lock",
+    "tka/*": "changing Tailnet Lock",
     "update/check": "updating",
 }
 
@@ -66,7 +66,6 @@ class LocalApi:
             "dns-query": self._dns_query,
             "prefs": self._get_prefs,
             "serve-config": self._serve_config,
-            "tka/status": self._lock_status,
             "usermetrics": self._metrics,
             "metrics": self._metrics,
             "check-ip-forwarding": self._no_warning,
@@ -308,15 +307,6 @@ class LocalApi:
     async def _set_serve_config(self, _: Question) -> Answer:
         await trio.lowlevel.checkpoint()
         raise NotBuilt("serve: this daemon has no such part")
-
-    async def _lock_status(self, _: Question) -> Answer:
-        """Without a lock there is nothing to know; one that we cannot check must not look like none."""
-        await trio.lowlevel.checkpoint()
-        netmap = self._keeper.device.netmap
-        if netmap is not None and netmap.tka is not None and not netmap.tka.disabled and netmap.tka.head:
-            raise NotBuilt("this tailnet has a lock, and this daemon does not check it")
-        key = str(netmap.self_node.key) if netmap is not None else None
-        return json_answer({"Enabled": False, "Head": None, "NodeKey": key, "NodeKeySigned": False})
 
     async def _metrics(self, _: Question) -> Answer:
         from tailscale.metrics import exposition  # few ask

@@ -242,6 +242,9 @@ METRICS: tuple[Metric, ...] = (
 
     _gauge("pytailscale_peers", "Peers",
            "Peers in the netmap.", _presence, "presence"),
+    _gauge("pytailscale_lock_hidden_peers", "Peers",
+           "Nodes that are no peers: nobody whom the tailnet's lock trusts signed them.",
+           _level("control.lock.hidden_peers")),
     _gauge("pytailscale_tunnel_sessions", "Peers",
            "WireGuard sessions.", _level("tunnel.sessions")),
     _gauge("pytailscale_peer_paths", "Paths",

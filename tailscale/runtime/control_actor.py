@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -24,6 +25,7 @@ from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
 from tailscale.runtime.key_maker import KeyMaker
+from tailscale.runtime.lock_keeper import LockKeeper, LockStatistics
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -80,6 +82,7 @@ class ControlStatistics(NamedTuple):
     session: SessionStatistics
     pings: PingStatistics
     jobs: JobStatistics
+    lock: LockStatistics
 
 
 class ControlActor:
@@ -106,12 +109,21 @@ class ControlActor:
         known_here = state.registered and state.control_url in {"", config.control_url}
         tried = state.next_node_key if known_here else None
         credentials = Credentials(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
+        self._bus = bus
+        self._line = ControlLine()
+        self._jobs = Jobs(self._supervision)
+        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
+        health = self._announcements.health
+        self.lock = LockKeeper(self.saved, self._line.ask, health, network.entropy, known_here=known_here)
+        self.report.note_lock(self.lock.head)
+        self._told = NetMap.empty()  # control's newest, before the lock has a say
         self.machine = ControlMachine(
             credentials,
             self.report.hostinfo(),
             entropy=network.entropy,
             wall_clock=network.wall_clock,
             ephemeral=config.ephemeral,
+            lock_key=self.lock.key,
         )
         if config.force_login and known_here:
             self.machine.login(trio.current_time())
@@ -122,11 +134,7 @@ class ControlActor:
         self._keys = KeyMaker(config, network, environment)
         can_log_in = bool(config.auth_key or config.client_id)
         self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
-        self._bus = bus
-        self._line = ControlLine()
-        self._jobs = Jobs(self._supervision)
-        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
-        look = lambda: facts_for_control(bus, self.report.preferences)  # noqa: E731
+        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain)  # noqa: E731
         self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
@@ -137,7 +145,9 @@ class ControlActor:
     # What the Device asks
 
     def statistics(self) -> ControlStatistics:
-        return ControlStatistics(self.machine.statistics(), self.pings.statistics(), self._jobs.statistics())
+        return ControlStatistics(
+            self.machine.statistics(), self.pings.statistics(), self._jobs.statistics(), self.lock.statistics()
+        )
 
     async def login(self) -> None:
         """Authenticate again with a new node key. Returns when control has accepted it."""
@@ -168,7 +178,8 @@ class ControlActor:
         try:
             await self._send_logout()
         finally:
-            self.machine.on_logged_out()
+            self.lock.forget()
+            self.machine.on_logged_out(self.lock.key)
             self._is_leaving = False
             self._tell()
             self._interrupt()
@@ -308,8 +319,8 @@ class ControlActor:
                 await trio.sleep(min(response.debug.sleep_seconds, LONGEST_ASKED_SLEEP))
             if response.keep_alive:
                 continue
-            netmap = netmap.apply(response, self.network.wall_clock())
-            self._publish(netmap)
+            self._told = netmap = netmap.apply(response, self.network.wall_clock())
+            await self._publish_what_holds()
             self._announcements.say_success()
             if self._is_leaving:
                 continue  # that we are leaving is no news
@@ -317,6 +328,7 @@ class ControlActor:
             self._tell()
             if is_first:
                 is_first = False
+                nursery.start_soon(self.lock.retry, self._publish_what_holds)
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
                 self._route_news.begin(netmap, self.machine.hostinfo.routable_ips)
                 continue
@@ -338,6 +350,12 @@ class ControlActor:
             self.pings.hear(response.ping_request)
         if response.pop_browser_url:
             self._announcements.say_page(response.pop_browser_url)
+
+    async def _publish_what_holds(self) -> None:
+        """Control's newest netmap, less the peers for whom the tailnet's lock does not vouch."""
+        netmap = await self.lock.follow(self._told, self.machine.node_key.public)
+        self.report.note_lock(self.lock.head)
+        self._publish(netmap)
 
     def _publish(self, netmap: NetMap) -> None:
         if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
@@ -402,7 +420,7 @@ class ControlActor:
             netmap = self.netmap
             pause = DAY if netmap is None else min(netmap.next_expiry() - self.network.wall_clock(), DAY)
             if netmap is not None and pause <= 0:
-                self._on_key_ran_out(netmap.expire(self.network.wall_clock()))
+                await self._on_key_ran_out()
                 await trio.lowlevel.checkpoint()
                 continue
             with trio.move_on_after(pause) as sleep:
@@ -410,10 +428,11 @@ class ControlActor:
             if sleep.cancelled_caught and netmap is not None:
                 self._bus.publish(NetMapChanged(netmap))  # by the calendar, an expiry may be near enough to be told
 
-    def _on_key_ran_out(self, netmap: NetMap) -> None:
-        self._publish(netmap)
-        if netmap.self_node.expired:
-            self.machine.on_self(netmap.self_node)
+    async def _on_key_ran_out(self) -> None:
+        self._told = self._told.expire(self.network.wall_clock())
+        await self._publish_what_holds()
+        if self._told.self_node.expired:
+            self.machine.on_self(self._told.self_node)
             self._tell()
 
     # Saying how it stands
@@ -449,8 +468,6 @@ class ControlActor:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
             self._bus.publish(ControlStateChanged(Phase.FAILED, str(problem), error=error))
 
-    # Small things
-
     async def _fetch_auth_key(self) -> None:
         """A fresh one for each time that one is needed, where more than a key's text was given."""
         self.machine.use_auth_key(await self._keys.take(self.machine.hostinfo.request_tags))
@@ -467,10 +484,6 @@ class ControlActor:
             self._conversation.cancel()
 
     @trio.lowlevel.enable_ki_protection
-    async def keep_saved(self) -> None:
-        await self.saved.run(self._announcements.health)
-
-    @trio.lowlevel.enable_ki_protection
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled. Everything control said last stays on the bus whatever happens here."""
         async with trio.open_nursery() as nursery:
@@ -481,7 +494,7 @@ class ControlActor:
             nursery.start_soon(keep, "control-answers", self._jobs.run)
             nursery.start_soon(keep, "self-report", self.listen)
             nursery.start_soon(keep, "key-expiry", self.watch_expiry)
-            nursery.start_soon(keep, "saved-state", self.keep_saved)
+            nursery.start_soon(keep, "saved-state", partial(self.saved.run, self._announcements.health))
             nursery.start_soon(keep, "key-renewal", self._renewal.run)
             await trio.lowlevel.checkpoint()
             task_status.started()

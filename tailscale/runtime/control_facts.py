@@ -10,12 +10,13 @@ from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import NetInfoChanged, NetMapChanged, WarningsChanged
 from ts_control.c2n import Facts, Trouble
+from ts_lock.chain import Chain
 
 LONGEST_LIST = 64
 HURTS = {"control-unreachable", "relay-home-unreachable", "key-expired", "login-needed", "approval-needed"}
 
 
-def facts_for_control(bus: Bus, preferences: Preferences) -> Facts:
+def facts_for_control(bus: Bus, preferences: Preferences, lock: Chain | None = None) -> Facts:
     """A snapshot; nothing is measured for it."""
     heard = bus.latest(WarningsChanged)
     warnings = list(heard.warnings.values())[:LONGEST_LIST] if heard is not None else []
@@ -28,7 +29,8 @@ def facts_for_control(bus: Bus, preferences: Preferences) -> Facts:
         )
         for warning in warnings
     ]
-    return Facts(troubles, _preferences(preferences), _figures(bus, preferences, len(warnings)))
+    log = lock.log() if lock is not None else None
+    return Facts(troubles, _preferences(preferences), _figures(bus, preferences, len(warnings)), lock_log=log)
 
 
 def _preferences(preferences: Preferences) -> dict[str, object]:

@@ -45,7 +45,14 @@ class SelfReport:
         self._endpoints: tuple[tuple[str, int], ...] = ()
         self._net_info: NetInfoChanged | None = None
         self._offered = ServicesOffered({})
+        self._lock_head = ""
         self._changed = trio.Event()
+
+    def note_lock(self, head: str) -> None:
+        """How far we know the tailnet's lock."""
+        if head != self._lock_head:
+            self._lock_head = head
+            self.look_again()
 
     def note(self, message: object) -> None:
         match message:
@@ -87,6 +94,7 @@ class SelfReport:
             hostinfo=machine.hostinfo,
             endpoints=tuple(endpoint for endpoint, _ in self._endpoints),
             endpoint_types=tuple(kind for _, kind in self._endpoints),
+            tka_head=self._lock_head,
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -117,4 +125,4 @@ class SelfReport:
         """Compares equal while control need not hear: the order of endpoints and the exact latencies do not count."""
         found = replace(self._net_info, latencies={}) if self._net_info is not None else None
         hostinfo = build_hostinfo(self._preferences, found, self._home_region, self._offered)
-        return frozenset(self._endpoints), hostinfo
+        return frozenset(self._endpoints), hostinfo, self._lock_head

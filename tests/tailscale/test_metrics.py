@@ -81,6 +81,12 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
     async with echo_service(router, 80), await router.udp():
         assert await echoed(client, router.ipv4 or "", 80, bytes(100_000)) == bytes(100_000)
         look()
+    lock = net.lock()
+    async with net.device("stranger"):
+        await until(lambda: router.lock.hidden_peers)
+        look()
+    lock.disable()
+    await until(lambda: not router.lock.enabled)
     await client.ping(router.hostname, "peerapi")
     await router.dns_query(client.hostname)
     async with await client.tcp_connect(router.ipv4, PORT) as stream:
