@@ -60,6 +60,7 @@ WINGS: dict[str, set[str]] = {
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(("mesh", "proxy"), VALUES | {"carry", "device", "http", "local_ports", "sockets", "threads"}),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
+    "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http"},
@@ -72,9 +73,24 @@ WINGS: dict[str, set[str]] = {
     "__main__": VALUES | {"cli"},
     "cli": VALUES
     | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
-    | {"proxy", "serve", "sockets", "testing", "tui", "web"},
+    | {"proxy", "serve", "sockets", "ssh", "testing", "tui", "web"},
 }
-FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
+FACADES = {
+    "http",
+    "aio",
+    "sync",
+    "testing",
+    "cli",
+    "proxy",
+    "mesh",
+    "serve",
+    "ssh",
+    "metrics",
+    "dask",
+    "daemon",
+    "tui",
+    "web",
+}
 FACADES |= {"notebook"}
 SHELLS = {"ts_control/client.py", "ts_control/connection.py", "ts_derp/client.py", "ts_derp/dial.py"}
 AMBIENT = {
