@@ -105,10 +105,6 @@ class SshChecks:
         for check in self.pending.values():
             check.asked = [asked for asked in check.asked if asked is not gone]
 
-    def waiting_for(self, check: SshCheck) -> int:
-        """How many requests wait for it."""
-        return len(check.asked)
-
     def _told(self, check: SshCheck, owner: object) -> SSHAction | Asked:
         if check.is_approved is not None:
             del self.pending[check.id]

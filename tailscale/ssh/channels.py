@@ -220,6 +220,8 @@ class OneSession:
             timer = loop.call_later(seconds, self.terminate, "Session timeout of the tailnet's policy reached.")
         environment = self._connection.environment(process.env)
         self._task = asyncio.ensure_future(program.run(process, who, environment, self._hang_up))
+        if self._why:  # it was ended before it had begun
+            self._end()
         closed = asyncio.ensure_future(process.channel.wait_closed())
         try:
             await asyncio.wait([self._task, closed], return_when=asyncio.FIRST_COMPLETED)

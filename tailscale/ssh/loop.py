@@ -18,37 +18,38 @@ GOODBYE = 2.0  # for connections to end once the server does
 
 
 class SshLoop:
-    """`with SshLoop() as loop:`, entered in the device's own loop."""
+    """`async with SshLoop() as loop:`, entered in the device's own loop. Once it is left the thread is gone."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="tailscale-ssh", daemon=True)
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
+        await trio.lowlevel.checkpoint()
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._thread.join, GOODBYE + 1.0)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.set_exception_handler(lambda loop, context: None)  # asyncssh reports by itself; sockets just end
+        self._loop.set_exception_handler(lambda loop, context: None)  # what fails is reported by who waits for it
         try:
             self._loop.run_forever()
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.wait_for(self._settle(), GOODBYE))
-        except TimeoutError:
-            pass
+            self._loop.run_until_complete(self._settle())
         finally:
-            with contextlib.suppress(RuntimeError):
-                self._loop.close()
+            self._loop.close()
 
     async def _settle(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.gather(*others, return_exceptions=True)
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=GOODBYE)
 
     # From the device's loop
 

@@ -130,17 +130,19 @@ async def _serve(device: Device, call: CallMaker | None, port: int, key: HostKey
     ground = device.ssh_ground()
     key = key or await _own_key(ground)
     account = Account()
-    async with ground.advertised((key.public_text,)), await device.listen(port) as listener:
-        with SshLoop() as loop:
-            async with trio.open_nursery() as nursery:
-                program: Program = ShellProgram(account) if call is None else HandlerProgram(call(loop, nursery))
-                exists = exists_as(account) if call is None else _anybody
-                server = SshServer(ground, loop, key, program, exists)
-                with device.include("ssh", server):
-                    started(listener.port)
-                    with contextlib.suppress(trio.ClosedResourceError):  # the device is closed
-                        await server.run(listener, nursery)
-                    nursery.cancel_scope.cancel()
+    async with (
+        ground.advertised((key.public_text,)),
+        await device.listen(port) as listener,
+        SshLoop() as loop,
+        trio.open_nursery() as nursery,
+    ):
+        program: Program = ShellProgram(account) if call is None else HandlerProgram(call(loop, nursery))
+        server = SshServer(ground, loop, key, program, exists_as(account) if call is None else _anybody)
+        with device.include("ssh", server):
+            started(listener.port)
+            with contextlib.suppress(trio.ClosedResourceError):  # the device is closed
+                await server.run(listener, nursery)
+            nursery.cancel_scope.cancel()
 
 
 def _anybody(name: str) -> bool:
