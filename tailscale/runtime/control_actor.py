@@ -294,12 +294,24 @@ class ControlActor:
                 nursery.start_soon(self._end_stream_soon, nursery.cancel_scope)
 
     def _may_hide_routes(self, response: MapResponse) -> bool:
-        """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter."""
+        """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter.
+
+        Nor does it say that a policy has no SSH rules any more: null means unchanged, within one stream.
+        """
         is_policy = response.packet_filter is not None or response.packet_filters is not None
-        if not is_policy or response.node is not None or not self.machine.hostinfo.routable_ips:
+        if not is_policy or response.node is not None or not (self._has_routes or self._may_keep_ssh(response)):
             return False
         is_echo, self._echo_until = trio.current_time() < self._echo_until, -math.inf
         return not is_echo
+
+    @property
+    def _has_routes(self) -> bool:
+        return bool(self.machine.hostinfo.routable_ips)
+
+    def _may_keep_ssh(self, response: MapResponse) -> bool:
+        """Whether we would let people log in by rules that may be gone."""
+        told = self.netmap.ssh_policy if self.netmap is not None else None
+        return bool(self.machine.hostinfo.ssh_host_keys and response.ssh_policy is None and told and told.get("rules"))
 
     async def _end_stream_soon(self, stream: trio.CancelScope) -> None:
         """The next one begins with our own node; however often the policy changes, that is asked now and then."""

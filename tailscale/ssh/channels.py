@@ -30,6 +30,7 @@ PASSWORD_SUFFIX = "+password"  # noqa: S105 - a wish of clients that cannot do w
 SESSIONS_LIMIT, FORWARDS_LIMIT, LISTENERS_LIMIT = 32, 128, 16  # of one connection
 SSH_FAILED = 255
 END_PATIENCE = 5.0  # for a handler that is cancelled
+FAREWELL = 2.0
 NANOSECONDS = 1e9
 
 SESSIONS_FULL, FORWARDS_FULL = "ssh.sessions_full", "ssh.forwards_full"
@@ -189,6 +190,8 @@ class Connection(asyncssh.SSHServer):
         running = [one.is_over.wait() for one in self.sessions.values()]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*running), END_PATIENCE)
+        with contextlib.suppress(TimeoutError):  # a client leaves by itself once it has shown why
+            await asyncio.wait_for(self._conn.wait_closed(), FAREWELL)
         self._conn.close()
 
 
