@@ -29,6 +29,7 @@ class Outward(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._inward.channel.write_eof()
+        self._inward.end_direction()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,6 +50,7 @@ class Inward(asyncssh.SSHTCPSession[bytes]):
     def __init__(self, on_end: Callable[[], object]) -> None:
         self._on_end = on_end
         self._outward: Any = None
+        self._directions = 2
 
     async def dial(self, connect: Callable[..., Any], *where: Any) -> Inward:
         """Raises ChannelOpenError where nothing answers."""
@@ -76,7 +78,14 @@ class Inward(asyncssh.SSHTCPSession[bytes]):
     def eof_received(self) -> bool:
         if self._outward.can_write_eof():
             self._outward.write_eof()
+        self.end_direction()
         return True
+
+    def end_direction(self) -> None:
+        """One side has finished sending; when both have, it is over. Neither transport ends by that alone."""
+        self._directions -= 1
+        if not self._directions:
+            self._outward.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_end()
