@@ -28,7 +28,6 @@ from ts_control.netmap import NetMap
 from ts_control.ssh_policy import ENV_ATTRIBUTE, Caller, SSHAction, SSHPolicy, read_policy_untrusted
 
 log = logging.getLogger("tailscale.ssh")
-WHO = "ssh"
 ENTRY = "ssh-host-key"
 TOLD_PATIENCE = 5.0  # for control to hear of our keys; who cannot be told now hears later
 TAGGED = "tagged-devices"
@@ -123,13 +122,14 @@ class SshGround:
         with self._bus.subscribe(ControlInformed, name="ssh-keys") as inbox:
             while len(inbox):
                 inbox.take()
-            offer(self._bus, WHO, Offer(ssh_host_keys=keys))
+            who = f"ssh {id(self)}"  # several servers may run, by the same key or by others
+            offer(self._bus, who, Offer(ssh_host_keys=keys))
             try:
                 with trio.move_on_after(TOLD_PATIENCE):
                     await inbox.receive()
                 yield
             finally:
-                offer(self._bus, WHO, None)
+                offer(self._bus, who, None)
                 self._health.clear(UNUSABLE)
 
     def show_usability(self) -> None:

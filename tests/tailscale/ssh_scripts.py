@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -58,31 +59,34 @@ class Way:
 
     async def do(self, work: Callable[[Any], Awaitable[T]], user: str = "dev", **options: Any) -> T:
         """Something with a connection, in an asyncio loop of its own."""
+        return await trio.to_thread.run_sync(asyncio.run, self.connected(work, user, **options))
 
-        async def run() -> T:
-            async with asyncio.timeout(30):
-                conn, _ = await asyncssh.create_connection(
-                    lambda: Client(self.banners), self.host, self.port, username=user, known_hosts=None,
-                    client_keys=None, config=None, agent_path=None, **options
-                )  # fmt: skip
-                async with conn:
-                    return await work(conn)
+    async def connected(self, work: Callable[[Any], Awaitable[T]], user: str, **options: Any) -> T:
+        async with asyncio.timeout(30):
+            conn, _ = await asyncssh.create_connection(
+                lambda: Client(self.banners), self.host, self.port, username=user, known_hosts=None,
+                client_keys=None, config=None, agent_path=None, **options
+            )  # fmt: skip
+            async with conn:
+                return await work(conn)
 
-        return await trio.to_thread.run_sync(asyncio.run, run())
+    async def in_this_loop(self, command: str, stdin: bytes) -> Outcome:
+        """`run`, where asyncio runs already."""
+        return await self.connected(partial(self._run, command, stdin, {}), "dev")
+
+    async def _run(self, command: str | None, stdin: bytes, options: dict[str, Any], conn: Any) -> Outcome:
+        process = await conn.create_process(command, encoding=None, **options)
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            process.stdin.write(stdin)
+            process.stdin.write_eof()
+        out, err = await process.communicate()
+        return Outcome(process.exit_status, out, err, "".join(self.banners))
 
     async def run(self, command: str | None, stdin: bytes = b"", user: str = "dev", **options: Any) -> Outcome:
         """A command, and what came of it; a refused login is an outcome too."""
 
-        async def work(conn: Any) -> Outcome:
-            process = await conn.create_process(command, encoding=None, **options)
-            with contextlib.suppress(BrokenPipeError):  # it has ended already
-                process.stdin.write(stdin)
-                process.stdin.write_eof()
-            out, err = await process.communicate()
-            return Outcome(process.exit_status, out, err, "".join(self.banners))
-
         try:
-            return await self.do(work, user)
+            return await self.do(partial(self._run, command, stdin, options), user)
         except (asyncssh.Error, OSError) as problem:
             return Outcome(banner="".join(self.banners), problem=problem)
 
