@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import trio
@@ -20,7 +21,6 @@ from ts_base.errors import BadPacket
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.ssh_policy import (
     Caller,
-    LocalUser,
     SSHAction,
     check_user_untrusted,
     delegation_path,
@@ -38,6 +38,16 @@ MOST_STEPS = 64  # actions in a row that ask for another one at once
 Banner = Callable[[str], object]
 
 
+class Users(Protocol):
+    """As whom somebody may be here."""
+
+    def exists(self, name: str) -> bool:
+        """What `=` in a policy may mean."""
+
+    def serves(self, name: str) -> bool:
+        """Whether anything is done here as that user, once the policy has said so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """Somebody is let in."""
@@ -46,6 +56,8 @@ class Admitted:
     local_user: str
     action: SSHAction
     accept_env: tuple[str, ...]
+    remote: Address
+    local: Address
 
 
 class Refused(Exception):
@@ -55,10 +67,10 @@ class Refused(Exception):
 class Admission:
     """For one connection."""
 
-    def __init__(self, ground: SshGround, remote: Address, local: Address, exists: LocalUser) -> None:
+    def __init__(self, ground: SshGround, remote: Address, local: Address, users: Users) -> None:
         self._ground = ground
         self._remote, self._local = remote, local
-        self._exists = exists
+        self._users = users
         self._user = ""
 
     async def admit(self, user: str, banner: Banner) -> Admitted:
@@ -74,12 +86,14 @@ class Admission:
             raise Refused("only nodes of the tailnet log in, at addresses of their own")
         caller, node = found
         rules = self._ground.rules()
-        verdict = judge(rules.policy, caller, user, rules.now, self._exists)
+        verdict = judge(rules.policy, caller, user, rules.now, self._users.exists)
         action = verdict.action
         if action is not None and action.message:
             banner(_readable(action.message))
         if verdict.refusal or action is None:
             raise Refused(verdict.refusal)
+        if not self._users.serves(verdict.local_user):
+            raise Refused(f"this server does nothing as {verdict.local_user!a}")
         if not is_terminal(action):
             first, action = action, await self._ask_on(action, caller, verdict.local_user, banner)
             if not action.recorders:  # what the first one wants to be recorded stays so
@@ -91,7 +105,8 @@ class Admission:
             raise Refused(f"sessions must be recorded here, and this server cannot: {_readable(unrecorded)}")
         if action.recorders:
             log.warning("a session of %s is not recorded, as the policy would like: this server cannot", node.hostname)
-        return Admitted(node, verdict.local_user, action, verdict.accept_env if rules.environment_counts else ())
+        accepted = verdict.accept_env if rules.environment_counts else ()
+        return Admitted(node, verdict.local_user, action, accepted, self._remote, self._local)
 
     def is_still_valid(self, local_user: str) -> bool:
         """Whether the rules of this moment would let the same caller in as the same user."""
@@ -99,7 +114,7 @@ class Admission:
         if found is None:
             return False
         rules = self._ground.rules()
-        return still_allows(judge(rules.policy, found[0], self._user, rules.now, self._exists), local_user)
+        return still_allows(judge(rules.policy, found[0], self._user, rules.now, self._users.exists), local_user)
 
     async def _ask_on(self, action: SSHAction, caller: Caller, local_user: str, banner: Banner) -> SSHAction:
         """Control sends one action after the other until one of them decides."""

@@ -29,6 +29,8 @@ VERSION = "Tailscale"  # some clients know by it how to behave
 PASSWORD_SUFFIX = "+password"  # noqa: S105 - a wish of clients that cannot do without: any password will do
 SESSIONS_LIMIT, FORWARDS_LIMIT, LISTENERS_LIMIT = 32, 128, 16  # of one connection
 SSH_FAILED = 255
+SFTP_VERSION = 3
+TIMEOUT = "Session timeout of the tailnet's policy reached."
 END_PATIENCE = 5.0  # for a handler that is cancelled
 FAREWELL = 2.0
 NANOSECONDS = 1e9
@@ -124,17 +126,14 @@ class Connection(asyncssh.SSHServer):
         if len(self.sessions) >= SESSIONS_LIMIT:
             self._drops[SESSIONS_FULL] += 1
             return False
-        process = asyncssh.SSHServerProcess(self._start, self._program.sftp(), 3, False)
-        one = OneSession(self, process)
+        process = Process(self._start, self._program.sftp(), SFTP_VERSION, False)
+        one = OneSession(self, process, self.who)
         self.sessions[process] = one
+        process.on_end = one.forget
         return process
 
     async def _start(self, process: Any) -> None:
-        one = self.sessions[process]
-        try:
-            await one.run(self._program)
-        finally:
-            one.forget()
+        await self.sessions[process].run(self._program)
 
     def environment(self, asked: Mapping[str, str]) -> dict[str, str]:
         assert self.who is not None
@@ -195,32 +194,44 @@ class Connection(asyncssh.SSHServer):
         self._conn.close()
 
 
+class Process(asyncssh.SSHServerProcess[bytes]):
+    """A session's channel: also one that asyncssh gives to its server of files, and not to `_start`."""
+
+    on_end: Callable[[], object] = staticmethod(lambda: None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.on_end()
+
+
 class OneSession:
     """A session from its request to its exit code."""
 
-    def __init__(self, connection: Connection, process: Any) -> None:
-        self._connection, self._process = connection, process
+    def __init__(self, connection: Connection, process: Any, who: Admitted) -> None:
+        self._connection, self._process, self._who = connection, process, who
         self._task: asyncio.Future[int] | None = None
         self._hang_up: list[Callable[[], None]] = []
         self._why = ""
         self.is_over = asyncio.Event()
 
+        self._timer: asyncio.TimerHandle | None = None
+        if who.action.session_duration > 0:
+            seconds = who.action.session_duration / NANOSECONDS
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.terminate, TIMEOUT)
+
     def forget(self) -> None:
+        """Its channel is closed."""
         self.is_over.set()
+        if self._timer is not None:
+            self._timer.cancel()
         self._connection.sessions.pop(self._process, None)
 
     async def run(self, program: Program) -> None:
-        process, who = self._process, self._connection.who
-        assert who is not None
+        process, who = self._process, self._who
         if process.subsystem is not None:
             process.stderr.write(f"no subsystem {process.subsystem!a} here\n".encode())
             process.exit(1)
             return
-        loop = asyncio.get_running_loop()
-        timer = None
-        if who.action.session_duration > 0:
-            seconds = who.action.session_duration / NANOSECONDS
-            timer = loop.call_later(seconds, self.terminate, "Session timeout of the tailnet's policy reached.")
         environment = self._connection.environment(process.env)
         self._task = asyncio.ensure_future(program.run(process, who, environment, self._hang_up))
         if self._why:  # it was ended before it had begun
@@ -234,8 +245,6 @@ class OneSession:
             self._leave()
         finally:
             closed.cancel()
-            if timer is not None:
-                timer.cancel()
 
     def _leave(self) -> None:
         """The exit code, by whatever way it came about."""
@@ -263,6 +272,10 @@ class OneSession:
             end()
         if self._task is not None:
             self._task.cancel()
+        elif self._process.channel is not None:  # files, which asyncssh serves, or one that has not begun
+            with contextlib.suppress(asyncssh.Error, OSError):
+                self._process.channel.write_stderr(f"\r\n\r\n{self._why}\r\n\r\n".encode())
+                self._process.channel.exit(SSH_FAILED)
 
 
 def signal_name(number: int) -> str:

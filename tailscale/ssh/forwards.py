@@ -45,11 +45,10 @@ class Outward(asyncio.Protocol):
 class Inward(asyncssh.SSHTCPSession[bytes]):
     """The half that is a channel; `on_end` is called once it is over."""
 
-    channel: Any
-
     def __init__(self, on_end: Callable[[], object]) -> None:
         self._on_end = on_end
         self._outward: Any = None
+        self.channel: Any = None
         self._directions = 2
 
     async def dial(self, connect: Callable[..., Any], *where: Any) -> Inward:

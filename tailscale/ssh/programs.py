@@ -78,11 +78,12 @@ class ShellProgram:
     async def run(
         self, process: Any, who: Admitted, environment: Mapping[str, str], hang_up: list[Callable[[], None]]
     ) -> int:
-        if who.local_user != self._account.name:
-            said = f"this server runs as {self._account.name!a}, and starts shells for nobody else\n"
-            process.stderr.write(said.encode())
-            return 255
-        return await run_shell(process, self._account, self._account.environment(environment), hang_up)
+        (remote, remote_port), (local, local_port) = who.remote, who.local
+        of_connection = {
+            "SSH_CLIENT": f"{remote} {remote_port} {local_port}",
+            "SSH_CONNECTION": f"{remote} {remote_port} {local} {local_port}",
+        }
+        return await run_shell(process, self._account, self._account.environment(environment) | of_connection, hang_up)
 
 
 class HandlerProgram:

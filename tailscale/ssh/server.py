@@ -16,7 +16,7 @@ import trio
 
 from tailscale.carry import LOST, reset
 from tailscale.sockets.local import CHUNK, LocalStream
-from tailscale.ssh.admission import Admission
+from tailscale.ssh.admission import Admission, Users
 from tailscale.ssh.channels import Connection, Program, speak
 from tailscale.ssh.host_keys import HostKey
 from tailscale.ssh.loop import SshLoop
@@ -24,7 +24,6 @@ from tailscale.ssh.loop import SshLoop
 if TYPE_CHECKING:
     from tailscale.runtime.ssh_ground import SshGround
     from tailscale.sockets.tcp import TcpListener, TcpStream
-    from ts_control.ssh_policy import LocalUser
 
 log = logging.getLogger("tailscale.ssh")
 CONNECTIONS_LIMIT = 128
@@ -46,12 +45,12 @@ class SshStatistics(NamedTuple):
 class SshServer:
     """One per device and port."""
 
-    def __init__(self, ground: SshGround, loop: SshLoop, key: HostKey, program: Program, exists: LocalUser) -> None:
+    def __init__(self, ground: SshGround, loop: SshLoop, key: HostKey, program: Program, users: Users) -> None:
         self._ground = ground
         self._loop = loop
         self._key = key
         self._program = program
-        self._exists = exists
+        self._users = users
         self._served: dict[Connection, Admission] = {}
         self.drops: Counter[str] = Counter()
 
@@ -81,7 +80,7 @@ class SshServer:
 
     async def _serve(self, stream: TcpStream, nursery: trio.Nursery) -> None:
         stream.set_keepalive(KEEPALIVE)
-        admission = Admission(self._ground, stream.remote_address, stream.local_address, self._exists)
+        admission = Admission(self._ground, stream.remote_address, stream.local_address, self._users)
         connection = Connection(self._loop, nursery, admission, self._program, self.drops)
         self._served[connection] = admission
         near, far = socket.socketpair()

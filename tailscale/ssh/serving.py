@@ -125,7 +125,7 @@ async def _serve(device: Device, call: CallMaker | None, port: int, key: HostKey
     from tailscale.ssh.loop import SshLoop
     from tailscale.ssh.programs import HandlerProgram, ShellProgram
     from tailscale.ssh.server import SshServer
-    from tailscale.ssh.shell import Account, exists_as
+    from tailscale.ssh.shell import Account
 
     ground = device.ssh_ground()
     key = key or await _own_key(ground)
@@ -137,7 +137,7 @@ async def _serve(device: Device, call: CallMaker | None, port: int, key: HostKey
         trio.open_nursery() as nursery,
     ):
         program: Program = ShellProgram(account) if call is None else HandlerProgram(call(loop, nursery))
-        server = SshServer(ground, loop, key, program, exists_as(account) if call is None else _anybody)
+        server = SshServer(ground, loop, key, program, account if call is None else Anybody())
         with device.include("ssh", server):
             started(listener.port)
             with contextlib.suppress(trio.ClosedResourceError):  # the device is closed
@@ -145,9 +145,14 @@ async def _serve(device: Device, call: CallMaker | None, port: int, key: HostKey
             nursery.cancel_scope.cancel()
 
 
-def _anybody(name: str) -> bool:
+class Anybody:
     """To a handler, a user is a name."""
-    return True
+
+    def exists(self, name: str) -> bool:
+        return True
+
+    def serves(self, name: str) -> bool:
+        return True
 
 
 async def _own_key(ground: SshGround) -> HostKey:

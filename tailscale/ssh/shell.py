@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -44,6 +45,14 @@ class Account:
             else:
                 self.name, self.home, self.shell = entry.pw_name, entry.pw_dir, entry.pw_shell or "/bin/sh"
 
+    def exists(self, name: str) -> bool:
+        """`=` in a policy means this user and nobody else, and not root, who must be named."""
+        return name == self.name and self.uid != 0
+
+    def serves(self, name: str) -> bool:
+        """Nobody else is to be had here."""
+        return name == self.name
+
     @property
     def folder(self) -> str:
         """Where a session begins."""
@@ -56,15 +65,28 @@ class Account:
                 "PATH": os.environ.get("TAILSCALE_SSH_DEFAULT_PATH", path)}  # fmt: skip
 
 
-def exists_as(account: Account) -> Callable[[str], bool]:
-    """`=` in a policy means this user, and nobody else: and not root, who must be named."""
-    return lambda name: name == account.name and account.uid != 0
-
-
 class SftpServer(asyncssh.SFTPServer):
-    """Files of the user. scp takes a session without an exit status for a failed one."""
+    """Files of the user."""
+
+    def open(self, path: bytes, pflags: int, attrs: Any) -> Any:
+        self._check(path)
+        return super().open(path, pflags, attrs)
+
+    def open56(self, path: bytes, desired_access: int, flags: int, attrs: Any) -> Any:
+        self._check(path)
+        return super().open56(path, desired_access, flags, attrs)
+
+    def _check(self, path: bytes) -> None:
+        """Who opens a pipe waits for its other end, and all others of this loop would wait as well."""
+        try:
+            kind = os.stat(self.map_path(path)).st_mode
+        except OSError:
+            return  # there is none, or opening it says why not
+        if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+            raise asyncssh.SFTPFailure("neither a file nor a folder")
 
     def exit(self) -> None:
+        """scp takes a session without an exit status for a failed one."""
         self.channel.exit(0)
 
 

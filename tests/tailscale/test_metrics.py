@@ -33,6 +33,9 @@ from ts_control.wire import DERPMap
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
 OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}  # they have a test apart
+OF_SSH = {
+    metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
+}  # and these one in test_ssh.py
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -145,7 +148,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES
+        assert watched.constant() == OF_MESHES | OF_SSH
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import Any
 
@@ -11,6 +12,7 @@ import trio
 from ssh_scripts import OPEN, asyncssh, policy, served
 from tailnet_scripts import until
 
+from tailscale.metrics import exposition
 from tailscale.ssh import HostKey, Session, SshUnavailable, serve_ssh
 from tailscale.ssh.shell import Account
 
@@ -122,7 +124,7 @@ async def test_sessions_end_when_the_policy_no_longer_allows_them(after: Any) ->
         finally:
             cancelled.set()
 
-    async with served(policy(), stay) as (net, _, way):
+    async with served(policy(), stay) as (net, device, way):
         outcomes = []
         async with trio.open_nursery() as nursery:
 
@@ -130,7 +132,8 @@ async def test_sessions_end_when_the_policy_no_longer_allows_them(after: Any) ->
                 outcomes.append(await way.run("x"))
 
             nursery.start_soon(log_in)
-            await until(lambda: net and _sessions(net, "server"))
+            await until(lambda: "pytailscale_ssh_sessions 1" in exposition(device))
+            assert "pytailscale_ssh_connections 1" in exposition(device)
             net.policy(after)
         (outcome,) = outcomes
         assert outcome.code == 255
@@ -138,14 +141,9 @@ async def test_sessions_end_when_the_policy_no_longer_allows_them(after: Any) ->
         assert cancelled.is_set()
 
 
-def _sessions(net: Any, name: str) -> int:
-    device = next(device for device in net._hosts if device.hostname == name)
-    return int(device.status().counters.levels["ssh.sessions"])
-
-
 async def test_shell_runs_commands_terminals_files_and_forwards_as_the_user(tmp_path: Any) -> None:
     me = Account().name
-    async with served(policy(users=(me, "somebody-else"))) as (_, __, way):
+    async with served(policy(users=(me, "somebody-else"))) as (_, device, way):
         done = await way.run("cat; echo $USER >&2; exit 5", b"abc", user=me)
         assert (done.code, done.out, done.err) == (5, b"abc", f"{me}\n".encode())
         shown = await way.run("tty; stty size", user=me, term_type="xterm", term_size=(80, 24))
@@ -160,8 +158,38 @@ async def test_shell_runs_commands_terminals_files_and_forwards_as_the_user(tmp_
                     return bytes(await file.read())
 
         assert await way.do(files, me) == b"data"
-        other = await way.run("id", user="somebody-else")
-        assert (other.code, b"starts shells for nobody else" in other.err) == (255, True)
+        told = await way.run("echo $SSH_CONNECTION", user=me)
+        assert told.out.split()[2:] == [str(device.node.ipv4).encode(), b"22"]
+        os.mkfifo(tmp_path / "pipe")
+
+        async def pipe(conn: Any) -> None:
+            async with conn.start_sftp_client() as sftp:
+                await sftp.open(str(tmp_path / "pipe"), "rb")
+
+        with pytest.raises(asyncssh.SFTPFailure):
+            await way.do(pipe, me)
+        other = await way.run("id", user="somebody-else")  # whom the policy would let in
+        assert other.problem is not None
+        assert "does nothing as 'somebody-else'" in other.banner
+
+
+async def test_sftp_ends_with_the_policy_too() -> None:
+    me = Account().name
+    ready = threading.Event()
+    async with served(policy(users=(me,))) as (net, device, way):
+
+        async def stay(conn: Any) -> None:
+            async with conn.start_sftp_client() as sftp:
+                await sftp.getcwd()
+                ready.set()
+                await sftp.wait_closed()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(way.do, stay, me)
+            await until(ready.is_set)
+            assert device.status().counters.levels["ssh.sessions"] == 1
+            net.policy(OPEN)
+            await until(lambda: not device.status().counters.levels["ssh.connections"])
 
 
 async def test_client_that_opens_too_much_is_refused_and_others_are_served() -> None:
