@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
+    from tailscale.runtime.ssh_ground import SshGround
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import (
         ExitNode,
@@ -772,6 +773,19 @@ class Device(OwnNode, AsyncWithOnly):
         ```
         """
         self._ready().spawn(function, *arguments)
+
+    def ssh_ground(self) -> SshGround:
+        """What an SSH server on this device stands on: `tailscale.ssh.serve_ssh`, or one of your own.
+
+        ```python
+        rules = device.ssh_ground().rules()
+        print(rules.policy)
+        ```
+        """
+        from tailscale.runtime.ssh_ground import SshGround  # few serve
+
+        runtime = self._ready()
+        return SshGround(runtime.bus, runtime.directory, runtime.control, runtime.network.wall_clock)
 
     # Changing our mind
 

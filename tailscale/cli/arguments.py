@@ -19,6 +19,7 @@ STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
 WATCH_INTERVAL = 2.0
 UDP_WAIT = 1.0
+SSH_PORT = 22
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
@@ -294,6 +295,14 @@ def _add_connecting(adder: _Adder) -> None:
         "--http", action="store_true", help="with --to: tell a web server who calls, in headers nobody can forge"
     )
     listen.add_argument("--once", action="store_true", help="end after the first connection")
+
+    ssh = adder.add("ssh", "OpenSSH to a peer, held to the keys that the tailnet knows of it")
+    ssh.add_argument("where", metavar="[USER@]HOST", help="name or address of the peer")
+    ssh.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for ssh, after the host: a command")
+    sshd = adder.add("sshd", "be an SSH server: the tailnet's policy decides who logs in")
+    sshd.add_argument("--shell", action="store_true", help="give a shell, sftp and forwards of this user")
+    for parser in (ssh, sshd):
+        parser.add_argument("--port", type=port, default=SSH_PORT, help=f"({SSH_PORT})")
 
 
 def _add_proxying(adder: _Adder) -> None:

@@ -37,6 +37,8 @@ HOMES = {
     "nc": "streams",
     "listen": "streams",
     "cp": "copying",
+    "ssh": "ssh",
+    "sshd": "ssh",
     "proxy": "proxying",
     "exec": "proxying",
     "doctor": "doctor",

@@ -24,6 +24,7 @@ from tailscale.runtime.control_announcements import Announcements
 from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.hidden_news import HiddenNews
 from tailscale.runtime.key_maker import KeyMaker
 from tailscale.runtime.lock_keeper import LockKeeper, LockStatistics
 from tailscale.runtime.messages import (
@@ -39,7 +40,6 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
-from tailscale.runtime.route_news import RouteNews
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
 from tailscale.runtime.supervision import Supervision
@@ -140,7 +140,7 @@ class ControlActor:
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
-        self._route_news = RouteNews()
+        self._hidden_news = HiddenNews()
 
     # What the Device asks
 
@@ -330,10 +330,9 @@ class ControlActor:
                 is_first = False
                 nursery.start_soon(self.lock.retry, self._publish_what_holds)
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
-                self._route_news.begin(netmap, self.machine.hostinfo.routable_ips)
+                self._hidden_news.begin(netmap, self.machine.hostinfo)
                 continue
-            offered = self.machine.hostinfo.routable_ips
-            ask_at = self._route_news.ask_at(response, netmap, offered, trio.current_time())
+            ask_at = self._hidden_news.ask_at(response, netmap, self.machine.hostinfo, trio.current_time())
             if ask_at is not None and not is_asking:
                 is_asking = True
                 nursery.start_soon(self._end_stream_at, nursery.cancel_scope, ask_at)
@@ -341,7 +340,7 @@ class ControlActor:
     async def _end_stream_at(self, stream: trio.CancelScope, deadline: float) -> None:
         """The next one begins with our own node."""
         await trio.sleep_until(deadline)
-        self._route_news.asked(trio.current_time())
+        self._hidden_news.asked(trio.current_time())
         stream.cancel()
 
     def _hear(self, response: MapResponse) -> None:

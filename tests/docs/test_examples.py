@@ -39,6 +39,7 @@ SERVERS = [
     ("echo_server.py",     [],                   "echo",    7,    b"hello",         rb"hello"),
     ("http_serve.py",      [],                   "greeter", 80,   REQUEST,          rb'200 (.|\r\n)*"hello":"caller"'),
     ("uvicorn_serve.py",   [],                   "greeter2", 80,  REQUEST,          rb"hello caller"),
+    ("ssh_server.py",      [],                   "notes",   22,   b"",               rb"SSH-2.0-Tailscale"),
     ("proxy.py",           [],                  "proxy",   1080, REQUEST,          rb"HTTP/1.1 200 "),
     ("whois_auth.py",      ["admin@example.com"], "club",   4000, b"",              rb"not for you\n"),
     ("whois_auth.py",      ["user@tailnet.test"], "club",    4000, b"",              rb"welcome, caller\n"),

@@ -33,8 +33,12 @@ from tailscale.testing.servers import REGION
 from ts_control.wire import DERPMap
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
-OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}  # they have a test apart
+# Of rooms that have a test of their own.
+OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}
 OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_taildrop_")}
+OF_SSH = {
+    metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
+}  # and these one in test_ssh.py
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -159,7 +163,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 

@@ -17,6 +17,7 @@ from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
 from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, ControlActor, run_control
 from tailscale.runtime.health import Health
+from tailscale.runtime.hidden_news import PAUSE
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -28,7 +29,6 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.offers import offer
-from tailscale.runtime.route_news import PAUSE
 from tailscale.state_file import MemoryStore, State
 from ts_base.keys import DiscoPrivate
 from ts_control.errors import ControlLost
