@@ -35,11 +35,11 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     NodeKeyChanged,
     PreferencesChanged,
-    RelaysRemembered,
     ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
+from tailscale.runtime.saved_relays import keep_relays, remembered_relays
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
 from tailscale.runtime.supervision import Supervision
@@ -48,8 +48,8 @@ from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
 from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
-from ts_control.gojson import decode_json_untrusted, encode_json
-from ts_control.netmap import NetMap, usable_relays
+from ts_control.gojson import encode_json
+from ts_control.netmap import NetMap
 from ts_control.session import (
     ControlMachine,
     Credentials,
@@ -62,7 +62,7 @@ from ts_control.session import (
     Step,
     Wait,
 )
-from ts_control.wire import DERPMap, MapResponse
+from ts_control.wire import MapResponse
 
 if TYPE_CHECKING:
     from tailscale.state_file import NamedStore, State
@@ -72,7 +72,7 @@ log = logging.getLogger("tailscale.control")
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
-RELAYS, TALK = "relays", "control-conversation"  # the entry that holds the last relay map; the task that talks
+TALK = "control-conversation"  # the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -358,7 +358,7 @@ class ControlActor:
 
     def _publish(self, netmap: NetMap) -> None:
         if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
-            self.saved.keep(RELAYS, encode_json(netmap.derp_map))
+            keep_relays(self.saved, netmap.derp_map)
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
         self._announcements.health.show_netmap(netmap)
@@ -390,18 +390,6 @@ class ControlActor:
         self.machine.describe(self.report.hostinfo())
         self.saved.change(home_region=self.report.home_region)
         self.report.look_again()
-
-    def remember_relays(self) -> None:
-        """Say where home was, so that its relay is connected by the time control has answered."""
-        text = self.saved.read(RELAYS) if self.machine.credentials.is_registered else None
-        if text is None or not self.saved.state.home_region:
-            return
-        try:
-            derp_map = decode_json_untrusted(DERPMap, text)
-        except BadPacket as problem:
-            log.info("the relays of the last run are not known any more: %s", problem)
-            return
-        self._bus.publish(RelaysRemembered(usable_relays(derp_map), self.saved.state.home_region))
 
     # Expiry by the clock
 
@@ -488,7 +476,9 @@ class ControlActor:
         async with trio.open_nursery() as nursery:
             if self._bus.latest(ControlStateChanged) is None:  # else we failed, and the session is where it was
                 self._bus.publish(ControlStateChanged(Phase.CONNECTING))
-                self.remember_relays()
+                remembered = remembered_relays(self.saved) if self.machine.credentials.is_registered else None
+                if remembered is not None:
+                    self._bus.publish(remembered)
             keep = self._supervision.keep_running
             nursery.start_soon(keep, "control-answers", self._jobs.run)
             nursery.start_soon(keep, "self-report", self.listen)
