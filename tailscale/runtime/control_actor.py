@@ -18,12 +18,12 @@ import trio
 
 from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
-from tailscale.forwarding import EXIT_ROUTES
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
 from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.hidden_routes import SELF_PAUSE, HiddenRoutes
 from tailscale.runtime.key_maker import KeyMaker
 from tailscale.runtime.messages import (
     ControlStateChanged,
@@ -70,8 +70,6 @@ log = logging.getLogger("tailscale.control")
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
-SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew, and between two such questions
-SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
 RELAYS, TALK = "relays", "control-conversation"  # the entry that holds the last relay map; the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
@@ -134,8 +132,7 @@ class ControlActor:
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
-        self._self_asked_at = self._echo_until = -math.inf
-        self._kept_elsewhere: set[str] = set()  # subnets of ours that other routers have, where they have all we lack
+        self._hidden = HiddenRoutes()
 
     # What the Device asks
 
@@ -321,43 +318,15 @@ class ControlActor:
             if is_first:
                 is_first = False
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
-                self._is_vacant(netmap)
+                self._hidden.are_vacant(netmap, self.machine.hostinfo)
                 continue
             if not self.machine.hostinfo.routable_ips:
                 continue
-            may_hide, is_vacant = self._may_hide_routes(response), self._is_vacant(netmap)
+            may_hide = self._hidden.may_be(response)
+            is_vacant = self._hidden.are_vacant(netmap, self.machine.hostinfo)
             if (may_hide or is_vacant) and not is_asking:
                 is_asking = True
-                nursery.start_soon(self._end_stream_soon, nursery.cancel_scope, 0.0 if is_vacant else SELF_PAUSE)
-
-    def _may_hide_routes(self, response: MapResponse) -> bool:
-        """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter."""
-        is_policy = response.packet_filter is not None or response.packet_filters is not None
-        if not is_policy or response.node is not None or self._kept_elsewhere:
-            return False
-        is_echo, self._echo_until = trio.current_time() < self._echo_until, -math.inf
-        return not is_echo
-
-    def _is_vacant(self, netmap: NetMap) -> bool:
-        """Whether the router that had a subnet of ours has lost it: whose it is now, Headscale does not tell us either.
-
-        While another router has all that we lack, a new filter is no news of ours: routers that each open their stream
-        anew when the other has would never end.
-        """
-        before = self._kept_elsewhere
-        lacking = set(self.machine.hostinfo.routable_ips) - set(netmap.self_node.allowed_ips or ()) - {*EXIT_ROUTES}
-        kept = {
-            route for peer in netmap.peers.values() if lacking for route in lacking.intersection(peer.allowed_ips or ())
-        }
-        self._kept_elsewhere = kept if kept == lacking else set()
-        return bool(before & lacking - kept)
-
-    async def _end_stream_soon(self, stream: trio.CancelScope, pause: float) -> None:
-        """The next one begins with our own node; however often the policy changes, that is asked now and then."""
-        await trio.sleep_until(max(trio.current_time() + SELF_SETTLE, self._self_asked_at + pause))
-        self._self_asked_at = trio.current_time()
-        self._echo_until = self._self_asked_at + SELF_ECHO
-        stream.cancel()
+                nursery.start_soon(self._hidden.end_soon, nursery.cancel_scope, 0.0 if is_vacant else SELF_PAUSE)
 
     def _hear(self, response: MapResponse) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 from tailscale._config import Config, Preferences
 from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
-from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, SELF_PAUSE, ControlActor, run_control
+from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, ControlActor, run_control
 from tailscale.runtime.health import Health
+from tailscale.runtime.hidden_routes import SELF_PAUSE
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
