@@ -96,7 +96,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
-    _add_trust_and_names(adder)
+    _add_names_and_lock(adder)
     _add_watching(adder)
     _add_connecting(adder)
     _add_proxying(adder)
@@ -228,7 +228,7 @@ def _add_reading(adder: _Adder) -> None:
     adder.add("version", "versions of this program and what it stands on", json=True)
 
 
-def _add_trust_and_names(adder: _Adder) -> None:
+def _add_names_and_lock(adder: _Adder) -> None:
     dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
     dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
     dns.add_argument("name", nargs="?", help="with query: the name")
