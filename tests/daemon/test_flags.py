@@ -37,7 +37,7 @@ COMMON = {
 MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
     **dict.fromkeys(
-        ("up --advertise-routes", "up --advertise-exit-node", "up --no-advertise-exit-node"),
+        ("up --advertise-routes", "up --no-advertise-exit-node"),
         "test_up_offers_routes_and_takes_them_back_while_it_runs",
     ),
     "status --watch": "test_status_is_shown_again_and_again",
