@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
@@ -34,7 +34,8 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     if node is None:
         raise NameNotFound(format_address(raw), detail="no node of this tailnet has that address")
     profile = directory.profile_of(raw)
-    return Identity(node, node.user, directory.capabilities_of(raw), profile.display_name, profile.profile_pic_url)
+    grants = directory.capabilities_of(raw)
+    return Identity(node, node.user, grants, profile.display_name, profile.profile_pic_url, profile.groups)
 
 
 def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:
@@ -44,6 +45,15 @@ def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:
     except NameNotFound:
         return None
     return identity if address[0] in identity.node.addresses else None
+
+
+def granted(directory: Directory, node: Node) -> dict[str, Any]:
+    """What the policy grants a node towards us, whichever of its addresses it is granted to."""
+    found: dict[str, Any] = {}
+    for address in node.addresses:
+        raw = literal_address(address)
+        found |= directory.capabilities_of(raw) if raw is not None else {}
+    return found
 
 
 def exit_nodes(directory: Directory, reach: Reach) -> tuple[ExitNode, ...]:

@@ -89,6 +89,8 @@ class Enrolled:
     location: Location | None = None  # where an administrator says it is
     services: tuple[Service, ...] = ()  # what an administrator says that it serves, beside what it says itself
     is_authorized: bool = True  # False until an administrator approves the machine, where that is asked for
+    lock_key: str = ""  # its own, for the tailnet's lock
+    key_signature: str = ""  # base64: what vouches for `key`, where the tailnet has a lock
     online: bool = False
     last_seen: float = 0.0
 

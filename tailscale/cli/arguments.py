@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailscale._config import default_hostname
+from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.file_arguments import add_file
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
@@ -18,6 +19,7 @@ STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
 WATCH_INTERVAL = 2.0
 UDP_WAIT = 1.0
+SSH_PORT = 22
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
@@ -25,6 +27,10 @@ DEFAULTS: dict[str, Any] = {
     "apps": [],
     "hostname": None,
     "auth_key": None,
+    "client_id": None,
+    "id_token": None,
+    "audience": None,
+    "tags": (),
     "control_url": None,
     "ephemeral": False,
     "timeout": DEFAULT_TIMEOUT,
@@ -48,6 +54,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
     if options.command == "nc":
         _find_port(parser.commands()["nc"], options)
+    if options.command == "dns" and (options.question == "query") != (options.name is not None):
+        parser.commands()["dns"].error("a name goes with query: dns query NAME [TYPE]")
     return options
 
 
@@ -88,11 +96,13 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
+    _add_names_and_lock(adder)
     _add_watching(adder)
     _add_connecting(adder)
     _add_proxying(adder)
     _add_account(adder)
     add_mesh(adder)
+    add_file(adder)
     _add_daemon(adder)
     _add_about(adder)
     return parser
@@ -114,6 +124,14 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
     )
+    group.add_argument("--client-id", metavar="ID", help="join as a workload the tailnet trusts (TS_CLIENT_ID)")
+    group.add_argument("--id-token", metavar="TOKEN", help="with its token, or file:PATH (TS_ID_TOKEN)")
+    group.add_argument(
+        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud (TS_AUDIENCE)"
+    )
+    group.add_argument(
+        "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
+    )
     group.add_argument("--control-url", metavar="URL", help="coordination server (TS_CONTROL_URL, or Tailscale's)")
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
@@ -122,6 +140,13 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("-v", "--verbose", action="count", help="log to stderr, and tracebacks; twice for more")
     group.add_argument("--plain", action="store_true", help="no colours and no live line, as when piped")
     return common
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    try:
+        return clean_tags(tag for tag in text.split(",") if tag)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("tags takes ")) from None
 
 
 class _Adder:
@@ -144,6 +169,10 @@ class _Adder:
             parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")
         return parser
 
+    def below(self, parser: argparse.ArgumentParser, name: str, metavar: str) -> _Adder:
+        """For a command of several words: adds what may follow the first, which is kept as `name`."""
+        return _Adder(parser.add_subparsers(dest=name, metavar=metavar, required=True), self._common)
+
 
 def _add_reading(adder: _Adder) -> None:
     status = adder.add("status", "this device and its peers", json=True)
@@ -162,7 +191,7 @@ def _add_reading(adder: _Adder) -> None:
     ping.add_argument("-c", "--count", type=_positive, default=None, help="how many (4; with --until-direct 20)")
     ping.add_argument("-i", "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between pings (0.5)")
     ping.add_argument(
-        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, or network stack"
+        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, network stack, or peer API"
     )
     ping.add_argument("--size", type=_whole, default=0, metavar="BYTES", help="pad the probe, to test the path's MTU")
     ping.add_argument("--until-direct", action="store_true", help="stop once the path is direct; fail if it never is")
@@ -197,6 +226,21 @@ def _add_reading(adder: _Adder) -> None:
         help="whom to reach as well",
     )
     adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_names_and_lock(adder: _Adder) -> None:
+    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
+    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
+    dns.add_argument("name", nargs="?", help="with query: the name")
+    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
+    dns.add_argument(
+        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
+    )
+
+    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
+    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
+    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
+    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
 
 
 def _add_watching(adder: _Adder) -> None:
@@ -255,6 +299,14 @@ def _add_connecting(adder: _Adder) -> None:
         "--http", action="store_true", help="with --to: tell a web server who calls, in headers nobody can forge"
     )
     listen.add_argument("--once", action="store_true", help="end after the first connection")
+
+    ssh = adder.add("ssh", "OpenSSH to a peer, held to the keys that the tailnet knows of it")
+    ssh.add_argument("where", metavar="[USER@]HOST", help="name or address of the peer")
+    ssh.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for ssh, after the host: a command")
+    sshd = adder.add("sshd", "be an SSH server: the tailnet's policy decides who logs in")
+    sshd.add_argument("--shell", action="store_true", help="give a shell, sftp and forwards of this user")
+    for parser in (ssh, sshd):
+        parser.add_argument("--port", type=port, default=SSH_PORT, help=f"({SSH_PORT})")
 
 
 def _add_proxying(adder: _Adder) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale._config import auth_key_from_environment
+from tailscale._config import has_login_in_environment
 from tailscale._diagnostics import greet_control
 from tailscale.cli.findings import BAD, SKIP, Finding, bad, fault, found_by, good, warn
 from tailscale.cli.screen import Screen, in_time
@@ -57,7 +57,7 @@ async def device_checks(options: argparse.Namespace, screen: Screen, *, has_cont
 
 
 def _may_join(options: argparse.Namespace) -> bool:
-    if options.auth_key or auth_key_from_environment():
+    if options.auth_key or options.client_id or has_login_in_environment():
         return True
     where = state_path(options)
     try:

@@ -70,6 +70,9 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
         screen.say(("! ", "yellow"), first)
         for line in more:
             screen.say("  ", line)
+    if waiting := found.counters.levels.get("taildrop.waiting", 0):
+        told = "1 file waits" if waiting == 1 else f"{waiting} files wait"
+        _say_lines(screen, f"{told}: `pytailscale file get` fetches what was sent here")
     peers = [peer for peer in found.peers if peer.node.online or not options.online]
     screen.say()
     if not peers:

@@ -127,6 +127,15 @@ SECTIONS: dict[str, Section] = {
     "metrics": Section({"listen": _place(unix=False), "peers": YES_OR_NO}, ("listen",)),
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
+    "taildrop": Section(
+        {
+            "accept": YES_OR_NO,
+            "folder": TEXT,
+            "largest": _number(0, 1 << 62),
+            "quota": _number(0, 1 << 62),
+            "exists": _choice("rename", "replace", "refuse"),
+        }
+    ),
     "expose": Section(
         {"port": PORT, "to": _place(unix=False), "proxy_protocol": _number(0, 2)}, ("port", "to"), is_list=True
     ),

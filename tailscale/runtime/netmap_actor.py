@@ -23,7 +23,9 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
+from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
+from ts_control.wire import CapMap
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.tables import Tables
 from ts_tunnel.endpoint import Endpoint
@@ -45,8 +47,7 @@ async def run_netmap(
     Started again it tells everything anew: what an earlier life told, wholly or in part, is told over.
     """
     compiler = TablesCompiler()
-    exit_was_missing: bool | None = None
-    minutes_behind: int | None = None
+    exit_was_missing, minutes_behind, offloads = None, None, ALL_OFFLOADS
     known: NetMap | None = None
     with bus.subscribe(*HEARS, name="netmap") as inbox:
         task_status.started()
@@ -71,27 +72,45 @@ async def run_netmap(
                 await trio.lowlevel.checkpoint()
             dataplane.use_tables(tables)
             overlay.set_addresses(tables.own, trio.current_time())
-            if known is None:
-                endpoint.keep_peers(netmap.peers)
-                known = NetMap.empty()
-            changed, removed = peers_changed(known, netmap)
-            endpoint.change_peers({}, removed, trio.current_time())
-            for few in batched(changed, PEERS_PER_STEP):
-                endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
-                if len(few) == PEERS_PER_STEP:
-                    await trio.lowlevel.checkpoint()
-            for peer in restarted(known.peers, netmap.peers, changed):
-                endpoint.distrust_sessions(peer)
+            await _tell_peers(endpoint, known, netmap)
             known = netmap
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
             dataplane.kick()
+            offloads = _limit_offloads(dataplane, netmap.self_node.cap_map, offloads)
             if (minutes := round(netmap.clock_offset / 60)) != minutes_behind:
                 minutes_behind = minutes
                 _show_clock(Health(bus), minutes)
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
+
+
+async def _tell_peers(endpoint: Endpoint, known: NetMap | None, netmap: NetMap) -> None:
+    """Whose keys the tunnel takes: a few at a time, so that ten thousand of them hold nobody up."""
+    if known is None:
+        endpoint.keep_peers(netmap.peers)
+        known = NetMap.empty()
+    changed, removed = peers_changed(known, netmap)
+    endpoint.change_peers({}, removed, trio.current_time())
+    for few in batched(changed, PEERS_PER_STEP):
+        endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
+        if len(few) == PEERS_PER_STEP:
+            await trio.lowlevel.checkpoint()
+    for peer in restarted(known.peers, netmap.peers, changed):
+        endpoint.distrust_sessions(peer)
+
+
+def _limit_offloads(dataplane: Dataplane, attributes: CapMap, before: Offloads) -> Offloads:
+    """What control leaves us of the kernel's help: it knows kernels that damage what they segment or join."""
+    allowed = Offloads(
+        segmentation="disable-udp-gso" not in attributes,
+        coalescing="disable-udp-gro" not in attributes,
+        equal_tail="never-gso-equal-tail" not in attributes,
+    )
+    if allowed != before and dataplane.underlay.udp is not None:
+        dataplane.underlay.udp.limit(allowed)
+    return allowed
 
 
 def _show_name(health: Health, preferences: Preferences, given: str) -> None:

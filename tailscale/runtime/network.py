@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tailscale.runtime.host_ping import HostPing
-from tailscale.runtime.udp import HostUdp, HostUdpStatistics
+from tailscale.runtime.udp import HostUdp, HostUdpStatistics, Offloads
 from ts_base.errors import BadPacket
 from ts_base.ip import Prefix, format_address, is_tailscale_address, mask, parse_address
 from ts_base.optional import optional
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DirectRuns = list[DirectRun]
 SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
 
+LARGEST_RESOLV_CONF = 64 << 10
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
 
@@ -46,6 +47,9 @@ class UdpUnderlay(Protocol):
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
+
+    def limit(self, offloads: Offloads) -> None:
+        """Use no more of the kernel's help than this."""
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
@@ -81,6 +85,9 @@ class Network(Protocol):
         """Whether that host answers an echo request; PermissionError where this machine lets us ask nobody."""
 
     def interface_addresses(self) -> list[str]: ...
+    def nameservers(self) -> tuple[str, ...]:
+        """The addresses of the resolvers that this world's own programs ask."""
+
     def interface_prefixes(self) -> frozenset[Prefix]:
         """The networks that this machine is in, each address of its own among them, loopback and all."""
 
@@ -133,6 +140,9 @@ class HostNetwork:
     def interface_addresses(self) -> list[str]:
         return list_interface_addresses()
 
+    def nameservers(self) -> tuple[str, ...]:
+        return HOST_RESOLVERS.read()
+
     def interface_prefixes(self) -> frozenset[Prefix]:
         return list_interface_prefixes()
 
@@ -148,6 +158,42 @@ class HostNetwork:
 
     def entropy(self, length: int) -> bytes:
         return os.urandom(length)
+
+
+class ResolvConf:
+    """The resolvers of a resolv.conf, read anew when the file has changed."""
+
+    def __init__(self, path: str = "/etc/resolv.conf") -> None:
+        self._path = path
+        self._known: tuple[tuple[int, int], tuple[str, ...]] | None = None
+
+    def read(self) -> tuple[str, ...]:
+        """Empty where there is no such file, or nothing in it."""
+        try:
+            found = os.stat(self._path)
+            mark = found.st_mtime_ns, found.st_size
+            if self._known is None or self._known[0] != mark:
+                with open(self._path, encoding="utf-8", errors="replace") as file:
+                    self._known = mark, nameservers_in(file.read(LARGEST_RESOLV_CONF))
+        except OSError:
+            return ()
+        return self._known[1]
+
+
+def nameservers_in(text: str) -> tuple[str, ...]:
+    """The addresses that a resolv.conf names, as far as they are addresses."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                found.append(format_address(parse_address(words[1].partition("%")[0])))
+            except BadPacket:
+                continue
+    return tuple(dict.fromkeys(found))
+
+
+HOST_RESOLVERS = ResolvConf()
 
 
 def list_interface_addresses() -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tailscale.runtime.network import DirectRuns
-from tailscale.runtime.udp import HostUdpStatistics
+from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
 from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
 from ts_base.who import Direct, host_of, uplink_of
@@ -71,6 +71,9 @@ class VirtualUdp:
             source = self.host.uplinks.get(uplink_of(destination), self.host.address)
             target = host_of(destination), destination[1]
             self.host.network.carry((source, self.local_port), target, datagrams, self.drops)
+
+    def limit(self, offloads: Offloads) -> None:
+        """There is no kernel here that helps."""
 
     def take_unreachable(self) -> list[Direct]:
         return []  # what cannot arrive is lost without a word, as behind a router
@@ -131,6 +134,7 @@ class VirtualHost:
         self.tcp: dict[int, VirtualListener] = {}
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
+        self.resolvers: tuple[str, ...] = ()  # what stands in this machine's resolv.conf
         self.clock_ahead = 0.0  # seconds that this machine's clock is wrong by
         self.networks: tuple[str, ...] = ()  # prefixes that its interfaces are in, beside its own addresses
         self.may_ping = True  # whether its system lets programs send echo requests
@@ -189,6 +193,9 @@ class VirtualHost:
 
     def interface_addresses(self) -> list[str]:
         return list(self.uplinks.values()) or [self.address]
+
+    def nameservers(self) -> tuple[str, ...]:
+        return self.resolvers
 
     def interface_prefixes(self) -> frozenset[Prefix]:
         """Its own addresses, and the networks that it was told to be in."""

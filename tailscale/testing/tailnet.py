@@ -25,6 +25,7 @@ from ts_control.wire import Location, Service
 
 if TYPE_CHECKING:
     from tailscale.device import Device
+    from tailscale.testing.locking import TailnetLock
 
 INTRODUCTION = 5.0  # seconds a new device and its peers get to learn of each other
 
@@ -162,10 +163,20 @@ class Tailnet:
         """Wait until the devices that may know of each other do, so that tests need not."""
         server = self.control.server
         visible = server.visible_to(self.id_of(device))
+        if not self._is_signed(device):
+            return
         for other in self._hosts:
-            if other is not device and self._is_known(other, visible):
+            if other is not device and self._is_signed(other) and self._is_known(other, visible):
                 while not (_knows(device, other) and _knows(other, device)):  # noqa: ASYNC110 - two facts
                     await trio.sleep(0.002)
+
+    def _is_signed(self, device: Device) -> bool:
+        """Whether the tailnet's lock, if there is one, lets the device be a peer."""
+        server = self.control.server
+        try:
+            return server.lock.vouches_for(server.directory.find(self.id_of(device)))
+        except LookupError:
+            return False
 
     def _is_known(self, device: Device, visible: frozenset[int]) -> bool:
         try:
@@ -190,6 +201,7 @@ class Tailnet:
         It forwards to the hosts of this tailnet's internet that have an address of their own: `net.host("web",
         "198.51.100.7")`. `options` are Device's.
         """
+        options.setdefault("peerapi", False)  # its own resolver is played
         device = await self.device(hostname, advertise_routes=EVERYWHERE, **options)
         played = PlayedExit(device, {name.lower(): list(found) for name, found in (records or {}).items()})
         port = await self._devices.start(played.serve_dns)
@@ -285,13 +297,32 @@ class Tailnet:
         """Replace the policy, as HuJSON text or a mapping; None allows everything."""
         self.control.set_policy(policy)
 
+    def lock(self) -> TailnetLock:
+        """Lock the tailnet: those who are here are signed, those who come later are not until `sign`."""
+        from tailscale.testing.locking import TailnetLock
+
+        return TailnetLock(self.control, self._place.entropy, self.id_of)
+
     def dns(self, /, **settings: Any) -> None:
-        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`."""
+        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`, `filtered`."""
         self.control.do(self.control.server.set_dns, **settings)
 
     def approve_login(self, url: str, user: str = DEFAULT_USER) -> None:
         """What the person behind a login URL would do."""
         self.control.do(self.control.server.approve_login, url, user=user)
+
+    @property
+    def ssh_checks(self) -> tuple[str, ...]:
+        """The pages of logins over SSH that wait for somebody to approve them."""
+        return tuple(check.url for check in self.control.server.ssh_checks)
+
+    def approve_ssh(self, page: str) -> None:
+        """What the person behind the page of a login over SSH would do."""
+        self.control.do(self.control.server.decide_ssh, page)
+
+    def reject_ssh(self, page: str) -> None:
+        """What that person does about a login that nobody wanted."""
+        self.control.do(self.control.server.decide_ssh, page, approved=False)
 
     def expire(self, device: Device | str) -> None:
         """The device's key expires now."""

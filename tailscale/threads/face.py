@@ -48,6 +48,9 @@ class DeviceOptions(TypedDict, total=False):
     """The keyword arguments of `tailscale.Device`."""
 
     auth_key: AuthKey
+    client_id: str | None
+    id_token: AuthKey
+    audience: str | None
     control_url: str | None
     state: str | os.PathLike[str] | Store | NamedStore | None
     ephemeral: bool | None
@@ -65,6 +68,7 @@ class DeviceOptions(TypedDict, total=False):
     udp_port: int
     tls: ssl.SSLContext | None
     handle_sigterm: bool
+    peerapi: bool
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:

@@ -52,6 +52,13 @@ users = {alice = "secret"}
 [[mesh]]
 app = "notes"
 
+[taildrop]
+accept = true
+folder = "~/Downloads"
+largest = 1000000
+quota = 10000000
+exists = "replace"
+
 [metrics]
 listen = "127.0.0.1:9100"
 peers = true
@@ -69,11 +76,11 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "metrics"]
+    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "metrics"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
-    assert KINDS.keys() | {"mesh"} == SECTIONS.keys() - {"device", "log"}
+    assert KINDS.keys() | {"mesh", "taildrop"} == SECTIONS.keys() - {"device", "log"}
 
 
 @pytest.mark.parametrize(

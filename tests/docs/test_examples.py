@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from docs_world import World
 from snippets import ROOT, missing_library
 
 import tailscale
+from tailscale.dns import wire
 from tailscale.testing import Tailnet
 
 EXAMPLES = ROOT / "examples"
@@ -28,6 +30,7 @@ CLIENTS = [
     ("sync_client.py",     ["db", "5432"],      r"hello\n"),
     ("mesh_chat.py",       ["alice", "hello"],  r"chatting as alice, with nobody yet\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
+    ("taildrop.py",        ["targets"],         r"db +\S+ +online"),
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
@@ -36,6 +39,7 @@ SERVERS = [
     ("echo_server.py",     [],                   "echo",    7,    b"hello",         rb"hello"),
     ("http_serve.py",      [],                   "greeter", 80,   REQUEST,          rb'200 (.|\r\n)*"hello":"caller"'),
     ("uvicorn_serve.py",   [],                   "greeter2", 80,  REQUEST,          rb"hello caller"),
+    ("ssh_server.py",      [],                   "notes",   22,   b"",               rb"SSH-2.0-Tailscale"),
     ("proxy.py",           [],                  "proxy",   1080, REQUEST,          rb"HTTP/1.1 200 "),
     ("whois_auth.py",      ["admin@example.com"], "club",   4000, b"",              rb"not for you\n"),
     ("whois_auth.py",      ["user@tailnet.test"], "club",    4000, b"",              rb"welcome, caller\n"),
@@ -162,7 +166,21 @@ def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
 
 
 def test_no_example_is_left_out(world: World) -> None:
-    tried = {row[0] for row in (*CLIENTS, *SERVERS, *ROUTERS)}
+    tried = {row[0] for row in (*CLIENTS, *SERVERS, *ROUTERS)} | {"name_server.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tried
     listed = (EXAMPLES / "README.md").read_text()
     assert not [name for name in tried if f"[{name}]" not in listed]
+
+
+@pytest.mark.slow
+def test_name_server_example_answers(visitor: dict[str, str]) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "name_server.py"), "127.0.0.1", "0"]
+    with subprocess.Popen(command, env=visitor, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = re.search(r"(names\S*) is (100\.\S+); ask 127\.0\.0\.1 port (\d+)", process.stdout.readline())
+        assert said is not None
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            client.sendto(wire.encode_question(said[1], wire.A, 1), ("127.0.0.1", int(said[3])))
+            assert wire.decode_records_untrusted(client.recv(512))[1][0].body == said[2]
+        process.send_signal(signal.SIGTERM)
