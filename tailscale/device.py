@@ -365,8 +365,8 @@ class Device(OwnNode, AsyncWithOnly):
         ```python
         async def hello(request):
             if not request.caller.is_same_user:
-                return await request.answer(403, "not you\n")
-            await request.answer(200, f"hello {request.caller.node.hostname}\n")
+                return await request.answer(403, "not you\\n")
+            await request.answer(200, f"hello {request.caller.node.hostname}\\n")
 
 
         with device.answer_peers("/v0/hello", hello):

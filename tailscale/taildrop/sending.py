@@ -39,9 +39,10 @@ HASHES_PATIENCE = 60.0  # for all that the other side has of a file
 ANSWER_LIMIT = 64 << 10
 TOLD = 300  # characters of what the other side says, in an error
 DIAL_TIMEOUT = 30.0
-BROKEN = (ConnectionReset, ConnectionTimedOut, trio.BrokenResourceError)
+BROKEN = (ConnectionReset, ConnectionTimedOut, trio.BrokenResourceError, trio.ClosedResourceError)
 READERS = 2  # threads that read one transfer's files
 HOST = "peer"
+REFUSALS = {403: "not-allowed", 404: "nobody-takes-files"}
 Body = AsyncIterator[bytes]
 
 
@@ -182,8 +183,8 @@ class Sending:
                 await self._attempt(target, out, tally)
                 return
             except Answered as answered:
-                if answered.status == 403:
-                    raise TransferRefused("not-allowed", _why(answered, target)) from None
+                if answered.status in REFUSALS:
+                    raise TransferRefused(REFUSALS[answered.status], _why(answered, target)) from None
                 # Our own broken attempt may still be open over there; and a crowd goes by.
                 pause = next(pauses, None)
                 if pause is None or not (answered.status == 503 or (answered.status == 409 and has_broken)):
@@ -324,6 +325,8 @@ def _why(answered: Answered, target: Target) -> str:
                 "user and without tags, or the policy there grants https://tailscale.com/cap/file-send; and somebody "
                 "must take files there"
             )
+        case 404:
+            return f"{target.node.hostname} takes no files: no program there does (a taildrop.Inbox, or a daemon)"
         case 400:
             return f"the other side does not take that name: {told}"
         case 409:
