@@ -6,6 +6,7 @@ Owns those sentences. Refuses to know what a Device does.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -14,6 +15,7 @@ from tailscale.errors import NameNotFound, TailscaleError, WrongFace
 if TYPE_CHECKING:
     from tailscale.nodes import Peers
 
+log = logging.getLogger("tailscale")
 P = ParamSpec("P")
 T = TypeVar("T")
 WHICH = (
@@ -68,6 +70,12 @@ def nor_here(host: str, peers: Peers) -> NameNotFound | None:
     return NameNotFound(host, close, detail="nor could this machine's network reach it") if close else None
 
 
+def brief(error: TailscaleError) -> TailscaleError:
+    """The error without the way it came, to be raised `from error.__cause__`; the way is in the log at DEBUG."""
+    log.debug("the program gets: %s", error, exc_info=error)
+    return error.with_traceback(None)
+
+
 def briefly(verb: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """An error that a program may meet says where the program was, not through which files of ours it came."""
 
@@ -76,6 +84,6 @@ def briefly(verb: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, 
         try:
             return await verb(*args, **kwargs)
         except TailscaleError as error:
-            raise error.with_traceback(None) from error.__cause__
+            raise brief(error) from error.__cause__
 
     return call

@@ -26,25 +26,26 @@ from tailscale._config import (
     AuthKey,
     Config,
     Preferences,
-    auth_key_from_environment,
+    checked,
     clean_hostname,
     clean_routes,
     clean_tags,
     control_url_from_environment,
     default_hostname,
-    key_or_its_file,
-    rig_flag_from_environment,
+    logins,
 )
-from tailscale._faces import AsyncWithOnly, briefly, wrong_face
+from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
+from tailscale.forwarding import ForwardLimits
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
+from tailscale.runtime.id_tokens import ask_for_id_token
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
@@ -55,10 +56,15 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.dial.name_service import NameServer
+    from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.forwarding import Forwarding, OnFlow
+    from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
+    from tailscale.runtime.ssh_ground import SshGround
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import (
         ExitNode,
@@ -91,7 +97,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     - `hostname`: the name in the tailnet; `$TS_HOSTNAME`, then a clean form of the machine's name.
     - `auth_key`: text, `file:` and a path, or a callable (sync or async) that returns it; `$TS_AUTHKEY`, then
-      `$TS_AUTH_KEY`.
+      `$TS_AUTH_KEY`, then `$TS_CLIENT_SECRET`. An OAuth client's secret makes a key for these `tags`.
+    - `client_id`, with `id_token` or `audience`: log in as a workload. The token is given as a key is, or found by its
+      audience in GitHub Actions and Google Cloud; `$TS_CLIENT_ID`, `$TS_ID_TOKEN`, `$TS_AUDIENCE`.
     - `control_url`: the coordination server; `$TS_CONTROL_URL`, then Tailscale's own.
     - `state`: a directory, a file or a `Store` that keeps the identity between runs; None keeps it in memory.
     - `ephemeral`: ask to be forgotten after leaving; by default exactly when `state` is None.
@@ -99,6 +107,9 @@ class Device(OwnNode, AsyncWithOnly):
     - `accept_routes`: use the subnets that peers route for others.
     - `exit_node`: the peer through which everything else goes: its name, address or id.
     - `advertise_routes`: subnets of this machine to forward the tailnet's TCP and UDP to, once control approved them.
+    - `advertise_exit_node`: offer to be an exit node: to carry what peers that choose so send to the internet.
+    - `forward`: how much is carried for others at most, a `ForwardLimits`.
+    - `on_flow`: asked for every flow that peers want carried; it may take or refuse it, see `IncomingFlow`.
     - `shields_up`: let nobody open a connection to this device.
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
@@ -113,6 +124,9 @@ class Device(OwnNode, AsyncWithOnly):
         hostname: str | None = None,
         *,
         auth_key: AuthKey = None,
+        client_id: str | None = None,
+        id_token: AuthKey = None,
+        audience: str | None = None,
         control_url: str | None = None,
         state: str | os.PathLike[str] | Store | NamedStore | None = None,
         ephemeral: bool | None = None,
@@ -120,6 +134,9 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool = True,
         exit_node: str | None = None,
         advertise_routes: Sequence[str] = (),
+        advertise_exit_node: bool = False,
+        forward: ForwardLimits | None = None,
+        on_flow: OnFlow | None = None,
         shields_up: bool = False,
         on_login_url: Callable[[str], Any] | None = None,
         login_timeout: float = DEFAULT_LOGIN_TIMEOUT,
@@ -132,16 +149,19 @@ class Device(OwnNode, AsyncWithOnly):
         guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=Preferences(
-                hostname=clean_hostname(hostname) if hostname else default_hostname(),
-                tags=clean_tags(tags),
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_routes=clean_routes(advertise_routes),
-                shields_up=shields_up,
-                wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+            preferences=checked(
+                Preferences(
+                    hostname=clean_hostname(hostname) if hostname else default_hostname(),
+                    tags=clean_tags(tags),
+                    accept_routes=accept_routes,
+                    exit_node=exit_node,
+                    advertise_routes=clean_routes(advertise_routes),
+                    advertise_exit_node=advertise_exit_node,
+                    shields_up=shields_up,
+                    wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+                )
             ),
-            auth_key=key_or_its_file(auth_key if auth_key is not None else auth_key_from_environment()),
+            **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
@@ -150,15 +170,14 @@ class Device(OwnNode, AsyncWithOnly):
             tls=tls,
             handle_sigterm=handle_sigterm,
             peerapi=peerapi,
-            relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
-            never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
+            forward=forward or ForwardLimits(),
+            on_flow=on_flow,
         )
         self._store = open_store(state)
         self._network: Network = HostNetwork()
         self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._process, self._closed = OwnProcess(), False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -184,7 +203,7 @@ class Device(OwnNode, AsyncWithOnly):
             await self._runtime.start()
         except TailscaleError as error:
             self._closed = True
-            raise error.with_traceback(None) from error.__cause__
+            raise brief(error) from error.__cause__
         except BaseException:
             self._closed = True
             raise
@@ -263,6 +282,17 @@ class Device(OwnNode, AsyncWithOnly):
         return Peers(self._ready().directory.netmap)
 
     @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it: whether there is one, who may sign, and who is locked out.
+
+        ```python
+        lock = device.lock
+        print(lock.enabled, lock.our_node_signed, [one.node.hostname for one in lock.hidden_peers])
+        ```
+        """
+        return self._ready().lock_status()
+
+    @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name.
 
@@ -273,6 +303,17 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return diagnostics.exit_nodes(runtime.directory, runtime.reach)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What is carried for others at this moment: which routes, how much, and what was refused and why.
+
+        ```python
+        print(device.forwarding.approved, device.forwarding.flows, device.forwarding.refused)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.forwarding(runtime.directory, runtime.forwarding)
 
     # Connections
 
@@ -478,6 +519,37 @@ class Device(OwnNode, AsyncWithOnly):
         return await dialer.resolver.records(name, type, dialer.peer_named(via))
 
     @briefly
+    async def dns_query(self, name: str, type: str = "A") -> DnsReply:
+        """One DNS question, answered as programs that ask 100.100.100.100 are answered: code, records, resolvers.
+
+        `resolve_all` gives every address of a node; this one what upstream's resolver would say.
+
+        ```python
+        reply = await device.dns_query("db.tailnet.test", "AAAA")
+        print(reply.code, reply.answers)
+        ```
+        """
+        from tailscale.dial.dns_question import ask
+
+        runtime = self._ready()
+        return await ask(runtime.dialer.resolver, runtime.responder, name, type)
+
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
+        """Be a DNS server on an address of this machine, UDP and TCP: for containers, and for `resolv.conf`.
+
+        It knows what `resolve` knows. Whoever reaches the port may ask.
+
+        ```python
+        async with device.name_server() as server:
+            print(server.host, server.port)
+        ```
+        """
+        from tailscale.dial.name_service import open_name_server
+
+        runtime = self._ready()
+        return Opening(open_name_server(host, port, runtime.responder, runtime.spawn))
+
+    @briefly
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
 
@@ -519,9 +591,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     @briefly
     async def ping(self, host: str, kind: PingKind = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
-        """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
+        """Reach a peer: `disco` probes the path, `tsmp` the tunnel, `icmp` the network stack, `peerapi` the peer API.
 
-        `size` pads the probe. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
+        `size` pads the probes below TCP. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
 
         ```python
         pong = await device.ping("db")
@@ -702,6 +774,19 @@ class Device(OwnNode, AsyncWithOnly):
         """
         self._ready().spawn(function, *arguments)
 
+    def ssh_ground(self) -> SshGround:
+        """What an SSH server on this device stands on: `tailscale.ssh.serve_ssh`, or one of your own.
+
+        ```python
+        rules = device.ssh_ground().rules()
+        print(rules.policy)
+        ```
+        """
+        from tailscale.runtime.ssh_ground import SshGround  # few serve
+
+        runtime = self._ready()
+        return SshGround(runtime.bus, runtime.directory, runtime.control, runtime.network.wall_clock)
+
     # Changing our mind
 
     async def set(
@@ -712,6 +797,7 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool | None = None,
         exit_node: str | None = "",
         advertise_routes: Sequence[str] | None = None,
+        advertise_exit_node: bool | None = None,
         shields_up: bool | None = None,
     ) -> None:
         """Change preferences while running; what is not named stays. `exit_node=None` stops using one.
@@ -726,6 +812,7 @@ class Device(OwnNode, AsyncWithOnly):
             "tags": None if tags is None else clean_tags(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
+            "advertise_exit_node": advertise_exit_node,
             "shields_up": shields_up,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
@@ -733,7 +820,7 @@ class Device(OwnNode, AsyncWithOnly):
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
-        runtime.set_preferences(replace(runtime.directory.preferences, **changes))
+        runtime.set_preferences(checked(replace(runtime.directory.preferences, **changes)))
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.
@@ -742,6 +829,19 @@ class Device(OwnNode, AsyncWithOnly):
         nobody opens that in time.
         """
         await self._ready().login()
+
+    @briefly
+    async def id_token(self, audience: str) -> str:
+        """A token signed by the control server that says to `audience` which node this is: workload identity elsewhere.
+
+        Raises `ControlUnreachable` without a connection, `ControlProtocolError` where the server signs none: Headscale
+        does not.
+
+        ```python
+        token = await device.id_token("sts.example.com")
+        ```
+        """
+        return await ask_for_id_token(self._ready().control, audience)
 
     async def logout(self) -> None:
         """Leave the tailnet: the node key is given back and peers forget us.

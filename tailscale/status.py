@@ -22,7 +22,7 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
-PingKind = Literal["disco", "tsmp", "icmp"]
+PingKind = Literal["disco", "tsmp", "icmp", "peerapi"]
 PING_KINDS = get_args(PingKind)
 PathKind = Literal["", "direct", "relay", "peer relay"]
 
@@ -56,7 +56,7 @@ class PathInfo(str):
         return page(self or "no path is known", {})
 
 
-def milliseconds(seconds: float | None) -> str:
+def _milliseconds(seconds: float | None) -> str:
     """A latency in words; "" for none."""
     return f"{seconds * 1000:.1f} ms" if seconds is not None else ""
 
@@ -115,13 +115,13 @@ class PeerStatus:
     """Seconds since it was asked for a handshake that it has not answered; None when it owes none."""
 
     def __repr__(self) -> str:
-        known = (self.node.hostname, self.node.presence, self.path, milliseconds(self.latency))
+        known = (self.node.hostname, self.node.presence, self.path, _milliseconds(self.latency))
         return for_terminal(f"<PeerStatus {' '.join(filter(None, known))}>")
 
     def _repr_html_(self) -> str:
         from tailscale.as_html import page
 
-        facts = {"path": str(self.path), "latency": milliseconds(self.latency)}
+        facts = {"path": str(self.path), "latency": _milliseconds(self.latency)}
         traffic = f"{self.bytes_received} bytes received, {self.bytes_sent} sent"
         return page(self.node.name, self.node.facts() | facts | {"traffic": traffic})
 
@@ -317,7 +317,7 @@ class Status:
                 peer.node.ipv4 or peer.node.ipv6 or "",
                 peer.node.presence,
                 str(peer.path) if peer.handshake_age is not None else "",
-                milliseconds(peer.latency),
+                _milliseconds(peer.latency),
                 ", ".join(peer.node.tags) or peer.node.user,
             )
             for peer in self.peers
@@ -358,7 +358,7 @@ class PingResult:
 
     def __str__(self) -> str:
         who = f"{self.node.hostname} answered" if self.node is not None else "answered"
-        return for_terminal(f"{who} in {milliseconds(self.latency)} by {self.path or 'an unknown path'}")
+        return for_terminal(f"{who} in {_milliseconds(self.latency)} by {self.path or 'an unknown path'}")
 
     def __repr__(self) -> str:
         return f"<PingResult {self}>"
@@ -409,7 +409,7 @@ class NetcheckReport:
         return page(
             "the network here",
             facts,
-            table(("relay", "latency"), [(code, milliseconds(took)) for code, took in ranked]),
+            table(("relay", "latency"), [(code, _milliseconds(took)) for code, took in ranked]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -433,6 +433,12 @@ class Identity:
     user: str
     capabilities: dict[str, Any]
     """What the tailnet's policy grants this caller towards us, by capability name."""
+    display_name: str = ""
+    """The user's own name, where the control server tells it."""
+    picture: str = ""
+    """The address of a picture of the user's, likewise."""
+    groups: tuple[str, ...] = ()
+    """The user's groups, where the control server tells them."""
 
     def __repr__(self) -> str:
         return for_terminal(f"<Identity {self.node.hostname} of {self.user or 'nobody'}>")
@@ -440,8 +446,18 @@ class Identity:
     def _repr_html_(self) -> str:
         from tailscale.as_html import page
 
-        return page(self.node.name, self.node.facts() | {"grants": ", ".join(self.capabilities)})
+        return page(
+            self.node.name,
+            self.node.facts() | {"groups": ", ".join(self.groups), "grants": ", ".join(self.capabilities)},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"node": self.node.to_dict(), "user": self.user, "capabilities": self.capabilities}
+        known = {
+            "node": self.node.to_dict(),
+            "user": self.user,
+            "display_name": self.display_name,
+            "picture": self.picture,
+            "capabilities": self.capabilities,
+        }
+        return known | ({"groups": list(self.groups)} if self.groups else {})

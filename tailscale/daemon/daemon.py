@@ -14,13 +14,14 @@ from typing import Any
 
 import trio
 
+from tailscale._config import clean_routes, clean_tags
 from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
 from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls
 from tailscale.daemon.door import Door
 from tailscale.daemon.frames import PROTOCOL
-from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
+from tailscale.daemon.keeper import LOGIN, Keeper, MakeDevice, Wishes
 from tailscale.daemon.localapi import LocalApi
 from tailscale.daemon.log import LEVELS, LOG_FILES, LOG_SIZE, DaemonLog
 from tailscale.daemon.meshes import Meshes
@@ -42,10 +43,12 @@ from tailscale.state_file import MemoryStore, NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
-ASKED = ("hostname", "auth_key", "control_url", "app")
+ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
+ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool}  # a device that runs takes them as it is
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
+    "advertise_exit_node": False,
     "advertise_routes": (),
     "exit_node": None,
     "shields_up": False,
@@ -209,13 +212,24 @@ class Daemon:
 
     async def _up(self, question: Question) -> Answer:
         options = await question.json()
+        live = {name: options.pop(name) for name in ASKED_LIVE if name in options}
+        for name, value in live.items():
+            if type(value) is not ASKED_LIVE[name]:
+                raise ValueError(f"`up` takes {name} as a {ASKED_LIVE[name].__name__}")
         for name, value in options.items():
             if name not in ASKED or not isinstance(value, str):
                 raise ValueError(f"`up` takes {', '.join(ASKED)}, each a text, not {name}")
+        if "tags" in options:
+            options["tags"] = clean_tags(options["tags"].split(","))
         app = options.pop("app", None)
         if app is not None and app not in self._apps:
             self._apps.append(app)
             self._want_parts()
+        if "advertise_routes" in live:
+            live["advertise_routes"] = clean_routes(live["advertise_routes"])
+        if live and self.keeper.has_device and self.keeper.is_ready:
+            await self.keeper.device.set(**live)
+        self.keeper.wishes.options |= live
         await self.keeper.start(**options)
         return json_answer({})
 

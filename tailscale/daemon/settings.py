@@ -117,6 +117,7 @@ SECTIONS: dict[str, Section] = {
             "accept_routes": YES_OR_NO,
             "exit_node": TEXT,
             "advertise_routes": _routes,
+            "advertise_exit_node": YES_OR_NO,
             "shields_up": YES_OR_NO,
             "udp_port": _number(0, 65535),
         }
@@ -192,6 +193,9 @@ def _faults_of(
             faults.append(Fault(where, f"{brackets} has no {key}{_nearest(key, section.keys)}"))
         elif wanted := check(value):
             faults.append(Fault(where, f"{key} must be {wanted}"))
+    if table.get("exit_node") and table.get("advertise_exit_node") is True:
+        where = lines.key(name, number, "advertise_exit_node")
+        faults.append(Fault(where, "a device uses an exit node or is one: leave exit_node or advertise_exit_node out"))
     missing = [key for key in section.required if key not in table]
     if missing:
         faults.append(Fault(lines.section(name, number), f"{brackets} needs {' and '.join(missing)}"))

@@ -42,6 +42,8 @@ def describe(identity: Identity) -> Caller:
         "hostname": node.hostname,
         "addresses": list(node.addresses),
         "user": None if node.tags else identity.user or None,
+        "name": "" if node.tags else identity.display_name,
+        "picture": "" if node.tags else identity.picture,
         "tags": list(node.tags),
         "capabilities": identity.capabilities,
     }
@@ -61,7 +63,8 @@ def identity_headers(caller: Caller | None) -> Headers:
     """What an app behind `tailscale serve` reads, of people only."""
     if caller is None or not caller["user"]:
         return []
-    return [(b"tailscale-user-login", _header_text(caller["user"]))]
+    told = {b"login": caller["user"], b"name": caller["name"], b"profile-pic": caller["picture"]}
+    return [(b"tailscale-user-" + key, _header_text(value)) for key, value in told.items() if value]
 
 
 def _header_text(text: str) -> bytes:

@@ -45,7 +45,7 @@ class Upstream:
         self.key = key
         self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=head)
         self.is_used = False
-        self.idle = idle
+        self._idle = idle
 
     @property
     def is_alive(self) -> bool:
@@ -74,7 +74,7 @@ class Upstream:
             event = self.http.next_event()
             if event is not h11.NEED_DATA:
                 return event
-            with trio.fail_after(self.idle):
+            with trio.fail_after(self._idle):
                 self.http.receive_data(bytes(await self.stream.receive_some()))
 
 
@@ -121,7 +121,7 @@ class Exchange:
         try:
             await self._to_upstream(request)
             while True:
-                event = await self._wire.next_event(self._upstream.idle)
+                event = await self._wire.next_event(self._wire.limits.stall_timeout)
                 if isinstance(event, h11.EndOfMessage):
                     await self._to_upstream(self._end_of(event, http_rules.is_coded(list(request.headers))))
                     break

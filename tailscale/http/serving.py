@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import trio
 
@@ -29,6 +29,7 @@ from tailscale.threads.face import DeviceFace, thread_of
 
 if TYPE_CHECKING:
     import ssl
+    from typing import Unpack
 
     from tailscale import aio, sync
     from tailscale.http.wsgi import Wsgi
@@ -38,34 +39,32 @@ Shutdown = trio.Event | asyncio.Event | threading.Event
 Started = Callable[[str], object]
 
 
+class ServeOptions(TypedDict, total=False):
+    """The keyword arguments of `serve`, for its signatures by device."""
+
+    host: str | None
+    tls: ssl.SSLContext | None
+    limits: Limits | None
+    shutdown: Shutdown | None
+    visits: Visits | None
+    announce: str
+    started: Started | None
+    task_status: trio.TaskStatus[str]
+
+
 @overload
 def serve(
     app: AsgiApp | ReverseProxy,
     device: Device | aio.Device,
     port: int = 80,
-    *,
-    host: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
-    shutdown: Shutdown | None = None,
-    visits: Visits | None = None,
-    announce: str = "",
-    started: Started | None = None,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    **options: Unpack[ServeOptions],
 ) -> Coroutine[Any, Any, None]: ...
 @overload
 def serve(
     app: AsgiApp | ReverseProxy,
     device: sync.Device,
     port: int = 80,
-    *,
-    host: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
-    shutdown: Shutdown | None = None,
-    visits: Visits | None = None,
-    announce: str = "",
-    started: Started | None = None,
+    **options: Unpack[ServeOptions],
 ) -> None: ...
 def serve(
     app: AsgiApp | ReverseProxy,
@@ -107,14 +106,7 @@ def serve_wsgi(
     *,
     threads: int = DEFAULT_THREADS,
     largest_body: int = LARGEST_BODY,
-    host: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
-    shutdown: Shutdown | None = None,
-    visits: Visits | None = None,
-    announce: str = "",
-    started: Started | None = None,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    **options: Unpack[ServeOptions],
 ) -> Coroutine[Any, Any, None]: ...
 @overload
 def serve_wsgi(
@@ -124,13 +116,7 @@ def serve_wsgi(
     *,
     threads: int = DEFAULT_THREADS,
     largest_body: int = LARGEST_BODY,
-    host: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
-    shutdown: Shutdown | None = None,
-    visits: Visits | None = None,
-    announce: str = "",
-    started: Started | None = None,
+    **options: Unpack[ServeOptions],
 ) -> None: ...
 def serve_wsgi(
     app: Wsgi,

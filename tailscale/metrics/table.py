@@ -242,6 +242,9 @@ METRICS: tuple[Metric, ...] = (
 
     _gauge("pytailscale_peers", "Peers",
            "Peers in the netmap.", _presence, "presence"),
+    _gauge("pytailscale_lock_hidden_peers", "Peers",
+           "Nodes that are no peers: nobody whom the tailnet's lock trusts signed them.",
+           _level("control.lock.hidden_peers")),
     _gauge("pytailscale_tunnel_sessions", "Peers",
            "WireGuard sessions.", _level("tunnel.sessions")),
     _gauge("pytailscale_peer_paths", "Paths",
@@ -267,6 +270,13 @@ METRICS: tuple[Metric, ...] = (
            "Open flows carried for others.", _levels(FORWARDED_FLOWS), "protocol"),
     _counter("pytailscale_forwarded_bytes_total", "Forwarding for others",
              "Bytes carried for others, into the tailnet and out of it.", _levels(FORWARDED_BYTES), "direction"),
+
+    _counter("pytailscale_peerapi_requests_total", "Peer API and names",
+             "Requests of peers to the peer API.", _level("peerapi.requests")),
+    _gauge("pytailscale_peerapi_connections", "Peer API and names",
+           "Connections of peers to the peer API.", _level("peerapi.connections")),
+    _counter("pytailscale_dns_queries_total", "Peer API and names",
+             "Questions to this device as a DNS server.", _level("dns.queries")),
 
     _gauge("pytailscale_proxy_open", "Proxies",
            "What is open on all proxies together.", _levels(PROXY_OPEN), "what"),
@@ -302,6 +312,11 @@ METRICS: tuple[Metric, ...] = (
              "Files that have arrived.", _level("taildrop.files")),
     _counter("pytailscale_taildrop_file_bytes_total", "Files of Taildrop",
              "Bytes of files, sent and received.", _below("taildrop.bytes."), "direction"),
+
+    _gauge("pytailscale_ssh_connections", "SSH",
+           "Connections of the SSH server, those included that are logging in.", _level("ssh.connections")),
+    _gauge("pytailscale_ssh_sessions", "SSH",
+           "Sessions of the SSH server.", _level("ssh.sessions")),
 
     _counter("pytailscale_peer_received_bytes_total", "Bytes received, by peer",
              "Bytes received from a peer.", _of_peers(lambda peer: peer.bytes_received), *PEER_LABELS, each_peer=True),

@@ -74,6 +74,10 @@ class Directory:
             raise DeviceNotReady("the control server has not said yet who we are")
         return node_from_wire(netmap.self_node, netmap)
 
+    @property
+    def own_addresses(self) -> tuple[bytes, ...]:
+        return self._engine.tables.own
+
     def is_ours(self, address: bytes) -> bool:
         return address in self._engine.tables.own
 
@@ -135,6 +139,14 @@ class Directory:
         """The node that has this address, or routes it."""
         node, netmap = self.wire_node(address), self.netmap
         return node_from_wire(node, netmap) if node is not None and netmap is not None else None
+
+    def profile_of(self, address: bytes) -> wire.UserProfile:
+        """What control says of the user of the node at this address; a tagged node has none."""
+        node, netmap = self.wire_node(address), self.netmap
+        if netmap is None or node is None or node.tags:
+            return wire.UserProfile()
+        known = netmap.user_profiles.get(node.user)
+        return known if known is not None else wire.UserProfile()
 
     def offer_of(self, address: bytes) -> tuple[Node, str, bool] | None:
         """A peer that would route `address`, by which route, and whether that is approved: the narrowest there is."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
+from tailscale._green import who_patched
 from tailscale._process import TERMINATION, OwnProcess
 from tailscale.carry import LOST, Splice
-from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
+from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError, WrongFace
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -105,6 +106,8 @@ class LoopThread:
         if self._thread is not None:
             what = "has been closed" if self.ended.done() else "is being opened already"
             raise DeviceClosed(f"this Device {what}, and one can be opened once: make a new one")
+        if sentence := who_patched():
+            raise WrongFace(sentence)
         self._device = self._make_device()
         self._process = OwnProcess()
         if self._handle_sigterm:  # here, where it may be the main thread; the device itself is in another

@@ -148,8 +148,23 @@ def _sock_connect(dials: ProgramDials, original: Any) -> Any:
     return sock_connect
 
 
+def _loop_getaddrinfo(dials: ProgramDials, original: Any) -> Any:
+    """For uvloop, which resolves in C."""
+
+    async def getaddrinfo(self: asyncio.AbstractEventLoop, host: Any, port: Any, **options: Any) -> Any:
+        if is_name(host) and dials.takes(text_of(host)):
+            look_up = functools.partial(socket.getaddrinfo, host, port, **options)
+            return await self.run_in_executor(None, look_up)
+        try:
+            return await original(self, host, port, **options)
+        except socket.gaierror as unknown:
+            raise dials.nor_here(host) or unknown from None
+
+    return getaddrinfo
+
+
 def _create_connection(dials: ProgramDials, original: Any) -> Any:
-    """For uvloop, which resolves and dials in C."""
+    """For uvloop, which dials in C too."""
 
     async def create_connection(
         self: asyncio.AbstractEventLoop, factory: Any, host: Any = None, port: Any = None, **options: Any
@@ -157,8 +172,8 @@ def _create_connection(dials: ProgramDials, original: Any) -> Any:
         if not host or not dials.takes(text_of(host)):
             return await original(self, factory, host, port, **options)
         asked = {name: options.pop(name, 0) for name in ("family", "proto", "flags")}
-        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, **asked)
-        family, kind, proto, _, address = (await self.run_in_executor(None, look_up))[0]
+        found = await self.getaddrinfo(host, port, type=socket.SOCK_STREAM, **asked)
+        family, kind, proto, _, address = found[0]
         sock = socket.socket(family, kind, proto)
         try:
             sock.setblocking(False)
@@ -191,6 +206,7 @@ def _places() -> Iterator[tuple[Any, str, Make]]:
     yield from PLACES
     uvloop = sys.modules.get("uvloop")
     if uvloop is not None:
+        yield uvloop.Loop, "getaddrinfo", _loop_getaddrinfo
         yield uvloop.Loop, "sock_connect", _sock_connect
         yield uvloop.Loop, "create_connection", _create_connection
 

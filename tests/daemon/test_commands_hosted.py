@@ -30,7 +30,7 @@ from tailscale.notebook import Refused, Tailnet
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
-    "exits": ["any"],
+    "exits": ["any"], "dns": ["query", "db"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 OF_FILES = {"file"}  # test_file_commands.py
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_the_command_in_the_daemon(state: list[str], daemon: Daemon,
     wait_until(lambda: daemon.calls.under_way == 0)
 
 
-@pytest.mark.parametrize("whose", ["daemon", "own"])
+@pytest.mark.parametrize("whose", ["daemon", pytest.param("own", marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_ping_says_what_came_of_it(whose: str, state: list[str], net: World, tmp_path: Path) -> None:
     own = ["--state", str(tmp_path), "--control-url", net.url, "--auth-key", net.auth_key]
     which = state if whose == "daemon" else own

@@ -26,7 +26,7 @@ import tailscale
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
-    *("capturing", "explanation"),
+    *("capturing", "explanation", "forwarding"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
     *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
 )
@@ -56,6 +56,7 @@ FACES = {
 NOT_REQUIRED = (
     "aiohttp",
     "asyncpg",
+    "asyncssh",
     "distributed",
     "fastapi",
     "flask",
@@ -91,7 +92,14 @@ class Snippet:
     @property
     def is_whole(self) -> bool:
         """Whether the page calls it a whole program, or it looks like one."""
-        return "whole program" in self.above.lower() or self.calls_main
+        is_called_so = "whole program" in self.above.lower()
+        return is_called_so or self.calls_main or (self.word == "forever" and self.stands_alone)
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it waits for nothing at the top, and makes its device itself."""
+        code = compile(self.source, str(self), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return not code.co_flags & CO_COROUTINE and not _wants(ast.parse(self.source), "device")
 
     @property
     def calls_main(self) -> bool:

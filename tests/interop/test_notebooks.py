@@ -167,8 +167,7 @@ def test_an_interrupted_join_leaves_the_magic_usable(
     pressing.start()
     _, waiting, up = run(
         tmp_path,
-        "%load_ext tailscale\nimport os, pathlib, tailscale.notebook",
-        "class Told(type(tailnet)): pass\n"
+        "%load_ext tailscale\nimport os, pathlib",
         f"tailnet._show = lambda page: pathlib.Path({str(told) + '.part'!r}).write_text(str(os.getpid())) and "
         f"os.rename({str(told) + '.part'!r}, {str(told)!r})\n"
         "%tailnet up note",

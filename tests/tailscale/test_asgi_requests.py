@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -424,3 +425,21 @@ async def test_device_that_closes_ends_the_server(tailnet: Tailnet, caplog: pyte
         async with trio.open_nursery() as nursery, tailnet.device("web") as device:
             await nursery.start(serve, hello, device)
             nursery.cancel_scope.cancel()
+
+
+async def test_app_that_wants_asyncio_is_told_so(tailnet: Tailnet, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" and has_none:
+            raise RuntimeError("no lifespan")
+        await asyncio.sleep(0.001)
+
+    has_none = False
+    with pytest.raises(ExceptionGroup) as failed:
+        async with site(tailnet, app):
+            pass
+    assert failed.group_contains(LifespanFailed, match=r"wants asyncio, .* tailscale\.aio\.Device", depth=1)
+    has_none = True
+    async with site(tailnet, app) as s:
+        assert (await s.client.get("/")).status_code == 500
+    assert "the app failed on GET /: the app wants asyncio" in caplog.text
+    assert "Traceback" not in caplog.text

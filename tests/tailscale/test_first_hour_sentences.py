@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ ROWS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: host_and_port("db:7", None), TypeError, r"host and port are two things: 'db', 7, not 'db:7'"),
     (lambda: host_and_port("db", None), TypeError, r"a connection needs a port too: 'db', 5432"),
     (lambda: host_and_port("db", "7"), TypeError, r"port is a number: 7, not '7'"),  # type: ignore[arg-type]
-    (lambda: sync.Device(hostnme="x"), TypeError, r"a Device takes no hostnme=: it takes auth_key, control_url"),  # type: ignore[call-arg]
+    (lambda: sync.Device(hostnme="x"), TypeError, r"a Device takes no hostnme=: it takes auth_key, client_id"),  # type: ignore[call-arg]
     (lambda: aio.Device("x", authkey="k"), TypeError, r"a Device takes no authkey=: it takes auth_key"),  # type: ignore[call-arg]
     (lambda: sync.Device(7), TypeError, r'hostname is text, such as "worker", not 7'),  # type: ignore[arg-type]
     (lambda: tailscale.Device(7), TypeError, r'hostname is text, such as "worker", not 7'),  # type: ignore[arg-type]
@@ -183,6 +184,27 @@ async def test_a_failed_dial_shows_the_program_and_not_our_files(autojump_clock:
         assert len(frames_of_ours(caught.value)) <= 2
 
 
+async def test_the_way_an_error_came_is_in_the_log(tailnet: Tailnet, caplog: pytest.LogCaptureFixture) -> None:
+    a = await tailnet.device("a")
+    with caplog.at_level("DEBUG", "tailscale"), pytest.raises(tailscale.NameNotFound):
+        await a.tcp_connect("nobody", 80)
+    assert "dialing.py" in caplog.text
+    assert "the program gets: no node or record is called 'nobody'" in caplog.text
+
+
+def enter_plain_device(control_url: str) -> None:
+    with sync.Device("x", control_url=control_url, auth_key="tskey-auth-wrong"):
+        pass
+
+
+def enter_asyncio_device(control_url: str) -> None:
+    async def main() -> None:
+        async with aio.Device("x", control_url=control_url, auth_key="tskey-auth-wrong"):
+            pass
+
+    asyncio.run(main())
+
+
 def test_a_failed_dial_in_plain_threads_is_short() -> None:
     with (
         TailnetThread() as threaded,
@@ -192,6 +214,13 @@ def test_a_failed_dial_in_plain_threads_is_short() -> None:
         with pytest.raises(tailscale.NameNotFound) as caught:
             s.connect("nobody.tailnet.test", 80)
         assert len(frames_of_ours(caught.value)) <= 4
+        with s.take_dials(), pytest.raises(OSError) as dialled:
+            socket.create_connection(("pear.tailnet.test", 9))
+        assert len(frames_of_ours(dialled.value)) <= 4
+        for enter in (enter_plain_device, enter_asyncio_device):
+            with pytest.raises(tailscale.AuthKeyRejected) as refused:
+                enter(threaded.control_url)
+            assert len(frames_of_ours(refused.value)) <= 2
         assert "concurrent" not in "".join(traceback.format_exception(caught.value))
         introduce(pear, s)
         with pytest.raises(tailscale.NameNotFound, match=r"'paer' \(nor could this machine.*did you mean 'pear'\?"):

@@ -163,6 +163,8 @@ def test_a_listening_socket_is_known_by_both_its_addresses(pair: Pair) -> None:
             assert identity is not None
             assert identity.node.hostname == "left"
             assert source[0] == ("127.0.0.1" if rebuild else left.ipv4)
+            assert accepted.proto == socket.IPPROTO_TCP, "or asyncio sets no options"
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "or small answers wait"
             for one in {accepted, sock, taker} - {door}:
                 one.close()
         assert right.caller_at((left.ipv4, 9)) is None
@@ -207,7 +209,11 @@ def test_asgi_middleware_says_who_calls(pair: Pair, kind: str) -> None:
         trio.run(wrapped, scope, None, None)
         known, headers = seen[-1]["extensions"]["tailscale"], seen[-1]["headers"]
         assert (known["hostname"], known["user"]) == ("left", "user@tailnet.test")
-        assert headers == [(b"x", b"y"), (b"tailscale-user-login", b"user@tailnet.test")]
+        assert headers == [
+            (b"x", b"y"),
+            (b"tailscale-user-login", b"user@tailnet.test"),
+            (b"tailscale-user-name", b"user"),
+        ]
         assert scope["headers"][:-1] == forged, "the server's own scope is left alone"
         strangers = [(None, door), (["/run/x.sock", None], None), ((pair[0].ipv4, 0), door), (source, ("127.0.0.1", 1))]
         for client, server in strangers:
@@ -229,7 +235,8 @@ def test_wsgi_middleware_says_who_calls(pair: Pair) -> None:
         wrapped({**forged, "REMOTE_ADDR": source[0], "REMOTE_PORT": str(source[1])}, print)
         assert seen[-1]["HTTP_TAILSCALE_USER_LOGIN"] == seen[-1]["tailscale.user"] == "user@tailnet.test"
         assert seen[-1]["tailscale.hostname"] == "left"
-        assert "HTTP_TAILSCALE_USER_NAME" not in seen[-1]
+        assert seen[-1]["HTTP_TAILSCALE_USER_NAME"] == "user"
+        assert "root" not in repr(seen[-1])
         for place in ({}, {"REMOTE_ADDR": source[0]}, {"REMOTE_ADDR": source[0], "REMOTE_PORT": "x"}):
             wrapped(forged | place, print)
             assert seen[-1] == {"HTTP_X": "y"} | place

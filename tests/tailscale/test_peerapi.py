@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h11
 import pytest
 import trio
 from tailnet_scripts import runtime_of, until
 from trio.testing import MockClock
 
+import tailscale
 from tailscale import Device, TailscaleError
 from tailscale.peerapi.actor import PORT
+from tailscale.peerapi.callers import INGRESS, caller_at, names_of_us
 from tailscale.peerapi.request import PeerRequest
+from tailscale.peerapi.serving import LIMITS
 from tailscale.testing import Tailnet
-
-DENY_ALL = {"acls": []}
+from ts_control.netmap import NetMap
+from ts_control.wire import Node
 
 
 async def ask(client: Device, server: Device, request: str, *, host: str = "peer") -> tuple[int, dict[str, str], str]:
@@ -71,13 +76,13 @@ async def test_peerapi_is_reached_although_the_policy_admits_nothing(
     ("request_lines", "host", "status"),
     [
         ("GET /", "peer", 200),
-        ("GET /", "{own}:1", 200),
-        ("GET /", "[{own6}]:1", 200),
+        ("GET /", "{own}:{port}", 200),
+        ("GET /", "[{own6}]:{port}", 200),
         ("GET /", "{own}:2", 403),
         ("GET /", "{own}", 403),
         ("GET /", "b", 403),
         ("GET /", "evil.example", 403),
-        ("GET /", "100.64.0.77:1", 403),
+        ("GET /", "100.64.0.77:{port}", 403),
         ("GET http://peer/", "evil.example", 200),
         ("GET http://evil.example/", "peer", 403),
         ("GET /\nOrigin: http://evil.example", "peer", 403),
@@ -97,7 +102,7 @@ async def test_peerapi_believes_only_requests_that_no_page_can_make(
     autojump_clock: MockClock, tailnet: Tailnet, request_lines: str, host: str, status: int
 ) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
-    assert (await ask(a, b, request_lines, host=host.format(own=b.ipv4, own6=b.ipv6)))[0] == status
+    assert (await ask(a, b, request_lines, host=host.format(own=b.ipv4, own6=b.ipv6, port=PORT)))[0] == status
 
 
 async def test_peerapi_keeps_browsers_from_showing_it_within_pages(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -153,3 +158,105 @@ async def test_a_program_answers_paths_of_its_own(autojump_clock: MockClock, tai
         with pytest.raises(ValueError, match="already"), b.answer_peers("/v0/put/", echo):
             pass
     assert (await ask(a, b, "GET /v0/put/x"))[0] == 404
+
+
+async def test_ping_peerapi_asks_the_peer_api(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("b")
+    pong = await a.ping("b", "peerapi")
+    assert (pong.kind, pong.node, bool(pong.path)) == ("peerapi", a.peers["b"], True)
+    await b.set(shields_up=True)
+    await until(lambda: not runtime_of(a).directory.netmap.peers[b.node.id].hostinfo.services)
+    with pytest.raises(tailscale.NoRoute, match="b offers no peer API"):
+        await a.ping("b", "peerapi")
+
+
+# -- who means no good -------------------------------------------------------------------------------------------------
+
+
+async def test_one_peer_cannot_keep_the_others_out(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b, c = await tailnet.device("a"), await tailnet.device("b"), await tailnet.device("c")
+    streams = []
+    for _ in range(LIMITS.connections_per_peer * 3):
+        streams.append(await a.tcp_connect(b.ipv4, PORT))
+        await trio.sleep(0.001)
+    await until(lambda: b.status().counters.levels["peerapi.connections"] <= LIMITS.connections_per_peer)
+    assert (await ask(c, b, "GET /"))[0] == 200
+    assert (await ask(a, b, "GET /"))[0] == 200, "its own oldest silent one made room"
+    for stream in streams:
+        stream.abort()
+    await until(lambda: not b.status().counters.levels["peerapi.connections"])
+
+
+async def test_what_has_no_end_has_one(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("b")
+
+    async def swallow(request: PeerRequest) -> None:
+        while await request.receive_some():
+            pass
+        await request.answer(200)
+
+    async def reads_little(request: PeerRequest) -> None:
+        await request.read(1000)
+
+    with b.answer_peers("/swallow", swallow), b.answer_peers("/little", reads_little):
+        async with await a.tcp_connect(b.ipv4, PORT) as flood:
+            await flood.send_all(b"GET / HTTP/1.1\r\nHost: peer\r\n" + b"X: y\r\n" * 4000)
+            assert b" 431 " in await flood.receive_some()
+        async with await a.tcp_connect(b.ipv4, PORT) as trickle:
+            await trickle.send_all(b"GET / HTTP/1.1\r\nHost:")
+            assert b" 408 " in await trickle.receive_some()
+        async with await a.tcp_connect(b.ipv4, PORT) as endless:
+            await endless.send_all(b"PUT /swallow HTTP/1.1\r\nHost: peer\r\nContent-Length: 99\r\n\r\n")
+            assert await endless.receive_some() == b"", "who sends nothing more is hung up on"
+        async with await a.tcp_connect(b.ipv4, PORT) as endless:
+            await endless.send_all(b"PUT /little HTTP/1.1\r\nHost: peer\r\nTransfer-Encoding: chunked\r\n\r\n")
+            await endless.send_all(b"400\r\n" + bytes(1024) + b"\r\n")
+            assert b" 413 " in await endless.receive_some()
+    assert (await ask(a, b, "GET /"))[0] == 200
+    assert b.state == "running"
+
+
+US = Node(id=1, user=7, addresses=("100.64.0.1/32",))
+KINDS = {
+    "the same person": ({"user": 7}, True),
+    "another person": ({"user": 8}, False),
+    "a tagged node of the same number": ({"user": 7, "tags": ("tag:a",)}, False),
+    "a node of nobody": ({"user": 0}, False),
+    "an unsigned one of the same person": ({"user": 7, "unsigned_peer_api_only": True}, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callers_are_what_control_says(kind: str) -> None:
+    facts, is_same = KINDS[kind]
+    peer = Node(id=2, name="p.", addresses=("100.64.0.2/32",), allowed_ips=("100.64.0.2/32", "10.0.0.0/8"), **facts)
+    netmap = replace(NetMap.empty(), self_node=US, peers={2: peer})
+    caller = caller_at(netmap, peer, "100.64.0.2", {INGRESS: [], "other": []})
+    assert caller is not None
+    assert caller.is_same_user is is_same
+    unsigned = "unsigned" in kind
+    assert (caller.is_unsigned, set(caller.capabilities)) == (unsigned, {INGRESS} if unsigned else {INGRESS, "other"})
+    assert caller_at(netmap, peer, "10.0.0.7", {}) is None, "what it routes is not itself"
+    tagged = replace(netmap, self_node=Node(id=1, user=7, tags=("tag:b",)))
+    again = caller_at(tagged, peer, "100.64.0.2", {})
+    assert again is not None
+    assert not again.is_same_user
+
+
+def test_a_peer_may_use_the_address_it_knows_us_by() -> None:
+    peer = Node(id=2, self_node_v4_masq_addr_for_this_peer="100.99.9.9")
+    netmap = replace(NetMap.empty(), self_node=US)
+    assert names_of_us(netmap, peer, 1) == {"peer", "100.64.0.1:1", "100.99.9.9:1"}
+
+
+async def test_a_program_may_have_the_port_for_itself(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("b", shields_up=True)
+    async with await b.listen(PORT):
+        await b.set(shields_up=False)
+        await trio.sleep(1)
+        assert b.state == "running"
+        with pytest.raises(tailscale.NoRoute):
+            await a.ping("b", "peerapi")
+    await b.set(advertise_routes=["10.0.0.0/8"])
+    await until(lambda: runtime_of(a).directory.netmap.peers[b.node.id].hostinfo.services)
+    assert (await ask(a, b, "GET /"))[0] == 200

@@ -135,6 +135,17 @@ def test_a_fork_is_told_that_the_device_is_not_its_own(net: TailnetThread, face:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.slow
+def test_dials_that_are_taken_are_refused_in_a_fork(net: TailnetThread) -> None:
+    body = (
+        "import socket; dials = device.take_dials(); "
+        "assert in_a_fork(lambda: socket.create_connection(('100.64.0.1', 80))) == 1 << 8; dials.close()"
+    )
+    code = program("threads", body=body).replace("except tailscale.DeviceClosed", "except tailscale.NotCarried")
+    assert ended_by_sigterm(net, code) == (-signal.SIGTERM, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.slow
 def test_sigterm_of_a_fork_ends_the_fork_alone(net: TailnetThread) -> None:
     body = "assert in_a_fork(lambda: (os.kill(os.getpid(), 15), threading.Event().wait())) == 15; device.status()"
     assert ended_by_sigterm(net, program("threads", body=body)) == (-signal.SIGTERM, "")

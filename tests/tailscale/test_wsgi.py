@@ -52,6 +52,7 @@ async def pieces(count: int, size: int) -> AsyncIterator[bytes]:
         yield bytes([number]) * size
 
 
+@pytest.mark.slow
 async def test_the_standard_librarys_validator_finds_nothing(tailnet: Tailnet) -> None:
     def app(environ: Any, start_response: Answer) -> Iterator[bytes]:
         environ["wsgi.input"].read(10)
@@ -88,6 +89,7 @@ async def test_environ_is_true_and_what_a_client_forges_is_out(tailnet: Tailnet)
         assert not {"HTTP_X_FORWARDED_FOR", "HTTP_PROXY"} & environ.keys()
 
 
+@pytest.mark.slow
 async def test_bodies_of_every_size_and_framing(tailnet: Tailnet) -> None:
     async with site(tailnet, wsgi(reads_all)) as s:
         for size in (0, 1, WHOLE_BODY, WHOLE_BODY + 1, 3 << 20):
@@ -236,7 +238,7 @@ async def test_apps_that_fail_cost_their_request_only(tailnet: Tailnet, caplog: 
         with caplog.at_level(logging.ERROR, "tailscale.http"):
             for bad in BAD:
                 assert (await s.client.get(f"/{bad.__name__}")).status_code == 500, bad
-        assert len(caplog.records) == len(BAD)
+        assert len([record for record in caplog.records if record.name == "tailscale.http"]) == len(BAD)
         assert (await s.client.get("/plain")).status_code == 200
 
 
@@ -284,6 +286,7 @@ async def test_write_and_a_second_start_with_exc_info(tailnet: Tailnet) -> None:
         assert (got.status_code, got.text, "x" in got.headers) == (503, "sorry", False)
 
 
+@pytest.mark.slow
 async def test_a_file_wrapper_sends_a_file(tailnet: Tailnet) -> None:
     def app(environ: Any, start_response: Answer) -> Any:
         start_response("200 OK", [])
