@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import trio
 
 from tailscale.errors import ConnectionReset, ConnectionTimedOut
-from tailscale.files.errors import TransferRefused
+from tailscale.files.errors import TransferFailed, TransferRefused
+from tailscale.files.folders import HAS_OPENAT
 from tailscale.files.replies import STALL, Replies, encode_request
 from tailscale.files.replies import send as send_on
 from tailscale.files.showing import OUT, Showing
@@ -132,6 +133,8 @@ class Sending:
         self._counted = 0  # bytes of the present file that the tally has
 
     async def run(self, tally: Tally) -> None:
+        if not HAS_OPENAT:
+            raise TransferFailed("this system cannot read a file at any place of it: Taildrop is not for Windows yet")
         target = target_named(self._device, self._to)
         sent = _SENT.get(self._device)
         if sent is None:
