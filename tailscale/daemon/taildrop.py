@@ -20,6 +20,7 @@ from tailscale.daemon.localapi import ROOT
 from tailscale.daemon.parts import Started
 from tailscale.device import Device
 from tailscale.taildrop import Inbox, TransferFailed, TransferRefused, send
+from tailscale.taildrop.events import FileArrived
 from tailscale.taildrop.names import objection_to_name
 from tailscale.taildrop.recipients import all_targets
 from tailscale.taildrop.spool import Spool
@@ -55,8 +56,9 @@ class Taildrop:
                 started(str(self.spool.folder))
                 async for file in inbox:
                     log.info("%s sent a file of %d bytes", file.sender.hostname, file.size)
-                    await trio.to_thread.run_sync(self.spool.waiting)
+                    waiting = await trio.to_thread.run_sync(self.spool.waiting)
                     self.spool.tell()
+                    self._keeper.say(FileArrived(file.name, file.size, file.sender.hostname, len(waiting)))
         await trio.sleep_forever()
 
     # Upstream's paths

@@ -155,8 +155,14 @@ def raw(daemon: Daemon, path: str) -> bytes:
 
 def test_localapi_lists_gives_and_deletes_files(net: World, daemon: Daemon, client: Client, tmp_path: Path) -> None:
     assert client.get(f"{API}files/?waitsec=0") is None
+    bus, events = client.stream(f"{API}watch-ipn-bus?mask=0"), client.stream("/pytailscale/v1/events")
+    assert "FilesWaiting" not in next(bus)
+    assert next(events)["event"] == "Hello"
     (tmp_path / "ä b").write_bytes(body := os.urandom(700_000))
     sent(net, tmp_path / "ä b")
+    assert next(told for told in bus if "FilesWaiting" in told)["FilesWaiting"] == {}
+    arrived = next(told for told in events if told["event"] == "FileArrived")
+    assert (arrived["name"], arrived["size"], arrived["sender"], arrived["waiting"]) == ("ä b", 700_000, "db", 1)
     assert client.get(f"{API}files/?waitsec=9") == [{"Name": "ä b", "Size": 700_000}]
     assert raw(daemon, f"{API}files/%C3%A4%20b") == body
     client.ask("DELETE", f"{API}files/%C3%A4%20b")
@@ -194,7 +200,7 @@ def test_alone_a_command_takes_files_while_it_waits(net: World, tmp_path: Path) 
                     try:
                         await taildrop.send(net.db, "solo", tmp_path / "x")
                         return
-                    except taildrop.TransferFailed:  # it has joined, and opens its inbox
+                    except taildrop.TransferRefused:  # it has joined, and opens its inbox
                         await trio.sleep(0.05)
 
         net.within(once_there)

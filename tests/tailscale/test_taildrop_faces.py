@@ -64,7 +64,7 @@ async def _asyncio(net: TailnetThread, tmp_path: Path) -> None:
             async for file in inbox:
                 assert file.path.read_bytes() == b"hello"
                 break
-        with pytest.raises(taildrop.TransferFailed):
+        with pytest.raises(taildrop.TransferRefused):
             await aio.taildrop.send(one, "a2", tmp_path / "b")
         with pytest.raises(RuntimeError, match="entered"):
             aio.taildrop.Inbox(two, tmp_path).statistics()
