@@ -16,16 +16,23 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import msgspec
+from msgspec.structs import replace as change
 
 from bench import engine, kernel, netstack, pipeline, tables, tunnel
 from bench.results import AS_INSTALLED, Row
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
 from ts_control.gojson import encode_json
+from ts_control.locked_view import LockedView
 from ts_control.map_reader import decode_map_response_steps
 from ts_control.netmap import NetMap
 from ts_control.wire import Hostinfo, MapResponse, NetInfo, Node, PeerChange
+from ts_control.wire_lock import to_text
 from ts_dataplane.filter import Rule
+from ts_lock.chain import Chain
+from ts_lock.keys import LockPrivate
+from ts_lock.signatures import sign_node
+from ts_lock.updates import Checkpoint, Key, Kind, Update
 from ts_netstack.checksums import burst_sums, burst_sums_by_folding
 
 Measure = Callable[[], float]
@@ -170,6 +177,7 @@ def big_map(rounds: int, peers: int) -> Iterator[Row]:
     yield Row(f"map of {peers:,} peers", "ms CPU", samples, "map read and folded", "bare JSON to dicts", True)
     yield Row(f"map of {peers:,}, longest step", "ms CPU", {"stall": longest}, "stall", lower_is_better=True)
     started_from = read()
+    yield from signed_map(rounds, response, started_from)
 
     def delta() -> float:
         began = time.process_time()
@@ -186,6 +194,44 @@ def big_map(rounds: int, peers: int) -> Iterator[Row]:
     each = tracemalloc.get_traced_memory()[0] / len(kept.peers)
     tracemalloc.stop()
     yield Row("memory per peer in the map", "bytes", {"netmap": [each]}, "netmap", lower_is_better=True)
+
+
+def signed_map(rounds: int, response: MapResponse, unlocked: NetMap) -> Iterator[Row]:
+    """The same peers in a locked tailnet: every signature checked, and the whole looked at again."""
+    signer = LockPrivate(bytes([1]) * 32)
+    named = Checkpoint((bytes(32),), (Key(signer.public),))
+    chain = Chain(Update(Kind.CHECKPOINT, state=named).signed_by(signer))
+    texts = {peer.id: to_text(sign_node(signer, peer.key.raw, None).encode()) for peer in response.peers if peer}
+    peers = tuple(change(peer, key_signature=texts[peer.id]) for peer in response.peers if peer)
+    told = NetMap.empty().apply(change(response, peers=peers), 1.8e9)
+    stalls: list[float] = []
+
+    def follow(view: LockedView) -> float:
+        began = last = time.process_time()
+        worst = 0.0
+        for _ in view.steps(told):
+            now = time.process_time()
+            worst, last = max(worst, now - last), now
+        stalls.append(worst * 1e3)
+        return (time.process_time() - began) * 1e3
+
+    def first() -> float:
+        view = LockedView()
+        view.lock_with(chain)
+        return follow(view)
+
+    def again() -> float:
+        view = LockedView()
+        view.lock_with(chain)
+        follow(view)
+        view.lock_with(None, is_blind=False)
+        view.lock_with(chain)
+        return follow(view)
+
+    samples = in_turn(rounds, {"checked": first, "looked at again": again})
+    count = len(unlocked.peers)
+    yield Row(f"lock over {count:,} signed peers", "ms CPU", samples, "looked at again", "checked", True)
+    yield Row(f"lock over {count:,}, longest step", "ms CPU", {"stall": stalls}, "stall", lower_is_better=True)
 
 
 def lookups(rounds: int, peers: int) -> Iterator[Row]:

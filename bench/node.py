@@ -203,6 +203,9 @@ class Node:
         match q["cmd"]:
             case "bench":
                 return await KINDS[q["kind"]](self._device, q["host"], q.get("seconds") or 5.0)
+            case "set":
+                await self._device.set(**{name: value for name, value in q.items() if name.startswith("advertise_")})
+                return {}
             case "stall":
                 return await stall(q["seconds"])
             case "hold":

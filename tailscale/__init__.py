@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
     from tailscale.errors import AuthKeyMissing as AuthKeyMissing
+    from tailscale.errors import AuthKeyNotMade as AuthKeyNotMade
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import CaptureFailed as CaptureFailed
     from tailscale.errors import ConnectionRefused as ConnectionRefused
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from tailscale.errors import DeviceFailed as DeviceFailed
     from tailscale.errors import DeviceNotReady as DeviceNotReady
     from tailscale.errors import DialsTaken as DialsTaken
+    from tailscale.errors import LockError as LockError
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
     from tailscale.errors import NoRoute as NoRoute
     from tailscale.errors import NoSuchPeer as NoSuchPeer
     from tailscale.errors import NotCarried as NotCarried
     from tailscale.errors import PeerKeyExpired as PeerKeyExpired
+    from tailscale.errors import PeerLockedOut as PeerLockedOut
     from tailscale.errors import PeerOffline as PeerOffline
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
@@ -59,6 +62,10 @@ if TYPE_CHECKING:
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
     from tailscale.explanation import Explanation as Explanation
+    from tailscale.forwarding import REFUSE as REFUSE
+    from tailscale.forwarding import Forwarding as Forwarding
+    from tailscale.forwarding import ForwardLimits as ForwardLimits
+    from tailscale.forwarding import IncomingFlow as IncomingFlow
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -94,16 +101,33 @@ _HOMES = {
     "carry": ("splice",),
     "device": ("Device",),
     "errors": (
-        *("AuthKeyMissing", "AuthKeyRejected", "CaptureFailed", "ConnectionRefused", "ConnectionReset"),
+        *(
+            "AuthKeyMissing",
+            "AuthKeyNotMade",
+            "AuthKeyRejected",
+            "CaptureFailed",
+            "ConnectionRefused",
+            "ConnectionReset",
+        ),
         *("ConnectionTimedOut", "ControlProtocolError", "ControlUnreachable", "DeviceClosed", "DeviceFailed"),
-        *("DeviceNotReady", "DialsTaken", "LoginRequired", "NameNotFound", "NoSuchPeer", "NotCarried", "WrongFace"),
-        *("NoRoute", "PeerKeyExpired", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *(
+            "DeviceNotReady",
+            "DialsTaken",
+            "LockError",
+            "LoginRequired",
+            "NameNotFound",
+            "NoSuchPeer",
+            "NotCarried",
+            "WrongFace",
+        ),
+        *("NoRoute", "PeerKeyExpired", "PeerLockedOut", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
         *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
     ),
     "explanation": ("Explanation",),
+    "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

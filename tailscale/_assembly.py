@@ -16,14 +16,20 @@ import trio
 from tailscale._causes import causes
 from tailscale._config import DEFAULT_CLOSE_TIMEOUT, Config, Preferences
 from tailscale._process import TERMINATION
-from tailscale.carry import Carried, carry_outward
+from tailscale.carry import ForwardCarrier
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.control_pings import ping_for_control
 from tailscale.dial.dialing import Dialer
+from tailscale.dial.name_service import run_name_service
 from tailscale.dial.pinging import Pinger
 from tailscale.dial.resolver_access import ResolverAccess
+from tailscale.dns.local import SERVICE_ADDRESSES
 from tailscale.dns.resolvers import NameResolver
+from tailscale.dns.responder import Responder
 from tailscale.event_readers import Readers
+from tailscale.peerapi.actor import PeerApi, run_peerapi
+from tailscale.peerapi.dns_query import PATH as NAMES_PATH
+from tailscale.peerapi.dns_query import NamesForPeers
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_actor import ControlActor, run_control
@@ -32,7 +38,8 @@ from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.directory import Directory
 from tailscale.runtime.event_feed import Watch, run_watch
 from tailscale.runtime.flows import Flows
-from tailscale.runtime.forward_actor import Forwarding, run_forward
+from tailscale.runtime.forward_actor import run_forward
+from tailscale.runtime.forward_flows import Asked, Forwarding
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tailscale._process import Goodbye
+    from tailscale.lock import LockStatus
     from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
@@ -158,7 +166,7 @@ class Runtime:
         )
         self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
-        self.stack = Stack(entropy=network.entropy)
+        self.stack = Stack(entropy=network.entropy, apart=SERVICE_ADDRESSES)
         self._tun = network.open_tun()
         self.overlay: Overlay = self.stack if self._tun is None else _beside_tun(self.stack, self._tun)
         finder = PathFinder(
@@ -188,20 +196,29 @@ class Runtime:
         self.reach = Reach(self.directory, self.dataplane, self.endpoint)
         self.traffic = Traffic(self.dataplane, self.endpoint)
         self.packets = PacketWatch(self.dataplane, self.directory, self.reach)
-        self.flows = Flows(self.stack, self.directory)
+        self.flows = Flows(self.stack, self.directory, SERVICE_ADDRESSES)
         self.watching = Watch(self.directory, self.reach, self.readers)
         # Dialling, by address and then by name: names are resolved over the tailnet too.
         ends = self.directory, self.reach, self.answers, self.stack, self.dataplane.kick
         self.dialer = Dialer(
             *ends,
-            resolver=NameResolver(ResolverAccess(AddressDialer(*ends), network)),
+            resolver=NameResolver(ResolverAccess(AddressDialer(*ends), network, self.health)),
             pinger=Pinger(self.dataplane, self.stack, self.answers, self.reach, network.entropy),
         )
+        self.responder = Responder(self.dialer.resolver, network.wall_clock)
         # What is done for others.
-        forward_carried = Carried()
-        carry = partial(carry_outward, self.dialer, forward_carried)
+        self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
+        names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
+        self.peerapi.paths.add(NAMES_PATH, names)
         self.forwarding = Forwarding(
-            network, self.stack, self.dataplane.kick, carry, forward_carried, supervision=self.supervision
+            network,
+            self.stack,
+            self.dataplane.kick,
+            ForwardCarrier(self.dialer, config.forward),
+            Asked(config.on_flow, self.directory.node),
+            config.forward,
+            self.health,
+            supervision=self.supervision,
         )
 
     def _list_counters(self, engine: Engine) -> CountersTaker:
@@ -222,6 +239,8 @@ class Runtime:
             "bus": self.bus,
             "events": self.readers,
             "captures": self.packets,
+            "peerapi": self.peerapi,
+            "dns": self.responder,
         }
         if self._tun is not None:
             counted["tun"] = self._tun
@@ -240,10 +259,13 @@ class Runtime:
         self._keep_running("warnings", self.supervision.run_forgiver)
         await self._keep("events", partial(run_watch, bus, self.watching))
         await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.overlay))
+        await self._keep("names", partial(run_name_service, self.stack, self.dialer, self.responder))
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
         silence_of = self.endpoint.silence_of
         await self._keep("paths", partial(run_paths, bus, dataplane.finder, dataplane.flush, silence_of=silence_of))
-        await self._keep("forwarding", partial(run_forward, bus, self.forwarding))
+        await self._keep("forwarding", partial(run_forward, bus, self.network, self.forwarding))
+        if self.config.peerapi:
+            await self._keep("peerapi", partial(run_peerapi, bus, self.peerapi))
         await self._keep("probes", partial(run_probes, bus, self.probes))
         await self._keep("identity", self._follow_key)
         watch = LinkWatch(self.network.interface_addresses(), self.network.wall_clock(), trio.current_time())
@@ -289,6 +311,11 @@ class Runtime:
         for peer in netmap.peers if netmap is not None else ():
             self.endpoint.expect_restart(peer)
         self.dataplane.flush(now)
+
+    def lock_status(self) -> LockStatus:
+        from tailscale.runtime.lock_report import lock_status  # few ask
+
+        return lock_status(self.control.lock)
 
     # Shutdown
 

@@ -10,9 +10,10 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
+from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 
@@ -24,6 +25,7 @@ DEFAULT_CLOSE_TIMEOUT = 4.0
 LONGEST_KEY = 4096
 
 AuthKey = str | Callable[[], "str | Awaitable[str]"] | None
+"""A key or a token: its text, or what makes one when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,28 @@ class Preferences:
     accept_routes: bool = True
     exit_node: str | None = None
     advertise_routes: tuple[str, ...] = ()
+    advertise_exit_node: bool = False
     shields_up: bool = False
     wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
+
+    @property
+    def offered_routes(self) -> tuple[str, ...]:
+        """Everything that we offer to forward: an exit node offers the rest of the world."""
+        exits = EXIT_ROUTES if self.advertise_exit_node else ()
+        return tuple(dict.fromkeys((*self.advertise_routes, *exits)))
+
+
+def is_login_forced() -> bool:
+    """Upstream's switch for logging in although the stored state is good."""
+    return os.environ.get("TSNET_FORCE_LOGIN", "") in {"1", "t", "T", "TRUE", "true", "True"}
+
+
+def rig_flag_from_environment(name: str) -> bool:
+    """Whether one of upstream's switches for test rigs is on; never silently."""
+    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
+    if is_set:
+        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
+    return is_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +68,10 @@ class Config:
     control_url: str
     preferences: Preferences
     auth_key: AuthKey = field(default=None, repr=False)
+    client_id: str = ""
+    id_token: AuthKey = field(default=None, repr=False)
+    audience: str = ""
+    force_login: bool = field(default_factory=is_login_forced)
     ephemeral: bool = True
     on_login_url: Callable[[str], Any] | None = None
     login_timeout: float = DEFAULT_LOGIN_TIMEOUT
@@ -53,15 +79,61 @@ class Config:
     udp_port: int = 0
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     handle_sigterm: bool = True
-    relay_over_http: bool = False
-    never_direct: bool = False
+    peerapi: bool = True
+    relay_over_http: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_USE_DERP_HTTP"))
+    never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
+    forward: ForwardLimits = field(default_factory=ForwardLimits)
+    on_flow: OnFlow | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")
 
 
+class Logins(NamedTuple):
+    """By what a device may log in: a key or what makes keys, or who it is as a workload."""
+
+    auth_key: AuthKey
+    client_id: str = ""
+    id_token: AuthKey = None
+    audience: str = ""
+
+
+def logins(auth_key: AuthKey, client_id: str | None, id_token: AuthKey, audience: str | None) -> Logins:
+    """What was given, completed from the environment: upstream's names in upstream's order, below every argument.
+
+    ValueError for halves of a workload's identity, and for two logins.
+    """
+    environment = os.environ.get
+    if auth_key is None and not client_id:
+        auth_key = auth_key_from_environment()
+    if auth_key:
+        if client_id or id_token or audience:
+            raise ValueError("give auth_key=, or client_id= with id_token= or audience=: not both")
+        return Logins(key_or_its_file(auth_key))
+    if not id_token and not audience:
+        id_token, audience = environment("TS_ID_TOKEN"), environment("TS_AUDIENCE")
+    if auth_key is None:  # "" asks for a login page
+        client_id = client_id or environment("TS_CLIENT_ID")
+    if bool(client_id) != bool(id_token or audience) and (auth_key is None or client_id):
+        raise ValueError(
+            "a workload identity is client_id= (or TS_CLIENT_ID) with one of id_token= (or TS_ID_TOKEN) and audience= "
+            "(or TS_AUDIENCE)"
+        )
+    if id_token and audience:
+        raise ValueError("give id_token= or audience= (or TS_ID_TOKEN or TS_AUDIENCE): not both")
+    if not client_id:
+        return Logins(auth_key)
+    return Logins(None, client_id, key_or_its_file(id_token), audience or "")
+
+
 def auth_key_from_environment() -> str | None:
-    return os.environ.get("TS_AUTHKEY") or os.environ.get("TS_AUTH_KEY") or None
+    names = ("TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def has_login_in_environment() -> bool:
+    """Whether a device without any argument can log in by itself."""
+    return bool(auth_key_from_environment() or os.environ.get("TS_CLIENT_ID"))
 
 
 def key_or_its_file(key: AuthKey) -> AuthKey:
@@ -86,14 +158,6 @@ def control_url_from_environment() -> str:
     return os.environ.get("TS_CONTROL_URL") or DEFAULT_CONTROL_URL
 
 
-def rig_flag_from_environment(name: str) -> bool:
-    """Whether one of upstream's switches for test rigs is on; never silently."""
-    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
-    if is_set:
-        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
-    return is_set
-
-
 def default_hostname() -> str:
     """`TS_HOSTNAME`, or a clean form of the machine's name."""
     return os.environ.get("TS_HOSTNAME") or clean_hostname(socket.gethostname())
@@ -112,6 +176,16 @@ def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
         except BadPacket as problem:
             raise ValueError(f"advertise_routes takes prefixes such as 192.168.7.0/24: {problem}") from None
     return tuple(routes)
+
+
+def checked(preferences: Preferences) -> Preferences:
+    """The same, where they go together."""
+    if preferences.advertise_exit_node and preferences.exit_node:
+        raise ValueError(
+            "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
+            "offering to be one"
+        )
+    return preferences
 
 
 def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:

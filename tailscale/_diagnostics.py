@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailscale.dns.names import literal_address
 from tailscale.errors import NameNotFound
+from tailscale.forwarding import Forwarding
 from tailscale.nodes import Node, Peers, no_such_peer, node_from_wire
 from tailscale.runtime.network import HostNetwork
+from tailscale.runtime.translate_tables import served_routes
 from tailscale.status import Counters, ExitNode, HealthWarning, Identity, PeerStatus, Status
 from ts_base.ip import format_address
 from ts_base.keys import MachinePrivate
@@ -16,6 +18,7 @@ from ts_control.client import ControlClient
 from ts_control.wire import Hostinfo, Location
 
 if TYPE_CHECKING:
+    from tailscale.runtime import forward_flows
     from tailscale.runtime.directory import Directory
     from tailscale.runtime.reach import Reach
     from tailscale.runtime.traffic import Traffic
@@ -31,7 +34,8 @@ def whois(directory: Directory, address: str | tuple[str, int]) -> Identity:
     if node is None:
         raise NameNotFound(format_address(raw), detail="no node of this tailnet has that address")
     profile = directory.profile_of(raw)
-    return Identity(node, node.user, directory.capabilities_of(raw), profile.display_name, profile.profile_pic_url)
+    grants = directory.capabilities_of(raw)
+    return Identity(node, node.user, grants, profile.display_name, profile.profile_pic_url, profile.groups)
 
 
 def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:
@@ -41,6 +45,15 @@ def caller(directory: Directory, address: tuple[str, int]) -> Identity | None:
     except NameNotFound:
         return None
     return identity if address[0] in identity.node.addresses else None
+
+
+def granted(directory: Directory, node: Node) -> dict[str, Any]:
+    """What the policy grants a node towards us, whichever of its addresses it is granted to."""
+    found: dict[str, Any] = {}
+    for address in node.addresses:
+        raw = literal_address(address)
+        found |= directory.capabilities_of(raw) if raw is not None else {}
+    return found
 
 
 def exit_nodes(directory: Directory, reach: Reach) -> tuple[ExitNode, ...]:
@@ -79,7 +92,7 @@ def status(
     if netmap is not None:
         peers = [_peer_status(node_from_wire(peer, netmap), reach, traffic) for peer in netmap.peers.values()]
     node = directory.self_node() if netmap is not None else None
-    advertised = directory.preferences.advertise_routes
+    advertised, approved = routes(directory)
     return Status(
         state=directory.state.value,
         node=node,
@@ -92,7 +105,30 @@ def status(
         health=health,
         counters=counters,
         advertised_routes=advertised,
-        approved_routes=tuple(route for route in advertised if node is not None and route in node.routes),
+        approved_routes=approved,
+    )
+
+
+def routes(directory: Directory) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What we advertise, and what of it control approves."""
+    advertised, netmap = directory.preferences.offered_routes, directory.netmap
+    allowed = served_routes(netmap.self_node) if netmap is not None else ()
+    return advertised, tuple(route for route in advertised if route in allowed)
+
+
+def forwarding(directory: Directory, carrying: forward_flows.Forwarding) -> Forwarding:
+    """What we carry for others."""
+    advertised, approved = routes(directory)
+    counted = carrying.statistics()
+    return Forwarding(
+        advertised=advertised,
+        approved=approved,
+        tcp=counted.connections,
+        udp=counted.flows,
+        dials=counted.dials,
+        refused=counted.drops,
+        bytes_in=counted.bytes_in,
+        bytes_out=counted.bytes_out,
     )
 
 

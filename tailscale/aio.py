@@ -27,7 +27,7 @@ from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
-from tailscale.threads.bridges import Exposure, Forward
+from tailscale.threads.bridges import Exposure, Forward, NameServer
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.lock import LockStatus
     from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.proxy.aio_face import Exits as Exits
@@ -131,19 +132,32 @@ class Device(DeviceFace, AsyncWithOnly):
             raise cancelled
 
     def _bring_callables_home(self) -> None:
-        """`auth_key` and `on_login_url` may be the program's own functions: they run in its event loop."""
+        """The program's own functions among the options (`auth_key`, `on_flow` and so on) run in its event loop."""
         loop = asyncio.get_running_loop()
-        key = self._options.get("auth_key")
+        key, token = self._options.get("auth_key"), self._options.get("id_token")
         if callable(key):
             self._options["auth_key"] = in_loop(loop, key)
+        if callable(token):
+            self._options["id_token"] = in_loop(loop, token)
         notify = self._options.get("on_login_url")
         if notify is not None:
             self._options["on_login_url"] = in_loop(loop, notify)
+        on_flow = self._options.get("on_flow")
+        if on_flow is not None:
+            from tailscale.threads.taken_flows import on_flow_in_loop  # few take flows
+
+            self._options["on_flow"] = on_flow_in_loop(loop, self._thread, on_flow)
 
     # How work gets into the loop thread
 
     async def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return await finished(self._thread.submit(work, discard))
+
+    @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it; `sign` vouches for a node, and is awaited."""
+        status = self._inside().lock
+        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
@@ -308,6 +322,10 @@ class Device(DeviceFace, AsyncWithOnly):
             self._await(lambda: bridges.expose(self._thread, port, host, target, proxy_protocol), Exposure.close)
         )
 
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
+        """Be a DNS server on an address of this machine, UDP and TCP. To be used as `forward` is."""
+        return Opening(self._await(lambda: bridges.name_server(self._thread, host, port), NameServer.close))
+
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
@@ -329,6 +347,7 @@ class Device(DeviceFace, AsyncWithOnly):
     way_by = awaited(TrioDevice.way_by)
     resolve = awaited(TrioDevice.resolve)
     resolve_all = awaited(TrioDevice.resolve_all)
+    dns_query = awaited(TrioDevice.dns_query)
     whois = awaited(TrioDevice.whois)
 
     # Diagnosis
@@ -369,6 +388,7 @@ class Device(DeviceFace, AsyncWithOnly):
     set = awaited(TrioDevice.set)
     login = awaited(TrioDevice.login)
     logout = awaited(TrioDevice.logout)
+    id_token = awaited(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):
@@ -418,6 +438,7 @@ __getattr__ = lazily(
         {
             "tailscale.mesh.aio_face": ("Mesh",),
             "tailscale.proxy.aio_face": ("Exits", "serve"),
+            "tailscale.taildrop.aio_face": ("taildrop",),
             "tailscale.threads.taking": ("TakenDials",),
         }
     ),
@@ -425,5 +446,5 @@ __getattr__ = lazily(
 
 __all__ = [
     *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
-    *("UdpSocket", "serve"),
+    *("UdpSocket", "serve", "taildrop"),
 ]

@@ -15,13 +15,15 @@ import trio
 
 from tailscale.sockets.local import CHUNK, LINGER_ZERO, LocalStream
 from tailscale.sockets.tcp import TcpStream
+from tailscale.sockets.udp import UdpSocket
 
 if TYPE_CHECKING:
+    from tailscale.forwarding import FlowHandler, ForwardLimits
     from tailscale.sockets.socket_device import SocketDevice
+    from ts_netstack.forwarder import ForwardedFlow
     from ts_netstack.tcp import TcpConnection
 
 LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-CALLER_SILENCE = 300.0  # after which one we forward for is asked whether it still exists
 CLOSE_PATIENCE = 1.0  # for streams that say goodbye when they are closed, as TLS does
 
 Stream = trio.abc.HalfCloseableStream
@@ -128,13 +130,55 @@ class Splice:
         both.cancel()
 
 
-async def carry_outward(device: SocketDevice, carried: Carried, connection: TcpConnection, outward: Stream) -> None:
-    """Join what somebody in the tailnet opened to an address we forward for with the stream we opened there."""
-    caller = TcpStream(connection, device)
-    caller.set_keepalive(CALLER_SILENCE)
-    near = LocalStream.adopt(outward) if isinstance(outward, trio.SocketStream) else outward
-    with contextlib.suppress(*LOST):  # the other side has heard of it
-        await Splice(near, caller, carried).run()
+class ForwardCarrier:
+    """Carries what somebody in the tailnet opened to an address we forward for. One per device."""
+
+    def __init__(self, device: SocketDevice, limits: ForwardLimits) -> None:
+        self._device, self._limits = device, limits
+        self.carried = Carried()
+
+    def _stream(self, connection: TcpConnection) -> TcpStream:
+        """The caller's end. One that is gone without a word must not keep ours open for ever."""
+        caller, limits = TcpStream(connection, self._device), self._limits
+        caller.set_keepalive(limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_count)
+        return caller
+
+    async def join(self, connection: TcpConnection, outward: Stream) -> None:
+        """With a stream that we opened to its destination."""
+        near = LocalStream.adopt(outward) if isinstance(outward, trio.SocketStream) else outward
+        caller = self._stream(connection)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, caller, nursery.cancel_scope)
+            with contextlib.suppress(*LOST):  # the other side has heard of it
+                await Splice(near, caller, self.carried).run()
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, caller: TcpStream, both: trio.CancelScope) -> None:
+        """A destination that reads no more would let nobody notice that the caller is gone."""
+        await caller.wait_broken()
+        both.cancel()
+
+    async def hand_connection(self, connection: TcpConnection, handler: FlowHandler) -> None:
+        """With a function of the program's."""
+        caller = self._stream(connection)
+        caller.reset_with_device()
+        try:
+            await handler(caller)
+        except LOST:
+            caller.abort()  # the caller is gone, which is no mistake of the program's
+        except BaseException:
+            caller.abort()
+            raise
+        else:
+            await caller.aclose()
+
+    async def hand_flow(self, flow: ForwardedFlow, handler: FlowHandler) -> None:
+        """Datagrams, with a function of the program's; its end is the flow's, and the other way round."""
+        socket = UdpSocket(flow, self._device)
+        socket.join()
+        async with socket:
+            with contextlib.suppress(*LOST):
+                await handler(socket)
 
 
 async def reset(stream: trio.abc.AsyncResource) -> None:

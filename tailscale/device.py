@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,14 +26,13 @@ from tailscale._config import (
     AuthKey,
     Config,
     Preferences,
-    auth_key_from_environment,
+    checked,
     clean_hostname,
     clean_routes,
     clean_tags,
     control_url_from_environment,
     default_hostname,
-    key_or_its_file,
-    rig_flag_from_environment,
+    logins,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -42,9 +41,11 @@ from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
+from tailscale.forwarding import ForwardLimits
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
+from tailscale.runtime.id_tokens import ask_for_id_token
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
@@ -55,8 +56,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.dial.name_service import NameServer
+    from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
+    from tailscale.forwarding import Forwarding, OnFlow
+    from tailscale.lock import LockStatus
+    from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.runtime.ssh_ground import SshGround
     from tailscale.state_file import NamedStore, Store
@@ -91,7 +97,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     - `hostname`: the name in the tailnet; `$TS_HOSTNAME`, then a clean form of the machine's name.
     - `auth_key`: text, `file:` and a path, or a callable (sync or async) that returns it; `$TS_AUTHKEY`, then
-      `$TS_AUTH_KEY`.
+      `$TS_AUTH_KEY`, then `$TS_CLIENT_SECRET`. An OAuth client's secret makes a key for these `tags`.
+    - `client_id`, with `id_token` or `audience`: log in as a workload. The token is given as a key is, or found by its
+      audience in GitHub Actions and Google Cloud; `$TS_CLIENT_ID`, `$TS_ID_TOKEN`, `$TS_AUDIENCE`.
     - `control_url`: the coordination server; `$TS_CONTROL_URL`, then Tailscale's own.
     - `state`: a directory, a file or a `Store` that keeps the identity between runs; None keeps it in memory.
     - `ephemeral`: ask to be forgotten after leaving; by default exactly when `state` is None.
@@ -99,12 +107,16 @@ class Device(OwnNode, AsyncWithOnly):
     - `accept_routes`: use the subnets that peers route for others.
     - `exit_node`: the peer through which everything else goes: its name, address or id.
     - `advertise_routes`: subnets of this machine to forward the tailnet's TCP and UDP to, once control approved them.
+    - `advertise_exit_node`: offer to be an exit node: to carry what peers that choose so send to the internet.
+    - `forward`: how much is carried for others at most, a `ForwardLimits`.
+    - `on_flow`: asked for every flow that peers want carried; it may take or refuse it, see `IncomingFlow`.
     - `shields_up`: let nobody open a connection to this device.
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
+    - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
     """
 
     def __init__(
@@ -112,6 +124,9 @@ class Device(OwnNode, AsyncWithOnly):
         hostname: str | None = None,
         *,
         auth_key: AuthKey = None,
+        client_id: str | None = None,
+        id_token: AuthKey = None,
+        audience: str | None = None,
         control_url: str | None = None,
         state: str | os.PathLike[str] | Store | NamedStore | None = None,
         ephemeral: bool | None = None,
@@ -119,6 +134,9 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool = True,
         exit_node: str | None = None,
         advertise_routes: Sequence[str] = (),
+        advertise_exit_node: bool = False,
+        forward: ForwardLimits | None = None,
+        on_flow: OnFlow | None = None,
         shields_up: bool = False,
         on_login_url: Callable[[str], Any] | None = None,
         login_timeout: float = DEFAULT_LOGIN_TIMEOUT,
@@ -126,20 +144,24 @@ class Device(OwnNode, AsyncWithOnly):
         udp_port: int = 0,
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
+        peerapi: bool = True,
     ) -> None:
         guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=Preferences(
-                hostname=clean_hostname(hostname) if hostname else default_hostname(),
-                tags=clean_tags(tags),
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_routes=clean_routes(advertise_routes),
-                shields_up=shields_up,
-                wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+            preferences=checked(
+                Preferences(
+                    hostname=clean_hostname(hostname) if hostname else default_hostname(),
+                    tags=clean_tags(tags),
+                    accept_routes=accept_routes,
+                    exit_node=exit_node,
+                    advertise_routes=clean_routes(advertise_routes),
+                    advertise_exit_node=advertise_exit_node,
+                    shields_up=shields_up,
+                    wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+                )
             ),
-            auth_key=key_or_its_file(auth_key if auth_key is not None else auth_key_from_environment()),
+            **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
@@ -147,15 +169,15 @@ class Device(OwnNode, AsyncWithOnly):
             udp_port=udp_port,
             tls=tls,
             handle_sigterm=handle_sigterm,
-            relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
-            never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
+            peerapi=peerapi,
+            forward=forward or ForwardLimits(),
+            on_flow=on_flow,
         )
         self._store = open_store(state)
         self._network: Network = HostNetwork()
         self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._process, self._closed = OwnProcess(), False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -260,6 +282,17 @@ class Device(OwnNode, AsyncWithOnly):
         return Peers(self._ready().directory.netmap)
 
     @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it: whether there is one, who may sign, and who is locked out.
+
+        ```python
+        lock = device.lock
+        print(lock.enabled, lock.our_node_signed, [one.node.hostname for one in lock.hidden_peers])
+        ```
+        """
+        return self._ready().lock_status()
+
+    @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name.
 
@@ -270,6 +303,17 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return diagnostics.exit_nodes(runtime.directory, runtime.reach)
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What is carried for others at this moment: which routes, how much, and what was refused and why.
+
+        ```python
+        print(device.forwarding.approved, device.forwarding.flows, device.forwarding.refused)
+        ```
+        """
+        runtime = self._ready()
+        return diagnostics.forwarding(runtime.directory, runtime.forwarding)
 
     # Connections
 
@@ -351,6 +395,33 @@ class Device(OwnNode, AsyncWithOnly):
             yield
         finally:
             take_back()
+
+    @contextmanager
+    def answer_peers(self, path: str, handler: PeerHandler) -> Iterator[None]:
+        """Answer a path of this node's peer API while the block runs; one that ends in `/` is all below it.
+
+        The packet filter lets every peer through to it: the handler judges by `request.caller`, and by nothing else.
+        What it raises is logged, and the peer is answered 500.
+
+        ```python
+        async def hello(request):
+            if not request.caller.is_same_user:
+                return await request.answer(403, "not you\\n")
+            await request.answer(200, f"hello {request.caller.node.hostname}\\n")
+
+
+        with device.answer_peers("/v0/hello", hello):
+            await trio.sleep(0)
+        ```
+        """
+        runtime = self._ready()
+        if not self._config.peerapi:
+            raise TailscaleError(f"nobody can ask for {path}: this Device was made with peerapi=False")
+        runtime.peerapi.paths.add(path, handler)
+        try:
+            yield
+        finally:
+            runtime.peerapi.paths.remove(path)
 
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
@@ -448,6 +519,37 @@ class Device(OwnNode, AsyncWithOnly):
         return await dialer.resolver.records(name, type, dialer.peer_named(via))
 
     @briefly
+    async def dns_query(self, name: str, type: str = "A") -> DnsReply:
+        """One DNS question, answered as programs that ask 100.100.100.100 are answered: code, records, resolvers.
+
+        `resolve_all` gives every address of a node; this one what upstream's resolver would say.
+
+        ```python
+        reply = await device.dns_query("db.tailnet.test", "AAAA")
+        print(reply.code, reply.answers)
+        ```
+        """
+        from tailscale.dial.dns_question import ask
+
+        runtime = self._ready()
+        return await ask(runtime.dialer.resolver, runtime.responder, name, type)
+
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> Opening[NameServer]:
+        """Be a DNS server on an address of this machine, UDP and TCP: for containers, and for `resolv.conf`.
+
+        It knows what `resolve` knows. Whoever reaches the port may ask.
+
+        ```python
+        async with device.name_server() as server:
+            print(server.host, server.port)
+        ```
+        """
+        from tailscale.dial.name_service import open_name_server
+
+        runtime = self._ready()
+        return Opening(open_name_server(host, port, runtime.responder, runtime.spawn))
+
+    @briefly
     async def whois(self, address: str | tuple[str, int]) -> Identity:
         """Who is behind `ip` or `ip:port`: node, user, and what the policy grants them towards us.
 
@@ -458,6 +560,16 @@ class Device(OwnNode, AsyncWithOnly):
         """
         await trio.lowlevel.checkpoint()
         return diagnostics.whois(self._ready().directory, address)
+
+    def granted(self, peer: str | Node) -> Mapping[str, Any]:
+        """What the policy grants a peer towards us, by capability. NoSuchPeer for a stranger.
+
+        ```python
+        print("https://tailscale.com/cap/file-send" in device.granted("db"))
+        ```
+        """
+        node = peer if isinstance(peer, Node) else self.peers[peer]
+        return diagnostics.granted(self._ready().directory, node)
 
     def caller_at(self, address: tuple[str, int], door: tuple[str, int] | None = None) -> Identity | None:
         """Who is behind a connection that a server of this process has accepted; None for nobody of the tailnet.
@@ -479,9 +591,9 @@ class Device(OwnNode, AsyncWithOnly):
 
     @briefly
     async def ping(self, host: str, kind: PingKind = "disco", size: int = 0, *, timeout: float = 5.0) -> PingResult:
-        """Reach a peer below TCP: `disco` probes the path, `tsmp` the tunnel, `icmp` its network stack.
+        """Reach a peer: `disco` probes the path, `tsmp` the tunnel, `icmp` the network stack, `peerapi` the peer API.
 
-        `size` pads the probe. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
+        `size` pads the probes below TCP. Raises `ConnectionTimedOut` when nothing answers within `timeout` seconds.
 
         ```python
         pong = await device.ping("db")
@@ -685,6 +797,7 @@ class Device(OwnNode, AsyncWithOnly):
         accept_routes: bool | None = None,
         exit_node: str | None = "",
         advertise_routes: Sequence[str] | None = None,
+        advertise_exit_node: bool | None = None,
         shields_up: bool | None = None,
     ) -> None:
         """Change preferences while running; what is not named stays. `exit_node=None` stops using one.
@@ -699,6 +812,7 @@ class Device(OwnNode, AsyncWithOnly):
             "tags": None if tags is None else clean_tags(tags),
             "accept_routes": accept_routes,
             "advertise_routes": None if advertise_routes is None else clean_routes(advertise_routes),
+            "advertise_exit_node": advertise_exit_node,
             "shields_up": shields_up,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
@@ -706,7 +820,7 @@ class Device(OwnNode, AsyncWithOnly):
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
-        runtime.set_preferences(replace(runtime.directory.preferences, **changes))
+        runtime.set_preferences(checked(replace(runtime.directory.preferences, **changes)))
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.
@@ -715,6 +829,19 @@ class Device(OwnNode, AsyncWithOnly):
         nobody opens that in time.
         """
         await self._ready().login()
+
+    @briefly
+    async def id_token(self, audience: str) -> str:
+        """A token signed by the control server that says to `audience` which node this is: workload identity elsewhere.
+
+        Raises `ControlUnreachable` without a connection, `ControlProtocolError` where the server signs none: Headscale
+        does not.
+
+        ```python
+        token = await device.id_token("sts.example.com")
+        ```
+        """
+        return await ask_for_id_token(self._ready().control, audience)
 
     async def logout(self) -> None:
         """Leave the tailnet: the node key is given back and peers forget us.

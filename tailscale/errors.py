@@ -25,6 +25,7 @@ from ts_base.errors import BadPacket, TailscaleError
 
 __all__ = [
     "AuthKeyMissing",
+    "AuthKeyNotMade",
     "AuthKeyRejected",
     "BadPacket",
     "CaptureFailed",
@@ -78,6 +79,14 @@ class AuthKeyMissing(AuthKeyRejected):
         TailscaleError.__init__(
             self, f"no auth key: {reason}. Check the path behind file: in auth_key= (or TS_AUTHKEY)"
         )
+        self.reason = reason
+
+
+class AuthKeyNotMade(AuthKeyRejected):
+    """No auth key could be had for an OAuth client's secret or a workload's identity; `reason` says why."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        TailscaleError.__init__(self, f"no auth key could be made: {reason}. {remedy}")
         self.reason = reason
 
 
@@ -148,6 +157,12 @@ class PeerKeyExpired(_Dial):
     fault = "peer-key-expired"
 
 
+class PeerLockedOut(PeerKeyExpired):
+    """The tailnet has a lock, and nobody whom it trusts has signed the peer's node key."""
+
+    fault = "peer-not-signed"
+
+
 class NoRoute(_Dial):
     """No peer owns or routes this address."""
 
@@ -204,6 +219,10 @@ class StateLocked(TailscaleError):
 
 class StateCorrupt(TailscaleError):
     """The state cannot be read or written as it is. It is never overwritten silently."""
+
+
+class LockError(TailscaleError):
+    """What was asked of the tailnet's lock cannot be done."""
 
 
 class CaptureFailed(TailscaleError, OSError):

@@ -13,7 +13,22 @@ import logging
 import re
 from typing import Any
 
-_PARTS = ("control", "daemon", "forward", "http", "link", "mesh", "proxy", "relay", "ssh", "state", "udp")
+_PARTS = (
+    "control",
+    "daemon",
+    "forward",
+    "http",
+    "link",
+    "lock",
+    "mesh",
+    "peerapi",
+    "proxy",
+    "relay",
+    "ssh",
+    "state",
+    "taildrop",
+    "udp",
+)
 LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in _PARTS))
 LONGEST_IN_LOG = 2048
 WEB = ("http://", "https://")

@@ -43,6 +43,7 @@ class Node:
     """The owner's login name; "tagged-devices" for tagged nodes."""
     tags: tuple[str, ...]
     expired: bool
+    """Nobody can talk to it: its key has expired, or the tailnet's lock does not vouch for it (`locked_out`)."""
     key_expiry: datetime | None
     routes: tuple[str, ...]
     """Subnets this node routes for others."""
@@ -50,6 +51,8 @@ class Node:
     """Capabilities granted to the node (or, from `whois`, granted to the caller towards us)."""
     announced: Mapping[str, int] = field(default_factory=dict)
     """TCP ports that programs on the node announce, by the word they chose (`listen(announce=)`)."""
+    locked_out: str = ""
+    """Why the tailnet's lock does not vouch for this node; "" when it does, or there is no lock."""
 
     @property
     def ipv4(self) -> str | None:
@@ -63,7 +66,9 @@ class Node:
 
     @property
     def presence(self) -> str:
-        """online, offline, key expired, or "" where the control server does not say."""
+        """online, offline, key expired, locked out, or "" where the control server does not say."""
+        if self.locked_out:
+            return "locked out"
         if self.expired:
             return "key expired"
         return "" if self.online is None else "online" if self.online else "offline"
@@ -82,6 +87,7 @@ class Node:
         return {
             "addresses": ", ".join(self.addresses),
             "state": self.presence + seen,
+            "tailnet lock": self.locked_out,
             "user": ", ".join(self.tags) or self.user,
             "os": self.os,
             "routes": ", ".join(self.routes),
@@ -108,6 +114,7 @@ class Node:
             "routes": list(self.routes),
             "capabilities": sorted(self.capabilities),
             "announced": dict(self.announced),
+            "locked_out": self.locked_out,
         }
 
 
@@ -133,6 +140,7 @@ def node_from_wire(wire_node: wire.Node, netmap: NetMap) -> Node:
         routes=tuple(p for p in wire_node.allowed_ips or () if p not in own),
         capabilities=dict(wire_node.cap_map or {}),
         announced={s.description: s.port for s in hostinfo.services if s.proto == "tcp"} if hostinfo else {},
+        locked_out=netmap.unvouched.get(wire_node.id, ""),
     )
 
 

@@ -22,7 +22,7 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
-PingKind = Literal["disco", "tsmp", "icmp"]
+PingKind = Literal["disco", "tsmp", "icmp", "peerapi"]
 PING_KINDS = get_args(PingKind)
 PathKind = Literal["", "direct", "relay", "peer relay"]
 
@@ -437,6 +437,8 @@ class Identity:
     """The user's own name, where the control server tells it."""
     picture: str = ""
     """The address of a picture of the user's, likewise."""
+    groups: tuple[str, ...] = ()
+    """The user's groups, where the control server tells them."""
 
     def __repr__(self) -> str:
         return for_terminal(f"<Identity {self.node.hostname} of {self.user or 'nobody'}>")
@@ -444,14 +446,18 @@ class Identity:
     def _repr_html_(self) -> str:
         from tailscale.as_html import page
 
-        return page(self.node.name, self.node.facts() | {"grants": ", ".join(self.capabilities)})
+        return page(
+            self.node.name,
+            self.node.facts() | {"groups": ", ".join(self.groups), "grants": ", ".join(self.capabilities)},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
+        known = {
             "node": self.node.to_dict(),
             "user": self.user,
             "display_name": self.display_name,
             "picture": self.picture,
             "capabilities": self.capabilities,
         }
+        return known | ({"groups": list(self.groups)} if self.groups else {})

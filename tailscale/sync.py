@@ -23,7 +23,7 @@ from tailscale.device import Device as TrioDevice
 from tailscale.errors import TailscaleError
 from tailscale.threads import bridges
 from tailscale.threads.blocking import blocking, events_of
-from tailscale.threads.bridges import Exposure, Forward
+from tailscale.threads.bridges import Exposure, Forward, NameServer
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.lock import LockStatus
     from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
     from tailscale.proxy.sync_face import Exits as Exits
@@ -59,6 +60,11 @@ class Device(DeviceFace, WithOnly):
 
     @takes_options_of(TrioDevice.__init__)
     def __init__(self, hostname: str | None = None, **options: Unpack[DeviceOptions]) -> None:
+        on_flow = options.get("on_flow")
+        if on_flow is not None:
+            from tailscale.threads.taken_flows import on_flow_in_threads  # few take flows
+
+            options["on_flow"] = on_flow_in_threads(lambda: self._thread, on_flow)
         thread = LoopThread(partial(TrioDevice, hostname, **options), options.get("handle_sigterm", True))
         super().__init__(hostname, options, thread)
 
@@ -106,6 +112,12 @@ class Device(DeviceFace, WithOnly):
 
     def _await(self, work: Callable[[], Awaitable[T]], discard: Callable[[T], object] | None = None) -> T:
         return self._thread.submit(work, discard).wait()
+
+    @property
+    def lock(self) -> LockStatus:
+        """The tailnet's lock as this device knows it; `sign` vouches for a node, and returns when that is done."""
+        status = self._inside().lock
+        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:
@@ -180,6 +192,10 @@ class Device(DeviceFace, WithOnly):
         target = port if local_port is None else local_port
         return self._await(lambda: bridges.expose(self._thread, port, host, target, proxy_protocol), Exposure.close)
 
+    def name_server(self, host: str = "127.0.0.1", port: int = 0) -> NameServer:
+        """Be a DNS server on an address of this machine, UDP and TCP: `with device.name_server() as server:`."""
+        return self._await(lambda: bridges.name_server(self._thread, host, port), NameServer.close)
+
     def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
@@ -201,6 +217,7 @@ class Device(DeviceFace, WithOnly):
     way_by = blocking(TrioDevice.way_by)
     resolve = blocking(TrioDevice.resolve)
     resolve_all = blocking(TrioDevice.resolve_all)
+    dns_query = blocking(TrioDevice.dns_query)
     whois = blocking(TrioDevice.whois)
 
     # Diagnosis
@@ -238,6 +255,7 @@ class Device(DeviceFace, WithOnly):
     set = blocking(TrioDevice.set)
     login = blocking(TrioDevice.login)
     logout = blocking(TrioDevice.logout)
+    id_token = blocking(TrioDevice.id_token)
 
 
 class Capture(CaptureFace):
@@ -266,6 +284,7 @@ __getattr__ = lazily(
         {
             "tailscale.mesh.sync_face": ("Mesh",),
             "tailscale.proxy.sync_face": ("Exits", "serve"),
+            "tailscale.taildrop.sync_face": ("taildrop",),
             "tailscale.threads.taking": ("TakenDials",),
         }
     ),
@@ -273,5 +292,5 @@ __getattr__ = lazily(
 
 __all__ = [
     *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
-    *("UdpSocket", "serve"),
+    *("UdpSocket", "serve", "taildrop"),
 ]

@@ -77,6 +77,7 @@ def blocks() -> int:
     return sys.getallocatedblocks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_foreign_bytes_cost_calls_in_proportion_and_leave_nothing(name: str) -> None:
     target = Target.load(name)

@@ -26,6 +26,7 @@ Prefix = tuple[bytes, int]
 
 CGNAT: Prefix = (bytes([100, 64, 0, 0]), 10)
 TAILSCALE_ULA: Prefix = (bytes.fromhex("fd7a115ca1e0") + bytes(10), 48)
+VIA: Prefix = (bytes.fromhex("fd7a115ca1e00b1a") + bytes(8), 64)  # 4via6: then 32 bits that name a site, then IPv4
 SERVICE_IP4 = bytes([100, 100, 100, 100])
 SERVICE_IP6 = bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x53"
 

@@ -1,7 +1,7 @@
 """The way to a control server: dials, asks for its key, upgrades, and hands out a connection that is ready.
 
-Owns: TCP, TLS, proxies, which ports to try, and whose fault it is when nothing answers. Refuses to know: what is asked
-over the connection (`connection.py`), and when to register or to poll again (`session.py`).
+Owns: which ports to try, and whose fault it is when nothing answers. Refuses to know: TCP, TLS and proxies
+(`outside.py`), what is asked over the connection (`connection.py`), when to register or to poll again (`session.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import trio
 
@@ -21,32 +20,22 @@ from ts_control.connection import BROKEN, READ_SIZE, ControlConnection, reason_o
 from ts_control.errors import ControlLost, NotControl
 from ts_control.gojson import decode_json_untrusted
 from ts_control.handshake import Initiator
-from ts_control.http1 import Http1Client, Reply, check_upgrade_untrusted, is_web_page, upgrade_headers, words_of
+from ts_control.http1 import Http1Client, check_upgrade_untrusted, is_web_page, upgrade_headers, words_of
 from ts_control.location import (
     ControlAddress,
-    Proxy,
     answer_target_untrusted,
     base_path,
     is_local,
-    maybe_proxy,
     parse_url,
     upgrade_locations,
 )
+from ts_control.outside import Dialer, Outside, exchange
 from ts_control.record import ClientTransport
 from ts_control.wire import CAPABILITY_VERSION
 from ts_control.wire_register import ServerKeys
 
 CONNECT_TIMEOUT = 9.0  # key, upgrade and handshake together; with the longest pause it keeps a reconnect under 30 s
-DIAL_TIMEOUT = 5.0
 PING_TIMEOUT = 15.0
-
-
-class Dialer(Protocol):
-    """What is asked of the machine's network."""
-
-    async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream: ...
-    def wall_clock(self) -> float: ...
-    def entropy(self, length: int) -> bytes: ...
 
 
 class ControlClient:
@@ -68,8 +57,7 @@ class ControlClient:
         self._base = base_path(url)
         self._network = network
         self._machine = machine
-        self._tls = tls
-        self._environment = environment or {}
+        self._outside = Outside(network, tls=tls, environment=environment)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[ControlConnection]:
@@ -100,13 +88,13 @@ class ControlClient:
         """Outside the control channel: `HEAD url`, the simplest answer to a ping request, or POST of a body."""
         where, path = answer_target_untrusted(url)
         with trio.fail_after(PING_TIMEOUT):
-            stream = await self._dial(where, await self._address_outside(where))
+            stream = await self._outside.dial(where, await self._address_outside(where))
             try:
                 headers = [("Host", where.authority), ("Connection", "close")]
                 if body is not None:
                     headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
                 method = "HEAD" if body is None else "POST"
-                await _exchange(stream, Http1Client(), method, path, headers, body or b"")
+                await exchange(stream, Http1Client(), method, path, headers, body or b"")
             finally:
                 await trio.aclose_forcefully(stream)
 
@@ -125,7 +113,7 @@ class ControlClient:
         return addresses[0]
 
     async def _open(self) -> tuple[trio.abc.Stream, ClientTransport, bytes]:
-        stream = await self._dial(self._first)
+        stream = await self._outside.dial(self._first)
         try:
             http = Http1Client()
             key, can_continue = await self._fetch_key(stream, http)
@@ -148,7 +136,7 @@ class ControlClient:
         """The upgrade on connections of its own, everywhere it may work."""
         for where in upgrade_locations(self._first):
             try:
-                stream = await self._dial(where)
+                stream = await self._outside.dial(where)
                 try:
                     return await self._upgrade(stream, Http1Client(), where, key)
                 except BaseException:
@@ -165,7 +153,7 @@ class ControlClient:
         target = f"{self._base}/key?v={self.version}"
         try:
             try:
-                reply = await _exchange(stream, http, "GET", target, [("Host", self._first.authority)])
+                reply = await exchange(stream, http, "GET", target, [("Host", self._first.authority)])
             except BROKEN as problem:
                 raise ControlLost(f"{self.url} broke off when asked for its key: {reason_of(problem)}") from None
             if reply.status >= 500:
@@ -189,7 +177,7 @@ class ControlClient:
         initiator = Initiator(self._machine, key, self.version, entropy=self._network.entropy)
         handshake = base64.b64encode(initiator.initiation).decode()
         headers = upgrade_headers(where.authority, handshake)
-        reply = await _exchange(stream, http, "POST", f"{self._base}/ts2021", headers)
+        reply = await exchange(stream, http, "POST", f"{self._base}/ts2021", headers)
         check_upgrade_untrusted(reply)
         transport = ClientTransport(initiator)
         rest = transport.receive_untrusted(reply.rest)
@@ -200,51 +188,6 @@ class ControlClient:
             rest += transport.receive_untrusted(bytes(data))
         return stream, transport, rest
 
-    async def _dial(self, where: ControlAddress, address: str = "") -> trio.abc.Stream:
-        """`address` is where to find `where.host`, if it must not be looked up again."""
-        proxy = maybe_proxy(where, self._environment)
-        entry = proxy.location if proxy else ControlAddress(address or where.host, where.port, where.is_tls)
-        try:
-            with trio.fail_after(DIAL_TIMEOUT):
-                stream: trio.abc.Stream = await self._network.open_tcp(entry.host, entry.port)
-                try:
-                    return await self._climb(stream, where, proxy)
-                except BaseException:
-                    await trio.aclose_forcefully(stream)
-                    raise
-        except trio.TooSlowError:
-            raise ControlLost(f"{entry.host_and_port} did not answer within {DIAL_TIMEOUT:.0f} s") from None
-        except BROKEN as problem:
-            sentence = f"cannot connect to {entry.host_and_port}: {reason_of(problem)}"
-            if isinstance(problem.__cause__, ssl.SSLCertVerificationError):
-                raise NotControl(sentence) from problem  # somebody answers, and waiting will not change who
-            raise ControlLost(sentence) from problem
-
-    async def _climb(self, stream: trio.abc.Stream, where: ControlAddress, proxy: Proxy | None) -> trio.abc.Stream:
-        """Proxy and TLS on a fresh TCP stream."""
-        if proxy:
-            if proxy.location.is_tls:
-                stream = self._wrap_tls(stream, proxy.location.host)
-            headers = [("Host", where.host_and_port)]
-            if proxy.authorization:
-                headers.append(("Proxy-Authorization", proxy.authorization))
-            try:
-                reply = await _exchange(stream, Http1Client(), "CONNECT", where.host_and_port, headers)
-            except BadPacket as problem:
-                raise ControlLost(f"the proxy {proxy.location.host_and_port} misbehaves: {problem}") from None
-            if not 200 <= reply.status < 300:
-                raise ControlLost(f"the proxy {proxy.location.host_and_port} answered CONNECT with {reply.status}")
-        if where.is_tls:
-            tls = self._wrap_tls(stream, where.host)
-            await tls.do_handshake()
-            return tls
-        return stream
-
-    def _wrap_tls(self, stream: trio.abc.Stream, host: str) -> trio.SSLStream[trio.abc.Stream]:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()  # honours SSL_CERT_FILE; read once, it is slow
-        return trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
-
 
 async def _addresses_of(host: str) -> list[str]:
     if maybe_address(host) is not None:
@@ -254,19 +197,3 @@ async def _addresses_of(host: str) -> list[str]:
     except (OSError, UnicodeError) as problem:
         raise ControlLost(f"{host} cannot be resolved: {problem}") from None
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-
-
-async def _exchange(
-    stream: trio.abc.Stream,
-    http: Http1Client,
-    method: str,
-    target: str,
-    headers: list[tuple[str, str]],
-    body: bytes = b"",
-) -> Reply:
-    await stream.send_all(http.request(method, target, headers, body))
-    while True:
-        data = await stream.receive_some(READ_SIZE)
-        reply = http.receive_untrusted(bytes(data))
-        if reply is not None:
-            return reply

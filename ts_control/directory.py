@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ts_base.errors import BadPacket, TailscaleError
-from ts_base.ip import CGNAT, SERVICE_IP4, SERVICE_IP6, TAILSCALE_ULA, Prefix, parse_prefix, prefix_contains
+from ts_base.ip import CGNAT, SERVICE_IP4, SERVICE_IP6, TAILSCALE_ULA, VIA, Prefix, parse_prefix, prefix_contains
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
 from ts_control.policy import EXIT_ROUTES
 from ts_control.policy_index import Subject
@@ -89,6 +89,8 @@ class Enrolled:
     location: Location | None = None  # where an administrator says it is
     services: tuple[Service, ...] = ()  # what an administrator says that it serves, beside what it says itself
     is_authorized: bool = True  # False until an administrator approves the machine, where that is asked for
+    lock_key: str = ""  # its own, for the tailnet's lock
+    key_signature: str = ""  # base64: what vouches for `key`, where the tailnet has a lock
     online: bool = False
     last_seen: float = 0.0
 
@@ -136,6 +138,7 @@ def parse_routes_untrusted(texts: Iterable[str]) -> tuple[Prefix, ...]:
         except BadPacket:
             continue
         own_range = prefix_contains(CGNAT, route[0]) or prefix_contains(TAILSCALE_ULA, route[0])
+        own_range &= not (prefix_contains(VIA, route[0]) and route[1] >= 96)  # a site, or some of it
         if len(routes) < MAX_ROUTES and not own_range:
             routes[route] = None
     return tuple(routes)

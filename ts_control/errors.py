@@ -33,3 +33,11 @@ class RegistrationRefused(TailscaleError):
 
 class AuthKeyRefused(RegistrationRefused):
     """The same, in answer to an auth key."""
+
+
+class KeyNotMade(RegistrationRefused):
+    """No auth key could be had for what was given instead of one, and waiting will not change that."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason, self.remedy = reason, remedy
+        TailscaleError.__init__(self, f"no auth key could be made: {reason}. {remedy}")

@@ -18,8 +18,8 @@ from ts_base.keys import PublicKey
 ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)  # what Go writes for a time that was never set
 
 # Words Go spells in capitals; everything else gets one capital letter.
-_CAPITALS = "API CPU DERP DNS HTTP ID IP IPN NL OS PCP PMP SSH STUN TCP TKA TLS UDP URL"
-_MIXED = "IDs IPs IPv4 IPv6 ICMPv4 MACs UPnP WireGuard WoL"
+_CAPITALS = "API AUM CPU DERP DNS HTTP ID IP IPN NL OS PCP PMP SSH STUN TCP TKA TLS UDP URL"
+_MIXED = "AUMs IDs IPs IPv4 IPv6 ICMPv4 MACs UPnP WireGuard WoL"
 _GO_WORDS = {word.lower(): word for word in f"{_CAPITALS} {_MIXED}".split()}
 
 T = TypeVar("T")

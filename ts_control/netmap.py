@@ -86,11 +86,18 @@ class NetMap:
     clock_offset: float
     """Control's clock minus ours, or 0.0 when they agree to the minute."""
     tka: TKAInfo | None
+    """What control says of the tailnet's lock. What is true of it is known where the lock is kept."""
+    unvouched: Mapping[int, str]
+    """Peers for whose node key the tailnet's lock does not vouch, and why. They look expired; `locked_view.py`."""
     client_version: ClientVersion | None
     dial_plan: ControlDialPlan | None
     _unexpired: Mapping[int, Node] = field(repr=False)
     """What control said of the peers that we ourselves declared expired."""
     _expiry_bound: float = field(repr=False, compare=False)
+
+    def as_told(self, number: int) -> Node:
+        """A peer as control described it, its key included, whether or not that has expired since."""
+        return self._unexpired.get(number) or self.peers[number]
 
     @classmethod
     def empty(cls) -> NetMap:
@@ -153,6 +160,7 @@ _EMPTY = NetMap(
     collect_services=False,
     clock_offset=0.0,
     tka=None,
+    unvouched=_NOTHING,
     client_version=None,
     dial_plan=None,
     _unexpired=_NOTHING,

@@ -389,7 +389,7 @@ class _Reader:
             rules.append(Rule(sources, tuple((target, tuple(ranges)) for target in targets), known))
         capabilities = _mapping(grant.get("app") or {}, f"{where}.app")
         for name in capabilities:
-            if not re.fullmatch(r"[a-z0-9.-]+\.[a-z0-9-]+/.+", name):
+            if not re.fullmatch(r"(https://)?[a-z0-9.-]+\.[a-z0-9-]+/.+", name):  # the oldest, Taildrop's too, are URLs
                 raise PolicyError(f"{where}.app: a capability is named like 'example.com/cap/backup', not {name!r}")
         if capabilities and any(target.kind == INTERNET for target in targets):
             raise PolicyError(f"{where}: 'app' means nothing towards autogroup:internet")

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from ts_control.errors import RequestRefused
+
 UNIT = 0.010
 LONGEST_PAUSE = 20.0  # with one connect deadline on top, a recovered server is found within 30 s
 AT_LEAST = 1.0  # of a longer pause, after an attempt that itself took as long
 BURST = 8  # attempts that may come faster than one per second
 RETRY_AFTER_LIMIT = 3600.0
+NO_SUCH_HASTE = (5.0, 10.0)  # after a 429 that names no time
 
 
 class Backoff:
@@ -63,3 +66,13 @@ def pause_from_retry_after(text: str, wall_now: float, fallback: float) -> float
         except ValueError:
             return fallback
     return pause if 0 <= pause <= RETRY_AFTER_LIMIT else fallback
+
+
+def pause_asked_for(problem: RequestRefused, wall_now: float, backoff: Backoff) -> float | None:
+    """How long a refusal asks us to wait: a 429 always does (RFC 6585 section 4), a 5xx with `Retry-After` (RFC 9110
+    section 10.2.3); None when that is ours to choose.
+    """
+    if problem.status == 429:
+        return pause_from_retry_after(problem.retry_after, wall_now, backoff.between(*NO_SUCH_HASTE))
+    asked = pause_from_retry_after(problem.retry_after, wall_now, -1.0) if problem.status >= 500 else -1.0
+    return asked if asked >= 0 else None

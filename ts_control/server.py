@@ -20,12 +20,14 @@ from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrol
 from ts_control.gojson import encode_json
 from ts_control.policy import Policy
 from ts_control.policy_index import PolicyIndex
+from ts_control.server_lock import ServedLock
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_news import News
 from ts_control.server_ssh import Asked, SshCheck, SshChecks
 from ts_control.ssh_policy import SSHAction
 from ts_control.wire import DERPMap, DNSConfig, DNSRecord, Location, MapRequest, PingRequest, Resolver, Service
+from ts_control.wire_lock import LockAnswer, LockRequest
 from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
 
 MINIMUM_VERSION = 111  # older clients do not know a peer's HomeDERP
@@ -73,8 +75,14 @@ class ControlServer:
         self._maps = MapWriter(self.directory, domain, PolicyIndex(Policy.allow_all()))
         self._maps.dns = DNSConfig(domains=(domain,), proxied=True, routes={domain: ()})
         self._news = News(self.directory, self._maps, wall_clock=wall_clock)
+        self.lock = ServedLock(self.directory)
         self._logins = Logins(
-            self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock, key_lifetime=key_lifetime
+            self.directory,
+            url=self.url,
+            entropy=entropy,
+            wall_clock=wall_clock,
+            key_lifetime=key_lifetime,
+            lock=self.lock,
         )
         self._maps.url = self.url
         self._checks = SshChecks(self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock)
@@ -147,6 +155,29 @@ class ControlServer:
         self._logins.abandon(owner)
         self._checks.abandon(owner)
         self._news.abandon(owner, now)
+
+    def ask_lock(self, machine: MachinePublic, what: str, request: LockRequest, now: float) -> LockAnswer:
+        """What a device asks of the tailnet's lock. DirectoryError when the node key is not this machine's."""
+        device = self.directory.by_key(request.node_key)
+        if device is None or device.machine != machine:
+            raise DirectoryError("node not found")
+        answer = self.lock.answer(what, request)
+        self.tell_lock(now)
+        return answer
+
+    def tell_lock(self, now: float) -> None:
+        """What changed of the lock, and who has another signature, becomes news."""
+        for device_id in sorted(self.lock.take_changed()):
+            if device_id in self.directory.devices:
+                self._news.note(self.directory.find(device_id), {"signature"}, now)
+        if (info := self.lock.take_news()) is not None:
+            self._maps.lock = info
+            self._news.changes.facts["TKAInfo"] = msgspec.Raw(encode_json(info))
+        self._news.settle(now)
+
+    def pretend_no_lock(self) -> None:
+        """Say nothing of the lock in maps from now on, as a server that lies or has forgotten it."""
+        self._maps.lock = None
 
     def answer_ping(self, ping_id: str, body: bytes, now: float) -> bool:
         """Somebody called the URL of a PingRequest."""
@@ -246,8 +277,12 @@ class ControlServer:
         split: Mapping[str, Sequence[str]] | None = None,
         search: Sequence[str] = (),
         magic_dns: bool = True,
+        filtered: Sequence[str] = (),
     ) -> None:
-        """Replace the tailnet's DNS: extra (name, address) records, nameservers for everything and per suffix."""
+        """Replace the tailnet's DNS: extra (name, address) records, nameservers for everything and per suffix.
+
+        `filtered` are names, or `.suffix` with what is below, that exits look up for nobody.
+        """
         routes: dict[str, tuple[Resolver, ...] | None] = {self.domain: ()} if magic_dns else {}
         for suffix, servers in (split or {}).items():
             routes[suffix] = tuple(Resolver(addr=server) for server in servers)
@@ -257,6 +292,7 @@ class ControlServer:
             routes=routes,
             resolvers=tuple(Resolver(addr=server) for server in nameservers),
             extra_records=tuple(DNSRecord(name=name, value=value) for name, value in records),
+            exit_node_filtered_set=tuple(filtered),
         )
         self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
         self._news.settle(now)

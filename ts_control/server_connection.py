@@ -21,6 +21,8 @@ from ts_control.server_maps import ServedMap
 from ts_control.server_ssh import Asked
 from ts_control.ssh_rules import CHECK_PATH
 from ts_control.wire import MapRequest
+from ts_control.wire_lock import ROOT as LOCK_ROOT
+from ts_control.wire_lock import LockRequest
 from ts_control.wire_register import EarlyNoise, RegisterRequest
 
 MAX_BODY = 1 << 20
@@ -154,9 +156,11 @@ class ServedConnection:
             elif path == "/machine/ping-answer":
                 known = self._server.answer_ping(query.removeprefix("id="), body, now)
                 self._refuse(request.stream, 200 if known else 404, "")
+            elif path.startswith(LOCK_ROOT):
+                self._lock(request.stream, path.removeprefix(LOCK_ROOT), body, now)
             elif path.startswith(CHECK_PATH):
                 self._ssh_action(request.stream, path, query)
-            elif path.startswith(("/machine/tka/", "/machine/webclient/")):
+            elif path.startswith("/machine/webclient/"):
                 self._refuse(request.stream, 404, "not found")
             else:
                 self._refuse(request.stream, 501, "not implemented by this control server")
@@ -190,6 +194,16 @@ class ServedConnection:
             self._maps[stream] = answer
         else:
             self._http.send_body(stream, answer, end=True)
+
+    def _lock(self, stream: int, what: str, body: bytes, now: float) -> None:
+        request = decode_json_untrusted(LockRequest, body)
+        try:
+            answer = self._server.ask_lock(self.machine, what, request, now)
+        except DirectoryError as problem:
+            self._refuse(stream, 404, str(problem))
+            return
+        self._http.respond(stream, 200, _JSON)
+        self._http.send_body(stream, encode_json(answer), end=True)
 
     def _ssh_action(self, stream: int, path: str, query: str) -> None:
         try:

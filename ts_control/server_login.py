@@ -13,6 +13,7 @@ from ts_base.keys import MachinePublic
 from ts_control.directory import TAGGED_DEVICES, AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.gojson import unix_time
 from ts_control.policy import Policy, is_valid_tag
+from ts_control.server_lock import ServedLock
 from ts_control.wire_register import Login, RegisterRequest, RegisterResponse, User
 
 LOGIN_LIFETIME = 15 * 60.0
@@ -52,8 +53,10 @@ class Logins:
         entropy: Callable[[int], bytes],
         wall_clock: Callable[[], float],
         key_lifetime: float,
+        lock: ServedLock,
     ) -> None:
         self._directory = directory
+        self._lock = lock
         self._url = url
         self._entropy = entropy
         self._wall_clock = wall_clock
@@ -98,6 +101,8 @@ class Logins:
             return self._welcome(device)  # a restart with the key still in the environment: it is not spent again
         if device is not None and device.expired:
             return RegisterResponse(node_key_expired=True)
+        if not request.node_key_signature and (old := self._lock.old_signature(self._directory.by_machine(machine))):
+            return RegisterResponse(node_key_signature=old)  # it asks again, with its new key signed on top of that
         if key:
             return self._register_with_key(machine, request, key, wall)
         if request.followup:
@@ -233,6 +238,9 @@ class Logins:
             self._directory.rekey(device, request.node_key)
             if set(tags) != set(device.tags):
                 changed.add("tags")
+            changed |= {"signature"} if self._lock.chain is not None else set()
+        device.lock_key = request.nl_key
+        self._lock.accept(device, request.node_key_signature)
         device.login, device.tags = login, tuple(sorted(set(tags)))
         device.ephemeral = request.ephemeral or (record is not None and record.ephemeral)
         device.version = request.version

@@ -19,7 +19,8 @@ from ts_control.gojson import encode_json, from_unix_time
 from ts_control.policy_index import PolicyIndex
 from ts_control.ssh_policy import ENV_ATTRIBUTE
 from ts_control.ssh_rules import policy_for
-from ts_control.wire import DERPMap, DNSConfig, Node, PeerChange, PingRequest, UserProfile
+from ts_control.wire import DERPMap, DNSConfig, Node, PeerChange, PingRequest, TKAInfo, UserProfile
+from ts_control.wire_lock import CAPABILITY
 
 MAX_QUEUED_BYTES = 64 << 20  # a stream that reads slower than this is closed, and its client starts afresh
 
@@ -31,6 +32,7 @@ SELF_CAPABILITIES: Mapping[str, None] = {
     "https://tailscale.com/cap/file-sharing": None,
     "https://tailscale.com/cap/is-admin": None,
     "https://tailscale.com/cap/ssh": None,
+    CAPABILITY: None,
     ENV_ATTRIBUTE: None,
 }
 _NOBODY: frozenset[int] = frozenset()
@@ -89,6 +91,7 @@ class MapWriter:
         self.policy = policy
         self.dns = DNSConfig()
         self.derp_map = DERPMap()
+        self.lock: TKAInfo | None = None
         self.unauthorized: frozenset[int] = frozenset()
         self._nodes: dict[int, msgspec.Raw] = {}
 
@@ -118,6 +121,7 @@ class MapWriter:
             user=TAGGED_DEVICES if device.tags else self._directory.account(device.login).id,
             key=device.key,
             key_expiry=from_unix_time(device.expires),
+            key_signature=device.key_signature,
             machine=device.machine,
             disco_key=device.disco,
             addresses=addresses,
@@ -202,6 +206,7 @@ class MapWriter:
                 "Peers": [self.peer_text(peer) for peer in peers],
                 "ControlTime": from_unix_time(wall),
             }
+            | ({} if self.lock is None else {"TKAInfo": self.lock})
         )
 
     def deltas(self, streams: Iterable[ServedMap], changes: Changes) -> list[tuple[ServedMap, bytes]]:

@@ -15,8 +15,10 @@ from msgspec import Meta, field
 from ts_base.keys import DiscoPublic, MachinePublic, NodePublic
 from ts_control.gojson import ZERO_TIME, GoStruct
 
-CAPABILITY_VERSION = 131
-"""What we claim; also the Noise protocol version and the `v=` of the key request."""
+CAPABILITY_VERSION = 142
+"""What we claim; also the Noise protocol version and the `v=` of the key request. What that promises, and the test of
+each promise, is a table in `tests/ts_control/test_capability_version.py`.
+"""
 
 NO_NODE_KEY = NodePublic.zero()
 NO_DISCO_KEY = DiscoPublic.zero()
@@ -339,6 +341,7 @@ class MapRequest(GoStruct, frozen=True):
     read_only: bool = False
     omit_peers: bool = False
     debug_flags: tuple[str, ...] = ()
+    tka_head: str = ""  # how far we know the tailnet's lock
 
 
 class MapResponse(GoStruct, frozen=True):

@@ -51,6 +51,7 @@ class RegisterRequest(GoStruct, frozen=True):
     ephemeral: bool = False
     timestamp: datetime | None = None
     tailnet: str = ""
+    node_key_signature: str = ""  # base64: what vouches for node_key, where the tailnet has a lock
 
     def __repr__(self) -> str:
         return f"RegisterRequest(node_key={self.node_key!r}, auth={self.auth!r}, followup={bool(self.followup)})"
@@ -83,3 +84,18 @@ class EarlyNoise(GoStruct, frozen=True):
     """What the server may say before HTTP/2 begins."""
 
     node_key_challenge: ChallengePublic = field(default=ChallengePublic.zero(), name="nodeKeyChallenge")
+
+
+class TokenRequest(GoStruct, frozen=True):
+    """What `POST /machine/id-token` asks."""
+
+    cap_version: int = 0
+    node_key: NodePublic = NO_NODE_KEY
+    audience: str = ""
+
+
+class TokenResponse(GoStruct, frozen=True):
+    id_token: str = field(default="", name="id_token")
+
+    def __repr__(self) -> str:
+        return "TokenResponse([redacted])"

@@ -211,7 +211,10 @@ class Engine:
                 opening = protocol == TCP and flags & SYN_ACK == SYN
                 if flow != last_flow or protocol != last_protocol or opening:
                     reason = tables.verdict(peer, protocol, opening, flow)
-                    if reason and not self._is_answer(reason, peer, protocol, flow):
+                    if reason and not (
+                        self._is_answer(reason, peer, protocol, flow)
+                        or (opening and self._is_for_peerapi(reason, peer, flow))
+                    ):
                         self._refuse(peer, parse(packet), reason, now)
                         continue
                     flow_goes = usual if reason != NOT_AN_ANSWER else admitted.setdefault((peer, False), [])
@@ -227,6 +230,17 @@ class Engine:
         if reason == NOT_AN_ANSWER and peer in self._exits:
             return protocol == TCP or self.replies.admits((peer, protocol, flow))
         return reason == NO_RULE and self.replies.admits((peer, protocol, flow))
+
+    def _is_for_peerapi(self, reason: str, peer: PeerId, flow: bytes) -> bool:
+        """Whether no rule admits this SYN, but it asks for our peer API, which judges each request by itself.
+
+        As upstream does it, except that nobody may open anything here while shields are up, nor a jailed peer ever.
+        """
+        port = self._talk.peerapi_port
+        if reason != NO_RULE or not port or self.tables.shields_up or flow[-2:] != port.to_bytes(2, "big"):
+            return False
+        known = self.tables.peers.get(peer)
+        return flow[len(flow) // 2 - 2 : -4] in self.tables.own and known is not None and not known.routes.jailed
 
     def _admit_carefully(self, peer: PeerId, padded: bytes, now: float, admitted: dict[Origin, list[bytes]]) -> None:
         """Options, fragments, extension headers, ICMP, TSMP, runts: the same rules, read in full."""
@@ -246,6 +260,8 @@ class Engine:
         else:
             reason = tables.judge(peer, packet, parsed) if is_usual else tables.judge_answer(packet, parsed)
             if reason == NO_RULE and self.replies.admits((peer, parsed.protocol, parsed.flow)):
+                reason = ADMITTED
+            if parsed.is_opening and self._is_for_peerapi(reason, peer, parsed.flow):
                 reason = ADMITTED
             if reason == ADMITTED:
                 admitted.setdefault((peer, is_usual), []).append(packet)

@@ -44,6 +44,7 @@ from ts_base.ip import (
     is_martian_source,
     is_multicast,
     parse_prefix,
+    prefix_contains,
 )
 from ts_base.who import Hop, PeerId
 from ts_dataplane.bart import Bart
@@ -326,6 +327,7 @@ def compile_tables_steps(
     accept_routes: bool = False,
     exit_node: PeerId | None = None,
     shields_up: bool = False,
+    near: Collection[Prefix] = (),
 ) -> Generator[None, None, Tables]:
     """A snapshot, pausing every ~2,000 units of work so that a shell can put a checkpoint there.
 
@@ -333,7 +335,7 @@ def compile_tables_steps(
     """
     problems: list[str] = []
     ours = tuple(address for address, _ in read_prefixes(own, "this node", problems, {}))
-    local_table = local_table_of(ours, read_prefixes(local, "this node", problems, {}))
+    local_table = local_table_of(ours, read_prefixes(local, "this node", problems, {}), near)
     built = yield from compile_filter_steps(rules)
     prefs = Prefs(accept_routes, exit_node, shields_up)
     reader = ClaimReader(ours, prefs, problems)
@@ -350,13 +352,20 @@ def compile_tables_steps(
     return tables
 
 
-def local_table_of(own: Iterable[bytes], advertised: Collection[Prefix]) -> Bart[bool]:
-    """What is ours. An advertised default route means the internet only: the rest of it is carved out again."""
+def local_table_of(own: Iterable[bytes], advertised: Collection[Prefix], near: Collection[Prefix] = ()) -> Bart[bool]:
+    """What is ours. An advertised default route means the internet only: the rest of it is carved out again.
+
+    `near`: the networks of this machine's interfaces, which are no internet either. What another advertised route
+    names is ours all the same.
+    """
     local: Bart[bool] = Bart()
+    named = [prefix for prefix in advertised if prefix[1]]
     for default in DEFAULTS:
         if default in advertised:
-            for prefix in _NOT_INTERNET:
-                if len(prefix[0]) == len(default[0]):
+            for prefix in (*_NOT_INTERNET, *near):
+                address, length = prefix
+                is_named = any(wide[1] <= length and prefix_contains(wide, address) for wide in named)
+                if len(address) == len(default[0]) and not is_named:
                     local.insert(prefix, False)
     for prefix in advertised:
         local.insert(prefix, True)

@@ -1,9 +1,9 @@
 """Packets for addresses that are not ours: what a subnet router and an exit node hear.
 
 A SYN is held and is news, a `Knock`; nobody is answered before somebody has dialled outward and says `admit` or
-`refuse`. Datagrams are flows, which end when nothing was said for a while. Owns their limits, over all and per peer.
-Refuses to know routes, which are one question handed in, and what becomes of the bytes.
-RFC 9293 section 3.10.7.2, RFC 4787 section 4.3 (idle flows), RFC 1812 section 5.3.7 (martian addresses).
+`refuse`. Datagrams are flows, which end when nothing was said for a while, and echo requests are answered when somebody
+says so. Owns their limits, over all and per peer. Refuses to know routes, which are one question handed in, and what
+becomes of the bytes. RFC 9293 section 3.10.7.2, RFC 4787 section 4.3 (idle flows), RFC 1812 section 5.3.7 (martians).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ts_base.ip import is_martian_source
-from ts_base.ip_headers import ACK, FIN, RST, SYN
+from ts_base.budget import Budget
+from ts_base.ip import UDP, is_martian_source
+from ts_base.ip_headers import ACK, FIN, RST, SYN, ip_packet
 from ts_base.timers import Timers
 from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
@@ -26,20 +27,33 @@ from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
 from ts_netstack.udp import UdpPort
 from ts_netstack.udp_demux import read_datagram_untrusted
-from ts_netstack.wire import MASK32, Address, Packet, Unroutable, reset_for
+from ts_netstack.wire import MASK32, Address, Packet, Unroutable, reset_for, udp_payload
 
-HELD_LIMIT, HELD_LIMIT_PER_PEER = 512, 64
-HELD_SECONDS = 30.0  # for the dial outward; the peer's own patience is longer
-ADMITTED_LIMIT, ADMITTED_LIMIT_PER_PEER = 8192, 1024
-FLOWS_LIMIT, FLOWS_LIMIT_PER_PEER = 1024, 256
+HELD_SECONDS = 30.0  # after the last SYN of a peer that wants to be let in: its next one would have come by then
 FLOW_DATAGRAMS, FLOW_BYTES = 64, 64 << 10
-FLOW_IDLE = 120.0  # RFC 4787 REQ-5: not sooner
+DNS_PORT = 53
+ECHO_BUDGETS = 1024  # peers whose pings are remembered
 
 
 class Covered(Protocol):
     """The routes we forward for."""
 
     def covers(self, address: bytes) -> bool: ...
+
+
+class ForwarderLimits(NamedTuple):
+    """How much is held, admitted and remembered: over all, and of each peer."""
+
+    held: int = 1024
+    held_each: int = 256
+    admitted: int = 4096
+    admitted_each: int = 1024
+    flows: int = 4096
+    flows_each: int = 512
+    flow_idle: float = 120.0  # RFC 4787 REQ-5: not sooner
+    dns_idle: float = 30.0  # a question and its answer; a resolver asks from a new port each time
+    echoes: int = 20
+    echoes_per_second: float = 10.0  # of each peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +66,22 @@ class Knock:
     peer: PeerId
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """`peer` asks whether `local`, an address we forward for, is there."""
+
+    local: bytes
+    peer: PeerId
+    request: Packet
+
+
 class ForwarderStatistics(NamedTuple):
-    """What is held, admitted and flowing."""
+    """What is held, admitted, flowing, and asked."""
 
     held: int
     admitted: int
     flows: int
+    echoes: int
 
 
 class Quota:
@@ -70,6 +94,17 @@ class Quota:
         self._drops, self._word = drops, word
         self._by_peer: Counter[PeerId] = Counter()
         self.taken = 0
+
+    def change(self, whole: int, each: int) -> None:
+        """Other limits from now on; what is taken stays."""
+        self._whole, self._each = whole, each
+
+    def heaviest(self) -> PeerId:
+        """The peer that has taken most."""
+        return max(self._by_peer, key=self._by_peer.__getitem__)
+
+    def is_full_for(self, peer: PeerId) -> bool:
+        return self._by_peer[peer] >= self._each
 
     def take(self, peer: PeerId) -> bool:
         if self._by_peer[peer] >= self._each:
@@ -123,24 +158,32 @@ class ForwardedFlow(UdpPort):
         self.active_at = 0.0
         self.connect(remote)
 
+    def send(self, data: bytes, remote: Address, now: float) -> None:
+        self.active_at = now
+        super().send(data, remote, now)
+
     def reply(self, data: bytes, now: float) -> None:
         """What came from outside, back to the peer."""
-        self.active_at = now
         self.send(data, self.peer_address, now)
+
+    def question(self) -> bytes:
+        """The head of a packet that the peer has sent, for an ICMP error to quote (RFC 792: 64 bits of it)."""
+        return ip_packet(self.peer_address[0], self.local[0], UDP, udp_payload(self.peer_address, self.local, b""))
 
     def __repr__(self) -> str:
         return f"ForwardedFlow({self.port})"
 
 
-News = Knock | ForwardedFlow
+News = Knock | ForwardedFlow | Echo
 
 
 class Forwarder(Socket):
     """One of a stack, changed when there is news. `routes` None, the default, forwards nothing."""
 
     __slots__ = (
-        *("_admitted", "_admitted_quota", "_flow_quota", "_held", "_held_quota", "_icmp", "_ledger", "_news"),
-        *("_outbox", "_own", "_tcp", "_timers", "flows", "routes"),
+        *("_admitted", "_admitted_quota", "_echo_budgets", "_echoes", "_flow_quota", "_flows_of", "_gone", "_held"),
+        *("_held_quota", "_icmp", "_ledger", "_limits", "_news", "_outbox", "_own", "_tcp", "_timers"),
+        *("flows", "routes"),
     )
 
     def __init__(
@@ -157,16 +200,28 @@ class Forwarder(Socket):
         super().__init__()
         self.routes: Covered | None = None
         self._held: dict[bytes, HeldSyn] = {}
-        self._news: dict[bytes, News] = {}
+        self._gone: list[bytes] = []
+        self._news: dict[object, News] = {}  # by what is held, flows or is asked
         self._admitted: dict[bytes, PeerId] = {}
         self.flows: dict[bytes, ForwardedFlow] = {}
+        self._flows_of: dict[PeerId, dict[bytes, ForwardedFlow]] = {}  # the one that was silent longest comes first
+        self._echoes = 0
+        self._echo_budgets: dict[PeerId, Budget] = {}
         drops = ledger.drops
-        self._held_quota = Quota(HELD_LIMIT, HELD_LIMIT_PER_PEER, drops, "tcp.knocks")
-        self._admitted_quota = Quota(ADMITTED_LIMIT, ADMITTED_LIMIT_PER_PEER, drops, "tcp.forwarded")
-        self._flow_quota = Quota(FLOWS_LIMIT, FLOWS_LIMIT_PER_PEER, drops, "udp.flows")
+        limits = self._limits = ForwarderLimits()
+        self._held_quota = Quota(limits.held, limits.held_each, drops, "tcp.knocks")
+        self._admitted_quota = Quota(limits.admitted, limits.admitted_each, drops, "tcp.forwarded")
+        self._flow_quota = Quota(limits.flows, limits.flows_each, drops, "udp.flows")
+
+    def set_limits(self, limits: ForwarderLimits) -> None:
+        """Other limits from now on; nothing that is there already ends by them."""
+        self._limits = limits
+        self._held_quota.change(limits.held, limits.held_each)
+        self._admitted_quota.change(limits.admitted, limits.admitted_each)
+        self._flow_quota.change(limits.flows, limits.flows_each)
 
     def statistics(self) -> ForwarderStatistics:
-        return ForwarderStatistics(len(self._held), len(self._admitted), len(self.flows))
+        return ForwarderStatistics(len(self._held), len(self._admitted), len(self.flows), self._echoes)
 
     def covers(self, address: bytes) -> bool:
         """Whether packets to `address` are for us to forward; never those that belong on no wire."""
@@ -176,7 +231,7 @@ class Forwarder(Socket):
         """Forward for these from now on. What was admitted lives on: who carries it knows better."""
         self.routes = routes
         for held in [one for one in self._held.values() if not self.covers(one.knock.local[0])]:
-            self._forget(held)
+            self._give_up(held)
         for flow in [one for one in self.flows.values() if not self.covers(one.local[0])]:
             self.end(flow)
 
@@ -188,22 +243,35 @@ class Forwarder(Socket):
             return
         held = self._held.get(arrival.key)
         if held is not None:
-            self._receive_held(held, arrival)
+            self._receive_held(held, arrival, now)
         elif arrival.segment.flags & (SYN | ACK | RST | FIN) != SYN:
             self._tcp.refuse(arrival, now)
         elif self._held_quota.take(arrival.peer):
             held = self._held[arrival.key] = HeldSyn(arrival)
-            self._tell(arrival.key, held.knock)
+            self._tell(held, held.knock)
             self._timers.set(held, now + HELD_SECONDS)
 
-    def _receive_held(self, held: HeldSyn, arrival: Arrival) -> None:
+    def _receive_held(self, held: HeldSyn, arrival: Arrival, now: float) -> None:
         segment, known = arrival.segment, held.arrival.segment
         if segment.flags & (SYN | ACK | RST | FIN) == SYN:
             held.arrival = arrival  # again or another: the newest is the one that can still complete
+            self._timers.set(held, now + HELD_SECONDS)
         elif segment.flags & RST and segment.seq == known.seq + 1 & MASK32:
-            self._forget(held)
+            self._give_up(held)
         else:
             self._ledger.drops["tcp.handshake_wild"] += 1
+
+    def _give_up(self, held: HeldSyn) -> None:
+        """Nobody waits any more: whoever dials for it need not either."""
+        if held not in self._news:
+            self._gone.append(held.knock.key)
+            self._ledger.changed[self] = None
+        self._forget(held)
+
+    def take_gone(self) -> list[bytes]:
+        """Keys of knocks that were told, and whose callers have given up since last asked."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def admit(self, knock: Knock, now: float) -> TcpConnection | None:
         """Somebody answers there: the SYN-ACK leaves with the next transmit. None when the peer no longer waits."""
@@ -217,16 +285,20 @@ class Forwarder(Socket):
         self._admitted[knock.key] = peer
         return self._tcp.answer(held.arrival, now)
 
-    def refuse(self, knock: Knock, now: float, reset: bool) -> None:
-        """Nobody answers there: say so by a RST, as the host itself would, or as a router that cannot reach it."""
+    def refuse(self, knock: Knock, now: float, *, is_reachable: bool) -> None:
+        """Nobody answers there: say so by a RST, as the host itself would.
+
+        Where not even the host can be reached, a router's word goes before it: the caller's error says more then, and
+        a caller that takes no such word (RFC 1122 section 4.2.3.9 calls it soft) need not wait either.
+        """
         held = self._held.get(knock.key)
         if held is None:
             return
         self._forget(held)
         arrival = held.arrival
-        if not reset:
+        if not is_reachable:
             self._icmp.say(icmp.host_unreachable, arrival.data, arrival.local[0], arrival.remote[0], now)
-        elif (reply := reset_for(arrival.packet, arrival.segment)) is not None:
+        if (reply := reset_for(arrival.packet, arrival.segment)) is not None:
             self._outbox.answer(arrival.back, reply)
 
     def pass_over(self, knock: Knock) -> None:
@@ -237,12 +309,11 @@ class Forwarder(Socket):
 
     def expire_held(self, held: HeldSyn) -> None:
         self._ledger.drops["tcp.knock_expired"] += 1
-        self._forget(held)
+        self._give_up(held)
 
     def _forget(self, held: HeldSyn) -> None:
-        key = held.knock.key
-        del self._held[key]
-        self._news.pop(key, None)
+        del self._held[held.knock.key]
+        self._news.pop(held, None)
         self._timers.clear(held)
         self._held_quota.give_back(held.knock.peer)
 
@@ -262,15 +333,32 @@ class Forwarder(Socket):
         key = packet.source + packet.destination + packet.payload[:4]
         flow = self.flows.get(key)
         if flow is None:
-            peer = origin[0]
-            if not self._flow_quota.take(peer):
+            flow = self._begin(ForwardedFlow(self._outbox, self._own, self._ledger, key, local, remote, origin[0]), now)
+            if flow is None:
                 return
-            flow = ForwardedFlow(self._outbox, self._own, self._ledger, key, local, remote, peer)
-            self.flows[key] = flow
-            self._timers.set(flow, now + FLOW_IDLE)
-            self._tell(key, flow)
         flow.active_at = now
+        mine = self._flows_of[flow.peer]
+        mine[key] = mine.pop(key)
         flow.deliver(data, remote)
+
+    def _begin(self, flow: ForwardedFlow, now: float) -> ForwardedFlow | None:
+        """A place for a new flow, if need be that of the one that was silent longest: its peer's, or the heaviest's."""
+        quota, peer = self._flow_quota, flow.peer
+        if not quota.take(peer):
+            victims = self._flows_of.get(peer if quota.is_full_for(peer) else quota.heaviest(), {})
+            if (oldest := next(iter(victims.values()), None)) is None:
+                return None
+            self.end(oldest)
+            self.forget_flow(oldest)
+            quota.take(peer)
+        self.flows[flow.key] = flow
+        self._flows_of.setdefault(peer, {})[flow.key] = flow
+        self._timers.set(flow, now + self._idle_of(flow))
+        self._tell(flow, flow)
+        return flow
+
+    def _idle_of(self, flow: ForwardedFlow) -> float:
+        return self._limits.dns_idle if flow.local[1] == DNS_PORT else self._limits.flow_idle
 
     def receive_report(self, report: icmp.Report, origin: Origin) -> Hop:
         """An ICMP error about a datagram we forwarded to a peer."""
@@ -285,7 +373,7 @@ class Forwarder(Socket):
 
     def on_idle_timer(self, flow: ForwardedFlow, now: float) -> None:
         """Its timer is not moved with every datagram: only now is asked how long it was silent."""
-        until = flow.active_at + FLOW_IDLE
+        until = flow.active_at + self._idle_of(flow)
         if until > now:
             self._timers.set(flow, until)
         else:
@@ -296,20 +384,58 @@ class Forwarder(Socket):
         flow.close()
         self._ledger.changed[flow] = None
 
+    def report_refusal(self, flow: ForwardedFlow, now: float) -> None:
+        """Its destination says that nobody listens there: the peer need not wait (RFC 1122 section 3.2.2.1)."""
+        self._icmp.say(icmp.port_unreachable, flow.question(), flow.local[0], flow.peer_address[0], now)
+
     def forget_flow(self, flow: ForwardedFlow) -> None:
         if self.flows.get(flow.key) is flow:
             del self.flows[flow.key]
-            self._news.pop(flow.key, None)
+            mine = self._flows_of[flow.peer]
+            del mine[flow.key]
+            if not mine:
+                del self._flows_of[flow.peer]
+            self._news.pop(flow, None)
             self._timers.clear(flow)
             self._flow_quota.give_back(flow.peer)
 
+    # -- echo ------------------------------------------------------------------------------------------------------
+
+    def receive_echo(self, request: Packet, origin: Origin, now: float) -> None:
+        """An echo request to an address we forward for: somebody has to ask it, and says `answer_echo` or not."""
+        if not may_speak(origin, 0):
+            raise Unroutable("icmp.wrong_peer")
+        peer = origin[0]
+        if not self._budget_of(peer, now).take(now) or self._echoes >= self._limits.echoes:
+            raise Unroutable("icmp.echo_limit")
+        key = request.source + request.destination + request.payload[4:8]
+        if key not in self._news:
+            self._echoes += 1
+            self._tell(key, Echo(request.destination, peer, request))
+
+    def _budget_of(self, peer: PeerId, now: float) -> Budget:
+        budgets = self._echo_budgets
+        if peer not in budgets:
+            if len(budgets) >= ECHO_BUDGETS:
+                for one in [known for known, budget in budgets.items() if budget.is_full(now)] or list(budgets)[:1]:
+                    del budgets[one]
+            rate = self._limits.echoes_per_second
+            budgets[peer] = Budget(rate, rate)
+        return budgets[peer]
+
+    def settle_echo(self, echo: Echo, now: float, *, is_there: bool) -> None:
+        """Somebody has looked. The answer is that of the host itself: the same number, the same bytes."""
+        self._echoes -= 1
+        if is_there and self.covers(echo.local):
+            self._outbox.post((echo.request.source, 0), icmp.reply_to_echo(echo.request))
+
     # -- both ------------------------------------------------------------------------------------------------------
 
-    def _tell(self, key: bytes, news: News) -> None:
+    def _tell(self, key: object, news: News) -> None:
         self._news[key] = news
         self._ledger.changed[self] = None
 
     def take_news(self) -> list[News]:
-        """SYNs held and flows begun since last asked."""
+        """SYNs held, flows begun and hosts asked for since last asked."""
         news, self._news = list(self._news.values()), {}
         return news

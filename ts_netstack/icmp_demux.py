@@ -119,13 +119,15 @@ class IcmpSockets:
 
     # -- being told, and answering ---------------------------------------------------------------------------------
 
-    def receive_untrusted(self, packet: Packet, origin: Origin, now: float) -> icmp.Report | None:
-        """Answer an echo, note an answer; an error is for the stack."""
+    def receive_untrusted(self, packet: Packet, origin: Origin, now: float) -> icmp.Report | Packet | None:
+        """Answer an echo, note an answer; for the stack is an error, and the echo request to somebody else."""
         if not icmp.is_checksum_right(packet):
             raise Unroutable("icmp.checksum")
         kind, code, rest, body = icmp.parse_untrusted(packet)
         is_ip4 = packet.protocol == ICMP
         if kind == (icmp.ECHO4 if is_ip4 else icmp.ECHO6):
+            if packet.destination not in self._own.all:
+                return packet
             self._answer_echo(packet, origin, now)
         elif kind == (icmp.ECHO_REPLY4 if is_ip4 else icmp.ECHO_REPLY6):
             self._answered(packet.source, rest, origin, now)
@@ -137,8 +139,6 @@ class IcmpSockets:
         return None
 
     def _answer_echo(self, packet: Packet, origin: Origin, now: float) -> None:
-        if packet.destination not in self._own.all:  # we forward to it, and cannot speak for it
-            raise Unroutable("icmp.not_forwarded")
         if not may_speak(origin, 0):
             raise Unroutable("icmp.wrong_peer")
         if not self._echoes.take(now):

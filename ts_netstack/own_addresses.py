@@ -14,18 +14,19 @@ from ts_base.who import Hop, PeerId
 class OwnAddresses:
     """Shared by a stack and those of its sockets that speak without being connected."""
 
-    __slots__ = ("_source", "all", "hops")
+    __slots__ = ("_source", "all", "apart", "hops")
 
-    def __init__(self) -> None:
-        self.all: frozenset[bytes] = frozenset()
-        self.hops: frozenset[Hop] = frozenset()  # to ourselves
+    def __init__(self, apart: Sequence[bytes] = ()) -> None:
+        self.apart = frozenset(apart)  # ours whatever comes, and never the source of what goes to others
         self._source: dict[int, bytes] = {}  # by address length
+        self.all: frozenset[bytes] = self.apart
+        self.hops: frozenset[Hop] = frozenset((address, 0) for address in apart)  # to ourselves
 
     def replace(self, addresses: Sequence[bytes]) -> frozenset[bytes]:
         """These are ours now, the first of each family the source of what we open. Returns those that no longer are."""
-        lost = self.all.difference(addresses)
-        self.all = frozenset(addresses)
-        self.hops = frozenset((address, 0) for address in addresses)
+        lost = self.all.difference(addresses, self.apart)
+        self.all = self.apart.union(addresses)
+        self.hops = frozenset((address, 0) for address in self.all)
         self._source = {len(address): address for address in reversed(addresses)}
         return lost
 

@@ -27,8 +27,12 @@ def free_port(start: int, is_free: Callable[[int], bool]) -> int:
     return 0
 
 
-def is_taken(table: Mapping[Bound, object], port: int, host: bytes | None) -> bool:
-    """Whether binding `port` on `host` would meet somebody."""
+def is_taken(
+    table: Mapping[Bound, object], port: int, host: bytes | None, apart: frozenset[bytes] = frozenset()
+) -> bool:
+    """Whether binding `port` on `host` would meet somebody. All addresses do not mean those that are `apart`."""
+    if host in apart:
+        return (port, host) in table
     if (port, None) in table or (port, host) in table:
         return True
-    return host is None and any(taken == port for taken, _ in table)
+    return host is None and any(taken == port and where not in apart for taken, where in table)

@@ -50,10 +50,19 @@ _TIME_WAIT, _FRAGMENTS, _PATH_MTU, _LOOP = "time-wait", "fragments", "path-mtu",
 
 
 class Stack:
-    """One host with its addresses. `verify_checksums` is for transports without an AEAD, such as a TUN device."""
+    """One host with its addresses. `verify_checksums` is for transports without an AEAD, such as a TUN device.
+
+    `apart` are addresses that it has from the beginning and that it alone may speak to: who binds a port on all
+    addresses does not mean them.
+    """
 
     def __init__(
-        self, *, entropy: Callable[[int], bytes], mtu: int = TUNNEL_MTU, verify_checksums: bool = False
+        self,
+        *,
+        entropy: Callable[[int], bytes],
+        mtu: int = TUNNEL_MTU,
+        verify_checksums: bool = False,
+        apart: Sequence[bytes] = (),
     ) -> None:
         if not 576 <= mtu <= 65535:
             raise ValueError(f"an MTU of {mtu} is none")
@@ -61,10 +70,10 @@ class Stack:
         self.drops = ledger.drops
         self.exits_in_use = ledger.exits
         self._timers: Timers[object] = Timers()
-        self._own = OwnAddresses()
+        self._own = OwnAddresses(apart)
         self._paths = PathSizes(mtu)
         self._outbox = Outbox(self._paths, entropy, self.drops)
-        self._tcp = TcpSockets(ledger, self._timers, entropy(36), self._outbox.replies)
+        self._tcp = TcpSockets(ledger, self._timers, entropy(36), self._outbox.replies, self._own.apart)
         self._udp = UdpSockets(self._own, self._outbox, ledger, entropy)
         self._icmp = IcmpSockets(self._own, self._outbox, ledger, entropy)
         self.forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
@@ -249,9 +258,11 @@ class Stack:
         elif protocol == UDP:
             self._receive_udp(packet, data, origin, now)
         elif protocol == (ICMP if len(packet.source) == 4 else ICMP6):
-            report = self._icmp.receive_untrusted(packet, origin, now)
-            if report is not None:
-                self._receive_report(report, origin, now)
+            found = self._icmp.receive_untrusted(packet, origin, now)
+            if isinstance(found, icmp.Report):
+                self._receive_report(found, origin, now)
+            elif found is not None:
+                self.forwarder.receive_echo(found, origin, now)
         elif not may_speak(origin, 0):
             raise Unroutable("ip.wrong_peer")
         elif packet.destination not in self._own.all:

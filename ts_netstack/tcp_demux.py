@@ -62,6 +62,7 @@ class TcpSockets:
     """Keys are the bytes of an inbound packet: remote address, local address, remote port, local port."""
 
     __slots__ = (
+        "_apart",
         "_cookies",
         "_counter",
         "_flooded_at",
@@ -79,8 +80,16 @@ class TcpSockets:
         "unanswered",
     )
 
-    def __init__(self, ledger: Ledger, timers: Timers[object], secret: bytes, replies: Replies) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        timers: Timers[object],
+        secret: bytes,
+        replies: Replies,
+        apart: frozenset[bytes] = frozenset(),
+    ) -> None:
         self._ledger, self._timers, self._replies = ledger, timers, replies
+        self._apart = apart
         self._secret = secret[:16]
         self._cookies = Cookies(secret[16:32])
         self._counter = int.from_bytes(secret[32:36], "big")
@@ -142,7 +151,7 @@ class TcpSockets:
     def free_listening_port(self, host: bytes | None) -> int:
         self._counter += 1
         start = self._hash(b"listen" + self._counter.to_bytes(8, "big"))
-        port = free_port(start, lambda port: not is_taken(self.listeners, port, host))
+        port = free_port(start, lambda port: not is_taken(self.listeners, port, host, self._apart))
         if not port:
             raise OSError(errno.EADDRINUSE, "no free port to listen on")
         return port
@@ -188,7 +197,7 @@ class TcpSockets:
     def listen(self, port: int, host: bytes | None, backlog: int = DEFAULT_BACKLOG) -> TcpListen:
         if not port:
             port = self.free_listening_port(host)
-        elif is_taken(self.listeners, port, host):
+        elif is_taken(self.listeners, port, host, self._apart):
             raise OSError(errno.EADDRINUSE, f"port {port} is already listened on")
         listener = self.listeners[(port, host)] = TcpListen(self._ledger, port, host, backlog)
         return listener

@@ -63,7 +63,7 @@ class UdpSockets:
         """Port 0 asks for any that is free; OSError when it is taken."""
         if not port:
             port = self._free_port(host)
-        elif is_taken(self.ports, port, host):
+        elif is_taken(self.ports, port, host, self._own.apart):
             raise OSError(errno.EADDRINUSE, f"UDP port {port} is already bound")
         bound = self.ports[(port, host)] = UdpPort(self._outbox, self._own, self._ledger, port, host, via)
         self._ledger.enter_exit(via)
@@ -106,7 +106,7 @@ class UdpSockets:
 
     def _free_port(self, host: bytes | None) -> int:
         start = int.from_bytes(self._entropy(2), "big")
-        port = free_port(start, lambda port: not is_taken(self.ports, port, host))
+        port = free_port(start, lambda port: not is_taken(self.ports, port, host, self._own.apart))
         if not port:
             raise OSError(errno.EADDRINUSE, "every UDP port is bound")
         return port

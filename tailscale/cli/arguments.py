@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailscale._config import default_hostname
+from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.file_arguments import add_file
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
@@ -26,6 +27,10 @@ DEFAULTS: dict[str, Any] = {
     "apps": [],
     "hostname": None,
     "auth_key": None,
+    "client_id": None,
+    "id_token": None,
+    "audience": None,
+    "tags": (),
     "control_url": None,
     "ephemeral": False,
     "timeout": DEFAULT_TIMEOUT,
@@ -49,6 +54,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
     if options.command == "nc":
         _find_port(parser.commands()["nc"], options)
+    if options.command == "dns" and (options.question == "query") != (options.name is not None):
+        parser.commands()["dns"].error("a name goes with query: dns query NAME [TYPE]")
     return options
 
 
@@ -94,6 +101,7 @@ def build_parser() -> Parser:
     _add_proxying(adder)
     _add_account(adder)
     add_mesh(adder)
+    add_file(adder)
     _add_daemon(adder)
     _add_about(adder)
     return parser
@@ -115,6 +123,14 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--auth-key", metavar="KEY", help="join without a login page (TS_AUTHKEY, which `ps` does not show)"
     )
+    group.add_argument("--client-id", metavar="ID", help="join as a workload the tailnet trusts (TS_CLIENT_ID)")
+    group.add_argument("--id-token", metavar="TOKEN", help="with its token, or file:PATH (TS_ID_TOKEN)")
+    group.add_argument(
+        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud (TS_AUDIENCE)"
+    )
+    group.add_argument(
+        "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
+    )
     group.add_argument("--control-url", metavar="URL", help="coordination server (TS_CONTROL_URL, or Tailscale's)")
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
@@ -123,6 +139,13 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("-v", "--verbose", action="count", help="log to stderr, and tracebacks; twice for more")
     group.add_argument("--plain", action="store_true", help="no colours and no live line, as when piped")
     return common
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    try:
+        return clean_tags(tag for tag in text.split(",") if tag)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("tags takes ")) from None
 
 
 class _Adder:
@@ -145,6 +168,10 @@ class _Adder:
             parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")
         return parser
 
+    def below(self, parser: argparse.ArgumentParser, name: str, metavar: str) -> _Adder:
+        """For a command of several words: adds what may follow the first, which is kept as `name`."""
+        return _Adder(parser.add_subparsers(dest=name, metavar=metavar, required=True), self._common)
+
 
 def _add_reading(adder: _Adder) -> None:
     status = adder.add("status", "this device and its peers", json=True)
@@ -163,7 +190,7 @@ def _add_reading(adder: _Adder) -> None:
     ping.add_argument("-c", "--count", type=_positive, default=None, help="how many (4; with --until-direct 20)")
     ping.add_argument("-i", "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between pings (0.5)")
     ping.add_argument(
-        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, or network stack"
+        "--kind", choices=PING_KINDS, default="disco", help="what answers: path, tunnel, network stack, or peer API"
     )
     ping.add_argument("--size", type=_whole, default=0, metavar="BYTES", help="pad the probe, to test the path's MTU")
     ping.add_argument("--until-direct", action="store_true", help="stop once the path is direct; fail if it never is")
@@ -187,7 +214,19 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
+    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
+    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
+    dns.add_argument("name", nargs="?", help="with query: the name")
+    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
+    dns.add_argument(
+        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
+    )
+
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
+    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
+    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
+    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
+    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
         "where",
@@ -299,6 +338,10 @@ def _add_daemon(adder: _Adder) -> None:
         "--app", action="append", default=[], dest="apps", metavar="NAME", help="be in the mesh of this app; several"
     )
     up.add_argument("--config", metavar="FILE", type=Path, help="settings of the daemon (config.toml beside the state)")
+    routes = "subnets to forward to for others, as 192.168.7.0/24,10.0.0.0/8;  for none"
+    up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
+    is_exit = argparse.BooleanOptionalAction
+    up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
@@ -328,6 +371,16 @@ def _exit_choice(text: str) -> str:
     except BadPolicy as problem:
         raise argparse.ArgumentTypeError(str(problem)) from None
     return text
+
+
+def _routes(text: str) -> list[str]:
+    """Checked where they were typed."""
+    from tailscale._config import clean_routes
+
+    try:
+        return list(clean_routes(filter(None, map(str.strip, text.split(",")))))
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def _seconds(text: str) -> float:

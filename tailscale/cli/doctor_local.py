@@ -27,8 +27,19 @@ from ts_base.optional import optional
 OLDEST_PYTHON = (3, 11)
 CLOCK_TOLERANCE = 90.0  # seconds; certificates and WireGuard's own timestamps bear more, key expiry does not
 CLOCK_TIMEOUT = 5.0
-SECRETS = ("TS_AUTHKEY", "TS_AUTH_KEY")
-HEEDED = ("TS_CONTROL_URL", "TS_HOSTNAME", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
+SECRETS = ("TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_ID_TOKEN")
+HEEDED = (
+    "TS_CONTROL_URL",
+    "TS_HOSTNAME",
+    "TS_CLIENT_ID",
+    "TS_AUDIENCE",
+    "TSNET_FORCE_LOGIN",
+    "SSL_CERT_FILE",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+)
 FOR_RIGS = ("TS_DEBUG_USE_DERP_HTTP", "TS_DEBUG_NEVER_DIRECT_UDP")
 EXTRA_GIVES = {"rich": "pretty tables: pip install pytailscale[cli]", "numpy": "faster sending: pytailscale[fast]"}
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale._config import auth_key_from_environment
+from tailscale._config import has_login_in_environment
 from tailscale._diagnostics import greet_control
 from tailscale.cli.findings import BAD, SKIP, Finding, bad, fault, found_by, good, warn
 from tailscale.cli.screen import Screen, in_time
 from tailscale.cli.session import control_url, joined, state_path
 from tailscale.errors import TailscaleError
 from tailscale.faults import remedy_for
+from tailscale.forwarding import APPROVE
 from tailscale.state_file import FileStore
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def device_checks(options: argparse.Namespace, screen: Screen, *, has_cont
 
 
 def _may_join(options: argparse.Namespace) -> bool:
-    if options.auth_key or auth_key_from_environment():
+    if options.auth_key or options.client_id or has_login_in_environment():
         return True
     where = state_path(options)
     try:
@@ -91,6 +92,8 @@ async def look_around(device: Device, host: str | None, port: int | None, screen
     way = await device.explain(target, port) if target is not None else None
     yield "MTU", [_mtu(way)]
     yield "health", _health(device)
+    if device.forwarding.advertised:
+        yield "forwarding", _forwarding(device)
     yield "peers", _peers(device)
     if host is not None and way is not None:
         yield "the way", _way(way)
@@ -146,6 +149,18 @@ def _health(device: Device) -> Findings:
         for warning in device.health
     ]
     return warnings or [good("no warnings")]
+
+
+def _forwarding(device: Device) -> Findings:
+    """What a router or an exit node really carries."""
+    now = device.forwarding
+    findings = [
+        warn(f"{route} is advertised, not approved: nothing is forwarded there", APPROVE) for route in now.missing
+    ]
+    if now.approved:
+        carried = f"{now.tcp} TCP connections and {now.udp} UDP flows at this moment"
+        findings.insert(0, good(f"{', '.join(now.approved)}: {carried}"))
+    return findings
 
 
 def _peers(device: Device) -> Findings:

@@ -22,6 +22,7 @@ import trio
 from tailscale.cli.screen import Screen
 from tailscale.daemon import frames
 from tailscale.daemon.calls import ReaderStopped
+from tailscale.daemon.keeper import LOGIN
 from tailscale.daemon.places import places
 from tailscale.errors import ControlUnreachable, LoginRequired, TailscaleError
 from tailscale.foreign_text import for_log
@@ -132,12 +133,19 @@ def _make_paths_absolute(options: argparse.Namespace, cwd: str) -> None:
             setattr(options, name, [Path(cwd, each) if isinstance(each, Path) else each for each in value])
 
 
+def login_options(options: argparse.Namespace) -> dict[str, Any]:
+    """By what a Device shall log in, as far as this command line says it."""
+    asked = {name: getattr(options, name) for name in LOGIN}
+    return {name: value for name, value in asked.items() if value}
+
+
 async def borrow(host: Hosting, options: argparse.Namespace, screen: Screen) -> Device:
     """The daemon's Device for a command, once it is usable, with what the options ask of it."""
     keeper = host.served_by.keeper
     if not keeper.is_ready:
-        if options.auth_key or options.command == "login":
-            await keeper.start(**({"auth_key": options.auth_key} if options.auth_key else {}))
+        asked = login_options(options)
+        if asked or options.command == "login":
+            await keeper.start(**asked)
         await _until_usable(host, options, screen)
     device = keeper.usable
     if options.control_url and options.control_url.rstrip("/") != device.status().control_url:

@@ -61,6 +61,8 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
             _say_lines(screen, addresses, 2)
     _say_lines(screen, f"{found.state} in {found.domain} as {node.user if node else '-'}, by {found.control_url}")
     _say_lines(screen, f"home relay {found.relay or 'none'}, UDP port {found.udp_port or 'none'}")
+    if found.advertised_routes:
+        _say_lines(screen, f"forwards for others: {forwarded(found.advertised_routes, found.approved_routes)}")
     for warning in found.health:
         first, *more = screen.fitted(
             in_option_words(warning.sentence + (f" ({warning.remedy})" if warning.remedy else "")), 2
@@ -68,6 +70,9 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
         screen.say(("! ", "yellow"), first)
         for line in more:
             screen.say("  ", line)
+    if waiting := found.counters.levels.get("taildrop.waiting", 0):
+        told = "1 file waits" if waiting == 1 else f"{waiting} files wait"
+        _say_lines(screen, f"{told}: `pytailscale file get` fetches what was sent here")
     peers = [peer for peer in found.peers if peer.node.online or not options.online]
     screen.say()
     if not peers:
@@ -76,6 +81,11 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
     show_peers(screen, peers)
     if hosting() is None and not any(has_spoken(peer) for peer in peers):
         screen.note_at(("note: ", "dim"), "paths and latencies are known to a device that stays: `pytailscale up`")
+
+
+def forwarded(advertised: tuple[str, ...], approved: tuple[str, ...]) -> str:
+    """Each route that is offered, and whether anything comes of it."""
+    return ", ".join(route if route in approved else f"{route} (not approved)" for route in advertised)
 
 
 def _say_lines(screen: Screen, text: str, indent: int = 0) -> None:

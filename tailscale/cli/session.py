@@ -91,6 +91,10 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
     device = Device(
         name,
         auth_key=options.auth_key,
+        client_id=options.client_id,
+        id_token=options.id_token,
+        audience=options.audience,
+        tags=options.tags,
         control_url=control_url(options),
         state=state_path(options),
         ephemeral=options.ephemeral,

@@ -25,7 +25,7 @@ import trio
 from tailscale._private_files import replace_file
 from tailscale.cli.config import read_file
 from tailscale.cli.exit_codes import FAILED, LOGIN, OK, UNREACHABLE
-from tailscale.cli.hosted import run_hosted
+from tailscale.cli.hosted import login_options, run_hosted
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import LOGIN_PATIENCE, control_url, hostname, remember_hostname, state_path
 from tailscale.cli.unit import NAME, unit_path, unit_text
@@ -40,6 +40,12 @@ from tailscale.state_file import FileStore
 
 LOOK_AGAIN = 0.02
 END_PATIENCE = 10.0
+VARIABLES = {
+    "auth_key": "TS_AUTHKEY",
+    "client_id": "TS_CLIENT_ID",
+    "id_token": "TS_ID_TOKEN",
+    "audience": "TS_AUDIENCE",
+}
 log = logging.getLogger("tailscale.daemon")
 RELOADS = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
@@ -61,7 +67,7 @@ async def up(options: argparse.Namespace, screen: Screen) -> int:
         client.post("restart")
         await trio.to_thread.run_sync(_await_end, client, daemon["since"], abandon_on_cancel=True)
     else:
-        client.post("up", _wishes(options))
+        client.post("up", _wishes(options) | ({"tags": ",".join(options.tags)} if options.tags else {}))
         for app in options.apps:
             client.post("up", {"app": app})
     return await trio.to_thread.run_sync(_watch, options, screen, client, None, abandon_on_cancel=True)
@@ -88,8 +94,10 @@ def places_of(options: argparse.Namespace) -> Places:
 
 def _wishes(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for on this command line, as options of a Device."""
-    asked = {"hostname": options.hostname, "auth_key": options.auth_key, "control_url": options.control_url}
-    return {name: value for name, value in asked.items() if value is not None}
+    asked = {"hostname": options.hostname, "control_url": options.control_url}
+    asked |= {"advertise_routes": options.advertise_routes, "advertise_exit_node": options.advertise_exit_node}
+    asked = {name: value for name, value in asked.items() if value is not None} | login_options(options)
+    return asked | ({"tags": options.tags} if options.tags else {})
 
 
 def _given(options: argparse.Namespace) -> list[str]:
@@ -97,7 +105,12 @@ def _given(options: argparse.Namespace) -> list[str]:
     files = {"--state": options.state, "--socket": options.socket, "--config": options.config}
     given = {name: os.path.abspath(os.path.expanduser(file)) for name, file in files.items() if file}
     given |= {"--hostname": options.hostname, "--control-url": options.control_url}
+    given |= {"--advertise-tags": ",".join(options.tags)}
     words = [word for name, value in given.items() if value for word in (name, value)]
+    if options.advertise_routes is not None:
+        words += ["--advertise-routes", ",".join(options.advertise_routes)]
+    if options.advertise_exit_node is not None:
+        words.append("--advertise-exit-node" if options.advertise_exit_node else "--no-advertise-exit-node")
     return words + [word for app in options.apps for word in ("--app", app)]
 
 
@@ -203,7 +216,7 @@ def _start(options: argparse.Namespace, screen: Screen, client: Client) -> int:
     """A child that nothing ties to this terminal. Secrets go by its environment, which `ps` does not show."""
     words = ["--timeout", f"{options.timeout:g}", *_given(options), *["--ephemeral"] * options.ephemeral]
     command = [sys.executable, "-m", "tailscale.cli", "up", "--foreground", *words]
-    environment = os.environ | ({"TS_AUTHKEY": options.auth_key} if options.auth_key else {})
+    environment = os.environ | {VARIABLES[name]: value for name, value in login_options(options).items()}
     with tempfile.TemporaryFile() as last_words:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
             command,

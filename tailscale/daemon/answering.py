@@ -29,7 +29,7 @@ from tailscale.errors import (
     TailscaleError,
 )
 from tailscale.foreign_text import harmless_json
-from tailscale.http.asgi import ClientDisconnected, Receive, Scope, Send
+from tailscale.http1.asgi import ClientDisconnected, Receive, Scope, Send
 
 log = logging.getLogger("tailscale.daemon")
 LONGEST_BODY = 1 << 20

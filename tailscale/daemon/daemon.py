@@ -14,13 +14,14 @@ from typing import Any
 
 import trio
 
+from tailscale._config import clean_routes, clean_tags
 from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
 from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls
 from tailscale.daemon.door import Door
 from tailscale.daemon.frames import PROTOCOL
-from tailscale.daemon.keeper import Keeper, MakeDevice, Wishes
+from tailscale.daemon.keeper import LOGIN, Keeper, MakeDevice, Wishes
 from tailscale.daemon.localapi import LocalApi
 from tailscale.daemon.log import LEVELS, LOG_FILES, LOG_SIZE, DaemonLog
 from tailscale.daemon.meshes import Meshes
@@ -31,19 +32,23 @@ from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
 from tailscale.daemon.rooms import ROOMS, Room
 from tailscale.daemon.settings import Settings
+from tailscale.daemon.taildrop import Taildrop
 from tailscale.daemon.transport import Transport, transport_for
 from tailscale.daemon.views import Views
 from tailscale.device import Device
 from tailscale.errors import StateLocked, TailscaleError
+from tailscale.files.folders import HAS_OPENAT
 from tailscale.foreign_text import guard_logs
 from tailscale.state_file import MemoryStore, NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
-ASKED = ("hostname", "auth_key", "control_url", "app")
+ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
+ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool}  # a device that runs takes them as it is
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
+    "advertise_exit_node": False,
     "advertise_routes": (),
     "exit_node": None,
     "shields_up": False,
@@ -84,10 +89,11 @@ class Daemon:
         size, files = settings.log.get("size", LOG_SIZE), settings.log.get("files", LOG_FILES)
         self.log = DaemonLog(where.log, level, size, files)
         self.meshes = Meshes()
-        self.parts = Parts({**KINDS, "mesh": self._run_mesh})
+        self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
+        self.taildrop = Taildrop(self.keeper, Path(where.state).with_suffix(".files"))
+        self.parts = Parts({**KINDS, "mesh": self._run_mesh, "taildrop": self.taildrop.run})
         self._apps = list(apps)
         self._want_parts()
-        self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
         self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
@@ -107,6 +113,7 @@ class Daemon:
         localapi = LocalApi(self.keeper, self.prefs, self.own_api)
         localapi.add_to(routes, self.door)
         Bus(self.keeper, self.prefs, localapi).add_to(routes)
+        self.taildrop.add_to(routes)
         self.rooms = [make(self.keeper) for make in rooms]
         for room in self.rooms:
             room.add_to(routes)
@@ -158,8 +165,10 @@ class Daemon:
             await trio.sleep_forever()
 
     def _want_parts(self) -> None:
-        """Those of the settings, and the meshes that `up --app` asked for."""
-        self.parts.want([*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)])
+        """Those of the settings, the meshes that `up --app` asked for, and an inbox, as the settings say or not."""
+        asked = [*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)]
+        has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
+        self.parts.want(asked if has_inbox else [*asked, ("taildrop", {})])
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""
@@ -203,13 +212,24 @@ class Daemon:
 
     async def _up(self, question: Question) -> Answer:
         options = await question.json()
+        live = {name: options.pop(name) for name in ASKED_LIVE if name in options}
+        for name, value in live.items():
+            if type(value) is not ASKED_LIVE[name]:
+                raise ValueError(f"`up` takes {name} as a {ASKED_LIVE[name].__name__}")
         for name, value in options.items():
             if name not in ASKED or not isinstance(value, str):
                 raise ValueError(f"`up` takes {', '.join(ASKED)}, each a text, not {name}")
+        if "tags" in options:
+            options["tags"] = clean_tags(options["tags"].split(","))
         app = options.pop("app", None)
         if app is not None and app not in self._apps:
             self._apps.append(app)
             self._want_parts()
+        if "advertise_routes" in live:
+            live["advertise_routes"] = clean_routes(live["advertise_routes"])
+        if live and self.keeper.has_device and self.keeper.is_ready:
+            await self.keeper.device.set(**live)
+        self.keeper.wishes.options |= live
         await self.keeper.start(**options)
         return json_answer({})
 

@@ -18,12 +18,12 @@ import trio
 from tailscale.daemon.answering import Refused, Routes, status_of
 from tailscale.daemon.transport import Asker, Transport
 from tailscale.errors import TailscaleError
-from tailscale.http import framing
-from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.exchange import HttpExchange
-from tailscale.http.limits import Limits
-from tailscale.http.requests import headers_of, next_request
-from tailscale.http.wire import Wire
+from tailscale.http1 import framing
+from tailscale.http1.asgi import ClientDisconnected
+from tailscale.http1.exchange import HttpExchange
+from tailscale.http1.limits import Limits
+from tailscale.http1.requests import headers_of, next_request
+from tailscale.http1.wire import Wire
 
 log = logging.getLogger("tailscale.daemon")
 CONNECTIONS = 512  # at once; more wait in the backlog of the socket

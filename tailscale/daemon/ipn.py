@@ -12,6 +12,7 @@ from typing import Any
 
 from tailscale import __version__
 from tailscale._config import Preferences
+from tailscale.faults import upstream_code
 from tailscale.nodes import named
 from tailscale.status import HealthWarning, PeerStatus, Status
 from ts_control.gojson import GoStruct, encode_json
@@ -266,7 +267,7 @@ def prefs_json(
         "AdvertiseTags": list(preferences.tags) or None,
         "Hostname": preferences.hostname,
         "NotepadURLs": False,
-        "AdvertiseRoutes": list(preferences.advertise_routes) or None,
+        "AdvertiseRoutes": list(preferences.offered_routes) or None,
         "AdvertiseServices": None,
         "Sync": None,
         "NoSNAT": False,
@@ -315,11 +316,11 @@ def netmap_json(netmap: NetMap) -> dict[str, Any]:
 
 
 def health_json(warnings: tuple[HealthWarning, ...]) -> dict[str, Any]:
-    """health.State: our own codes are as good as upstream's."""
+    """health.State; a warning that upstream knows has upstream's code."""
     return {
         "Warnings": {
-            warning.code: {
-                "WarnableCode": warning.code,
+            upstream_code(warning.code): {
+                "WarnableCode": upstream_code(warning.code),
                 "Severity": "medium",
                 "Title": warning.sentence,
                 "Text": f"{warning.sentence} {warning.remedy}".strip(),

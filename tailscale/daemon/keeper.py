@@ -34,6 +34,7 @@ from ts_control.netmap import NetMap
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # between attempts, doubled each time
+LOGIN = ("auth_key", "client_id", "id_token", "audience")  # what a device is done with once it is in
 READERS = 256  # of events, at once
 STOPPED = "stopped"
 FINAL = (AuthKeyRejected, StateCorrupt, StateLocked, ValueError)  # trying again would end the same way
@@ -150,6 +151,7 @@ class Keeper:
             accept_routes=options.get("accept_routes", True),
             exit_node=options.get("exit_node"),
             advertise_routes=tuple(options.get("advertise_routes", ())),
+            advertise_exit_node=options.get("advertise_exit_node", False),
             shields_up=options.get("shields_up", False),
         )
 
@@ -158,7 +160,7 @@ class Keeper:
     async def start(self, **options: Any) -> None:
         """Want a Device. Options that differ from those of the present one make a new one of it."""
         if self.is_ready and self._device is not None and self._device.state == "running":
-            options.pop("auth_key", None)  # it is in already
+            options = {name: value for name, value in options.items() if name not in LOGIN}  # it is in already
         is_other = any(self.wishes.options.get(name) != value for name, value in options.items())
         self.wishes.options |= options
         self.wishes.is_wanted = True
@@ -231,7 +233,8 @@ class Keeper:
                     await self._tell()
                     async with device:
                         self.is_ready, self.login_url = True, ""
-                        self.wishes.options.pop("auth_key", None)
+                        for name in LOGIN:
+                            self.wishes.options.pop(name, None)
                         await self._tell()
                         await self._beside(device)
                         await trio.sleep_forever()

@@ -16,7 +16,6 @@ import trio
 from tailscale.carry import splice
 from tailscale.daemon import ipn
 from tailscale.daemon.answering import Answer, NotBuilt, Question, Refused, Routes, json_answer
-from tailscale.daemon.dns_answer import NAME_ERROR, NO_ERROR, SERVER_FAILURE, encode_answer
 from tailscale.daemon.door import Changed, Door
 from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.own_api import OwnApi
@@ -24,6 +23,7 @@ from tailscale.daemon.prefs import Prefs
 from tailscale.device import Device
 from tailscale.errors import NameNotFound, TailscaleError
 from tailscale.nodes import named
+from tailscale.taildrop.recipients import standing
 
 if TYPE_CHECKING:
     from tailscale.status import PingKind
@@ -32,7 +32,6 @@ ROOT = "/localapi/v0/"
 PING_PATIENCE = 60.0  # the client's own is shorter, and it hangs up
 PING_KINDS: dict[str, PingKind] = {"disco": "disco", "TSMP": "tsmp", "ICMP": "icmp"}
 DIAL_TIMEOUT = 30.0
-LONGEST_ANSWER = 64 << 10
 # Refused until one of `rooms.py` takes the path.
 NOT_BUILT = {
     "appc-route-info": "app connectors",
@@ -40,14 +39,11 @@ NOT_BUILT = {
     "cert/*": "certificates",
     "debug": "debugging",
     "drive/*": "Taildrive",
-    "file-put/*": "Taildrop",
-    "file-targets": "Taildrop",
-    "files/*": "Taildrop",
     "id-token": "identity tokens",
     "policy/*": "policies of the system",
     "query-feature": "Funnel",
     "suggest-exit-node": "suggesting an exit node",
-    "tka/*": "Tailnet Lock",
+    "tka/*": "changing Tailnet Lock",
     "update/check": "updating",
 }
 
@@ -70,7 +66,6 @@ class LocalApi:
             "dns-query": self._dns_query,
             "prefs": self._get_prefs,
             "serve-config": self._serve_config,
-            "tka/status": self._lock_status,
             "usermetrics": self._metrics,
             "metrics": self._metrics,
             "check-ip-forwarding": self._no_warning,
@@ -107,7 +102,7 @@ class LocalApi:
         """ipnstate.Status."""
         keeper = self._keeper
         url = keeper.login_url if may_see_login else ""
-        return ipn.status_json(
+        found = ipn.status_json(
             self._own.state(),
             url,
             keeper.status(),
@@ -116,6 +111,11 @@ class LocalApi:
             peers=peers,
             now=datetime.now(UTC),
         )
+        if peers and found["Peer"] and (netmap := keeper.netmap()) is not None:
+            for node in netmap.peers.values():
+                if (told := found["Peer"].get(str(node.key))) is not None:
+                    told["TaildropTarget"] = standing(keeper.device, node)
+        return found
 
     async def _status(self, question: Question) -> Answer:
         await trio.lowlevel.checkpoint()
@@ -189,13 +189,9 @@ class LocalApi:
         urls = ipn.peerapi_urls(node) if node is not None else []
         if not urls:
             raise NameNotFound(address, detail="that node announces no PeerAPI")
-        host, _, port = urls[0].removeprefix("http://").rpartition(":")
-        began = trio.current_time()
-        async with await device.tcp_connect(host.strip("[]"), int(port), timeout=PING_PATIENCE) as stream:
-            await stream.send_all(f"HEAD / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-            if not await stream.receive_some(LONGEST_ANSWER):
-                raise ConnectionResetError("the PeerAPI hung up")
-        return {"LatencySeconds": trio.current_time() - began, "PeerAPIPort": int(port), "PeerAPIURL": urls[0]}
+        pong = await device.ping(address, "peerapi", timeout=PING_PATIENCE)
+        port = int(urls[0].rpartition(":")[2])
+        return {"LatencySeconds": pong.latency, "PeerAPIPort": port, "PeerAPIURL": urls[0]}
 
     async def _dial(self, changed: Changed) -> None:
         headers = changed.headers
@@ -228,16 +224,11 @@ class LocalApi:
 
     async def _dns_query(self, question: Question) -> Answer:
         device = self._keeper.usable
-        name, kind = question.query.get("name", "").rstrip("."), (question.query.get("type") or "A").upper()
-        code, values = NO_ERROR, []
-        try:
-            values = await device.resolve_all(name, kind)
-        except NameNotFound as error:
-            code = SERVER_FAILURE if error.is_temporary else NAME_ERROR
+        name = question.query.get("name", "")
+        reply = await device.dns_query(name, question.query.get("type") or "A")
         netmap = device.netmap
-        resolvers = ipn.resolvers_for(name, netmap) if netmap is not None else []
-        answer = base64.b64encode(encode_answer(name, kind, values, code)).decode()
-        return json_answer({"Bytes": answer, "Resolvers": resolvers})
+        resolvers = ipn.resolvers_for(name.rstrip("."), netmap) if netmap is not None else []
+        return json_answer({"Bytes": base64.b64encode(reply.message).decode(), "Resolvers": resolvers})
 
     # Preferences, and the wish to be there
 
@@ -316,15 +307,6 @@ class LocalApi:
     async def _set_serve_config(self, _: Question) -> Answer:
         await trio.lowlevel.checkpoint()
         raise NotBuilt("serve: this daemon has no such part")
-
-    async def _lock_status(self, _: Question) -> Answer:
-        """Without a lock there is nothing to know; one that we cannot check must not look like none."""
-        await trio.lowlevel.checkpoint()
-        netmap = self._keeper.device.netmap
-        if netmap is not None and netmap.tka is not None and not netmap.tka.disabled and netmap.tka.head:
-            raise NotBuilt("this tailnet has a lock, and this daemon does not check it")
-        key = str(netmap.self_node.key) if netmap is not None else None
-        return json_answer({"Enabled": False, "Head": None, "NodeKey": key, "NodeKeySigned": False})
 
     async def _metrics(self, _: Question) -> Answer:
         from tailscale.metrics import exposition  # few ask

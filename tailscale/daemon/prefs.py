@@ -16,6 +16,7 @@ from tailscale.daemon import ipn
 from tailscale.daemon.answering import NotBuilt
 from tailscale.daemon.keeper import Keeper
 from tailscale.errors import StateCorrupt
+from tailscale.forwarding import EXIT_ROUTES
 from tailscale.nodes import named
 from tailscale.state_file import NamedStore
 
@@ -33,7 +34,9 @@ KINDS: dict[str, type] = {
     **dict.fromkeys(("RouteAll", "ShieldsUp", "WantRunning"), bool),
     **dict.fromkeys(("AdvertiseRoutes", "AdvertiseTags"), list),
 }
-LIVE = frozenset(("accept_routes", "advertise_routes", "exit_node", "hostname", "shields_up", "tags"))
+LIVE = frozenset(
+    ("accept_routes", "advertise_exit_node", "advertise_routes", "exit_node", "hostname", "shields_up", "tags")
+)
 
 
 class Prefs:
@@ -115,7 +118,11 @@ class Prefs:
         elif name == "AdvertiseTags":
             changes["tags"] = tuple(value or ())
         elif name == "AdvertiseRoutes":
-            changes["advertise_routes"] = clean_routes(value or ())
+            routes = clean_routes(value or ())  # upstream has one list for both
+            changes["advertise_exit_node"] = set(EXIT_ROUTES) <= set(routes)
+            changes["advertise_routes"] = tuple(
+                route for route in routes if route not in EXIT_ROUTES or not changes["advertise_exit_node"]
+            )
         elif name in ("ExitNodeID", "ExitNodeIP"):
             wanted = masked.get("ExitNodeID") or masked.get("ExitNodeIP")
             changes["exit_node"] = self._exit_node(wanted) if wanted else None

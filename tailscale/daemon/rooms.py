@@ -13,6 +13,7 @@ from typing import Protocol
 from tailscale.daemon.answering import Routes
 from tailscale.daemon.captures import Captures
 from tailscale.daemon.keeper import Keeper
+from tailscale.daemon.locks import Locks
 from tailscale.device import Device
 
 
@@ -25,4 +26,4 @@ class Room(Protocol):
         """While this device is usable; cancelled at its end."""
 
 
-ROOMS: tuple[Callable[[Keeper], Room], ...] = (Captures,)
+ROOMS: tuple[Callable[[Keeper], Room], ...] = (Captures, Locks)

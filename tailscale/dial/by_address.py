@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.dial import failures
+from tailscale.dns.local import SERVICE_ADDRESSES
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, ConnectionReset, TailscaleError
 from tailscale.sockets.tcp import PROBLEMS, TcpStream
@@ -61,7 +62,8 @@ class AddressDialer:
 
     def usable(self, addresses: list[bytes], host: str, via: PeerId = 0) -> list[bytes]:
         """Those of a host's addresses that are ours or routed; the error that says why there are none."""
-        found = [a for a in addresses if self.directory.is_ours(a) or self.reach.routes_to(a, via)]
+        inside = (*self.directory.own_addresses, *SERVICE_ADDRESSES)
+        found = [a for a in addresses if a in inside or self.reach.routes_to(a, via)]
         if not found:
             raise self.no_way_to(addresses[0], host, via)
         return found

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec.structs import replace as change
 
+from tailscale.dial.peerapi import ping_peerapi
 from tailscale.errors import NoRoute, TailscaleError
 from tailscale.runtime.control_pings import PEER_API, SENT_AS
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address, parse_address
-from ts_control.http1 import Http1Client
 from ts_control.wire import PingResponse
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PING_TIMEOUT = 10.0
 WAYS = {"direct": "endpoint", "relay": "derp_region_code", "peer relay": "peer_relay"}
-READ_SIZE = 64 << 10
 
 
 async def ping_for_control(dialer: Dialer, host: str, kind: str) -> PingResponse:
@@ -48,30 +47,7 @@ async def ping_for_control(dialer: Dialer, host: str, kind: str) -> PingResponse
 
 
 async def _head_peer_api(dialer: Dialer, host: str, address: bytes, answer: PingResponse) -> PingResponse:
-    """HEAD on the peer's own little HTTP server, which answers whom the policy lets through."""
-    port = _peer_api_port(dialer, address)
-    if not port:
-        raise NoRoute(f"{host} offers no peer API")
-    began = trio.current_time()
-    http = Http1Client()
-    async with await dialer.tcp_connect(host, port, timeout=PING_TIMEOUT) as stream:
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        await stream.send_all(http.request("HEAD", "/", [("Host", target), ("Connection", "close")]))
-        with trio.move_on_after(PING_TIMEOUT):
-            try:
-                while http.receive_untrusted(bytes(await stream.receive_some(READ_SIZE))) is None:
-                    pass
-            except (BadPacket, trio.BrokenResourceError) as problem:
-                raise NoRoute(f"the peer API of {host} misbehaves: {problem}") from None
-            return change(answer, peer_api_port=port, latency_seconds=trio.current_time() - began)
+    with trio.move_on_after(PING_TIMEOUT):
+        latency, port = await ping_peerapi(dialer, address, host)
+        return change(answer, peer_api_port=port, latency_seconds=latency)
     raise NoRoute(f"the peer API of {host} did not answer within {PING_TIMEOUT:.0f} s")
-
-
-def _peer_api_port(dialer: Dialer, address: bytes) -> int:
-    netmap = dialer.directory.netmap
-    number = dialer.reach.peer_for(address)
-    peer = netmap.peers.get(number) if netmap is not None and number is not None else None
-    if peer is None:
-        return 0
-    wanted = "peerapi4" if len(address) == 4 else "peerapi6"
-    return next((service.port for service in peer.hostinfo.services if service.proto == wanted), 0)

@@ -11,6 +11,7 @@ import trio
 
 from tailscale.dial import failures
 from tailscale.dial.by_address import AddressDialer
+from tailscale.dial.peerapi import ping_peerapi
 from tailscale.dns.names import literal_address
 from tailscale.errors import ConnectionRefused, NameNotFound, TailscaleError
 from tailscale.nodes import Node
@@ -209,6 +210,9 @@ class Dialer(AddressDialer):
             raise ValueError(f"ping kind {kind!r} is not one of {', '.join(PING_KINDS)}")
         with trio.move_on_after(timeout):
             address = (await self.destinations(host))[0]
+            if kind == "peerapi":
+                latency, _ = await ping_peerapi(self, address, host)
+                return PingResult(latency, self.reach.path_to(address), kind, self.identify(address))
             latency, path = await self._pinger.ping(address, kind, size)
             return PingResult(latency, path, kind, self.identify(address))
         raise failures.ping_silence(host, kind, timeout, self.ourselves())

@@ -115,7 +115,12 @@ class Explainer:
             self._note("name", "ok", f"{self._host} is an address")
         else:
             texts = ", ".join(map(format_address, addresses))
-            self._note("name", "ok", f"{self._host} is {texts}" if texts else f"{self._host} is known")
+            sentence = f"{self._host} is {texts}" if texts else f"{self._host} is known"
+            problem = "" if self._via else self._dialer.resolver.exit_problem
+            if problem:
+                self._note("name", "warn", f"{sentence}, say the tailnet's resolvers, not the exit node: {problem}")
+            else:
+                self._note("name", "ok", sentence)
 
     def _note_route(self, address: bytes) -> None:
         directory, text = self._dialer.directory, format_address(address)

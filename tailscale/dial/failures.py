@@ -10,6 +10,7 @@ from tailscale.errors import (
     NameNotFound,
     NoRoute,
     PeerKeyExpired,
+    PeerLockedOut,
     PeerOffline,
     TailscaleError,
 )
@@ -121,6 +122,11 @@ def no_exit(exit_node: Node | None) -> TailscaleError:
 
 
 def _key_expired(node: Node) -> TailscaleError:
+    if node.locked_out:
+        return PeerLockedOut(
+            f"{node.hostname} is locked out of this tailnet: {node.locked_out}. Sign its node key on a machine that "
+            "the lock trusts (tailscale lock sign)"
+        )
     since = f" on {node.key_expiry:%Y-%m-%d}" if node.key_expiry else ""
     return PeerKeyExpired(f"the key of {node.hostname} expired{since}: log in on that machine again, or extend its key")
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from tailscale.dns.resolvers import NoAnswer, ask_over_stream, server_address
+from tailscale.dial.peerapi import host_header, port_of
+from tailscale.dns import wire
+from tailscale.dns.forwarding import ask_over_stream
+from tailscale.dns.resolvers import NoAnswer, server_address
+from tailscale.runtime.health import show_exit_names
 from ts_base.ip import format_address, parse_address
 from ts_control.http1 import Http1Client
 
@@ -20,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tailscale.dial.by_address import AddressDialer
-    from tailscale.dns.messages import Answer
+    from tailscale.runtime.health import Health
     from tailscale.runtime.network import Network
     from tailscale.sockets.udp import UdpSocket
     from ts_base.who import PeerId
-    from ts_control import wire
     from ts_control.netmap import NetMap
+    from ts_control.wire import Node
 
 RANDOM_ID = Struct(">H").unpack
-PEER_APIS = {4: "peerapi4", 16: "peerapi6"}  # what the port is announced as, by length of address
+T = TypeVar("T")
 DNS_PATH, DNS_MESSAGE = "/dns-query", "application/dns-message"
 REFUSAL = (
     "does not look names up for us (HTTP 403): it must belong to the same user, or the policy must let us reach "
@@ -41,9 +45,10 @@ READ_SIZE = 64 << 10
 class ResolverAccess:
     """What `resolvers.ResolverDevice` asks for."""
 
-    def __init__(self, dialer: AddressDialer, network: Network) -> None:
+    def __init__(self, dialer: AddressDialer, network: Network, health: Health) -> None:
         self._dialer = dialer
         self._network = network
+        self._health = health
 
     @property
     def netmap(self) -> NetMap | None:
@@ -59,12 +64,13 @@ class ResolverAccess:
         return self._dialer.reach.routes_to(address)
 
     async def exchange_datagram(
-        self, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
-    ) -> Answer:
+        self, address: bytes, port: int, question: bytes, read: Callable[[bytes], T | None]
+    ) -> T:
         """One question, and the first datagram from there that `read` takes for its answer."""
         if self.routes_to(address):
             async with self._dialer.bind_udp(0) as tailnet:
                 return await _asked(tailnet, address, port, question, read)
+        self._check_host_may_be_used(address)
         udp = await self._network.open_udp(0)
         try:
             path = format_address(address), port
@@ -86,15 +92,37 @@ class ResolverAccess:
         host = format_address(address)
         if self.routes_to(address):
             return await self._dialer.connect(address, host, port)
+        self._check_host_may_be_used(address)
         return await self._network.open_tcp(host, port)
 
+    def _check_host_may_be_used(self, address: bytes) -> None:
+        """While everything is to go by an exit that is not there, questions are held back as all else is."""
+        if self.must_use_exit:
+            raise OSError(
+                errno.ENETUNREACH, f"{format_address(address)} is asked through the exit node, which is not there"
+            )
+
     # Exit nodes
+
+    @property
+    def must_use_exit(self) -> bool:
+        return bool(self._dialer.directory.preferences.exit_node)
+
+    @property
+    def chosen_exit(self) -> PeerId:
+        wanted = self._dialer.directory.preferences.exit_node
+        if not wanted or self._dialer.reach.exit_is_missing:
+            return 0
+        return self._dialer.directory.peer_named(wanted) or 0
+
+    def tell_exit_names(self, problem: str) -> None:
+        show_exit_names(self._health, problem)
 
     def exit_name(self, exit_node: PeerId) -> str:
         peer = self._peer(exit_node)
         return peer.name.partition(".")[0] if peer is not None else "that has left the tailnet"
 
-    async def ask_exit(self, exit_node: PeerId, question: bytes, read: Callable[[bytes], Answer | None]) -> Answer:
+    async def ask_exit(self, exit_node: PeerId, question: bytes, read: Callable[[bytes], T | None]) -> T:
         """One question to an exit node, or through it. NoAnswer says why it is of no use."""
         peer = self._peer(exit_node)
         if peer is None:
@@ -109,16 +137,15 @@ class ResolverAccess:
                 return await self._ask_behind(exit_node, *server_address(resolver.addr), question, read)
         raise NoAnswer(NO_DNS)
 
-    def _peer(self, exit_node: PeerId) -> wire.Node | None:
+    def _peer(self, exit_node: PeerId) -> Node | None:
         netmap = self.netmap
         return netmap.peers.get(exit_node) if netmap is not None else None
 
-    def _peer_api_of(self, peer: wire.Node) -> tuple[bytes, int] | None:
+    def _peer_api_of(self, peer: Node) -> tuple[bytes, int] | None:
         """Address and port of a peer's own little HTTP server; read anew each time, for the port changes."""
-        ports = {service.proto: service.port for service in peer.hostinfo.services} if peer.hostinfo else {}
         for text in peer.addresses:
             address = parse_address(text.partition("/")[0])
-            port = ports.get(PEER_APIS[len(address)], 0)
+            port = port_of(peer, address)
             if port and self.routes_to(address):
                 return address, port
         return None
@@ -127,7 +154,7 @@ class ResolverAccess:
         host = format_address(address)
         http = Http1Client()
         headers = [
-            ("Host", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
+            ("Host", host_header(address, port)),
             ("Content-Type", DNS_MESSAGE),
             ("Accept", DNS_MESSAGE),
             ("Content-Length", str(len(question))),
@@ -145,20 +172,25 @@ class ResolverAccess:
         return reply.body
 
     async def _ask_behind(
-        self, exit_node: PeerId, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
-    ) -> Answer:
+        self, exit_node: PeerId, address: bytes, port: int, question: bytes, read: Callable[[bytes], T | None]
+    ) -> T:
+        heard = b""
+
+        def read_whole(reply: bytes) -> T | None:
+            nonlocal heard
+            heard = reply
+            return read(reply)
+
         async with self._dialer.bind_udp(0, via=exit_node) as tunnel:
-            answer = await _asked(tunnel, address, port, question, read)
-        if not answer.truncated:
+            answer = await _asked(tunnel, address, port, question, read_whole)
+        if not wire.is_cut(heard):
             return answer
         stream = await self._dialer.connect(address, format_address(address), port, via=exit_node)
         whole = read(await ask_over_stream(stream, question))
         return whole if whole is not None else answer
 
 
-async def _asked(
-    socket: UdpSocket, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
-) -> Answer:
+async def _asked(socket: UdpSocket, address: bytes, port: int, question: bytes, read: Callable[[bytes], T | None]) -> T:
     """The first datagram from there that `read` takes for the answer."""
     await socket.connect((format_address(address), port))
     await socket.send(question)

@@ -108,3 +108,26 @@ def literal_address(host: str) -> bytes | None:
 
 def address_texts(addresses: Iterable[bytes]) -> list[str]:
     return [format_address(a) for a in addresses]
+
+
+def arpa_name(address: bytes) -> str:
+    """The name under which an address is looked up backwards."""
+    if len(address) == 4:
+        return ".".join(str(b) for b in reversed(address)) + ".in-addr.arpa"
+    return ".".join(reversed(address.hex())) + ".ip6.arpa"
+
+
+def address_of_arpa(name: str) -> bytes | None:
+    labels = clean_name(name).split(".")
+    if (
+        labels[-2:] == ["in-addr", "arpa"]
+        and len(labels) == 6
+        and all(p.isdigit() and int(p) < 256 for p in labels[:4])
+    ):
+        return bytes(int(p) for p in reversed(labels[:4]))
+    if labels[-2:] == ["ip6", "arpa"] and len(labels) == 34 and all(len(p) == 1 for p in labels[:32]):
+        try:
+            return bytes.fromhex("".join(reversed(labels[:32])))
+        except ValueError:
+            return None
+    return None

@@ -8,11 +8,14 @@ with TCP for long answers; DoH where the tailnet says so.
 from __future__ import annotations
 
 from collections import OrderedDict
-from struct import Struct
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
+from tailscale.dns import wire
+from tailscale.dns.forwarding import CallableUpstream, ask_over_stream, ask_upstreams
+from tailscale.dns.local import LocalZone
 from tailscale.dns.messages import (
     MAX_NAME,
     NAME_ERROR,
@@ -23,7 +26,7 @@ from tailscale.dns.messages import (
     decode_answer_untrusted,
     encode_query,
 )
-from tailscale.dns.names import TailnetNames, address_texts, literal_address
+from tailscale.dns.names import TailnetNames, address_of_arpa, address_texts, arpa_name, literal_address
 from tailscale.errors import NameNotFound
 from tailscale.nodes import clean_name
 from ts_base.errors import BadPacket
@@ -32,6 +35,8 @@ from ts_base.ip import is_tailscale_address, parse_address
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from tailscale.dns.forwarding import Upstream
+    from tailscale.dns.wire import Question
     from ts_base.who import PeerId
     from ts_control.netmap import NetMap
     from ts_control.wire import Resolver as WireResolver
@@ -42,8 +47,6 @@ TCP_TIMEOUT = 5.0
 EXIT_TIMEOUT = 2.0  # then it is said so: no other resolver may hear of a name that is dialled through an exit
 ATTEMPTS = 2
 DNS_PORT = 53
-MAX_TCP_ANSWER = 65_535
-LENGTH = Struct(">H")
 
 T = TypeVar("T")
 CacheKey = tuple[str, str, int]  # name, type, and the exit that was asked, 0 for the tailnet's resolvers
@@ -62,11 +65,21 @@ class ResolverDevice(Protocol):
     def random_id(self) -> int: ...
     def routes_to(self, address: bytes) -> bool: ...
     async def exchange_datagram(
-        self, address: bytes, port: int, question: bytes, read: Callable[[bytes], Answer | None]
-    ) -> Answer: ...
+        self, address: bytes, port: int, question: bytes, read: Callable[[bytes], T | None]
+    ) -> T: ...
     async def open_stream(self, address: bytes, port: int) -> trio.abc.Stream: ...
+    @property
+    def chosen_exit(self) -> PeerId:
+        """The exit that the whole device goes out by; 0 for none, and while it is missing."""
+
+    @property
+    def must_use_exit(self) -> bool:
+        """Whether an exit is wished for, there or not: nothing may then go by this machine's own network."""
+
     def exit_name(self, exit_node: PeerId) -> str: ...
-    async def ask_exit(self, exit_node: PeerId, question: bytes, read: Callable[[bytes], Answer | None]) -> Answer: ...
+    async def ask_exit(self, exit_node: PeerId, question: bytes, read: Callable[[bytes], T | None]) -> T: ...
+    def tell_exit_names(self, problem: str) -> None:
+        """Why the chosen exit did not look a name up, and the tailnet's resolvers did; "" when it does again."""
 
 
 class NameResolver:
@@ -75,6 +88,9 @@ class NameResolver:
     def __init__(self, device: ResolverDevice) -> None:
         self._device = device
         self._names: tuple[NetMap, TailnetNames] | None = None
+        self.exit_problem = ""
+        """Why the exit that everything goes by did not look the last name up; "" when it did."""
+        self._zone: tuple[NetMap, LocalZone] | None = None
         self._cache: OrderedDict[CacheKey, tuple[float, tuple[str, ...] | None]] = OrderedDict()
 
     @property
@@ -88,6 +104,55 @@ class NameResolver:
                 self._cache.clear()
             self._names = netmap, TailnetNames(netmap)
         return self._names[1]
+
+    @property
+    def zone(self) -> LocalZone | None:
+        """The same names as the tailnet answers them on the wire; None before the first netmap."""
+        netmap = self._device.netmap
+        if netmap is not None and (self._zone is None or self._zone[0] is not netmap):
+            self._zone = netmap, LocalZone(netmap)
+        return self._zone[1] if self._zone is not None else None
+
+    async def forward(self, query: bytes, question: Question) -> bytes:
+        """The reply of those who know more than the tailnet itself; SERVFAIL where nobody is to be asked."""
+        await trio.lowlevel.checkpoint()
+        if self._device.netmap is None:
+            return wire.encode_failure(question, wire.SERVER_FAILURE)
+        name = question.name
+        servers, exit_node = self.servers_for(name), self.exit_for(name)
+        if self._own_servers_for(name) == ():
+            return wire.encode_reply(question, wire.NAME_ERROR)
+        if exit_node:
+            reply = await self._forward_to_exit(exit_node, query, question)
+            if reply is not None or not servers:
+                return reply or wire.encode_failure(question, wire.SERVER_FAILURE)
+        upstreams = [self._upstream(server) for server in servers]
+        return await ask_upstreams([one for one in upstreams if one], query, question, self._device.random_id)
+
+    async def _forward_to_exit(self, exit_node: PeerId, query: bytes, question: Question) -> bytes | None:
+        identifier = self._device.random_id()
+
+        def read(reply: bytes) -> bytes | None:
+            if wire.is_answer(reply, question, identifier):
+                return reply
+            raise BadPacket("an answer to another question")
+
+        found = await self._exchange_with_exit(exit_node, wire.for_resolvers(query, identifier), read)
+        if isinstance(found, bytes) and wire.code_of(found) not in (NO_ERROR, NAME_ERROR):
+            found = f"the exit {self._device.exit_name(exit_node)} answered with code {wire.code_of(found)}"
+        self._tell_exit(found if isinstance(found, str) else "")
+        return wire.under_number(found, question) if isinstance(found, bytes) else None
+
+    def _upstream(self, server: WireResolver) -> Upstream | None:
+        if server.addr.startswith("https://"):
+            return HttpsUpstream(server.addr, self._device)
+        try:
+            address, port = server_address(server.addr)
+        except BadPacket:
+            return None
+        return CallableUpstream(
+            partial(self._device.exchange_datagram, address, port), partial(self._device.open_stream, address, port)
+        )
 
     async def address_bytes(self, host: str, via: PeerId = 0) -> list[bytes]:
         """Every address of a host, raw, IPv4 first; what the tailnet does not know, as the exit `via` sees it."""
@@ -132,7 +197,7 @@ class NameResolver:
         name = wire_name(name)
         if "." in name:
             return [name]
-        return [full for full in (f"{name}.{suffix}" for suffix in self.names.suffixes) if self._servers_for(full)]
+        return [full for full in (f"{name}.{suffix}" for suffix in self.names.suffixes) if self.servers_for(full)]
 
     async def _ask_addresses(self, name: str, via: PeerId) -> list[bytes]:
         """Both families at once; one of them is enough."""
@@ -165,29 +230,56 @@ class NameResolver:
 
     async def _ask(self, name: str, kind: str, via: PeerId) -> list[str]:
         name = wire_name(name)
-        servers = self._servers_for(name)
+        servers = self.servers_for(name)
         asks_exit = bool(via) and self._own_servers_for(name) is None
-        if not servers and not asks_exit:
+        chosen = 0 if via else self.exit_for(name)
+        if not servers and not asks_exit and not chosen:
             raise NameNotFound(name, self.names.close_to(name))
-        key = name, kind, via if asks_exit else 0
+        key = name, kind, via if asks_exit else chosen
         cached = self._cached(key)
         if cached is not None:
             await trio.lowlevel.checkpoint()
             values = cached[1]
         else:
-            asking = self._ask_exit(via, name, kind) if asks_exit else self._ask_servers(servers, name, kind)
-            answer = await asking
+            if asks_exit:
+                answer = await self._ask_exit(via, name, kind)
+            elif chosen:
+                answer = await self._ask_exit_first(chosen, servers, name, kind)
+            else:
+                answer = await self._ask_servers(servers, name, kind)
             values = None if answer.code == NAME_ERROR else answer.values
             self._remember(key, values, answer.ttl)
         if values is None:
             raise NameNotFound(name, self.names.close_to(name))
         return list(values)
 
-    def _servers_for(self, name: str) -> Sequence[WireResolver]:
+    def exit_for(self, name: str) -> PeerId:
+        """The exit that is to be asked for a name of the world outside, as everything goes by it; 0 for none.
+
+        Not where control names a resolver that is to be used with exits too.
+        """
+        netmap, exit_node = self._device.netmap, self._device.chosen_exit
+        if not exit_node:
+            self._tell_exit("")
+        if not exit_node or netmap is None or self._own_servers_for(name) is not None:
+            return 0
+        return 0 if any(resolver.use_with_exit_node for resolver in netmap.dns.resolvers) else exit_node
+
+    def exit_text(self, exit_node: PeerId) -> str:
+        """How an exit is named among resolvers."""
+        return f"exit node {self._device.exit_name(exit_node)}"
+
+    def servers_for(self, name: str) -> Sequence[WireResolver]:
         """Whom the tailnet asks for a name; nobody means "only what the tailnet knows"."""
         own, netmap = self._own_servers_for(name), self._device.netmap
         assert netmap is not None
-        return own if own is not None else netmap.dns.resolvers or netmap.dns.fallback_resolvers
+        if own is not None:
+            return own
+        if self._device.chosen_exit:
+            marked = tuple(one for one in netmap.dns.resolvers if one.use_with_exit_node)
+            if marked:
+                return marked
+        return netmap.dns.resolvers or netmap.dns.fallback_resolvers
 
     def _own_servers_for(self, name: str) -> Sequence[WireResolver] | None:
         """Split DNS: the longest matching suffix wins. None for a name that is of the world outside."""
@@ -215,26 +307,52 @@ class NameResolver:
 
     async def _ask_exit(self, exit_node: PeerId, name: str, kind: str) -> Answer:
         """What the exit knows of a name. Whatever goes wrong, nobody else is asked."""
+        found = await self._try_exit(exit_node, name, kind)
+        if isinstance(found, str):
+            raise NameNotFound(name, detail=found, is_temporary=True)
+        return found
+
+    async def _ask_exit_first(self, exit_node: PeerId, servers: Sequence[WireResolver], name: str, kind: str) -> Answer:
+        """The exit that everything goes by; where it fails, the tailnet's resolvers, which are reached through it."""
+        found = await self._try_exit(exit_node, name, kind)
+        if isinstance(found, Answer):
+            self._tell_exit("")
+            return found
+        if not servers:
+            raise NameNotFound(name, detail=found, is_temporary=True)
+        answer = await self._ask_servers(servers, name, kind)
+        self._tell_exit(found)
+        return answer
+
+    async def _try_exit(self, exit_node: PeerId, name: str, kind: str) -> Answer | str:
+        """Its answer, or what went wrong."""
         identifier = self._device.random_id()
+        question = encode_query(identifier, name, kind)
+        found = await self._exchange_with_exit(
+            exit_node, question, lambda reply: decode_answer_untrusted(reply, identifier, name, kind)
+        )
+        if isinstance(found, str) or found.code in (NO_ERROR, NAME_ERROR):
+            return found
+        return f"the exit {self._device.exit_name(exit_node)} answered with code {found.code}"
+
+    async def _exchange_with_exit(
+        self, exit_node: PeerId, question: bytes, read: Callable[[bytes], T | None]
+    ) -> T | str:
         who = f"the exit {self._device.exit_name(exit_node)}"
         try:
             with trio.fail_after(EXIT_TIMEOUT):
-                answer = await self._device.ask_exit(
-                    exit_node,
-                    encode_query(identifier, name, kind),
-                    lambda reply: decode_answer_untrusted(reply, identifier, name, kind),
-                )
+                return await self._device.ask_exit(exit_node, question, read)
         except trio.TooSlowError:
-            problem = f"{who} did not answer within {EXIT_TIMEOUT:g} s"
+            return f"{who} did not answer within {EXIT_TIMEOUT:g} s"
         except NoAnswer as reason:
-            problem = f"{who} {reason}"
+            return f"{who} {reason}"
         except (OSError, BadPacket, trio.BrokenResourceError) as error:
-            problem = f"{who} failed: {str(error) or 'no answer'}"
-        else:
-            if answer.code in (NO_ERROR, NAME_ERROR):
-                return answer
-            problem = f"{who} answered with code {answer.code}"
-        raise NameNotFound(name, detail=problem, is_temporary=True)
+            return f"{who} failed: {str(error) or 'no answer'}"
+
+    def _tell_exit(self, problem: str) -> None:
+        if problem != self.exit_problem:
+            self.exit_problem = problem
+            self._device.tell_exit_names(problem)
 
     async def _ask_servers(self, servers: Sequence[WireResolver], name: str, kind: str) -> Answer:
         problem = "no resolver answered"
@@ -254,6 +372,7 @@ class NameResolver:
         identifier = self._device.random_id()
         question = encode_query(identifier, name, kind)
         if server.startswith("https://"):
+            check_https(self._device)
             return decode_answer_untrusted(await ask_over_https(server, question), identifier, name, kind)
         address, port = server_address(server)
 
@@ -284,17 +403,28 @@ def wire_name(name: str) -> str:
     return text
 
 
-async def ask_over_stream(stream: trio.abc.Stream, question: bytes) -> bytes:
-    """DNS over TCP: a length in front of each message (RFC 7766)."""
-    async with stream:
-        await stream.send_all(LENGTH.pack(len(question)) + question)
-        received = bytearray()
-        while len(received) < 2 or len(received) < 2 + LENGTH.unpack_from(received)[0]:
-            chunk = await stream.receive_some(MAX_TCP_ANSWER)
-            if not chunk:
-                raise BadPacket("the resolver hung up in the middle of its answer")
-            received += chunk
-        return bytes(received[2 : 2 + LENGTH.unpack_from(received)[0]])
+class HttpsUpstream:
+    """A resolver that is asked by DoH; it has no datagrams."""
+
+    def __init__(self, url: str, device: ResolverDevice) -> None:
+        self._url, self._device = url, device
+
+    async def datagram(self, query: bytes, read: Callable[[bytes], bytes | None]) -> bytes:
+        check_https(self._device)
+        reply = read(await ask_over_https(self._url, query))
+        if reply is None:
+            raise NotOurs("an answer to another question")
+        return reply
+
+    async def stream(self, query: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        raise BadPacket("asked already")
+
+
+def check_https(device: ResolverDevice) -> None:
+    """DoH goes by this machine's own network: never while everything has to go by an exit."""
+    if device.must_use_exit:
+        raise OSError("a resolver of DNS over HTTPS is not asked while an exit node is used: it would go past it")
 
 
 async def ask_over_https(url: str, question: bytes) -> bytes:
@@ -321,26 +451,3 @@ def server_address(server: str) -> tuple[bytes, int]:
     if literal is None or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) <= 0xFFFF:
         raise BadPacket(f"not a resolver address: {server[:64]!r}")
     return literal, int(port)
-
-
-def arpa_name(address: bytes) -> str:
-    """The name under which an address is looked up backwards."""
-    if len(address) == 4:
-        return ".".join(str(b) for b in reversed(address)) + ".in-addr.arpa"
-    return ".".join(reversed(address.hex())) + ".ip6.arpa"
-
-
-def address_of_arpa(name: str) -> bytes | None:
-    labels = clean_name(name).split(".")
-    if (
-        labels[-2:] == ["in-addr", "arpa"]
-        and len(labels) == 6
-        and all(p.isdigit() and int(p) < 256 for p in labels[:4])
-    ):
-        return bytes(int(p) for p in reversed(labels[:4]))
-    if labels[-2:] == ["ip6", "arpa"] and len(labels) == 34 and all(len(p) == 1 for p in labels[:32]):
-        try:
-            return bytes.fromhex("".join(reversed(labels[:32])))
-        except ValueError:
-            return None
-    return None

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tailscale.http.identity import IdentityMiddleware as IdentityMiddleware
     from tailscale.http.identity import WsgiIdentityMiddleware as WsgiIdentityMiddleware
     from tailscale.http.lifespan import LifespanFailed as LifespanFailed
-    from tailscale.http.limits import Limits as Limits
     from tailscale.http.requests_adapter import RequestsAdapter as RequestsAdapter
     from tailscale.http.reverse import ReverseProxy as ReverseProxy
     from tailscale.http.serving import serve as serve
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from tailscale.http.transport import AsyncTransport as AsyncTransport
     from tailscale.http.transport import Transport as Transport
     from tailscale.http.urllib3_pools import urllib3_pool as urllib3_pool
-    from tailscale.http.visits import Visits as Visits
+    from tailscale.http1.limits import Limits as Limits
+    from tailscale.http1.visits import Visits as Visits
 
 __all__ = [
     *("AiohttpConnector", "AsyncTransport", "IdentityMiddleware", "LifespanFailed", "Limits", "RequestsAdapter"),
@@ -36,11 +36,11 @@ _HOMES = {
     "AsyncTransport": "tailscale.http.transport",
     "IdentityMiddleware": "tailscale.http.identity",
     "LifespanFailed": "tailscale.http.lifespan",
-    "Limits": "tailscale.http.limits",
+    "Limits": "tailscale.http1.limits",
     "RequestsAdapter": "tailscale.http.requests_adapter",
     "ReverseProxy": "tailscale.http.reverse",
     "Transport": "tailscale.http.transport",
-    "Visits": "tailscale.http.visits",
+    "Visits": "tailscale.http1.visits",
     "WsgiIdentityMiddleware": "tailscale.http.identity",
     "serve": "tailscale.http.serving",
     "serve_wsgi": "tailscale.http.serving",

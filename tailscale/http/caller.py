@@ -10,6 +10,7 @@ from email.header import Header
 from typing import TYPE_CHECKING, Any
 
 from tailscale.errors import NameNotFound
+from tailscale.http1.asgi import Headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from tailscale.sockets.socket_device import Address
     from tailscale.status import Identity
 
-Headers = list[tuple[bytes, bytes]]
 Caller = dict[str, Any]
 OURS = b"tailscale-"
 PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 0x2D for code in range(256))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from tailscale.http.asgi import Scope
 from tailscale.http.caller import Caller, identity_headers, plain_name
+from tailscale.http1.asgi import Scope
 
 Environ = dict[str, Any]
 NOT_PREFIXED = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from tailscale.http.asgi import AsgiApp, Receive, Scope, Send
 from tailscale.http.caller import Caller, describe, trusted_headers
 from tailscale.http.environ import Environ, with_identity
+from tailscale.http1.asgi import AsgiApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from tailscale.device import Device

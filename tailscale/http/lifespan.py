@@ -8,8 +8,8 @@ from typing import Any
 import trio
 
 from tailscale.errors import TailscaleError
-from tailscale.http.asgi import AsgiApp, Message
-from tailscale.http.wrong_loop import wrong_loop
+from tailscale.http1.asgi import AsgiApp, Message
+from tailscale.http1.wrong_loop import wrong_loop
 
 log = logging.getLogger("tailscale.http")
 

@@ -14,13 +14,13 @@ from urllib.parse import unquote
 import h11
 import trio
 
-from tailscale.http import framing
-from tailscale.http.asgi import AsgiApp, ClientDisconnected, Scope
-from tailscale.http.exchange import HttpExchange
-from tailscale.http.limits import Limits
-from tailscale.http.requests import headers_of, next_request
-from tailscale.http.visits import Visit, Visits
-from tailscale.http.wire import Wire
+from tailscale.http1 import framing
+from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Scope
+from tailscale.http1.exchange import HttpExchange
+from tailscale.http1.limits import Limits
+from tailscale.http1.requests import headers_of, next_request
+from tailscale.http1.visits import Visit, Visits
+from tailscale.http1.wire import Wire
 from tailscale.sockets.local import LocalStream
 
 log = logging.getLogger("tailscale.http")

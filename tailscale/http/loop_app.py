@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Receive, Scope, Send
+from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Message, Receive, Scope, Send
 
 log = logging.getLogger("tailscale.http")
 AHEAD = 64 << 10  # bytes of one call that may be on their way to a side that has not taken them

@@ -16,8 +16,8 @@ import trio
 
 from tailscale.carry import LOST, Stream, reset
 from tailscale.errors import ConnectionReset
-from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.wire import Wire
+from tailscale.http1.asgi import ClientDisconnected
+from tailscale.http1.wire import Wire
 from ts_proxy import http_rules
 
 SENT_AHEAD = 64 << 10  # bytes of later requests we take while still answering

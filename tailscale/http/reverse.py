@@ -14,15 +14,15 @@ import h11
 import trio
 
 from tailscale.carry import LOST, Splice, Stream, reset
-from tailscale.http.asgi import ClientDisconnected, Scope
-from tailscale.http.caller import OURS, Headers, identity_headers, plain_name
+from tailscale.http.caller import OURS, identity_headers, plain_name
 from tailscale.http.passing import Ending, Exchange, Upstream
+from tailscale.http1.asgi import ClientDisconnected, Headers, Scope
 from tailscale.local_ports import DIAL_PATIENCE, UNREACHED, Target
 from ts_proxy import http_rules
 
 if TYPE_CHECKING:
     from tailscale.device import Device
-    from tailscale.http.wire import Wire
+    from tailscale.http1.wire import Wire
     from tailscale.sockets.tcp import TcpStream
 
 log = logging.getLogger("tailscale.http")

@@ -16,18 +16,18 @@ from urllib.parse import unquote
 import h11
 import trio
 
-from tailscale.http import framing
-from tailscale.http.asgi import AsgiApp, ClientDisconnected, Receive, Scope, Send
 from tailscale.http.caller import describe_caller, trusted_headers
-from tailscale.http.exchange import HttpExchange
-from tailscale.http.heads import wants_websocket
 from tailscale.http.lifespan import Lifespan
-from tailscale.http.limits import Limits
-from tailscale.http.requests import headers_of, next_request
 from tailscale.http.reverse import ReverseProxy
-from tailscale.http.visits import Visit, Visits
-from tailscale.http.wire import Wire
 from tailscale.http.wsgi import WsgiApp
+from tailscale.http1 import framing
+from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Receive, Scope, Send
+from tailscale.http1.exchange import HttpExchange
+from tailscale.http1.heads import wants_websocket
+from tailscale.http1.limits import Limits
+from tailscale.http1.requests import headers_of, next_request
+from tailscale.http1.visits import Visit, Visits
+from tailscale.http1.wire import Wire
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from ts_base.optional import optional
 

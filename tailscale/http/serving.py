@@ -18,12 +18,12 @@ import trio
 from tailscale._faces import AsyncWithOnly, wrong_face
 from tailscale.device import Device
 from tailscale.errors import DeviceClosed
-from tailscale.http.limits import Limits
 from tailscale.http.loop_app import LoopApp
 from tailscale.http.reverse import ReverseProxy
 from tailscale.http.server import Serving, serve_within
-from tailscale.http.visits import Visits
 from tailscale.http.wsgi import DEFAULT_THREADS, LARGEST_BODY, WsgiApp
+from tailscale.http1.limits import Limits
+from tailscale.http1.visits import Visits
 from tailscale.threads.awaiting import settled
 from tailscale.threads.face import DeviceFace, thread_of
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from tailscale import aio, sync
-    from tailscale.http.asgi import AsgiApp
     from tailscale.http.wsgi import Wsgi
+    from tailscale.http1.asgi import AsgiApp
 
 Shutdown = trio.Event | asyncio.Event | threading.Event
 Started = Callable[[str], object]

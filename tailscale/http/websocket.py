@@ -27,9 +27,9 @@ from wsproto.events import (
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from tailscale.http.asgi import AsgiApp, ClientDisconnected, Message, Scope
-from tailscale.http.wire import Wire
-from tailscale.http.wrong_loop import tell_failure
+from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Message, Scope
+from tailscale.http1.wire import Wire
+from tailscale.http1.wrong_loop import tell_failure
 
 log = logging.getLogger("tailscale.http")
 ABNORMAL, RESTARTING = 1006, 1012

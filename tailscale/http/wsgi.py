@@ -18,8 +18,8 @@ from wsgiref.util import FileWrapper, is_hop_by_hop
 
 import trio
 
-from tailscale.http.asgi import ClientDisconnected, Message, Receive, Scope, Send
 from tailscale.http.environ import environ_of
+from tailscale.http1.asgi import ClientDisconnected, Message, Receive, Scope, Send
 
 log = logging.getLogger("tailscale.http")
 DEFAULT_THREADS = 16

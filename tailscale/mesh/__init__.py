@@ -17,6 +17,9 @@ from ts_base.optional import optional
 
 if TYPE_CHECKING:
     from tailscale.events import Lagged as Lagged
+    from tailscale.files.transfers import Progress as Progress
+    from tailscale.files.transfers import Skipped as Skipped
+    from tailscale.files.transfers import TransferReport as TransferReport
     from tailscale.mesh.broadcasting import BroadcastReport as BroadcastReport
     from tailscale.mesh.counting import MeshStatistics as MeshStatistics
     from tailscale.mesh.errors import AmbiguousPeer as AmbiguousPeer
@@ -45,14 +48,12 @@ if TYPE_CHECKING:
     from tailscale.mesh.subscriptions import Subscription as Subscription
     from tailscale.mesh.transfers import Inbox as Inbox
     from tailscale.mesh.transfers import Offer as Offer
-    from tailscale.mesh.transfers import Progress as Progress
     from tailscale.mesh.transfers import Transfer as Transfer
-    from tailscale.mesh.transfers import TransferReport as TransferReport
-    from tailscale.mesh.tree import Skipped as Skipped
     from ts_mesh.limits import MeshLimits as MeshLimits
 
 _HOMES = {
     "tailscale.events": ("Lagged",),
+    "tailscale.files.transfers": ("Progress", "Skipped", "TransferReport"),
     "tailscale.mesh.errors": (
         *("AmbiguousPeer", "MeshError", "MessageTooLarge", "NobodyListens", "NotInMesh", "PeerGone", "RemoteError"),
         *("TooManySessions", "TransferFailed", "TransferRefused", "WrongShape"),
@@ -66,8 +67,7 @@ _HOMES = {
     "tailscale.mesh.peers": ("Members", "MeshPeer"),
     "tailscale.mesh.stores": ("Slice", "Store"),
     "tailscale.mesh.subscriptions": ("Message", "Subscription"),
-    "tailscale.mesh.transfers": ("Inbox", "Offer", "Progress", "Transfer", "TransferReport"),
-    "tailscale.mesh.tree": ("Skipped",),
+    "tailscale.mesh.transfers": ("Inbox", "Offer", "Transfer"),
     "ts_mesh.limits": ("MeshLimits",),
 }
 _HOME_OF = names_of(_HOMES)

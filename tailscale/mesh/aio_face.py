@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from tailscale.errors import DeviceClosed
-from tailscale.mesh.errors import TransferFailed
+from tailscale.files.aio_transfer import Transfer
+from tailscale.files.faces import entering, leaving, next_of
 from tailscale.mesh.faces import (
     MeshFace,
     PeerFace,
     StoreFace,
     StreamFace,
-    TransferFace,
     bare,
     begun,
-    entering,
-    leaving,
-    next_of,
     shown,
     shown_event,
     shown_report,
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.subscriptions import Message
-    from tailscale.mesh.transfers import Offer, Progress, TransferReport
+    from tailscale.mesh.transfers import Offer
     from tailscale.nodes import Node
 
 T = TypeVar("T")
@@ -187,49 +184,6 @@ class Mesh(MeshFace):
     def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
         """Fetch a file or folder that a member shares."""
         return Transfer(begun(self._inside, "pull", source, path, into, resume=resume), self._thread)
-
-
-class Transfer(TransferFace):
-    """Files under way to or from one peer: `report = await transfer`, or `async with` and `async for`.
-
-    ```python no-run: two devices
-    async with notes.push("bob", "thesis/") as transfer:
-        async for progress in transfer:
-            print(f"{progress.fraction:.0%} at {progress.name}")
-    print(transfer.result.files)
-    ```
-    """
-
-    async def __aenter__(self) -> Self:
-        transfer = self._transfer = await finished(self._thread.submit(as_work(self._make)))
-        await finished(self._thread.submit(entering(transfer)))
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            await finished(self._thread.submit(leaving(self._transfer)))
-            return
-        self.cancel()
-        with contextlib.suppress(TransferFailed, DeviceClosed):
-            await finished(self._thread.submit(leaving(self._transfer)))
-
-    def __await__(self) -> Generator[Any, Any, TransferReport]:
-        return self._finished().__await__()
-
-    async def _finished(self) -> TransferReport:
-        async with self:
-            pass
-        return self.result
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Progress:
-        try:
-            progress: Progress = await finished(self._thread.submit(lambda: next_of(self._entered())))
-        except DeviceClosed:
-            raise StopAsyncIteration from None
-        return progress
 
 
 class Stream(StreamFace[T]):

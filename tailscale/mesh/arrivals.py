@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from tailscale.http.asgi import ClientDisconnected
+from tailscale.files.parts import Busy, Occupied
+from tailscale.files.pieces import WrongLength
+from tailscale.http1.asgi import ClientDisconnected
 from tailscale.mesh.batch import SmallFile, Stored
 from tailscale.mesh.files_client import decode_root
 from tailscale.mesh.landing import WHOLE, Landing, read_whole, why
-from tailscale.mesh.pieces import WrongLength
 from tailscale.mesh.serving import Answered, Request
-from tailscale.mesh.sink import Busy, Missing, Occupied, Unequal
+from tailscale.mesh.sink import Missing, Unequal
 from tailscale.mesh.transfers import Inbox, Offer
 from ts_base.errors import BadPacket
 from ts_mesh.blocks import BLOCK, Hashes

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import trio
 
 from tailscale.errors import ConnectionTimedOut, TailscaleError
+from tailscale.files.folders import HAS_OPENAT
+from tailscale.files.transfers import Skipped, Tally
 from tailscale.mesh.errors import PeerGone, TransferFailed, TransferRefused
-from tailscale.mesh.folders import HAS_OPENAT
 from tailscale.mesh.landing import Landing
 from tailscale.mesh.pull import Pull
 from tailscale.mesh.push import Push
-from tailscale.mesh.transfers import Tally, Transfer
-from tailscale.mesh.tree import Skipped, scan
+from tailscale.mesh.transfers import Transfer
+from tailscale.mesh.tree import scan
 from ts_base.errors import BadPacket
 from ts_mesh.blocks import Hashes
 from ts_mesh.names import decode_path_untrusted
@@ -43,9 +44,9 @@ from ts_mesh.offers import (
 )
 
 if TYPE_CHECKING:
+    from tailscale.files.showing import Showing
     from tailscale.mesh.hash_cache import HashCache
     from tailscale.mesh.peers import MeshPeer
-    from tailscale.mesh.showing import Showing
     from tailscale.mesh.ways import Ways
 
 log = logging.getLogger("tailscale.mesh")
@@ -107,7 +108,7 @@ class Asking:
         async def work(tally: Tally) -> None:
             problem: Exception | None = None
             try:
-                with self._showing.show(member, tally, is_outgoing=is_outgoing):
+                with self._showing.show(member.node.hostname, tally, is_outgoing=is_outgoing):
                     await deed(tally)
                 if tally.failed:
                     problem = TransferFailed(f"{what} failed for {len(tally.failed)} files", tally.failed)

@@ -19,19 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tailscale.mesh.folders import Folder, Walks
+from tailscale.files.folders import Folder, Walks
+from tailscale.files.parts import Busy, Exists, Occupied, begin_writing, open_part
 from tailscale.mesh.hash_cache import FileKey
-from tailscale.mesh.sink import (
-    PERMISSIONS,
-    Busy,
-    Exists,
-    Occupied,
-    Unequal,
-    begin_writing,
-    beside,
-    open_part,
-    take_name,
-)
+from tailscale.mesh.sink import PERMISSIONS, Unequal, beside, take_name
 from ts_mesh.blocks import root_of
 
 if TYPE_CHECKING:

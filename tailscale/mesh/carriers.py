@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
 
-from tailscale.mesh.files_client import Replies, Reply
-from tailscale.mesh.files_client import send as send_on
-from tailscale.mesh.pieces import all_of
+from tailscale.files.pieces import all_of
+from tailscale.files.replies import Replies, Reply
+from tailscale.files.replies import send as send_on
 
 if TYPE_CHECKING:
     from tailscale.sockets.tcp import TcpStream

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from tailscale.files.pieces import from_disk
 from tailscale.mesh.arrivals import Refused
 from tailscale.mesh.errors import TransferFailed
 from tailscale.mesh.files_client import root_in
-from tailscale.mesh.pieces import from_disk
 from tailscale.mesh.serving import Answered, Request
 from tailscale.mesh.source import Source, Unreadable
 from tailscale.mesh.tree import Item, Tree, scan_shared

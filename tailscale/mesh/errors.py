@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from tailscale.errors import TailscaleError
+from tailscale.files import errors
 from tailscale.nodes import Node
 
 
@@ -84,12 +85,11 @@ class RemoteError(MeshError):
         super().__init__(f"{kind}: {message}" if message else kind)
 
 
-class TransferRefused(MeshError):
+class TransferRefused(MeshError, errors.TransferRefused):
     """The peer does not take, or does not give, what was asked for; `reason` is its word for why."""
 
     def __init__(self, reason: str, peer: str = "the peer") -> None:
-        self.reason = reason
-        super().__init__(f"{peer} refused the transfer: {REFUSALS.get(reason, reason)}")
+        super().__init__(reason, f"{peer} refused the transfer: {REFUSALS.get(reason, reason)}")
 
 
 REFUSALS = {
@@ -104,9 +104,5 @@ REFUSALS = {
 }
 
 
-class TransferFailed(MeshError, OSError):
+class TransferFailed(MeshError, errors.TransferFailed):
     """Files did not arrive whole. `failed` says of each by its name why; what did arrive is kept and not sent again."""
-
-    def __init__(self, sentence: str, failed: Mapping[str, str] | None = None) -> None:
-        self.failed = dict(failed or {})
-        super().__init__(sentence)

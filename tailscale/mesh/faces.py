@@ -5,14 +5,12 @@ The mesh itself lives in the loop thread of its Device's face. Each face waits i
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import trio
 
-from tailscale.errors import DeviceClosed
 from tailscale.mesh.mesh import Mesh as TrioMesh
 from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
 from tailscale.mesh.stores import Change
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.broadcasting import BroadcastReport
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.stores import Store as TrioStore
-    from tailscale.mesh.transfers import Offer, TransferReport
+    from tailscale.mesh.transfers import Offer
     from tailscale.mesh.transfers import Transfer as TrioTransfer
     from tailscale.nodes import Node
     from tailscale.threads.face import DeviceFace
@@ -192,32 +190,6 @@ class PeerFace(Face[TrioMeshPeer]):
         return self._peer._repr_html_()
 
 
-class TransferFace:
-    """Files under way, from outside the loop. How to wait for them is the face's own."""
-
-    def __init__(self, make: Callable[[], TrioTransfer], thread: LoopThread) -> None:
-        self._make = make
-        self._thread = thread
-        self._transfer: TrioTransfer | None = None
-
-    def cancel(self) -> None:
-        """Break it off; what has arrived is kept."""
-        with contextlib.suppress(DeviceClosed):
-            self._thread.call_soon(self._entered().cancel)
-
-    @property
-    def result(self) -> TransferReport:
-        """What came of it, once the block was left."""
-        return self._entered().result
-
-    def _entered(self) -> TrioTransfer:
-        if self._transfer is None:
-            raise RuntimeError(
-                "this transfer has not begun: use it inside `with` (asyncio: `async with`), or wait for it"
-            )
-        return self._transfer
-
-
 class StreamFace(Generic[T]):
     """What comes out of the loop one by one."""
 
@@ -291,20 +263,3 @@ def begun(mesh: Callable[[], TrioMesh], verb: str, to: Any, *what: Any, **option
 def judged_by(inbox: Inbox, judge: Callable[[Offer], Any]) -> Inbox:
     """The same inbox, asked elsewhere than in the loop."""
     return Inbox(inbox.folder, accept=judge, largest=inbox.largest, exists=inbox.exists)
-
-
-def entering(context: Any) -> Callable[[], Awaitable[Any]]:
-    """The work of entering something that belongs to the loop."""
-    return lambda: context.__aenter__()
-
-
-def leaving(context: Any) -> Callable[[], Awaitable[Any]]:
-    return lambda: context.__aexit__(None, None, None)
-
-
-async def next_of(stream: Any) -> Any:
-    """The next of what an iterator inside yields; DeviceClosed at its end, for a Future holds no StopIteration."""
-    try:
-        return await stream.__anext__()
-    except StopAsyncIteration:
-        raise DeviceClosed("this stream has ended") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tailscale.http.wire import Wire
+    from tailscale.http1.wire import Wire
     from tailscale.mesh.peers import MeshPeer
     from tailscale.mesh.transfers import Transfer
     from tailscale.nodes import Node
@@ -27,7 +27,7 @@ class FileRequest:
     Read the body with `await wire.next_event(timeout)`: `h11.Data` pieces, then `h11.EndOfMessage` with the trailers
     (send 100 first where `wire.http.they_are_waiting_for_100_continue`). Answer with `await wire.write(
     wire.http.send(h11.Response(...)))` and so on, or `await wire.refuse(status, reason)`. `wire.stream` is the bare
-    stream. A broken connection is `tailscale.http.asgi.ClientDisconnected`, bytes that are no HTTP are
+    stream. A broken connection is `tailscale.http1.asgi.ClientDisconnected`, bytes that are no HTTP are
     `h11.RemoteProtocolError`: both may be left to the caller of `answer`.
     """
 

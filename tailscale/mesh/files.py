@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from tailscale.errors import TailscaleError
+from tailscale.files.folders import HAS_OPENAT
+from tailscale.files.showing import IN, OUT, Showing
+from tailscale.files.transfers import Tally
 from tailscale.mesh.arrivals import Arrivals, Refused
 from tailscale.mesh.asking import Asking, Done
 from tailscale.mesh.batch import TOGETHER
 from tailscale.mesh.departures import Departures
 from tailscale.mesh.errors import TransferFailed
-from tailscale.mesh.folders import HAS_OPENAT
 from tailscale.mesh.hash_cache import HashCache
 from tailscale.mesh.serving import Answered, Request
-from tailscale.mesh.showing import IN, OUT, Showing
-from tailscale.mesh.transfers import Tally, Transfer
+from tailscale.mesh.transfers import Transfer
 from tailscale.mesh.tree import Item
 from ts_base.errors import BadPacket
 from ts_mesh.offers import (
@@ -340,7 +341,7 @@ class Files:
             return
         if not held.running:
             is_outgoing = held.items is not None
-            held.shown.enter_context(self._showing.show(held.member, held.tally, is_outgoing=is_outgoing))
+            held.shown.enter_context(self._showing.show(held.member.node.hostname, held.tally, is_outgoing=is_outgoing))
         held.running += 1
         try:
             await self._serve(held, numbers, asked)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tailscale.files.folders import Folder, walk
+from tailscale.files.parts import Busy, Exists, Occupied
+from tailscale.files.pieces import Read, WrongLength, all_of, to_disk
 from tailscale.mesh.batch import Batch, SmallFile, Stored
-from tailscale.mesh.folders import Folder, walk
 from tailscale.mesh.hash_cache import FileKey
-from tailscale.mesh.pieces import Read, WrongLength, all_of, to_disk
-from tailscale.mesh.sink import PERMISSIONS, Busy, Exists, Missing, Occupied, Sink, Unequal, beside, hash_file
+from tailscale.mesh.sink import PERMISSIONS, Missing, Sink, Unequal, beside, hash_file
 from ts_mesh.blocks import BLOCK, Hashes, JournalKey, complete, root_of
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ import trio
 from wsproto.utilities import RemoteProtocolError
 
 from tailscale.errors import NameNotFound, TailscaleError
-from tailscale.http import framing
-from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.heads import wants_websocket
-from tailscale.http.limits import Limits
-from tailscale.http.requests import next_request
-from tailscale.http.wire import Wire
+from tailscale.http1 import framing
+from tailscale.http1.asgi import ClientDisconnected
+from tailscale.http1.heads import wants_websocket
+from tailscale.http1.limits import Limits
+from tailscale.http1.requests import next_request
+from tailscale.http1.wire import Wire
 from tailscale.mesh.file_seam import FileRequest
 from tailscale.mesh.links import PATH, TRY_LATER, Link, LinkLost
 from ts_mesh import hello as hellos

@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.errors import TailscaleError
+from tailscale.files.parts import Busy, Occupied
+from tailscale.files.pieces import WrongLength
+from tailscale.files.replies import Replies, Reply, encode_request
 from tailscale.mesh.batch import TOGETHER, SmallFile
 from tailscale.mesh.carriers import CONNECTIONS, WINDOW, Connection, Dial, Spoiled, Waiting, carry
 from tailscale.mesh.errors import TransferFailed
-from tailscale.mesh.files_client import Replies, Reply, encode_request, root_in
+from tailscale.mesh.files_client import ERROR_LIMIT, decode_answer, root_in
 from tailscale.mesh.landing import WHOLE, Landing, why
-from tailscale.mesh.pieces import WrongLength
 from tailscale.mesh.push import FAILURES, MANY, ROUNDS
-from tailscale.mesh.sink import Busy, Missing, Occupied, Sink, Unequal
+from tailscale.mesh.sink import Missing, Sink, Unequal
 from tailscale.mesh.source import CHANGED
 from ts_mesh.blocks import Hashes, block_length, complete, count_blocks, root_of, runs
 from ts_mesh.ranges import encode_range
 
 if TYPE_CHECKING:
-    from tailscale.mesh.transfers import Tally
+    from tailscale.files.transfers import Tally
     from ts_mesh.offers import Entry
 
 BATCH = WINDOW // 2
@@ -158,7 +160,7 @@ class Pull:
             self._tally.add_there(name, job.entry.size)
             self._tally.files += 1
         elif reply.status not in (200, 206):
-            answer = await replies.read_answer()
+            answer = decode_answer(await replies.read_all(ERROR_LIMIT))
             if reply.status == 404:
                 raise TransferFailed("the other side has forgotten this transfer: pull again, it goes on from there")
             self._tally.fail(name, FAILURES.get(answer.why, f"the other side answers {reply.status}"))

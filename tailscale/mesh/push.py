@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from tailscale.files.folders import Walks
+from tailscale.files.pieces import all_of, from_disk
+from tailscale.files.replies import Replies, Reply, encode_request
 from tailscale.mesh.batch import TOGETHER
 from tailscale.mesh.carriers import CONNECTIONS, WINDOW, Connection, Dial, Waiting, carry
 from tailscale.mesh.errors import TransferFailed
-from tailscale.mesh.files_client import Answer, Replies, Reply, encode_last_chunk, encode_request
-from tailscale.mesh.folders import Walks
+from tailscale.mesh.files_client import ERROR_LIMIT, Answer, decode_answer, encode_last_chunk
 from tailscale.mesh.landing import WHOLE
-from tailscale.mesh.pieces import all_of, from_disk
 from tailscale.mesh.source import Source, Unreadable, is_settled, read_small
 from ts_mesh.blocks import Hashes, Run, at, block_length, count_blocks, is_same, root_of, runs
 from ts_mesh.ranges import encode_content_range
 
 if TYPE_CHECKING:
+    from tailscale.files.transfers import Tally
     from tailscale.mesh.hash_cache import FileKey, HashCache
-    from tailscale.mesh.transfers import Tally
     from tailscale.mesh.tree import Item
 
 BATCH = WINDOW // 2  # small files read in one go, each with a request of its own ...
@@ -123,7 +124,7 @@ class Push:
                 await self._send_large(connection, self._jobs.popleft())
 
     async def hear(self, waiting: Waiting[Job], reply: Reply, replies: Replies) -> None:
-        answer = await replies.read_answer()
+        answer = decode_answer(await replies.read_all(ERROR_LIMIT))
         job = waiting.job
         job.status, job.answer = reply.status, answer
         if job.many:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import h11
 import msgspec
 
-from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.exchange import abort
+from tailscale.http1.asgi import ClientDisconnected
+from tailscale.http1.exchange import abort
 from tailscale.mesh.files_client import ROOT, root_in
 
 if TYPE_CHECKING:
-    from tailscale.http.wire import Wire
+    from tailscale.http1.wire import Wire
 
 _encode = msgspec.json.Encoder().encode
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from tailscale._private_files import try_lock
-from tailscale.mesh.folders import Folder
+from tailscale.files.folders import Folder
+from tailscale.files.parts import Exists, Occupied, begin_writing, open_part
 from tailscale.mesh.hash_cache import FileKey
 from ts_base.errors import BadPacket
 from ts_mesh.blocks import (
@@ -38,19 +37,10 @@ from ts_mesh.names import DAMAGED, JOURNAL, PART, part_name, renamed
 if TYPE_CHECKING:
     from tailscale.mesh.hash_cache import HashCache
 
-Exists = Literal["refuse", "replace", "rename"]
 NAMES_TRIED = 1000
 READ = 1 << 20
 BEGIN_EVERY = 8 << 20  # bytes after which the disk is asked to begin: what is left to sync at the end is little
 PERMISSIONS = 0o777  # no set-user-id, no sticky bit
-
-
-class Busy(Exception):
-    """Somebody else is writing this file."""
-
-
-class Occupied(Exception):
-    """There is something of this name, and it must stay."""
 
 
 class Unequal(Exception):
@@ -252,55 +242,10 @@ class Sink:
         self._folder.close()
 
 
-def begin_writing(descriptor: int, start: int = 0, length: int = 0) -> None:
-    """Have the system write bytes out, without waiting, where it can be asked to: `fsync` then finds them done."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is only asked
-            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
-
-
 def beside(name: str) -> tuple[str, str]:
     """The names under which a file grows: its part, and the journal of that."""
     part = part_name(name, hashlib.sha256(name.encode()).hexdigest()[:32])
     return part, part[: -len(PART)] + JOURNAL
-
-
-def open_part(folder: Folder, part: str) -> tuple[int, os.stat_result]:
-    """The part, ours alone: a link, or what somebody linked elsewhere, is removed and made anew."""
-    while True:
-        try:
-            descriptor = folder.create(part)
-        except FileExistsError:
-            found = _open_left(folder, part)
-            if found is None:
-                continue
-            descriptor = found
-        try:
-            if not try_lock(descriptor):
-                raise Busy
-            status, beside = os.fstat(descriptor), folder.look(part)
-            if beside is not None and os.path.samestat(beside, status):
-                return descriptor, status
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # it got its name, or was removed, between our look and the lock
-
-
-def _open_left(folder: Folder, part: str) -> int | None:
-    """What is there already under the name of a part; None where it was removed instead, being none."""
-    status = folder.look(part)
-    if status is None:
-        return None
-    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-        try:
-            return folder.open_file(part, os.O_RDWR)
-        except FileNotFoundError:
-            return None
-        except PermissionError:
-            pass  # it had its final mode already when its writer was killed
-    folder.remove(part)
-    return None
 
 
 def take_name(folder: Folder, part: str, name: str, exists: Exists) -> str:

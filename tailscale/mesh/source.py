@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from tailscale.files.pieces import PIECE
 from tailscale.mesh.hash_cache import FileKey
-from tailscale.mesh.pieces import PIECE
 from ts_mesh.blocks import BLOCK, Hashes, block_length, complete, count_blocks, is_same, root_of
 
 if TYPE_CHECKING:
-    from tailscale.mesh.folders import Folder
+    from tailscale.files.folders import Folder
     from tailscale.mesh.hash_cache import HashCache
     from tailscale.mesh.tree import Item
 

@@ -17,18 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 import trio
 
 from tailscale.errors import DeviceClosed
-from tailscale.mesh.errors import TransferFailed
+from tailscale.files.faces import entering, leaving, next_of
+from tailscale.files.sync_transfer import Transfer
 from tailscale.mesh.faces import (
     MeshFace,
     PeerFace,
     StoreFace,
     StreamFace,
-    TransferFace,
     bare,
     begun,
-    entering,
-    leaving,
-    next_of,
     shown,
     shown_event,
     shown_report,
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     from tailscale.mesh.peers import MeshPeer as TrioMeshPeer
     from tailscale.mesh.stores import Slice
     from tailscale.mesh.subscriptions import Message
-    from tailscale.mesh.transfers import Offer, Progress, TransferReport
+    from tailscale.mesh.transfers import Offer
     from tailscale.nodes import Node
 
 T = TypeVar("T")
@@ -186,47 +183,6 @@ class Mesh(MeshFace):
     def pull(self, source: str | MeshPeer, path: str, into: str | os.PathLike[str], *, resume: bool = True) -> Transfer:
         """Fetch a file or folder that a member shares."""
         return Transfer(begun(self._inside, "pull", source, path, into, resume=resume), self._thread)
-
-
-class Transfer(TransferFace):
-    """Files under way to or from one peer: `report = transfer.wait()`, or `with` and `for`.
-
-    ```python no-run: two devices
-    with notes.push("bob", "thesis/") as transfer:
-        for progress in transfer:
-            print(f"{progress.fraction:.0%} at {progress.name}")
-    print(transfer.result.files)
-    ```
-    """
-
-    def __enter__(self) -> Self:
-        transfer = self._transfer = self._thread.submit(as_work(self._make)).wait()
-        self._thread.submit(entering(transfer)).wait()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._thread.submit(leaving(self._transfer)).wait()
-            return
-        self.cancel()
-        with contextlib.suppress(TransferFailed, DeviceClosed):
-            self._thread.submit(leaving(self._transfer)).wait()
-
-    def wait(self) -> TransferReport:
-        """Do all of it, and say what came of it."""
-        with self:
-            pass
-        return self.result
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Progress:
-        try:
-            progress: Progress = self._thread.submit(lambda: next_of(self._entered())).wait()
-        except DeviceClosed:
-            raise StopIteration from None
-        return progress
 
 
 class Stream(StreamFace[T]):

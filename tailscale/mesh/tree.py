@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tailscale.files.folders import Folder, walk
+from tailscale.files.transfers import Skipped
 from tailscale.mesh.errors import TransferFailed
-from tailscale.mesh.folders import Folder, walk
 from tailscale.mesh.hash_cache import FileKey
 from ts_mesh.blocks import LARGEST_FILE
 from ts_mesh.names import DEEPEST, objection_to
@@ -32,13 +33,6 @@ class Item(NamedTuple):
     def folder(self) -> Folder:
         """The folder it is in, open."""
         return walk(self.top, self.parts[:-1])
-
-
-class Skipped(NamedTuple):
-    """Something that was not sent, and why."""
-
-    path: str
-    why: str
 
 
 class Tree(NamedTuple):

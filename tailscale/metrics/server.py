@@ -17,7 +17,7 @@ from tailscale.metrics.text import OPEN_TYPE, PLAIN_TYPE, text_of
 
 if TYPE_CHECKING:
     from tailscale.device import Device
-    from tailscale.http.asgi import Receive, Scope, Send
+    from tailscale.http1.asgi import Receive, Scope, Send
     from tailscale.status import Status
 
 DEFAULT_LISTEN = "127.0.0.1:9100"

@@ -242,6 +242,9 @@ METRICS: tuple[Metric, ...] = (
 
     _gauge("pytailscale_peers", "Peers",
            "Peers in the netmap.", _presence, "presence"),
+    _gauge("pytailscale_lock_hidden_peers", "Peers",
+           "Nodes that are no peers: nobody whom the tailnet's lock trusts signed them.",
+           _level("control.lock.hidden_peers")),
     _gauge("pytailscale_tunnel_sessions", "Peers",
            "WireGuard sessions.", _level("tunnel.sessions")),
     _gauge("pytailscale_peer_paths", "Paths",
@@ -268,6 +271,13 @@ METRICS: tuple[Metric, ...] = (
     _counter("pytailscale_forwarded_bytes_total", "Forwarding for others",
              "Bytes carried for others, into the tailnet and out of it.", _levels(FORWARDED_BYTES), "direction"),
 
+    _counter("pytailscale_peerapi_requests_total", "Peer API and names",
+             "Requests of peers to the peer API.", _level("peerapi.requests")),
+    _gauge("pytailscale_peerapi_connections", "Peer API and names",
+           "Connections of peers to the peer API.", _level("peerapi.connections")),
+    _counter("pytailscale_dns_queries_total", "Peer API and names",
+             "Questions to this device as a DNS server.", _level("dns.queries")),
+
     _gauge("pytailscale_proxy_open", "Proxies",
            "What is open on all proxies together.", _levels(PROXY_OPEN), "what"),
     _counter("pytailscale_proxy_requests_total", "Proxies",
@@ -293,6 +303,15 @@ METRICS: tuple[Metric, ...] = (
            "Transfers of files under way, whoever began them.", _below("mesh.files.open."), "direction"),
     _counter("pytailscale_mesh_file_bytes_total", "Files of meshes",
              "Bytes of files, sent and received.", _below("mesh.files.bytes."), "direction"),
+
+    _gauge("pytailscale_taildrop_transfers", "Taildrop",
+           "Files on their way here, and transfers on their way from here.", _below("taildrop.open."), "direction"),
+    _gauge("pytailscale_taildrop_waiting_files", "Taildrop",
+           "Files that have arrived and that nobody has taken.", _level("taildrop.waiting")),
+    _counter("pytailscale_taildrop_files_total", "Files of Taildrop",
+             "Files that have arrived.", _level("taildrop.files")),
+    _counter("pytailscale_taildrop_file_bytes_total", "Files of Taildrop",
+             "Bytes of files, sent and received.", _below("taildrop.bytes."), "direction"),
 
     _gauge("pytailscale_ssh_connections", "SSH",
            "Connections of the SSH server, those included that are logging in.", _level("ssh.connections")),

@@ -14,11 +14,11 @@ import trio
 
 from tailscale.carry import LOST, Stream, reset
 from tailscale.foreign_text import for_log
-from tailscale.http import framing
-from tailscale.http.asgi import ClientDisconnected
-from tailscale.http.limits import Limits
 from tailscale.http.passing import Ending, Exchange, Upstream
-from tailscale.http.wire import Wire
+from tailscale.http1 import framing
+from tailscale.http1.asgi import ClientDisconnected
+from tailscale.http1.limits import Limits
+from tailscale.http1.wire import Wire
 from tailscale.proxy.outcomes import BUSY, ClientGone, Outcome, ProxyLoop
 from tailscale.proxy.requests import Kind, Request
 from tailscale.proxy.service import NOBODY, Client, Service

@@ -8,10 +8,11 @@ Refuses to know: what a netmap is good for. The last netmap stays published what
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -20,8 +21,12 @@ from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
+from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.hidden_news import HiddenNews
+from tailscale.runtime.key_maker import KeyMaker
+from tailscale.runtime.lock_keeper import LockKeeper, LockStatistics
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -30,20 +35,21 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     NodeKeyChanged,
     PreferencesChanged,
-    RelaysRemembered,
     ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
+from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
+from tailscale.runtime.saved_relays import keep_relays, remembered_relays
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
-from tailscale.runtime.supervision import CallbackFailed, Supervision
+from tailscale.runtime.supervision import Supervision
 from ts_base.errors import BadPacket
 from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
-from ts_control.errors import ControlLost, NotControl, RequestRefused
-from ts_control.gojson import decode_json_untrusted, encode_json
-from ts_control.netmap import NetMap, usable_relays
+from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
+from ts_control.gojson import encode_json
+from ts_control.netmap import NetMap
 from ts_control.session import (
     ControlMachine,
     Credentials,
@@ -56,7 +62,7 @@ from ts_control.session import (
     Step,
     Wait,
 )
-from ts_control.wire import DERPMap, MapResponse
+from ts_control.wire import MapResponse
 
 if TYPE_CHECKING:
     from tailscale.state_file import NamedStore, State
@@ -66,11 +72,7 @@ log = logging.getLogger("tailscale.control")
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
-SELF_SETTLE, SELF_PAUSE = 0.5, 15.0  # until a router asks for its own node anew, and between two such questions
-SELF_ECHO = 5.0  # asking is itself an event for Headscale, and told to everybody, us included, within this time
-REGISTER = "/machine/register"
-RELAYS = "relays"  # the entry that holds the last relay map
-TALK = "control-conversation"
+TALK = "control-conversation"  # the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -80,6 +82,7 @@ class ControlStatistics(NamedTuple):
     session: SessionStatistics
     pings: PingStatistics
     jobs: JobStatistics
+    lock: LockStatistics
 
 
 class ControlActor:
@@ -106,32 +109,45 @@ class ControlActor:
         known_here = state.registered and state.control_url in {"", config.control_url}
         tried = state.next_node_key if known_here else None
         credentials = Credentials(state.machine_key, state.node_key, state.old_node_key, known_here, tried)
+        self._bus = bus
+        self._line = ControlLine()
+        self._jobs = Jobs(self._supervision)
+        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
+        health = self._announcements.health
+        self.lock = LockKeeper(self.saved, self._line.ask, health, network.entropy, known_here=known_here)
+        self.report.note_lock(self.lock.head)
+        self._told = NetMap.empty()  # control's newest, before the lock has a say
         self.machine = ControlMachine(
             credentials,
             self.report.hostinfo(),
             entropy=network.entropy,
             wall_clock=network.wall_clock,
             ephemeral=config.ephemeral,
+            lock_key=self.lock.key,
         )
+        if config.force_login and known_here:
+            self.machine.login(trio.current_time())
         environment = os.environ if isinstance(network, HostNetwork) else {}
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
-        self._bus = bus
-        self._line = ControlLine()
-        self._jobs = Jobs(self._supervision)
-        self._announcements = Announcements(bus, self._jobs, config.on_login_url)
-        self.pings = Pings(self.client, self._line, self._jobs, ping_peer)
+        self._keys = KeyMaker(config, network, environment)
+        can_log_in = bool(config.auth_key or config.client_id)
+        self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
+        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain)  # noqa: E731
+        self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
-        self._self_asked_at = self._echo_until = -math.inf
+        self._hidden_news = HiddenNews()
 
     # What the Device asks
 
     def statistics(self) -> ControlStatistics:
-        return ControlStatistics(self.machine.statistics(), self.pings.statistics(), self._jobs.statistics())
+        return ControlStatistics(
+            self.machine.statistics(), self.pings.statistics(), self._jobs.statistics(), self.lock.statistics()
+        )
 
     async def login(self) -> None:
         """Authenticate again with a new node key. Returns when control has accepted it."""
@@ -162,7 +178,8 @@ class ControlActor:
         try:
             await self._send_logout()
         finally:
-            self.machine.on_logged_out()
+            self.lock.forget()
+            self.machine.on_logged_out(self.lock.key)
             self._is_leaving = False
             self._tell()
             self._interrupt()
@@ -228,13 +245,17 @@ class ControlActor:
         machine = self.machine
         while True:
             try:
-                if isinstance(step, Register):
+                if isinstance(step, Register) and machine.has_map_meanwhile:
+                    await self._register_beside_map(step.timeout, connection)
+                elif isinstance(step, Register):
                     await self._register(step.timeout, connection)
                 elif isinstance(step, Poll):
                     await self._poll(connection)
             except RequestRefused as problem:
                 machine.on_refused(problem, trio.current_time())
                 self._announcements.say_failure(str(problem))
+            except KeyNotMade as problem:
+                machine.on_no_key(problem, trio.current_time())
             self._tell()
             if self._is_leaving:
                 await self._wait(math.inf)  # the connection still carries our goodbye
@@ -255,7 +276,26 @@ class ControlActor:
         is_settled = machine.wants_auth_key or machine.asks_about_next_key or machine.key_refusal
         if response.auth_url and not is_settled:
             await self._fetch_auth_key()  # the stored keys were not enough
+        if machine.wants_auth_key:
+            self._keys.forget()
         machine.on_registered(response, trio.current_time())
+
+    async def _register_beside_map(self, timeout: float, connection: ControlConnection) -> None:
+        """Somebody is asked to open a page, which may take long: under the old key we stay who we are."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poll_quietly, connection)
+            try:
+                await self._register(timeout, connection)
+            except (ControlLost, RequestRefused, BadPacket) as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _poll_quietly(self, connection: ControlConnection) -> None:
+        with suppress(ControlLost, RequestRefused, BadPacket):  # the login meets the same, and tells it
+            await self._poll(connection)
 
     async def _poll(self, connection: ControlConnection) -> None:
         """Hold the map stream; a map stream has no good end, so this ends by raising what broke it."""
@@ -279,8 +319,8 @@ class ControlActor:
                 await trio.sleep(min(response.debug.sleep_seconds, LONGEST_ASKED_SLEEP))
             if response.keep_alive:
                 continue
-            netmap = netmap.apply(response, self.network.wall_clock())
-            self._publish(netmap)
+            self._told = netmap = netmap.apply(response, self.network.wall_clock())
+            await self._publish_what_holds()
             self._announcements.say_success()
             if self._is_leaving:
                 continue  # that we are leaving is no news
@@ -288,36 +328,19 @@ class ControlActor:
             self._tell()
             if is_first:
                 is_first = False
-                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network.entropy)
-            elif self._may_hide_routes(response) and not is_asking:
+                nursery.start_soon(self.lock.retry, self._publish_what_holds)
+                nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
+                self._hidden_news.begin(netmap, self.machine.hostinfo)
+                continue
+            ask_at = self._hidden_news.ask_at(response, netmap, self.machine.hostinfo, trio.current_time())
+            if ask_at is not None and not is_asking:
                 is_asking = True
-                nursery.start_soon(self._end_stream_soon, nursery.cancel_scope)
+                nursery.start_soon(self._end_stream_at, nursery.cancel_scope, ask_at)
 
-    def _may_hide_routes(self, response: MapResponse) -> bool:
-        """Headscale 0.29 tells peers which of our routes were approved or withdrawn, and us only of a new filter.
-
-        Nor does it say that a policy has no SSH rules any more: null means unchanged, within one stream.
-        """
-        is_policy = response.packet_filter is not None or response.packet_filters is not None
-        if not is_policy or response.node is not None or not (self._has_routes or self._may_keep_ssh(response)):
-            return False
-        is_echo, self._echo_until = trio.current_time() < self._echo_until, -math.inf
-        return not is_echo
-
-    @property
-    def _has_routes(self) -> bool:
-        return bool(self.machine.hostinfo.routable_ips)
-
-    def _may_keep_ssh(self, response: MapResponse) -> bool:
-        """Whether we would let people log in by rules that may be gone."""
-        told = self.netmap.ssh_policy if self.netmap is not None else None
-        return bool(self.machine.hostinfo.ssh_host_keys and response.ssh_policy is None and told and told.get("rules"))
-
-    async def _end_stream_soon(self, stream: trio.CancelScope) -> None:
-        """The next one begins with our own node; however often the policy changes, that is asked now and then."""
-        await trio.sleep_until(max(trio.current_time() + SELF_SETTLE, self._self_asked_at + SELF_PAUSE))
-        self._self_asked_at = trio.current_time()
-        self._echo_until = self._self_asked_at + SELF_ECHO
+    async def _end_stream_at(self, stream: trio.CancelScope, deadline: float) -> None:
+        """The next one begins with our own node."""
+        await trio.sleep_until(deadline)
+        self._hidden_news.asked(trio.current_time())
         stream.cancel()
 
     def _hear(self, response: MapResponse) -> None:
@@ -327,9 +350,15 @@ class ControlActor:
         if response.pop_browser_url:
             self._announcements.say_page(response.pop_browser_url)
 
+    async def _publish_what_holds(self) -> None:
+        """Control's newest netmap, less the peers for whom the tailnet's lock does not vouch."""
+        netmap = await self.lock.follow(self._told, self.machine.node_key.public)
+        self.report.note_lock(self.lock.head)
+        self._publish(netmap)
+
     def _publish(self, netmap: NetMap) -> None:
         if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
-            self.saved.keep(RELAYS, encode_json(netmap.derp_map))
+            keep_relays(self.saved, netmap.derp_map)
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
         self._announcements.health.show_netmap(netmap)
@@ -362,19 +391,13 @@ class ControlActor:
         self.saved.change(home_region=self.report.home_region)
         self.report.look_again()
 
-    def remember_relays(self) -> None:
-        """Say where home was, so that its relay is connected by the time control has answered."""
-        text = self.saved.read(RELAYS) if self.machine.credentials.is_registered else None
-        if text is None or not self.saved.state.home_region:
-            return
-        try:
-            derp_map = decode_json_untrusted(DERPMap, text)
-        except BadPacket as problem:
-            log.info("the relays of the last run are not known any more: %s", problem)
-            return
-        self._bus.publish(RelaysRemembered(usable_relays(derp_map), self.saved.state.home_region))
-
     # Expiry by the clock
+
+    async def _renew(self) -> str:
+        refusal = await renew_key(self.machine, self._keys, self.saved, self.ask, self._tell)
+        if not refusal:
+            self._interrupt()  # the map is asked for under the new key
+        return refusal
 
     @trio.lowlevel.enable_ki_protection
     async def watch_expiry(self) -> None:
@@ -384,7 +407,7 @@ class ControlActor:
             netmap = self.netmap
             pause = DAY if netmap is None else min(netmap.next_expiry() - self.network.wall_clock(), DAY)
             if netmap is not None and pause <= 0:
-                self._on_key_ran_out(netmap.expire(self.network.wall_clock()))
+                await self._on_key_ran_out()
                 await trio.lowlevel.checkpoint()
                 continue
             with trio.move_on_after(pause) as sleep:
@@ -392,10 +415,11 @@ class ControlActor:
             if sleep.cancelled_caught and netmap is not None:
                 self._bus.publish(NetMapChanged(netmap))  # by the calendar, an expiry may be near enough to be told
 
-    def _on_key_ran_out(self, netmap: NetMap) -> None:
-        self._publish(netmap)
-        if netmap.self_node.expired:
-            self.machine.on_self(netmap.self_node)
+    async def _on_key_ran_out(self) -> None:
+        self._told = self._told.expire(self.network.wall_clock())
+        await self._publish_what_holds()
+        if self._told.self_node.expired:
+            self.machine.on_self(self._told.self_node)
             self._tell()
 
     # Saying how it stands
@@ -431,17 +455,9 @@ class ControlActor:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
             self._bus.publish(ControlStateChanged(Phase.FAILED, str(problem), error=error))
 
-    # Small things
-
-    @trio.lowlevel.disable_ki_protection  # the user's code: it may be waiting for somebody at a keyboard
     async def _fetch_auth_key(self) -> None:
-        """Ask the user's callable, which may make a fresh key for each time one is needed."""
-        source = self.config.auth_key
-        try:
-            key = source() if callable(source) else source
-            self.machine.use_auth_key(await key if inspect.isawaitable(key) else key)
-        except Exception as error:
-            raise CallbackFailed from error
+        """A fresh one for each time that one is needed, where more than a key's text was given."""
+        self.machine.use_auth_key(await self._keys.take(self.machine.hostinfo.request_tags))
 
     async def _wait(self, until: float) -> None:
         self._wake = trio.Event()
@@ -455,21 +471,20 @@ class ControlActor:
             self._conversation.cancel()
 
     @trio.lowlevel.enable_ki_protection
-    async def keep_saved(self) -> None:
-        await self.saved.run(self._announcements.health)
-
-    @trio.lowlevel.enable_ki_protection
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled. Everything control said last stays on the bus whatever happens here."""
         async with trio.open_nursery() as nursery:
             if self._bus.latest(ControlStateChanged) is None:  # else we failed, and the session is where it was
                 self._bus.publish(ControlStateChanged(Phase.CONNECTING))
-                self.remember_relays()
+                remembered = remembered_relays(self.saved) if self.machine.credentials.is_registered else None
+                if remembered is not None:
+                    self._bus.publish(remembered)
             keep = self._supervision.keep_running
             nursery.start_soon(keep, "control-answers", self._jobs.run)
             nursery.start_soon(keep, "self-report", self.listen)
             nursery.start_soon(keep, "key-expiry", self.watch_expiry)
-            nursery.start_soon(keep, "saved-state", self.keep_saved)
+            nursery.start_soon(keep, "saved-state", partial(self.saved.run, self._announcements.health))
+            nursery.start_soon(keep, "key-renewal", self._renewal.run)
             await trio.lowlevel.checkpoint()
             task_status.started()
             await self.converse()

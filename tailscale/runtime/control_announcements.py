@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tailscale.errors import AuthKeyRejected, ControlProtocolError, TailscaleError
+from tailscale.errors import AuthKeyNotMade, AuthKeyRejected, ControlProtocolError, TailscaleError
 from tailscale.faults import WAITS_FOR_LOGIN
 from tailscale.foreign_text import web_address
 from tailscale.runtime.bus import Bus
@@ -19,7 +19,7 @@ from tailscale.runtime.control_line import Jobs
 from tailscale.runtime.health import Health
 from tailscale.runtime.messages import ControlStateChanged, NetMapChanged
 from tailscale.runtime.supervision import CallbackFailed
-from ts_control.errors import AuthKeyRefused, RegistrationRefused
+from ts_control.errors import AuthKeyRefused, KeyNotMade, RegistrationRefused
 from ts_control.session import Phase, PhaseChanged
 
 log = logging.getLogger("tailscale.control")
@@ -47,8 +47,7 @@ class Announcements:
         if changed.phase is Phase.NEEDS_LOGIN:
             self._show_login_page(page, detail)
         elif changed.phase is Phase.FAILED:
-            sentence = f"the control server refused this device: {changed.detail}"
-            self.health.show("control-refused", sentence, "create a new auth key, or log in with device.login()")
+            self._show_refusal(changed)
         elif changed.phase is Phase.NEEDS_APPROVAL:
             sentence = "this device waits for an administrator's approval: nobody can see it yet"
             self.health.show("approval-needed", sentence, "approve it on the control server")
@@ -57,6 +56,13 @@ class Announcements:
             self.health.show("key-expired", sentence, "await device.login(), or extend the key on the control server")
         elif changed.phase is Phase.RUNNING:
             self.health.clear("key-expired", "approval-needed", "control-refused", "login-needed")
+
+    def _show_refusal(self, changed: PhaseChanged) -> None:
+        sentence = f"the control server refused this device: {changed.detail}"
+        remedy = "create a new auth key, or log in with device.login()"
+        if isinstance(changed.error, KeyNotMade):
+            sentence, remedy = f"no auth key could be made: {changed.detail}", changed.error.remedy
+        self.health.show("control-refused", sentence, remedy)
 
     def say_failure(self, reason: str) -> None:
         """One more attempt came to nothing."""
@@ -102,6 +108,8 @@ async def _call(callback: Callable[[str], Any], url: str) -> None:
 
 def _public(error: Exception | None) -> TailscaleError | None:
     """The room's errors under the names users catch."""
+    if isinstance(error, KeyNotMade):
+        return AuthKeyNotMade(error.reason, error.remedy)
     if isinstance(error, AuthKeyRefused):
         # Both Headscale's and Tailscale's words for tags that a key may not ask for.
         about_tags = "requested tags" in error.reason

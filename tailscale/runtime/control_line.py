@@ -14,7 +14,7 @@ from typing import NamedTuple
 import trio
 
 from tailscale.runtime.supervision import Supervision
-from ts_control.connection import REQUEST_TIMEOUT, ControlConnection
+from ts_control.connection import ANSWER_LIMIT, REQUEST_TIMEOUT, ControlConnection
 from ts_control.errors import ControlLost
 
 JOB_LIMIT = 16  # login callbacks and answers that have not begun
@@ -44,7 +44,9 @@ class ControlLine:
             self._connection = None
             self._connected = trio.Event()
 
-    async def ask(self, method: str, path: str, body: bytes = b"", *, timeout: float = REQUEST_TIMEOUT) -> bytes:
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, timeout: float = REQUEST_TIMEOUT, limit: int = ANSWER_LIMIT
+    ) -> bytes:
         """One request and its whole answer. It is sent once: whether control heard it when the connection breaks is
         for the caller to judge. Raises ControlLost, also when there is no connection in time, RequestRefused or
         BadPacket.
@@ -55,7 +57,7 @@ class ControlLine:
                 await self._connected.wait()
         if self._connection is None:
             raise ControlLost(f"the control server was not there within {timeout:.0f} s to be asked for {path}")
-        return await self._connection.request(method, path, body, timeout=deadline - trio.current_time())
+        return await self._connection.request(method, path, body, timeout=deadline - trio.current_time(), limit=limit)
 
 
 class JobStatistics(NamedTuple):

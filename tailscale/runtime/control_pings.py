@@ -16,7 +16,7 @@ import trio
 
 from tailscale.runtime.control_line import ControlLine, Jobs
 from ts_base.errors import BadPacket
-from ts_control.c2n import answer_c2n_untrusted
+from ts_control.c2n import Facts, answer_c2n_untrusted
 from ts_control.client import ControlClient
 from ts_control.connection import BROKEN
 from ts_control.errors import ControlLost, RequestRefused
@@ -48,11 +48,14 @@ class PingStatistics(NamedTuple):
 class Pings:
     """Answers ping requests over one line."""
 
-    def __init__(self, client: ControlClient, line: ControlLine, jobs: Jobs, ping_peer: PingPeer) -> None:
+    def __init__(
+        self, client: ControlClient, line: ControlLine, jobs: Jobs, ping_peer: PingPeer, look: Callable[[], Facts]
+    ) -> None:
         self._client = client
         self._line = line
         self._jobs = jobs
         self._ping_peer = ping_peer
+        self._look = look
         self._last_url = ""
         self._under_way = 0
         self.drops: Counter[str] = Counter()
@@ -82,7 +85,7 @@ class Pings:
     async def _dispatch(self, request: PingRequest) -> None:
         if request.types == "c2n":
             # Upstream answers these inside the control channel only.
-            await self._line.ask("POST", _path(request.url), answer_c2n_untrusted(request.payload))
+            await self._line.ask("POST", _path(request.url), answer_c2n_untrusted(request.payload, self._look))
         elif request.types:
             async with trio.open_nursery() as nursery:
                 for kind in dict.fromkeys(request.types.split(",", 8)):

@@ -74,6 +74,10 @@ class Directory:
             raise DeviceNotReady("the control server has not said yet who we are")
         return node_from_wire(netmap.self_node, netmap)
 
+    @property
+    def own_addresses(self) -> tuple[bytes, ...]:
+        return self._engine.tables.own
+
     def is_ours(self, address: bytes) -> bool:
         return address in self._engine.tables.own
 
@@ -137,9 +141,11 @@ class Directory:
         return node_from_wire(node, netmap) if node is not None and netmap is not None else None
 
     def profile_of(self, address: bytes) -> wire.UserProfile:
-        """What control says of the user of the node at this address."""
+        """What control says of the user of the node at this address; a tagged node has none."""
         node, netmap = self.wire_node(address), self.netmap
-        known = netmap.user_profiles.get(node.user) if node is not None and netmap is not None else None
+        if netmap is None or node is None or node.tags:
+            return wire.UserProfile()
+        known = netmap.user_profiles.get(node.user)
         return known if known is not None else wire.UserProfile()
 
     def offer_of(self, address: bytes) -> tuple[Node, str, bool] | None:

@@ -6,7 +6,7 @@ Owns the order, busiest first, and the bound. Refuses to remember: a viewer make
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from tailscale.runtime.directory import Directory
@@ -40,8 +40,9 @@ class _Seen(NamedTuple):
 class Flows:
     """One per device; everything here is a question."""
 
-    def __init__(self, stack: Stack, directory: Directory) -> None:
+    def __init__(self, stack: Stack, directory: Directory, inside: Collection[bytes] = ()) -> None:
         self._stack = stack
+        self._inside = inside  # addresses that the device has for itself: what is bound there is no flow of the user's
         self._directory = directory
 
     def busiest(self, limit: int) -> tuple[Flow, ...]:
@@ -59,7 +60,7 @@ class Flows:
                 yield _Seen(one.carried, one.local, one.remote, one.via, is_inbound)
             elif isinstance(one, ForwardedFlow):
                 yield _Seen(None, one.local, one.peer_address, 0, True)
-            elif isinstance(one, UdpPort):
+            elif isinstance(one, UdpPort) and one.host not in self._inside:
                 yield _Seen(None, (one.host, one.port), one.remote, one.via, False)
 
     def _told(self, seen: _Seen) -> Flow:

@@ -35,7 +35,7 @@ def build_hostinfo(
         machine=machine,
         hostname=preferences.hostname,
         shields_up=preferences.shields_up,
-        routable_ips=tuple(sorted(set(preferences.advertise_routes).union(*(offer.routes for offer in offers)))),
+        routable_ips=tuple(sorted(set(preferences.offered_routes).union(*(offer.routes for offer in offers)))),
         request_tags=tuple(sorted(set(preferences.tags))),
         services=offered.services,
         ssh_host_keys=tuple(dict.fromkeys(key for offer in offers for key in offer.ssh_host_keys)),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tailscale._config import Preferences
 from tailscale.runtime.bus import Lossy, Rate, Reliable, Retained
 from tailscale.status import HealthWarning
+from ts_base.ip import Prefix
 from ts_base.keys import NodePrivate
 from ts_base.who import Direct, Path, PeerId
 from ts_control.netmap import NetMap
@@ -60,6 +61,17 @@ class PreferencesChanged(Retained):
     rate: ClassVar[Rate] = Rate.OURS
 
     preferences: Preferences
+
+
+@dataclass(frozen=True, slots=True)
+class InterfacesChanged(Retained):
+    """The networks that this machine is in, into which no default route of ours leads. Said by forwarding while one is
+    in force, heard by netmap.
+    """
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    prefixes: frozenset[Prefix]
 
 
 @dataclass(frozen=True, slots=True)

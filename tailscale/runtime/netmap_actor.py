@@ -14,13 +14,23 @@ from tailscale._config import Preferences
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.health import Health
-from tailscale.runtime.messages import NetMapChanged, PreferencesChanged, ServicesOffered, TablesChanged
+from tailscale.runtime.messages import (
+    InterfacesChanged,
+    NetMapChanged,
+    PreferencesChanged,
+    ServicesOffered,
+    TablesChanged,
+)
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
+from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
+from ts_control.wire import CapMap
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.tables import Tables
 from ts_tunnel.endpoint import Endpoint
+
+HEARS = NetMapChanged, PreferencesChanged, ServicesOffered, InterfacesChanged
 
 
 @trio.lowlevel.enable_ki_protection
@@ -32,7 +42,7 @@ async def run_netmap(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep tables, peers and addresses current. Owns: the compiler. Hears: netmap, wishes, offers. Says: health.
+    """Keep tables, peers, addresses current. Owns: the compiler. Hears: netmap, wishes, offers, networks. Says: health.
 
     Started again it tells everything anew: what an earlier life told, wholly or in part, is told over.
     """
@@ -40,13 +50,16 @@ async def run_netmap(
     exit_was_missing: bool | None = None
     minutes_behind: int | None = None
     known: NetMap | None = None
-    with bus.subscribe(NetMapChanged, PreferencesChanged, ServicesOffered, name="netmap") as inbox:
+    offloads = ALL_OFFLOADS
+    with bus.subscribe(*HEARS, name="netmap") as inbox:
         task_status.started()
         while True:
             message = await inbox.receive()
             if isinstance(message, ServicesOffered):
                 dataplane.engine.set_services(peerapi_port=message.peerapi_port)
                 continue
+            if isinstance(message, InterfacesChanged):
+                compiler.set_near(message.prefixes)
             heard, wanted = bus.latest(NetMapChanged), bus.latest(PreferencesChanged)
             if heard is None or wanted is None:
                 continue
@@ -61,27 +74,45 @@ async def run_netmap(
                 await trio.lowlevel.checkpoint()
             dataplane.use_tables(tables)
             overlay.set_addresses(tables.own, trio.current_time())
-            if known is None:
-                endpoint.keep_peers(netmap.peers)
-                known = NetMap.empty()
-            changed, removed = peers_changed(known, netmap)
-            endpoint.change_peers({}, removed, trio.current_time())
-            for few in batched(changed, PEERS_PER_STEP):
-                endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
-                if len(few) == PEERS_PER_STEP:
-                    await trio.lowlevel.checkpoint()
-            for peer in restarted(known.peers, netmap.peers, changed):
-                endpoint.distrust_sessions(peer)
+            await _tell_peers(endpoint, known, netmap)
             known = netmap
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
             dataplane.kick()
+            offloads = _limit_offloads(dataplane, netmap.self_node.cap_map, offloads)
             if (minutes := round(netmap.clock_offset / 60)) != minutes_behind:
                 minutes_behind = minutes
                 _show_clock(Health(bus), minutes)
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
+
+
+async def _tell_peers(endpoint: Endpoint, known: NetMap | None, netmap: NetMap) -> None:
+    """Whose keys the tunnel takes: a few at a time, so that ten thousand of them hold nobody up."""
+    if known is None:
+        endpoint.keep_peers(netmap.peers)
+        known = NetMap.empty()
+    changed, removed = peers_changed(known, netmap)
+    endpoint.change_peers({}, removed, trio.current_time())
+    for few in batched(changed, PEERS_PER_STEP):
+        endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
+        if len(few) == PEERS_PER_STEP:
+            await trio.lowlevel.checkpoint()
+    for peer in restarted(known.peers, netmap.peers, changed):
+        endpoint.distrust_sessions(peer)
+
+
+def _limit_offloads(dataplane: Dataplane, attributes: CapMap, before: Offloads) -> Offloads:
+    """What control leaves us of the kernel's help: it knows kernels that damage what they segment or join."""
+    allowed = Offloads(
+        segmentation="disable-udp-gso" not in attributes,
+        coalescing="disable-udp-gro" not in attributes,
+        equal_tail="never-gso-equal-tail" not in attributes,
+    )
+    if allowed != before and dataplane.underlay.udp is not None:
+        dataplane.underlay.udp.limit(allowed)
+    return allowed
 
 
 def _show_name(health: Health, preferences: Preferences, given: str) -> None:

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tailscale.runtime.udp import HostUdp, HostUdpStatistics
+from tailscale.runtime.host_ping import HostPing
+from tailscale.runtime.udp import HostUdp, HostUdpStatistics, Offloads
 from ts_base.errors import BadPacket
-from ts_base.ip import format_address, is_tailscale_address, parse_address
+from ts_base.ip import Prefix, format_address, is_tailscale_address, mask, parse_address
+from ts_base.optional import optional
 from ts_base.who import Direct, DirectRun
 
 if TYPE_CHECKING:
     from tailscale.runtime.tun import TunDevice
 
 DirectRuns = list[DirectRun]
+SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
 
+LARGEST_RESOLV_CONF = 64 << 10
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
 
@@ -43,6 +47,9 @@ class UdpUnderlay(Protocol):
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
+
+    def limit(self, offloads: Offloads) -> None:
+        """Use no more of the kernel's help than this."""
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
@@ -74,7 +81,19 @@ class Network(Protocol):
     def open_tun(self) -> TunDevice | None:
         """A device by which the kernel's own sockets speak to the tailnet, where this network is to have one."""
 
+    async def ping(self, address: str, timeout: float) -> bool:
+        """Whether that host answers an echo request; PermissionError where this machine lets us ask nobody."""
+
     def interface_addresses(self) -> list[str]: ...
+    def nameservers(self) -> tuple[str, ...]:
+        """The addresses of the resolvers that this world's own programs ask."""
+
+    def interface_prefixes(self) -> frozenset[Prefix]:
+        """The networks that this machine is in, each address of its own among them, loopback and all."""
+
+    def socket_limit(self) -> int:
+        """How many sockets the program may have at all."""
+
     def wall_clock(self) -> float: ...
     def entropy(self, length: int) -> bytes: ...
 
@@ -88,6 +107,7 @@ class HostNetwork:
     def __init__(self, uplinks: Sequence[str] = (), tun: str = "") -> None:
         self.uplinks = tuple(uplinks)
         self._tun = tun
+        self._pings = HostPing()
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         try:
@@ -114,14 +134,66 @@ class HostNetwork:
 
         return TunDevice(self._tun)
 
+    async def ping(self, address: str, timeout: float) -> bool:
+        return await self._pings.ask(address, timeout)
+
     def interface_addresses(self) -> list[str]:
         return list_interface_addresses()
+
+    def nameservers(self) -> tuple[str, ...]:
+        return HOST_RESOLVERS.read()
+
+    def interface_prefixes(self) -> frozenset[Prefix]:
+        return list_interface_prefixes()
+
+    def socket_limit(self) -> int:
+        resource = optional("resource")  # of Unix
+        if resource is None:
+            return SOCKETS_ELSEWHERE
+        soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return SOCKETS_ELSEWHERE if soft == resource.RLIM_INFINITY else soft
 
     def wall_clock(self) -> float:
         return time.time()
 
     def entropy(self, length: int) -> bytes:
         return os.urandom(length)
+
+
+class ResolvConf:
+    """The resolvers of a resolv.conf, read anew when the file has changed."""
+
+    def __init__(self, path: str = "/etc/resolv.conf") -> None:
+        self._path = path
+        self._known: tuple[tuple[int, int], tuple[str, ...]] | None = None
+
+    def read(self) -> tuple[str, ...]:
+        """Empty where there is no such file, or nothing in it."""
+        try:
+            found = os.stat(self._path)
+            mark = found.st_mtime_ns, found.st_size
+            if self._known is None or self._known[0] != mark:
+                with open(self._path, encoding="utf-8", errors="replace") as file:
+                    self._known = mark, nameservers_in(file.read(LARGEST_RESOLV_CONF))
+        except OSError:
+            return ()
+        return self._known[1]
+
+
+def nameservers_in(text: str) -> tuple[str, ...]:
+    """The addresses that a resolv.conf names, as far as they are addresses."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                found.append(format_address(parse_address(words[1].partition("%")[0])))
+            except BadPacket:
+                continue
+    return tuple(dict.fromkeys(found))
+
+
+HOST_RESOLVERS = ResolvConf()
 
 
 def list_interface_addresses() -> list[str]:
@@ -150,3 +222,21 @@ def list_interface_addresses() -> list[str]:
             else:
                 regular.append(text)
     return regular or reserve or loopback
+
+
+def list_interface_prefixes() -> frozenset[Prefix]:
+    """The networks of all interfaces, and our address in each as a host prefix."""
+    import ifaddr
+
+    found: set[Prefix] = set()
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            try:
+                address = parse_address(text.partition("%")[0])
+            except BadPacket:
+                continue
+            bits = 8 * len(address)
+            length = min(max(int(entry.network_prefix), 0), bits)
+            found |= {(mask(address, length), length), (address, bits)}
+    return frozenset(found)

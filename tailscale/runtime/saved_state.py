@@ -93,6 +93,7 @@ class SavedState:
             for name, data in self._under_way.items():
                 self._store.write(name, data)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, health: Health) -> None:
         """Write after every change; a full disk is a warning, and tried again."""
         while True:

@@ -7,7 +7,6 @@ connection comes about.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -23,10 +22,11 @@ from tailscale.runtime.messages import (
     PreferencesChanged,
     ServicesOffered,
 )
+from tailscale.runtime.network import Network
 from ts_base.keys import DiscoPublic
 from ts_control.errors import ControlLost, RequestRefused
 from ts_control.gojson import encode_json
-from ts_control.retry import Backoff
+from ts_control.retry import Backoff, pause_asked_for
 from ts_control.session import ControlMachine
 from ts_control.wire import CAPABILITY_VERSION, Hostinfo, MapRequest
 
@@ -45,7 +45,14 @@ class SelfReport:
         self._endpoints: tuple[tuple[str, int], ...] = ()
         self._net_info: NetInfoChanged | None = None
         self._offered = ServicesOffered({})
+        self._lock_head = ""
         self._changed = trio.Event()
+
+    def note_lock(self, head: str) -> None:
+        """How far we know the tailnet's lock."""
+        if head != self._lock_head:
+            self._lock_head = head
+            self.look_again()
 
     def note(self, message: object) -> None:
         match message:
@@ -62,6 +69,10 @@ class SelfReport:
     def look_again(self) -> None:
         """All that was to be noted is noted: control may have to hear of it."""
         self._changed.set()
+
+    @property
+    def preferences(self) -> Preferences:
+        return self._preferences
 
     @property
     def home_region(self) -> int:
@@ -83,14 +94,13 @@ class SelfReport:
             hostinfo=machine.hostinfo,
             endpoints=tuple(endpoint for endpoint, _ in self._endpoints),
             endpoint_types=tuple(kind for _, kind in self._endpoints),
+            tka_head=self._lock_head,
         )
 
     @trio.lowlevel.enable_ki_protection
-    async def keep_told(
-        self, line: ControlLine, machine: ControlMachine, bus: Bus, entropy: Callable[[int], bytes]
-    ) -> None:
+    async def keep_told(self, line: ControlLine, machine: ControlMachine, bus: Bus, network: Network) -> None:
         """Runs as long as one map stream does; what changes during an update goes with the next one."""
-        backoff = Backoff(entropy)
+        backoff = Backoff(network.entropy)
         told: object = None
         while True:
             self._changed = trio.Event()
@@ -108,10 +118,11 @@ class SelfReport:
                 return  # the map stream notices as well
             except RequestRefused as problem:
                 log.info("the control server refused an update: %s", problem)
-                await trio.sleep_until(backoff.failed(trio.current_time()))
+                asked = pause_asked_for(problem, network.wall_clock(), backoff)
+                await trio.sleep_until(backoff.failed(trio.current_time(), asked))
 
     def _worth_telling(self) -> object:
         """Compares equal while control need not hear: the order of endpoints and the exact latencies do not count."""
         found = replace(self._net_info, latencies={}) if self._net_info is not None else None
         hostinfo = build_hostinfo(self._preferences, found, self._home_region, self._offered)
-        return frozenset(self._endpoints), hostinfo
+        return frozenset(self._endpoints), hostinfo, self._lock_head

@@ -13,6 +13,8 @@ import msgspec
 
 from tailscale._config import Preferences
 from tailscale.nodes import named
+from tailscale.runtime.forward_guard import near
+from ts_base.ip import Prefix
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap, FilterRule, Node
 from ts_dataplane.claims import PeerRoutes
@@ -28,6 +30,11 @@ class TablesCompiler:
 
     def __init__(self) -> None:
         self._last: tuple[NetMap, Preferences, Tables] | None = None
+        self._near: frozenset[Prefix] = frozenset()
+
+    def set_near(self, interfaces: frozenset[Prefix]) -> None:
+        """Networks of this machine that a default route of ours does not lead to: the next snapshot is made whole."""
+        self._near, self._last = interfaces, None
 
     def steps(self, netmap: NetMap, preferences: Preferences) -> Generator[None, None, Tables]:
         """The next snapshot as the return value; pauses where a checkpoint belongs."""
@@ -43,6 +50,7 @@ class TablesCompiler:
                 accept_routes=preferences.accept_routes,
                 exit_node=find_exit_node(netmap, preferences.exit_node),
                 shields_up=preferences.shields_up,
+                near=near(self._near),
             )
         self._last = netmap, preferences, tables
         return tables

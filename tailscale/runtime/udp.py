@@ -59,6 +59,18 @@ class HostUdpStatistics(NamedTuple):
     drops: dict[str, int]
 
 
+class Offloads(NamedTuple):
+    """What the kernel may do with many datagrams at once."""
+
+    segmentation: bool = True
+    coalescing: bool = True
+    equal_tail: bool = True
+    """Also one write of datagrams that all have one length, which some kernels damage."""
+
+
+ALL_OFFLOADS = Offloads()
+
+
 class HostSocket:
     """One family's socket, of one uplink if it is named."""
 
@@ -69,6 +81,7 @@ class HostSocket:
         self.uplink = uplink
         self.drops = drops
         self.port = port
+        self._offloads = ALL_OFFLOADS
         self.is_source_bound = False  # the system let us bind to an address of the uplink only
         self._unreachable = unreachable
         self._is_closed = False
@@ -94,14 +107,25 @@ class HostSocket:
         self.port = sock.getsockname()[1]
         self.is_source_bound = address != anywhere
         self._ask_for_large_buffers()
+        self._take_offloads()
+
+    def limit(self, offloads: Offloads) -> None:
+        """Use no more of the kernel's help than this, now and after every rebinding."""
+        self._offloads = offloads
+        if self._sock.fileno() >= 0:
+            self._take_offloads()
+
+    def _take_offloads(self) -> None:
+        sock, wanted = self._sock, self._offloads
         self.gso = self.gro = False
+        v6 = self.family == socket.AF_INET6
         if sys.platform == "linux":
             level, option = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) if v6 else (socket.IPPROTO_IP, IP_MTU_DISCOVER)
             self._set_quietly(level, option, PMTUDISC_DONT)
             with contextlib.suppress(OSError):
                 sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
-                self.gso = True
-            self.gro = self._set_quietly(socket.IPPROTO_UDP, UDP_GRO, 1)
+                self.gso = wanted.segmentation
+            self.gro = self._set_quietly(socket.IPPROTO_UDP, UDP_GRO, wanted.coalescing) and wanted.coalescing
 
     def _set_quietly(self, level: int, option: int, value: int) -> bool:
         try:
@@ -177,8 +201,9 @@ class HostSocket:
                 end += 1
             if end < limit and len(datagrams[end]) < size:
                 end += 1  # a shorter last one may ride along
-            if end - start == 1:
-                self._send_one(datagrams[start], [], path)
+            if end - start == 1 or (not self._offloads.equal_tail and len(datagrams[end - 1]) == size):
+                for datagram in datagrams[start:end]:
+                    self._send_one(datagram, [], path)
             else:
                 option = (socket.IPPROTO_UDP, UDP_SEGMENT, SEGMENT_SIZE.pack(size))
                 self._send_one(b"".join(datagrams[start:end]), [option], path)
@@ -344,6 +369,11 @@ class HostUdp:
                 self.drops["underlay.no_socket_of_family"] += len(datagrams)
             else:
                 target.send(path, datagrams)
+
+    def limit(self, offloads: Offloads) -> None:
+        """Use no more of the kernel's help than this."""
+        for s in self._all():
+            s.limit(offloads)
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""

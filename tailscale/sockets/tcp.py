@@ -47,13 +47,14 @@ class _OneAtATime:
 class _StreamOwner(SocketOwner):
     """The stack's end of a stream: readers and writers wait for different things."""
 
-    __slots__ = ("connection", "is_carried", "writers")
+    __slots__ = ("connection", "is_carried", "mourners", "writers")
 
     def __init__(self, connection: TcpConnection, device: SocketDevice) -> None:
         super().__init__(device)
         self.connection = connection
         self.is_carried = False
         self.writers = trio.lowlevel.ParkingLot()
+        self.mourners = trio.lowlevel.ParkingLot()  # who only wants to know that it broke
 
     def wake(self) -> None:
         connection = self.connection
@@ -61,10 +62,13 @@ class _StreamOwner(SocketOwner):
             self.waiters.unpark_all()
         if self.writers and (connection.writable or connection.error is not None):
             self.writers.unpark_all()
+        if connection.error is not None:
+            self.mourners.unpark_all()
 
     def unpark_all(self) -> None:
         self.waiters.unpark_all()
         self.writers.unpark_all()
+        self.mourners.unpark_all()
 
     def shut(self) -> None:
         if self.is_carried and not self.is_closed:
@@ -220,6 +224,12 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Reset the connection at once and drop what is buffered."""
         self._owner.abort()
+
+    async def wait_broken(self) -> None:
+        """Return once it broke or was closed, whatever is still unread; never where it ends in order."""
+        await trio.lowlevel.checkpoint()
+        while self._connection.error is None and not self._owner.is_closed:
+            await self._owner.mourners.park()
 
     def reset_with_device(self) -> None:
         """A device that closes before this stream does resets it.

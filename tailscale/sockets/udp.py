@@ -59,6 +59,10 @@ class UdpSocket(Closable[_PortOwner]):
         self._connected = await self._destination(address)
         self._port.connect(self._connected)
 
+    def join(self) -> None:
+        """Be connected to whom the port itself is connected to, as one that somebody's flow came with."""
+        self._connected = self._port.remote
+
     async def send_to(self, data: Bytes, address: Address) -> None:
         """Send one datagram to a name or address."""
         self._check_open()
@@ -107,6 +111,8 @@ class UdpSocket(Closable[_PortOwner]):
             if item is not None:
                 return item[0], readable_address(item[1])
             self._raise_pending()
+            if self._port.is_closed:
+                raise trio.ClosedResourceError("the flow of this UDP socket has ended")
             await self._owner.waiters.park()
 
     async def receive(self) -> bytes:

@@ -7,6 +7,7 @@ have several uplinks, each with an address; "van%wwan0" names one where a host i
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import random
@@ -17,13 +18,15 @@ from dataclasses import dataclass, field
 import trio
 
 from tailscale.runtime.network import DirectRuns
-from tailscale.runtime.udp import HostUdpStatistics
+from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
 from ts_base.who import Direct, host_of, uplink_of
 
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
 UDP_QUEUE_LIMIT = 4096  # datagrams one port holds unread
+SOCKETS_LIMIT = 1 << 16  # of a virtual machine's program
 
 
 @dataclass(eq=False)
@@ -68,6 +71,9 @@ class VirtualUdp:
             source = self.host.uplinks.get(uplink_of(destination), self.host.address)
             target = host_of(destination), destination[1]
             self.host.network.carry((source, self.local_port), target, datagrams, self.drops)
+
+    def limit(self, offloads: Offloads) -> None:
+        """There is no kernel here that helps."""
 
     def take_unreachable(self) -> list[Direct]:
         return []  # what cannot arrive is lost without a word, as behind a router
@@ -128,7 +134,12 @@ class VirtualHost:
         self.tcp: dict[int, VirtualListener] = {}
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
+        self.resolvers: tuple[str, ...] = ()  # what stands in this machine's resolv.conf
         self.clock_ahead = 0.0  # seconds that this machine's clock is wrong by
+        self.networks: tuple[str, ...] = ()  # prefixes that its interfaces are in, beside its own addresses
+        self.may_ping = True  # whether its system lets programs send echo requests
+        self.sockets = SOCKETS_LIMIT  # that its system lets one program have
+        self.pings = 0  # echo requests that it was sent by other hosts
         self._ports = itertools.count(FIRST_EPHEMERAL_PORT)
         self._random = random.Random(f"{network.seed} {name}")  # noqa: S311 - repeatable is what it is for
 
@@ -173,8 +184,26 @@ class VirtualHost:
             stream.reset()
         self.streams.clear()
 
+    async def ping(self, address: str, timeout: float) -> bool:
+        """Whether that host exists and the way there and back is open."""
+        await trio.lowlevel.checkpoint()
+        if not self.may_ping:
+            raise PermissionError(errno.EPERM, "this machine lets us send no echo request")
+        return await self.network.ping(self, address, timeout)
+
     def interface_addresses(self) -> list[str]:
         return list(self.uplinks.values()) or [self.address]
+
+    def nameservers(self) -> tuple[str, ...]:
+        return self.resolvers
+
+    def interface_prefixes(self) -> frozenset[Prefix]:
+        """Its own addresses, and the networks that it was told to be in."""
+        own = {parse_prefix(address) for address in self.interface_addresses()}
+        return frozenset(own | {parse_prefix(network) for network in self.networks})
+
+    def socket_limit(self) -> int:
+        return self.sockets
 
     def wall_clock(self) -> float:
         return self.network.wall_clock() + self.clock_ahead
@@ -199,7 +228,22 @@ class VirtualNetwork:
         self._uplinks: dict[str, str] = {}  # address -> which of its host's uplinks has it
         self._links: dict[tuple[str, str], Link] = {}
         self._order = itertools.count()
+        self._fenced: list[tuple[Prefix, set[str]]] = []
         self.drops: Counter[str] = Counter()
+
+    def fence(self, prefix: str, members: set[str]) -> None:
+        """Only these hosts, by name, get to the addresses of `prefix`; the set may change."""
+        self._fenced.append((parse_prefix(prefix), members))
+
+    def has(self, address: str) -> bool:
+        """Whether some host has it."""
+        return address in self._hosts
+
+    def _gets_to(self, source: VirtualHost, address: str) -> bool:
+        if not self._fenced or address in self._names:
+            return True
+        target = parse_address(address)
+        return all(source.name in members or not prefix_contains(fenced, target) for fenced, members in self._fenced)
 
     def wall_clock(self) -> float:
         return self.clock_offset + trio.current_time()
@@ -254,6 +298,8 @@ class VirtualNetwork:
 
     async def connect(self, source: VirtualHost, host: str, port: int) -> VirtualStream:
         target = self.find(host)
+        if not self._gets_to(source, target.address):
+            raise OSError(errno.EHOSTUNREACH, f"{source.name} has no way to {host}")
         there, back = self.link(source.address, target.address), self.link(target.address, source.address)
         await there.wait_tcp_open()
         await back.wait_tcp_open()
@@ -271,10 +317,22 @@ class VirtualNetwork:
             owner.streams.append(stream)
         return made
 
+    async def ping(self, source: VirtualHost, address: str, timeout: float) -> bool:
+        target = self._hosts.get(address)
+        if target is None or not self._gets_to(source, address):
+            return False
+        there, back = self.link(source.address, address), self.link(address, source.address)
+        target.pings += not there.udp_blocked
+        if there.udp_blocked or back.udp_blocked or there.latency + back.latency > timeout:
+            await trio.sleep(timeout)
+            return False
+        await trio.sleep(there.latency + back.latency)
+        return True
+
     def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
         target = self._hosts.get(destination[0])
-        if target is None:
+        if target is None or not self._gets_to(self._hosts[source[0]], destination[0]):
             drops["underlay.no_such_host"] += len(datagrams)
             return
         link = self.link(source[0], destination[0])

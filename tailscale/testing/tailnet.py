@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import trio
 
 from tailscale.testing.exits import EVERYWHERE, PlayedExit
+from tailscale.testing.lans import VirtualLan
 from tailscale.testing.network import VirtualHost
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
@@ -24,6 +25,7 @@ from ts_control.wire import Location, Service
 
 if TYPE_CHECKING:
     from tailscale.device import Device
+    from tailscale.testing.locking import TailnetLock
 
 INTRODUCTION = 5.0  # seconds a new device and its peers get to learn of each other
 
@@ -161,10 +163,20 @@ class Tailnet:
         """Wait until the devices that may know of each other do, so that tests need not."""
         server = self.control.server
         visible = server.visible_to(self.id_of(device))
+        if not self._is_signed(device):
+            return
         for other in self._hosts:
-            if other is not device and self._is_known(other, visible):
+            if other is not device and self._is_signed(other) and self._is_known(other, visible):
                 while not (_knows(device, other) and _knows(other, device)):  # noqa: ASYNC110 - two facts
                     await trio.sleep(0.002)
+
+    def _is_signed(self, device: Device) -> bool:
+        """Whether the tailnet's lock, if there is one, lets the device be a peer."""
+        server = self.control.server
+        try:
+            return server.lock.vouches_for(server.directory.find(self.id_of(device)))
+        except LookupError:
+            return False
 
     def _is_known(self, device: Device, visible: frozenset[int]) -> bool:
         try:
@@ -189,6 +201,7 @@ class Tailnet:
         It forwards to the hosts of this tailnet's internet that have an address of their own: `net.host("web",
         "198.51.100.7")`. `options` are Device's.
         """
+        options.setdefault("peerapi", False)  # its own resolver is played
         device = await self.device(hostname, advertise_routes=EVERYWHERE, **options)
         played = PlayedExit(device, {name.lower(): list(found) for name, found in (records or {}).items()})
         port = await self._devices.start(played.serve_dns)
@@ -221,6 +234,49 @@ class Tailnet:
             raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
         return host
 
+    def lan(self, prefix: str) -> VirtualLan:
+        """A private network behind routers: `lan.host("printer")` is a machine in it that only they can reach."""
+        if not isinstance(self._place, VirtualPlace):
+            raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
+        return VirtualLan(self._place.internet, prefix, self.host)
+
+    async def router(self, hostname: str, lan: VirtualLan, *, approve: bool = True, **options: Any) -> Device:
+        """A device with a leg in `lan` that carries for others what goes there; approved, unless that is the subject.
+
+        ```python
+        async with Tailnet() as net:
+            lan = net.lan("192.168.7.0/24")
+            printer = lan.host("printer")
+            laptop, router = await net.device("laptop"), await net.router("pi", lan)
+        ```
+        """
+        routes = [lan.prefix, *options.pop("advertise_routes", ())]
+        device = await self.device(hostname, advertise_routes=routes, **options)
+        lan.admit(self.host(self._host_of(device)))
+        number = self.id_of(device)
+        while not self.control.server.directory.find(number).advertised:  # noqa: ASYNC110 - control's own fact
+            await trio.sleep(0.002)
+        if approve:
+            self.approve_routes(device, *routes)
+            with trio.move_on_after(INTRODUCTION):
+                await self._until_routed(device)
+        return device
+
+    async def _until_routed(self, router: Device) -> None:
+        """Wait until the router knows that it is one, and the others where to send what it carries."""
+        while router.forwarding.missing and not self._is_standby(router):  # noqa: ASYNC110 - control's fact
+            await trio.sleep(0.002)
+        visible = self.control.server.visible_to(self.id_of(router))
+        for other in self._hosts:
+            if other is not router and self._is_known(other, visible):
+                while not set(router.forwarding.approved) <= set(_routes_of(other, router)):  # noqa: ASYNC110 - as above
+                    await trio.sleep(0.002)
+
+    def _is_standby(self, router: Device) -> bool:
+        """Whether another router has its subnets now."""
+        enrolled = self.control.server.directory.find(self.id_of(router))
+        return not self.control.server.directory.primary_routes(enrolled)
+
     # What an administrator does
 
     def auth_key(
@@ -241,8 +297,14 @@ class Tailnet:
         """Replace the policy, as HuJSON text or a mapping; None allows everything."""
         self.control.set_policy(policy)
 
+    def lock(self) -> TailnetLock:
+        """Lock the tailnet: those who are here are signed, those who come later are not until `sign`."""
+        from tailscale.testing.locking import TailnetLock
+
+        return TailnetLock(self.control, self._place.entropy, self.id_of)
+
     def dns(self, /, **settings: Any) -> None:
-        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`."""
+        """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`, `filtered`."""
         self.control.do(self.control.server.set_dns, **settings)
 
     def approve_login(self, url: str, user: str = DEFAULT_USER) -> None:
@@ -338,6 +400,11 @@ class Tailnet:
 def _knows(device: Device, other: Device) -> bool:
     """Whether `device` has both a route and a path to `other`: without a path its first packet is lost."""
     return any(peer.node.id == other.node.id and peer.path for peer in device.status().peers)
+
+
+def _routes_of(device: Device, router: Device) -> tuple[str, ...]:
+    """What `device` knows that `router` carries."""
+    return next((peer.node.routes for peer in device.status().peers if peer.node.id == router.node.id), ())
 
 
 def _may_use(device: Device, exit_device: Device) -> bool:

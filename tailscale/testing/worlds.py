@@ -144,6 +144,7 @@ class ShunningUdp:
         self.rebind = port.rebind
         self.close = port.close
         self.take_unreachable = port.take_unreachable
+        self.limit = port.limit
         self.statistics = port.statistics
         self.uplinks = port.uplinks
 

@@ -6,12 +6,12 @@ import contextlib
 import logging
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 import trio
 
 from tailscale.carry import Splice
-from tailscale.errors import TailscaleError
+from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Exposure as TrioExposure
 from tailscale.local_ports import Forward as TrioForward
 from tailscale.local_ports import PortStatistics, Target, open_exposure, open_forward
@@ -174,6 +174,45 @@ class Exposure(_FacePort[TrioExposure]):
     def port(self) -> int:
         """On the tailnet."""
         return self._inside.port
+
+
+class _ServerInside(Protocol):
+    """The same in the loop."""
+
+    host: str
+    port: int
+
+    def shut(self) -> None: ...
+
+
+class NameServer:
+    """A DNS server on this machine, UDP and TCP on one port. Close it, or use it in a `with` block."""
+
+    def __init__(self, inside: _ServerInside, thread: LoopThread) -> None:
+        self._inside, self._thread = inside, thread
+        self.host, self.port = inside.host, inside.port
+
+    def close(self) -> None:
+        """No more questions; those under way are dropped."""
+        with contextlib.suppress(DeviceClosed):  # the device's end was its own
+            self._thread.call_soon(self._inside.shut)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+async def name_server(thread: LoopThread, host: str, port: int) -> NameServer:
+    """`Device.name_server`."""
+    return NameServer(await thread.device.name_server(host, port), thread)
 
 
 async def forward(

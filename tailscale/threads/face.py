@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tailscale._config import AuthKey, Preferences
     from tailscale.capturing import Capture, CaptureStatistics
+    from tailscale.forwarding import Forwarding, ForwardLimits, IncomingFlow
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
@@ -47,6 +48,9 @@ class DeviceOptions(TypedDict, total=False):
     """The keyword arguments of `tailscale.Device`."""
 
     auth_key: AuthKey
+    client_id: str | None
+    id_token: AuthKey
+    audience: str | None
     control_url: str | None
     state: str | os.PathLike[str] | Store | NamedStore | None
     ephemeral: bool | None
@@ -54,6 +58,9 @@ class DeviceOptions(TypedDict, total=False):
     accept_routes: bool
     exit_node: str | None
     advertise_routes: Sequence[str]
+    advertise_exit_node: bool
+    forward: ForwardLimits | None
+    on_flow: Callable[[IncomingFlow], Any] | None
     shields_up: bool
     on_login_url: Callable[[str], Any] | None
     login_timeout: float
@@ -61,6 +68,7 @@ class DeviceOptions(TypedDict, total=False):
     udp_port: int
     tls: ssl.SSLContext | None
     handle_sigterm: bool
+    peerapi: bool
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:
@@ -171,6 +179,11 @@ class DeviceFace(Face[Device], OwnNode):
     def peers(self) -> Peers:
         """Every other node we are allowed to see, right now."""
         return self._inside().peers
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What is carried for others at this moment: which routes, how much, and what was refused and why."""
+        return self._inside().forwarding
 
     @property
     def transfers(self) -> tuple[FileTransfer, ...]:

@@ -14,14 +14,14 @@ import trio
 
 from tailscale.errors import TailscaleError
 from tailscale.foreign_text import harmless_json
-from tailscale.http.asgi import ClientDisconnected
 from tailscale.http.local import open_listeners, serve_local
+from tailscale.http1.asgi import ClientDisconnected
 from tailscale.metrics import view
 from tailscale.web.entry import Entry
 
 if TYPE_CHECKING:
     from tailscale.device import Device
-    from tailscale.http.asgi import Receive, Scope, Send
+    from tailscale.http1.asgi import Receive, Scope, Send
 
 DEFAULT_LISTEN = "127.0.0.1:0"
 EVERY = 1.0  # seconds between looks

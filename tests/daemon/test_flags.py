@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from daemon.daemon_scripts import PATIENCE, World, client_of
 from daemon.test_commands_hosted import command, environment, run, wait_until
 
 from tailscale.cli import main
-from tailscale.cli.arguments import build_parser
+from tailscale.cli.arguments import Parser, build_parser, parse
+from tailscale.cli.hosted import login_options
 from tailscale.daemon.daemon import Daemon
 
 TESTS = Path(__file__).parents[1]
@@ -26,6 +28,9 @@ COMMON = {
     "--socket": "test_socket_names_the_daemon",
     "--hostname": "test_hostname_asked_for_renames_the_daemons_device",
     "--auth-key": "test_wrong_auth_key_is_a_login_failure",
+    **dict.fromkeys(
+        ("--client-id", "--id-token", "--audience", "--advertise-tags"), "test_command_line_says_by_what_to_log_in"
+    ),
     "--control-url": "test_unreachable_control_server_is_told_in_time",
     "--ephemeral": "test_words_for_another_device_are_not_the_daemons",
     "--timeout": "test_unreachable_control_server_is_told_in_time",
@@ -36,6 +41,10 @@ COMMON = {
 }
 MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
+    **dict.fromkeys(
+        ("up --advertise-routes", "up --no-advertise-exit-node"),
+        "test_up_offers_routes_and_takes_them_back_while_it_runs",
+    ),
     "status --watch": "test_status_is_shown_again_and_again",
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
@@ -49,6 +58,7 @@ OF_ONE = {
     "ip -6": "test_ip_takes_a_family",
     "metrics --peers": "test_metrics_are_printed_as_prometheus_reads_them",
     "metrics --listen": "test_metrics_are_served_until_ctrl_c",
+    "dns --listen": "test_names_are_asked_shown_and_answered_until_ctrl_c",
     "web --listen": "test_the_status_page_is_served_until_ctrl_c",
     "web --allow-changes": "test_the_status_page_is_served_until_ctrl_c",
     "listen --to": "test_listen_forwards_to_a_port_of_this_machine",
@@ -81,14 +91,26 @@ OF_ONE = {
     "proxy --no-direct": "test_arguments_that_cannot_be_meant_say_why",
     "proxy --no-ui": "test_exec_runs_a_command_through_the_tailnet_and_passes_its_code_on",
     "proxy --users": "test_users_file_that_cannot_be_meant_names_the_line",
+    "file cp --name": "test_file_cp_sends_files_and_standard_input",
+    "file cp --targets": "test_file_cp_sends_files_and_standard_input",
+    "file get --wait": "test_file_get_waits_and_goes_on",
+    "file get --loop": "test_file_get_waits_and_goes_on",
+    "file get --conflict": "test_file_get_fetches_what_waits",
     "why --udp": "test_why_takes_udp",
 }
+
+
+def every_command(parser: Parser, before: str = "") -> Iterator[tuple[str, Parser]]:
+    """Those of several words too."""
+    for name, below in parser.commands().items():
+        yield f"{before}{name}", below
+        yield from every_command(below, f"{before}{name} ")
 
 
 def test_every_flag_has_a_test_that_there_is() -> None:
     flags = {
         f"{name} {action.option_strings[-1]}"
-        for name, parser in build_parser().commands().items()
+        for name, parser in every_command(build_parser())
         for action in parser.actions()
         if action.option_strings and action.option_strings[-1] not in COMMON
     }
@@ -222,24 +244,19 @@ def test_nc_carries_datagrams(whose: str, net: World, state: list[str], tmp_path
                 data, sender = await socket.receive_from()
                 await socket.send_to(data.upper(), sender)
 
-    async def begin() -> trio.CancelScope:
-        async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(echo)
-                    task_status.started(scope)
-                    await trio.sleep_forever()
+    async def live(task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(echo)
+                task_status.started(scope)
 
-        scope: trio.CancelScope = await net.nursery.start(live)
-        return scope
-
-    scope = net.within(begin)
+    scope = net.thread.start(live)
     try:
         which = state if whose == "daemon" else own
         done = run("nc", *which, "-u", "-w", "0.5", "db:7", stdin=b"hello")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO", b"")
     finally:
-        net.token.run_sync_soon(scope.cancel)
+        net.thread.do(scope.cancel)
     refused = run("nc", *state, "-u", "-w", "5", "db", "9", stdin=b"hello")
     assert (refused.returncode, b"no UDP port 9 is open" in refused.stderr) == (6, True)
 
@@ -275,3 +292,14 @@ def test_exec_takes_one_way_out(state: list[str], capfd: pytest.CaptureFixture[s
 def test_why_takes_udp(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     main(["why", *state, "db:7", "--udp", "--json"])
     assert json.loads(capfd.readouterr().out)["protocol"].lower() == "udp"
+
+
+def test_command_line_says_by_what_to_log_in(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--client-id", "id", "--id-token", "file:/t", "--advertise-tags", "tag:ci,tag:test", "status"]
+    options = parse(words)
+    assert login_options(options) == {"client_id": "id", "id_token": "file:/t"}
+    assert options.tags == ("tag:ci", "tag:test")
+    assert login_options(parse(["login", "--client-id", "id", "--audience", "a"]))["audience"] == "a"
+    with pytest.raises(SystemExit):
+        parse(["login", "--advertise-tags", "ci"])
+    assert 'names such as "tag:ci"' in capsys.readouterr().err

@@ -228,3 +228,20 @@ def test_what_was_set_outlives_the_daemon(words: list[str]) -> None:
     run("up", *words[:2], code=0)
     prefs = client.get("/localapi/v0/prefs")
     assert (prefs["ShieldsUp"], prefs["CorpDNS"], prefs["Hostname"]) == (True, False, words[-1])
+
+
+@pytest.mark.slow
+def test_up_offers_routes_and_takes_them_back_while_it_runs(words: list[str]) -> None:
+    run("up", *words, "--advertise-routes", "192.168.7.0/24, 10.0.0.0/8", "--advertise-exit-node", code=0)
+    client = Client(places(words[1]).socket)
+    before = client.get("status")
+    routes = ["192.168.7.0/24", "10.0.0.0/8", "0.0.0.0/0", "::/0"]
+    assert before["device"]["advertised_routes"] == routes
+    said = run("status", *words[:2], code=0).stdout
+    assert "forwards for others: 192.168.7.0/24 (not approved)" in said
+    run("up", *words[:2], "--advertise-routes", "", "--no-advertise-exit-node", code=0)
+    after = client.get("status")
+    assert after["device"]["advertised_routes"] == []
+    assert after["device"]["self"]["id"] == before["device"]["self"]["id"]
+    wrong = run("up", *words[:2], "--advertise-routes", "192.168.7.5/24")
+    assert (wrong.returncode, "host bits" in wrong.stderr) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,8 @@ from docs_world import World
 from snippets import ROOT, missing_library
 
 import tailscale
+from tailscale.dns import wire
+from tailscale.testing import Tailnet
 
 EXAMPLES = ROOT / "examples"
 PATIENCE = 20.0
@@ -27,6 +30,7 @@ CLIENTS = [
     ("sync_client.py",     ["db", "5432"],      r"hello\n"),
     ("mesh_chat.py",       ["alice", "hello"],  r"chatting as alice, with nobody yet\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
+    ("taildrop.py",        ["targets"],         r"db +\S+ +online"),
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
@@ -102,6 +106,56 @@ async def test_server_example(
     assert re.search(answer, heard), heard
 
 
+ROUTERS = [
+    # program                   arguments             name      carries             what it says first
+    ("router.py",              ["192.168.76.0/24"],  "router", "192.168.76.0/24",  "approval: 192.168.76.0/24"),
+    ("router.py",              ["--exit-node"],      "router", "0.0.0.0/0",        "approval: 0.0.0.0/0, ::/0"),
+    ("answer_for_a_subnet.py", ["192.168.77.0/24"],  "oracle", "192.168.77.0/24",  "answering for 192.168.77.0/24"),
+]  # fmt: skip
+
+
+async def until_said(process: trio.Process, words: str) -> None:
+    assert process.stdout is not None
+    said = ""
+    while words not in said:
+        more = await process.stdout.receive_some()
+        assert more, f"it ended, having said {said!r}"
+        said += more.decode()
+
+
+def approved(number: int, routes: tuple[str, ...], net: Tailnet) -> None:
+    net.control.do(net.control.server.approve_routes, number, routes)
+
+
+@pytest.mark.parametrize(("name", "arguments", "host", "route", "printed"), ROUTERS)
+@pytest.mark.slow
+async def test_router_example(
+    name: str, arguments: list[str], host: str, route: str, printed: str, visitor: dict[str, str], world: World
+) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery, tailscale.Device("caller") as caller:
+            start = partial(trio.run_process, env=visitor, stdout=subprocess.PIPE, check=False)
+            process: trio.Process = await nursery.start(start, command)
+            await until_said(process, printed)
+            while host not in caller.peers:  # noqa: ASYNC110 - no event is of this one name
+                await trio.sleep(0.02)
+            number = caller.peers[host].id
+            routes = ("0.0.0.0/0", "::/0") if route == "0.0.0.0/0" else (route,)
+            approve = partial(approved, number, routes)
+            await trio.to_thread.run_sync(world.ask, approve)
+            while route not in caller.peers[host].routes:  # noqa: ASYNC110 - as above
+                await trio.sleep(0.02)
+            if host == "oracle":
+                async with await caller.tcp_connect("192.168.77.200", 80) as stream:
+                    heard = b"".join([data async for data in stream])
+                assert heard == b"192.168.77.200 says hello to caller\n"
+            else:
+                await until_said(process, f"carrying for {route}")
+            process.send_signal(signal.SIGINT)
+            await process.wait()
+
+
 @pytest.mark.slow
 def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
@@ -112,7 +166,21 @@ def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
 
 
 def test_no_example_is_left_out(world: World) -> None:
-    tried = {row[0] for row in CLIENTS} | {row[0] for row in SERVERS}
+    tried = {row[0] for row in (*CLIENTS, *SERVERS, *ROUTERS)} | {"name_server.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tried
     listed = (EXAMPLES / "README.md").read_text()
     assert not [name for name in tried if f"[{name}]" not in listed]
+
+
+@pytest.mark.slow
+def test_name_server_example_answers(visitor: dict[str, str]) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "name_server.py"), "127.0.0.1", "0"]
+    with subprocess.Popen(command, env=visitor, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = re.search(r"(names\S*) is (100\.\S+); ask 127\.0\.0\.1 port (\d+)", process.stdout.readline())
+        assert said is not None
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            client.sendto(wire.encode_question(said[1], wire.A, 1), ("127.0.0.1", int(said[3])))
+            assert wire.decode_records_untrusted(client.recv(512))[1][0].body == said[2]
+        process.send_signal(signal.SIGTERM)

@@ -25,6 +25,7 @@ TOLD_IN_FULL = (
     "test_notebooks.py",
     "test_paths_real.py",
     "test_peer_relay_real.py",
+    "test_peerapi_real.py",
     "test_real_clients.py",
     "test_shells.py",
     "test_ssh_real.py",

@@ -45,7 +45,8 @@ def test_links_lead_into_the_repository_once_there_is_one() -> None:
     shown = hook().long_description(README + "![a map](docs/map.png)", SOURCE)
     assert relative(shown) == []
     for target in set(relative(README)):
-        assert f"](https://git.example.com/somebody/pytailscale/blob/HEAD/{target})" in shown
+        kind = "raw" if target.endswith(".svg") else "blob"
+        assert f"](https://git.example.com/somebody/pytailscale/{kind}/HEAD/{target})" in shown
     assert "![a map](https://git.example.com/somebody/pytailscale/raw/HEAD/docs/map.png)" in shown
 
 

@@ -1,4 +1,4 @@
-"""A stack that forwards for others, under hostile packets from three peers: knocks, floods, replies, admissions.
+"""A stack that forwards for others, under hostile packets from three peers: knocks, floods, replies, admissions, pings.
 
 Nothing may raise, nobody may have more than a share, what was taken is given back, and what is sent parses.
 """
@@ -9,19 +9,15 @@ import random
 from contextlib import suppress
 
 from ts_base.ip_headers import ip_packet
-from ts_netstack.forwarder import (
-    ADMITTED_LIMIT_PER_PEER,
-    FLOWS_LIMIT_PER_PEER,
-    HELD_LIMIT_PER_PEER,
-    ForwardedFlow,
-    Knock,
-)
+from ts_netstack import icmp
+from ts_netstack.forwarder import Echo, ForwardedFlow, ForwarderLimits, Knock
 from ts_netstack.stack import Stack
 from ts_netstack.udp_demux import read_datagram_untrusted
 from ts_netstack.wire import Unroutable, parse_packet_untrusted, tcp_packet, udp_payload
 
 US = bytes([100, 64, 0, 1])
 PEERS = [bytes([100, 64, 0, 2 + number]) for number in range(3)]
+LIMITS = ForwarderLimits(held_each=64, admitted_each=64, flows_each=64)
 STEP = 10
 STEPS_LIMIT = 80
 QUIET = 400.0  # after it nothing may be held, opening or idle
@@ -38,6 +34,7 @@ def fuzz_one(data: bytes) -> None:
     stack = Stack(entropy=random.Random(1).randbytes)
     stack.set_addresses([US])
     stack.forwarder.set_routes(Tens())
+    stack.forwarder.set_limits(LIMITS)
     now = 1.0
     for at in range(0, min(len(data), STEP * STEPS_LIMIT), STEP):
         step = data[at : at + STEP].ljust(STEP, b"\0")
@@ -66,6 +63,7 @@ def _act(stack: Stack, step: bytes, raw: bytes, now: float) -> None:
             packets.append(raw)
         elif step[0] % 4 == 1:
             packets.append(ip_packet(source, destination, 17, udp_payload(*ends, raw)))
+            packets.append(icmp.echo_request(source, destination, step[7] + index, raw))
         else:
             flags = 2 if step[6] < 150 else step[6]
             packets.append(
@@ -83,21 +81,27 @@ def _look(stack: Stack, step: bytes, now: float) -> None:
             assert message.local[0][0] == 10
             answer = step[8] % 4
             if answer == 0:
-                stack.forwarder.refuse(message, now, reset=bool(step[9] & 1))
+                stack.forwarder.refuse(message, now, is_reachable=bool(step[9] & 1))
             elif answer == 1 and (connection := stack.forwarder.admit(message, now)) is not None:
                 connection.close(now)
         elif isinstance(message, ForwardedFlow) and not message.is_closed:
             while (datagram := message.receive()) is not None:
                 message.reply(datagram[0], now)
+            if step[8] % 4 == 3:
+                stack.forwarder.report_refusal(message, now)
+        elif isinstance(message, Echo):
+            stack.forwarder.settle_echo(message, now, is_there=bool(step[8] & 1))
     if stack.next_timer() <= now:
         stack.handle_timer(now)
     for (destination, _), packets in stack.transmit(now):
         for packet in packets:
             assert parse_packet_untrusted(packet, True).destination == destination
+    stack.forwarder.take_gone()
     counts = stack.statistics().forwarder
-    assert counts.held <= 3 * HELD_LIMIT_PER_PEER
-    assert counts.admitted <= 3 * ADMITTED_LIMIT_PER_PEER
-    assert counts.flows <= 3 * FLOWS_LIMIT_PER_PEER
+    assert counts.echoes == 0
+    assert counts.held <= 3 * LIMITS.held_each
+    assert counts.admitted <= 3 * LIMITS.admitted_each
+    assert counts.flows <= 3 * LIMITS.flows_each
 
 
 def seeds() -> list[bytes]:

@@ -53,6 +53,8 @@ PEERS: tuple[Peer, ...] = (
     _tailscale("tailscaled"),
     _tailscale("tailscale"),
     Peer("localclient", "localclient", "./", "1.102.3"),
+    Peer("lockvectors", "lock", "./vectors", "1.102.3"),
+    Peer("lockcontrol", "lock", "./control", "1.102.3"),
     _tailscale("stund"),
     _tailscale("tsp"),
     _tailscale("testcontrol"),

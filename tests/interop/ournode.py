@@ -57,6 +57,11 @@ async def answer(device: tailscale.Device, q: Json) -> Json:
         case "usage":
             used = resource.getrusage(resource.RUSAGE_SELF)
             return {"cpu_s": used.ru_utime + used.ru_stime, "rss_kb": used.ru_maxrss}
+        case "set":
+            await device.set(**{name: value for name, value in q.items() if name.startswith("advertise_")})
+            return {}
+        case "forwarding":
+            return {"forwarding": device.forwarding.to_dict()}
         case "logout":
             await device.logout()
             return {}

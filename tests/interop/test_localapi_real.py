@@ -156,7 +156,8 @@ async def test_what_is_not_there_is_said(r: Rig, hs: Headscale, db: TsnetPeer) -
             "file cp README.md db:": "cannot send files",  # the status says of no peer that it takes any
             "file cp --targets": "Taildrop: this daemon has no such part",
             "file get .": "Taildrop: this daemon has no such part",
-            "lock init --confirm --gen-disablements=1 tlpub:" + "0" * 64: "Tailnet Lock: this daemon has no such part",
+            "lock init --confirm --gen-disablements=1 tlpub:"
+            + "0" * 64: "changing Tailnet Lock: this daemon has no such part",
             "bugreport": "bug reports: this daemon has no such part",
             "set --ssh": "RunSSH cannot be set",
         }.items():

@@ -44,7 +44,7 @@ class Internet:
                 news.owner = self
                 self._flows.append(news)
             elif news.local[1] == 81:
-                self.forwarder.refuse(news, now, reset=True)
+                self.forwarder.refuse(news, now, is_reachable=True)
             else:
                 self._admit(news, now)
         for flow in self._flows:

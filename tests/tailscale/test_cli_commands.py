@@ -23,6 +23,7 @@ import trio
 from tailscale.cli import main
 from tailscale.cli.arguments import parse
 from tailscale.device import Device
+from tailscale.dns import wire
 from tailscale.testing import Tailnet
 
 ECHO_PORT, TIMEOUT = 7, 20
@@ -426,17 +427,35 @@ def test_listen_forwards_and_leaves_on_ctrl_c(rig: Rig, join: list[str], tmp_pat
 
 
 @contextmanager
-def serving(*words: str) -> Iterator[str]:
+def serving(*words: str, sign: str = "http://") -> Iterator[str]:
     """A command that serves on this machine until Ctrl-C; what it says of where."""
     with subprocess.Popen(
         command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     ) as process:
         assert process.stdout is not None
-        line = next(line for line in process.stdout if "http://" in line)
-        yield line[line.index("http://") :].split()[0].rstrip(",")
+        line = next(line for line in process.stdout if sign in line)
+        yield line[line.index(sign) :].removeprefix("port ").split()[0].rstrip(",")
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.communicate(timeout=TIMEOUT)[0]
     assert process.returncode == 130
+
+
+def test_names_are_asked_shown_and_answered_until_ctrl_c(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with serving("dns", *join, "--listen", "127.0.0.1:0", sign="port ") as port:
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(("127.0.0.1", int(port)))
+            client.send(wire.encode_question("db", wire.A, 3))
+            assert wire.decode_records_untrusted(client.recv(512))[1][0].body == "100.64.0.1"
+    assert main(["dns", *join, "query", "db", "a", "--json"]) == 0
+    assert read_json(capsys)["Answers"][0]["Body"] == "100.64.0.1"
+    assert main(["dns", *join[:2], "query", "nobody.tailnet.test"]) == 5
+    assert "NameError" in capsys.readouterr().out
+    assert main(["dns", *join[:2]]) == 0
+    assert "in tailnet.test" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["dns", "status", "db"])
+    assert "a name goes with query" in capsys.readouterr().err
 
 
 def test_metrics_are_served_until_ctrl_c(join: list[str]) -> None:

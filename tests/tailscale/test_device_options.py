@@ -12,12 +12,14 @@ from tailscale._config import Config, Preferences
 from tailscale.cli.arguments import _common_options
 from tailscale.threads.face import DeviceOptions
 
-RIG_ONLY = {"relay_over_http", "never_direct"}  # switches of test rigs, by environment
+RIG_ONLY = {"relay_over_http", "never_direct", "force_login"}  # switches by environment alone
 DERIVED = {"wants_the_name"}  # how the name came about
 KEPT_BESIDE = {"state"}  # a Store is held by the Device
 NOT_FOR_COMMANDS = {
-    *("tags", "accept_routes", "exit_node", "advertise_routes", "shields_up"),  # of services, which are programs
+    *("accept_routes", "exit_node", "advertise_routes", "shields_up"),  # of services, which are programs
+    *("advertise_exit_node", "forward", "on_flow"),
     *("on_login_url", "login_timeout", "ready_timeout", "udp_port", "tls"),
+    "peerapi",  # a daemon and a command have one, as every node has
     "handle_sigterm",  # they hear signals themselves
 }
 

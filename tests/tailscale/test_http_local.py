@@ -9,9 +9,9 @@ import pytest
 import trio
 from tailnet_scripts import beside
 
-from tailscale.http.asgi import Receive, Scope, Send
-from tailscale.http.limits import Limits
 from tailscale.http.local import open_listeners, serve_local, split_listen
+from tailscale.http1.asgi import Receive, Scope, Send
+from tailscale.http1.limits import Limits
 
 HOST = b"Host: 127.0.0.1\r\n"
 

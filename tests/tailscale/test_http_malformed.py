@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tailscale.http import Limits
-from tailscale.http.exchange import HttpExchange
-from tailscale.http.limits import Limits as ServerLimits
-from tailscale.http.requests import next_request
-from tailscale.http.visits import Visits
-from tailscale.http.wire import Wire
+from tailscale.http1.exchange import HttpExchange
+from tailscale.http1.limits import Limits as ServerLimits
+from tailscale.http1.requests import next_request
+from tailscale.http1.visits import Visits
+from tailscale.http1.wire import Wire
 from tailscale.testing import Tailnet
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import trio
 
+from tailscale.files.parts import Busy, Occupied
 from tailscale.mesh.batch import TOGETHER, SmallFile, Stored
 from tailscale.mesh.hash_cache import HashCache
 from tailscale.mesh.landing import BATCHES, SYNCING, Landing
-from tailscale.mesh.sink import Busy, Occupied, Unequal
+from tailscale.mesh.sink import Unequal
 from ts_mesh.blocks import root_of
 from ts_mesh.offers import Entry
 

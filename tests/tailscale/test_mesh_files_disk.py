@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tailscale.files.parts import Busy, Occupied
 from tailscale.mesh.batch import SmallFile
 from tailscale.mesh.hash_cache import FileKey, HashCache
 from tailscale.mesh.landing import Landing
-from tailscale.mesh.sink import Busy, Missing, Occupied, Sink, Unequal
+from tailscale.mesh.sink import Missing, Sink, Unequal
 from tailscale.mesh.source import Source, Unreadable
 from tailscale.mesh.tree import scan
 from ts_mesh.blocks import BLOCK, complete, root_of

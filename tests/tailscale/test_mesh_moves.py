@@ -14,8 +14,8 @@ from tailnet_scripts import runtime_of, until
 from trio.testing import MockClock
 
 from tailscale import ConnectionRefused, Device
+from tailscale.files.folders import Folder
 from tailscale.mesh import Mesh
-from tailscale.mesh.folders import Folder
 from tailscale.mesh.hash_cache import FileKey, HashCache
 from tailscale.mesh.saved import Saved
 from tailscale.mesh.source import Source

@@ -20,19 +20,22 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
-from tailscale import Device, TailscaleError, proxy
+from tailscale import Device, TailscaleError, proxy, taildrop
 from tailscale.mesh import Inbox, Mesh, MeshLimits, Offer
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
 from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
 from tailscale.metrics.text import text_of
+from tailscale.peerapi.actor import PORT
 from tailscale.testing import Tailnet
 from tailscale.testing.pipes import VirtualStream
 from tailscale.testing.servers import REGION
 from ts_control.wire import DERPMap
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
-OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}  # they have a test apart
+# Of rooms that have a test of their own.
+OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}
+OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_taildrop_")}
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
@@ -81,6 +84,18 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
     following = router.events()
     async with echo_service(router, 80), await router.udp():
         assert await echoed(client, router.ipv4 or "", 80, bytes(100_000)) == bytes(100_000)
+        look()
+    lock = net.lock()
+    async with net.device("stranger"):
+        await until(lambda: router.lock.hidden_peers)
+        look()
+    lock.disable()
+    await until(lambda: not router.lock.enabled)
+    await client.ping(router.hostname, "peerapi")
+    await router.dns_query(client.hostname)
+    async with await client.tcp_connect(router.ipv4, PORT) as stream:
+        await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
+        await stream.receive_some()
         look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")
@@ -148,7 +163,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_SSH
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
@@ -188,6 +203,25 @@ async def test_no_metric_of_a_mesh_stays_constant(tmp_path: Path) -> None:
                 assert value(a, "pytailscale_mesh_waits_total") == value(a, "pytailscale_mesh_resent_total") == 1
                 watched.look()
         assert not watched.constant() & OF_MESHES
+
+
+async def test_no_metric_of_taildrop_stays_constant(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    async with Tailnet() as net, net.device("a") as a, net.device("b") as b:
+        watched = Watched(b)
+
+        def accept(offer: taildrop.Offer) -> bool:
+            watched.look()
+            return bool(offer.size)
+
+        watched.look()
+        async with taildrop.Inbox(b, tmp_path / "in", accept) as inbox:
+            await taildrop.send(a, "b", tmp_path / "file")
+            watched.look()
+            await anext(inbox)
+            watched.look()
+        assert value(a, "pytailscale_taildrop_file_bytes_total", direction="out") == 100_000
+        assert not watched.constant() & OF_TAILDROP
 
 
 async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:

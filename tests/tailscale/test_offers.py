@@ -14,7 +14,7 @@ from ts_control.wire import Service
 
 
 async def test_an_offered_peer_api_is_known_to_peers(autojump_clock: MockClock, tailnet: Tailnet) -> None:
-    a, b = await tailnet.device("a"), await tailnet.device("b")
+    a, b = await tailnet.device("a", peerapi=False), await tailnet.device("b", peerapi=False)
     runtime = runtime_of(b)
     offer(runtime.bus, "peerapi", Offer(services=(Service(proto="peerapi4", port=41234),)))
     await until(lambda: runtime.dataplane.engine.peerapi_port == 41234)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostSocket, HostUdp
+from tailscale.runtime.udp import UNREACHABLE_LIMIT, HostSocket, HostUdp, Offloads
 from tailscale.runtime.underlay import Underlay
 from ts_base.who import RelayedRun
 from ts_dataplane import geneve
@@ -106,6 +106,41 @@ async def test_refused_segmentation_falls_back_to_single_sends() -> None:
         assert await receive_all(b, 10) == sent
         assert a.statistics().offloads["segmentation"] is False
         assert a.drops["underlay.segmentation_refused"] == 1
+    a.close()
+    b.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux segments and joins datagrams")
+async def test_offloads_that_control_forbids_are_not_used() -> None:
+    a, b = HostUdp(0), HostUdp(0)
+    written: list[int] = []
+
+    class Seen(Meddled):
+        def sendmsg(self, *args: Any) -> int:
+            written.append(len(args[0][0]))
+            return int(self.real.sendmsg(*args))
+
+        def sendto(self, *args: Any) -> int:
+            written.append(len(args[0]))
+            return int(self.real.sendto(*args))
+
+    def send(*sizes: int) -> list[int]:
+        written.clear()
+        a.send_many([(("127.0.0.1", b.local_port), [bytes(size) for size in sizes])])
+        return list(written)
+
+    with meddling(a, Seen):
+        assert send(100, 100, 100) == [300]
+        a.limit(Offloads(equal_tail=False))
+        assert send(100, 100, 100) == [100, 100, 100]
+        assert send(100, 100, 40) == [240]
+        a.limit(Offloads(segmentation=False, coalescing=False))
+        assert send(100, 100, 40) == [100, 100, 40]
+        assert a.statistics().offloads == {"segmentation": False, "coalescing": False}
+    a.rebind()
+    assert a.statistics().offloads == {"segmentation": False, "coalescing": False}
+    a.limit(Offloads())
+    assert a.statistics().offloads == {"segmentation": True, "coalescing": True}
     a.close()
     b.close()
 

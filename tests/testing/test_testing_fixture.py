@@ -87,13 +87,14 @@ def run(folder: Path, source: str, *options: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "without", "passed"),
     [
         pytest.param(PLAIN, ("trio", "asyncio"), 2, id="plain"),
-        pytest.param(ASYNCIO, ("trio",), 1, id="pytest-asyncio", marks=pytest.mark.slow),
-        pytest.param(ANYIO, ("trio", "asyncio"), 2, id="anyio", marks=pytest.mark.slow),
-        pytest.param(TRIO, ("asyncio",), 1, id="pytest-trio", marks=pytest.mark.slow),
+        pytest.param(ASYNCIO, ("trio",), 1, id="pytest-asyncio"),
+        pytest.param(ANYIO, ("trio", "asyncio"), 2, id="anyio"),
+        pytest.param(TRIO, ("asyncio",), 1, id="pytest-trio"),
     ],
 )
 def test_fixture_fits_the_test_that_asks(tmp_path: Path, source: str, without: tuple[str, ...], passed: int) -> None:
@@ -117,6 +118,7 @@ JOINING = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [([sys.executable, "-c", JOINING], 3, "child.tailnet.test\n"), (["no-such-program"], 127, "no command 'no-such")],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ts_base.errors import BadPacket
-from ts_control.c2n import answer_c2n_untrusted
+from ts_control.c2n import Facts, Trouble, answer_c2n_untrusted
 from ts_control.http1 import BODY_LIMIT, Http1Client, Reply, check_upgrade_untrusted, upgrade_headers
 
 KEY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -120,3 +121,55 @@ def test_c2n_echo_returns_the_body_and_other_paths_are_unknown() -> None:
 def test_c2n_says_what_is_true_of_every_device(request_line: bytes, answer: bytes) -> None:
     request = base64.b64encode(request_line + b" HTTP/1.1\r\nHost: h\r\n\r\n").decode()
     assert answer_c2n_untrusted(request) == answer
+
+
+def asked(line: bytes, **facts: Any) -> bytes:
+    request = base64.b64encode(line + b" HTTP/1.1\r\nHost: h\r\n\r\n").decode()
+    return answer_c2n_untrusted(request, lambda: Facts(**facts))
+
+
+C2N = [
+    # request                                       status, and what the body holds
+    (b"GET /debug/health",                          200, b'{"Warnings":{"login-state":{"WarnableCode":"login-state"'),
+    (b"POST /debug/health",                         200, b'"ImpactsConnectivity":true'),
+    (b"GET /debug/prefs",                           200, b'"Hostname":"py"'),
+    (b"GET /debug/metrics",                         200, b"# TYPE a gauge\na{b=\"c\"} 2\na{b=\"d\"} 3\n"),
+    (b"GET /debug/netmap",                          501, b""),
+    (b"POST /debug/netmap",                         501, b""),
+    (b"GET /debug/goroutines",                      501, b""),
+    (b"GET /debug/pprof/heap",                      501, b""),
+    (b"POST /sockstats",                            501, b""),
+    (b"GET /sockstats",                             405, b""),
+    (b"POST /netfilter-kind",                       501, b""),
+    (b"GET /ssh/usernames",                         200, b'{"Usernames":null}'),
+    (b"GET /tls-cert-status?domain=x",              200, b'{"Missing":true}'),
+    (b"GET /debug/tka/log?limit=5",                 400, b"not in use"),
+    (b"GET /appconnector/routes",                   400, b"unknown c2n path"),
+    (b"POST /wol",                                  400, b"unknown c2n path"),
+    (b"GET /conn25/state",                          400, b"unknown c2n path"),
+    (b"GET /remoteapi/localapi/v0/status",          403, b"not administered"),
+    (b"POST /remoteapi/localapi/v0/prefs?x=/echo",  403, b"not administered"),
+    (b"DELETE /remoteapi/anything",                 403, b"not administered"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "status", "held"), C2N, ids=[row[0].decode() for row in C2N])
+def test_c2n_answers_as_upstream_would(line: bytes, status: int, held: bytes) -> None:
+    troubles = [Trouble("login-state", "t", "x", is_about_connectivity=True)]
+    figures = [('a{b="c"}', "gauge", 2.0), ('a{b="d"}', "gauge", 3.0)]
+    answer = asked(line, troubles=troubles, preferences={"Hostname": "py"}, metrics=figures)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert held in answer
+
+
+def test_c2n_answers_are_bounded() -> None:
+    many = [Trouble(f"code-{number}", "t" * 1000, "x" * 1000) for number in range(1000)]
+    assert asked(b"GET /debug/health", troubles=many).startswith(b"HTTP/1.1 500 ")
+
+
+def test_c2n_looks_only_when_it_has_to() -> None:
+    def never() -> Facts:
+        raise AssertionError("nobody asked for that")
+
+    for line in (b"GET /remoteapi/localapi/v0/status", b"GET /nothing", b"PUT /debug/health"):
+        answer_c2n_untrusted(base64.b64encode(line + b" HTTP/1.1\r\nHost: h\r\n\r\n").decode(), never)

@@ -185,6 +185,22 @@ def test_a_ping_is_answered_before_the_filter():
         assert desk.engine.take_sent() == set()  # no user data
 
 
+def test_a_syn_to_our_peer_api_passes_the_filter_and_nothing_else_does():
+    for peers, shields_up, admitted in (
+        (None, False, True),
+        (None, True, False),
+        ((PeerRoutes(PEER, (THEM, THEM6), jailed=True),), False, False),
+    ):
+        desk = Desk(peers=peers, shields_up=shields_up, rules=())
+        asked = tcp(SYN, port=7777)
+        assert desk.hear(asked) == []
+        desk.engine.set_services(peerapi_port=7777)
+        assert bool(desk.hear(asked)) is admitted
+        assert desk.hear(tcp(SYN, port=7778)) == []
+        desk.engine.set_services(peerapi_port=0)
+        assert desk.hear(asked) == []
+
+
 def test_a_ping_for_somebody_else_is_not_answered():
     desk = Desk()
     desk.hear(tsmp.encode_ping(THEM_BYTES, parse_address("8.8.8.8"), bytes(8)))

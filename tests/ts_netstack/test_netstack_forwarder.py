@@ -10,21 +10,14 @@ from netstack_scripts import PEER, US, Script
 
 from ts_base.ip_headers import ACK, FIN, RST, SYN, ip_packet
 from ts_netstack import forwarder, icmp
-from ts_netstack.forwarder import (
-    FLOW_IDLE,
-    FLOWS_LIMIT,
-    FLOWS_LIMIT_PER_PEER,
-    HELD_LIMIT,
-    HELD_LIMIT_PER_PEER,
-    HELD_SECONDS,
-    ForwardedFlow,
-    Knock,
-)
+from ts_netstack.forwarder import HELD_SECONDS, Echo, ForwardedFlow, ForwarderLimits, Knock
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import ConnectionProblem, TcpConnection
 from ts_netstack.wire import parse_packet_untrusted, tcp_packet, udp_payload
 
 INSIDE, LOOPBACK = bytes([10, 0, 0, 5]), bytes([127, 0, 0, 1])
+LIMITS = ForwarderLimits(held=512, held_each=64, admitted_each=1024, flows=1024, flows_each=256)
+FLOW_IDLE, DNS_IDLE = LIMITS.flow_idle, LIMITS.dns_idle
 PEER_ID = 9
 ORIGIN = (PEER_ID, True)
 
@@ -44,6 +37,7 @@ class Forwarding(Script):
     def __init__(self, **rest: object) -> None:
         super().__init__(**rest)  # type: ignore[arg-type]
         self.stack.forwarder.set_routes(Tens())
+        self.stack.forwarder.set_limits(LIMITS)
 
     def says(self, at: float, flags: int, seq: int = 0, ack: int | None = None, data: bytes = b"") -> None:
         self.advance(at)
@@ -69,7 +63,7 @@ class Forwarding(Script):
         assert connection.is_established
         return connection
 
-    def datagram(self, at: float, data: bytes, host: bytes = INSIDE, port: int = 53, peer: int = PEER_ID) -> None:
+    def datagram(self, at: float, data: bytes, host: bytes = INSIDE, port: int = 7, peer: int = PEER_ID) -> None:
         self.advance(at)
         payload = udp_payload((PEER, self.peer_port), (host, port), data)
         self.stack.receive([((peer, True), [ip_packet(PEER, host, 17, payload)])], at)
@@ -138,15 +132,46 @@ def test_an_admitted_peer_that_is_gone_is_given_up(conn: Forwarding) -> None:
 def test_a_refused_syn_is_reset_or_told_that_the_host_is_unreachable(conn: Forwarding) -> None:
     knock = conn.knock()
     conn.advance(0.5)
-    conn.stack.forwarder.refuse(knock, 0.5, reset=True)
+    conn.stack.forwarder.refuse(knock, 0.5, is_reachable=True)
     conn.iss = 0
     conn.expect(0.5, RST | ACK, seq=0, ack=1)
     knock = conn.knock(1.0)
     conn.advance(1.5)
-    conn.stack.forwarder.refuse(knock, 1.5, reset=False)
-    assert conn.icmp_sent(1.5) == [(icmp.UNREACHABLE4, icmp.HOST4)]
-    conn.stack.forwarder.refuse(knock, 1.6, reset=True)
+    conn.stack.forwarder.refuse(knock, 1.5, is_reachable=False)
+    [(_, [told, reset])] = conn.stack.transmit(1.5)
+    assert parse_packet_untrusted(told).payload[:2] == bytes([icmp.UNREACHABLE4, icmp.HOST4]), "the reason comes first"
+    assert parse_packet_untrusted(reset).payload[13] == RST | ACK
+    conn.stack.forwarder.refuse(knock, 1.6, is_reachable=True)
     conn.quiet_until(2.0)
+
+
+def test_a_caller_that_gives_up_is_told_to_whoever_dials(conn: Forwarding) -> None:
+    knock = conn.knock()
+    conn.says(1.0, SYN)
+    conn.says(3.0, RST, seq=1)
+    assert conn.stack.forwarder.take_gone() == [knock.key]
+    assert conn.stack.forwarder.admit(knock, 3.0) is None
+    conn.says(5.0, SYN)
+    conn.says(5.1, RST, seq=1)
+    assert conn.stack.forwarder.take_news() == []
+    assert conn.stack.forwarder.take_gone() == [], "nobody had heard of it yet"
+
+
+def test_a_caller_is_waited_for_as_long_as_it_says_its_syn(conn: Forwarding) -> None:
+    knock = conn.knock()
+    for at in (1.0, 3.0, 7.0, 15.0, 31.0, 60.0):
+        conn.says(at, SYN)
+    conn.advance(60.0 + HELD_SECONDS - 0.1)
+    assert conn.stack.forwarder.take_gone() == []
+    conn.advance(60.0 + HELD_SECONDS)
+    assert conn.stack.forwarder.take_gone() == [knock.key]
+    assert conn.is_asleep()
+
+
+def test_a_syn_and_a_datagram_of_one_pair_of_ports_are_both_told(conn: Forwarding) -> None:
+    both = [syn_from(PEER, 5000), ip_packet(PEER, INSIDE, 17, udp_payload((PEER, 5000), (INSIDE, 80), b"?"))]
+    conn.stack.receive([(ORIGIN, both)], 0.0)
+    assert {type(news) for news in conn.stack.forwarder.take_news()} == {Knock, ForwardedFlow}
 
 
 def test_a_held_syn_is_forgotten_in_the_end(conn: Forwarding) -> None:
@@ -234,14 +259,14 @@ def test_a_forwarded_connection_ends_like_any_other(conn: Forwarding) -> None:
 def test_one_peer_holds_its_share_and_all_of_them_no_more_than_there_is(conn: Forwarding) -> None:
     flood = [syn_from(bytes([100, 65, port >> 8, port & 255]), port) for port in range(1, 200)]
     conn.stack.receive([(ORIGIN, flood)], 0.0)
-    assert conn.stack.statistics().forwarder.held == HELD_LIMIT_PER_PEER
-    assert conn.drops["tcp.knocks_share_full"] == 199 - HELD_LIMIT_PER_PEER
+    assert conn.stack.statistics().forwarder.held == LIMITS.held_each
+    assert conn.drops["tcp.knocks_share_full"] == 199 - LIMITS.held_each
     for peer in range(100, 130):
         conn.stack.receive(
             [((peer, True), [syn_from(bytes([100, 66, peer, 1]), 1 + index) for index in range(64)])], 0.0
         )
-    assert conn.stack.statistics().forwarder.held == HELD_LIMIT
-    assert len(conn.stack.forwarder.take_news()) == HELD_LIMIT
+    assert conn.stack.statistics().forwarder.held == LIMITS.held
+    assert len(conn.stack.forwarder.take_news()) == LIMITS.held
     assert conn.drops["tcp.knocks_full"]
     assert not conn.stack.transmit(0.0)
     conn.stack.listen(80)  # and our own sockets are as they were
@@ -249,12 +274,11 @@ def test_one_peer_holds_its_share_and_all_of_them_no_more_than_there_is(conn: Fo
     assert len(conn.stack.transmit(0.0)) == 1
     conn.advance(HELD_SECONDS)
     assert conn.stack.statistics().forwarder.held == 0
-    assert conn.drops["tcp.knock_expired"] == HELD_LIMIT
+    assert conn.drops["tcp.knock_expired"] == LIMITS.held
 
 
-def test_a_peer_that_never_finishes_opening_uses_up_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarder, "ADMITTED_LIMIT_PER_PEER", 3)
-    conn = Forwarding()
+def test_a_peer_that_never_finishes_opening_uses_up_its_own_share(conn: Forwarding) -> None:
+    conn.stack.forwarder.set_limits(LIMITS._replace(admitted_each=3))
     admitted = []
     for port in range(1, 6):
         conn.stack.receive([(ORIGIN, [syn_from(PEER, port)])], 0.0)
@@ -278,7 +302,7 @@ def flow_of(conn: Forwarding) -> ForwardedFlow:
 def test_a_datagram_for_others_begins_a_flow_that_answers_for_them(conn: Forwarding) -> None:
     conn.datagram(0.0, b"question")
     flow = flow_of(conn)
-    assert (flow.local, flow.peer_address, flow.peer, flow.owner) == ((INSIDE, 53), (PEER, 5000), PEER_ID, None)
+    assert (flow.local, flow.peer_address, flow.peer, flow.owner) == ((INSIDE, 7), (PEER, 5000), PEER_ID, None)
     assert flow.receive() == (b"question", (PEER, 5000))
     flow.reply(b"answer", 0.1)
     [(hop, [raw])] = conn.stack.transmit(0.1)
@@ -286,7 +310,7 @@ def test_a_datagram_for_others_begins_a_flow_that_answers_for_them(conn: Forward
     assert (hop, packet.source, packet.payload[:4], packet.payload[8:]) == (
         (PEER, 0),
         INSIDE,
-        b"\x00\x35\x13\x88",
+        b"\x00\x07\x13\x88",
         b"answer",
     )
     conn.stack.take_messages()
@@ -319,13 +343,52 @@ def test_a_closed_flow_gives_its_place_back(conn: Forwarding) -> None:
     assert conn.is_asleep()
 
 
-def test_one_peer_has_its_share_of_flows(conn: Forwarding) -> None:
-    for peer in range(6):
-        for port in range(1, FLOWS_LIMIT_PER_PEER + 11):
-            conn.datagram(0.0, b"?", bytes([10, 0, 1, peer]), port, peer=peer)
-    assert conn.stack.statistics().forwarder.flows == FLOWS_LIMIT
-    assert conn.drops["udp.flows_share_full"] == 4 * 10
-    assert conn.drops["udp.flows_full"] == 2 * (FLOWS_LIMIT_PER_PEER + 10)
+def test_a_question_to_a_resolver_is_not_waited_for_so_long(conn: Forwarding) -> None:
+    conn.datagram(0.0, b"question", port=53)
+    flow = flow_of(conn)
+    conn.advance(DNS_IDLE - 0.1)
+    assert not flow.is_closed
+    conn.advance(DNS_IDLE)
+    assert flow.is_closed
+
+
+def test_a_peer_with_all_its_flows_loses_the_one_that_was_silent_longest(conn: Forwarding) -> None:
+    conn.stack.forwarder.set_limits(LIMITS._replace(flows_each=3))
+    for at, port in enumerate((1, 2, 3, 1)):
+        conn.datagram(float(at), b"?", port=port)
+    news = conn.stack.forwarder.take_news()
+    first, second, third = (one for one in news if isinstance(one, ForwardedFlow))
+    conn.datagram(4.0, b"?", port=4)
+    assert (first.is_closed, second.is_closed, third.is_closed) == (False, True, False)
+    third.reply(b"!", 5.0)
+    conn.datagram(5.0, b"?", port=5, peer=PEER_ID + 1)
+    assert conn.stack.statistics().forwarder.flows == 4, "another peer has a share of its own"
+    assert conn.drops["udp.flows_share_full"] == 1
+
+
+def test_of_all_flows_the_heaviest_peer_makes_room(conn: Forwarding) -> None:
+    conn.stack.forwarder.set_limits(LIMITS._replace(flows=10, flows_each=8))
+    conn.datagram(0.0, b"?", bytes([10, 0, 1, 1]), 9, peer=1)
+    for port in range(1, 40):
+        conn.datagram(float(port), b"?", bytes([10, 0, 1, 2]), port, peer=2)
+    for port in range(1, 40):
+        conn.datagram(float(port), b"?", bytes([10, 0, 1, 3]), port, peer=3)
+    flows = conn.stack.forwarder.flows.values()
+    assert len(flows) == 10
+    assert [flow.peer for flow in flows].count(1) == 1, "whoever asks for little keeps it"
+    assert conn.drops["udp.flows_full"]
+
+
+def test_flows_come_and_go_and_nothing_stays(conn: Forwarding) -> None:
+    for port in range(1, 10_001):
+        conn.datagram(port / 1000, b"?", port=port)
+        assert len(conn.stack.forwarder.flows) <= LIMITS.flows_each
+        conn.stack.transmit(port / 1000)
+    conn.advance(10.0 + FLOW_IDLE)
+    conn.stack.transmit(10.0 + FLOW_IDLE)
+    assert conn.stack.statistics().forwarder.flows == 0
+    conn.stack.take_messages()
+    assert conn.is_asleep()
 
 
 def test_an_unread_flow_keeps_no_more_than_its_queue(conn: Forwarding) -> None:
@@ -346,10 +409,68 @@ def test_a_report_about_a_forwarded_datagram_reaches_its_flow(conn: Forwarding) 
 # -- the rest -----------------------------------------------------------------------------------------------------
 
 
-def test_we_do_not_answer_pings_and_protocols_for_others(conn: Forwarding) -> None:
-    conn.stack.receive([(ORIGIN, [icmp.echo_request(PEER, INSIDE, 1, b""), ip_packet(PEER, INSIDE, 200, b"")])], 0.0)
+def echoes_of(conn: Forwarding) -> list[Echo]:
+    return [one for one in conn.stack.forwarder.take_news() if isinstance(one, Echo)]
+
+
+def test_a_ping_for_others_is_answered_when_somebody_says_so(conn: Forwarding) -> None:
+    asked = icmp.echo_request(PEER, INSIDE, 77, b"payload")
+    conn.stack.receive([(ORIGIN, [asked, asked])], 0.0)
+    [echo] = echoes_of(conn)
+    assert (echo.local, echo.peer) == (INSIDE, PEER_ID)
     assert not conn.stack.transmit(0.0)
-    assert conn.drops["icmp.not_forwarded"] == conn.drops["ip.not_forwarded"] == 1
+    conn.stack.forwarder.settle_echo(echo, 0.1, is_there=True)
+    [(_, [raw])] = conn.stack.transmit(0.1)
+    packet = parse_packet_untrusted(raw)
+    assert (packet.source, packet.destination) == (INSIDE, PEER)
+    assert (packet.payload[0], packet.payload[4:8], packet.payload[8:]) == (
+        icmp.ECHO_REPLY4,
+        (77).to_bytes(4, "big"),
+        b"payload",
+    )
+    assert conn.stack.statistics().forwarder.echoes == 0
+
+
+def test_pings_for_others_are_few_at_once_and_few_of_each_peer(conn: Forwarding) -> None:
+    for number in range(100):
+        conn.stack.receive([((1 + number % 4, True), [icmp.echo_request(PEER, INSIDE, number, b"")])], 0.0)
+    told = echoes_of(conn)
+    assert len(told) == LIMITS.echoes == 20
+    for echo in told:
+        conn.stack.forwarder.settle_echo(echo, 0.0, is_there=False)
+    for number in range(100, 200):
+        conn.stack.receive([((1, True), [icmp.echo_request(PEER, INSIDE, number, b"")])], 10.0)
+    assert len(echoes_of(conn)) == LIMITS.echoes_per_second == 10
+    assert not conn.stack.transmit(10.0)
+
+
+def test_a_ping_whose_route_is_gone_is_not_answered(conn: Forwarding) -> None:
+    conn.stack.receive([(ORIGIN, [icmp.echo_request(PEER, INSIDE, 1, b"")])], 0.0)
+    [echo] = echoes_of(conn)
+    conn.stack.forwarder.set_routes(None)
+    conn.stack.forwarder.settle_echo(echo, 0.1, is_there=True)
+    assert not conn.stack.transmit(0.1)
+
+
+def test_a_closed_udp_port_behind_us_is_told_as_such(conn: Forwarding) -> None:
+    conn.datagram(0.0, b"anybody?")
+    conn.stack.forwarder.report_refusal(flow_of(conn), 0.1)
+    [(_, [raw])] = conn.stack.transmit(0.1)
+    packet = parse_packet_untrusted(raw)
+    report = icmp.read_error_untrusted(packet, *icmp.parse_untrusted(packet))
+    assert report is not None
+    assert (packet.source, report.local, report.remote, report.quoted[:4]) == (
+        INSIDE,
+        PEER,
+        INSIDE,
+        bytes.fromhex("13880007"),
+    )
+
+
+def test_we_do_not_speak_other_protocols_for_others(conn: Forwarding) -> None:
+    conn.stack.receive([(ORIGIN, [ip_packet(PEER, INSIDE, 200, b"")])], 0.0)
+    assert not conn.stack.transmit(0.0)
+    assert conn.drops["ip.not_forwarded"] == 1
 
 
 def test_a_stack_that_forwards_nothing_sleeps(conn: Forwarding) -> None:

@@ -158,6 +158,13 @@ class Lab:
         run("ip", "-n", router, "link", "set", f"p{last}", "master", "lan")
         run("ip", "-n", client, "route", "add", "default", "via", f"192.168.{n}.1")
 
+    def leg(self, site: Site, name: str, ours: str, theirs: str) -> str:
+        """A host behind a site's client that only it is wired to, by an interface `name` of it; its namespace."""
+        host = self._namespace(f"h{site.number}{name}")
+        self._wire(site.client, name, ours, host, "eth0", theirs)
+        run("ip", "-n", host, "route", "add", "default", "via", ours)
+        return host
+
     def close(self) -> None:
         for name in reversed(self._made):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)

@@ -280,6 +280,29 @@ class Rig:
         finally:
             await server.stop()
 
+    @contextlib.asynccontextmanager
+    async def lockcontrol(self, *, regions: Sequence[Json] = ()) -> AsyncIterator[str]:
+        """Upstream's in-memory control server with tailnet lock; its URL. `lock add` and its like end it."""
+        room, port = self.room("lockcontrol"), PORTS.take()
+        derp_map = {"Regions": {str(r["regionid"]): go_names(r) for r in regions}}
+        (room / "derp.json").write_text(json.dumps(derp_map))
+        command: list[str | Path] = [build.binary("lockcontrol"), "-listen", f"127.0.0.1:{port}"]
+        process = Process("lockcontrol", [*command, "-derp-map", room / "derp.json"], room, env=QUIET_ENV)
+
+        async def ready() -> bool:
+            process.check()
+            try:
+                await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+            except OSError:
+                return False
+            return True
+
+        try:
+            await poll_until("lockcontrol", ready, 10)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            await process.stop()
+
     def _go_env(
         self, control: Headscale | Testcontrol | str | None, room: Path, derp_http: bool, relay_only: bool
     ) -> dict[str, str]:
