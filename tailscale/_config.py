@@ -41,18 +41,24 @@ class Preferences:
     shields_up: bool = False
     wants_the_name: bool = True  # somebody chose it; the machine's own name may well be shared
 
-    def __post_init__(self) -> None:
-        if self.advertise_exit_node and self.exit_node:
-            raise ValueError(
-                "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
-                "offering to be one"
-            )
-
     @property
     def offered_routes(self) -> tuple[str, ...]:
         """Everything that we offer to forward: an exit node offers the rest of the world."""
         exits = EXIT_ROUTES if self.advertise_exit_node else ()
         return tuple(dict.fromkeys((*self.advertise_routes, *exits)))
+
+
+def is_login_forced() -> bool:
+    """Upstream's switch for logging in although the stored state is good."""
+    return os.environ.get("TSNET_FORCE_LOGIN", "") in {"1", "t", "T", "TRUE", "true", "True"}
+
+
+def rig_flag_from_environment(name: str) -> bool:
+    """Whether one of upstream's switches for test rigs is on; never silently."""
+    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
+    if is_set:
+        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
+    return is_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Config:
     client_id: str = ""
     id_token: AuthKey = field(default=None, repr=False)
     audience: str = ""
-    force_login: bool = False
+    force_login: bool = field(default_factory=is_login_forced)
     ephemeral: bool = True
     on_login_url: Callable[[str], Any] | None = None
     login_timeout: float = DEFAULT_LOGIN_TIMEOUT
@@ -74,8 +80,8 @@ class Config:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     handle_sigterm: bool = True
     peerapi: bool = True
-    relay_over_http: bool = False
-    never_direct: bool = False
+    relay_over_http: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_USE_DERP_HTTP"))
+    never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
     on_flow: OnFlow | None = None
 
@@ -130,11 +136,6 @@ def has_login_in_environment() -> bool:
     return bool(auth_key_from_environment() or os.environ.get("TS_CLIENT_ID"))
 
 
-def is_login_forced() -> bool:
-    """Upstream's switch for logging in although the stored state is good."""
-    return os.environ.get("TSNET_FORCE_LOGIN", "") in {"1", "t", "T", "TRUE", "true", "True"}
-
-
 def key_or_its_file(key: AuthKey) -> AuthKey:
     """`file:/run/secrets/key` stands for what that file holds when a key is needed: it may be replaced meanwhile."""
     if not isinstance(key, str) or not key.startswith("file:"):
@@ -157,14 +158,6 @@ def control_url_from_environment() -> str:
     return os.environ.get("TS_CONTROL_URL") or DEFAULT_CONTROL_URL
 
 
-def rig_flag_from_environment(name: str) -> bool:
-    """Whether one of upstream's switches for test rigs is on; never silently."""
-    is_set = os.environ.get(name, "").lower() in {"1", "t", "true"}
-    if is_set:
-        log.warning("%s is set: this is for test rigs, not for real tailnets", name)
-    return is_set
-
-
 def default_hostname() -> str:
     """`TS_HOSTNAME`, or a clean form of the machine's name."""
     return os.environ.get("TS_HOSTNAME") or clean_hostname(socket.gethostname())
@@ -183,6 +176,16 @@ def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
         except BadPacket as problem:
             raise ValueError(f"advertise_routes takes prefixes such as 192.168.7.0/24: {problem}") from None
     return tuple(routes)
+
+
+def checked(preferences: Preferences) -> Preferences:
+    """The same, where they go together."""
+    if preferences.advertise_exit_node and preferences.exit_node:
+        raise ValueError(
+            "a device uses an exit node or is one: exit_node=None stops using one, advertise_exit_node=False stops "
+            "offering to be one"
+        )
+    return preferences
 
 
 def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -438,6 +438,7 @@ __getattr__ = lazily(
         {
             "tailscale.mesh.aio_face": ("Mesh",),
             "tailscale.proxy.aio_face": ("Exits", "serve"),
+            "tailscale.taildrop.aio_face": ("taildrop",),
             "tailscale.threads.taking": ("TakenDials",),
         }
     ),
@@ -445,5 +446,5 @@ __getattr__ = lazily(
 
 __all__ = [
     *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
-    *("UdpSocket", "serve"),
+    *("UdpSocket", "serve", "taildrop"),
 ]

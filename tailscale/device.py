@@ -26,14 +26,13 @@ from tailscale._config import (
     AuthKey,
     Config,
     Preferences,
+    checked,
     clean_hostname,
     clean_routes,
     clean_tags,
     control_url_from_environment,
     default_hostname,
-    is_login_forced,
     logins,
-    rig_flag_from_environment,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
+    from tailscale.runtime.ssh_ground import SshGround
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import (
         ExitNode,
@@ -147,24 +147,21 @@ class Device(OwnNode, AsyncWithOnly):
         peerapi: bool = True,
     ) -> None:
         guard_logs()
-        login = logins(auth_key, client_id, id_token, audience)
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=Preferences(
-                hostname=clean_hostname(hostname) if hostname else default_hostname(),
-                tags=clean_tags(tags),
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_routes=clean_routes(advertise_routes),
-                advertise_exit_node=advertise_exit_node,
-                shields_up=shields_up,
-                wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+            preferences=checked(
+                Preferences(
+                    hostname=clean_hostname(hostname) if hostname else default_hostname(),
+                    tags=clean_tags(tags),
+                    accept_routes=accept_routes,
+                    exit_node=exit_node,
+                    advertise_routes=clean_routes(advertise_routes),
+                    advertise_exit_node=advertise_exit_node,
+                    shields_up=shields_up,
+                    wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+                )
             ),
-            auth_key=login.auth_key,
-            client_id=login.client_id,
-            id_token=login.id_token,
-            audience=login.audience,
-            force_login=is_login_forced(),
+            **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
             on_login_url=on_login_url,
             login_timeout=login_timeout,
@@ -173,8 +170,6 @@ class Device(OwnNode, AsyncWithOnly):
             tls=tls,
             handle_sigterm=handle_sigterm,
             peerapi=peerapi,
-            relay_over_http=rig_flag_from_environment("TS_DEBUG_USE_DERP_HTTP"),
-            never_direct=rig_flag_from_environment("TS_DEBUG_NEVER_DIRECT_UDP"),
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
         )
@@ -182,8 +177,7 @@ class Device(OwnNode, AsyncWithOnly):
         self._network: Network = HostNetwork()
         self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._process, self._closed = OwnProcess(), False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -780,6 +774,19 @@ class Device(OwnNode, AsyncWithOnly):
         """
         self._ready().spawn(function, *arguments)
 
+    def ssh_ground(self) -> SshGround:
+        """What an SSH server on this device stands on: `tailscale.ssh.serve_ssh`, or one of your own.
+
+        ```python
+        rules = device.ssh_ground().rules()
+        print(rules.policy)
+        ```
+        """
+        from tailscale.runtime.ssh_ground import SshGround  # few serve
+
+        runtime = self._ready()
+        return SshGround(runtime.bus, runtime.directory, runtime.control, runtime.network.wall_clock)
+
     # Changing our mind
 
     async def set(
@@ -813,7 +820,7 @@ class Device(OwnNode, AsyncWithOnly):
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
-        runtime.set_preferences(replace(runtime.directory.preferences, **changes))
+        runtime.set_preferences(checked(replace(runtime.directory.preferences, **changes)))
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.

@@ -18,6 +18,7 @@ REMEDIES = {
     "relay-home-unreachable": "let TCP 443 out to the tailnet's relays; tls= (or SSL_CERT_FILE) must know their CA",
     "udp-blocked": "let UDP out to port 3478 and to peers; relays carry everything until then",
     "no-socket": "leave local ports free; both ends need an address of the same family",
+    "key-expires-soon": "await device.login() (pytailscale login), or extend this device's key on the control server",
     # The name and the way
     "name-not-found": "check the name: `pytailscale status` lists those that this device may see",
     "name-unanswered": "try again; the tailnet's DNS servers must be reachable from here",
@@ -56,6 +57,10 @@ OPTIONS = (
     ("device.login()", "`pytailscale login`"),
     ("state= (--state, or --ephemeral)", "--state, or --ephemeral"),
     ("auth_key=", "--auth-key"),
+    ("client_id=", "--client-id"),
+    ("id_token=", "--id-token"),
+    ("audience=", "--audience"),
+    ('tags=["tag:ci"]', "--advertise-tags tag:ci"),
     ("control_url=", "--control-url"),
     ("control_url must", "--control-url must"),
     ("ready_timeout=", "--timeout"),
@@ -74,3 +79,23 @@ def in_option_words(sentence: str) -> str:
 def remedy_for(code: str) -> str:
     """What to set; "" for what needs nothing."""
     return REMEDIES.get(code, "")
+
+
+UPSTREAM_CODES = {
+    "control-unreachable": "not-in-map-poll",
+    "relay-home-unreachable": "no-derp-connection",
+    "login-needed": "login-state",
+    "key-expired": "login-state",
+    "control-refused": "login-state",
+    "state-not-saved": "state-store-health",
+}
+"""Warnings of ours that mean what one of upstream's means."""
+
+
+def upstream_code(code: str) -> str:
+    """The name under which upstream's programs know a warning; ours where they have none."""
+    if code.startswith("control-says-"):
+        return f"control-health.{code.removeprefix('control-says-')}"
+    if code.startswith("relay-") and code.endswith("-unwell"):
+        return "derp-region-error"
+    return UPSTREAM_CODES.get(code, code)

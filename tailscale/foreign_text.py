@@ -24,6 +24,7 @@ _PARTS = (
     "peerapi",
     "proxy",
     "relay",
+    "ssh",
     "state",
     "taildrop",
     "udp",

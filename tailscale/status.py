@@ -22,26 +22,6 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
-UPSTREAM_CODES = {
-    "control-unreachable": "not-in-map-poll",
-    "relay-home-unreachable": "no-derp-connection",
-    "login-needed": "login-state",
-    "key-expired": "login-state",
-    "control-refused": "login-state",
-    "state-not-saved": "state-store-health",
-}
-"""Warnings of ours that mean what one of upstream's means."""
-
-
-def upstream_code(code: str) -> str:
-    """The name under which upstream's programs know a warning; ours where they have none."""
-    if code.startswith("control-says-"):
-        return f"control-health.{code.removeprefix('control-says-')}"
-    if code.startswith("relay-") and code.endswith("-unwell"):
-        return "derp-region-error"
-    return UPSTREAM_CODES.get(code, code)
-
-
 PingKind = Literal["disco", "tsmp", "icmp", "peerapi"]
 PING_KINDS = get_args(PingKind)
 PathKind = Literal["", "direct", "relay", "peer relay"]

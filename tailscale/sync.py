@@ -284,6 +284,7 @@ __getattr__ = lazily(
         {
             "tailscale.mesh.sync_face": ("Mesh",),
             "tailscale.proxy.sync_face": ("Exits", "serve"),
+            "tailscale.taildrop.sync_face": ("taildrop",),
             "tailscale.threads.taking": ("TakenDials",),
         }
     ),
@@ -291,5 +292,5 @@ __getattr__ = lazily(
 
 __all__ = [
     *("Capture", "Device", "Exits", "Exposure", "Forward", "Mesh", "TailnetListener", "TailnetSocket", "TakenDials"),
-    *("UdpSocket", "serve"),
+    *("UdpSocket", "serve", "taildrop"),
 ]

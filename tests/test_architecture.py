@@ -70,6 +70,7 @@ WINGS: dict[str, set[str]] = {
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
     "serve": VALUES | {"carry", "device", "http", "sockets"},
+    "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http", "http1"},
@@ -80,6 +81,7 @@ WINGS: dict[str, set[str]] = {
         "_diagnostics",
         "carry",
         "device",
+        "files",
         "http",
         "http1",
         "local_ports",
@@ -94,10 +96,25 @@ WINGS: dict[str, set[str]] = {
     "notebook": VALUES | {"daemon", "sync", "threads"},
     "__main__": VALUES | {"cli"},
     "cli": VALUES
-    | {"_diagnostics", "capturing", "carry", "daemon", "device", "dns", "http", "local_ports", "mesh", "metrics"}
-    | {"proxy", "serve", "sockets", "taildrop", "testing", "tui", "web"},
+    | {
+        "_diagnostics",
+        "capturing",
+        "carry",
+        "daemon",
+        "device",
+        "dns",
+        "files",
+        "http",
+        "local_ports",
+        "mesh",
+        "metrics",
+    }
+    | {"proxy", "serve", "sockets", "ssh", "taildrop", "testing", "tui", "web"},
 }
-FACADES = {"http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "metrics", "dask", "daemon", "tui", "web"}
+FACADES = {
+    *("http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "ssh", "metrics", "dask", "daemon", "tui"),
+    "web",
+}
 FACADES |= {"notebook"}
 SHELLS = {
     *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
@@ -141,13 +158,14 @@ PURE = {
     "tailscale/runtime/forward_guard.py",
     "tailscale/runtime/hostinfo.py",
     "tailscale/runtime/messages.py",
+    "tailscale/runtime/hidden_news.py",
     "tailscale/runtime/translate_peers.py",
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
-    "tailscale/taildrop/targets.py",
+    "tailscale/taildrop/recipients.py",
     "tailscale/taildrop/wire.py",
 }
 ONLY_IN = {

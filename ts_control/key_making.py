@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit
 
+from ts_base.errors import BadPacket
 from ts_control.errors import KeyNotMade
 from ts_control.http1 import Reply, is_web_page
 
@@ -92,14 +93,14 @@ def wish_of_workload(client_id: str, control_url: str, tags: Sequence[str]) -> K
 # Answers
 
 
-def token_of_untrusted(reply: Reply, where: str) -> str:
+def token_of_untrusted(reply: Reply) -> str:
     """The token that the first request is answered with."""
-    return _text_of_untrusted(reply, "access_token", where)
+    return _text_of_untrusted(reply, "access_token")
 
 
-def key_of_untrusted(reply: Reply, where: str) -> str:
+def key_of_untrusted(reply: Reply) -> str:
     """The auth key that the second request is answered with."""
-    return _text_of_untrusted(reply, "key", where)
+    return _text_of_untrusted(reply, "key")
 
 
 def refusal_of_untrusted(reply: Reply, secrets: Sequence[str] = ()) -> str:
@@ -141,14 +142,14 @@ def ask_google(environment: Mapping[str, str], audience: str) -> Ask:
     return Ask("GET", f"http://{host}{path}?{query}", (("Metadata-Flavor", "Google"),))
 
 
-def github_token_of_untrusted(reply: Reply, where: str) -> str:
-    return _text_of_untrusted(reply, "value", where)
+def github_token_of_untrusted(reply: Reply) -> str:
+    return _text_of_untrusted(reply, "value")
 
 
-def google_token_of_untrusted(reply: Reply, where: str) -> str:
+def google_token_of_untrusted(reply: Reply) -> str:
     text = reply.body.strip().decode("latin-1")
     if is_web_page(reply) or not _is_token(text):
-        raise KeyNotMade(f"{where} answered with no ID token", "Look at what listens there")
+        raise BadPacket("no ID token")
     return text
 
 
@@ -206,15 +207,14 @@ def _truth(found: Mapping[str, str], name: str, default: bool) -> bool:
     return text in TRUE
 
 
-def _text_of_untrusted(reply: Reply, name: str, where: str) -> str:
+def _text_of_untrusted(reply: Reply, name: str) -> str:
     try:
         answer: Any = json.loads(reply.body)
     except (ValueError, RecursionError):
         answer = None
     text = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(text, str) or not _is_token(text):
-        what = "a web page" if is_web_page(reply) else f"no {name.replace('_', ' ')}"
-        raise KeyNotMade(f"{where} answered with {what}", "Check that this is the API's address")
+        raise BadPacket("a web page" if is_web_page(reply) else f"no {name.replace('_', ' ')}")
     return text
 
 

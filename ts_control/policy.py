@@ -1,8 +1,8 @@
 """A tailnet policy as people write it: ACLs, grants, groups, tagOwners, hosts, autoApprovers, nodeAttrs.
 
 Owns the language: what each word means and which mistakes are refused, with a sentence that names the place. What the
-words select among real nodes is `policy_index`. Sections about things this server does not do (ssh, tests, posture)
-are accepted and ignored, so that a production policy can be tried unchanged.
+words select among real nodes is `policy_index`, and `ssh_rules` for logins. Sections about things this server does not
+do (tests, posture) are accepted and ignored, so that a production policy can be tried unchanged.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _WITH_SELF = frozenset({USERS, MEMBERS})  # the sources autogroup:self may stand
 _WITH_SELF_IN_ACLS = _WITH_SELF | {EVERYONE}
 EXIT_ROUTES: frozenset[Prefix] = frozenset({(bytes(4), 0), (bytes(16), 0)})
 
-_SECTIONS = {"acls", "grants", "groups", "hosts", "tagOwners", "autoApprovers", "nodeAttrs"}
-_IGNORED = {"ssh", "sshTests", "tests", "postures", "defaultSrcPosture", "derpMap", "disableIPv4", "OneCGNATRoute",
+_SECTIONS = {"acls", "grants", "groups", "hosts", "tagOwners", "autoApprovers", "nodeAttrs", "ssh"}
+_IGNORED = {"sshTests", "tests", "postures", "defaultSrcPosture", "derpMap", "disableIPv4", "OneCGNATRoute",
             "randomizeClientPort", "ipsets", "extraDNSRecords"}  # fmt: skip
 _AUTOGROUPS = {"autogroup:member": MEMBERS, "autogroup:members": MEMBERS, "autogroup:tagged": TAGGED,
                "autogroup:self": SELF, "autogroup:internet": INTERNET, "autogroup:danger-all": ANY_ADDRESS}  # fmt: skip
@@ -62,6 +62,26 @@ class Rule:
     capabilities: Mapping[str, list[Any] | None] = field(default_factory=dict)
 
 
+NONROOT = "autogroup:nonroot"
+LOCALPART = "localpart:*@"
+ALWAYS = 0.0  # a check's period: every login is checked
+CHECK_PERIOD = 12 * 3600.0
+_PERIODS = (60.0, 168 * 3600.0)
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|m|s)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class SshEntry:
+    """Who may log in where as whom over SSH; `check` says that somebody has to approve it every so many seconds."""
+
+    sources: tuple[Alias, ...]
+    destinations: tuple[Alias, ...]
+    users: tuple[str, ...]
+    check: float | None = None
+    accept_env: tuple[str, ...] = ()
+
+
 def is_valid_tag(text: str) -> bool:
     return _TAG_NAME.fullmatch(text) is not None
 
@@ -84,6 +104,8 @@ class Policy:
     route_approvers: tuple[tuple[Prefix, tuple[Alias, ...]], ...] = ()
     exit_approvers: tuple[Alias, ...] = ()
     attributes: tuple[tuple[tuple[Alias, ...], tuple[str, ...]], ...] = ()
+    ssh: tuple[SshEntry, ...] = ()
+    """In the order in which they count: what is checked comes before what is merely accepted."""
 
     @classmethod
     def allow_all(cls) -> Policy:
@@ -160,6 +182,29 @@ def _protocols(text: Any, where: str) -> tuple[int, ...]:
     raise PolicyError(f"{where}: unknown protocol {text!r}")
 
 
+_SSH_SOURCES = frozenset({USERS, TAG, MEMBERS, TAGGED})
+_SSH_TARGETS = frozenset({USERS, TAG, TAGGED, SELF})
+
+
+def _is_user_word(user: str) -> bool:
+    return user == NONROOT or (user.startswith(LOCALPART) and len(user) > len(LOCALPART))
+
+
+def _check_period(text: Any, where: str) -> float:
+    """`12h`, `1h30m`, `always`; from a minute to a week."""
+    if text is None:
+        return CHECK_PERIOD
+    if text == "always":
+        return ALWAYS
+    parts = _DURATION.findall(text) if isinstance(text, str) else []
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise PolicyError(f"{where}.checkPeriod: {text!r} is neither a duration such as '12h' nor 'always'")
+    period = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not _PERIODS[0] <= period <= _PERIODS[1]:
+        raise PolicyError(f"{where}.checkPeriod: from 1m to 168h")
+    return period
+
+
 class _Reader:
     """One pass over one policy. Holds the definitions the rules refer to."""
 
@@ -199,7 +244,49 @@ class _Reader:
                 (self._aliases(entry.get("target"), f"nodeAttrs[{i}].target"), tuple(_texts(entry.get("attr"), "attr")))
                 for i, entry in enumerate(_objects(source.get("nodeAttrs"), "nodeAttrs"))
             ),
+            ssh=tuple(sorted(self._ssh_entries(), key=lambda entry: entry.check is None)),
         )
+
+    def _ssh_entries(self) -> list[SshEntry]:
+        return [
+            self._ssh_entry(entry, f"ssh[{index}]")
+            for index, entry in enumerate(_objects(self._source.get("ssh"), "ssh"))
+        ]
+
+    def _ssh_entry(self, entry: Mapping[str, Any], where: str) -> SshEntry:
+        action = entry.get("action")
+        if action not in {"accept", "check"}:
+            raise PolicyError(f"{where}: action must be 'accept' or 'check'")
+        if action == "accept" and "checkPeriod" in entry:
+            raise PolicyError(f"{where}: checkPeriod only goes with the action 'check'")
+        sources = self._aliases(entry.get("src"), f"{where}.src")
+        destinations = self._aliases(entry.get("dst"), f"{where}.dst")
+        users = _texts(entry.get("users"), f"{where}.users")
+        for name, what in (("src", sources), ("dst", destinations), ("users", users)):
+            if not what:
+                raise PolicyError(f"{where}: {name} is missing")
+        if any(alias.kind not in _SSH_SOURCES for alias in sources):
+            raise PolicyError(f"{where}.src: only users, groups, tags, autogroup:member and autogroup:tagged log in")
+        if any(alias.kind not in _SSH_TARGETS for alias in destinations):
+            raise PolicyError(f"{where}.dst: write users, tags or autogroup:self")
+        self._check_ssh_pairs(sources, destinations, where)
+        for user in users:
+            if not user or (user.startswith(("autogroup:", "localpart:")) and not _is_user_word(user)):
+                raise PolicyError(f"{where}.users: {user!r} is neither a user, {NONROOT} nor {LOCALPART}example.com")
+        check = _check_period(entry.get("checkPeriod"), where) if action == "check" else None
+        return SshEntry(
+            sources, destinations, tuple(users), check, tuple(_texts(entry.get("acceptEnv"), f"{where}.acceptEnv"))
+        )
+
+    @staticmethod
+    def _check_ssh_pairs(sources: tuple[Alias, ...], destinations: tuple[Alias, ...], where: str) -> None:
+        """People reach their own devices and tagged ones; what is tagged reaches only what is tagged."""
+        is_tagged = any(alias.kind in {TAG, TAGGED} for alias in sources)
+        for target in destinations:
+            if target.kind in {SELF, USERS} and is_tagged:
+                raise PolicyError(f"{where}: a tagged device may not log in to devices of users")
+            if target.kind == USERS and any(source != target for source in sources):
+                raise PolicyError(f"{where}.dst: a user's devices are only for the same user; or write autogroup:self")
 
     def _users_of(self, members: Any, where: str) -> frozenset[str]:
         if not where.startswith("groups.group:"):
@@ -302,7 +389,7 @@ class _Reader:
             rules.append(Rule(sources, tuple((target, tuple(ranges)) for target in targets), known))
         capabilities = _mapping(grant.get("app") or {}, f"{where}.app")
         for name in capabilities:
-            if not re.fullmatch(r"[a-z0-9.-]+\.[a-z0-9-]+/.+", name):
+            if not re.fullmatch(r"(https://)?[a-z0-9.-]+\.[a-z0-9-]+/.+", name):  # the oldest, Taildrop's too, are URLs
                 raise PolicyError(f"{where}.app: a capability is named like 'example.com/cap/backup', not {name!r}")
         if capabilities and any(target.kind == INTERNET for target in targets):
             raise PolicyError(f"{where}: 'app' means nothing towards autogroup:internet")

@@ -206,6 +206,9 @@ class PolicyIndex:
                 members.remove(subject_id)
             self._views.clear()
 
+    def subjects(self) -> list[Subject]:
+        return list(self._subjects.values())
+
     def view(self, subject_id: int) -> frozenset[int]:
         """Who this device may know of, itself possibly among them. Equal standing gives the same object."""
         subject = self._subjects[subject_id]

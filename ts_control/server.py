@@ -24,6 +24,8 @@ from ts_control.server_lock import ServedLock
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_news import News
+from ts_control.server_ssh import Asked, SshCheck, SshChecks
+from ts_control.ssh_policy import SSHAction
 from ts_control.wire import DERPMap, DNSConfig, DNSRecord, Location, MapRequest, PingRequest, Resolver, Service
 from ts_control.wire_lock import LockAnswer, LockRequest
 from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
@@ -82,6 +84,8 @@ class ControlServer:
             key_lifetime=key_lifetime,
             lock=self.lock,
         )
+        self._maps.url = self.url
+        self._checks = SshChecks(self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock)
         self.pings: dict[str, PingSent] = {}
 
     def appear_as(self, machine: MachinePrivate) -> None:
@@ -149,6 +153,7 @@ class ControlServer:
     def abandon(self, owner: object, now: float) -> None:
         """A connection ended: everything that was waiting on it is forgotten."""
         self._logins.abandon(owner)
+        self._checks.abandon(owner)
         self._news.abandon(owner, now)
 
     def ask_lock(self, machine: MachinePublic, what: str, request: LockRequest, now: float) -> LockAnswer:
@@ -182,6 +187,14 @@ class ControlServer:
             return False
         ping.answer, ping.answered = body, now
         return True
+
+    def ask_ssh_action(self, machine: MachinePublic, path: str, query: str, owner: object) -> SSHAction | Asked:
+        """What is to happen to a login over SSH; an Asked gets its answer when somebody has decided."""
+        return self._checks.ask(machine, path, query, self._news.policy, owner)
+
+    def give_up_ssh_action(self, asked: Asked) -> None:
+        """The request ended before there was an answer."""
+        self._checks.give_up(asked)
 
     def _take_over(self, now: float) -> None:
         """What the login rules decided becomes news."""
@@ -231,8 +244,19 @@ class ControlServer:
 
     # What everybody gets
 
+    @property
+    def ssh_checks(self) -> tuple[SshCheck, ...]:
+        """Logins over SSH that wait for somebody to approve them."""
+        return tuple(self._checks.pending.values())
+
+    def decide_ssh(self, check: str, now: float, *, approved: bool = True) -> None:
+        """Let a login that waits in, or turn it away; `check` is its id or the URL of its page."""
+        for asked in self._checks.decide(check, approved=approved):
+            self._news.wake(asked.owner)
+        self._news.settle(now)
+
     def set_policy(self, policy: Policy | str | Mapping[str, Any] | None, now: float) -> None:
-        """Replace the policy; None allows everything. PolicyError leaves the old one in force."""
+        """Replace the policy; None opens everything but SSH. PolicyError leaves the old one in force."""
         chosen = Policy.allow_all() if policy is None else policy
         parsed = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
         self._logins.policy = parsed

@@ -11,17 +11,19 @@ from collections.abc import Callable
 from ts_base.errors import BadPacket
 from ts_base.keys import ChallengePublic, MachinePublic, clamp, public_of
 from ts_control.directory import DirectoryError
-from ts_control.gojson import decode_json_untrusted, encode_json
+from ts_control.gojson import GoStruct, decode_json_untrusted, encode_json
 from ts_control.handshake import HandshakeRefused, accept_untrusted, encode_refusal
 from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, Http2Event, RequestArrived, StreamFailed
 from ts_control.record import RecordReader, RecordWriter, encode_early_payload
 from ts_control.server import MINIMUM_VERSION, ControlServer
 from ts_control.server_login import Parked
 from ts_control.server_maps import ServedMap
+from ts_control.server_ssh import Asked
+from ts_control.ssh_rules import CHECK_PATH
 from ts_control.wire import MapRequest
 from ts_control.wire_lock import ROOT as LOCK_ROOT
 from ts_control.wire_lock import LockRequest
-from ts_control.wire_register import EarlyNoise, RegisterRequest, RegisterResponse
+from ts_control.wire_register import EarlyNoise, RegisterRequest
 
 MAX_BODY = 1 << 20
 MAX_OPEN_REQUESTS = 64
@@ -42,7 +44,7 @@ class ServedConnection:
         self._http = Http2Connection(client=False)
         self._requests: dict[int, tuple[RequestArrived, bytearray]] = {}
         self._maps: dict[int, ServedMap] = {}
-        self._parked: dict[int, Parked] = {}
+        self._parked: dict[int, Parked | Asked] = {}
         self.machine = MachinePublic.zero()
         self.version = 0
         self.closed = False
@@ -137,7 +139,9 @@ class ServedConnection:
                 self._dispatch(request[0], bytes(request[1]), now)
         elif isinstance(event, StreamFailed):
             self._requests.pop(event.stream, None)
-            self._parked.pop(event.stream, None)
+            parked = self._parked.pop(event.stream, None)
+            if isinstance(parked, Asked):
+                self._server.give_up_ssh_action(parked)
             stream_map = self._maps.pop(event.stream, None)
             if stream_map is not None:
                 self._server.close_map(stream_map, now)
@@ -154,6 +158,8 @@ class ServedConnection:
                 self._refuse(request.stream, 200 if known else 404, "")
             elif path.startswith(LOCK_ROOT):
                 self._lock(request.stream, path.removeprefix(LOCK_ROOT), body, now)
+            elif path.startswith(CHECK_PATH):
+                self._ssh_action(request.stream, path, query)
             elif path.startswith("/machine/webclient/"):
                 self._refuse(request.stream, 404, "not found")
             else:
@@ -199,7 +205,20 @@ class ServedConnection:
         self._http.respond(stream, 200, _JSON)
         self._http.send_body(stream, encode_json(answer), end=True)
 
-    def _answer(self, stream: int, response: RegisterResponse) -> None:
+    def _ssh_action(self, stream: int, path: str, query: str) -> None:
+        try:
+            answer = self._server.ask_ssh_action(self.machine, path, query, self)
+        except DirectoryError as problem:
+            self._refuse(stream, 404, str(problem))
+        except PermissionError as problem:
+            self._refuse(stream, 401, str(problem))
+        else:
+            if isinstance(answer, Asked):
+                self._parked[stream] = answer
+            else:
+                self._answer(stream, answer)
+
+    def _answer(self, stream: int, response: GoStruct) -> None:
         self._http.respond(stream, 200, _JSON)
         self._http.send_body(stream, encode_json(response), end=True)
 

@@ -17,6 +17,8 @@ from ts_base.ip import format_address, format_prefix
 from ts_control.directory import TAGGED_DEVICES, Directory, Enrolled
 from ts_control.gojson import encode_json, from_unix_time
 from ts_control.policy_index import PolicyIndex
+from ts_control.ssh_policy import ENV_ATTRIBUTE
+from ts_control.ssh_rules import policy_for
 from ts_control.wire import DERPMap, DNSConfig, Node, PeerChange, PingRequest, TKAInfo, UserProfile
 from ts_control.wire_lock import CAPABILITY
 
@@ -31,6 +33,7 @@ SELF_CAPABILITIES: Mapping[str, None] = {
     "https://tailscale.com/cap/is-admin": None,
     "https://tailscale.com/cap/ssh": None,
     CAPABILITY: None,
+    ENV_ATTRIBUTE: None,
 }
 _NOBODY: frozenset[int] = frozenset()
 _encode = msgspec.json.Encoder().encode
@@ -46,6 +49,7 @@ class ServedMap:
     view: frozenset[int] = _NOBODY
     filter_version: object = None
     filter_text: bytes = b""
+    ssh_text: bytes = b""
     attributes: list[str] = field(default_factory=list)
     closed: bool = False
     _queue: deque[bytes] = field(default_factory=deque)
@@ -83,6 +87,7 @@ class MapWriter:
     def __init__(self, directory: Directory, domain: str, policy: PolicyIndex) -> None:
         self._directory = directory
         self.domain = domain
+        self.url = ""
         self.policy = policy
         self.dns = DNSConfig()
         self.derp_map = DERPMap()
@@ -171,6 +176,10 @@ class MapWriter:
             profiles.append(UserProfile(TAGGED_DEVICES, "tagged-devices", "Tagged Devices"))
         return profiles
 
+    def ssh_text(self, device: Enrolled) -> bytes:
+        """Said even where there are no rules: silence would leave what was said before."""
+        return encode_json(policy_for(self.policy.policy.ssh, device.subject(), self.policy.subjects(), self.url))
+
     # Messages
 
     def full(self, device: Enrolled, stream: ServedMap | None, wall: float) -> bytes:
@@ -181,6 +190,7 @@ class MapWriter:
             stream.view, stream.filter_text = view, filter_text
             stream.filter_version = self.policy.filter_version(device.id)
             stream.attributes = self.policy.attributes(device.id)
+            stream.ssh_text = self.ssh_text(device)
         peers = sorted(view - {device.id})
         return self._message(
             {
@@ -190,6 +200,7 @@ class MapWriter:
                 "Domain": self.domain,
                 "CollectServices": False,
                 "PacketFilters": {"base": msgspec.Raw(filter_text)},
+                "SSHPolicy": msgspec.Raw(self.ssh_text(device)),
                 "UserProfiles": self._profiles([device.id, *peers]),
                 "Debug": {"DisableLogTail": True},
                 "Peers": [self.peer_text(peer) for peer in peers],
@@ -201,6 +212,7 @@ class MapWriter:
     def deltas(self, streams: Iterable[ServedMap], changes: Changes) -> list[tuple[ServedMap, bytes]]:
         """What each stream must hear of `changes`; the same bytes object for all that must hear the same."""
         whole = {i for i, names in changes.devices.items() if not names <= PATCHABLE}
+        may_change_ssh = changes.policy or bool(self.policy.policy.ssh and (whole or changes.removed))
         known: dict[tuple[Any, ...], bytes] = {}
         out: list[tuple[ServedMap, bytes]] = []
         for stream in streams:
@@ -210,7 +222,8 @@ class MapWriter:
             new_filter = self._new_filter(device, stream)
             # Nobody is their own peer: only a stream whose own device is part of the change needs words of its own.
             is_personal = touched or (device.id in before) != (device.id in stream.view)
-            key = (before, stream.view, device.id if is_personal else None, new_filter)
+            new_ssh = self._new_ssh(device, stream) if may_change_ssh else None
+            key = (before, stream.view, device.id if is_personal else None, new_filter, new_ssh)
             message = known.get(key)
             if message is None:
                 parts = self._delta_parts(device, before, stream.view, whole, changes)
@@ -218,6 +231,8 @@ class MapWriter:
                     parts["Node"] = self.self_text(device)
                 if new_filter is not None:
                     parts["PacketFilters"] = {"base": msgspec.Raw(new_filter)}
+                if new_ssh is not None:
+                    parts["SSHPolicy"] = msgspec.Raw(new_ssh)
                 message = known[key] = self._message(parts) if parts else b""
             if message:
                 out.append((stream, message))
@@ -237,6 +252,10 @@ class MapWriter:
             return None
         stream.filter_text = text
         return text
+
+    def _new_ssh(self, device: Enrolled, stream: ServedMap) -> bytes | None:
+        before, stream.ssh_text = stream.ssh_text, self.ssh_text(device)
+        return stream.ssh_text if stream.ssh_text != before else None
 
     def _delta_parts(
         self, device: Enrolled, before: frozenset[int], after: frozenset[int], whole: set[int], changes: Changes

@@ -9,6 +9,7 @@ from typing import Any
 
 from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.file_arguments import add_file
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
@@ -18,6 +19,7 @@ STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
 WATCH_INTERVAL = 2.0
 UDP_WAIT = 1.0
+SSH_PORT = 22
 DEFAULTS: dict[str, Any] = {
     "state": None,
     "socket": None,
@@ -94,12 +96,13 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
-    _add_lock(adder)
+    _add_names_and_lock(adder)
     _add_watching(adder)
     _add_connecting(adder)
     _add_proxying(adder)
     _add_account(adder)
     add_mesh(adder)
+    add_file(adder)
     _add_daemon(adder)
     _add_about(adder)
     return parser
@@ -166,6 +169,10 @@ class _Adder:
             parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable")
         return parser
 
+    def below(self, parser: argparse.ArgumentParser, name: str, metavar: str) -> _Adder:
+        """For a command of several words: adds what may follow the first, which is kept as `name`."""
+        return _Adder(parser.add_subparsers(dest=name, metavar=metavar, required=True), self._common)
+
 
 def _add_reading(adder: _Adder) -> None:
     status = adder.add("status", "this device and its peers", json=True)
@@ -208,14 +215,6 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
-    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
-    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
-    dns.add_argument("name", nargs="?", help="with query: the name")
-    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
-    dns.add_argument(
-        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
-    )
-
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
@@ -229,7 +228,15 @@ def _add_reading(adder: _Adder) -> None:
     adder.add("version", "versions of this program and what it stands on", json=True)
 
 
-def _add_lock(adder: _Adder) -> None:
+def _add_names_and_lock(adder: _Adder) -> None:
+    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
+    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
+    dns.add_argument("name", nargs="?", help="with query: the name")
+    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
+    dns.add_argument(
+        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
+    )
+
     lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
     lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
     lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
@@ -292,6 +299,14 @@ def _add_connecting(adder: _Adder) -> None:
         "--http", action="store_true", help="with --to: tell a web server who calls, in headers nobody can forge"
     )
     listen.add_argument("--once", action="store_true", help="end after the first connection")
+
+    ssh = adder.add("ssh", "OpenSSH to a peer, held to the keys that the tailnet knows of it")
+    ssh.add_argument("where", metavar="[USER@]HOST", help="name or address of the peer")
+    ssh.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for ssh, after the host: a command")
+    sshd = adder.add("sshd", "be an SSH server: the tailnet's policy decides who logs in")
+    sshd.add_argument("--shell", action="store_true", help="give a shell, sftp and forwards of this user")
+    for parser in (ssh, sshd):
+        parser.add_argument("--port", type=port, default=SSH_PORT, help=f"({SSH_PORT})")
 
 
 def _add_proxying(adder: _Adder) -> None:

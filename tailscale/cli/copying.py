@@ -19,7 +19,8 @@ from tailscale.cli.session import meshed
 from tailscale.figures import in_bytes
 
 if TYPE_CHECKING:
-    from tailscale.mesh import Mesh, Transfer, TransferReport
+    from tailscale.files.transfers import Transfer, TransferReport
+    from tailscale.mesh import Mesh
 
 
 class Push(NamedTuple):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tailscale.status import Identity, NetcheckReport, Status
 
 STANDS_ON = ("trio", "cryptography", "pynacl", "noiseprotocol", "h2", "h11", "httpx", "msgspec")
+TAILDROP = "taildrop"  # under which an inbox is counted
 EXTRAS = ("rich", "wsproto", "numpy")
 NAT_KINDS = {None: "unknown", False: "easy: one outside address for all peers", True: "hard: a new one for every peer"}
 
@@ -70,6 +71,9 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
         screen.say(("! ", "yellow"), first)
         for line in more:
             screen.say("  ", line)
+    if waiting := found.counters.levels.get(f"{TAILDROP}.waiting", 0):
+        told = "1 file waits" if waiting == 1 else f"{waiting} files wait"
+        _say_lines(screen, f"{told}: `pytailscale file get` fetches what was sent here")
     peers = [peer for peer in found.peers if peer.node.online or not options.online]
     screen.say()
     if not peers:

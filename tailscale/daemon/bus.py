@@ -29,6 +29,7 @@ from tailscale.events import (
     PeerUp,
     StateChanged,
 )
+from tailscale.taildrop.events import FileArrived
 
 INITIAL_STATE, INITIAL_PREFS, INITIAL_NETMAP = 2, 4, 8
 INITIAL_HEALTH, PEER_CHANGES, NO_NETMAP, INITIAL_STATUS = 128, 4096, 8192, 16384
@@ -96,6 +97,8 @@ class Bus:
                 return {"State": self._state(), "BrowseToURL": url} if may_see_login else {"State": self._state()}
             case HealthChanged():
                 return {"Health": self._health()}
+            case FileArrived():
+                return {"FilesWaiting": {}}
             case PrefsChanged():
                 return {"Prefs": self._prefs.to_json(), "State": self._state()}
             case PeerUp() | PeerDown() | PeerChanged() | Lagged():

@@ -32,10 +32,12 @@ from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
 from tailscale.daemon.rooms import ROOMS, Room
 from tailscale.daemon.settings import Settings
+from tailscale.daemon.taildrop import Taildrop
 from tailscale.daemon.transport import Transport, transport_for
 from tailscale.daemon.views import Views
 from tailscale.device import Device
 from tailscale.errors import StateLocked, TailscaleError
+from tailscale.files.folders import HAS_OPENAT
 from tailscale.foreign_text import guard_logs
 from tailscale.state_file import MemoryStore, NamedStore
 
@@ -87,10 +89,11 @@ class Daemon:
         size, files = settings.log.get("size", LOG_SIZE), settings.log.get("files", LOG_FILES)
         self.log = DaemonLog(where.log, level, size, files)
         self.meshes = Meshes()
-        self.parts = Parts({**KINDS, "mesh": self._run_mesh})
+        self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
+        self.taildrop = Taildrop(self.keeper, Path(where.state).with_suffix(".files"))
+        self.parts = Parts({**KINDS, "mesh": self._run_mesh, "taildrop": self.taildrop.run})
         self._apps = list(apps)
         self._want_parts()
-        self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
         self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
@@ -110,6 +113,7 @@ class Daemon:
         localapi = LocalApi(self.keeper, self.prefs, self.own_api)
         localapi.add_to(routes, self.door)
         Bus(self.keeper, self.prefs, localapi).add_to(routes)
+        self.taildrop.add_to(routes)
         self.rooms = [make(self.keeper) for make in rooms]
         for room in self.rooms:
             room.add_to(routes)
@@ -161,8 +165,10 @@ class Daemon:
             await trio.sleep_forever()
 
     def _want_parts(self) -> None:
-        """Those of the settings, and the meshes that `up --app` asked for."""
-        self.parts.want([*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)])
+        """Those of the settings, the meshes that `up --app` asked for, and an inbox, as the settings say or not."""
+        asked = [*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)]
+        has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
+        self.parts.want(asked if has_inbox else [*asked, ("taildrop", {})])
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""

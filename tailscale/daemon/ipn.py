@@ -12,8 +12,9 @@ from typing import Any
 
 from tailscale import __version__
 from tailscale._config import Preferences
+from tailscale.faults import upstream_code
 from tailscale.nodes import named
-from tailscale.status import HealthWarning, PeerStatus, Status, upstream_code
+from tailscale.status import HealthWarning, PeerStatus, Status
 from ts_control.gojson import GoStruct, encode_json
 from ts_control.netmap import NetMap
 from ts_control.wire import Hostinfo, Node, UserProfile

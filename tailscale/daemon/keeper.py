@@ -214,7 +214,7 @@ class Keeper:
                 pause = FIRST_PAUSE  # it was well for a while
             hopeless = is_final(self.problem)
             log.warning("%s%s", self.problem, "" if hopeless else f". Trying again in {pause:g} s")
-            self._say(StateChanged("failed", str(self.problem)))
+            self.say(StateChanged("failed", str(self.problem)))
             await self._tell()
             with trio.move_on_after(math.inf if hopeless else pause):
                 await self._hurry.wait()
@@ -244,7 +244,7 @@ class Keeper:
             self.is_ready, self.login_url = False, ""
             with trio.CancelScope(shield=True):
                 await self._tell()
-        self._say(StateChanged(STOPPED, ""))
+        self.say(StateChanged(STOPPED, ""))
 
     async def _pass_on(self, events: EventStream) -> None:
         async for event in events:
@@ -254,13 +254,14 @@ class Keeper:
             elif isinstance(event, StateChanged) and event.state == "running" and self.login_url:
                 self.login_url = ""
                 await self._tell()
-            self._say(event)
+            self.say(event)
 
     async def _ask_to_open(self, url: str) -> None:
         self.login_url = url
         await self._tell()
 
-    def _say(self, event: Event) -> None:
+    def say(self, event: Event) -> None:
+        """To everybody who reads events."""
         for reader in self._readers:
             reader.put(event)
 

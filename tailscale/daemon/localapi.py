@@ -23,6 +23,7 @@ from tailscale.daemon.prefs import Prefs
 from tailscale.device import Device
 from tailscale.errors import NameNotFound, TailscaleError
 from tailscale.nodes import named
+from tailscale.taildrop.recipients import standing
 
 if TYPE_CHECKING:
     from tailscale.status import PingKind
@@ -38,9 +39,6 @@ NOT_BUILT = {
     "cert/*": "certificates",
     "debug": "debugging",
     "drive/*": "Taildrive",
-    "file-put/*": "Taildrop",
-    "file-targets": "Taildrop",
-    "files/*": "Taildrop",
     "id-token": "identity tokens",
     "policy/*": "policies of the system",
     "query-feature": "Funnel",
@@ -104,7 +102,7 @@ class LocalApi:
         """ipnstate.Status."""
         keeper = self._keeper
         url = keeper.login_url if may_see_login else ""
-        return ipn.status_json(
+        found = ipn.status_json(
             self._own.state(),
             url,
             keeper.status(),
@@ -113,6 +111,11 @@ class LocalApi:
             peers=peers,
             now=datetime.now(UTC),
         )
+        if peers and found["Peer"] and (netmap := keeper.netmap()) is not None:
+            for node in netmap.peers.values():
+                if (told := found["Peer"].get(str(node.key))) is not None:
+                    told["TaildropTarget"] = standing(keeper.device, node)
+        return found
 
     async def _status(self, question: Question) -> Answer:
         await trio.lowlevel.checkpoint()

@@ -127,6 +127,15 @@ SECTIONS: dict[str, Section] = {
     "metrics": Section({"listen": _place(unix=False), "peers": YES_OR_NO}, ("listen",)),
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
+    "taildrop": Section(
+        {
+            "accept": YES_OR_NO,
+            "folder": TEXT,
+            "largest": _number(0, 1 << 62),
+            "quota": _number(0, 1 << 62),
+            "exists": _choice("rename", "replace", "refuse"),
+        }
+    ),
     "expose": Section(
         {"port": PORT, "to": _place(unix=False), "proxy_protocol": _number(0, 2)}, ("port", "to"), is_list=True
     ),
@@ -184,6 +193,9 @@ def _faults_of(
             faults.append(Fault(where, f"{brackets} has no {key}{_nearest(key, section.keys)}"))
         elif wanted := check(value):
             faults.append(Fault(where, f"{key} must be {wanted}"))
+    if table.get("exit_node") and table.get("advertise_exit_node") is True:
+        where = lines.key(name, number, "advertise_exit_node")
+        faults.append(Fault(where, "a device uses an exit node or is one: leave exit_node or advertise_exit_node out"))
     missing = [key for key in section.required if key not in table]
     if missing:
         faults.append(Fault(lines.section(name, number), f"{brackets} needs {' and '.join(missing)}"))

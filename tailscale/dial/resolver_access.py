@@ -16,6 +16,7 @@ from tailscale.dial.peerapi import host_header, port_of
 from tailscale.dns import wire
 from tailscale.dns.forwarding import ask_over_stream
 from tailscale.dns.resolvers import NoAnswer, server_address
+from tailscale.runtime.health import show_exit_names
 from ts_base.ip import format_address, parse_address
 from ts_control.http1 import Http1Client
 
@@ -39,7 +40,6 @@ REFUSAL = (
 )
 NO_DNS = "looks no names up: it has no peer API, and the control server names no resolver behind it"
 READ_SIZE = 64 << 10
-EXIT_NAMES = "exit-names"
 
 
 class ResolverAccess:
@@ -116,14 +116,7 @@ class ResolverAccess:
         return self._dialer.directory.peer_named(wanted) or 0
 
     def tell_exit_names(self, problem: str) -> None:
-        if not problem:
-            self._health.clear(EXIT_NAMES)
-            return
-        self._health.show(
-            EXIT_NAMES,
-            f"names are looked up by the tailnet's resolvers, not by the exit node: {problem}",
-            "the exit must be online and offer its peer API, and the policy must let us use it for autogroup:internet",
-        )
+        show_exit_names(self._health, problem)
 
     def exit_name(self, exit_node: PeerId) -> str:
         peer = self._peer(exit_node)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import trio
 
-from tailscale.errors import ConnectionRefused, ConnectionTimedOut, NoRoute, PeerKeyExpired, PeerOffline
+from tailscale.errors import ConnectionRefused, ConnectionTimedOut, NameNotFound, NoRoute, PeerKeyExpired, PeerOffline
 from tailscale.files.errors import TransferFailed, TransferRefused
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 EVERY = 0.1  # seconds between two Progress of one reader
-DIALS = (ConnectionRefused, ConnectionTimedOut, NoRoute, PeerOffline, PeerKeyExpired)
+DIALS = (ConnectionRefused, ConnectionTimedOut, NameNotFound, NoRoute, PeerOffline, PeerKeyExpired)
 KEPT = (TransferFailed, TransferRefused, *DIALS)
 NAMES_TOLD = 8  # of the files that failed, in one sentence
 

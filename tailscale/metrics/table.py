@@ -304,6 +304,20 @@ METRICS: tuple[Metric, ...] = (
     _counter("pytailscale_mesh_file_bytes_total", "Files of meshes",
              "Bytes of files, sent and received.", _below("mesh.files.bytes."), "direction"),
 
+    _gauge("pytailscale_taildrop_transfers", "Taildrop",
+           "Files on their way here, and transfers on their way from here.", _below("taildrop.open."), "direction"),
+    _gauge("pytailscale_taildrop_waiting_files", "Taildrop",
+           "Files that have arrived and that nobody has taken.", _level("taildrop.waiting")),
+    _counter("pytailscale_taildrop_files_total", "Files of Taildrop",
+             "Files that have arrived.", _level("taildrop.files")),
+    _counter("pytailscale_taildrop_file_bytes_total", "Files of Taildrop",
+             "Bytes of files, sent and received.", _below("taildrop.bytes."), "direction"),
+
+    _gauge("pytailscale_ssh_connections", "SSH",
+           "Connections of the SSH server, those included that are logging in.", _level("ssh.connections")),
+    _gauge("pytailscale_ssh_sessions", "SSH",
+           "Sessions of the SSH server.", _level("ssh.sessions")),
+
     _counter("pytailscale_peer_received_bytes_total", "Bytes received, by peer",
              "Bytes received from a peer.", _of_peers(lambda peer: peer.bytes_received), *PEER_LABELS, each_peer=True),
     _counter("pytailscale_peer_sent_bytes_total", "Bytes sent, by peer",

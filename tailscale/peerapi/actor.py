@@ -6,11 +6,13 @@ HTTP imported. Never opens anything on this machine's own network.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from tailscale.forwarding import EXIT_ROUTES
 from tailscale.peerapi.paths import PeerPaths
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import Offer, PreferencesChanged
@@ -31,7 +33,9 @@ PORT = 56_001
 BACKLOG = 32
 DNS_PROXY_VERSION = 1
 WHO = "peerapi"
-DEFAULT_ROUTES = frozenset(("0.0.0.0/0", "::/0"))
+
+
+log = logging.getLogger("tailscale.peerapi")
 
 
 class PeerApiStatistics(NamedTuple):
@@ -55,10 +59,13 @@ class PeerApi:
         made = self._connections
         return PeerApiStatistics(made.open if made else 0, made.requests if made else 0, dict(self.drops))
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen and answer until cancelled, or until the device closes its sockets."""
-        async with TcpListener([self._stack.listen(PORT, None, BACKLOG)], self._device) as listener:
-            task_status.started()
+    def open(self) -> TcpListener:
+        """OSError where the program listens on the port itself."""
+        return TcpListener([self._stack.listen(PORT, None, BACKLOG)], self._device)
+
+    async def serve(self, listener: TcpListener) -> None:
+        """Answer until cancelled, or until the device closes its sockets."""
+        async with listener:
             try:
                 first = await listener.accept()
             except trio.ClosedResourceError:
@@ -73,7 +80,7 @@ class PeerApi:
 def offer_of(preferences: Preferences) -> Offer:
     """What peers are told: where it is, and whether it looks names up for those who use us as an exit."""
     services = [Service("peerapi4", PORT), Service("peerapi6", PORT)]
-    if set(preferences.advertise_routes) >= DEFAULT_ROUTES:
+    if set(preferences.offered_routes) >= set(EXIT_ROUTES):
         services.append(Service("peerapi-dns-proxy", DNS_PROXY_VERSION))
     return Offer(services=tuple(services))
 
@@ -86,25 +93,43 @@ async def run_peerapi(bus: Bus, api: PeerApi, *, task_status: trio.TaskStatus[No
     """
     with bus.subscribe(PreferencesChanged, name="peerapi") as inbox:
         async with trio.open_nursery() as nursery:
-            serving: trio.CancelScope | None = None
-
-            async def serve(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-                with scope:
-                    await api.run(task_status=task_status)
-
+            task_status.started()
+            serving: _Serving | None = None
             while True:
                 latest = bus.latest(PreferencesChanged)
                 wanted = latest.preferences if latest is not None else None
-                if wanted is None or wanted.shields_up:
-                    offer(bus, WHO, None)
-                    if serving is not None:
-                        serving.cancel()
-                        serving = None
-                else:
-                    if serving is None:
-                        serving = trio.CancelScope()
-                        await nursery.start(serve, serving)
-                    offer(bus, WHO, offer_of(wanted))
-                task_status.started()
-                task_status = trio.TASK_STATUS_IGNORED
+                if serving is not None and (wanted is None or wanted.shields_up):
+                    serving.stop()
+                    serving = None
+                elif serving is None and wanted is not None and not wanted.shields_up:
+                    serving = _begin(api, nursery)
+                offer(bus, WHO, offer_of(wanted) if wanted is not None and serving is not None else None)
                 await inbox.receive()
+
+
+class _Serving(NamedTuple):
+    """What is open at the moment."""
+
+    listener: TcpListener
+    scope: trio.CancelScope
+
+    def stop(self) -> None:
+        """At once, so that the port is free again."""
+        self.listener.shut()
+        self.scope.cancel()
+
+
+def _begin(api: PeerApi, nursery: trio.Nursery) -> _Serving | None:
+    """Open it; None where a program of ours has the port: that is its right, and no reason to end."""
+    try:
+        serving = _Serving(api.open(), trio.CancelScope())
+    except OSError as problem:
+        log.warning("there is no peer API: %s", problem)
+        return None
+
+    async def serve() -> None:
+        with serving.scope:
+            await api.serve(serving.listener)
+
+    nursery.start_soon(serve)
+    return serving

@@ -19,6 +19,7 @@ import trio
 from tailscale.dns import wire
 from tailscale.dns.forwarding import CallableUpstream, ask_upstreams
 from tailscale.dns.local import BONJOUR
+from tailscale.forwarding import EXIT_ROUTES
 from tailscale.nodes import clean_name
 from ts_base.errors import BadPacket
 from ts_base.ip import is_tailscale_address, parse_address
@@ -38,7 +39,6 @@ MESSAGE = "application/dns-message"
 LARGEST_QUERY = 256 << 10
 PATIENCE = 5.0
 QUERIES_LIMIT, QUERIES_LIMIT_PER_PEER = 128, 64  # under way at once
-DEFAULT_ROUTES = frozenset(("0.0.0.0/0", "::/0"))
 DNS_PORT = 53
 # Whoever may reach this by the policy may use us to reach anything: upstream asks the filter the same.
 PLACES = {4: parse_address("0.0.0.0"), 16: parse_address("2000::")}
@@ -87,7 +87,7 @@ class NamesForPeers:
             return False
         if caller.is_same_user:
             return True
-        if not set(self._directory.preferences.advertise_routes) >= DEFAULT_ROUTES:
+        if not set(self._directory.preferences.offered_routes) >= set(EXIT_ROUTES):
             return False
         source = parse_address(caller.address)
         return self._reach.admits(source, PLACES[len(source)], DNS_PORT)

@@ -24,6 +24,7 @@ from tailscale.runtime.control_announcements import Announcements
 from tailscale.runtime.control_facts import facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
+from tailscale.runtime.hidden_news import HiddenNews
 from tailscale.runtime.key_maker import KeyMaker
 from tailscale.runtime.lock_keeper import LockKeeper, LockStatistics
 from tailscale.runtime.messages import (
@@ -34,12 +35,11 @@ from tailscale.runtime.messages import (
     NetworkChanged,
     NodeKeyChanged,
     PreferencesChanged,
-    RelaysRemembered,
     ServicesOffered,
 )
 from tailscale.runtime.network import HostNetwork, Network
-from tailscale.runtime.own_routes import OwnRoutes
 from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
+from tailscale.runtime.saved_relays import keep_relays, remembered_relays
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
 from tailscale.runtime.supervision import Supervision
@@ -48,8 +48,8 @@ from ts_base.keys import DiscoPublic
 from ts_control.client import ControlClient
 from ts_control.connection import REQUEST_TIMEOUT, ControlConnection, MapStream
 from ts_control.errors import ControlLost, KeyNotMade, NotControl, RequestRefused
-from ts_control.gojson import decode_json_untrusted, encode_json
-from ts_control.netmap import NetMap, usable_relays
+from ts_control.gojson import encode_json
+from ts_control.netmap import NetMap
 from ts_control.session import (
     ControlMachine,
     Credentials,
@@ -62,7 +62,7 @@ from ts_control.session import (
     Step,
     Wait,
 )
-from ts_control.wire import DERPMap, MapResponse
+from ts_control.wire import MapResponse
 
 if TYPE_CHECKING:
     from tailscale.state_file import NamedStore, State
@@ -72,7 +72,7 @@ log = logging.getLogger("tailscale.control")
 KEEP_CONNECTION = 1.0  # a pause this short is not worth a new connection
 LEAVE_TIMEOUT = 1.5
 LONGEST_ASKED_SLEEP = 300.0  # a server may ask its clients to read on more slowly; upstream's bound
-RELAYS, TALK = "relays", "control-conversation"  # the entry that holds the last relay map; the task that talks
+TALK = "control-conversation"  # the task that talks
 DAY = 86400.0  # the longest sleep: wall clocks jump
 
 
@@ -140,7 +140,7 @@ class ControlActor:
         self._wake = trio.Event()
         self._netmap_arrived = trio.Event()
         self._is_leaving = False
-        self._routes = OwnRoutes()
+        self._hidden_news = HiddenNews()
 
     # What the Device asks
 
@@ -330,12 +330,18 @@ class ControlActor:
                 is_first = False
                 nursery.start_soon(self.lock.retry, self._publish_what_holds)
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
-                self._routes.begin(netmap, self.machine.hostinfo.routable_ips)
+                self._hidden_news.begin(netmap, self.machine.hostinfo)
                 continue
-            pause = self._routes.hear(response, netmap, self.machine.hostinfo.routable_ips)
-            if pause is not None and not is_asking:
+            ask_at = self._hidden_news.ask_at(response, netmap, self.machine.hostinfo, trio.current_time())
+            if ask_at is not None and not is_asking:
                 is_asking = True
-                nursery.start_soon(self._routes.end_stream_soon, nursery.cancel_scope, pause)
+                nursery.start_soon(self._end_stream_at, nursery.cancel_scope, ask_at)
+
+    async def _end_stream_at(self, stream: trio.CancelScope, deadline: float) -> None:
+        """The next one begins with our own node."""
+        await trio.sleep_until(deadline)
+        self._hidden_news.asked(trio.current_time())
+        stream.cancel()
 
     def _hear(self, response: MapResponse) -> None:
         """What a message asks beside the netmap; keep-alives may carry it too."""
@@ -352,7 +358,7 @@ class ControlActor:
 
     def _publish(self, netmap: NetMap) -> None:
         if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
-            self.saved.keep(RELAYS, encode_json(netmap.derp_map))
+            keep_relays(self.saved, netmap.derp_map)
         self.netmap = netmap
         self._bus.publish(NetMapChanged(netmap))
         self._announcements.health.show_netmap(netmap)
@@ -384,18 +390,6 @@ class ControlActor:
         self.machine.describe(self.report.hostinfo())
         self.saved.change(home_region=self.report.home_region)
         self.report.look_again()
-
-    def remember_relays(self) -> None:
-        """Say where home was, so that its relay is connected by the time control has answered."""
-        text = self.saved.read(RELAYS) if self.machine.credentials.is_registered else None
-        if text is None or not self.saved.state.home_region:
-            return
-        try:
-            derp_map = decode_json_untrusted(DERPMap, text)
-        except BadPacket as problem:
-            log.info("the relays of the last run are not known any more: %s", problem)
-            return
-        self._bus.publish(RelaysRemembered(usable_relays(derp_map), self.saved.state.home_region))
 
     # Expiry by the clock
 
@@ -482,7 +476,9 @@ class ControlActor:
         async with trio.open_nursery() as nursery:
             if self._bus.latest(ControlStateChanged) is None:  # else we failed, and the session is where it was
                 self._bus.publish(ControlStateChanged(Phase.CONNECTING))
-                self.remember_relays()
+                remembered = remembered_relays(self.saved) if self.machine.credentials.is_registered else None
+                if remembered is not None:
+                    self._bus.publish(remembered)
             keep = self._supervision.keep_running
             nursery.start_soon(keep, "control-answers", self._jobs.run)
             nursery.start_soon(keep, "self-report", self.listen)

@@ -6,9 +6,9 @@ Owns: which code of upstream's a warning of ours is. Refuses to know: how it is 
 from __future__ import annotations
 
 from tailscale._config import Preferences
+from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import NetInfoChanged, NetMapChanged, WarningsChanged
-from tailscale.status import upstream_code
 from ts_control.c2n import Facts, Trouble
 from ts_lock.chain import Chain
 
@@ -48,10 +48,10 @@ def _preferences(preferences: Preferences) -> dict[str, object]:
 def _figures(bus: Bus, preferences: Preferences, warnings: int) -> list[tuple[str, str, float]]:
     found, shown = bus.latest(NetInfoChanged), bus.latest(NetMapChanged)
     allowed = set(shown.netmap.self_node.allowed_ips or ()) if shown is not None else set()
-    approved = allowed & set(preferences.advertise_routes)
+    approved = allowed & set(preferences.offered_routes)
     return [
         ('tailscaled_health_messages{type="warning"}', "gauge", warnings),
         ("tailscaled_home_derp_region_id", "gauge", found.home_region if found is not None else 0),
-        ("tailscaled_advertised_routes", "gauge", len(preferences.advertise_routes)),
+        ("tailscaled_advertised_routes", "gauge", len(preferences.offered_routes)),
         ("tailscaled_approved_routes", "gauge", len(approved)),
     ]

@@ -78,3 +78,15 @@ class Health:
 def readable(text: str) -> str:
     """Somebody else's words, fit for a log line and a terminal: short, and without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_TEXT])
+
+
+def show_exit_names(health: Health, problem: str) -> None:
+    """Why the exit node that everything goes by does not look names up; "" when it does."""
+    if not problem:
+        health.clear("exit-names")
+        return
+    health.show(
+        "exit-names",
+        f"names are looked up by the tailnet's resolvers, not by the exit node: {problem}",
+        "the exit must be online and offer its peer API, and the policy must let us use it for autogroup:internet",
+    )

@@ -30,15 +30,11 @@ NOBODY_MAY = (
 
 
 class HostPing:
-    """One per network. `way` is what worked last: "" before anybody asked, "none" where nothing does."""
+    """One per network. What worked is remembered for each family; where nothing did, all is tried anew."""
 
     def __init__(self) -> None:
         self._ways: dict[int, str] = {}
         self._numbers = itertools.count(1)
-
-    @property
-    def way(self) -> str:
-        return self._ways.get(socket.AF_INET) or self._ways.get(socket.AF_INET6, "")
 
     async def ask(self, address: str, timeout: float) -> bool:
         """Whether `address` answers in time. PermissionError where nothing lets us ask, OSError where it fails."""
@@ -47,7 +43,7 @@ class HostPing:
             for way in self._candidates(family):
                 try:
                     if way == "program":
-                        answered = await _by_program(address, timeout)
+                        answered = await ask_program(address, timeout)
                     else:
                         kind = socket.SOCK_DGRAM if way == "datagram" else socket.SOCK_RAW
                         answered = await self._by_socket(address, family, kind)
@@ -59,14 +55,14 @@ class HostPing:
                     raise
                 self._ways[family] = way
                 return answered
-            self._ways[family] = "none"
+            self._ways.pop(family, None)
             raise PermissionError(errno.EPERM, NOBODY_MAY)
         return False
 
     def _candidates(self, family: int) -> tuple[str, ...]:
-        """What is known to work; where nothing did, everything once more, for permissions change."""
-        known = self._ways.get(family, "")
-        return (known,) if known not in ("", "none") else ("datagram", "raw", "program")
+        """What is known to work; where nothing did, everything, for permissions change."""
+        known = self._ways.get(family)
+        return (known,) if known is not None else ("datagram", "raw", "program")
 
     async def _by_socket(self, address: str, family: int, kind: int) -> bool:
         number = next(self._numbers) & 0xFFFF
@@ -96,7 +92,7 @@ def _request(is_ip4: bool, identifier: int, number: int) -> bytes:
     return _HEADER.pack(kind, 0, checksum(bare) if is_ip4 else 0, identifier, number) + BODY
 
 
-async def _by_program(address: str, timeout: float) -> bool:
+async def ask_program(address: str, timeout: float) -> bool:
     """Whether `ping` says so. It may itself lack the permission: then it fails with something else than 0 and 1."""
     program = shutil.which("ping")
     if program is None:

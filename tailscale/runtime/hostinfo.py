@@ -38,7 +38,7 @@ def build_hostinfo(
         routable_ips=tuple(sorted(set(preferences.offered_routes).union(*(offer.routes for offer in offers)))),
         request_tags=tuple(sorted(set(preferences.tags))),
         services=offered.services,
-        ssh_host_keys=tuple(key for offer in offers for key in offer.ssh_host_keys),
+        ssh_host_keys=tuple(dict.fromkeys(key for offer in offers for key in offer.ssh_host_keys)),
         net_info=build_net_info(net_info, home_region),
         no_logs_no_support=True,
         userspace=True,

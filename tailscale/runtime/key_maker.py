@@ -113,7 +113,7 @@ class KeyMaker:
     async def _answer(
         self,
         ask: Ask,
-        read: Callable[[Reply, str], str],
+        read: Callable[[Reply], str],
         remedy: str,
         timeout: float = API_TIMEOUT,
         outside: Outside | None = None,
@@ -135,7 +135,10 @@ class KeyMaker:
         if reply.status >= 400:
             words = f": {said}" if said else ""
             raise KeyNotMade(f"{where} refused with HTTP {reply.status}{words}", remedy)
-        return read(reply, where)
+        try:
+            return read(reply)
+        except BadPacket as problem:
+            raise KeyNotMade(f"{where} answered with {problem}", remedy) from None
 
 
 @trio.lowlevel.disable_ki_protection  # the user's code: it may be waiting for somebody at a keyboard

@@ -47,10 +47,8 @@ async def run_netmap(
     Started again it tells everything anew: what an earlier life told, wholly or in part, is told over.
     """
     compiler = TablesCompiler()
-    exit_was_missing: bool | None = None
-    minutes_behind: int | None = None
+    exit_was_missing, minutes_behind, offloads = None, None, ALL_OFFLOADS
     known: NetMap | None = None
-    offloads = ALL_OFFLOADS
     with bus.subscribe(*HEARS, name="netmap") as inbox:
         task_status.started()
         while True:
@@ -74,17 +72,7 @@ async def run_netmap(
                 await trio.lowlevel.checkpoint()
             dataplane.use_tables(tables)
             overlay.set_addresses(tables.own, trio.current_time())
-            if known is None:
-                endpoint.keep_peers(netmap.peers)
-                known = NetMap.empty()
-            changed, removed = peers_changed(known, netmap)
-            endpoint.change_peers({}, removed, trio.current_time())
-            for few in batched(changed, PEERS_PER_STEP):
-                endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
-                if len(few) == PEERS_PER_STEP:
-                    await trio.lowlevel.checkpoint()
-            for peer in restarted(known.peers, netmap.peers, changed):
-                endpoint.distrust_sessions(peer)
+            await _tell_peers(endpoint, known, netmap)
             known = netmap
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])
             bus.publish(TablesChanged(netmap))
@@ -96,6 +84,21 @@ async def run_netmap(
             if tables.exit_is_missing != exit_was_missing:
                 exit_was_missing = tables.exit_is_missing
                 _show_exit_node(Health(bus), preferences, exit_was_missing)
+
+
+async def _tell_peers(endpoint: Endpoint, known: NetMap | None, netmap: NetMap) -> None:
+    """Whose keys the tunnel takes: a few at a time, so that ten thousand of them hold nobody up."""
+    if known is None:
+        endpoint.keep_peers(netmap.peers)
+        known = NetMap.empty()
+    changed, removed = peers_changed(known, netmap)
+    endpoint.change_peers({}, removed, trio.current_time())
+    for few in batched(changed, PEERS_PER_STEP):
+        endpoint.change_peers({peer: netmap.peers[peer].key.raw for peer in few}, (), trio.current_time())
+        if len(few) == PEERS_PER_STEP:
+            await trio.lowlevel.checkpoint()
+    for peer in restarted(known.peers, netmap.peers, changed):
+        endpoint.distrust_sessions(peer)
 
 
 def _limit_offloads(dataplane: Dataplane, attributes: CapMap, before: Offloads) -> Offloads:

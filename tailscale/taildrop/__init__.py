@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tailscale.taildrop.arriving import Offer as Offer
     from tailscale.taildrop.arriving import ReceivedFile as ReceivedFile
     from tailscale.taildrop.inbox import Inbox as Inbox
+    from tailscale.taildrop.recipients import targets as targets
     from tailscale.taildrop.sending import send as send
-    from tailscale.taildrop.targets import targets as targets
 
 _HOMES = {
     "tailscale.files.errors": ("TransferFailed", "TransferRefused"),
@@ -32,7 +32,7 @@ _HOMES = {
     "tailscale.taildrop.arriving": ("Offer", "ReceivedFile"),
     "tailscale.taildrop.inbox": ("Inbox",),
     "tailscale.taildrop.sending": ("send",),
-    "tailscale.taildrop.targets": ("targets",),
+    "tailscale.taildrop.recipients": ("targets",),
 }
 _HOME_OF = names_of(_HOMES)
 

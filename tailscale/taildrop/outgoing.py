@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -154,4 +154,7 @@ class StreamOut:
                 await send(held)
 
     async def close(self) -> None:
+        """Whoever makes the bytes hears that no more are wanted."""
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()
         await trio.lowlevel.checkpoint()

@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import trio
 
 from tailscale.errors import ConnectionReset, ConnectionTimedOut
-from tailscale.files.errors import TransferRefused
+from tailscale.files.errors import TransferFailed, TransferRefused
+from tailscale.files.folders import HAS_OPENAT
 from tailscale.files.replies import STALL, Replies, encode_request
 from tailscale.files.replies import send as send_on
 from tailscale.files.showing import OUT, Showing
@@ -25,7 +26,7 @@ from tailscale.files.transfers import Tally, Transfer
 from tailscale.foreign_text import for_terminal
 from tailscale.taildrop.names import encode_name, objection_to_name
 from tailscale.taildrop.outgoing import Changed, FileOut, Outgoing, StreamOut
-from tailscale.taildrop.targets import Target, target_named
+from tailscale.taildrop.recipients import Target, target_named
 from tailscale.taildrop.wire import PATH, Blocks
 from ts_base.errors import BadPacket
 
@@ -39,9 +40,10 @@ HASHES_PATIENCE = 60.0  # for all that the other side has of a file
 ANSWER_LIMIT = 64 << 10
 TOLD = 300  # characters of what the other side says, in an error
 DIAL_TIMEOUT = 30.0
-BROKEN = (ConnectionReset, ConnectionTimedOut, trio.BrokenResourceError)
+BROKEN = (ConnectionReset, ConnectionTimedOut, trio.BrokenResourceError, trio.ClosedResourceError)
 READERS = 2  # threads that read one transfer's files
 HOST = "peer"
+REFUSALS = {403: "not-allowed", 404: "nobody-takes-files"}
 Body = AsyncIterator[bytes]
 
 
@@ -131,6 +133,8 @@ class Sending:
         self._counted = 0  # bytes of the present file that the tally has
 
     async def run(self, tally: Tally) -> None:
+        if not HAS_OPENAT:
+            raise TransferFailed("this system cannot read a file at any place of it: Taildrop is not for Windows yet")
         target = target_named(self._device, self._to)
         sent = _SENT.get(self._device)
         if sent is None:
@@ -182,8 +186,8 @@ class Sending:
                 await self._attempt(target, out, tally)
                 return
             except Answered as answered:
-                if answered.status == 403:
-                    raise TransferRefused("not-allowed", _why(answered, target)) from None
+                if answered.status in REFUSALS:
+                    raise TransferRefused(REFUSALS[answered.status], _why(answered, target)) from None
                 # Our own broken attempt may still be open over there; and a crowd goes by.
                 pause = next(pauses, None)
                 if pause is None or not (answered.status == 503 or (answered.status == 409 and has_broken)):
@@ -324,6 +328,8 @@ def _why(answered: Answered, target: Target) -> str:
                 "user and without tags, or the policy there grants https://tailscale.com/cap/file-send; and somebody "
                 "must take files there"
             )
+        case 404:
+            return f"{target.node.hostname} takes no files: no program there does (a taildrop.Inbox, or a daemon)"
         case 400:
             return f"the other side does not take that name: {told}"
         case 409:

@@ -311,6 +311,19 @@ class Tailnet:
         """What the person behind a login URL would do."""
         self.control.do(self.control.server.approve_login, url, user=user)
 
+    @property
+    def ssh_checks(self) -> tuple[str, ...]:
+        """The pages of logins over SSH that wait for somebody to approve them."""
+        return tuple(check.url for check in self.control.server.ssh_checks)
+
+    def approve_ssh(self, page: str) -> None:
+        """What the person behind the page of a login over SSH would do."""
+        self.control.do(self.control.server.decide_ssh, page)
+
+    def reject_ssh(self, page: str) -> None:
+        """What that person does about a login that nobody wanted."""
+        self.control.do(self.control.server.decide_ssh, page, approved=False)
+
     def expire(self, device: Device | str) -> None:
         """The device's key expires now."""
         self.control.do(self.control.server.expire, self.id_of(device))

@@ -33,6 +33,7 @@ LOOKS = {
     "exits": ["any"], "dns": ["query", "db"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
+OF_FILES = {"file"}  # test_file_commands.py
 OF_A_MESH = {"ls", "send", "recv", "wait", "watch", "tcp", "cp"}  # test_mesh_commands.py
 HEAVY = ("trio", "cryptography", "argparse", "msgspec", "httpx", "logging", "ssl", "asyncio")
 
@@ -74,7 +75,7 @@ def test_every_command_with_json_has_a_schema_and_a_test() -> None:
         for name, parser in build_parser().commands().items()
         if any("--json" in action.option_strings for action in parser.actions())
     }
-    assert has_json == LOOKS.keys() | STARTS_A_DAEMON | OF_A_MESH
+    assert has_json == LOOKS.keys() | STARTS_A_DAEMON | OF_A_MESH | OF_FILES
 
 
 def test_failure_is_what_its_schema_says(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:

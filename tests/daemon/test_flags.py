@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from daemon.daemon_scripts import PATIENCE, World, client_of
 from daemon.test_commands_hosted import command, environment, run, wait_until
 
 from tailscale.cli import main
-from tailscale.cli.arguments import build_parser, parse
+from tailscale.cli.arguments import Parser, build_parser, parse
 from tailscale.cli.hosted import login_options
 from tailscale.daemon.daemon import Daemon
 
@@ -41,7 +42,7 @@ COMMON = {
 MESH = "test_verbs_share_the_daemons_mesh_and_print_what_their_schemas_say"
 OF_ONE = {
     **dict.fromkeys(
-        ("up --advertise-routes", "up --advertise-exit-node", "up --no-advertise-exit-node"),
+        ("up --advertise-routes", "up --no-advertise-exit-node"),
         "test_up_offers_routes_and_takes_them_back_while_it_runs",
     ),
     "status --watch": "test_status_is_shown_again_and_again",
@@ -90,14 +91,26 @@ OF_ONE = {
     "proxy --no-direct": "test_arguments_that_cannot_be_meant_say_why",
     "proxy --no-ui": "test_exec_runs_a_command_through_the_tailnet_and_passes_its_code_on",
     "proxy --users": "test_users_file_that_cannot_be_meant_names_the_line",
+    "file cp --name": "test_file_cp_sends_files_and_standard_input",
+    "file cp --targets": "test_file_cp_sends_files_and_standard_input",
+    "file get --wait": "test_file_get_waits_and_goes_on",
+    "file get --loop": "test_file_get_waits_and_goes_on",
+    "file get --conflict": "test_file_get_fetches_what_waits",
     "why --udp": "test_why_takes_udp",
 }
+
+
+def every_command(parser: Parser, before: str = "") -> Iterator[tuple[str, Parser]]:
+    """Those of several words too."""
+    for name, below in parser.commands().items():
+        yield f"{before}{name}", below
+        yield from every_command(below, f"{before}{name} ")
 
 
 def test_every_flag_has_a_test_that_there_is() -> None:
     flags = {
         f"{name} {action.option_strings[-1]}"
-        for name, parser in build_parser().commands().items()
+        for name, parser in every_command(build_parser())
         for action in parser.actions()
         if action.option_strings and action.option_strings[-1] not in COMMON
     }

@@ -108,14 +108,14 @@ def test_what_stands_on_no_part_is_honest(client: Client) -> None:
         client.get(f"{API}dns-osconfig")
 
 
-class Taildrop:
+class Updating:
     """A room as one is added: a class with two methods, and its name in `ROOMS`."""
 
     def __init__(self, keeper: Keeper) -> None:
         self.met: list[str] = []
 
     def add_to(self, routes: Routes) -> None:
-        routes.add("GET", f"{API}file-targets", self.targets)
+        routes.add("GET", f"{API}update/check", self.targets)
 
     async def run(self, device: Device) -> None:
         self.met.append(device.hostname)
@@ -129,7 +129,7 @@ class Taildrop:
 @pytest.mark.parametrize(
     ("method", "path", "part"),
     [
-        ("PUT", "file-put/n1/x", "Taildrop"), ("GET", "files/?waitsec=0", "Taildrop"), ("POST", "tka/init", "Lock"),
+        ("POST", "tka/init", "Lock"),
         ("POST", "tka/modify", "Lock"), ("POST", "serve-config", "serve"), ("POST", "query-feature", "Funnel"),
         ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
@@ -215,9 +215,9 @@ def test_metrics_are_those_of_the_device(daemon: Daemon) -> None:
 
 
 def test_a_room_takes_the_place_of_a_refusal(net: World, tmp_path: Path, client: Client) -> None:
-    with pytest.raises(DaemonError, match="Taildrop: this daemon has no such part"):
-        client.get(f"{API}file-targets")
-    with net.daemon(tmp_path, rooms=(Taildrop,)) as daemon:
-        assert client_of(daemon).get(f"{API}file-targets") == [daemon.keeper.device.hostname]
-        with pytest.raises(DaemonError, match="Taildrop: this daemon has no such part"):
-            client_of(daemon).get(f"{API}files/")
+    with pytest.raises(DaemonError, match="updating: this daemon has no such part"):
+        client.get(f"{API}update/check")
+    with net.daemon(tmp_path, rooms=(Updating,)) as daemon:
+        assert client_of(daemon).get(f"{API}update/check") == [daemon.keeper.device.hostname]
+        with pytest.raises(DaemonError, match="certificates: this daemon has no such part"):
+            client_of(daemon).get(f"{API}cert/x")

@@ -52,6 +52,13 @@ users = {alice = "secret"}
 [[mesh]]
 app = "notes"
 
+[taildrop]
+accept = true
+folder = "~/Downloads"
+largest = 1000000
+quota = 10000000
+exists = "replace"
+
 [metrics]
 listen = "127.0.0.1:9100"
 peers = true
@@ -69,11 +76,11 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "metrics"]
+    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "metrics"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
-    assert KINDS.keys() | {"mesh"} == SECTIONS.keys() - {"device", "log"}
+    assert KINDS.keys() | {"mesh", "taildrop"} == SECTIONS.keys() - {"device", "log"}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +93,7 @@ def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
         ("[device]\nudp_port = 70000\n", 2, "udp_port must be a whole number from 0 to 65535"),
         ("[device]\nudp_port = true\n", 2, "udp_port must be a whole number"),
         ("[device]\ntags = 'tag:x'\n", 2, "tags must be a list of texts"),
+        ("[device]\nexit_node = 'nl'\nadvertise_exit_node = true\n", 3, "uses an exit node or is one"),
         ("[device]\nadvertise_routes = ['x']\n", 2, "advertise_routes must be a list of prefixes such as"),
         ("[log]\nlevel = 'wanring'\n", 2, "level must be one of debug, info, warning, error; did you mean warning?"),
         ("[forward]\nlisten = '127.0.0.1:1'\nto = 'db:1'\n", 1, "forward is a section: [[forward]]"),

@@ -119,7 +119,12 @@ async def _offer_exit(net: Tailnet, *, task_status: trio.TaskStatus[None]) -> No
     """An exit node in Amsterdam, behind which everything echoes, and which knows the name example.com."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     network = EchoingInternet(listeners[0].socket.getsockname()[1])
-    options = {"control_url": net.control.url, "auth_key": net.auth_key(), "advertise_routes": EVERYWHERE}
+    options = {
+        "control_url": net.control.url,
+        "auth_key": net.auth_key(),
+        "advertise_routes": EVERYWHERE,
+        "peerapi": False,
+    }
     async with Device.on(network, EXIT, **options) as device, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, _echo, listeners)
         port = await nursery.start(PlayedExit(device, {"example.com": ["198.51.100.7"]}).serve_dns)

@@ -56,6 +56,7 @@ FACES = {
 NOT_REQUIRED = (
     "aiohttp",
     "asyncpg",
+    "asyncssh",
     "distributed",
     "fastapi",
     "flask",

@@ -30,6 +30,7 @@ CLIENTS = [
     ("sync_client.py",     ["db", "5432"],      r"hello\n"),
     ("mesh_chat.py",       ["alice", "hello"],  r"chatting as alice, with nobody yet\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
+    ("taildrop.py",        ["targets"],         r"db +\S+ +online"),
     ("locked_tailnet.py",  [],                  r"This tailnet has no lock.\n"),
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
@@ -39,6 +40,7 @@ SERVERS = [
     ("echo_server.py",     [],                   "echo",    7,    b"hello",         rb"hello"),
     ("http_serve.py",      [],                   "greeter", 80,   REQUEST,          rb'200 (.|\r\n)*"hello":"caller"'),
     ("uvicorn_serve.py",   [],                   "greeter2", 80,  REQUEST,          rb"hello caller"),
+    ("ssh_server.py",      [],                   "notes",   22,   b"",               rb"SSH-2.0-Tailscale"),
     ("proxy.py",           [],                  "proxy",   1080, REQUEST,          rb"HTTP/1.1 200 "),
     ("whois_auth.py",      ["admin@example.com"], "club",   4000, b"",              rb"not for you\n"),
     ("whois_auth.py",      ["user@tailnet.test"], "club",    4000, b"",              rb"welcome, caller\n"),

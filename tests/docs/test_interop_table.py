@@ -28,6 +28,7 @@ TOLD_IN_FULL = (
     "test_peerapi_real.py",
     "test_real_clients.py",
     "test_shells.py",
+    "test_ssh_real.py",
     "test_web_real.py",
 )
 

@@ -9,8 +9,17 @@ from typing import Any
 from ts_base.errors import BadPacket
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.framing import FrameReader, encode_frame
-from ts_control.http1 import Http1Client
+from ts_control.http1 import Http1Client, Reply
 from ts_control.http2 import Http2Connection
+from ts_control.key_making import (
+    github_token_of_untrusted,
+    google_token_of_untrusted,
+    key_of_untrusted,
+    refusal_of_untrusted,
+    token_of_untrusted,
+)
+
+SECRET = "tskey-client-secret"
 
 
 def _http1(data: bytes) -> Any:
@@ -29,6 +38,17 @@ def _http2(data: bytes, *, client: bool) -> Any:
     return events
 
 
+def _key_answers(data: bytes) -> Any:
+    """What an API that makes keys, or a cloud that signs tokens, may answer; no secret is quoted back."""
+    reply = Reply(200, {}, data)
+    assert SECRET not in refusal_of_untrusted(reply, (SECRET,))
+    for read in (token_of_untrusted, key_of_untrusted, github_token_of_untrusted, google_token_of_untrusted):
+        try:
+            assert read(reply)
+        except BadPacket:
+            continue
+
+
 def _frames(data: bytes) -> Any:
     reader = FrameReader(compressed=True)
     reader.receive(data)
@@ -41,6 +61,7 @@ PARSERS: list[Callable[[bytes], Any]] = [
     lambda data: _http2(data, client=True),
     lambda data: _http2(data, client=False),
     lambda data: answer_c2n_untrusted(base64.b64encode(data).decode()),
+    _key_answers,
     _frames,
 ]
 
@@ -68,5 +89,8 @@ def seeds() -> list[bytes]:
         b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi",
         asked[24:],
         pair[1].transmit(),
+        b'{"access_token":"tskey-client-secret","expires_in":3600}',
+        b'{"id":"k","key":"tskey-auth-x"}',
+        b'{"message":"tskey-client-secret is wrong","error":"invalid_client"}',
         encode_frame(b'{"KeepAlive":true}', compressed=True),
     ]

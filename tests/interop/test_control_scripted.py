@@ -265,7 +265,24 @@ async def test_ping_request(r: Rig, types: str, expected: Json) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_c2n_echo_and_an_unknown_path(r: Rig) -> None:
+C2N = [
+    # method  path                              status
+    ("GET",   "/echo",                          200),
+    ("GET",   "/no",                            400),
+    ("GET",   "/debug/health",                  200),
+    ("GET",   "/debug/prefs",                   200),
+    ("GET",   "/debug/metrics",                 200),
+    ("GET",   "/debug/netmap",                  501),
+    ("GET",   "/debug/tka/log",                 400),
+    ("GET",   "/update",                        200),
+    ("GET",   "/posture/identity",              200),
+    ("DELETE", "/update",                       405),
+    ("GET",   "/remoteapi/localapi/v0/status",  403),
+]  # fmt: skip
+
+
+async def test_c2n_is_answered_by_the_table(r: Rig) -> None:
     async with scripted(r) as scene:
-        assert (await scene.control.admin("c2n", {"node": "ours", "method": "GET", "path": "/echo"}))["status"] == 200
-        assert (await scene.control.admin("c2n", {"node": "ours", "method": "GET", "path": "/no"}))["status"] == 400
+        for method, path, status in C2N:
+            answer = await scene.control.admin("c2n", {"node": "ours", "method": method, "path": path})
+            assert (path, answer["status"]) == (path, status)

@@ -233,7 +233,7 @@ async def test_stock_clients_use_our_exit_names(r: Rig) -> None:
                 control_url=hs.url,
                 tls=tls_for(hs),
                 auth_key=await hs.auth_key(),
-                advertise_routes=EVERYWHERE,
+                advertise_exit_node=True,
             )
         async with us, r.tailscaled("client", control=hs, auth_key=await hs.auth_key()) as client:
             await hs.approve_routes("ours", EVERYWHERE)
@@ -374,3 +374,30 @@ async def by_hand(host: str, port: int, name: str, *, over_tcp: bool) -> list[st
                 await udp.send(query)
                 reply = await udp.recv(4096)
     return [record.body for record in wire.decode_records_untrusted(reply)[1]]
+
+
+async def test_an_unsigned_peer_may_greet_us_and_nothing_else(r: Rig) -> None:
+    """Control marks the node as one that the tailnet lock does not vouch for."""
+    async with (
+        r.derper() as relay,
+        r.testcontrol(regions=[relay.region], same_user=True) as control,
+        joined(control, auth_key="key") as us,
+    ):
+        async with r.tailscaled("db", control=control, auth_key="key") as db:
+            await until_announced(us, "db")
+            nodes = (await control.admin("nodes"))["nodes"]
+            (theirs,) = [node for node in nodes if (node.get("Hostinfo") or {}).get("Hostname") == "db"]
+            changed = {"PeersChanged": [theirs | {"UnsignedPeerAPIOnly": True}]}
+            await control.admin("raw", {"node": "ours", "response": changed})
+
+            async def is_marked() -> bool:
+                netmap = us.netmap
+                return netmap is not None and any(peer.unsigned_peer_api_only for peer in netmap.peers.values())
+
+            await poll_until("the mark", is_marked, PATIENCE)
+            assert (await ask(await db.connect(str(us.ipv4), PORT), "GET", "/", ["Host: peer"]))[0] == 200
+            asked = ["Host: peer", "Content-Length: 0", "Content-Type: application/dns-message"]
+            assert (await ask(await db.connect(str(us.ipv4), PORT), "POST", "/dns-query", asked))[0] == 403
+            async with await us.listen(80):
+                with pytest.raises(ConnectionRefusedError):
+                    await db.connect(str(us.ipv4), 80)

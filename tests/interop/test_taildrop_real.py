@@ -17,6 +17,7 @@ from tailscale import Device, taildrop
 from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
 from tests.interop.rig.tailscaled import Tailscaled
+from tests.interop.test_localapi_real import daemon
 
 pytestmark = pytest.mark.peers("tailscale", "tailscaled")
 MIB = 1 << 20
@@ -85,3 +86,98 @@ async def test_we_send_to_a_stock_node(hs: Headscale, stock: Tailscaled, tmp_pat
         print(told)
         assert await digest(tmp_path / "out" / "big.bin") == await digest(big)
         assert (tmp_path / "out" / "empty").read_bytes() == b""
+
+
+async def test_another_user_is_refused_both_ways(r: Rig, hs: Headscale, tmp_path: Path) -> None:
+    file = made(tmp_path / "x", 100)
+    bob = await hs.auth_key("bob")
+    async with (
+        ours(hs) as device,
+        taildrop.Inbox(device, tmp_path / "in", accept=True) as inbox,
+        r.tailscaled("bobs", control=hs, auth_key=bob) as daemon,
+    ):
+        await poll_until("bob's device", lambda: _sees(device, "bobs"), 30)
+        assert taildrop.targets(device) == ()
+        with pytest.raises(taildrop.TransferRefused, match="somebody else"):
+            await taildrop.send(device, "bobs", file)
+        told = await daemon.connect(device.ipv4 or "", 1)  # its command line would not even try
+        async with told:
+            await told.send_all(b"PUT /v0/put/x HTTP/1.1\r\nHost: peer\r\nContent-Length: 1\r\n\r\nx")
+            assert (await told.receive_some()).startswith(b"HTTP/1.1 403 ")
+        assert inbox.statistics().drops == {"taildrop.not_allowed": 1}
+        assert os.listdir(tmp_path / "in") == []
+
+
+async def _sees(device: Device, name: str) -> bool | None:
+    return (name in device.peers) or None
+
+
+async def test_a_killed_stock_sender_goes_on_where_it_was(hs: Headscale, stock: Tailscaled, tmp_path: Path) -> None:
+    """Half of the file is sent by hand through the stock node, which then dies; its command line sends the rest."""
+    big = made(tmp_path / "big.bin", 4 * MIB)
+    async with ours(hs) as device, taildrop.Inbox(device, tmp_path / "in", accept=True) as inbox:
+        await known(device, stock)
+        head = b"PUT /v0/put/big.bin HTTP/1.1\r\nHost: peer\r\nContent-Length: %d\r\n\r\n" % (4 * MIB)
+        async with await stock.connect(device.ipv4 or "", 1) as half:
+            await half.send_all(head + big.read_bytes()[: 3 * MIB])
+            await poll_until("half of it", lambda: _has(tmp_path / "in", 2 * MIB), 30)
+        await poll_until("its end", lambda: _is_idle(inbox), 30)
+        before = inbox.statistics().bytes["in"]
+        await stock.cli("file", "cp", str(big), "ours:")
+        crossed = inbox.statistics().bytes["in"] - before
+        assert MIB <= crossed <= MIB + 2 * 65536 + 65536
+        assert await digest((await anext(inbox)).path) == await digest(big)
+
+
+async def _has(folder: Path, size: int) -> bool | None:
+    return sum(path.stat().st_size for path in folder.glob(".*.partial")) >= size or None
+
+
+async def _is_idle(inbox: taildrop.Inbox) -> bool | None:
+    return inbox.statistics().open == {"in": 0} or None
+
+
+async def cut(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, 3 * MIB, MIB):
+        yield data[start : start + MIB]
+    raise OSError("the cable was cut")
+
+
+async def test_our_broken_transfer_goes_on_at_a_stock_node(hs: Headscale, stock: Tailscaled, tmp_path: Path) -> None:
+    big = made(tmp_path / "big.bin", 8 * MIB)
+    async with ours(hs) as device:
+        await known(device, stock)
+        with pytest.raises(taildrop.TransferFailed, match="the cable was cut"):
+            await taildrop.send(device, "stock", cut(big.read_bytes()), name=big.name, size=8 * MIB)
+        report = await taildrop.send(device, "stock", big)
+        assert report.files == 1
+        assert report.bytes_skipped > MIB
+        assert report.bytes_sent + report.bytes_skipped == 8 * MIB
+        (tmp_path / "out").mkdir()
+        await stock.cli("file", "get", str(tmp_path / "out"))
+        assert await digest(tmp_path / "out" / "big.bin") == await digest(big)
+
+
+async def test_stock_command_line_uses_our_daemon(r: Rig, hs: Headscale, stock: Tailscaled, tmp_path: Path) -> None:
+    """`tailscale --socket` of our daemon: targets, sending, and fetching in all its ways."""
+    big, out = made(tmp_path / "big.bin", 2 * MIB), tmp_path / "out"
+    out.mkdir()
+    async with daemon(r, hs, "ours") as ours_cli:
+        await poll_until("a target", lambda: is_target(stock, "ours"), 30)
+        assert "\tstock" in await ours_cli("file", "cp", "--targets")
+        assert '"TaildropTarget": 1' in await ours_cli("status", "--json")
+        await ours_cli("file", "cp", str(big), "stock:")
+        await ours_cli("file", "cp", "--name=said", "-", "stock:", stdin=b"hello")
+        await stock.cli("file", "get", str(out))
+        assert await digest(out / "big.bin") == await digest(big)
+        assert (out / "said").read_bytes() == b"hello"
+        for conflict, names in (("skip", []), ("rename", ["big (1).bin"]), ("overwrite", [])):
+            await stock.cli("file", "cp", str(big), "ours:")
+            code, told = await ours_cli.run("file", "get", f"--conflict={conflict}", str(out))
+            assert (code == 0) == (conflict != "skip"), told
+            assert sorted(os.listdir(out)) == sorted({"big.bin", "said", "big (1).bin"} & {*os.listdir(out), *names})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours_cli, "file", "get", "--wait", "--conflict=rename", str(tmp_path))
+            await trio.sleep(0.5)  # either order is right: it waits, or finds it there
+            await stock.cli("file", "cp", "--name=late", "-", "ours:", stdin=b"late")
+        assert (tmp_path / "late").read_bytes() == b"late"

@@ -96,7 +96,7 @@ ROWS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: host_and_port("db:7", None), TypeError, r"host and port are two things: 'db', 7, not 'db:7'"),
     (lambda: host_and_port("db", None), TypeError, r"a connection needs a port too: 'db', 5432"),
     (lambda: host_and_port("db", "7"), TypeError, r"port is a number: 7, not '7'"),  # type: ignore[arg-type]
-    (lambda: sync.Device(hostnme="x"), TypeError, r"a Device takes no hostnme=: it takes auth_key, control_url"),  # type: ignore[call-arg]
+    (lambda: sync.Device(hostnme="x"), TypeError, r"a Device takes no hostnme=: it takes auth_key, client_id"),  # type: ignore[call-arg]
     (lambda: aio.Device("x", authkey="k"), TypeError, r"a Device takes no authkey=: it takes auth_key"),  # type: ignore[call-arg]
     (lambda: sync.Device(7), TypeError, r'hostname is text, such as "worker", not 7'),  # type: ignore[arg-type]
     (lambda: tailscale.Device(7), TypeError, r'hostname is text, such as "worker", not 7'),  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
-from tailscale import Device, TailscaleError, proxy
+from tailscale import Device, TailscaleError, proxy, taildrop
 from tailscale.mesh import Inbox, Mesh, MeshLimits, Offer
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
@@ -33,7 +33,12 @@ from tailscale.testing.servers import REGION
 from ts_control.wire import DERPMap
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
-OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}  # they have a test apart
+# Of rooms that have a test of their own.
+OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}
+OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_taildrop_")}
+OF_SSH = {
+    metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
+}  # and these one in test_ssh.py
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -158,7 +163,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
@@ -198,6 +203,25 @@ async def test_no_metric_of_a_mesh_stays_constant(tmp_path: Path) -> None:
                 assert value(a, "pytailscale_mesh_waits_total") == value(a, "pytailscale_mesh_resent_total") == 1
                 watched.look()
         assert not watched.constant() & OF_MESHES
+
+
+async def test_no_metric_of_taildrop_stays_constant(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    async with Tailnet() as net, net.device("a") as a, net.device("b") as b:
+        watched = Watched(b)
+
+        def accept(offer: taildrop.Offer) -> bool:
+            watched.look()
+            return bool(offer.size)
+
+        watched.look()
+        async with taildrop.Inbox(b, tmp_path / "in", accept) as inbox:
+            await taildrop.send(a, "b", tmp_path / "file")
+            watched.look()
+            await anext(inbox)
+            watched.look()
+        assert value(a, "pytailscale_taildrop_file_bytes_total", direction="out") == 100_000
+        assert not watched.constant() & OF_TAILDROP
 
 
 async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:

@@ -72,37 +72,38 @@ async def test_peerapi_is_reached_although_the_policy_admits_nothing(
             await a.tcp_connect("b", 80, timeout=2)
 
 
-@pytest.mark.parametrize(
-    ("request_lines", "host", "status"),
-    [
-        ("GET /", "peer", 200),
-        ("GET /", "{own}:{port}", 200),
-        ("GET /", "[{own6}]:{port}", 200),
-        ("GET /", "{own}:2", 403),
-        ("GET /", "{own}", 403),
-        ("GET /", "b", 403),
-        ("GET /", "evil.example", 403),
-        ("GET /", "100.64.0.77:{port}", 403),
-        ("GET http://peer/", "evil.example", 200),
-        ("GET http://evil.example/", "peer", 403),
-        ("GET /\nOrigin: http://evil.example", "peer", 403),
-        ("GET /\nOrigin:", "peer", 403),
-        ("GET /\nReferer: http://evil.example/x", "peer", 403),
-        ("GET /\nReferer:", "peer", 200),
-        ("GET /\nHost: peer", "peer", 400),
-        ("GET /", "", 400),
-        ("POST /\nContent-Length: 3\nTransfer-Encoding: chunked", "peer", 400),
-        ("POST /\nContent-Length: 3\nContent-Length: 3", "peer", 400),
-        ("CONNECT peer:1", "peer", 501),
-        ("GET /../", "peer", 404),
-        ("GET /%2e", "peer", 404),
-    ],
-)
+REQUESTS = [
+    ("GET /", "peer", 200),
+    ("GET /", "{own}:{port}", 200),
+    ("GET /", "[{own6}]:{port}", 200),
+    ("GET /", "{own}:2", 403),
+    ("GET /", "{own}", 403),
+    ("GET /", "b", 403),
+    ("GET /", "evil.example", 403),
+    ("GET /", "100.64.0.77:{port}", 403),
+    ("GET http://peer/", "evil.example", 200),
+    ("GET http://evil.example/", "peer", 403),
+    ("GET /\nOrigin: http://evil.example", "peer", 403),
+    ("GET /\nOrigin:", "peer", 403),
+    ("GET /\nReferer: http://evil.example/x", "peer", 403),
+    ("GET /\nReferer:", "peer", 200),
+    ("GET /\nHost: peer", "peer", 400),
+    ("GET /", "", 400),
+    ("POST /\nContent-Length: 3\nTransfer-Encoding: chunked", "peer", 400),
+    ("POST /\nContent-Length: 3\nContent-Length: 3", "peer", 400),
+    ("CONNECT peer:1", "peer", 501),
+    ("GET /../", "peer", 404),
+    ("GET /%2e", "peer", 404),
+]
+
+
 async def test_peerapi_believes_only_requests_that_no_page_can_make(
-    autojump_clock: MockClock, tailnet: Tailnet, request_lines: str, host: str, status: int
+    autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
-    assert (await ask(a, b, request_lines, host=host.format(own=b.ipv4, own6=b.ipv6, port=PORT)))[0] == status
+    for lines, host, status in REQUESTS:
+        found = await ask(a, b, lines, host=host.format(own=b.ipv4, own6=b.ipv6, port=PORT))
+        assert found[0] == status, (lines, host)
 
 
 async def test_peerapi_keeps_browsers_from_showing_it_within_pages(autojump_clock: MockClock, tailnet: Tailnet) -> None:
@@ -247,3 +248,16 @@ def test_a_peer_may_use_the_address_it_knows_us_by() -> None:
     peer = Node(id=2, self_node_v4_masq_addr_for_this_peer="100.99.9.9")
     netmap = replace(NetMap.empty(), self_node=US)
     assert names_of_us(netmap, peer, 1) == {"peer", "100.64.0.1:1", "100.99.9.9:1"}
+
+
+async def test_a_program_may_have_the_port_for_itself(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    a, b = await tailnet.device("a"), await tailnet.device("b", shields_up=True)
+    async with await b.listen(PORT):
+        await b.set(shields_up=False)
+        await trio.sleep(1)
+        assert b.state == "running"
+        with pytest.raises(tailscale.NoRoute):
+            await a.ping("b", "peerapi")
+    await b.set(advertise_routes=["10.0.0.0/8"])
+    await until(lambda: runtime_of(a).directory.netmap.peers[b.node.id].hostinfo.services)
+    assert (await ask(a, b, "GET /"))[0] == 200

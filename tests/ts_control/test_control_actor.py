@@ -17,6 +17,7 @@ from tailscale.errors import AuthKeyRejected, ControlProtocolError
 from tailscale.runtime.bus import Bus, Message
 from tailscale.runtime.control_actor import LONGEST_ASKED_SLEEP, ControlActor, run_control
 from tailscale.runtime.health import Health
+from tailscale.runtime.hidden_news import PAUSE
 from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
@@ -28,7 +29,6 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.network import Network
 from tailscale.runtime.offers import offer
-from tailscale.runtime.own_routes import SELF_PAUSE
 from tailscale.state_file import MemoryStore, State
 from ts_base.keys import DiscoPrivate
 from ts_control.errors import ControlLost
@@ -402,7 +402,7 @@ async def test_a_second_policy_is_no_echo_of_asking(autojump_clock: trio.testing
         await scene.until_state("running")
         began = trio.current_time()
         await scene.until(lambda: len([request for request in scene.map_requests() if request.stream]) == 3)
-        assert trio.current_time() - began >= SELF_PAUSE, "asked again, but not at once"
+        assert trio.current_time() - began >= PAUSE, "asked again, but not at once"
 
 
 async def test_a_router_in_waiting_asks_when_the_other_one_loses_their_subnet(

@@ -89,7 +89,7 @@ def test_mistake_is_refused_with_words_that_name_the_place(policy: dict[str, Any
 
 
 def test_sections_of_other_features_are_ignored() -> None:
-    assert Policy.parse({"ssh": [{"anything": 1}], "tests": []}).rules == Policy.allow_all().rules
+    assert Policy.parse({"postures": {"anything": 1}, "tests": []}).rules == Policy.allow_all().rules
     assert Policy.parse({"acls": []}).rules == ()
 
 

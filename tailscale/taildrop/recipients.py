@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from tailscale.errors import NameNotFound
 from tailscale.files.errors import TransferRefused
-from tailscale.nodes import Node, named, no_such_peer, node_from_wire
+from tailscale.nodes import Node, named, node_from_wire
 from tailscale.taildrop.wire import SHARING_ENABLED, TARGET_GRANTED, WITHOUT_FILES
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ def all_targets(device: Device) -> list[Target]:
 
 
 def target_named(device: Device, wanted: str | Node) -> Target:
-    """Where the device that is meant takes files. Raises NoSuchPeer, or TransferRefused that says why it takes none."""
+    """Where the device that is meant takes files. Raises NameNotFound, or TransferRefused with the reason."""
     netmap = device.netmap
     name = wanted.stable_id if isinstance(wanted, Node) else wanted
     peer = named(name, netmap.peers.values()) if netmap is not None else None
     if netmap is None or peer is None:
-        raise no_such_peer("peer", name, device.peers.close_to)
+        raise NameNotFound(name, device.peers.close_to(name), detail="no device of this tailnet is called that")
     node = node_from_wire(peer, netmap)
     status, where = standing(device, peer), peerapi_of(peer)
     if where is None or status not in (AVAILABLE, OFFLINE):  # whether it is really offline, a dial tells
@@ -92,7 +93,7 @@ def standing(device: Device, peer: wire.Node) -> int:
         return NOT_ENABLED
     if peer.hostinfo.os == WITHOUT_FILES:
         return WRONG_SYSTEM
-    if peer.user != own.user and TARGET_GRANTED not in device.granted(peer.stable_id):
+    if peer.user != own.user and TARGET_GRANTED not in device.granted(node_from_wire(peer, netmap)):
         return OTHER_USER
     if peerapi_of(peer) is None:
         return NO_PEERAPI
