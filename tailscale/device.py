@@ -838,7 +838,10 @@ class Device(OwnNode, AsyncWithOnly):
         does not.
 
         ```python
-        token = await device.id_token("sts.example.com")
+        try:
+            token = await device.id_token("sts.example.com")
+        except tailscale.errors.ControlProtocolError as problem:
+            print(problem)  # what Headscale says
         ```
         """
         return await ask_for_id_token(self._ready().control, audience)

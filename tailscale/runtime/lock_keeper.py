@@ -150,6 +150,7 @@ class LockKeeper:
             pass
         return told
 
+    @trio.lowlevel.enable_ki_protection
     async def retry(self, again: Callable[[], Awaitable[None]]) -> None:
         """As long as a map stream lasts: what failed is tried again after a pause."""
         while True:

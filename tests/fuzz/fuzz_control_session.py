@@ -69,8 +69,8 @@ def _happens(session: ControlMachine, step: object, action: int, detail: int, no
     elif action <= 1 and isinstance(step, Poll):
         session.on_self(Node(id=1, expired=bool(detail & 1), machine_authorized=bool(detail & 2)))
     elif action == 2:
-        status, text = REFUSALS[detail % len(REFUSALS)]
-        session.on_refused(RequestRefused(status, "said so", text), now)
+        status, retry_after = REFUSALS[detail % len(REFUSALS)]
+        session.on_refused(RequestRefused("a registration", status, "said so", retry_after), now)
     elif action == 3:
         session.on_lost("cut", now)
     elif action == 4:

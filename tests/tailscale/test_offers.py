@@ -33,7 +33,7 @@ async def test_the_embedded_control_server_answers_what_it_is_asked(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     control = runtime_of(await tailnet.device("a")).control
-    for path, status in (("/machine/whoami", 501), ("/machine/tka/init/begin", 404)):
+    for path, status in (("/machine/whoami", 501), ("/machine/webclient/action", 404)):
         with pytest.raises(RequestRefused) as refusal:
             await control.ask("GET", path)
         assert refusal.value.status == status
