@@ -18,6 +18,8 @@ from tailscale.sockets.tcp import TcpStream
 from tailscale.sockets.udp import UdpSocket
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tailscale.forwarding import FlowHandler, ForwardLimits
     from tailscale.sockets.socket_device import SocketDevice
     from ts_netstack.forwarder import ForwardedFlow
@@ -148,15 +150,11 @@ class ForwardCarrier:
         near = LocalStream.adopt(outward) if isinstance(outward, trio.SocketStream) else outward
         caller = self._stream(connection)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, caller, nursery.cancel_scope)
+            # A destination that reads no more would let nobody notice that the caller is gone.
+            nursery.start_soon(_cancel_after, caller.wait_broken, nursery.cancel_scope)
             with contextlib.suppress(*LOST):  # the other side has heard of it
                 await Splice(near, caller, self.carried).run()
             nursery.cancel_scope.cancel()
-
-    async def _watch(self, caller: TcpStream, both: trio.CancelScope) -> None:
-        """A destination that reads no more would let nobody notice that the caller is gone."""
-        await caller.wait_broken()
-        both.cancel()
 
     async def hand_connection(self, connection: TcpConnection, handler: FlowHandler) -> None:
         """With a function of the program's."""
@@ -176,9 +174,23 @@ class ForwardCarrier:
         """Datagrams, with a function of the program's; its end is the flow's, and the other way round."""
         socket = UdpSocket(flow, self._device)
         socket.join()
-        async with socket:
-            with contextlib.suppress(*LOST):
+        problem: Exception | None = None
+        async with socket, trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after, socket.wait_ended, nursery.cancel_scope)
+            try:
                 await handler(socket)
+            except LOST:
+                pass  # the flow has ended, which is no mistake of the program's
+            except Exception as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+
+async def _cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
 
 
 async def reset(stream: trio.abc.AsyncResource) -> None:

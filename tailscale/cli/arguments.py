@@ -96,6 +96,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     adder = _Adder(commands, common)
     _add_reading(adder)
+    _add_names_and_lock(adder)
     _add_watching(adder)
     _add_connecting(adder)
     _add_proxying(adder)
@@ -214,19 +215,7 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
-    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
-    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
-    dns.add_argument("name", nargs="?", help="with query: the name")
-    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
-    dns.add_argument(
-        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
-    )
-
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
-    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
-    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
-    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
-    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
         "where",
@@ -237,6 +226,21 @@ def _add_reading(adder: _Adder) -> None:
         help="whom to reach as well",
     )
     adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_names_and_lock(adder: _Adder) -> None:
+    dns = adder.add("dns", "ask a name, show how names are looked up, or answer names on this machine", json=True)
+    dns.add_argument("question", nargs="?", choices=("status", "query"), default="status", help="what to do (status)")
+    dns.add_argument("name", nargs="?", help="with query: the name")
+    dns.add_argument("type", nargs="?", default="A", type=str.upper, help="with query: A, AAAA, PTR, TXT ... (A)")
+    dns.add_argument(
+        "--listen", metavar="HOST:PORT", help="be a DNS server there, as 127.0.0.1:5353, UDP and TCP, until Ctrl-C"
+    )
+
+    lock = adder.add("lock", "the tailnet's lock: who is signed, who may sign, what was changed", json=True)
+    lock.add_argument("verb", nargs="?", default="status", choices=("status", "sign", "log"), help="(status)")
+    lock.add_argument("node", nargs="?", help="sign: a node's name, or its nodekey:")
+    lock.add_argument("rotation_key", nargs="?", default="", metavar="tlpub", help="sign: lets it change its key later")
 
 
 def _add_watching(adder: _Adder) -> None:

@@ -38,6 +38,7 @@ from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
 
 PING_PATIENCE = 3.0
+FAILURES_SHOWN = 10  # of the program's functions, with their tracebacks; a peer may bring about any number
 CANNOT_PING = "router-cannot-ping"
 
 log = logging.getLogger("tailscale.forward")
@@ -214,9 +215,14 @@ class Forwarding:
                 return answer
             raise TypeError(f"on_flow returns None, REFUSE or an async function, not {answer!r}")
         except Exception:
-            log.exception("on_flow failed: the flow to %s port %s is refused", *incoming.destination)
-            self.drops["forward.on_flow_failed"] += 1
+            self._show_failure("forward.on_flow_failed", incoming.destination)
             return REFUSE
+
+    def _show_failure(self, word: str, destination: tuple[str, int]) -> None:
+        """A function of the program's has raised: that is the program's to mend, and ends this flow alone."""
+        self.drops[word] += 1
+        if self.drops[word] <= FAILURES_SHOWN:
+            log.exception("a flow to %s port %s has ended: %s", *destination, word)
 
     # -- TCP -------------------------------------------------------------------------------------------------------
 
@@ -260,12 +266,11 @@ class Forwarding:
                 del self._connections[scope]
 
     async def _hand(self, handing: Awaitable[None], local: tuple[bytes, int]) -> None:
-        """The program's handler has it. What that raises is the program's, and ends this flow alone."""
+        """The program's handler has it."""
         try:
             await handing
         except Exception:
-            log.exception("the handler of a flow to %s port %s failed", format_address(local[0]), local[1])
-            self.drops["forward.handler_failed"] += 1
+            self._show_failure("forward.handler_failed", (format_address(local[0]), local[1]))
 
     async def _dial(self, knock: Knock) -> trio.abc.HalfCloseableStream | FlowHandler | None:
         """Who takes it: the program, or a stream to where it wants to go. None after its caller was told of neither."""
@@ -279,6 +284,9 @@ class Forwarding:
                     return None
                 if answer is not None:
                     return answer
+                if (word := self._destinations.why_not(address)) is not None:  # the program took its time
+                    self._refuse(knock, word)
+                    return None
                 return await self._network.open_tcp(target, port)
             self._refuse(knock, "forward.timed_out")
         except OSError as problem:
@@ -310,8 +318,10 @@ class Forwarding:
         outward: DatagramSocket | None = None
         bell = flow.owner = Bell()
         try:
-            answer = await self._program_says(self._incoming("udp", flow.peer, flow.peer_address, flow.local))
-            if flow.is_closed:
+            answer: FlowAnswer = REFUSE
+            with trio.move_on_after(self._limits.dial_timeout):
+                answer = await self._program_says(self._incoming("udp", flow.peer, flow.peer_address, flow.local))
+            if flow.is_closed or self._destinations.why_not(address) is not None:
                 return
             if answer is REFUSE:
                 self._count("forward.by_program", address, port)

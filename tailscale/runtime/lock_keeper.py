@@ -50,6 +50,7 @@ log = logging.getLogger("tailscale.lock")
 LOCK = "tailnet-lock"  # the entry that holds our key and the chain
 PATIENCE = 60.0  # for an answer, as upstream
 FIRST_PATIENCE = 10.0  # that a netmap waits for the lock to be followed
+RECHECK = 60.0  # until control is asked again why it names another head than ours, or the end
 END_PAUSE = 30.0  # between two looks at what claims to end the lock: each costs 80 ms
 UPDATES_LIMIT = 10 * ANSWER_LIMIT  # bytes of an answer that carries updates
 LOCKED_OUT = "tailnet-lock"
@@ -74,6 +75,7 @@ class LockStatistics(NamedTuple):
 class _Saved:
     key: LockPrivate
     chain: Chain | None
+    is_new: bool = False
     is_lost: bool = False  # there was something that cannot be read
 
 
@@ -102,7 +104,8 @@ class LockKeeper:
         if found.is_lost:
             sentence = "what was known of the tailnet's lock cannot be read any more: it is fetched anew, and believed"
             health.show(FORGOTTEN, sentence, "compare `lock status` with that of another node")
-        self._keep()
+        if found.is_new:
+            self._keep()
 
     @property
     def head(self) -> str:
@@ -183,7 +186,7 @@ class LockKeeper:
         if not problem:
             self._is_blind = False
             self._backoff.succeeded()
-            self._next_try = math.inf
+            self._next_try = trio.current_time() + RECHECK
             self._health.clear(BEHIND)
             return
         log.info("the tailnet's lock could not be followed: %s", problem)
@@ -287,10 +290,10 @@ class LockKeeper:
 
 def _read(data: bytes | None, entropy: Callable[[int], bytes]) -> _Saved:
     if data is None:
-        return _Saved(LockPrivate(entropy(32)), None)
+        return _Saved(LockPrivate(entropy(32)), None, is_new=True)
     try:
         found = json.loads(data)
         key, texts = LockPrivate.parse(found["key"]), tuple(found["updates"])
         return _Saved(key, Chain.of(updates_from_text_untrusted(texts)) if texts else None)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return _Saved(LockPrivate(entropy(32)), None, is_lost=True)
+        return _Saved(LockPrivate(entropy(32)), None, is_new=True, is_lost=True)

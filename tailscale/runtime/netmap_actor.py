@@ -47,10 +47,8 @@ async def run_netmap(
     Started again it tells everything anew: what an earlier life told, wholly or in part, is told over.
     """
     compiler = TablesCompiler()
-    exit_was_missing: bool | None = None
-    minutes_behind: int | None = None
+    exit_was_missing, minutes_behind, offloads = None, None, ALL_OFFLOADS
     known: NetMap | None = None
-    offloads = ALL_OFFLOADS
     with bus.subscribe(*HEARS, name="netmap") as inbox:
         task_status.started()
         while True:

@@ -63,6 +63,12 @@ class UdpSocket(Closable[_PortOwner]):
         """Be connected to whom the port itself is connected to, as one that somebody's flow came with."""
         self._connected = self._port.remote
 
+    async def wait_ended(self) -> None:
+        """Return once the flow that it came with has ended."""
+        await trio.lowlevel.checkpoint()
+        while not self._port.is_closed:
+            await self._owner.waiters.park()
+
     async def send_to(self, data: Bytes, address: Address) -> None:
         """Send one datagram to a name or address."""
         self._check_open()

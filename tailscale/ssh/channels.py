@@ -272,7 +272,7 @@ class OneSession:
             end()
         if self._task is not None:
             self._task.cancel()
-        elif self._process.channel is not None:  # files, which asyncssh serves, or one that has not begun
+        elif self._process.subsystem is not None:  # files, which asyncssh serves; what has not begun ends when it does
             with contextlib.suppress(asyncssh.Error, OSError):
                 self._process.channel.write_stderr(f"\r\n\r\n{self._why}\r\n\r\n".encode())
                 self._process.channel.exit(SSH_FAILED)

@@ -31,6 +31,7 @@ CLIENTS = [
     ("mesh_chat.py",       ["alice", "hello"],  r"chatting as alice, with nobody yet\n"),
     ("aio_client.py",      ["db", "5432"],      r"hello 0\nhello 1\nhello 2\n"),
     ("taildrop.py",        ["targets"],         r"db +\S+ +online"),
+    ("locked_tailnet.py",  [],                  r"This tailnet has no lock.\n"),
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"

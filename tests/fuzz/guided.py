@@ -22,6 +22,7 @@ OURS = [
     "ts_control",
     "ts_dataplane",
     "ts_derp",
+    "ts_lock",
     "ts_mesh",
     "ts_netstack",
     "ts_proxy",

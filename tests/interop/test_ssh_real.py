@@ -97,7 +97,7 @@ async def test_stock_clients_log_in_to_our_server(r: Rig, tmp_path: Path) -> Non
         assert (done.code, done.out) == (7, b"through"), done.err
         assert ME in done.err
 
-        done = await client.ssh('printf %s "$SSH_CONNECTION$LC_X"', more=["-o", "SetEnv=LC_X=kept LD_PRELOAD=no"])
+        done = await client.ssh('printf %s "$LC_X"', more=["-o", "SetEnv=LC_X=kept LD_PRELOAD=no"])
         assert (done.code, done.out) == (0, b"kept"), done.err
         shown = await client.ssh("tty && stty size", more=["-tt"])
         assert shown.out.startswith(b"/dev/"), shown

@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator
 
 import pytest
+import trio
 from fault_scripts import SCRIPTS, Scene, Script, healthy
 from trio.testing import MockClock
 
@@ -43,6 +44,24 @@ async def test_doctor_finds_nothing_in_a_healthy_tailnet(autojump_clock: MockClo
     assert list(dict.fromkeys(title for title, _ in found)) == [
         *("key", "UDP", "relays", "MTU", "health", "peers", "the way")
     ]
+
+
+async def test_doctor_says_what_a_router_carries_and_what_is_not_approved(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    async with healthy(tailnet) as scene:
+        router = scene.device
+        await router.set(advertise_routes=["192.168.7.0/24"], advertise_exit_node=True)
+        while not tailnet.control.server.directory.find(tailnet.id_of(router)).advertised:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        tailnet.approve_routes(router, "192.168.7.0/24")
+        while not router.forwarding.approved:  # noqa: ASYNC110 - a fact, not an event
+            await trio.sleep(0.01)
+        found = [finding async for title, finding in findings(scene) if title == "forwarding"]
+    assert [finding.verdict for finding in found] == ["ok", "warn", "warn"]
+    assert found[0].sentence.startswith("192.168.7.0/24: ")
+    assert found[1].sentence.startswith("0.0.0.0/0 is advertised, not approved")
+    assert "approve" in found[1].remedy
 
 
 @pytest.mark.parametrize(

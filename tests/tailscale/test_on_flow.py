@@ -130,6 +130,25 @@ async def test_a_program_that_never_decides_is_waited_for_as_long_as_a_dial(auto
         assert router.forwarding.dials == 0
 
 
+async def test_a_handler_that_never_looks_ends_with_its_flow(autojump_clock: MockClock) -> None:
+    ended = trio.Event()
+
+    async def sleep(socket: UdpSocket) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with Tailnet() as net:
+        client, router = await net.device("client"), await net.router("pi", net.lan(LAN), on_flow=lambda flow: sleep)
+        async with await client.udp() as socket:
+            await socket.send_to(b"?", ("192.168.7.9", 53))
+            await until(lambda: router.forwarding.udp)
+            with trio.fail_after(31):
+                await ended.wait()
+        assert router.forwarding.udp == 0
+
+
 # Programs that are not trio's
 
 

@@ -72,37 +72,38 @@ async def test_peerapi_is_reached_although_the_policy_admits_nothing(
             await a.tcp_connect("b", 80, timeout=2)
 
 
-@pytest.mark.parametrize(
-    ("request_lines", "host", "status"),
-    [
-        ("GET /", "peer", 200),
-        ("GET /", "{own}:{port}", 200),
-        ("GET /", "[{own6}]:{port}", 200),
-        ("GET /", "{own}:2", 403),
-        ("GET /", "{own}", 403),
-        ("GET /", "b", 403),
-        ("GET /", "evil.example", 403),
-        ("GET /", "100.64.0.77:{port}", 403),
-        ("GET http://peer/", "evil.example", 200),
-        ("GET http://evil.example/", "peer", 403),
-        ("GET /\nOrigin: http://evil.example", "peer", 403),
-        ("GET /\nOrigin:", "peer", 403),
-        ("GET /\nReferer: http://evil.example/x", "peer", 403),
-        ("GET /\nReferer:", "peer", 200),
-        ("GET /\nHost: peer", "peer", 400),
-        ("GET /", "", 400),
-        ("POST /\nContent-Length: 3\nTransfer-Encoding: chunked", "peer", 400),
-        ("POST /\nContent-Length: 3\nContent-Length: 3", "peer", 400),
-        ("CONNECT peer:1", "peer", 501),
-        ("GET /../", "peer", 404),
-        ("GET /%2e", "peer", 404),
-    ],
-)
+REQUESTS = [
+    ("GET /", "peer", 200),
+    ("GET /", "{own}:{port}", 200),
+    ("GET /", "[{own6}]:{port}", 200),
+    ("GET /", "{own}:2", 403),
+    ("GET /", "{own}", 403),
+    ("GET /", "b", 403),
+    ("GET /", "evil.example", 403),
+    ("GET /", "100.64.0.77:{port}", 403),
+    ("GET http://peer/", "evil.example", 200),
+    ("GET http://evil.example/", "peer", 403),
+    ("GET /\nOrigin: http://evil.example", "peer", 403),
+    ("GET /\nOrigin:", "peer", 403),
+    ("GET /\nReferer: http://evil.example/x", "peer", 403),
+    ("GET /\nReferer:", "peer", 200),
+    ("GET /\nHost: peer", "peer", 400),
+    ("GET /", "", 400),
+    ("POST /\nContent-Length: 3\nTransfer-Encoding: chunked", "peer", 400),
+    ("POST /\nContent-Length: 3\nContent-Length: 3", "peer", 400),
+    ("CONNECT peer:1", "peer", 501),
+    ("GET /../", "peer", 404),
+    ("GET /%2e", "peer", 404),
+]
+
+
 async def test_peerapi_believes_only_requests_that_no_page_can_make(
-    autojump_clock: MockClock, tailnet: Tailnet, request_lines: str, host: str, status: int
+    autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:
     a, b = await tailnet.device("a"), await tailnet.device("b")
-    assert (await ask(a, b, request_lines, host=host.format(own=b.ipv4, own6=b.ipv6, port=PORT)))[0] == status
+    for lines, host, status in REQUESTS:
+        found = await ask(a, b, lines, host=host.format(own=b.ipv4, own6=b.ipv6, port=PORT))
+        assert found[0] == status, (lines, host)
 
 
 async def test_peerapi_keeps_browsers_from_showing_it_within_pages(autojump_clock: MockClock, tailnet: Tailnet) -> None:

@@ -39,6 +39,7 @@ async def echoes(stream: tailscale.TcpStream, text: bytes) -> bytes:
     return got
 
 
+@pytest.mark.slow
 async def test_connections_outlive_a_renewed_key(autojump_clock: MockClock, short_lived: Tailnet) -> None:
     key = short_lived.auth_key(reusable=True)
     a, b = await short_lived.device("a", auth_key=key), await short_lived.device("b", auth_key=key)
@@ -119,6 +120,7 @@ async def test_a_login_that_comes_between_wins(autojump_clock: MockClock, short_
     await until(lambda: a.state == "running" and node_key(a) == won.public)
 
 
+@pytest.mark.slow
 async def test_a_function_that_fails_ends_no_running_device(autojump_clock: MockClock, short_lived: Tailnet) -> None:
     keys = [short_lived.auth_key()]
     a = await short_lived.device("a", auth_key=keys.pop)

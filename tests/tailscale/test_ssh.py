@@ -115,10 +115,11 @@ async def test_check_is_given_up_when_the_client_goes() -> None:
 
 @pytest.mark.parametrize("after", [OPEN, policy(users=("web",))], ids=["removed", "changed"])
 async def test_sessions_end_when_the_policy_no_longer_allows_them(after: Any) -> None:
-    cancelled = trio.Event()
+    began, cancelled = trio.Event(), trio.Event()
 
     async def stay(session: Session) -> None:
         session.stdout.write("here\n")
+        began.set()
         try:
             await trio.sleep_forever()
         finally:
@@ -132,7 +133,8 @@ async def test_sessions_end_when_the_policy_no_longer_allows_them(after: Any) ->
                 outcomes.append(await way.run("x"))
 
             nursery.start_soon(log_in)
-            await until(lambda: "pytailscale_ssh_sessions 1" in exposition(device))
+            await began.wait()
+            assert "pytailscale_ssh_sessions 1" in exposition(device)
             assert "pytailscale_ssh_connections 1" in exposition(device)
             net.policy(after)
         (outcome,) = outcomes
@@ -173,6 +175,7 @@ async def test_shell_runs_commands_terminals_files_and_forwards_as_the_user(tmp_
         assert "does nothing as 'somebody-else'" in other.banner
 
 
+@pytest.mark.slow
 async def test_sftp_ends_with_the_policy_too() -> None:
     me = Account().name
     ready = threading.Event()
@@ -192,6 +195,7 @@ async def test_sftp_ends_with_the_policy_too() -> None:
             await until(lambda: not device.status().counters.levels["ssh.connections"])
 
 
+@pytest.mark.slow
 async def test_client_that_opens_too_much_is_refused_and_others_are_served() -> None:
     async def stay(session: Session) -> None:
         await session.stdin.read()
@@ -227,6 +231,7 @@ async def test_handler_that_fails_ends_its_session_only() -> None:
         assert (await way.run("x")).code == 3
 
 
+@pytest.mark.slow
 async def test_session_lasts_no_longer_than_the_policy_says() -> None:
     async def stay(session: Session) -> None:
         await trio.sleep_forever()
@@ -240,6 +245,7 @@ async def test_session_lasts_no_longer_than_the_policy_says() -> None:
         assert (done.code, b"timeout" in done.err, done.banner) == (255, True, "be nice\n")
 
 
+@pytest.mark.slow
 async def test_password_is_asked_for_only_of_those_who_want_it() -> None:
     async with served(policy(), greet) as (_, __, way):
 
