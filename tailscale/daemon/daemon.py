@@ -168,7 +168,7 @@ class Daemon:
         """Those of the settings, the meshes that `up --app` asked for, and an inbox, as the settings say or not."""
         asked = [*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)]
         has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
-        self.parts.want(asked if has_inbox else [*asked, ("taildrop", {})])
+        self.parts.want(asked if has_inbox else [("taildrop", {}), *asked])
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""

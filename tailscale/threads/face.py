@@ -12,7 +12,7 @@ import functools
 import logging
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
@@ -194,6 +194,10 @@ class DeviceFace(Face[Device], OwnNode):
     def health(self) -> tuple[HealthWarning, ...]:
         """What is wrong right now; empty when all is well."""
         return self._inside().health
+
+    def granted(self, peer: str | Node) -> Mapping[str, Any]:
+        """What the policy grants a peer towards us, by capability. NoSuchPeer for a stranger."""
+        return self._inside().granted(peer)
 
     def caller_at(self, address: Address, door: Address | None = None) -> Identity | None:
         """Who is behind a connection that a server of this process has accepted; None for nobody of the tailnet.

@@ -175,7 +175,8 @@ def test_localapi_lists_gives_and_deletes_files(net: World, daemon: Daemon, clie
 
 def test_localapi_names_targets_and_sends_to_them(net: World, client: Client, received: Path, tmp_path: Path) -> None:
     (target,) = client.get(f"{API}file-targets")
-    assert (target["Node"]["ComputedName"], target["PeerAPIURL"]) == ("db", f"http://{net.db.ipv4}:1")
+    assert target["Node"]["ComputedName"] == "db"
+    assert target["PeerAPIURL"].startswith(f"http://{net.db.ipv4}:")
     assert next(iter(client.get(f"{API}status")["Peer"].values()))["TaildropTarget"] == 1
     stable_id = target["Node"]["StableID"]
     client.ask("PUT", f"{API}file-put/{stable_id}/x%25y", {"a": 1})

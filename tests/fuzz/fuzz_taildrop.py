@@ -42,7 +42,11 @@ def _length(data: bytes) -> None:
     assert length is None or 0 <= length <= wire.LARGEST
 
 
-PARSERS: dict[bytes, Callable[[bytes], None]] = {b"n": _name, b"b": _blocks, b"o": _offset, b"l": _length}
+def _block(data: bytes) -> None:
+    assert len(wire.decode_block_untrusted(data).digest) == 32
+
+
+PARSERS: dict[bytes, Callable[[bytes], None]] = {b"n": _name, b"b": _blocks, b"o": _offset, b"l": _length, b"k": _block}
 
 
 def fuzz_one(data: bytes) -> None:
@@ -57,6 +61,7 @@ def seeds() -> list[bytes]:
     return [
         *(b"n" + name.encode() for name in told),
         b"b" + wire.encode_block(b"x" * 65536) + wire.encode_block(b"y"),
+        b"k" + wire.encode_block(b"x"),
         b"obytes=196608-",
         b"obytes=0-5",
         b"l4294967296",
