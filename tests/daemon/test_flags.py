@@ -48,6 +48,9 @@ OF_ONE = {
     "status --watch": "test_status_is_shown_again_and_again",
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
+    "ssh --port": "test_ssh_goes_to_the_port_it_is_given",
+    "sshd --port": "test_sshd_gives_a_shell_only_where_it_is_asked_to",
+    "sshd --shell": "test_sshd_gives_a_shell_only_where_it_is_asked_to",
     "status --online": "test_online_leaves_out_who_is_not",
     "ping --count": "test_ping_takes_count_kind_and_size",
     "ping --interval": "test_ping_takes_count_kind_and_size",
@@ -303,3 +306,26 @@ def test_command_line_says_by_what_to_log_in(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         parse(["login", "--advertise-tags", "ci"])
     assert 'names such as "tag:ci"' in capsys.readouterr().err
+
+
+def test_ssh_goes_to_the_port_it_is_given(state: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the ProxyCommand that OpenSSH is given; what stands in for OpenSSH does nothing but begin it."""
+    played = tmp_path / "ssh"
+    played.write_text('#!/bin/sh\nexec sh -c "${2#ProxyCommand=}"\n')
+    played.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    done = run("ssh", *state, "--port", str(ECHO_PORT), "db", stdin=b"hello")
+    assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+
+
+def test_sshd_gives_a_shell_only_where_it_is_asked_to(state: list[str]) -> None:
+    refused = run("sshd", *state)
+    assert (refused.returncode, b"say so with --shell" in refused.stderr) == (2, True), refused.stderr
+    with subprocess.Popen(
+        command("sshd", *state, "--shell", "--port", "2222"), stderr=subprocess.PIPE, env=environment()
+    ) as serving:
+        assert serving.stderr is not None
+        assert b"port 2222 of keeper" in serving.stderr.readline()
+        serving.send_signal(signal.SIGINT)
+        serving.communicate(timeout=PATIENCE)
+    assert serving.returncode == 130
