@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from daemon.daemon_scripts import PATIENCE, World, client_of
+from daemon.daemon_scripts import ECHO_PORT, PATIENCE, World, client_of
 from daemon.test_commands_hosted import command, environment, run, wait_until
 
 from tailscale.cli import main
