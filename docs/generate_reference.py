@@ -72,6 +72,8 @@ SECTIONS = [
     ("",                  "tailscale/taildrop/sending.py",      ["send"]),
     ("",                  "tailscale/taildrop/recipients.py",   ["targets"]),
     ("",                  "tailscale/files/errors.py",          None),
+    ("tailscale.aio.taildrop", "tailscale/taildrop/aio_face.py", None),
+    ("tailscale.sync.taildrop", "tailscale/taildrop/sync_face.py", None),
     ("tailscale.web",     "tailscale/web/server.py",            ["serve_page"]),
     ("tailscale.aio",     "tailscale/aio.py",                   None),
     ("",                  "tailscale/mesh/aio_face.py",         ["Mesh"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import re
 from types import ModuleType
 
@@ -39,6 +40,7 @@ def test_reference_names_everything_importable() -> None:
     missing = []
     for module in (tailscale, *(importlib.import_module(f"tailscale.{name}") for name in PUBLIC_MODULES)):
         named = [name for name in module.__all__ if not name.isupper() and not name.startswith("__")]  # not constants
+        named = [name for name in named if not inspect.ismodule(getattr(module, name))]  # they have a page
         missing += [f"{module.__name__}.{name}" for name in named if f"## `{name}`" not in pages]
     assert not missing, "add them to SECTIONS in docs/generate_reference.py"
 
