@@ -83,9 +83,11 @@ async def test_an_exit_is_used_when_it_is_one(tmp_path: Path) -> None:
 async def test_a_daemon_serves_metrics_where_its_settings_say_so(tmp_path: Path) -> None:
     settings = read_settings('[metrics]\nlisten = "127.0.0.1:0"\npeers = true\n', "config.toml")
     async with Tailnet(real=True) as net, net.device("db"), kept(net, tmp_path, read=lambda: settings) as daemon:
-        await until(lambda: any(part["where"] for part in daemon.parts.to_list()))
+        where = await until(
+            lambda: [part["where"] for part in daemon.parts.to_list() if part["kind"] == "metrics" and part["where"]]
+        )
         async with httpx.AsyncClient() as client:
-            answer = await client.get(daemon.parts.to_list()[0]["where"] + "/metrics")
+            answer = await client.get(where[0] + "/metrics")
         assert "pytailscale_running 1" in answer.text
         assert 'peer="db.tailnet.test"' in answer.text
 

@@ -35,6 +35,7 @@ def test_few_snippets_are_not_run_and_each_says_why() -> None:
     assert not [str(s) for s in excused if not s.above.startswith("<!-- not run: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", RUN, ids=str)
 def test_snippet_runs(snippet: Snippet, world: World, visitor: dict[str, str]) -> None:
     library = snippets.missing_library(snippet.source)

@@ -21,6 +21,7 @@ ENOUGH = 1.0  # seconds of one target
 OUTSIDE = [*ROOT.glob("ts_*/*.py"), *ROOT.glob("tailscale/**/*.py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_target_holds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "CRASHES", tmp_path)

@@ -14,6 +14,8 @@ from tailscale import Device, TcpStream
 from tailscale.testing import Tailnet
 from ts_dataplane.relay_segments import RELAYED_MTU
 
+pytestmark = pytest.mark.slow
+
 BULK = 6_000_000
 TRICKLE = 100_000
 DIRECT_SEALED = 1280 + 32

@@ -14,6 +14,8 @@ from trio.testing import MockClock
 import tailscale
 from tailscale.testing import Tailnet
 
+pytestmark = pytest.mark.slow
+
 GONE = 300.0
 RECOVERY = 30.0
 Trouble = Callable[[Tailnet], AsyncIterator[None]]

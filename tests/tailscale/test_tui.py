@@ -20,6 +20,8 @@ from tailscale.tui.history import IN, LENGTH, History
 from tailscale.tui.pages import PAGES
 from tailscale.tui.words import counted, fit, in_rate, in_time, plot, spark, width_of
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden_screens"
 WIDE, NARROW = (80, 24), (40, 10)
 LOOKS = 100

@@ -23,6 +23,8 @@ from fake_control import FakeControl, frame  # isort: skip
 from ts_base.errors import BadPacket
 from ts_base.keys import MachinePrivate
 
+pytestmark = pytest.mark.slow
+
 PEERS = 10_000
 
 

@@ -41,6 +41,7 @@ def test_mapped_endpoint_is_pinged_as_ipv4():
     assert a.paths_to(b) == (b.address,)
 
 
+@pytest.mark.slow
 def test_call_of_a_thousand_endpoints_is_capped():
     world, a, b = lan()
     many = tuple((f"198.51.{n // 250}.{n % 250 + 1}", 41641) for n in range(1000))
