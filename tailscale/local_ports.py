@@ -22,7 +22,6 @@ from tailscale.carry import LOST, Carried, Splice
 from tailscale.errors import TailscaleError
 from tailscale.local_callers import CALLERS
 from tailscale.sockets.local import LocalStream
-from ts_proxy.proxy_header import VERSIONS, encode_proxy_header
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,7 +76,7 @@ class Target:
     """A server of this machine, for callers of the device `owner`, and what it is told of each in front of all else."""
 
     def __init__(self, host: str, port: int, owner: object, proxy_protocol: int = 0) -> None:
-        if proxy_protocol not in (0, *VERSIONS):
+        if proxy_protocol not in (0, 1, 2):
             raise ValueError(f"proxy_protocol is 0 for none, 1 or 2, not {proxy_protocol!r}")
         self.host, self.port = host, port
         self._owner = owner
@@ -103,6 +102,8 @@ class Target:
         if not self._proxy_protocol:
             return
         try:
+            from ts_proxy.proxy_header import encode_proxy_header  # few say who calls
+
             header = encode_proxy_header(self._proxy_protocol, caller.remote_address, caller.local_address)
             await server.send_all(header)
         except BaseException:

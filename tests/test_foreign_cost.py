@@ -21,7 +21,7 @@ SLACK = 1.25  # on top of TIMES
 FIXED = 3000  # calls that a target spends whatever it is fed, and little steps
 CALLS_PER_BYTE = 40
 # Inputs of these are recipes: one byte makes a packet, or several.
-CALLS_PER_STEP = {"fragments": 80, "netstack_forwarder": 500, "paths": 80}
+CALLS_PER_STEP = {"fragments": 80, "netstack_forwarder": 900, "paths": 80}
 CRYPTOGRAPHY = 65_000  # a session or handshakes, whatever is said in it
 KEPT = 200  # blocks of memory: the interpreter's own caches, nothing that grows with the input
 
