@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tailscale import Device, taildrop
+from tailscale.peerapi.actor import PORT
 from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
 from tests.interop.rig.tailscaled import Tailscaled
@@ -100,7 +101,7 @@ async def test_another_user_is_refused_both_ways(r: Rig, hs: Headscale, tmp_path
         assert taildrop.targets(device) == ()
         with pytest.raises(taildrop.TransferRefused, match="somebody else"):
             await taildrop.send(device, "bobs", file)
-        told = await daemon.connect(device.ipv4 or "", 1)  # its command line would not even try
+        told = await daemon.connect(device.ipv4 or "", PORT)  # its command line would not even try
         async with told:
             await told.send_all(b"PUT /v0/put/x HTTP/1.1\r\nHost: peer\r\nContent-Length: 1\r\n\r\nx")
             assert (await told.receive_some()).startswith(b"HTTP/1.1 403 ")
@@ -118,7 +119,7 @@ async def test_a_killed_stock_sender_goes_on_where_it_was(hs: Headscale, stock: 
     async with ours(hs) as device, taildrop.Inbox(device, tmp_path / "in", accept=True) as inbox:
         await known(device, stock)
         head = b"PUT /v0/put/big.bin HTTP/1.1\r\nHost: peer\r\nContent-Length: %d\r\n\r\n" % (4 * MIB)
-        async with await stock.connect(device.ipv4 or "", 1) as half:
+        async with await stock.connect(device.ipv4 or "", PORT) as half:
             await half.send_all(head + big.read_bytes()[: 3 * MIB])
             await poll_until("half of it", lambda: _has(tmp_path / "in", 2 * MIB), 30)
         await poll_until("its end", lambda: _is_idle(inbox), 30)
