@@ -204,7 +204,7 @@ def test_app_cannot_run_ahead_of_a_client_that_does_not_read(stage: Stage) -> No
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal sent
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        for _ in range(24):
+        for _ in range(64):
             await send({"type": "http.response.body", "body": bytes(MIB), "more_body": True})
             sent += 1
         await send({"type": "http.response.body"})
@@ -216,9 +216,9 @@ def test_app_cannot_run_ahead_of_a_client_that_does_not_read(stage: Stage) -> No
                 while sent != before:  # until it stands still
                     before = sent
                     await asyncio.sleep(0.05)
-                assert sent < 24
-                assert sum([len(piece) async for piece in got.aiter_raw()]) == 24 * MIB
-            assert sent == 24
+                assert sent < 64
+                assert sum([len(piece) async for piece in got.aiter_raw()]) == 64 * MIB
+            assert sent == 64
 
     stage.run(test)
 
