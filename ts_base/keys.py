@@ -41,7 +41,8 @@ def clamp(entropy: bytes) -> bytes:
     return bytes(scalar)
 
 
-def _decode_hex_untrusted(text: str, prefix: str, what: str) -> bytes:
+def key_bytes_untrusted(text: str, prefix: str, what: str) -> bytes:
+    """What stands behind the prefix of a key's text form; raises BadPacket on anything else."""
     # The offending text is not repeated: it may be a private key pasted into the wrong place.
     if not text.startswith(prefix):
         raise BadPacket(f"{what} does not start with {prefix!r}")
@@ -68,7 +69,7 @@ class PublicKey:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the text form; raises BadPacket on anything else."""
-        return cls(_decode_hex_untrusted(text, cls.prefix, cls.__name__))
+        return cls(key_bytes_untrusted(text, cls.prefix, cls.__name__))
 
     @classmethod
     def zero(cls) -> Self:
@@ -139,7 +140,7 @@ class PrivateKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        return cls(_decode_hex_untrusted(text, cls.prefix, cls.__name__))
+        return cls(key_bytes_untrusted(text, cls.prefix, cls.__name__))
 
     def export(self) -> str:
         """The secret itself, in text. For the state store and nothing else."""

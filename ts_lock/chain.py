@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 
 from ts_base.errors import BadPacket
 from ts_lock.state import LockState, first_state
-from ts_lock.updates import Checkpoint, Kind, Update
+from ts_lock.updates import Kind, Update
 
 MAX_UPDATES = 2000  # of one lock, forks included; upstream walks no further either
 MAX_ANCESTORS = 64  # named in an offer
-CHECKPOINT_EVERY = 50
 SPARSE = 4  # every fourth ancestor is named in an offer, then ever fewer
 
 
@@ -126,13 +125,3 @@ class Chain:
     def next_update(self, kind: Kind, **parts: object) -> Update:
         """An unsigned update that follows the head."""
         return Update(kind, self.head, **parts)  # type: ignore[arg-type]
-
-    def wants_checkpoint(self) -> bool:
-        """Whether it is time that a signer writes one, so that others need not walk far."""
-        recent = self._active[-CHECKPOINT_EVERY:]
-        return len(self._active) > CHECKPOINT_EVERY and all(
-            self._updates[one].kind != Kind.CHECKPOINT for one in recent
-        )
-
-    def checkpoint(self) -> Checkpoint:
-        return self.state.checkpoint()

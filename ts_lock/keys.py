@@ -14,8 +14,8 @@ from nacl.bindings import crypto_sign_open
 from nacl.exceptions import CryptoError
 
 from ts_base.errors import BadPacket
+from ts_base.keys import KEY_LENGTH, key_bytes_untrusted
 
-KEY_LENGTH = 32
 SIGNATURE_LENGTH = 64
 PUBLIC, SHOWN, PRIVATE = "nlpub:", "tlpub:", "nlpriv:"  # registration says the first, command lines the second
 
@@ -51,10 +51,7 @@ class LockPrivate:
     @classmethod
     def parse(cls, text: str) -> LockPrivate:
         """Read the text form; raises BadPacket on anything else, without repeating it."""
-        digits = text.removeprefix(PRIVATE)
-        if digits == text:
-            raise BadPacket(f"a lock's private key does not start with {PRIVATE!r}")
-        return cls(_from_hex(digits, "a lock's private key"))
+        return cls(key_bytes_untrusted(text, PRIVATE, "a lock's private key"))
 
     def export(self) -> str:
         """The secret itself, for the state store and nothing else."""
@@ -92,14 +89,5 @@ def parse_public(text: str) -> bytes:
     """Either text form; raises BadPacket."""
     for prefix in (PUBLIC, SHOWN):
         if text.startswith(prefix):
-            return _from_hex(text.removeprefix(prefix), "a lock's key")
+            return key_bytes_untrusted(text, prefix, "a lock's key")
     raise BadPacket(f"a lock's key starts with {SHOWN!r} or {PUBLIC!r}")
-
-
-def _from_hex(digits: str, what: str) -> bytes:
-    if len(digits) != 2 * KEY_LENGTH or not digits.isascii() or not digits.isalnum():
-        raise BadPacket(f"{what} is not {2 * KEY_LENGTH} hexadecimal digits")
-    try:
-        return bytes.fromhex(digits)
-    except ValueError:
-        raise BadPacket(f"{what} is not hexadecimal") from None

@@ -15,8 +15,9 @@ from enum import IntEnum
 from typing import Any
 
 from ts_base.errors import BadPacket
+from ts_base.keys import KEY_LENGTH
 from ts_lock import cbor
-from ts_lock.keys import KEY_LENGTH, SIGNATURE_LENGTH, LockPrivate, digest, is_signed_by
+from ts_lock.keys import SIGNATURE_LENGTH, LockPrivate, digest, is_signed_by
 
 NODE_KEY_PREFIX = b"np"  # before the 32 bytes of a node key
 MAX_ROTATIONS = 15  # one more nests deeper than anybody decodes

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Any
 
 from ts_base.errors import BadPacket
+from ts_base.keys import KEY_LENGTH
 from ts_lock import cbor
-from ts_lock.keys import KEY_LENGTH, SIGNATURE_LENGTH, LockPrivate, digest
+from ts_lock.keys import SIGNATURE_LENGTH, LockPrivate, digest
 
 HASH_LENGTH = 32
 VALUE_LENGTH = 32  # of what is stored of a disablement secret

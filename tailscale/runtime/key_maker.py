@@ -55,13 +55,6 @@ class KeyMaker:
         self._made: tuple[tuple[str, ...], str] | None = None
         self._secrets: tuple[str, ...] = ()  # of the attempt under way: servers quote what they refuse
 
-    @property
-    def can_make_more(self) -> bool:
-        """Whether another key can be had later: what was given is more than one key's text."""
-        given = self._config.auth_key
-        is_text = isinstance(given, str) and not given.startswith(CLIENT_SECRET)
-        return bool(given and not is_text) or bool(self._config.client_id and not given)
-
     async def take(self, tags: Sequence[str]) -> str | None:
         """A key for a device that asks for these tags; None without anything given. KeyNotMade when none is to be
         had, ControlLost or RequestRefused when another attempt may have one, CallbackFailed from the program's own.

@@ -13,7 +13,7 @@ from tailscale.foreign_text import for_terminal
 
 if TYPE_CHECKING:
     from tailscale.nodes import Node
-    from tailscale.ssh.pipes import Pipe, Reader, SyncReader, SyncWriter, Writer
+    from tailscale.ssh.pipes import Reader, SyncReader, SyncWriter, Writer
 
 
 @dataclass(slots=True)
@@ -23,15 +23,6 @@ class Terminal:
     name: str
     columns: int
     rows: int
-
-
-@dataclass(slots=True)
-class Streams:
-    """What a session's three streams are made of."""
-
-    stdin: Pipe
-    stdout: Pipe
-    stderr: Pipe
 
 
 @dataclass(slots=True)
