@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from tailscale.errors import LockError
+from tailscale.runtime.stepping import in_steps
 from ts_base.errors import BadPacket
 from ts_control.connection import ANSWER_LIMIT
 from ts_control.errors import ControlLost, RequestRefused
@@ -132,14 +133,7 @@ class LockKeeper:
             if self._wants_sync(told):
                 await self._sync_soon(told, node_key)
             self.view.lock_with(self.chain, is_blind=self._is_blind)
-            steps = self.view.steps(told)
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as done:
-                    shown: NetMap = done.value
-                    break
-                await trio.lowlevel.checkpoint()
+            shown = await in_steps(self.view.steps(told))
             self._say(told)
             return shown
 

@@ -21,13 +21,13 @@ from tailscale.runtime.messages import (
     ServicesOffered,
     TablesChanged,
 )
+from tailscale.runtime.stepping import in_steps
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
 from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap
 from ts_dataplane.overlay import Overlay
-from ts_dataplane.tables import Tables
 from ts_tunnel.endpoint import Endpoint
 
 HEARS = NetMapChanged, PreferencesChanged, ServicesOffered, InterfacesChanged
@@ -62,14 +62,7 @@ async def run_netmap(
             if heard is None or wanted is None:
                 continue
             netmap, preferences = heard.netmap, wanted.preferences
-            steps = compiler.steps(netmap, preferences)
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as done:
-                    tables: Tables = done.value
-                    break
-                await trio.lowlevel.checkpoint()
+            tables = await in_steps(compiler.steps(netmap, preferences))
             dataplane.use_tables(tables)
             overlay.set_addresses(tables.own, trio.current_time())
             await _tell_peers(endpoint, known, netmap)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -198,37 +198,34 @@ HOST_RESOLVERS = ResolvConf()
 
 def list_interface_addresses() -> list[str]:
     """Our addresses worth telling peers, best first; loopback only where there is nothing else."""
-    import ifaddr  # 15 ms of ctypes that a warm start can overlap with dialling
-
     regular: list[str] = []
     reserve: list[str] = []
     loopback: list[str] = []
-    for adapter in ifaddr.get_adapters():
-        if adapter.name.startswith(FOREIGN_OVERLAYS):
+    for name, address, _ in _interfaces():
+        text = format_address(address)
+        if name.startswith(FOREIGN_OVERLAYS) or is_tailscale_address(address) or text.startswith("fe8"):
             continue
-        for entry in adapter.ips:
-            text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
-            try:
-                address = parse_address(text.partition("%")[0])
-            except BadPacket:
-                continue
-            text = format_address(address)
-            if is_tailscale_address(address) or text.startswith("fe8"):
-                continue
-            if text.startswith("127.") or text == "::1":
-                loopback.append(text)
-            elif text.startswith(("169.254.", "fd", "fc")):
-                reserve.append(text)
-            else:
-                regular.append(text)
+        if text.startswith("127.") or text == "::1":
+            loopback.append(text)
+        elif text.startswith(("169.254.", "fd", "fc")):
+            reserve.append(text)
+        else:
+            regular.append(text)
     return regular or reserve or loopback
 
 
 def list_interface_prefixes() -> frozenset[Prefix]:
     """The networks of all interfaces, and our address in each as a host prefix."""
-    import ifaddr
-
     found: set[Prefix] = set()
+    for _, address, length in _interfaces():
+        found |= {(mask(address, length), length), (address, 8 * len(address))}
+    return frozenset(found)
+
+
+def _interfaces() -> Iterator[tuple[str, bytes, int]]:
+    """The name, an address and its network's length, for each address of each interface."""
+    import ifaddr  # 15 ms of ctypes that a warm start can overlap with dialling
+
     for adapter in ifaddr.get_adapters():
         for entry in adapter.ips:
             text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
@@ -236,7 +233,4 @@ def list_interface_prefixes() -> frozenset[Prefix]:
                 address = parse_address(text.partition("%")[0])
             except BadPacket:
                 continue
-            bits = 8 * len(address)
-            length = min(max(int(entry.network_prefix), 0), bits)
-            found |= {(mask(address, length), length), (address, bits)}
-    return frozenset(found)
+            yield adapter.name, address, min(max(int(entry.network_prefix), 0), 8 * len(address))
