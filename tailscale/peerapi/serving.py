@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h11
 import trio
@@ -39,6 +39,13 @@ HTML = "text/html; charset=utf-8"
 log = logging.getLogger("tailscale.peerapi")
 
 
+class Known(NamedTuple):
+    """Who asks, and what he may call us."""
+
+    caller: PeerCaller
+    names_of_us: frozenset[str]
+
+
 class Connections:
     """All that peers have open to us."""
 
@@ -66,24 +73,27 @@ class Connections:
 
     def _admit(self, stream: TcpStream, nursery: trio.Nursery) -> None:
         # Everything that asks who somebody is goes by the source address, which WireGuard has proved.
-        caller = self._caller_of(stream)
-        if caller is None:
+        known = self._look_up(stream)
+        if known is None:
             self.drops["peerapi.unknown_source"] += 1
             stream.abort()
             return
-        visit = self._visits.admit(caller.node.stable_id, stream.shut, LIMITS)
+        visit = self._visits.admit(known.caller.node.stable_id, stream.shut, LIMITS)
         if visit is None:
             self.drops["peerapi.too_many_connections"] += 1
             stream.abort()
         else:
             nursery.start_soon(self._serve_stream, stream, visit)
 
-    def _caller_of(self, stream: TcpStream) -> PeerCaller | None:
+    def _look_up(self, stream: TcpStream) -> Known | None:
+        """Who is behind a connection right now; None for nobody."""
         netmap, address = self._directory.netmap, stream.remote_address[0]
-        peer = self._directory.wire_node(parse_address(address))
+        raw = parse_address(address)
+        peer = self._directory.wire_node(raw)
         if netmap is None or peer is None:
             return None
-        return caller_at(netmap, peer, address, self._directory.capabilities_of(parse_address(address)))
+        caller = caller_at(netmap, peer, address, self._directory.capabilities_of(raw))
+        return Known(caller, names_of_us(netmap, peer, stream.local_address[1])) if caller is not None else None
 
     async def _serve_stream(self, stream: TcpStream, visit: Visit) -> None:
         stream.set_keepalive(KEEPALIVE)
@@ -114,15 +124,14 @@ class Connections:
 
     async def _answer(self, wire: Wire, request: h11.Request, stream: TcpStream) -> bool:
         """Whether the connection can carry another request."""
-        caller, netmap = self._caller_of(stream), self._directory.netmap  # anew: it may have lost its rights meanwhile
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
         headers = headers_of(request, target)
-        peer = self._directory.wire_node(parse_address(stream.remote_address[0]))
-        if caller is None or netmap is None or peer is None:
+        known = self._look_up(stream)  # anew: it may have lost its rights meanwhile
+        if known is None:
             self.drops["peerapi.unknown_source"] += 1
             return False
-        if not may_be_answered(headers, names_of_us(netmap, peer, stream.local_address[1])):
+        if not may_be_answered(headers, known.names_of_us):
             self.drops["peerapi.invalid_request"] += 1
             await wire.refuse(403, INVALID, has_body=request.method != b"HEAD")
             return False
@@ -131,7 +140,7 @@ class Connections:
 
         async def app(_scope: Scope, receive: Receive, send: Send) -> None:
             query = target.query.decode("latin-1")
-            await self._handle(PeerRequest(method, path, query, headers, caller, receive, send, more))
+            await self._handle(PeerRequest(method, path, query, headers, known.caller, receive, send, more))
 
         scope: dict[str, Any] = {"type": "http", "method": method, "path": path}
         return await HttpExchange(wire, request, scope).run(app)
