@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 from tailscale.errors import NameNotFound, TailscaleError, WrongFace
 
@@ -37,6 +37,25 @@ class _OfOneProcess:
             f"a {_name(self)} is not pickled or copied, it has keys, sockets and a thread: pass its arguments on, and "
             "make one in each process, under a name of its own"
         )
+
+
+class ClosedByLeaving:
+    """Closed by `close()`, and by leaving a `with` or an `async with` block: neither waits for anything."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
 
 class AsyncWithOnly(_OfOneProcess):

@@ -24,7 +24,7 @@ from tailscale.http.server import Serving, serve_within
 from tailscale.http.wsgi import DEFAULT_THREADS, LARGEST_BODY, WsgiApp
 from tailscale.http1.limits import Limits
 from tailscale.http1.visits import Visits
-from tailscale.threads.awaiting import settled
+from tailscale.threads.awaiting import ended
 from tailscale.threads.face import DeviceFace, thread_of
 
 if TYPE_CHECKING:
@@ -207,14 +207,8 @@ async def _under_asyncio(
     work = partial(serve_within, crossing or app, thread.device, how, asked_to_stop, on_started)
     job = thread.submit(work)
     waiting = asyncio.create_task(_tell(shutdown, partial(thread.call_soon, asked_to_stop.set)))
-    cancelled: asyncio.CancelledError | None = None
     try:
-        while not job.future.done():
-            try:
-                await settled(job.future)
-            except asyncio.CancelledError as error:
-                cancelled = error
-                job.give_up()
+        cancelled = await ended(job)
     finally:
         waiting.cancel()
         if crossing is not None:

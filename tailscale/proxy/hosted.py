@@ -9,11 +9,12 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from tailscale._causes import sole_cause
+from tailscale._faces import ClosedByLeaving
 from tailscale.errors import TailscaleError
 from tailscale.proxy.server import Proxy, serve
 from tailscale.proxy.service import ProxyStatistics
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tailscale.proxy")
 
 
-class HostedProxy:
+class HostedProxy(ClosedByLeaving):
     """A proxy that is being served. Close it, or use it in a `with` or `async with` block.
 
     Closing it lets nobody in any more, and gives what is open `limits.grace`.
@@ -55,18 +56,6 @@ class HostedProxy:
         """Let nobody in any more."""
         with contextlib.suppress(TailscaleError):  # the loop has ended: so has the proxy
             self._call_soon(self._shutdown.set)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return repr(self._inside)

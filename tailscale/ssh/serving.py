@@ -16,7 +16,7 @@ from tailscale.device import Device
 from tailscale.errors import DeviceClosed
 from tailscale.ssh.errors import SshUnavailable
 from tailscale.ssh.host_keys import HostKey
-from tailscale.threads.awaiting import settled
+from tailscale.threads.awaiting import ended
 from tailscale.threads.face import DeviceFace, thread_of
 from ts_base.optional import optional
 
@@ -191,14 +191,7 @@ async def _under_asyncio(
 
     call = make if handler is not None else None
     job = thread.submit(partial(_serve, thread.device, call, port, key, on_started))
-    cancelled: asyncio.CancelledError | None = None
-    while not job.future.done():
-        try:
-            await settled(job.future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-            job.give_up()
-    if cancelled is not None:
+    if (cancelled := await ended(job)) is not None:
         raise cancelled
     with contextlib.suppress(*[DeviceClosed] if was_up.is_set() else []):  # as under trio: then it has served its time
         job.future.result()

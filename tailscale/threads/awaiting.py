@@ -56,6 +56,18 @@ async def finished(job: Job[T]) -> T:
         raise error.with_traceback(None) from error.__cause__
 
 
+async def ended(job: Job[Any]) -> asyncio.CancelledError | None:
+    """Wait until it has ended. Who is cancelled meanwhile gives it up and waits on: then that is what is returned."""
+    cancelled: asyncio.CancelledError | None = None
+    while not job.future.done():
+        try:
+            await settled(job.future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            job.give_up()
+    return cancelled
+
+
 def awaited(
     verb: Callable[Concatenate[X, P], Awaitable[T]],
 ) -> Callable[Concatenate[Face[X], P], Coroutine[Any, Any, T]]:

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
 
+from tailscale._faces import ClosedByLeaving
 from tailscale.carry import Splice
 from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Exposure as TrioExposure
@@ -113,7 +114,7 @@ async def _hand_over(thread: LoopThread, stream: TcpStream, door: TailnetListene
     return True
 
 
-class _FacePort(Generic[B]):
+class _FacePort(ClosedByLeaving, Generic[B]):
     """Stands outside the loop for a port inside it. Close it, or use it in a `with` or `async with` block."""
 
     def __init__(self, inside: B, thread: LoopThread) -> None:
@@ -128,18 +129,6 @@ class _FacePort(Generic[B]):
     def statistics(self) -> PortStatistics:
         """Connections and bytes so far."""
         return self._inside.statistics()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
 
 class Forward(_FacePort[TrioForward]):
@@ -185,7 +174,7 @@ class _ServerInside(Protocol):
     def shut(self) -> None: ...
 
 
-class NameServer:
+class NameServer(ClosedByLeaving):
     """A DNS server on this machine, UDP and TCP on one port. Close it, or use it in a `with` block."""
 
     def __init__(self, inside: _ServerInside, thread: LoopThread) -> None:
@@ -196,18 +185,6 @@ class NameServer:
         """No more questions; those under way are dropped."""
         with contextlib.suppress(DeviceClosed):  # the device's end was its own
             self._thread.call_soon(self._inside.shut)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
 
 async def name_server(thread: LoopThread, host: str, port: int) -> NameServer:
