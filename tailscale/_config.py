@@ -201,6 +201,12 @@ def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def named(hostname: str | None) -> dict[str, Any]:
+    """The name of a device in its preferences, and whether somebody chose it."""
+    chosen = bool(hostname or os.environ.get("TS_HOSTNAME"))
+    return {"hostname": clean_hostname(hostname) if hostname else default_hostname(), "wants_the_name": chosen}
+
+
 def clean_hostname(text: str) -> str:
     """Lower-case letters, digits and dashes, at most 63: what a tailnet accepts as a name."""
     if not isinstance(text, str):

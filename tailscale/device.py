@@ -31,8 +31,8 @@ from tailscale._config import (
     clean_routes,
     clean_tags,
     control_url_from_environment,
-    default_hostname,
     logins,
+    named,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -151,14 +151,13 @@ class Device(OwnNode, AsyncWithOnly):
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
             preferences=checked(
                 Preferences(
-                    hostname=clean_hostname(hostname) if hostname else default_hostname(),
+                    **named(hostname),
                     tags=clean_tags(tags),
                     accept_routes=accept_routes,
                     exit_node=exit_node,
                     advertise_routes=clean_routes(advertise_routes),
                     advertise_exit_node=advertise_exit_node,
                     shields_up=shields_up,
-                    wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
                 )
             ),
             **logins(auth_key, client_id, id_token, audience)._asdict(),
@@ -177,7 +176,8 @@ class Device(OwnNode, AsyncWithOnly):
         self._network: Network = HostNetwork()
         self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process, self._closed = OwnProcess(), False
+        self._process = OwnProcess()
+        self._closed = False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
