@@ -6,6 +6,7 @@ packets of peers for it are refused by the filter, which knows only the addresse
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,7 @@ PIPELINED = 16  # queries of one connection that are answered at the same time
 IDLE = 45.0
 STALL = 10.0  # for a client that does not read its answers
 DATAGRAM = 65_535
+FREE_PORT_TRIES = 16  # numbers free for UDP that TCP is asked for
 GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 Receive = Callable[[], Awaitable[tuple[bytes, Any]]]
@@ -206,6 +208,22 @@ async def open_name_server(host: str, port: int, responder: Responder, spawn: Ca
     if address is None:
         raise ValueError(f"a name server listens on an address of this machine such as 127.0.0.1, not on {host!r}")
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    for left in reversed(range(1 if port else FREE_PORT_TRIES)):
+        try:
+            udp, tcp = await _bound_alike(family, host, port)
+            break
+        except OSError as error:
+            if not left or error.errno != errno.EADDRINUSE:
+                raise OSError(error.errno, f"cannot answer names on {host} port {port}: {error.strerror}") from None
+    server = NameServer(host, udp, trio.SocketListener(tcp))
+    spawn(server.run, responder)
+    return server
+
+
+async def _bound_alike(
+    family: socket.AddressFamily, host: str, port: int
+) -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    """A UDP and a listening TCP socket of one number. The system chooses 0 for UDP only, so TCP may find it taken."""
     udp = trio.socket.socket(family, socket.SOCK_DGRAM)
     tcp = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -214,10 +232,8 @@ async def open_name_server(host: str, port: int, responder: Responder, spawn: Ca
         await udp.bind((host, port))
         await tcp.bind((host, udp.getsockname()[1]))
         tcp.listen(STREAMS_LIMIT)
-    except OSError as error:
+    except OSError:
         udp.close()
         tcp.close()
-        raise OSError(error.errno, f"cannot answer names on {host} port {port}: {error.strerror}") from None
-    server = NameServer(host, udp, trio.SocketListener(tcp))
-    spawn(server.run, responder)
-    return server
+        raise
+    return udp, tcp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import Any
 
 import dpkt
 import pytest
@@ -97,6 +98,27 @@ async def test_the_device_answers_on_a_port_of_this_machine(tailnet: Tailnet) ->
                 assert await stream.receive_some() == b"", "nobody asks in 64 KiB"
         with pytest.raises(OSError, match=r"cannot answer names on 127\.0\.0\.1 port"):
             await a.name_server(port=server.port)
+
+
+async def test_a_number_that_tcp_has_already_is_not_taken(tailnet: Tailnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await tailnet.device("a")
+    taken: list[socket.socket] = []
+    kind: Any = type(udp := trio.socket.socket(type=trio.socket.SOCK_DGRAM))
+    udp.close()
+    bind = kind.bind
+
+    async def bind_and_lose_the_race(self: trio.socket.SocketType, address: tuple[str, int]) -> None:
+        await bind(self, address)
+        if self.type == socket.SOCK_DGRAM and len(taken) < 3:
+            taken.append(socket.create_server(self.getsockname()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "bind", bind_and_lose_the_race)
+        async with a.name_server() as server:
+            assert server.port not in {one.getsockname()[1] for one in taken}
+    for one in taken:
+        one.close()
+    assert len(taken) == 3
 
 
 def test_faces_are_dns_servers_too() -> None:
