@@ -193,6 +193,7 @@ class ControlActor:
                     await self._send_logout()
                 except (ControlLost, RequestRefused, BadPacket) as problem:
                     log.info("the control server was not told that this node leaves: %s", problem)
+        self.lock.keep_verdicts()
         self.saved.write_now()
 
     async def _send_logout(self) -> None:

@@ -11,13 +11,14 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from tailscale.errors import LockError
-from tailscale.runtime.stepping import in_steps
+from tailscale.runtime.judging import judged
 from ts_base.errors import BadPacket
 from ts_control.connection import ANSWER_LIMIT
 from ts_control.errors import ControlLost, RequestRefused
@@ -38,6 +39,7 @@ from ts_control.wire_lock import (
 from ts_lock.chain import Chain
 from ts_lock.disablement import turns_off
 from ts_lock.keys import LockPrivate, public_text
+from ts_lock.remembered import PURPOSE, Remembered
 from ts_lock.signatures import sign_node
 from ts_lock.updates import decode_update_untrusted, hash_text, parse_hash_untrusted
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tailscale.lock")
 
 LOCK = "tailnet-lock"  # the entry that holds our key and the chain
+VERDICTS = "tailnet-lock-verdicts"  # the entry of signatures that need no second look
 PATIENCE = 60.0  # for an answer, as upstream
 FIRST_PATIENCE = 10.0  # that a netmap waits for the lock to be followed
 RECHECK = 60.0  # until control is asked again why it names another head than ours, or the end
@@ -93,7 +96,8 @@ class LockKeeper:
         found = _read(saved.read(LOCK), entropy)
         self.key = found.key
         self.chain = found.chain if known_here else None
-        self.view = LockedView()
+        self._remembered = Remembered(self.key.secret_for(PURPOSE))
+        self.view = LockedView(self._remembered)
         self._is_blind = False
         self._one_at_a_time = trio.Lock()
         self._tried: object = None  # what was asked for last
@@ -107,6 +111,9 @@ class LockKeeper:
             health.show(FORGOTTEN, sentence, "compare `lock status` with that of another node")
         if found.is_new:
             self._keep()
+        if self.chain is not None and (kept := saved.read(VERDICTS)) is not None:
+            with suppress(BadPacket):  # what cannot be read is checked anew
+                self._remembered.read_untrusted(kept)
 
     @property
     def head(self) -> str:
@@ -122,6 +129,13 @@ class LockKeeper:
         self.chain, self._is_blind, self._tried = None, False, None
         self.key = LockPrivate(self._entropy(32))
         self._keep()
+        self._remembered.forget(self.key.secret_for(PURPOSE))
+        self._saved.keep(VERDICTS, self.view.to_keep())
+
+    def keep_verdicts(self) -> None:
+        """The next run begins with what this one found out."""
+        if self._remembered.has_news:
+            self._saved.keep(VERDICTS, self.view.to_keep())
 
     # Following
 
@@ -133,7 +147,9 @@ class LockKeeper:
             if self._wants_sync(told):
                 await self._sync_soon(told, node_key)
             self.view.lock_with(self.chain, is_blind=self._is_blind)
-            shown = await in_steps(self.view.steps(told))
+            shown = await judged(self.view.steps(told))
+            if self._remembered.is_worth_writing:
+                self.keep_verdicts()
             self._say(told)
             return shown
 

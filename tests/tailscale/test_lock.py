@@ -214,3 +214,24 @@ async def test_tailnet_whose_lock_cannot_be_had_has_no_peers_until_it_can(
             assert "tailnet-lock-behind" in codes(b)
             served.chain = chain
             await until(lambda: b.lock.enabled and hides(b) and "tailnet-lock-behind" not in codes(b))
+
+
+async def test_signatures_are_checked_once_for_all_runs(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    store = MemoryStore()
+    key = tailnet.auth_key(reusable=True)
+    async with tailnet.device("b"):
+        async with tailnet.device("a", state=store, ephemeral=False, auth_key=key) as a:
+            tailnet.lock()
+            await until(lambda: a.lock.enabled)
+            assert checked(a) == 1
+        async with tailnet.device("a", state=store, ephemeral=False, auth_key=key) as a:
+            assert (await a.ping("b")).node is not None
+            assert checked(a) == 0
+            await a.logout()
+        entry = store.read("tailnet-lock-verdicts")
+        assert entry is not None
+        assert b'"direct": {}' in entry  # who gives the identity up takes nothing along
+
+
+def checked(device: Device) -> int:
+    return device.status().counters.levels["control.lock.signatures_checked"]
