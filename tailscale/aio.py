@@ -156,8 +156,7 @@ class Device(DeviceFace, AsyncWithOnly):
     @property
     def lock(self) -> LockStatus:
         """The tailnet's lock as this device knows it; `sign` vouches for a node, and is awaited."""
-        status = self._inside().lock
-        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
+        return self._inside().lock.waiting_by(self._await)
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""

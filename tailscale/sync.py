@@ -116,8 +116,7 @@ class Device(DeviceFace, WithOnly):
     @property
     def lock(self) -> LockStatus:
         """The tailnet's lock as this device knows it; `sign` vouches for a node, and returns when that is done."""
-        status = self._inside().lock
-        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
+        return self._inside().lock.waiting_by(self._await)
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:

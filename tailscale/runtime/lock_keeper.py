@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from tailscale.errors import LockError
 from tailscale.runtime.judging import judged
 from ts_base.errors import BadPacket
 from ts_control.connection import ANSWER_LIMIT
@@ -32,7 +31,6 @@ from ts_control.wire_lock import (
     LockAnswer,
     LockRequest,
     from_text_untrusted,
-    to_text,
     updates_from_text_untrusted,
     updates_to_text,
 )
@@ -40,7 +38,6 @@ from ts_lock.chain import Chain
 from ts_lock.disablement import turns_off
 from ts_lock.keys import LockPrivate, public_text
 from ts_lock.remembered import PURPOSE, Remembered
-from ts_lock.signatures import sign_node
 from ts_lock.updates import decode_update_untrusted, hash_text, parse_hash_untrusted
 
 if TYPE_CHECKING:
@@ -213,7 +210,7 @@ class LockKeeper:
             await self._end(self.chain, node_key)
             return
         if self.chain is None:
-            answer = await self._question("bootstrap", LockRequest(node_key=node_key))
+            answer = await self.question("bootstrap", LockRequest(node_key=node_key))
             self.chain = Chain(decode_update_untrusted(from_text_untrusted(answer.genesis_aum)))
             log.info("this tailnet has a lock: %s", self.head)
         await self._exchange(self.chain, node_key)
@@ -222,7 +219,7 @@ class LockKeeper:
         """Take what control has that trusted keys signed, and give it what it lacks."""
         ancestors = tuple(hash_text(one) for one in chain.ancestors())
         offer = LockRequest(node_key=node_key, head=hash_text(chain.head), ancestors=ancestors)
-        answer = await self._question("sync/offer", offer)
+        answer = await self.question("sync/offer", offer)
         if answer.head == offer.head:
             return
         theirs = [parse_hash_untrusted(one) for one in (answer.head, *answer.ancestors)]
@@ -234,7 +231,7 @@ class LockKeeper:
             raise
         head = hash_text(chain.head)
         given = LockRequest(node_key=node_key, head=head, missing_aums=updates_to_text(lacking))
-        answer = await self._question("sync/send", given)
+        answer = await self.question("sync/send", given)
         if answer.head != head:
             log.info("control knows the tailnet's lock at %s, this device at %s", answer.head, head)
 
@@ -242,7 +239,7 @@ class LockKeeper:
         """Control calls the lock off: it has to show the secret."""
         if trio.current_time() < self._secret_looked_at + END_PAUSE:
             raise BadPacket("control calls the lock off again")
-        answer = await self._question("bootstrap", LockRequest(node_key=node_key, head=self.head))
+        answer = await self.question("bootstrap", LockRequest(node_key=node_key, head=self.head))
         secret = from_text_untrusted(answer.disablement_secret)
         self._secret_looked_at = trio.current_time() if secret else -math.inf
         if turns_off(chain.state, secret):
@@ -255,7 +252,8 @@ class LockKeeper:
         self._health.show(NOT_ENDED, sentence, "turn it off with a disablement secret: tailscale lock disable")
         log.warning("%s", sentence)
 
-    async def _question(self, what: str, request: LockRequest) -> LockAnswer:
+    async def question(self, what: str, request: LockRequest) -> LockAnswer:
+        """Ask control about the lock. Raises one of `Failure`."""
         body = encode_json(request)
         answer = await self._ask("GET", ROOT + what, body, timeout=PATIENCE, limit=UPDATES_LIMIT)
         return decode_json_untrusted(LockAnswer, answer)
@@ -274,22 +272,6 @@ class LockKeeper:
             health.show(WITHHELD, sentence, "if this is another tailnet now, log this device out and in again")
         else:
             health.clear(WITHHELD)
-
-    # What we may do ourselves
-
-    async def sign(self, own: NodePublic, node_key: bytes, rotation_key: bytes | None) -> None:
-        """Vouch for a node key. Raises LockError, and what `ask` raises."""
-        if self.chain is None:
-            raise LockError("this tailnet has no lock: every node that control lets in is a peer already")
-        if self.key.public not in self.chain.state.keys:
-            ours = public_text(self.key.public)
-            raise LockError(f"the lock does not trust this device's key: let a signer run `tailscale lock add {ours}`")
-        signature = sign_node(self.key, node_key, rotation_key).encode()
-        request = LockRequest(node_key=own, signature=to_text(signature))
-        try:
-            await self._question("sign", request)
-        except Failure as problem:
-            raise LockError(f"control did not take the signature: {problem}") from problem
 
     def _size(self) -> int:
         return len(self.chain.updates()) if self.chain is not None else 0

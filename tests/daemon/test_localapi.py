@@ -99,6 +99,19 @@ def test_what_stands_on_no_part_is_honest(client: Client) -> None:
     with pytest.raises(DaemonError, match="certificates: this daemon has no such part"):
         client.get(f"{API}cert/x")
     assert client.get(f"{API}tka/status")["Enabled"] is False
+    for name, body in {
+        "sign": {"NodeKey": "nodekey:" + "0" * 64},
+        "modify": {"RemoveKeys": [{"Kind": 1, "Votes": 1, "Public": "A" * 43 + "="}]},
+        "disable": {"secret": 1},
+        "wrap-preauth-key": {"TSKey": "tskey-auth-x", "TKAKey": "nlpriv:" + "1" * 128},
+        "affected-sigs": {},
+    }.items():
+        with pytest.raises(DaemonError, match="no lock") as caught:
+            client.ask("POST", f"{API}tka/{name}", body)
+        assert caught.value.status == 500
+    for bad in ({"AddKeys": ["x"]}, {"AddKeys": [{"Public": "AA=="}]}, {"AddKeys": [{"Public": "!"}]}):
+        with pytest.raises(DaemonError, match=r"not base64|not a key"):
+            client.ask("POST", f"{API}tka/modify", bad)
     assert client.get(f"{API}derpmap")["Regions"]
     assert client.get(f"{API}dns-config")["Proxied"] is True
     assert client.get(f"{API}profiles/current")["Name"] == "user@tailnet.test"
@@ -130,7 +143,8 @@ class Updating:
     ("method", "path", "part"),
     [
         ("POST", "tka/init", "Lock"),
-        ("POST", "tka/modify", "Lock"), ("POST", "serve-config", "serve"), ("POST", "query-feature", "Funnel"),
+        ("POST", "tka/force-local-disable", "Lock"),
+        ("POST", "serve-config", "serve"), ("POST", "query-feature", "Funnel"),
         ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
     ],

@@ -22,10 +22,10 @@ import trio
 from tailscale.ssh import serve_ssh
 from tailscale.ssh.shell import Account
 from tests.interop import build
+from tests.interop.ourdaemon import ROOT, daemon
 from tests.interop.ours import joined, tailnet
 from tests.interop.processes import Json, poll_until
 from tests.interop.rig import Headscale, Rig, Tailscaled
-from tests.interop.test_localapi_real import ROOT, daemon
 
 pytestmark = pytest.mark.peers("tailscale", "tailscaled")
 ME = Account().name

@@ -68,7 +68,7 @@ def raw_key(device: Device) -> bytes:
 async def test_unsigned_peer_that_sends_everything_is_sent_nothing(
     autojump_clock: MockClock, tailnet: Tailnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Handshakes, pings of all kinds and CallMeMaybes, over the relay and directly, while a signed peer is talked to."""
+    """Handshakes, pings of all kinds, CallMeMaybes: over the relay and directly, while a signed peer is talked to."""
     taps = Taps(tailnet, monkeypatch)
     async with tailnet.device("a") as a, tailnet.device("b") as b:
         lock = tailnet.lock()
