@@ -24,7 +24,7 @@ import trio
 
 from tailscale.daemon.places import places
 from tests.interop import build
-from tests.interop.processes import Process, poll_until
+from tests.interop.processes import Process, finished, poll_until
 from tests.interop.rig import Headscale, Rig, TsnetPeer
 
 pytestmark = pytest.mark.peers("tailscale", "tailscaled")
@@ -41,8 +41,7 @@ class Stock:
     async def run(self, *words: str, stdin: bytes = b"") -> tuple[int, str]:
         """Exit code, and both outputs."""
         command = [str(build.binary("tailscale")), f"--socket={self.socket}", *words]
-        with trio.fail_after(60):
-            done = await trio.run_process(command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False)
+        done = await finished(command, stdin)
         told = (done.stdout + done.stderr).decode()
         print(f"$ tailscale {' '.join(words)}\n{told}[{done.returncode}]")
         return done.returncode, told

@@ -23,7 +23,7 @@ from tailscale.ssh import serve_ssh
 from tailscale.ssh.shell import Account
 from tests.interop import build
 from tests.interop.ours import joined, tailnet
-from tests.interop.processes import Json, poll_until
+from tests.interop.processes import Json, finished, poll_until
 from tests.interop.rig import Headscale, Rig, Tailscaled
 from tests.interop.test_localapi_real import ROOT, daemon
 
@@ -47,11 +47,7 @@ class Done:
 
 
 async def run(command: Sequence[str | Path], stdin: bytes = b"", **environment: str) -> Done:
-    with trio.fail_after(60):
-        done = await trio.run_process(
-            [str(word) for word in command], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False,
-            env=os.environ | environment,
-        )  # fmt: skip
+    done = await finished(command, stdin, env=os.environ | environment)
     return Done(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
 
 
