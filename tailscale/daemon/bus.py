@@ -56,13 +56,12 @@ class Bus:
         prefs_changed = Nudge(stream)
         self._prefs.watch(prefs_changed)
         try:
+            told = self._state()  # before the first is sent: what changes while it is being sent is news
             yield self._first(mask, may_see_login)
-            told: dict[str, Any] = {"State": self._state()}
             async for event in stream:
                 notice = self._notice(event, mask, may_see_login)
-                if notice.get("State") == told["State"]:
-                    notice.pop("State", None)
-                told["State"] = notice.get("State", told["State"])
+                if (state := self._state()) != told:  # whatever the event: one that told so may have been missed
+                    told = notice["State"] = state
                 if notice:
                     yield {"Version": __version__, **notice}
         finally:
@@ -88,19 +87,17 @@ class Bus:
     def _notice(self, event: Event, mask: int, may_see_login: bool) -> dict[str, Any]:
         match event:
             case StateChanged(state="failed", detail=detail):
-                return {"State": self._state(), "ErrMessage": detail}
+                return {"ErrMessage": detail}
             case StateChanged(state="running"):
-                return {"State": self._state(), "LoginFinished": {}, "Prefs": self._prefs.to_json()}
-            case StateChanged():
-                return {"State": self._state()}
-            case LoginNeeded(url=url):
-                return {"State": self._state(), "BrowseToURL": url} if may_see_login else {"State": self._state()}
+                return {"LoginFinished": {}, "Prefs": self._prefs.to_json()}
+            case LoginNeeded(url=url) if may_see_login:
+                return {"BrowseToURL": url}
             case HealthChanged():
                 return {"Health": self._health()}
             case FileArrived():
                 return {"FilesWaiting": {}}
             case PrefsChanged():
-                return {"Prefs": self._prefs.to_json(), "State": self._state()}
+                return {"Prefs": self._prefs.to_json()}
             case PeerUp() | PeerDown() | PeerChanged() | Lagged():
                 return self._of_peers(event, mask)
         return {}

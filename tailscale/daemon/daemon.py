@@ -151,7 +151,8 @@ class Daemon:
         self._ending.set()
 
     async def _beside(self, device: Device) -> None:
-        """What runs while a Device is usable."""
+        """What runs while a Device is usable. Its preferences and its state are in force from now on."""
+        self.prefs.tell()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
             nursery.start_soon(self.parts.run, device)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,16 @@ from daemon.test_door import UPGRADE, talk
 
 from tailscale.daemon import ipn
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
+from tailscale.daemon.bus import Bus
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.keeper import Keeper
+from tailscale.daemon.localapi import LocalApi
 from tailscale.daemon.requests import DaemonError
+from tailscale.daemon.transport import Asker
 from tailscale.device import Device
 from tailscale.dns.messages import NAME_ERROR, decode_answer_untrusted
+from tailscale.events import QUEUE_LIMIT, HealthChanged
 from tailscale.peerapi.actor import PORT
 
 API = "/localapi/v0/"
@@ -189,6 +196,57 @@ def test_bus_begins_with_what_was_asked_for(client: Client) -> None:
     assert first["InitialStatus"]["BackendState"] == "Running"
     assert first["Health"] == {"Warnings": {}}
     assert next(client.stream(f"{API}watch-ipn-bus")).keys() == {"Version"}
+
+
+@pytest.mark.parametrize("missed", [0, 2 * QUEUE_LIMIT], ids=["at once", "after more events than are kept"])
+def test_bus_tells_what_changed_while_its_first_notice_was_on_the_way(net: World, tmp_path: Path, missed: int) -> None:
+    """Who waits for a state would otherwise wait for ever."""
+
+    async def down_meanwhile(daemon: Daemon) -> str:
+        async with notices_of(daemon) as (lines, _):
+            assert ipn.STATES[json.loads(await anext(lines))["State"]] == "Running"
+            await daemon.keeper.stop()
+            for _ in range(missed):
+                daemon.keeper.say(HealthChanged("some-code", active=False))
+            with trio.fail_after(5):
+                return ipn.STATES[json.loads(await anext(lines))["State"]]
+
+    with net.daemon(tmp_path) as daemon:
+        assert net.within(down_meanwhile, daemon) == "Stopped"
+
+
+def test_who_hears_that_it_runs_can_ask_for_its_addresses_at_once(net: World, tmp_path: Path) -> None:
+    """Stock `tailscale wait` asks once, and then waits for the next time it hears so."""
+
+    async def up_again(daemon: Daemon) -> Any:
+        await daemon.keeper.stop()
+        async with notices_of(daemon) as (lines, api):
+            await daemon.keeper.start()
+            with trio.fail_after(20):
+                async for line in lines:
+                    if ipn.STATES[json.loads(line).get("State", 0)] == "Running":
+                        break
+            return api.status_json(peers=False)["TailscaleIPs"]
+
+    with net.daemon(tmp_path) as daemon:
+        assert len(net.within(up_again, daemon)) == 2
+
+
+@asynccontextmanager
+async def notices_of(daemon: Daemon) -> AsyncIterator[tuple[AsyncIterator[bytes], LocalApi]]:
+    """The lines as they are made: nothing happens between one and the next but what the test does."""
+
+    async def never() -> Any:
+        await trio.sleep_forever()
+
+    keeper, routes = daemon.keeper, Routes()
+    api = LocalApi(keeper, daemon.prefs, daemon.own_api)
+    Bus(keeper, daemon.prefs, api).add_to(routes)
+    question = Question("GET", f"{API}watch-ipn-bus", {"mask": "2"}, {}, Asker(None, True), never)
+    answer = await routes.find("GET", question.path, question.asker)(question)
+    assert not isinstance(answer.body, bytes)
+    async with aclosing(answer.body) as lines:  # type: ignore[type-var]
+        yield lines, api
 
 
 async def joined(net: World, name: str) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from tailscale.daemon.places import places
 from tests.interop import build
-from tests.interop.processes import Process, poll_until
+from tests.interop.processes import Process, finished, poll_until
 from tests.interop.rig import Rig
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,7 @@ class Stock:
     async def run(self, *words: str, stdin: bytes = b"") -> tuple[int, str]:
         """Exit code, and both outputs."""
         command = [str(build.binary("tailscale")), f"--socket={self.socket}", *words]
-        with trio.fail_after(60):
-            done = await trio.run_process(command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False)
+        done = await finished(command, stdin)
         told = (done.stdout + done.stderr).decode()
         print(f"$ tailscale {' '.join(words)}\n{told}[{done.returncode}]")
         return done.returncode, told
