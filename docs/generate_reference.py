@@ -21,6 +21,7 @@ SECTIONS = [
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
     ("",                  "tailscale/carry.py",                 ["splice"]),
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
+    ("TUN devices",       "tailscale/tun_options.py",           ["tun", "TunOptions", "TunStatus"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Carrying for others", "tailscale/forwarding.py",          None),

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.errors import TunFailed as TunFailed
+    from tailscale.errors import TunHeld as TunHeld
     from tailscale.errors import WrongFace as WrongFace
     from tailscale.events import Event as Event
     from tailscale.events import HealthChanged as HealthChanged
@@ -90,6 +92,9 @@ if TYPE_CHECKING:
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
+    from tailscale.tun_options import TunOptions as TunOptions
+    from tailscale.tun_options import TunStatus as TunStatus
+    from tailscale.tun_options import tun as tun
 
 check_import_name()
 check_threads()
@@ -121,6 +126,7 @@ _HOMES = {
             "WrongFace",
         ),
         *("NoRoute", "PeerKeyExpired", "PeerLockedOut", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *("TunFailed", "TunHeld"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
@@ -137,6 +143,7 @@ _HOMES = {
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
+    "tun_options": ("TunOptions", "TunStatus", "tun"),
 }
 _HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
+from tailscale.tun_options import TunOptions
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 
@@ -84,6 +85,7 @@ class Config:
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
     on_flow: OnFlow | None = None
+    overlay: TunOptions | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         PingResult,
         Status,
     )
+    from tailscale.tun_options import TunOptions, TunStatus
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
@@ -117,6 +118,7 @@ class Device(OwnNode, AsyncWithOnly):
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
+    - `overlay`: give this machine's other programs the tailnet as well, by `tailscale.tun(...)`. Linux, as root.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Device(OwnNode, AsyncWithOnly):
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
         peerapi: bool = True,
+        overlay: TunOptions | None = None,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -171,13 +174,12 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
+            overlay=overlay,
         )
-        self._store = open_store(state)
+        self._store, self._readers = open_store(state), Readers()
         self._network: Network = HostNetwork()
-        self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._process, self._closed = OwnProcess(), False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -463,6 +465,52 @@ class Device(OwnNode, AsyncWithOnly):
         """
         target = local_ports.Target(host, port if local_port is None else local_port, self, proxy_protocol)
         return Opening(local_ports.open_exposure(self.listen(port), target, self._ready().spawn))
+
+    # The kernel's own sockets
+
+    @property
+    def tun(self) -> TunStatus | None:
+        """The TUN device by which this machine's other programs reach the tailnet; None where there is none.
+
+        ```python
+        print(device.tun.mode if device.tun else "only this program")
+        ```
+        """
+        return self._ready().tun.status()
+
+    @briefly
+    async def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set.
+
+        ```python
+        try:
+            await device.tun_up(tailscale.tun("ts0", exclude=["192.168.7.0/24"]))
+        except tailscale.TunFailed as problem:
+            print(problem)
+        ```
+        """
+        from tailscale.tun_options import tun
+
+        await self._ready().tun_up(options if options is not None else tun())
+
+    async def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before.
+
+        ```python
+        await device.tun_down()
+        ```
+        """
+        await self._ready().tun.down()
+
+    @briefly
+    async def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it.
+
+        ```python
+        await device.tun_ended()
+        ```
+        """
+        await self._ready().tun.wait()
 
     # Names and identities
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
+    from tailscale.tun_options import TunOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -198,6 +199,18 @@ class Device(DeviceFace, WithOnly):
     def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
+
+    def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set."""
+        self._await(lambda: self._inside().tun_up(options))
+
+    def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before."""
+        self._await(lambda: self._inside().tun_down())
+
+    def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it."""
+        self._await(lambda: self._inside().tun_ended())
 
     def take_dials(self) -> TakenDials:
         """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.

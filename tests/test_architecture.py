@@ -39,7 +39,7 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
-    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores", "tun_options"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -52,7 +52,8 @@ WINGS: dict[str, set[str]] = {
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "peerapi", "runtime", "sockets"},
+    "kernel": VALUES | {"runtime"},
+    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "kernel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
     | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "peerapi", "runtime", "sockets"},
@@ -105,6 +106,7 @@ WINGS: dict[str, set[str]] = {
         "dns",
         "files",
         "http",
+        "kernel",
         "local_ports",
         "mesh",
         "metrics",
@@ -163,6 +165,7 @@ PURE = {
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
+    "tailscale/tun_options.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
     "tailscale/taildrop/recipients.py",

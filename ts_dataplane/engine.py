@@ -364,6 +364,10 @@ class Engine:
 
     # What the runtime and users set while packets go by
 
+    def use_overlay(self, overlay: Overlay) -> None:
+        """Packets for us are for `overlay` from now on; it goes on with the connections of the one before."""
+        self._overlay, self._exits = overlay, overlay.exits_in_use
+
     def set_services(self, *, peerapi_port: int) -> None:
         """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""
         self._talk.peerapi_port = peerapi_port

@@ -59,6 +59,16 @@ class Dataplane:
         self.engine.tables = tables
         self._overlay.follow_routes(tables.peer_for, tables.exits)
 
+    def use_overlay(self, overlay: Overlay) -> None:
+        """What is for us goes to `overlay` from now on, which knows our addresses as they are told from now on."""
+        self._overlay = overlay
+        self.engine.use_overlay(overlay)
+        overlay.set_addresses(self.engine.tables.own, trio.current_time())
+
+    def set_addresses(self, own: Sequence[bytes]) -> None:
+        """Our own addresses are these from now on."""
+        self._overlay.set_addresses(own, trio.current_time())
+
     def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""
         now = trio.current_time()

@@ -208,9 +208,6 @@ class VirtualHost:
     def wall_clock(self) -> float:
         return self.network.wall_clock() + self.clock_ahead
 
-    def open_tun(self) -> None:
-        """A virtual host has no kernel."""
-
     def entropy(self, length: int) -> bytes:
         return self._random.randbytes(length)
 

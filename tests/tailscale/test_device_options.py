@@ -20,6 +20,7 @@ NOT_FOR_COMMANDS = {
     *("advertise_exit_node", "forward", "on_flow"),
     *("on_login_url", "login_timeout", "ready_timeout", "udp_port", "tls"),
     "peerapi",  # a daemon and a command have one, as every node has
+    "overlay",  # `pytailscale tun`
     "handle_sigterm",  # they hear signals themselves
 }
 
