@@ -16,6 +16,7 @@ from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
+from ts_dataplane.hard_nats import HardNatLimits
 
 log = logging.getLogger("tailscale")
 DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
@@ -84,6 +85,7 @@ class Config:
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
     on_flow: OnFlow | None = None
+    hard_nats: HardNatLimits = field(default_factory=HardNatLimits)
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")
