@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from tailscale.forwarding import Forwarding as Forwarding
     from tailscale.forwarding import ForwardLimits as ForwardLimits
     from tailscale.forwarding import IncomingFlow as IncomingFlow
+    from tailscale.hard_nats import HardNats as HardNats
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -134,6 +135,7 @@ _HOMES = {
     ),
     "explanation": ("Explanation",),
     "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
+    "hard_nats": ("HardNats",),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

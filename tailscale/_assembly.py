@@ -58,6 +58,7 @@ from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
 from tailscale.runtime.readiness import Readiness
 from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.socket_actor import run_sockets
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
 from tailscale.runtime.tun_switch import TunSwitch
@@ -176,6 +177,7 @@ class Runtime:
             entropy=network.entropy,
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
+            hard_nats=config.hard_nats,
         )
         engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
@@ -274,6 +276,8 @@ class Runtime:
         await self._keep("link", partial(run_link, bus, self.network, self._udp, self._wake, watch=watch))
         if self._udp is not None:
             self._keep_running("udp-writers", self._udp.run_writers)
+            carry = dataplane.deliver, dataplane.use_sockets
+            await self._keep("sockets", partial(run_sockets, bus, self._udp, self.network.socket_limit(), *carry))
             for read in self._udp.readers():
                 self._keep_running("udp-readers", partial(dataplane.run_reader, read))
         self._keep_running("flusher", dataplane.run_flusher)

@@ -31,8 +31,8 @@ from tailscale._config import (
     clean_routes,
     clean_tags,
     control_url_from_environment,
+    first_preferences,
     logins,
-    named,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -42,6 +42,7 @@ from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
 from tailscale.forwarding import ForwardLimits
+from tailscale.hard_nats import HardNats, limits_of
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -115,11 +116,15 @@ class Device(OwnNode, AsyncWithOnly):
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
+    - `hard_nats`: open direct paths through routers that use another port for every destination, within the budget of
+      a `HardNats`; False forbids it.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
     - `overlay`: give this machine's other programs the tailnet as well, by `tailscale.tun(...)`. Linux, as root.
     """
+
+    _closed = False
 
     def __init__(
         self,
@@ -148,20 +153,13 @@ class Device(OwnNode, AsyncWithOnly):
         handle_sigterm: bool = True,
         peerapi: bool = True,
         overlay: TunOptions | None = None,
+        hard_nats: bool | HardNats = True,
     ) -> None:
         guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=checked(
-                Preferences(
-                    **named(hostname),
-                    tags=clean_tags(tags),
-                    accept_routes=accept_routes,
-                    exit_node=exit_node,
-                    advertise_routes=clean_routes(advertise_routes),
-                    advertise_exit_node=advertise_exit_node,
-                    shields_up=shields_up,
-                )
+            preferences=first_preferences(
+                hostname, tags, accept_routes, exit_node, advertise_routes, advertise_exit_node, shields_up
             ),
             **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
@@ -175,11 +173,12 @@ class Device(OwnNode, AsyncWithOnly):
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
             overlay=overlay,
+            hard_nats=limits_of(hard_nats),
         )
         self._store, self._readers = open_store(state), Readers()
         self._network: Network = HostNetwork()
         self._runtime: Runtime | None = None
-        self._process, self._closed = OwnProcess(), False
+        self._process = OwnProcess()
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod

@@ -41,6 +41,20 @@ class NeedStun:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsWanted:
+    """Somebody is about to use many sockets: `PathFinder.on_sockets` says which there are."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsOver:
+    """Nobody uses these sockets any more."""
+
+    sockets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PathReport:
     """How a peer is reached, for people."""
 
@@ -52,4 +66,4 @@ class PathReport:
     blocked: tuple[Direct, ...] = ()
 
 
-FinderMessage = BestPathChanged | PingAnswered | PingLost | NeedStun
+FinderMessage = BestPathChanged | PingAnswered | PingLost | NeedStun | SocketsWanted | SocketsOver

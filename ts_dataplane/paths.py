@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from ts_base.who import Direct, Path, PathRun, PeerId, endpoint_of, is_direct, i
 from ts_dataplane import disco
 from ts_dataplane.disco_inbox import DiscoInbox, InboxStatistics
 from ts_dataplane.disco_outbox import DiscoOutbox
+from ts_dataplane.hard_nats import HardNatLimits, HardNats, HardNatStatistics
 from ts_dataplane.path_keeping import PathKeeper
 from ts_dataplane.path_messages import FinderMessage, NeedStun, PathReport, PingLost
 from ts_dataplane.peer_paths import PeerPaths, Standing
@@ -34,6 +35,7 @@ class FinderStatistics(NamedTuple):
     standings: dict[Standing, int]
     open_pings: int
     inbox: InboxStatistics
+    hard_nats: HardNatStatistics
     drops: dict[str, int]
 
 
@@ -48,6 +50,7 @@ class PathFinder:
         entropy: Callable[[int], bytes],
         never_direct: bool = False,
         uplinks: tuple[str, ...] = (),
+        hard_nats: HardNatLimits = HardNatLimits(),  # noqa: B008 - of numbers
     ) -> None:
         self.drops: Counter[str] = Counter()
         boxes = disco.Boxes(disco_key, entropy)
@@ -58,7 +61,9 @@ class PathFinder:
         self.paths = self._keeper.paths
         self._roster = self._keeper.roster
         self._states = self._keeper.states
-        self._inbox = DiscoInbox(boxes, self._outbox, self._keeper, self.drops)
+        self._hard = HardNats(self._keeper, self._outbox, self.drops, hard_nats, entropy)
+        self._keeper.on_fruitless_search = self._hard.consider
+        self._inbox = DiscoInbox(boxes, self._outbox, self._keeper, self._hard, self.drops)
         self._tokens = itertools.count(1)
         self._heard_by_relay: set[PeerId] = set()  # where the tunnel last heard them
         self._advertised: dict[PeerId, tuple[bytes | None, bytes]] = {}  # control's disco key then, and the peer's word
@@ -83,6 +88,7 @@ class PathFinder:
             roster.remove(peer)
             self._advertised.pop(peer, None)
             self._heard_by_relay.discard(peer)
+            self._hard.forget(peer)
             self._keeper.republish(peer, now)
         for peer, facts in changed.items():
             if peer in self._advertised:
@@ -141,6 +147,7 @@ class PathFinder:
     def on_network_changed(self, now: float) -> None:
         """Our sockets or addresses are others than before: nothing learnt through them is true any more."""
         keeper = self._keeper
+        self._hard.on_network_changed(now)
         keeper.lose(self._outbox.ledger.forget())
         keeper.endpoints_at = -math.inf
         keeper.messages.append(NeedStun("network changed"))
@@ -152,6 +159,14 @@ class PathFinder:
             if state.is_awake:
                 state.search_soon(now)
             keeper.attend(state, now)
+
+    def set_hard_router(self, public: str) -> None:
+        """Our router gives every destination another port of this address; empty: it does not, or nobody knows."""
+        self._hard.set_router(public)
+
+    def on_sockets(self, sockets: Sequence[str], now: float) -> None:
+        """What `SocketsWanted` asked for, as far as the system gives it; their names are zones of paths."""
+        self._hard.on_sockets(sockets, now)
 
     # ---- activity
 
@@ -280,8 +295,8 @@ class PathFinder:
     def statistics(self) -> FinderStatistics:
         standings = Counter(state.standing for state in self._states.values())
         drops = self.drops + self._keeper.relays.drops
-        pings, inbox = len(self._outbox.ledger), self._inbox.statistics()
-        return FinderStatistics(len(self._roster), dict(standings), pings, inbox, dict(drops))
+        pings, inbox, hard = len(self._outbox.ledger), self._inbox.statistics(), self._hard.statistics()
+        return FinderStatistics(len(self._roster), dict(standings), pings, inbox, hard, dict(drops))
 
     # ---- the contract
 
@@ -295,9 +310,10 @@ class PathFinder:
 
     def handle_timer(self, now: float) -> None:
         self._keeper.handle_timer(now)
+        self._hard.handle_timer(now)
 
     def next_timer(self) -> float:
-        return self._keeper.next_timer()
+        return min(self._keeper.next_timer(), self._hard.next_timer())
 
     def take_messages(self) -> list[FinderMessage]:
         if self._outbox.crowded_out:

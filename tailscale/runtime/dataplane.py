@@ -14,12 +14,20 @@ import trio
 
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
+from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, SocketsAsked, SocketsReturned, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun
 from ts_dataplane.engine import Engine, EngineMessage, RouteMissing
 from ts_dataplane.overlay import Overlay
-from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingAnswered, PingLost
+from ts_dataplane.path_messages import (
+    BestPathChanged,
+    FinderMessage,
+    NeedStun,
+    PingAnswered,
+    PingLost,
+    SocketsOver,
+    SocketsWanted,
+)
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.tables import Tables
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
@@ -143,6 +151,15 @@ class Dataplane:
                 self.kick()
             case NeedStun():
                 self._bus.publish(ProbeRequested(message.reason))
+            case SocketsWanted():
+                self._bus.publish(SocketsAsked(message.count))
+            case SocketsOver():
+                self._bus.publish(SocketsReturned(message.sockets))
+
+    def use_sockets(self, sockets: Sequence[str], now: float) -> None:
+        """What `SocketsAsked` has brought."""
+        self.finder.on_sockets(sockets, now)
+        self.flush(now)
 
     def _on_path_changed(self, changed: BestPathChanged, now: float) -> None:
         known = self.engine.tables.peers.get(changed.peer)

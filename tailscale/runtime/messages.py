@@ -208,6 +208,24 @@ class NetworkChanged(Reliable):
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsAsked(Reliable):
+    """The path finder is about to use so many UDP sockets. Said by the packet path, heard by sockets."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsReturned(Reliable):
+    """Nobody uses these of them any more. Said by the packet path, heard by sockets."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StunArrived(Lossy):
     """STUN datagrams off the tunnel's own socket: [(datagram, (host, port)), ...]."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -27,6 +27,13 @@ SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
 LARGEST_RESOLV_CONF = 64 << 10
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
+
+
+class OneMoreSocket(Protocol):
+    """A UDP socket beside the first, whose name is the zone of paths through it."""
+
+    async def recv_many(self) -> DirectRuns: ...
+    async def run_writer(self) -> None: ...
 
 
 class UdpUnderlay(Protocol):
@@ -54,6 +61,12 @@ class UdpUnderlay(Protocol):
 
     async def run_writers(self) -> None:
         """Send what was kept as soon as the kernel takes it. Runs until cancelled."""
+
+    def open_more(self, count: int) -> Mapping[str, OneMoreSocket]:
+        """So many IPv4 sockets on other ports, or fewer where the system gives no more, by name."""
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        """Close these of them, or all."""
 
     def rebind(self) -> None:
         """Replace the sockets after the machine's network changed, on the same port if possible."""

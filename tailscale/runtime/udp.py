@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
 import trio
 
 from tailscale.runtime.uplinks import confine
-from ts_base.who import Direct, DirectRun, host_of, uplink_of
+from ts_base.who import Direct, DirectRun, host_of, socket_of, uplink_of
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h; the socket module does not name them
 SEGMENT_SIZE = Struct("=H")
@@ -75,10 +76,17 @@ class HostSocket:
     """One family's socket, of one uplink if it is named."""
 
     def __init__(
-        self, family: int, port: int, drops: Counter[str], unreachable: dict[Direct, None], uplink: str = ""
+        self,
+        family: int,
+        port: int,
+        drops: Counter[str],
+        unreachable: dict[Direct, None],
+        uplink: str = "",
+        name: str = "",
     ) -> None:
         self.family = family
         self.uplink = uplink
+        self._zone = name or uplink  # what paths through it carry
         self.drops = drops
         self.port = port
         self._offloads = ALL_OFFLOADS
@@ -149,8 +157,8 @@ class HostSocket:
             except trio.ClosedResourceError:
                 continue
             runs = self._drain()
-            if runs and self.uplink:
-                return [((f"{host_of(path)}%{self.uplink}", path[1]), datagrams) for path, datagrams in runs]
+            if runs and self._zone:
+                return [((f"{host_of(path)}%{self._zone}", path[1]), datagrams) for path, datagrams in runs]
             if runs:
                 return runs
 
@@ -233,7 +241,7 @@ class HostSocket:
             return
         self.drops[f"underlay.send_{_name_of(error)}"] += _datagrams_in(data, options)
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
-            self._unreachable[(f"{path[0]}%{self.uplink}", path[1]) if self.uplink else path] = None
+            self._unreachable[(f"{path[0]}%{self._zone}", path[1]) if self._zone else path] = None
 
     def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
@@ -306,6 +314,9 @@ class HostUdp:
         self._unreachable: dict[Direct, None] = {}
         self._sockets: dict[bool, HostSocket] = {}  # is it IPv6? -> socket of what names no uplink
         self._of_uplink: dict[tuple[str, bool], HostSocket] = {}
+        self._more: dict[str, HostSocket] = {}  # beside the first, by name
+        self._had_more = False
+        self._names = itertools.count(1)
         self._is_warned = False
         self._error: OSError | None = None
         for uplink in self.uplinks or ("",):
@@ -359,7 +370,10 @@ class HostUdp:
 
     def send_many(self, runs: list[DirectRun]) -> None:
         for path, datagrams in runs:
-            if self._of_uplink and (uplink := uplink_of(path)):
+            if self._had_more and (name := socket_of(path)):
+                target = self._more.get(name)
+                path = host_of(path), path[1]
+            elif self._of_uplink and (uplink := uplink_of(path)):
                 host = host_of(path)
                 target = self._of_uplink.get((uplink, ":" in host))
                 path = host, path[1]
@@ -369,6 +383,24 @@ class HostUdp:
                 self.drops["underlay.no_socket_of_family"] += len(datagrams)
             else:
                 target.send(path, datagrams)
+
+    def open_more(self, count: int) -> Mapping[str, HostSocket]:
+        made: dict[str, HostSocket] = {}
+        uplink = self.uplinks[0] if self.uplinks else ""
+        while len(made) < count:
+            name = f"{uplink}#{next(self._names)}"
+            try:
+                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, uplink, name)
+            except OSError:
+                break
+        self._more |= made
+        self._had_more = True
+        return made
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        for name in list(self._more) if names is None else names:
+            if (s := self._more.pop(name, None)) is not None:
+                s.close()
 
     def limit(self, offloads: Offloads) -> None:
         """Use no more of the kernel's help than this."""
@@ -403,5 +435,6 @@ class HostUdp:
         self._warn_of_source_binding()
 
     def close(self) -> None:
+        self.close_more(None)
         for s in self._all():
             s.close()

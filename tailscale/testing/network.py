@@ -12,7 +12,7 @@ import heapq
 import itertools
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -21,7 +21,7 @@ from tailscale.runtime.network import DirectRuns
 from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
 from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
-from ts_base.who import Direct, host_of, uplink_of
+from ts_base.who import Direct, host_of, socket_of, through_socket, uplink_of
 
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
@@ -35,9 +35,12 @@ class VirtualUdp:
 
     host: VirtualHost
     local_port: int
+    name: str = ""  # of one beside the first: the zone of paths through it
+    more: dict[str, VirtualUdp] = field(default_factory=dict)
     drops: Counter[str] = field(default_factory=Counter)
     _arriving: list[tuple[float, int, Direct, list[bytes]]] = field(default_factory=list)
     _held: int = 0
+    _closed: bool = False
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -55,6 +58,8 @@ class VirtualUdp:
         """Wait until something has arrived, then take all that has."""
         await trio.lowlevel.checkpoint()
         while not self._arriving or self._arriving[0][0] > trio.current_time():
+            if self._closed:
+                raise trio.ClosedResourceError
             self._news = trio.Event()
             with trio.move_on_at(self._arriving[0][0] if self._arriving else float("inf")):
                 await self._news.wait()
@@ -63,14 +68,33 @@ class VirtualUdp:
         while self._arriving and self._arriving[0][0] <= now:
             _, _, source, datagrams = heapq.heappop(self._arriving)
             self._held -= len(datagrams)
-            runs.append((source, datagrams))
+            runs.append((through_socket((host_of(source), source[1]), self.name) if self.name else source, datagrams))
         return runs
 
     def send_many(self, runs: DirectRuns) -> None:
         for destination, datagrams in runs:
             source = self.host.uplinks.get(uplink_of(destination), self.host.address)
             target = host_of(destination), destination[1]
-            self.host.network.carry((source, self.local_port), target, datagrams, self.drops)
+            socket = self if not (name := socket_of(destination)) else self.more.get(name)
+            if socket is None:
+                self.drops["underlay.no_socket_of_family"] += len(datagrams)
+            else:
+                self.host.network.carry((source, socket.local_port), target, datagrams, self.drops)
+
+    def open_more(self, count: int) -> Mapping[str, VirtualUdp]:
+        made = {}
+        uplink = next(iter(self.host.uplinks), "")
+        for _ in range(min(count, self.host.sockets)):
+            socket = self.host.bind_udp()
+            socket.name = f"{uplink}#{socket.local_port}"
+            made[socket.name] = socket
+        self.more |= made
+        return made
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        for name in list(self.more) if names is None else names:
+            if (socket := self.more.pop(name, None)) is not None:
+                socket.close()
 
     def limit(self, offloads: Offloads) -> None:
         """There is no kernel here that helps."""
@@ -92,12 +116,17 @@ class VirtualUdp:
     async def run_writers(self) -> None:
         await trio.sleep_forever()  # nothing is ever kept back
 
+    run_writer = run_writers
+
     def rebind(self) -> None:
         self._arriving.clear()
         self._held = 0
 
     def close(self) -> None:
+        self.close_more(None)
         self.host.udp.pop(self.local_port, None)
+        self._closed = True
+        self._news.set()
 
 
 class VirtualDatagrams:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tailscale._config import AuthKey, Preferences
     from tailscale.capturing import Capture, CaptureStatistics
     from tailscale.forwarding import Forwarding, ForwardLimits, IncomingFlow
+    from tailscale.hard_nats import HardNats
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
@@ -67,6 +68,7 @@ class DeviceOptions(TypedDict, total=False):
     login_timeout: float
     ready_timeout: float
     udp_port: int
+    hard_nats: bool | HardNats
     tls: ssl.SSLContext | None
     handle_sigterm: bool
     peerapi: bool
