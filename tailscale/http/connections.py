@@ -17,6 +17,7 @@ import h11
 import trio
 
 from tailscale.carry import reset
+from tailscale.http.arrival import Arrival
 from tailscale.http.caller import Caller, trusted_headers
 from tailscale.http1 import framing
 from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Headers, Scope
@@ -32,20 +33,9 @@ if TYPE_CHECKING:
     from tailscale.carry import Stream
     from tailscale.http.reverse import Attendance, ReverseProxy
     from tailscale.http.websocket import WebSocketExchange
-    from tailscale.sockets.socket_device import Address
 
 log = logging.getLogger("tailscale.http")
 CLOSE_TIMEOUT = 1.0  # for a TLS goodbye
-
-
-class Arrival(NamedTuple):
-    """Where a connection came from and to, and how."""
-
-    remote_address: Address
-    local_address: Address
-    is_secure: bool = False
-    is_tailnets: bool = True
-    """Whether the first is an address of the tailnet: one from elsewhere is nobody's identity."""
 
 
 class ByApp(NamedTuple):

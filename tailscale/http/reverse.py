@@ -22,7 +22,7 @@ from tailscale.local_ports import DIAL_PATIENCE, UNREACHED, Target
 from ts_proxy import http_rules
 
 if TYPE_CHECKING:
-    from tailscale.http.connections import Arrival
+    from tailscale.http.arrival import Arrival
     from tailscale.http1.wire import Wire
     from tailscale.sockets.local import LocalStream
 
@@ -36,9 +36,10 @@ NOT_THE_CLIENTS = (OURS, b"forwarded", b"x-real-ip", b"x-forwarded")  # and all 
 class ReverseProxy:
     """A web server of this machine in place of an app: `serve(ReverseProxy("http://127.0.0.1:3000"), device)`.
 
-    The address is `http://HOST:PORT`, `https://`, `https+insecure://` (any certificate will do) or `unix:PATH`. It gets
-    requests and WebSockets with the Host that was asked for, `X-Forwarded-For`, `-Host` and `-Proto`, and for people `Tailscale-User-Login`; headers of these names
-    that came from the client are taken out. Let nobody else reach that server: what it is told, anyone could say.
+    The address is `http://HOST:PORT`, `https://`, `https+insecure://` (any certificate will do) or `unix:PATH`. The
+    server gets requests and WebSockets with the Host that was asked for, `X-Forwarded-For`, `-Host` and `-Proto`, and
+    for people `Tailscale-User-Login`; headers of these names that came from the client are taken out. Let nobody else
+    reach that server: what it is told, anyone could say.
 
     ```python forever
     await tailscale.http.serve(tailscale.http.ReverseProxy("http://127.0.0.1:3000"), device)
@@ -101,7 +102,7 @@ class Attendance:
             log.warning("%s cannot be reached for a request: %s", self._proxy.to, problem)
             await self._refuse(request, 502, "the server behind this one cannot be reached")
             return False
-        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", _uncounted)
+        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", _uncounted, is_gateway=True)
         try:
             ending = await exchange.run(h11.Request(method=request.method, target=target, headers=head))
         except ClientDisconnected:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import h11
 import trio
 
+from tailscale.http.arrival import Arrival
 from tailscale.http.caller import describe_caller
-from tailscale.http.connections import Arrival, ByApp, ByServer, Connections, scope_of, upgraded
+from tailscale.http.connections import ByApp, ByServer, Connections, scope_of, upgraded
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.reverse import ReverseProxy, head_for_server, target_of
 from tailscale.http.wsgi import WsgiApp
