@@ -24,6 +24,7 @@ _PARTS = (
     "peerapi",
     "proxy",
     "relay",
+    "serve",
     "ssh",
     "state",
     "taildrop",

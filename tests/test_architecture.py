@@ -71,7 +71,7 @@ WINGS: dict[str, set[str]] = {
         ("mesh", "proxy", "taildrop"),
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
-    "serve": VALUES | {"carry", "device", "http", "sockets"},
+    "serve": VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "sockets", "threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
@@ -166,6 +166,9 @@ PURE = {
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
+    "tailscale/serve/config.py",
+    "tailscale/serve/mounts.py",
+    "tailscale/serve/ranges.py",
     "tailscale/tun_options.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
