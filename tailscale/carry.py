@@ -38,6 +38,13 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
+@runtime_checkable
+class OfDevice(Protocol):
+    """A stream that a device's end must not make look whole."""
+
+    def reset_with_device(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Carried:
     """Bytes, counted while they pass. Several splices may share one."""
@@ -72,7 +79,7 @@ class Splice:
         self._open_directions = 2
         self._problem: BaseException | None = None
         for stream in (near, far):
-            if isinstance(stream, TcpStream):
+            if isinstance(stream, OfDevice):
                 stream.reset_with_device()
 
     def finish(self) -> None:
