@@ -22,6 +22,8 @@ SECTIONS = [
     ("",                  "tailscale/carry.py",                 ["splice"]),
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("TUN devices",       "tailscale/tun_options.py",           ["tun", "TunOptions", "TunStatus"]),
+    ("",                  "tailscale/funnel/listening.py",      ["FunnelListener"]),
+    ("",                  "tailscale/funnel/streams.py",        ["FunnelStream"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Carrying for others", "tailscale/forwarding.py",          None),

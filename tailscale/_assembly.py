@@ -27,6 +27,8 @@ from tailscale.dns.local import SERVICE_ADDRESSES
 from tailscale.dns.resolvers import NameResolver
 from tailscale.dns.responder import Responder
 from tailscale.event_readers import Readers
+from tailscale.funnel.arrivals import PATH as INGRESS_PATH
+from tailscale.funnel.arrivals import Arrivals
 from tailscale.kernel.owner import TunOwner
 from tailscale.peerapi.actor import PeerApi, run_peerapi
 from tailscale.peerapi.dns_query import PATH as NAMES_PATH
@@ -215,6 +217,8 @@ class Runtime:
         self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
         names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
         self.peerapi.paths.add(NAMES_PATH, names)
+        self.arrivals = Arrivals(bus, self.directory)
+        self.peerapi.paths.add(INGRESS_PATH, self.arrivals)
         self.forwarding = Forwarding(
             network,
             self.stack,
@@ -247,6 +251,7 @@ class Runtime:
             "peerapi": self.peerapi,
             "dns": self.responder,
             "tun": self.tun_switch,
+            "funnel": self.arrivals,
         }
         return CountersTaker(engine.received, engine.sent, counted)
 

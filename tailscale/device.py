@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.forwarding import Forwarding, OnFlow
+    from tailscale.funnel.arrivals import Handler as FunnelHandler
+    from tailscale.funnel.listening import FunnelListener, Tls
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
@@ -224,6 +226,12 @@ class Device(OwnNode, AsyncWithOnly):
             raise DeviceNotReady("this Device has not been entered: use it inside `async with`")
         self._process.check()
         return self._runtime
+
+    def _with_peerapi(self, who: str) -> Runtime:
+        runtime = self._ready()
+        if not self._config.peerapi:
+            raise TailscaleError(f"{who} cannot reach this device: it was made with peerapi=False")
+        return runtime
 
     # Who we are and who is there
 
@@ -415,14 +423,69 @@ class Device(OwnNode, AsyncWithOnly):
             await trio.sleep(0)
         ```
         """
-        runtime = self._ready()
-        if not self._config.peerapi:
-            raise TailscaleError(f"nobody can ask for {path}: this Device was made with peerapi=False")
+        runtime = self._with_peerapi(f"whoever asks for {path}")
         runtime.peerapi.paths.add(path, handler)
         try:
             yield
         finally:
             runtime.peerapi.paths.remove(path)
+
+    @briefly
+    async def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> FunnelListener:
+        """Accept connections from the internet, which Funnel relays bring, and from peers unless `funnel_only`.
+
+        TLS ends here: by the tailnet's certificate, or by `tls`, a context or a function that finds one by the name a
+        client asks for. `name` is a public name of one's own, which a relay of one's own leads here. `relays` are nodes
+        that may bring what is for this name, beside those to whom the policy grants it. `FunnelUnavailable` says what
+        the tailnet lacks. A stream's `source` is what the relay says, and nobody's identity: its `peer` is None.
+
+        ```python
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        listener = await device.listen_funnel(name="web.example.com", tls=context, relays=["gate"])
+        ```
+        """
+        from tailscale.funnel.listening import open_listener  # few are on the internet
+        from tailscale.funnel.words import place_of
+
+        runtime = self._with_peerapi("a Funnel relay")
+        place = place_of(runtime.directory.known_netmap(), port, name, relays)
+        listening = None if funnel_only else self.listen(port)
+        return await open_listener(runtime.arrivals, place, tls, listening, runtime.spawn)
+
+    @contextmanager
+    def answer_funnel(
+        self, name: str, port: int, handler: FunnelHandler | None, *, relays: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Take what relays bring from the internet for a name and port, as it comes, while the block runs.
+
+        `handler` is called with a `FunnelStream` whose first bytes are the client's, and which ends when it returns:
+        TLS, as a rule, is its affair. Without a handler only control is told that there may be one soon.
+
+        ```python
+        async def handle(stream):
+            await tailscale.splice(stream, await device.tcp_connect("db", 443))
+
+
+        with device.answer_funnel("web.example.com", 443, handle, relays=["gate"]):
+            await trio.sleep(0)
+        ```
+        """
+        from tailscale.funnel.words import public_name
+
+        runtime = self._with_peerapi(f"a relay for {name}")
+        take_back = runtime.arrivals.publish(public_name(name), port, handler, relays)
+        try:
+            yield
+        finally:
+            take_back()
 
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:

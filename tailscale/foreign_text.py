@@ -17,6 +17,7 @@ _PARTS = (
     "control",
     "daemon",
     "forward",
+    "funnel",
     "http",
     "link",
     "lock",

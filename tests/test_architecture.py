@@ -54,15 +54,18 @@ WINGS: dict[str, set[str]] = {
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
     "kernel": VALUES | {"runtime"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "kernel", "peerapi", "runtime", "sockets"},
+    "funnel": VALUES | {"peerapi", "runtime", "sockets"},
+    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "funnel", "kernel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
-    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "peerapi", "runtime", "sockets"},
+    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "funnel", "local_ports", "peerapi", "runtime"}
+    | {"sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
-    "threads": VALUES | {"capturing", "carry", "device", "local_ports", "sockets"},
+    "threads": VALUES | {"capturing", "carry", "device", "funnel", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"),
-        VALUES | {"capturing", "device", "files", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
+        VALUES
+        | {"capturing", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
     ),
     "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     "files": VALUES | {"http1", "sockets", "threads"},
@@ -155,6 +158,7 @@ PURE = {
     "tailscale/peerapi/callers.py",
     "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
+    "tailscale/funnel/words.py",
     "tailscale/metrics/table.py",
     "tailscale/mesh/files_client.py",
     "tailscale/nodes.py",
@@ -181,6 +185,7 @@ ONLY_IN = {
 }
 # A room below is told by plain assignment only here: one attribute load on the packet path instead of a call.
 ASSIGNED_FROM_ABOVE = {
+    "context": "of ssl's own objects: how a handshake is told to go on with another certificate",
     "tables": "the netmap's routes and filter, replaced whole; read once per burst by the Engine",
     "paths": "a dict of the path finder's that the Engine only reads",
     "owner": "the socket that a connection's changes wake; read once per burst",
