@@ -21,7 +21,7 @@ from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
-from tailscale.runtime.control_facts import facts_for_control
+from tailscale.runtime.control_facts import Traffic, facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
 from tailscale.runtime.hidden_news import HiddenNews
@@ -98,6 +98,7 @@ class ControlActor:
         bus: Bus,
         ping_peer: PingPeer = no_ping,
         supervision: Supervision | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.config = config
         self._supervision = supervision or Supervision(bus)
@@ -133,7 +134,7 @@ class ControlActor:
         self._keys = KeyMaker(config, network, environment)
         can_log_in = bool(config.auth_key or config.client_id)
         self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
-        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain)  # noqa: E731
+        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain, traffic)  # noqa: E731
         self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
