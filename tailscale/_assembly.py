@@ -191,7 +191,15 @@ class Runtime:
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
         ping_peer = partial(ping_for_control, self.dialer)
         self.control = ControlActor(
-            config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
+            config,
+            network,
+            self.store,
+            state,
+            disco.public,
+            bus,
+            ping_peer,
+            supervision=self.supervision,
+            traffic={"inbound": engine.received, "outbound": engine.sent},
         )
         self.counters = self._list_counters(engine)
         self.is_built = True

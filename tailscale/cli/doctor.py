@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from tailscale.cli import doctor_local, doctor_tailnet
+from tailscale.cli import doctor_local, doctor_login, doctor_tailnet
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.findings import BAD, GOOD, SKIP, WARN, Check, Finding, bad
 from tailscale.cli.screen import Screen
@@ -30,6 +30,7 @@ LOCAL: tuple[tuple[str, Check], ...] = (
     ("dependencies", doctor_local.dependencies),
     ("environment", doctor_local.environment),
     ("state", doctor_local.state),
+    ("login", doctor_login.login),
     ("clock", doctor_local.clock),
     ("control", doctor_tailnet.control),
 )

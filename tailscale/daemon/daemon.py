@@ -263,8 +263,9 @@ class Daemon:
 def device_options(table: dict[str, Any]) -> dict[str, Any]:
     """The section [device] as options of a Device."""
     options = dict(table)
-    if "auth_key_file" in options:
-        options["auth_key"] = f"file:{Path(options.pop('auth_key_file')).expanduser()}"
+    for name in ("auth_key", "id_token"):
+        if file := options.pop(f"{name}_file", ""):
+            options[name] = f"file:{Path(file).expanduser()}"
     return options
 
 

@@ -132,16 +132,18 @@ class LockKeeper:
     def keep_verdicts(self) -> None:
         """The next run begins with what this one found out."""
         if self._remembered.has_news:
-            self._saved.keep(VERDICTS, self.view.to_keep())
+            self._saved.keep_if_small(VERDICTS, self.view.to_keep())
 
     # Following
 
-    async def follow(self, told: NetMap, node_key: NodePublic) -> NetMap:
-        """What to believe of a netmap: with the lock brought up to date first, if that can be had soon."""
+    async def follow(self, told: NetMap, node_key: NodePublic, *, is_live: bool = True) -> NetMap:
+        """What to believe of a netmap: with the lock brought up to date first, if that can be had soon. One that is not
+        live is of the last run, and nobody is asked.
+        """
         if self.chain is None and told.tka is None and not self._is_blind:
             return self._settled(told)
         async with self._one_at_a_time:
-            if self._wants_sync(told):
+            if self._wants_sync(told) and is_live:
                 await self._sync_soon(told, node_key)
             self.view.lock_with(self.chain, is_blind=self._is_blind)
             shown = await judged(self.view.steps(told))

@@ -24,6 +24,8 @@ class NetMapChanged(Retained):
     rate: ClassVar[Rate] = Rate.THEIRS
 
     netmap: NetMap
+    is_remembered: bool = False
+    """Whether it is that of the last run: control has said nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)

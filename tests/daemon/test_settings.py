@@ -18,6 +18,9 @@ WHOLE = """\
 hostname = "desk"
 control_url = "https://headscale.example.com"
 auth_key_file = "~/key"
+client_id = "k123?ephemeral=false"
+audience = "api.tailscale.com/k123"
+id_token_file = "/run/token"
 tags = ["tag:ci"]
 accept_routes = false
 exit_node = "exit-nl"
