@@ -23,6 +23,7 @@ from ts_control.gojson import GoStruct, decode_json_untrusted, unix_time
 LONGEST_USER = 256
 ROOT = "root"
 SAME = "="  # as the value of a user: the local user of the same name
+PERMISSION = "https://tailscale.com/cap/ssh"  # of our own node: without it the tailnet wants no SSH server here
 ENV_ATTRIBUTE = "ssh-env-vars"  # of our own node: without it no rule's acceptEnv counts
 ALWAYS_ACCEPTED = ("TERM", "LANG", "LC_*")
 _NEVER_ACCEPTED = re.compile(r"(LD_|DYLD_).*|GOTRACEBACK", re.IGNORECASE)

@@ -25,14 +25,13 @@ from ts_base.ip import is_tailscale_address, parse_address
 from ts_control import wire
 from ts_control.gojson import decode_json_untrusted
 from ts_control.netmap import NetMap
-from ts_control.ssh_policy import ENV_ATTRIBUTE, Caller, SSHAction, SSHPolicy, read_policy_untrusted
+from ts_control.ssh_policy import ENV_ATTRIBUTE, PERMISSION, Caller, SSHAction, SSHPolicy, read_policy_untrusted
 
 log = logging.getLogger("tailscale.ssh")
 ENTRY = "ssh-host-key"
 TOLD_PATIENCE = 5.0  # for control to hear of our keys; who cannot be told now hears later
 TAGGED = "tagged-devices"
 UNUSABLE = "ssh-unusable"
-PERMISSION = "https://tailscale.com/cap/ssh"
 LONGEST_ACTION = 64 << 10
 
 
