@@ -95,6 +95,7 @@ WINGS: dict[str, set[str]] = {
         "proxy",
         "serve",
         "sockets",
+        "ssh",
         "taildrop",
     },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl

@@ -346,6 +346,8 @@ def _add_daemon(adder: _Adder) -> None:
     up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
     is_exit = argparse.BooleanOptionalAction
     up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
+    ssh = "be an SSH server that gives a shell of this user to whom the tailnet's policy lets in, or no longer"
+    up.add_argument("--ssh", action=argparse.BooleanOptionalAction, help=ssh)
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)

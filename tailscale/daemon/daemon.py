@@ -44,7 +44,8 @@ from tailscale.state_file import MemoryStore, NamedStore
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
 ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
-ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool}  # a device that runs takes them as it is
+# A device that runs takes them as it is.
+ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool, "runs_ssh": bool}
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
@@ -78,6 +79,7 @@ class Daemon:
         wishes: Wishes | None = None,
         read: Callable[[], Settings] = Settings,
         apps: Sequence[str] = (),
+        runs_ssh: bool | None = None,
         store: NamedStore | None = None,
         transport: Transport | None = None,
         rooms: Sequence[Callable[[Keeper], Room]] = ROOMS,
@@ -93,10 +95,12 @@ class Daemon:
         self.taildrop = Taildrop(self.keeper, Path(where.state).with_suffix(".files"))
         self.parts = Parts({**KINDS, "mesh": self._run_mesh, "taildrop": self.taildrop.run})
         self._apps = list(apps)
+        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
+        self._runs_ssh = runs_ssh
         self._want_parts()
+        self.prefs.watch(self._want_parts)
         self.calls = Calls(lambda call: run_command(self, call))
         self._transport = transport or transport_for(where.socket)
-        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
         self._ending = trio.Event()
         self._outcome = ENDED
         routes = Routes()
@@ -128,6 +132,9 @@ class Daemon:
         guard_logs()
         with pid_file(self.places.pid), self.log.running():
             self.prefs.load()
+            if self._runs_ssh is not None:
+                self.prefs.runs_ssh = self._runs_ssh
+            self._want_parts()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.door.run)
                 log.info("the daemon listens at %s, process %d", self._transport.path, os.getpid())
@@ -166,8 +173,11 @@ class Daemon:
             await trio.sleep_forever()
 
     def _want_parts(self) -> None:
-        """Those of the settings, the meshes that `up --app` asked for, and an inbox, as the settings say or not."""
+        """Those of the settings, what `up` or `tailscale set` asked for, and an inbox, as the settings say or not."""
         asked = [*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)]
+        self.prefs.has_ssh_section = any(kind == "ssh" for kind, _ in asked)
+        if self.prefs.runs_ssh and not self.prefs.has_ssh_section:
+            asked.append(("ssh", {}))
         has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
         self.parts.want(asked if has_inbox else [("taildrop", {}), *asked])
 
@@ -226,6 +236,8 @@ class Daemon:
         if app is not None and app not in self._apps:
             self._apps.append(app)
             self._want_parts()
+        if "runs_ssh" in live:
+            await self.prefs.apply({"RunSSH": live.pop("runs_ssh"), "RunSSHSet": True})
         if "advertise_routes" in live:
             live["advertise_routes"] = clean_routes(live["advertise_routes"])
         if live and self.keeper.has_device and self.keeper.is_ready:

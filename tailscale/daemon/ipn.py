@@ -249,6 +249,7 @@ def prefs_json(
     *,
     is_wanted: bool,
     is_logged_out: bool,
+    runs_ssh: bool,
 ) -> dict[str, Any]:
     """ipn.Prefs. `kept` is what clients set that means nothing to a node in user space."""
     exit_node = preferences.exit_node
@@ -261,7 +262,7 @@ def prefs_json(
         "InternalExitNodePrior": "",
         "ExitNodeAllowLANAccess": False,
         "CorpDNS": True,
-        "RunSSH": False,
+        "RunSSH": runs_ssh,
         "RunWebClient": False,
         "WantRunning": is_wanted,
         "LoggedOut": is_logged_out,

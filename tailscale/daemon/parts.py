@@ -156,4 +156,19 @@ async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> N
         started(f"{proxy.host}:{proxy.port}")
 
 
-KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics, "proxy": run_proxy}
+async def run_ssh(device: Device, keys: dict[str, Any], started: Started) -> None:
+    """A shell of the user whose daemon this is, for whom the tailnet's policy lets in."""
+    from tailscale.ssh import serve_ssh  # needs asyncssh
+
+    serve = partial(serve_ssh, device, None, keys.get("port", 22), True)
+    await serve(started=lambda port: started(f"{device.name}:{port}"))
+    await trio.sleep_forever()
+
+
+KINDS: dict[str, Run] = {
+    "forward": run_forward,
+    "expose": run_expose,
+    "metrics": run_metrics,
+    "proxy": run_proxy,
+    "ssh": run_ssh,
+}

@@ -130,6 +130,7 @@ SECTIONS: dict[str, Section] = {
     "metrics": Section({"listen": _place(unix=False), "peers": YES_OR_NO}, ("listen",)),
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
+    "ssh": Section({"port": PORT}),
     "taildrop": Section(
         {
             "accept": YES_OR_NO,

@@ -45,6 +45,7 @@ OF_ONE = {
         ("up --advertise-routes", "up --no-advertise-exit-node"),
         "test_up_offers_routes_and_takes_them_back_while_it_runs",
     ),
+    "up --no-ssh": "test_up_turns_the_ssh_server_on_and_off",
     "status --watch": "test_status_is_shown_again_and_again",
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",

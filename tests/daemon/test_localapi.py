@@ -185,7 +185,7 @@ def test_prefs_change_what_they_can_and_keep_the_rest(client: Client) -> None:
     }
     assert client.ask("PATCH", f"{API}prefs", back) == before
     assert client.ask("POST", f"{API}check-prefs", before) == {"Error": ""}
-    assert "RunSSH" in client.ask("POST", f"{API}check-prefs", before | {"RunSSH": True})["Error"]
+    assert "RunWebClient" in client.ask("POST", f"{API}check-prefs", before | {"RunWebClient": True})["Error"]
 
 
 def test_bus_begins_with_what_was_asked_for(client: Client) -> None:

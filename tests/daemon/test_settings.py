@@ -62,6 +62,9 @@ largest = 1000000
 quota = 10000000
 exists = "replace"
 
+[ssh]
+port = 2222
+
 [metrics]
 listen = "127.0.0.1:9100"
 peers = true
@@ -79,7 +82,8 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "metrics"]
+    kinds = ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics"]
+    assert [kind for kind, _ in found.parts] == kinds
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
@@ -100,6 +104,7 @@ def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
         ("[device]\nadvertise_routes = ['x']\n", 2, "advertise_routes must be a list of prefixes such as"),
         ("[log]\nlevel = 'wanring'\n", 2, "level must be one of debug, info, warning, error; did you mean warning?"),
         ("[forward]\nlisten = '127.0.0.1:1'\nto = 'db:1'\n", 1, "forward is a section: [[forward]]"),
+        ("[ssh]\nport = 'ssh'\n", 2, "port must be a whole number from 1 to 65535"),
         ("device = 3\n", 1, "device is a section: [device]"),
         ("[[forward]]\nlisten = ':5433'\nto = 'db:5432'\n", 2, 'listen must be "host:port or unix:/path"'),
         ("[[expose]]\nport = 80\n", 1, "[[expose]] needs to"),

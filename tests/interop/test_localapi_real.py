@@ -66,8 +66,8 @@ async def test_stock_command_line_changes_our_daemon(r: Rig, hs: Headscale, db: 
         for name, value in {"hostname": "other", "accept-routes": "false", "shields-up": "true"}.items():
             assert re.search(rf"{name} +{value}\n", told)
         await poll_until("the name at the control server", lambda: _is_called(hs, "other"), 10)
-        code, told = await stock.run("set", "--ssh")
-        assert (code, "RunSSH cannot be set" in told) == (1, True)
+        code, told = await stock.run("set", "--webclient")
+        assert (code, "RunWebClient cannot be set" in told) == (1, True)
         code, told = await stock.run("set", "--exit-node=db")
         assert (code, "not advertising" in told or "does not offer" in told) == (1, True)
         await stock("down")
@@ -106,7 +106,7 @@ async def test_what_is_not_there_is_said(r: Rig, hs: Headscale, db: TsnetPeer) -
             "serve --bg 3000": "",
             "file cp README.md db:": "db takes no files: no program there does",
             "bugreport": "bug reports: this daemon has no such part",
-            "set --ssh": "RunSSH cannot be set",
+            "set --webclient": "RunWebClient cannot be set",
         }.items():
             code, told = await stock.run(*line.split())
             assert code == 1

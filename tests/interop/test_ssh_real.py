@@ -282,3 +282,33 @@ async def test_sshd_and_ssh_of_two_daemons_of_ours(r: Rig) -> None:
             finally:
                 sshd.terminate()
                 await sshd.wait()
+
+
+async def test_stock_set_and_up_turn_our_daemons_server_on_and_off(r: Rig) -> None:
+    async with tailnet(r) as hs:
+        await hs.user()
+        await hs.set_policy(policy())
+        async with (
+            daemon(r, hs, "ours") as ours,
+            r.tailscaled("stock", control=hs, auth_key=await hs.auth_key()) as node,
+        ):
+            address = (await ours("ip", "-4")).strip()
+            client = Client(node, address)
+
+            async def is_told() -> bool | None:
+                return "sshHostKeys" in await node.cli("status", "--json") or None
+
+            async def is_untold() -> bool | None:
+                return not await is_told() or None
+
+            await ours("set", "--ssh")
+            assert re.search(r"ssh +true\n", await ours("get"))
+            await poll_until("our host keys at the stock node", is_told, 30)
+            done = await client.stock("echo in as $USER")
+            assert (done.code, done.out) == (0, f"in as {ME}\n".encode()), done.err
+            await ours("set", "--ssh=false")
+            await poll_until("our host keys to go", is_untold, 30)
+            assert (await client.ssh("true")).code == 255
+            await ours("up", "--ssh", "--hostname=ours", f"--login-server={hs.url}", "--accept-routes")
+            await poll_until("our host keys at the stock node", is_told, 30)
+            assert (await client.stock("exit 3")).code == 3

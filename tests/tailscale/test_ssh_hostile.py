@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,7 +24,9 @@ from tailscale.ssh.admission import HOLD_PATIENCE, Admission, Admitted, Refused
 from tailscale.ssh.serving import Anybody
 from tailscale.ssh.shell import Account
 from tailscale.testing import Tailnet
+from ts_control.server import PingSent
 from ts_control.ssh_policy import SSHPolicy
+from ts_control.wire import CAPABILITY_VERSION
 
 ME = Account().name
 KEXINIT = bytes((0, 0, 1, 0, 6, 20))  # the beginning of one: 256 bytes are promised
@@ -276,3 +279,37 @@ async def test_callers_that_are_no_nodes_are_refused(autojump_clock: MockClock) 
         for address in ("192.168.7.9", "100.64.99.99", "203.0.113.9", "no address"):
             with pytest.raises(Refused, match="only nodes of the tailnet"):
                 await admitted(device, address, [])
+
+
+@pytest.mark.parametrize(
+    ("failure", "event"),
+    [
+        ({"RejectSessionWithMessage": "no recorder"}, 1),
+        ({"TerminateSessionWithMessage": "no recorder"}, 2),
+        ({}, 3),
+    ],
+)
+async def test_control_hears_of_a_session_that_is_not_recorded(
+    autojump_clock: MockClock, failure: dict[str, Any], event: int
+) -> None:
+    async with pair(OPEN) as (net, device, client):
+        kept = net.control.server.pings["event"] = PingSent("event", 0, 0.0)  # keeps what is sent to its URL
+        wanted = {"accept": True, "recorders": ["100.64.0.9:80"]}
+        url = "https://unused/machine/ping-answer?id=event"
+        await told(net, device, BARE | {"action": wanted | {"onRecordingFailure": failure | {"NotifyURL": url}}})
+        if failure:
+            with pytest.raises(Refused, match=r"sessions must be recorded here.*no recorder"):
+                await admitted(device, str(client.node.ipv4), [])
+        else:
+            await admitted(device, str(client.node.ipv4), [])
+        heard = json.loads(kept.answer)
+        assert heard.pop("ConnectionID").startswith("ssh-conn-20")
+        assert heard.pop("NodeKey").startswith("nodekey:")
+        assert heard == {
+            "EventType": event,
+            "CapVersion": CAPABILITY_VERSION,
+            "SrcNode": net.id_of(client),
+            "SSHUser": "dev",
+            "LocalUser": "dev",
+            "RecordingAttempts": [{"Recorder": "100.64.0.9:80", "FailureMessage": "this server records no sessions"}],
+        }
