@@ -38,7 +38,7 @@ MAIN = 254
 OURS = 177  # rtm_protocol: whose routes and rules these are; iproute2 knows no other owner of the number
 
 SOL_NETLINK, STRICT_CHECK = 270, 12
-GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x80000  # link; address, route, rule of both families
+GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000  # link; address, route, rule of both families
 ANSWER_LIMIT = 1 << 18
 
 

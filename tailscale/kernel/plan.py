@@ -90,9 +90,9 @@ def make_plan(options: TunOptions, known: Surroundings, base: int, *, has_ipv6: 
     is_full = known.wants_exit and not options.split
     excluded = options.excluded
     refused: dict[Prefix, str] = {}
-    routes = {(own, 8 * len(own)) for own in known.services}
-    routes |= {prefix for prefix in (CGNAT, TAILSCALE_ULA) if not _overlaps(prefix, uplinks)}
-    for prefix in sorted(set(known.claims), key=lambda one: (len(one[0]), one[1], one[0])):
+    routes = {prefix for prefix in (CGNAT, TAILSCALE_ULA) if not _overlaps(prefix, uplinks)}
+    claims = {(service, 8 * len(service)) for service in known.services}.union(known.claims)
+    for prefix in sorted(claims, key=lambda one: (len(one[0]), one[1], one[0])):
         if prefix in DEFAULTS or any(_holds(wide, prefix) for wide in (CGNAT, TAILSCALE_ULA) if wide in routes):
             continue  # the first are a wish of ours, below; the second are held already
         is_node = prefix[1] == 8 * len(prefix[0]) and is_tailscale_address(prefix[0])

@@ -74,6 +74,8 @@ def claim(netlink: Netlink, name: str, folder: Path) -> Claim:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text, 0)
         except BaseException:
+            if not os.fstat(descriptor).st_size:  # what a killed process left is still to be taken back
+                path.unlink(missing_ok=True)
             give_lock_back(descriptor)
             raise
         return Claim(name, base, path, descriptor)
