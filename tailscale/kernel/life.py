@@ -25,7 +25,7 @@ import trio
 
 from tailscale._causes import sole_cause
 from tailscale.errors import TunFailed
-from tailscale.kernel.interface import Interface, InterfaceLost, sentence_of
+from tailscale.kernel.interface import Interface, InterfaceLost, machine_has_ipv6, sentence_of
 from tailscale.kernel.names import Domains, by_hand, domains_of, has_resolved, tell_resolved
 from tailscale.kernel.netlink import Netlink, open_news
 from tailscale.kernel.plan import Plan, Surroundings, make_plan
@@ -176,6 +176,7 @@ class TunLife:
             networks=self._network.interface_prefixes() - {(own, 8 * len(own)) for own in tables.own},
             control=self._network.last_addresses(self._control_host),
             udp_port=self._udp_port,
+            machine_has_ipv6=machine_has_ipv6(),
         )
         interface.follow(make_plan(self.options, known, interface.base, has_ipv6=interface.has_ipv6))
         self._show_refused(interface.plan)

@@ -39,7 +39,8 @@ SERVICES = (SERVICE_IP4, SERVICE_IP6)
 class TunDevice:
     """One network interface of this machine, made here, gone when closed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, open_device: Callable[[str], int] | None = None) -> None:
+        """`open_device` gives another descriptor than one of /dev/net/tun; each read of it is one packet."""
         self.name = name
         self.drops: Counter[str] = Counter()
         self._own: Collection[bytes] = ()
@@ -50,7 +51,7 @@ class TunDevice:
         self._backlog: deque[bytes] = deque()
         self._has_backlog = trio.Event()
         self._packets_read = self._packets_written = 0
-        self._descriptor = _open(name)
+        self._descriptor = (open_device or _open)(name)
 
     def set_own(self, addresses: Collection[bytes]) -> None:
         """From these addresses the kernel may send, from no other."""
@@ -159,7 +160,7 @@ class TunDevice:
                 self._has_backlog = trio.Event()
 
     def statistics(self) -> TunStatistics:
-        return TunStatistics(self._packets_read, self._packets_written, len(self._backlog), dict(self.drops))
+        return TunStatistics(1, self._packets_read, self._packets_written, len(self._backlog), dict(self.drops))
 
     def close(self) -> None:
         if self._descriptor >= 0:
