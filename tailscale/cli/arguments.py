@@ -14,6 +14,8 @@ from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
+from tailscale.tun_options import DEFAULT_NAME
+from ts_base.ip import TUNNEL_MTU
 
 STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
@@ -104,6 +106,7 @@ def build_parser() -> Parser:
     add_mesh(adder)
     add_file(adder)
     _add_daemon(adder)
+    _add_tun(adder)
     _add_about(adder)
     return parser
 
@@ -353,6 +356,20 @@ def _add_daemon(adder: _Adder) -> None:
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
     config.add_argument("deed", choices=("check",), help="say what is wrong with it; 1 if anything is")
     config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="another one than the daemon's")
+
+
+def _add_tun(adder: _Adder) -> None:
+    tun = adder.add("tun", "let every program of this machine reach the tailnet, by a network interface", json=True)
+    tun.add_argument("verb", nargs="?", default="status", choices=("status", "up", "down"), help="(status)")
+    tun.add_argument("--name", default=DEFAULT_NAME, help=f"of the interface ({DEFAULT_NAME})")
+    tun.add_argument("--mtu", type=_positive, default=TUNNEL_MTU, metavar="BYTES", help=f"({TUNNEL_MTU})")
+    tun.add_argument("--split", action="store_true", help="only the tailnet, although an exit node is chosen")
+    tun.add_argument(
+        "--exclude", type=_routes, default=[], metavar="PREFIXES", help="never through the tunnel: 10.1.0.0/16,..."
+    )
+    dns = argparse.BooleanOptionalAction
+    tun.add_argument("--dns", action=dns, default="auto", help="tell systemd-resolved of our names (where it runs)")
+    tun.add_argument("--cleanup", action="store_true", help="take back what a killed process left")
 
 
 def _add_about(adder: _Adder) -> None:

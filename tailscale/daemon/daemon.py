@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tailscale.errors import StateLocked, TailscaleError
 from tailscale.files.folders import HAS_OPENAT
 from tailscale.foreign_text import guard_logs
 from tailscale.state_file import MemoryStore, NamedStore
+from tailscale.tun_options import TunOptions
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
@@ -97,6 +99,7 @@ class Daemon:
         self._apps = list(apps)
         self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
         self._runs_ssh = runs_ssh
+        self._tun: list[tuple[str, dict[str, Any]]] | None = None
         self._want_parts()
         self.prefs.watch(self._want_parts)
         self.calls = Calls(lambda call: run_command(self, call))
@@ -178,13 +181,20 @@ class Daemon:
         self.prefs.has_ssh_section = any(kind == "ssh" for kind, _ in asked)
         if self.prefs.runs_ssh and not self.prefs.has_ssh_section:
             asked.append(("ssh", {}))
+        if self._tun is not None:
+            asked = [part for part in asked if part[0] != "tun"] + self._tun
         has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
         self.parts.want(asked if has_inbox else [("taildrop", {}), *asked])
+
+    def keep_tun(self, options: TunOptions | None) -> None:
+        """What a command has brought up is the daemon's from now on, None for nothing; until the settings are read."""
+        self._tun = [("tun", asdict(options))] if options is not None else []
+        self._want_parts()
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""
         before, after = self.settings, self._read()
-        self.settings = after
+        self.settings, self._tun = after, None
         self._want_parts()
         names = before.device.keys() | after.device.keys()
         changed = {

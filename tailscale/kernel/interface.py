@@ -101,6 +101,11 @@ class Interface:
         take_back(self._netlink, self.base)
 
 
+def machine_has_ipv6() -> bool:
+    """Whether its kernel speaks IPv6 at all."""
+    return Path("/proc/net/if_inet6").exists()
+
+
 def _in_order(rules: Iterable[Rule]) -> list[Rule]:
     """As they are to be added: where others land, then the exceptions, then what leads into the tunnel."""
     return sorted(rules, key=lambda rule: (rule.priority % 10 != LANDING, rule.priority, rule.family))

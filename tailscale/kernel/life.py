@@ -14,6 +14,7 @@ machine's network, and the kernel itself. What a packet meets is `tailscale/runt
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ import trio
 
 from tailscale._causes import sole_cause
 from tailscale.errors import TunFailed
-from tailscale.kernel.interface import Interface, sentence_of
+from tailscale.kernel.interface import Interface, InterfaceLost, machine_has_ipv6, sentence_of
 from tailscale.kernel.names import Domains, by_hand, domains_of, has_resolved, tell_resolved
 from tailscale.kernel.netlink import Netlink, open_news
 from tailscale.kernel.plan import Plan, Surroundings, make_plan
@@ -36,8 +37,7 @@ from tailscale.tun_options import TunStatus
 from ts_base.ip import format_address, format_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from tailscale.runtime.bus import Bus
     from tailscale.runtime.dataplane import Dataplane
@@ -69,9 +69,6 @@ class TunLife:
         udp: UdpUnderlay | None,
         bus: Bus,
         health: Health,
-        *,
-        netlink: Callable[[], Netlink] = Netlink,
-        folder: Path | None = None,
     ) -> None:
         if not isinstance(network, HostNetwork):
             raise TunFailed("a TUN device is one of this machine's: a Device in another world has no kernel")
@@ -80,7 +77,6 @@ class TunLife:
         self._network = network
         self._stack, self._dataplane, self._switch, self._udp = stack, dataplane, switch, udp
         self._bus, self._health = bus, health
-        self._make_netlink, self._folder = netlink, folder
         self._interface: Interface | None = None
         self._dns = "off"
         self._known_domains: Domains | None = None
@@ -118,6 +114,11 @@ class TunLife:
             cause = sole_cause(error)
             if isinstance(cause, TunFailed) or not isinstance(cause, OSError):
                 raise cause from cause.__cause__
+            gone = cause.errno == getattr(
+                errno, "EBADFD", 0
+            )  # what a TUN descriptor says when its interface is not there
+            if gone:
+                raise InterfaceLost(f"somebody removed the interface {self.options.name}") from cause
             raise TunFailed(f"the TUN device {self.options.name} failed: {cause}", sentence_of(cause)) from cause
         finally:
             self._health.clear(ROUTES_REFUSED, NAMES_BY_HAND)
@@ -126,9 +127,9 @@ class TunLife:
     def _make(self, undo: ExitStack) -> TunDevice:
         """All of it, at once: nothing here waits."""
         name = self.options.name
-        netlink = self._make_netlink()
+        netlink = Netlink()
         undo.callback(netlink.close)
-        held = claim(netlink, name, self._folder or records_folder())
+        held = claim(netlink, name, records_folder())
         undo.callback(held.release)
         tun = self._open_device(name)
         undo.callback(tun.close)
@@ -175,6 +176,7 @@ class TunLife:
             networks=self._network.interface_prefixes() - {(own, 8 * len(own)) for own in tables.own},
             control=self._network.last_addresses(self._control_host),
             udp_port=self._udp_port,
+            machine_has_ipv6=machine_has_ipv6(),
         )
         interface.follow(make_plan(self.options, known, interface.base, has_ipv6=interface.has_ipv6))
         self._show_refused(interface.plan)

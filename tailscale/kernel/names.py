@@ -14,6 +14,7 @@ from typing import NamedTuple
 import trio
 
 from tailscale.nodes import clean_name
+from tailscale.runtime.network import HOST_RESOLVERS
 from ts_base.ip import SERVICE_IP4, format_address
 from ts_control.netmap import NetMap
 
@@ -59,6 +60,11 @@ def has_resolved() -> bool:
     return os.path.exists(RESOLVED) and shutil.which("resolvectl") is not None
 
 
+def is_asked() -> bool:
+    """Whether programs here ask our resolver, or one that can be told of it."""
+    return has_resolved() or SERVER in HOST_RESOLVERS.read()
+
+
 async def tell_resolved(interface: str, domains: Domains) -> str:
     """What went wrong; "" when resolved knows."""
     words = [*domains.search, *(f"~{name}" for name in domains.routed), *(["~."] if domains.everything else [])]
@@ -72,7 +78,7 @@ async def tell_resolved(interface: str, domains: Domains) -> str:
                 done = await trio.run_process(
                     ["resolvectl", *command],
                     capture_stdout=True,
-                    stderr=subprocess.PIPE,
+                    capture_stderr=True,
                     stdin=subprocess.DEVNULL,
                     check=False,
                 )

@@ -32,13 +32,13 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, NO_DAD, NO_PREFIX_ROUTE = 1, 2, 8, 0x02, 0x20
 RTA_DST, RTA_OIF, RTA_TABLE, RTA_IP_PROTO, RTA_SPORT = 1, 4, 15, 27, 28
 FRA_DST, FRA_SRC, FRA_GOTO, FRA_PRIORITY, FRA_SUPPRESS_PREFIX = 1, 2, 4, 6, 14
 FRA_TABLE, FRA_PROTOCOL, FRA_IP_PROTO, FRA_SPORT_RANGE = 15, 21, 22, 23
-TO_TABLE, GO_TO, NOTHING = 1, 2, 3  # what a rule does
+TO_TABLE, GO_TO, NOTHING, UNREACHABLE = 1, 2, 3, 7  # what a rule does
 UNICAST, UNIVERSE = 1, 0
 MAIN = 254
 OURS = 177  # rtm_protocol: whose routes and rules these are; iproute2 knows no other owner of the number
 
 SOL_NETLINK, STRICT_CHECK = 270, 12
-GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x80000  # link; address, route, rule of both families
+GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000  # link; address, route, rule of both families
 ANSWER_LIMIT = 1 << 18
 
 
@@ -53,6 +53,7 @@ class Rule(NamedTuple):
     destination: Prefix | None = None
     udp_port: int = 0
     without_default: bool = False  # a default route of that table does not count
+    is_refusal: bool = False  # whoever comes here is told that there is no way
 
 
 class Link(NamedTuple):
@@ -223,7 +224,7 @@ def open_news() -> socket.socket:
 
 def _rule_body(rule: Rule) -> bytes:
     source, destination = rule.source or (b"", 0), rule.destination or (b"", 0)
-    action = GO_TO if rule.goto else TO_TABLE if rule.table else NOTHING
+    action = UNREACHABLE if rule.is_refusal else GO_TO if rule.goto else TO_TABLE if rule.table else NOTHING
     body = ROUTE.pack(rule.family, destination[1], source[1], 0, min(rule.table, 255) % 255, 0, 0, action, 0)
     body += _attribute(FRA_PRIORITY, pack("=I", rule.priority)) + _attribute(FRA_PROTOCOL, bytes([OURS]))
     if rule.table:
@@ -256,6 +257,7 @@ def _read_rule(family: int, body: bytes) -> Rule | None:
         destination=(told[FRA_DST], to_length) if FRA_DST in told else None,
         udp_port=unpack_from("=H", told[FRA_SPORT_RANGE])[0] if FRA_SPORT_RANGE in told else 0,
         without_default=told.get(FRA_SUPPRESS_PREFIX) == bytes(4),
+        is_refusal=action == UNREACHABLE,
     )
 
 

@@ -81,18 +81,19 @@ class Surroundings:
     networks: Collection[Prefix] = ()  # of this machine's interfaces, each address of its own among them
     control: Collection[bytes] = ()
     udp_port: int = 0
+    machine_has_ipv6: bool = True
 
 
 def make_plan(options: TunOptions, known: Surroundings, base: int, *, has_ipv6: bool = True) -> Plan:
-    """`base` is the number of our first rule and of our table; `has_ipv6` whether this machine lets us have it."""
+    """`base` is the number of our first rule and of our table; `has_ipv6` whether the interface may have any."""
     sizes = (4, 16) if has_ipv6 and fits_ipv6(options) else (4,)
     uplinks = [prefix for prefix in known.networks if not any(prefix_contains(one, prefix[0]) for one in SPECIAL)]
     is_full = known.wants_exit and not options.split
     excluded = options.excluded
     refused: dict[Prefix, str] = {}
-    routes = {(own, 8 * len(own)) for own in known.services}
-    routes |= {prefix for prefix in (CGNAT, TAILSCALE_ULA) if not _overlaps(prefix, uplinks)}
-    for prefix in sorted(set(known.claims), key=lambda one: (len(one[0]), one[1], one[0])):
+    routes = {prefix for prefix in (CGNAT, TAILSCALE_ULA) if not _overlaps(prefix, uplinks)}
+    claims = {(service, 8 * len(service)) for service in known.services}.union(known.claims)
+    for prefix in sorted(claims, key=lambda one: (len(one[0]), one[1], one[0])):
         if prefix in DEFAULTS or any(_holds(wide, prefix) for wide in (CGNAT, TAILSCALE_ULA) if wide in routes):
             continue  # the first are a wish of ours, below; the second are held already
         is_node = prefix[1] == 8 * len(prefix[0]) and is_tailscale_address(prefix[0])
@@ -111,32 +112,41 @@ def make_plan(options: TunOptions, known: Surroundings, base: int, *, has_ipv6: 
     return Plan(
         own=frozenset(address for address in known.own if len(address) in sizes),
         routes=frozenset(prefix for prefix in routes if len(prefix[0]) in sizes),
-        rules=frozenset(_rules(base, sizes, known.udp_port, around, leaving)),
+        rules=frozenset(_rules(base, sizes, known, around, leaving, is_full=is_full)),
         is_full=is_full,
         refused=refused,
     )
 
 
 def _rules(
-    base: int, sizes: Collection[int], udp_port: int, around: Iterable[Prefix], leaving: Iterable[Prefix]
+    base: int,
+    sizes: Collection[int],
+    known: Surroundings,
+    around: Iterable[Prefix],
+    leaving: Iterable[Prefix],
+    *,
+    is_full: bool,
 ) -> Iterable[Rule]:
     landing = base + LANDING
     for size, tailnet in ((4, CGNAT), (16, TAILSCALE_ULA)):
-        if size not in sizes:
+        is_carried, family = size in sizes, family_of(size)
+        if not is_carried and not (is_full and known.machine_has_ipv6):
             continue
-        family = family_of(size)
         yield Rule(family, landing)
-        if udp_port:
-            yield Rule(family, base + OWN_PORT, goto=landing, udp_port=udp_port)
+        if known.udp_port:
+            yield Rule(family, base + OWN_PORT, goto=landing, udp_port=known.udp_port)
         for prefix in around:
             if len(prefix[0]) == size:
                 yield Rule(family, base + EXCLUDED, goto=landing, destination=prefix)
         for prefix in leaving:
             if len(prefix[0]) == size:
                 yield Rule(family, base + FROM_UPLINK, goto=landing, source=prefix)
-        yield Rule(family, base + TAILNET, table=base, destination=tailnet)
         yield Rule(family, base + OWN_NETWORKS, table=MAIN, without_default=True)
-        yield Rule(family, base + PEERS, table=base)
+        if is_carried:
+            yield Rule(family, base + TAILNET, table=base, destination=tailnet)
+            yield Rule(family, base + PEERS, table=base)
+        else:  # what a full tunnel does not carry must not leave beside it
+            yield Rule(family, base + PEERS, is_refusal=True)
 
 
 def _refusal(

@@ -34,6 +34,7 @@ PROXY_OPEN = {"proxy.open": "clients", "proxy.carried": "connections", "proxy.as
 PROXY_BYTES = {"proxy.bytes_received": "in", "proxy.bytes_sent": "out"}
 MESH_MESSAGES = {"mesh.received": "in", "mesh.sent": "out"}
 MESH_BYTES = {"mesh.bytes_received": "in", "mesh.bytes_sent": "out"}
+TUN_PACKETS = {"tun.read": "out", "tun.written": "in"}
 FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
 
 
@@ -262,6 +263,11 @@ METRICS: tuple[Metric, ...] = (
            "Entries of TCP's other tables.", _levels(TCP_TABLES), "table"),
     _gauge("pytailscale_udp_sockets", "Sockets",
            "UDP sockets that are open on the tailnet.", _level("stack.udp.ports")),
+    _gauge("pytailscale_tun_up", "TUN device",
+           "1 while there is a TUN device for other programs, else 0.", _level("tun.up")),
+    _counter("pytailscale_tun_packets_total", "TUN device",
+             "Packets of other programs: `out` read from the TUN device, `in` written to it.",
+             _levels(TUN_PACKETS), "direction"),
     _gauge("tailscaled_advertised_routes", "Forwarding for others",
            "Subnets that we offer to forward.", _routes(lambda status: status.advertised_routes)),
     _gauge("tailscaled_approved_routes", "Forwarding for others",

@@ -16,7 +16,7 @@ from struct import pack
 import trio
 
 from tailscale.runtime.tun_switch import TunStatistics
-from ts_base.ip import IP4_LENGTH, IP6_LENGTH, SERVICE_IP4, SERVICE_IP6, TUNNEL_MTU, UDP, is_multicast
+from ts_base.ip import IP4_LENGTH, IP6_LENGTH, SERVICE_IP4, SERVICE_IP6, TCP, TUNNEL_MTU, UDP, is_multicast
 from ts_base.who import Hop, Origin, PeerId
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
@@ -39,7 +39,8 @@ SERVICES = (SERVICE_IP4, SERVICE_IP6)
 class TunDevice:
     """One network interface of this machine, made here, gone when closed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, open_device: Callable[[str], int] | None = None) -> None:
+        """`open_device` gives another descriptor than one of /dev/net/tun; each read of it is one packet."""
         self.name = name
         self.drops: Counter[str] = Counter()
         self._own: Collection[bytes] = ()
@@ -50,7 +51,7 @@ class TunDevice:
         self._backlog: deque[bytes] = deque()
         self._has_backlog = trio.Event()
         self._packets_read = self._packets_written = 0
-        self._descriptor = _open(name)
+        self._descriptor = (open_device or _open)(name)
 
     def set_own(self, addresses: Collection[bytes]) -> None:
         """From these addresses the kernel may send, from no other."""
@@ -159,7 +160,7 @@ class TunDevice:
                 self._has_backlog = trio.Event()
 
     def statistics(self) -> TunStatistics:
-        return TunStatistics(self._packets_read, self._packets_written, len(self._backlog), dict(self.drops))
+        return TunStatistics(1, self._packets_read, self._packets_written, len(self._backlog), dict(self.drops))
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -184,16 +185,30 @@ class StackBesideTun:
             if not origin[1]:
                 ours.append((origin, packets))  # the kernel opens nothing by an exit of its choice
                 continue
-            held: list[bytes] = []
-            for packet in packets:
-                if self._stack.holds(packet, origin[0]):
-                    held.append(packet)
-                else:
-                    self._tun.write(packet)
-            if held:
+            if held := self._sorted_out(packets, origin[0]):
                 ours.append((origin, held))
         if ours:
             self._stack.receive(ours, now)
+
+    def _sorted_out(self, packets: list[bytes], peer: PeerId) -> list[bytes]:
+        """What sockets of ours wait for; the rest is written. Packets of one flow in a row are judged once."""
+        held: list[bytes] = []
+        write, last, is_ours = self._tun.write, b"", False
+        for packet in packets:
+            # Protocol, addresses and ports; a header with options, and all but whole TCP and UDP, is judged by itself.
+            if packet[0] == 0x45 and packet[9] in (TCP, UDP) and not packet[6] & 0x3F and not packet[7]:
+                flow = packet[9:10] + packet[12:24]
+            elif packet[0] >> 4 == 6 and packet[6] in (TCP, UDP):
+                flow = packet[6:7] + packet[8:44]
+            else:
+                flow = b""
+            if not flow or flow != last:
+                is_ours, last = self._stack.holds(packet, peer), flow
+            if is_ours:
+                held.append(packet)
+            else:
+                write(packet)
+        return held
 
     def transmit(self, now: float, widths: SegmentLimits) -> list[tuple[Hop, list[bytes]]]:
         if asked := self._tun.take_asked():

@@ -17,8 +17,9 @@ from ts_netstack.stack import Stack
 
 
 class TunStatistics(NamedTuple):
-    """What went through a TUN device, in packets."""
+    """What went through a TUN device, in packets; `up` is 1 while there is one."""
 
+    up: int
     read: int
     written: int
     waiting: int
@@ -59,6 +60,6 @@ class TunSwitch:
             self.drops.update(counted.drops)
 
     def statistics(self) -> TunStatistics:
-        now = self._both.statistics() if self._both is not None else TunStatistics(0, 0, 0, {})
+        now = self._both.statistics() if self._both is not None else TunStatistics(0, 0, 0, 0, {})
         drops = dict(self.drops + Counter(now.drops))
-        return TunStatistics(self._read + now.read, self._written + now.written, now.waiting, drops)
+        return TunStatistics(now.up, self._read + now.read, self._written + now.written, now.waiting, drops)

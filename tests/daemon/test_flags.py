@@ -101,6 +101,10 @@ OF_ONE = {
     "file get --loop": "test_file_get_waits_and_goes_on",
     "file get --conflict": "test_file_get_fetches_what_waits",
     "why --udp": "test_why_takes_udp",
+    **dict.fromkeys(
+        ("tun --name", "tun --mtu", "tun --split", "tun --exclude", "tun --no-dns"), "test_tun_takes_its_options"
+    ),
+    "tun --cleanup": "test_cleanup_needs_no_device_and_finds_nothing_twice",
 }
 
 

@@ -34,6 +34,13 @@ level = "debug"
 size = 1000000
 files = 2
 
+[tun]
+name = "ts0"
+mtu = 1280
+split = true
+exclude = ["10.1.0.0/16"]
+dns = "auto"
+
 [[forward]]
 listen = "127.0.0.1:5433"
 to = "db:5432"
@@ -82,8 +89,9 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    kinds = ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics"]
-    assert [kind for kind, _ in found.parts] == kinds
+    assert [kind for kind, _ in found.parts] == [
+        *("tun", "forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics")
+    ]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
@@ -101,6 +109,8 @@ def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
         ("[device]\nudp_port = true\n", 2, "udp_port must be a whole number"),
         ("[device]\ntags = 'tag:x'\n", 2, "tags must be a list of texts"),
         ("[device]\nexit_node = 'nl'\nadvertise_exit_node = true\n", 3, "uses an exit node or is one"),
+        ("[tun]\nname = 'a/b'\n", 2, "name must be the name of an interface, such as"),
+        ("[tun]\ndns = 'yes'\n", 2, 'dns must be true, false or "auto"'),
         ("[device]\nadvertise_routes = ['x']\n", 2, "advertise_routes must be a list of prefixes such as"),
         ("[log]\nlevel = 'wanring'\n", 2, "level must be one of debug, info, warning, error; did you mean warning?"),
         ("[forward]\nlisten = '127.0.0.1:1'\nto = 'db:1'\n", 1, "forward is a section: [[forward]]"),
