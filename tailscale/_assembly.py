@@ -178,7 +178,7 @@ class Runtime:
             uplinks=() if self._udp is None else self._udp.uplinks,
             hard_nats=config.hard_nats,
         )
-        engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
+        engine = Engine(self.endpoint, self.overlay, paths=finder.paths, mtus=finder.mtus, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
         self._build_answers(engine)
