@@ -29,9 +29,9 @@ from ts_dataplane.ping_ledger import Outstanding
 # A path is asked when a connection that may use large packets has much to send. The sizes are those of networks that
 # there are, upwards, each until its pong or until TRIES of them are lost; the last proven one holds. In use it is asked
 # again every VERIFY seconds: routers change. When TRIES of those are lost in a row, the path carries the tunnel's MTU
-# until it was measured anew, from the smallest size; TCP has noticed sooner, by its own timeout, and cuts small segments
-# meanwhile (`segment_sizes.py`). A path without any larger size rests for REST, and above a proven one the next is tried
-# every CLIMB_AGAIN seconds. Searches end with the path, or when nobody sends any more.
+# until it was measured anew, from the smallest size; TCP has noticed sooner, by its own timeout, and meanwhile cuts
+# small segments (`segment_sizes.py`). A path without any larger size rests for REST, and above a proven one the next is
+# tried every CLIMB_AGAIN seconds. Searches end with the path, or when nobody sends any more.
 
 LINKS = (4000, 8000, 8896, 9000, 16_000, 32_768, 65_535)  # MTUs: Azure's and others', Google's, jumbo frames, loopback
 IP4_UDP, IP6_UDP = 28, 48

@@ -283,12 +283,13 @@ class PathFinder:
     def report(self, peer: PeerId, now: float) -> PathReport:
         state = self._states.get(peer)
         relay = self._roster.relay(peer) if peer in self._roster else None
+        hard_nat = self._hard.outlook(peer, now)
         if state is None:
-            return PathReport(None, math.inf, False, relay)
+            return PathReport(None, math.inf, False, relay, hard_nat=hard_nat)
         best, latency = (None, math.inf) if state.best is None else (state.best.path, state.best.latency)
         known = tuple((endpoint, candidate.latency) for endpoint, candidate in state.candidates.items())
         blocked = tuple(endpoint for endpoint, candidate in state.candidates.items() if now < candidate.blocked_until)
-        return PathReport(best, latency, state.is_trusted(now), relay, known, blocked)
+        return PathReport(best, latency, state.is_trusted(now), relay, known, blocked, hard_nat)
 
     def standbys(self, peer: PeerId, now: float) -> tuple[Direct, ...]:
         """The best validated path of each uplink, in the order of the uplinks; none without uplinks."""

@@ -249,7 +249,7 @@ class HostSocket:
         try:
             self._sock.sendto(data, path)
         except BlockingIOError:
-            self.drops["underlay.send_again"] += 1  # there will be another
+            self.drops["underlay.ping_refused"] += 1  # there will be another
         except OSError as error:
             self._send_failed(error, data, [], path)
         finally:
