@@ -27,6 +27,7 @@ SECTIONS = [
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Carrying for others", "tailscale/forwarding.py",          None),
+    ("Hard NATs",           "tailscale/hard_nats.py",           None),
     ("Tailnet lock",      "tailscale/lock.py",                  None),
     ("Explanations",      "tailscale/explanation.py",           None),
     ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),

@@ -181,7 +181,7 @@ class Runtime:
             uplinks=() if self._udp is None else self._udp.uplinks,
             hard_nats=config.hard_nats,
         )
-        engine = Engine(self.endpoint, self.stack, paths=finder.paths, disco_key=disco.public.raw)
+        engine = Engine(self.endpoint, self.stack, paths=finder.paths, mtus=finder.mtus, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
         self.tun_switch = TunSwitch(self.stack, self.dataplane)

@@ -19,7 +19,7 @@ from ts_dataplane.candidates import MAX_CALLED, Candidate
 from ts_dataplane.disco import CallMeMaybe
 from ts_dataplane.disco_outbox import DiscoOutbox
 from ts_dataplane.path_keeping import PathKeeper
-from ts_dataplane.path_messages import SocketsOver, SocketsWanted
+from ts_dataplane.path_messages import HardNatOutlook, SocketsOver, SocketsWanted
 from ts_dataplane.peer_paths import CANDIDATE_SPACING, RETIRE_TIME, PeerState
 from ts_dataplane.ping_ledger import Outstanding
 
@@ -167,13 +167,11 @@ class HardNats:
         sockets = len(self._kept) + (len(self._spreading.sockets) if self._spreading is not None else 0)
         return HardNatStatistics(sockets, self._attempts, self._opened, self._failed, self._probes)
 
-    def resting_until(self, peer: PeerId, now: float) -> float:
-        """Until when no attempt is made for this peer; -inf where nothing forbids one."""
-        until = self._resting.get(peer, -math.inf)
-        return until if until > now else -math.inf
-
-    def is_trying(self, peer: PeerId) -> bool:
-        return any(attempt is not None and attempt.peer == peer for attempt in (self._spreading, self._probing))
+    def outlook(self, peer: PeerId, now: float) -> HardNatOutlook:
+        """What is known, done and waited for on the way to a peer that only a relay reaches."""
+        is_trying = any(one is not None and one.peer == peer for one in (self._spreading, self._probing))
+        rest = max(0.0, self._resting.get(peer, now) - now)
+        return HardNatOutlook(bool(self._public), self._limits.sockets > 0, is_trying, rest)
 
     # ---- facts
 
@@ -334,7 +332,7 @@ class HardNats:
         """A hard peer of ours, which its relay vouches for, asks us to try these ports."""
         reason = self._objection(state, call, now)
         if reason:
-            self._drops[f"paths.{reason}"] += 1
+            self._drops[reason] += 1
             return
         probing = self._probing
         if probing is None:
@@ -351,23 +349,23 @@ class HardNats:
         """Why these ports are not tried; empty where they are."""
         host = call.endpoints[0][0]
         if not self.is_allowed:
-            return "ports_not_allowed"
+            return "paths.ports_not_allowed"
         if not self._lists.take(now) or self._is_repeated(call):
-            return "ports_repeated"
+            return "paths.ports_repeated"
         if self._public:
             self._tell_hard(state, now)
-            return "ports_between_hard_nats"
+            return "paths.ports_between_hard_nats"
         if not state.is_awake or state.best is not None:
-            return "ports_not_needed"
+            return "paths.ports_not_needed"
         confirmed = any(host_of(place) == host and _is_confirmed(known) for place, known in state.candidates.items())
         if not confirmed or ":" in host:
-            return "ports_of_unconfirmed_host"
+            return "paths.ports_of_unconfirmed_host"
         probing = self._probing
         if probing is not None:
-            return "" if (probing.peer, probing.host) == (state.peer, host) else "ports_while_busy"
+            return "" if (probing.peer, probing.host) == (state.peer, host) else "paths.ports_while_busy"
         if self._is_resting(now, state.peer) or self._is_resting(now, host):
-            return "ports_too_soon"
-        return "ports_while_busy" if len(self._resting) >= MAX_RESTING else ""
+            return "paths.ports_too_soon"
+        return "paths.ports_while_busy" if len(self._resting) >= MAX_RESTING else ""
 
     def _is_repeated(self, call: CallMeMaybe) -> bool:
         """Whoever carries lists may keep them and say them again: that must gain nothing."""

@@ -54,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "advertise_exit_node": False,
     "advertise_routes": (),
     "exit_node": None,
+    "hard_nats": True,
     "shields_up": False,
     "tags": (),
     "udp_port": 0,

@@ -130,6 +130,7 @@ SECTIONS: dict[str, Section] = {
             "advertise_exit_node": YES_OR_NO,
             "shields_up": YES_OR_NO,
             "udp_port": _number(0, 65535),
+            "hard_nats": YES_OR_NO,
         }
     ),
     "log": Section({"level": _choice(*LEVELS), "size": _number(4096, 1 << 30), "files": _number(0, 100)}),

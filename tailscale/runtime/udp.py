@@ -2,7 +2,8 @@
 
 Linux: UDP_GRO hands up to 64 datagrams per read and UDP_SEGMENT takes as many per write (0.3 us a datagram against 5).
 Elsewhere, and where the kernel refuses, one call per datagram. With uplinks there is a socket for each of them, and an
-address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean.
+address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean, but that
+large pings must arrive whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from typing import Any, NamedTuple
 
 import trio
 
+from tailscale.runtime.fragments import fragment_option
 from tailscale.runtime.uplinks import confine
 from ts_base.who import Direct, DirectRun, host_of, socket_of, uplink_of
+from ts_dataplane.disco import MAGIC
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h; the socket module does not name them
 SEGMENT_SIZE = Struct("=H")
 GRO_SIZE = Struct("=i").unpack_from
 MAX_SEGMENTS = 64
 MAX_GSO_BYTES = 65_000
-MAX_GSO_SEGMENT = 1452  # larger ones exceed the device's MTU: the kernel fragments them one by one, or refuses all
+MAX_USUAL = 1452  # larger datagrams may exceed the device's MTU: then segmentation is refused, and the kernel cuts each
 MAX_DATAGRAM = 65_535
 READS_PER_BURST = 16
 BACKLOG_LIMIT = 256  # kept writes; beyond it the network is the bottleneck and TCP must hear of it as loss
 KERNEL_BUFFER = 7 << 20
 UNREACHABLE_LIMIT = 64  # paths remembered until somebody asks
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT = 10, 23, 0
 
 # Losses and leftovers of ICMP errors that say nothing about the socket itself.
 TRANSIENT = frozenset({
@@ -116,6 +118,10 @@ class HostSocket:
         self.is_source_bound = address != anywhere
         self._ask_for_large_buffers()
         self._take_offloads()
+        self._fragments = fragment_option(self.family)
+        if self._fragments is not None:
+            level, option, allowed, _ = self._fragments
+            self._set_quietly(level, option, allowed)
 
     def limit(self, offloads: Offloads) -> None:
         """Use no more of the kernel's help than this, now and after every rebinding."""
@@ -126,10 +132,7 @@ class HostSocket:
     def _take_offloads(self) -> None:
         sock, wanted = self._sock, self._offloads
         self.gso = self.gro = False
-        v6 = self.family == socket.AF_INET6
         if sys.platform == "linux":
-            level, option = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) if v6 else (socket.IPPROTO_IP, IP_MTU_DISCOVER)
-            self._set_quietly(level, option, PMTUDISC_DONT)
             with contextlib.suppress(OSError):
                 sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
                 self.gso = wanted.segmentation
@@ -202,7 +205,7 @@ class HostSocket:
         start, total = 0, len(datagrams)
         while start < total:
             size = len(datagrams[start])
-            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1)) if size <= MAX_GSO_SEGMENT else 1
+            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1))
             limit = min(total, start + many)
             end = start + 1
             while end < limit and len(datagrams[end]) == size:
@@ -221,6 +224,9 @@ class HostSocket:
         if self._backlog:
             self._keep(data, options, path)
             return
+        if len(data) > MAX_USUAL and not options and data.startswith(MAGIC):
+            self._send_whole(data, path)
+            return
         try:
             if options:
                 self._sock.sendmsg([data], options, 0, path)
@@ -231,13 +237,34 @@ class HostSocket:
         except OSError as error:
             self._send_failed(error, data, options, path)
 
+    def _send_whole(self, data: bytes, path: Direct) -> None:
+        """A large ping measures the path: cut into fragments it would prove nothing."""
+        if self._fragments is None:
+            self.drops["underlay.cannot_be_kept_whole"] += 1
+            return
+        level, option, allowed, forbidden = self._fragments
+        if not self._set_quietly(level, option, forbidden):
+            self.drops["underlay.cannot_be_kept_whole"] += 1
+            return
+        try:
+            self._sock.sendto(data, path)
+        except BlockingIOError:
+            self.drops["underlay.ping_refused"] += 1  # there will be another
+        except OSError as error:
+            self._send_failed(error, data, [], path)
+        finally:
+            self._set_quietly(level, option, allowed)
+
     def _send_failed(self, error: OSError, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if options and error.errno in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT):
-            # A device without checksum offload refuses segmentation: say so once and go on singly.
-            self.gso = False
-            self.drops["underlay.segmentation_refused"] += 1
+            # A device without checksum offload refuses segmentation: say so once and go on singly. So does any where
+            # the segments are larger than it takes, which is no reason to send others singly.
             size = SEGMENT_SIZE.unpack(options[0][2])[0]
-            self.send(path, [data[i : i + size] for i in range(0, len(data), size)])
+            if size <= MAX_USUAL:
+                self.gso = False
+                self.drops["underlay.segmentation_refused"] += 1
+            for at in range(0, len(data), size):
+                self._send_one(data[at : at + size], [], path)
             return
         self.drops[f"underlay.send_{_name_of(error)}"] += _datagrams_in(data, options)
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:

@@ -28,6 +28,7 @@ advertise_routes = ["192.168.7.0/24"]
 advertise_exit_node = false
 shields_up = true
 udp_port = 41641
+hard_nats = false
 
 [log]
 level = "debug"

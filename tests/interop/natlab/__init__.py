@@ -10,6 +10,6 @@ from tests.interop.natlab.pairs import PAIRS, expected, is_opened_by_ours, measu
 from tests.interop.natlab.sites import Lab, Site, lab
 
 __all__ = [
-    "HOSTS", "NODE_PORT", "PAIRS", "Lab", "Site", "expected", "hosts_for", "inside", "is_opened_by_ours", "lab", "measure",
-    "our_patience", "why_not",
+    "HOSTS", "NODE_PORT", "PAIRS", "Lab", "Site", "expected", "hosts_for", "inside", "is_opened_by_ours", "lab",
+    "measure", "our_patience", "why_not",
 ]  # fmt: skip

@@ -64,12 +64,15 @@ class Outcome:
     left_udp_bytes: int
     right_udp_bytes: int
     join_ms: tuple[float, float]
+    probes: tuple[int, int]
+    """Datagrams that left each side beside the relay until both were direct."""
 
     def row(self) -> str:
         times = [f"{t:5.2f} s" if t is not None else "   -   " for t in (self.left_direct_s, self.right_direct_s)]
         return (
             f"{self.left:>8} - {self.right:<8} {self.who:<5} {self.path:<7} first byte {self.first_byte_ms:6.1f} ms"
             f"  direct after {times[0]} / {times[1]}"
+            f"  after {self.probes[0]:4} / {self.probes[1]:4} datagrams"
             f"  udp {self.left_udp_bytes >> 10:5} / {self.right_udp_bytes >> 10:5} KiB"
         )
 
@@ -119,6 +122,7 @@ async def measure(
                     watchers.start_soon(watch, "a", a, b)
                     watchers.start_soon(watch, "b", b, a)
                 traffic.cancel_scope.cancel()
+        probes = (a_site.udp_datagrams()[1], b_site.udp_datagrams()[1])
         before = (a_site.udp_bytes(), b_site.udp_bytes())
         echoed = await a.dial(b.ip4, 7, bytes=SIZE, end="half", read=-1, timeout=30)
         if echoed["sha256"] != pattern_sha256(SIZE):
@@ -127,8 +131,8 @@ async def measure(
         moved = [min(n[0] - m[0], n[1] - m[1]) for m, n in zip(before, after, strict=True)]
         path = "direct" if min(moved) >= SIZE else "relay" if max(moved) < SIZE // 8 else "one way"
         return Outcome(
-            left, right, {0: "tsnet", 1: "mixed", 2: "ours"}[sum(is_ours)], path, first["first_byte_ms"], times["a"], times["b"],
-            moved[0], moved[1], (a.join_ms, b.join_ms),
+            left, right, ("tsnet", "mixed", "ours")[sum(is_ours)], path, first["first_byte_ms"], times["a"], times["b"],
+            moved[0], moved[1], (a.join_ms, b.join_ms), probes,
         )  # fmt: skip
 
 
