@@ -88,6 +88,7 @@ class Config:
     on_flow: OnFlow | None = None
     overlay: TunOptions | None = None
     hard_nats: HardNatLimits = field(default_factory=HardNatLimits)
+    certificates: Any = None  # a `CertificateSource`, which stands above this
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")

@@ -25,6 +25,7 @@ from tailscale.runtime.bus import Message, Rate, Reliable
 
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
+    "ts_acme": {"ts_base"},
     "ts_control": {"ts_base", "ts_lock"},
     "ts_derp": {"ts_base"},
     "ts_lock": {"ts_base"},
@@ -54,20 +55,23 @@ WINGS: dict[str, set[str]] = {
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
     "kernel": VALUES | {"runtime"},
-    "funnel": VALUES | {"peerapi", "runtime", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "funnel", "kernel", "peerapi", "runtime", "sockets"},
+    "funnel": VALUES | {"certificates", "peerapi", "runtime", "sockets"},
+    "certificates": VALUES | {"runtime", "sockets"},
+    "_assembly": VALUES
+    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "kernel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
-    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "funnel", "local_ports", "peerapi", "runtime"}
-    | {"sockets"},
+    | {"_assembly", "_diagnostics", "capturing", "carry", "certificates", "dial", "funnel", "local_ports", "peerapi"}
+    | {"runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
-    "threads": VALUES | {"capturing", "carry", "device", "funnel", "local_ports", "sockets"},
+    "threads": VALUES | {"capturing", "carry", "certificates", "device", "funnel", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"),
         VALUES
-        | {"capturing", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
+        | {"capturing", "certificates", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets"}
+        | {"taildrop", "threads"},
     ),
-    "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "certificates", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     "files": VALUES | {"http1", "sockets", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(
@@ -76,8 +80,8 @@ WINGS: dict[str, set[str]] = {
     ),
     "serve": VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "sockets", "threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
-    "testing": VALUES
-    | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
+    # A tailnet is composed of the runtime's networks.
+    "testing": VALUES | {"aio", "certificates", "device", "runtime", "sockets", "sync", "threads"},
     "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "web": VALUES | {"device", "http", "http1", "metrics"},
@@ -193,6 +197,7 @@ ASSIGNED_FROM_ABOVE = {
 }
 LONGEST_FUNCTION = 60
 LONG_FILES = {
+    "tailscale/aio.py": "every public verb as asyncio has it",
     "tailscale/device.py": "every public verb, a line or two each below what it says to its users",
     "ts_netstack/tcp.py": "one connection's whole life, RFC 9293 section 3.10 in its order",
 }

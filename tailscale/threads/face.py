@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tailscale._config import AuthKey, Preferences
     from tailscale.capturing import Capture, CaptureStatistics
+    from tailscale.certificates.source import CertificateSource
     from tailscale.forwarding import Forwarding, ForwardLimits, IncomingFlow
     from tailscale.hard_nats import HardNats
     from tailscale.nodes import Node, Peers
@@ -73,6 +74,7 @@ class DeviceOptions(TypedDict, total=False):
     handle_sigterm: bool
     peerapi: bool
     overlay: TunOptions | None
+    certificates: CertificateSource | None
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:
