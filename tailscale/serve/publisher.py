@@ -79,14 +79,16 @@ class Port:
 class Publisher:
     """Lives while a Serve runs."""
 
-    def __init__(self, device: Device, plan: Callable[[], Plan], certificates: Certificates, limits: Limits) -> None:
+    def __init__(
+        self, device: Device, plan: Callable[[], Plan], certificates: Certificates, limits: Limits, own_socket: str
+    ) -> None:
         self._device = device
         self._plan = plan
         self._certificates = certificates
         self._limits = limits
         self._visits = Visits()
         self._states: dict[App, dict[str, Any]] = {}
-        self.site = Site(device, plan, self._states)
+        self.site = Site(device, plan, self._states, own_socket)
         self._connections = Connections(device, limits, self._visits, self.site.choose)
         self._ports: dict[int, Port] = {}
         self._lives: dict[App, Lifespan] = {}
@@ -227,7 +229,7 @@ class Publisher:
             if kind in ("http", "https"):
                 is_left = True  # it gives the place back itself
                 await self._connections.attend(stream, tls, arrival, visit)
-            elif await self._may_forward(arrival, port):
+            elif not self.site.is_own(handler.get("TCPForward") or "") and await self._may_forward(arrival, port):
                 self._visits.on_request(visit)
                 await forward(self._device, handler, stream, tls, arrival, port.carried)
             else:
