@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.certificates.keeper import CertificateKeeper
+    from tailscale.certificates.listener import TlsListener
+    from tailscale.certificates.source import CertificateSource
+    from tailscale.certificates.value import Certificate
     from tailscale.dial.name_service import NameServer
     from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
@@ -117,6 +121,7 @@ class Device(OwnNode, AsyncWithOnly):
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
+    - `certificates`: where they come from, a `CertificateSource`; else by control, from Let's Encrypt.
     """
 
     def __init__(
@@ -145,6 +150,7 @@ class Device(OwnNode, AsyncWithOnly):
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
         peerapi: bool = True,
+        certificates: CertificateSource | None = None,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -171,13 +177,12 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
+            certificates=certificates,
         )
         self._store = open_store(state)
         self._network: Network = HostNetwork()
-        self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._closed, self._process, self._readers = False, OwnProcess(), Readers()
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -379,6 +384,72 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
+
+    @briefly
+    async def certificate(self, name: str | None = None, *, min_validity: float = 0.0) -> Certificate:
+        """A certificate for this device's name, renewed in time while the device lives, and kept in its state.
+
+        `name` is another name that the device may have one for. One that is good for less than `min_validity` seconds
+        is replaced first. Raises `CertificateError`, whose sentence says what to set or to do instead.
+
+        ```python
+        certificate = await device.certificate()
+        print(certificate.names, certificate.expires)
+        ```
+        """
+        return await self._ready().certificate_keeper().certificate(name, min_validity)
+
+    @briefly
+    async def tls_context(self, name: str | None = None) -> ssl.SSLContext:
+        """A server's `ssl.SSLContext` that follows renewals: each handshake is given what is held at that moment.
+
+        It chooses by the name that the client wants, among those that `certificate` was asked for. For any server of
+        this process: `uvicorn`, `asyncio.start_server(ssl=...)`, your own.
+
+        ```python
+        context = await device.tls_context()
+        ```
+        """
+        from tailscale.certificates.contexts import FollowingContext  # few do
+
+        keeper = self._ready().certificate_keeper()
+        await keeper.certificate(name)
+        return FollowingContext(keeper)
+
+    @briefly
+    async def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+    ) -> TlsListener:
+        """`listen` with TLS: by this device's certificate, unless `tls` is another context. Clients see `name`.
+
+        ```python
+        async def handle(stream):
+            await stream.send_all(f"hello {stream.peer.hostname}\\n".encode())
+
+
+        listener = await device.listen_tls(443)
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        ```
+        """
+        from tailscale.certificates.listener import TlsListener
+
+        context = tls if tls is not None else await self.tls_context()
+        return TlsListener(await self.listen(port, host=host, backlog=backlog, announce=announce), context)
+
+    def certificate_keeper(self) -> CertificateKeeper:
+        """What holds and renews certificates, for those who show them by themselves or carry names from the internet.
+
+        ```python
+        device.certificate_keeper().challenges.carried.add("pub.example.com")
+        ```
+        """
+        return self._ready().certificate_keeper()
 
     @contextmanager
     def announce(self, word: str, port: int) -> Iterator[None]:

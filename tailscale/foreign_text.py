@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 _PARTS = (
+    "certificates",
     "control",
     "daemon",
     "forward",
