@@ -78,7 +78,8 @@ WINGS: dict[str, set[str]] = {
         ("mesh", "proxy", "taildrop"),
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
-    "serve": VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "sockets", "threads"},
+    "serve": VALUES
+    | {"carry", "certificates", "device", "files", "http", "http1", "local_ports", "sockets", "threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     # A tailnet is composed of the runtime's networks.
     "testing": VALUES | {"aio", "certificates", "device", "runtime", "sockets", "sync", "threads"},

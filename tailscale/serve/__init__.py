@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tailscale.serve.serving import Serve as Serve
     from tailscale.serve.targets import files as files
     from tailscale.serve.targets import proxy as proxy
+    from tailscale.serve.targets import read_target as read_target
     from tailscale.serve.targets import redirect as redirect
     from tailscale.serve.targets import tcp as tcp
     from tailscale.serve.targets import text as text
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "tailscale.serve.config": ("BadServeConfig",),
     "tailscale.serve.serving": ("Serve",),
-    "tailscale.serve.targets": ("files", "proxy", "redirect", "tcp", "text"),
+    "tailscale.serve.targets": ("files", "proxy", "read_target", "redirect", "tcp", "text"),
 }
 _HOME_OF = names_of(_HOMES)
 

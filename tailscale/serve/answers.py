@@ -33,9 +33,9 @@ def of_text(text: str) -> AsgiApp:
     return fixed(200, text.encode(), PLAIN)
 
 
-def error(status: int, sentence: str) -> AsgiApp:
+def error(status: int, sentence: str, *headers: tuple[bytes, bytes]) -> AsgiApp:
     """A refusal, and why."""
-    return fixed(status, sentence.encode() + b"\n", PLAIN, NO_SNIFF)
+    return fixed(status, sentence.encode() + b"\n", *headers, PLAIN, NO_SNIFF)
 
 
 NOT_FOUND = error(404, "404 page not found")
@@ -64,8 +64,8 @@ def moved(status: int, place: str) -> AsgiApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         where = quote(_absolute(place, scope["path"]), safe=ANY_ASCII)
         words = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
-        body = f'<a href="{html.escape(where)}">{words}</a>.\n\n' if scope["method"] == "GET" else ""
-        kind = [HTML] if scope["method"] in ("GET", "HEAD") else []
+        body = f'<a href="{html.escape(where)}">{words}</a>.\n\n' if scope["method"] in ("GET", "HEAD") else ""
+        kind = [HTML] if body else []
         await fixed(status, body.encode(), (b"location", where.encode()), *kind)(scope, receive, send)
 
     return answer

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from tailscale.serve.mounts import clean
+from tailscale.serve.targets import UNIX, Files, Forward, Proxy, Redirect, Target, Text
 from ts_base.errors import TailscaleError
 
 LONGEST_CONFIG = 1 << 20
@@ -110,6 +111,15 @@ class ServeConfig:
             if is_on is True
         }
 
+    def destinations(self) -> Iterator[str]:
+        """All that is led to: URLs, and places of TCP servers."""
+        for part in (*self.parts(), *self.services().values()):
+            for handler in _table(part, "TCP").values():
+                yield (handler or {}).get("TCPForward") or ""
+            for server in _table(part, "Web").values():
+                for handler in _table(server or {}, "Handlers").values():
+                    yield (handler or {}).get("Proxy") or ""
+
     def services(self) -> dict[str, Json]:
         return {name: service or {} for name, service in _table(self.told, "Services").items()}
 
@@ -119,6 +129,9 @@ class ServeConfig:
         """The part that lives as long as a session; changes of it are changes of this."""
         part: Json = self.told.setdefault("Foreground", {}).setdefault(session, {})
         return ServeConfig(part)
+
+    def sessions(self) -> set[str]:
+        return set(_table(self.told, "Foreground"))
 
     def end_session(self, session: str) -> bool:
         """Forget a session's part. Whether there was one."""
@@ -147,6 +160,10 @@ class ServeConfig:
         if proxy_protocol:
             handler["ProxyProtocol"] = proxy_protocol
         self._set_port(port, handler)
+
+    def set_forward(self, port: int, to: Forward) -> None:
+        """The same of a target; where TLS is taken off, with this device's certificate."""
+        self.set_tcp(port, to.to, sni=OWN_NAME if to.tls else "", proxy_protocol=to.proxy_protocol)
 
     def _set_port(self, port: int, handler: Json) -> None:
         ports: Json = self.told.setdefault("TCP", {})
@@ -216,8 +233,9 @@ def kind_of(handler: Mapping[str, Any]) -> str:
     return "tls-terminated-tcp" if handler.get("TerminateTLS") else "tcp"
 
 
-def clean_mount(path: str, *, is_folder: bool = False) -> str:
+def clean_mount(path: str, target: object = None) -> str:
     """A mount as upstream keeps it: from the root, without `..`, and with a last slash where a folder is behind it."""
+    is_folder = isinstance(target, Files) and target.is_folder
     if not path.startswith("/") and path:
         path = "/" + path
     mount = clean(path or "/")
@@ -234,6 +252,43 @@ def split_place(place: str) -> tuple[str, int]:
     """`host:port` in two."""
     host, _, port = place.rpartition(":")
     return host.lower().rstrip("."), int(port)
+
+
+# Targets in its words
+
+
+def target_in(handler: Json) -> Target:
+    """What a handler of a config says; what says nothing is an empty text, which nobody is given."""
+    if handler.get("Text"):
+        return Text(handler["Text"])
+    if handler.get("Redirect"):
+        return Redirect(handler["Redirect"])
+    if handler.get("Path"):
+        return Files(handler["Path"])
+    if handler.get("Proxy"):
+        return Proxy(in_full(handler["Proxy"]), tuple(handler.get("AcceptAppCaps") or ()))
+    return Text("")
+
+
+def handler_of(target: Target) -> Json:
+    """The same in a config's words."""
+    match target:
+        case Text(text=text):
+            return {"Text": text}
+        case Redirect(to=to):
+            return {"Redirect": to}
+        case Files(path=path):
+            return {"Path": path}
+        case Proxy(to=to, accept_caps=caps):
+            return {"Proxy": to} | ({"AcceptAppCaps": list(caps)} if caps else {})
+    raise ValueError("an app of this process has no words in a ServeConfig")
+
+
+def in_full(to: str) -> str:
+    """expandProxyArg of upstream: a config may have a port, or a host and a port."""
+    if to.startswith(UNIX) or "://" in to:
+        return to
+    return f"http://127.0.0.1:{to}" if to.isdigit() else f"http://{to}"
 
 
 # What it may be

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from tailscale.http.caller import Caller
 from tailscale.http.reverse import ReverseProxy
-from tailscale.serve.config import Json, ServeConfig
-from tailscale.serve.targets import UNIX, App, Files, Proxy, Redirect, Target, Text
+from tailscale.serve.config import Json, ServeConfig, target_in
+from tailscale.serve.targets import UNIX, App, Proxy, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,40 +83,6 @@ def _mount(handler: Json, servers: dict[str, ReverseProxy]) -> Mount:
     if origin not in servers:
         servers[origin] = ReverseProxy(origin)
     return Mount(target, servers[origin])
-
-
-def target_in(handler: Json) -> Target:
-    """What a handler of a config says; what says nothing is an empty text, which nobody is given."""
-    if handler.get("Text"):
-        return Text(handler["Text"])
-    if handler.get("Redirect"):
-        return Redirect(handler["Redirect"])
-    if handler.get("Path"):
-        return Files(handler["Path"])
-    if handler.get("Proxy"):
-        return Proxy(in_full(handler["Proxy"]), tuple(handler.get("AcceptAppCaps") or ()))
-    return Text("")
-
-
-def handler_of(target: Target) -> Json:
-    """The same in a config's words."""
-    match target:
-        case Text(text=text):
-            return {"Text": text}
-        case Redirect(to=to):
-            return {"Redirect": to}
-        case Files(path=path):
-            return {"Path": path}
-        case Proxy(to=to, accept_caps=caps):
-            return {"Proxy": to} | ({"AcceptAppCaps": list(caps)} if caps else {})
-    raise ValueError("an app of this process has no words in a ServeConfig")
-
-
-def in_full(to: str) -> str:
-    """expandProxyArg of upstream: a config may have a port, or a host and a port."""
-    if to.startswith(UNIX) or "://" in to:
-        return to
-    return f"http://127.0.0.1:{to}" if to.isdigit() else f"http://{to}"
 
 
 def _origin(to: str) -> str:

@@ -23,7 +23,7 @@ from tailscale.http1.visits import Visits
 from tailscale.serve.config import OWN_NAME, Json, kind_of
 from tailscale.serve.forwards import forward
 from tailscale.serve.plan import Plan
-from tailscale.serve.secure import Certificates, NoSuchName, hear_hello
+from tailscale.serve.secure import Certificates, Given, NoSuchName, OfDevice, hear_hello
 from tailscale.serve.site import Site
 from tailscale.serve.targets import App
 
@@ -79,14 +79,21 @@ class Port:
 class Publisher:
     """Lives while a Serve runs."""
 
-    def __init__(self, device: Device, plan: Callable[[], Plan], certificates: Certificates, limits: Limits) -> None:
+    def __init__(
+        self,
+        device: Device,
+        plan: Callable[[], Plan],
+        certificates: OfDevice | Given,
+        limits: Limits,
+        own_socket: str,
+    ) -> None:
         self._device = device
         self._plan = plan
         self._certificates = certificates
         self._limits = limits
         self._visits = Visits()
         self._states: dict[App, dict[str, Any]] = {}
-        self.site = Site(device, plan, self._states)
+        self.site = Site(device, plan, self._states, own_socket)
         self._connections = Connections(device, limits, self._visits, self.site.choose)
         self._ports: dict[int, Port] = {}
         self._lives: dict[App, Lifespan] = {}
@@ -223,11 +230,11 @@ class Publisher:
             if kind == "https":
                 stream, tls, arrival = await self._secured(stream, arrival)
             elif kind == "tls-terminated-tcp":
-                tls = await self._certificate(self._named(handler["TerminateTLS"]))
+                tls = await self._certificate(self._certificates.for_bytes, self._named(handler["TerminateTLS"]))
             if kind in ("http", "https"):
                 is_left = True  # it gives the place back itself
                 await self._connections.attend(stream, tls, arrival, visit)
-            elif await self._may_forward(arrival, port):
+            elif not self.site.is_own(handler.get("TCPForward") or "") and await self._may_forward(arrival, port):
                 self._visits.on_request(visit)
                 await forward(self._device, handler, stream, tls, arrival, port.carried)
             else:
@@ -249,15 +256,19 @@ class Publisher:
         number = arrival.local_address[1]
         with trio.fail_after(self._limits.head_timeout):
             name, stream = await hear_hello(stream, lambda name: self.site.serves(name, number))
-        return stream, await self._certificate(name), arrival._replace(is_secure=True, name=name)
+        return (
+            stream,
+            await self._certificate(self._certificates.for_web, name),
+            arrival._replace(is_secure=True, name=name),
+        )
 
     def _named(self, name: str) -> str:
         return self.site.own_name if name == OWN_NAME else name
 
-    async def _certificate(self, name: str) -> ssl.SSLContext:
+    async def _certificate(self, source: Certificates, name: str) -> ssl.SSLContext:
         try:
             with trio.fail_after(CERTIFICATE_PATIENCE):
-                return await self._certificates(name)
+                return await source(name)
         except (TailscaleError, OSError, trio.TooSlowError) as problem:
             log.warning("there is no certificate for %s: %s", name, problem)
             raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -21,17 +20,15 @@ from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.http.loop_app import LoopApp
 from tailscale.http.reverse import ReverseProxy
 from tailscale.http1.limits import Limits
-from tailscale.serve.config import OWN_HOST, OWN_NAME, BadServeConfig, ServeConfig, clean_mount
-from tailscale.serve.plan import Allow, Plan, handler_of, plan_of
+from tailscale.serve.config import OWN_HOST, BadServeConfig, ServeConfig, clean_mount, handler_of
+from tailscale.serve.plan import Allow, Plan, plan_of
 from tailscale.serve.publisher import Publisher, ServeStatistics, urls_of
-from tailscale.serve.secure import Certificates
-from tailscale.serve.targets import App, Files, Forward, Mounts, target_of, tcp
+from tailscale.serve.secure import Certificates, Given, OfDevice
+from tailscale.serve.targets import App, Forward, Mounts, target_of, tcp
 from tailscale.threads.awaiting import ended
 from tailscale.threads.face import DeviceFace, thread_of
 
 if TYPE_CHECKING:
-    import ssl
-
     from tailscale.carry import Stream
 
 Started = Callable[[tuple[str, ...]], object]
@@ -51,14 +48,21 @@ class Serve:
 
     `device` is one of `tailscale`, `tailscale.aio` or `tailscale.sync`; `run` waits as its device does. What is changed
     while it runs counts at once. `certificates` gives the `ssl.SSLContext` for a name, for HTTPS and for TCP with TLS.
+    `own_socket` is a Unix socket that is never led to: the one by which this program takes orders.
     """
 
     def __init__(
-        self, device: Device | DeviceFace, *, certificates: Certificates | None = None, limits: Limits | None = None
+        self,
+        device: Device | DeviceFace,
+        *,
+        certificates: Certificates | None = None,
+        limits: Limits | None = None,
+        own_socket: str = "",
     ) -> None:
         self._device = device
         self._certificates = certificates
         self._limits = limits or Limits()
+        self._own_socket = own_socket
         self._config = ServeConfig()
         self._apps: dict[tuple[int, str], App] = {}
         self._allow = Allow()
@@ -90,7 +94,7 @@ class Serve:
         `tls` takes TLS off before the server sees a byte; `proxy_protocol` 1 or 2 tells it who calls.
         """
         to = target if isinstance(target, Forward) else tcp(target, tls=tls, proxy_protocol=proxy_protocol)
-        self._config.set_tcp(_port(port), to.to, sni=OWN_NAME if to.tls else "", proxy_protocol=to.proxy_protocol)
+        self._config.set_forward(_port(port), to)
         return self._change()
 
     def off(self, port: int) -> Self:
@@ -116,10 +120,7 @@ class Serve:
 
     def _web(self, port: int, mounts: Mounts | Any, *, tls: bool) -> Self:
         targets = mounts if isinstance(mounts, Mapping) else {"/": mounts}
-        read = {
-            clean_mount(path, is_folder=isinstance(target, Files) and os.path.isdir(target.path)): target
-            for path, target in ((p, target_of(t)) for p, t in targets.items())
-        }
+        read = {clean_mount(path, target): target for path, target in ((p, target_of(t)) for p, t in targets.items())}
         config, apps = self._config.copy(), dict(self._apps)
         for mount, target in read.items():
             if isinstance(target, App):
@@ -192,9 +193,8 @@ class Serve:
     async def _run(self, device: Device, started: Started, teller: Callable[[Publisher], Callable[[], None]]) -> None:
         if self._publisher is not None:
             raise TailscaleError("this Serve runs already")
-        publisher = Publisher(
-            device, lambda: self._plan, self._certificates or partial(_of_device, device), self._limits
-        )
+        certificates = Given(self._certificates) if self._certificates is not None else OfDevice(device)
+        publisher = Publisher(device, lambda: self._plan, certificates, self._limits, self._own_socket)
         self._publisher, self._tell = publisher, teller(publisher)
         try:
             with device.include("serve", publisher):
@@ -256,11 +256,6 @@ class Serve:
 
     def _own_name(self) -> str:
         return self._device.name.rstrip(".")
-
-
-async def _of_device(device: Device, name: str) -> ssl.SSLContext:
-    """The tailnet's certificates."""
-    raise TailscaleError(f"there is no certificate for {name}: give Serve(device, certificates=...)")
 
 
 def _port(port: int) -> int:

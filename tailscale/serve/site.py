@@ -5,6 +5,7 @@ Looks into the plan of the moment, so that a change counts from the next request
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,10 @@ EMPTY = error(500, "empty handler")
 class Site:
     """Of one device; `states` is what apps share with their requests."""
 
-    def __init__(self, device: Device, plan: Callable[[], Plan], states: Mapping[App, dict[str, Any]]) -> None:
+    def __init__(
+        self, device: Device, plan: Callable[[], Plan], states: Mapping[App, dict[str, Any]], own_socket: str
+    ) -> None:
+        self._own_socket = own_socket
         self._device = device
         self._plan = plan
         self._states = states
@@ -38,6 +42,10 @@ class Site:
     @property
     def own_name(self) -> str:
         return self._device.name.rstrip(".").lower()
+
+    def is_own(self, to: str) -> bool:
+        """Whether that is the socket by which this program takes orders, by whatever links: looked at each time."""
+        return is_socket(to, self._own_socket)
 
     def serves(self, name: str, port: int) -> bool:
         """Whether a TLS client may ask for that name."""
@@ -81,7 +89,7 @@ class Site:
 
     def _by_server(self, mount: str, behind: Mount, target: Proxy, scope: Scope, arrival: Arrival) -> ByApp | ByServer:
         rest = below(mount, scope["path"], bytes(scope["raw_path"]))
-        if rest is None or behind.server is None:
+        if rest is None or behind.server is None or self.is_own(target.to):
             return ByApp(NOT_FOUND, scope)
         head = head_for_server(
             scope["headers"],
@@ -102,3 +110,13 @@ def _app_of(target: Files | Text | Redirect | Any, mount: str) -> AsgiApp:
     if isinstance(target, Redirect):
         return redirect_to(target.to)
     return of_text(target.text) if target.text else EMPTY
+
+
+def is_socket(to: str, path: str) -> bool:
+    """Whether a target is the Unix socket at `path`, by whatever links."""
+    if not path or not to.startswith(UNIX):
+        return False
+    try:
+        return os.path.samefile(to.removeprefix(UNIX), path)
+    except OSError:
+        return False

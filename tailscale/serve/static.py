@@ -21,7 +21,7 @@ import trio
 
 from tailscale.files.folders import HAS_OPENAT, Folder, walk
 from tailscale.http1.asgi import AsgiApp, Receive, Scope, Send
-from tailscale.serve.answers import HTML, NOT_FOUND, error, moved
+from tailscale.serve.answers import HTML, NOT_FOUND, error, fixed, moved
 from tailscale.serve.mounts import UNRESERVED, below, clean
 from tailscale.serve.ranges import Facts, Piece, select
 
@@ -80,13 +80,12 @@ def files_at(path: str, mount: str) -> AsgiApp:
         if outcome is None:
             await NOT_FOUND(scope, receive, send)
         elif isinstance(outcome, Elsewhere):
-            query = scope["query_string"].decode("latin-1")
-            await moved(outcome.status, outcome.place + ("?" + query if query else ""))(scope, receive, send)
+            await _send_elsewhere(outcome, scope, receive, send)
         elif isinstance(outcome, Listing):
             await _send_listing(outcome, scope, send)
         else:
             try:
-                await _send_file(outcome, scope, send)
+                await _send_file(outcome, scope, receive, send)
             finally:
                 os.close(outcome.descriptor)
 
@@ -203,6 +202,15 @@ def _sniffed(first: bytes) -> str:
 # Answered
 
 
+async def _send_elsewhere(where: Elsewhere, scope: Scope, receive: Receive, send: Send) -> None:
+    query = scope["query_string"].decode("latin-1")
+    place = where.place + ("?" + query if query else "")
+    if where.status == 302:
+        await moved(302, place)(scope, receive, send)
+    else:
+        await fixed(where.status, b"", (b"location", place.encode()))(scope, receive, send)
+
+
 async def _send_listing(listing: Listing, scope: Scope, send: Send) -> None:
     changed = (b"last-modified", formatdate(listing.changed, usegmt=True).encode())
     length = (b"content-length", b"%d" % len(listing.page))
@@ -210,7 +218,7 @@ async def _send_listing(listing: Listing, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": listing.page})
 
 
-async def _send_file(found: Found, scope: Scope, send: Send) -> None:
+async def _send_file(found: Found, scope: Scope, receive: Receive, send: Send) -> None:
     facts = found.facts
     asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     status, pieces = select(scope["method"], asked, facts)
@@ -220,11 +228,13 @@ async def _send_file(found: Found, scope: Scope, send: Send) -> None:
         (b"etag", facts.etag.encode()),
         (b"last-modified", formatdate(facts.changed, usegmt=True).encode()),
     ]
-    if status in (304, 412):
+    if status == 304:
         await _send_empty(send, status, headers[1:])
+    elif status == 412:
+        await _send_empty(send, status, [*headers[1:], (b"content-length", b"0")])
     elif status == 416:
         unsatisfied = (b"content-range", b"bytes */%d" % facts.size)
-        await _send_empty(send, status, [unsatisfied, (b"content-length", b"0")])
+        await error(416, "invalid range: failed to overlap", unsatisfied)(scope, receive, send)
     elif len(pieces) > 1:
         await _send_pieces(found, pieces, kind, headers, send)
     else:

@@ -34,6 +34,7 @@ class Files:
     """A folder and all below it, or one file."""
 
     path: str
+    is_folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def files(path: str | os.PathLike[str]) -> Files:
 
     Nothing is reached through a link, and what begins with a dot is not there.
     """
-    return Files(os.path.abspath(path))
+    where = os.path.abspath(path)
+    return Files(where, os.path.isdir(where))
 
 
 def text(words: str) -> Text:

@@ -100,6 +100,16 @@ OF_ONE = {
     "file get --wait": "test_file_get_waits_and_goes_on",
     "file get --loop": "test_file_get_waits_and_goes_on",
     "file get --conflict": "test_file_get_fetches_what_waits",
+    **dict.fromkeys(
+        (
+            *("serve --http", "serve --tcp", "serve --bg"),
+            *("serve --set-path", "serve --proxy-protocol", "serve --accept-app-caps"),
+        ),
+        "test_serve_in_the_background_is_shown_kept_and_ended",
+    ),
+    **dict.fromkeys(
+        ("serve --https", "serve --tls-terminated-tcp"), "test_https_wants_a_certificate_before_it_is_served"
+    ),
     "why --udp": "test_why_takes_udp",
     **dict.fromkeys(
         ("tun --name", "tun --mtu", "tun --split", "tun --exclude", "tun --no-dns"), "test_tun_takes_its_options"

@@ -150,8 +150,7 @@ class Updating:
     ("method", "path", "part"),
     [
         ("POST", "tka/init", "Lock"),
-        ("POST", "tka/force-local-disable", "Lock"),
-        ("POST", "serve-config", "serve"), ("POST", "query-feature", "Funnel"),
+        ("POST", "tka/force-local-disable", "Lock"), ("POST", "query-feature", "Funnel"),
         ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
     ],
@@ -241,7 +240,7 @@ async def notices_of(daemon: Daemon) -> AsyncIterator[tuple[AsyncIterator[bytes]
 
     keeper, routes = daemon.keeper, Routes()
     api = LocalApi(keeper, daemon.prefs, daemon.own_api)
-    Bus(keeper, daemon.prefs, api).add_to(routes)
+    Bus(keeper, daemon.prefs, api, daemon.serving).add_to(routes)
     question = Question("GET", f"{API}watch-ipn-bus", {"mask": "2"}, {}, Asker(None, True), never)
     answer = await routes.find("GET", question.path, question.asker)(question)
     assert not isinstance(answer.body, bytes)
