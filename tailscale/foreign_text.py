@@ -19,6 +19,7 @@ _PARTS = (
     "forward",
     "funnel",
     "http",
+    "ingress",
     "link",
     "lock",
     "mesh",

@@ -72,7 +72,8 @@ WINGS: dict[str, set[str]] = {
         ("mesh", "proxy", "taildrop"),
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
-    "serve": VALUES | {"carry", "device", "http", "sockets"},
+    "ingress": VALUES | {"aio", "carry", "device", "proxy", "sockets", "sync", "threads"},
+    "serve": VALUES | {"carry", "device", "http", "ingress", "sockets"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
     | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
@@ -118,7 +119,7 @@ FACADES = {
     *("http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "ssh", "metrics", "dask", "daemon", "tui"),
     "web",
 }
-FACADES |= {"notebook"}
+FACADES |= {"ingress", "notebook"}
 SHELLS = {
     *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
     *("ts_derp/client.py", "ts_derp/dial.py"),
