@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tailscale.errors import AuthKeyNotMade as AuthKeyNotMade
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import CaptureFailed as CaptureFailed
+    from tailscale.errors import CertificateError as CertificateError
+    from tailscale.errors import CertificateNameRefused as CertificateNameRefused
+    from tailscale.errors import CertificateRateLimited as CertificateRateLimited
     from tailscale.errors import ConnectionRefused as ConnectionRefused
     from tailscale.errors import ConnectionReset as ConnectionReset
     from tailscale.errors import ConnectionTimedOut as ConnectionTimedOut
@@ -109,6 +112,9 @@ _HOMES = {
             "AuthKeyNotMade",
             "AuthKeyRejected",
             "CaptureFailed",
+            "CertificateError",
+            "CertificateNameRefused",
+            "CertificateRateLimited",
             "ConnectionRefused",
             "ConnectionReset",
         ),

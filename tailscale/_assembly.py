@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tailscale._process import Goodbye
+    from tailscale.certificates.keeper import CertificateKeeper
     from tailscale.lock import LockStatus
     from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
@@ -100,6 +101,7 @@ class Runtime:
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
         self._tun: TunDevice | None = None
+        self._certificates: CertificateKeeper | None = None
         self._manager: Any = None
         self._guard: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
@@ -415,6 +417,22 @@ class Runtime:
     async def _run_contained(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         with self.supervision.contained("ports"):
             await function(*arguments)
+
+    def certificate_keeper(self) -> CertificateKeeper:
+        """Made when it is first asked for: few want a certificate."""
+        if self._certificates is None:
+            from tailscale.certificates.challenges import Challenges
+            from tailscale.certificates.control import ControlCertificates
+            from tailscale.certificates.ground import DeviceGround
+            from tailscale.certificates.keeper import CertificateKeeper
+
+            challenges = Challenges()
+            ground = DeviceGround(self.directory, self.control, self.network, self.store, challenges)
+            source = self.config.certificates or ControlCertificates()
+            self._certificates = CertificateKeeper(source, ground, self.health, challenges)
+            self._held.enter_context(self.counters.include("certificates", self._certificates))
+            self._keep_running("certificates", self._certificates.run)
+        return self._certificates
 
     def set_preferences(self, preferences: Preferences) -> None:
         self.bus.publish(PreferencesChanged(preferences))

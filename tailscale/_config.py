@@ -84,6 +84,7 @@ class Config:
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
     on_flow: OnFlow | None = None
+    certificates: Any = None  # a `CertificateSource`, which stands above this
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")

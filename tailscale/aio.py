@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
+    from tailscale.threads.tls_listeners import TlsStreams
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -306,7 +307,7 @@ class Device(DeviceFace, AsyncWithOnly):
         port: int = 443,
         *,
         name: str | None = None,
-        tls: Tls,
+        tls: Tls | None = None,
         funnel_only: bool = False,
         relays: Sequence[str] = (),
     ) -> TailnetListener:
@@ -319,6 +320,29 @@ class Device(DeviceFace, AsyncWithOnly):
         sock = await self._await(lambda: bridges.listen_funnel(self._thread, port, **how), TailnetListener.close)
         sock.setblocking(False)
         return sock
+
+    certificate = awaited(TrioDevice.certificate)
+    tls_context = awaited(TrioDevice.tls_context)
+
+    async def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: ssl_module.SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+        limit: int = DEFAULT_STREAM_LIMIT,
+    ) -> TlsStreams:
+        """Accept TLS by this device's certificate, unless `tls` is another context: `async for reader, writer in ...`.
+
+        With a callback: `start_server(connected, 443, ssl=await device.tls_context())`.
+        """
+        from tailscale.threads.tls_listeners import TlsStreams
+
+        context = tls if tls is not None else await self.tls_context()
+        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
+        return await TlsStreams(context, sock.port).open(sock, limit)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None

@@ -56,13 +56,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.certificates.keeper import CertificateKeeper
+    from tailscale.certificates.listener import TlsListener
+    from tailscale.certificates.source import CertificateSource
+    from tailscale.certificates.value import Certificate
     from tailscale.dial.name_service import NameServer
     from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.forwarding import Forwarding, OnFlow
     from tailscale.funnel.arrivals import Handler as FunnelHandler
-    from tailscale.funnel.listening import FunnelListener, Tls
+    from tailscale.funnel.listening import FunnelListener, TakeBack, Tls
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
+HTTPS_PORT = 443
 CLOSED = "this Device has been closed: make a new one"
 
 
@@ -119,6 +124,7 @@ class Device(OwnNode, AsyncWithOnly):
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
+    - `certificates`: where they come from, a `CertificateSource`; else by control, from Let's Encrypt.
     """
 
     def __init__(
@@ -147,6 +153,7 @@ class Device(OwnNode, AsyncWithOnly):
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
         peerapi: bool = True,
+        certificates: CertificateSource | None = None,
     ) -> None:
         guard_logs()
         self._config = Config(
@@ -173,13 +180,12 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
+            certificates=certificates,
         )
         self._store = open_store(state)
         self._network: Network = HostNetwork()
-        self._readers = Readers()
         self._runtime: Runtime | None = None
-        self._process = OwnProcess()
-        self._closed = False
+        self._closed, self._process, self._readers = False, OwnProcess(), Readers()
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -388,6 +394,72 @@ class Device(OwnNode, AsyncWithOnly):
         runtime = self._ready()
         return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
 
+    @briefly
+    async def certificate(self, name: str | None = None, *, min_validity: float = 0.0) -> Certificate:
+        """A certificate for this device's name, renewed in time while the device lives, and kept in its state.
+
+        `name` is another name that the device may have one for. One that is good for less than `min_validity` seconds
+        is replaced first. Raises `CertificateError`, whose sentence says what to set or to do instead.
+
+        ```python
+        certificate = await device.certificate()
+        print(certificate.names, certificate.expires)
+        ```
+        """
+        return await self._ready().certificate_keeper().certificate(name, min_validity)
+
+    @briefly
+    async def tls_context(self, name: str | None = None) -> ssl.SSLContext:
+        """A server's `ssl.SSLContext` that follows renewals: each handshake is given what is held at that moment.
+
+        It chooses by the name that the client wants, among those that `certificate` was asked for. For any server of
+        this process: `uvicorn`, `asyncio.start_server(ssl=...)`, your own.
+
+        ```python
+        context = await device.tls_context()
+        ```
+        """
+        from tailscale.certificates.contexts import FollowingContext  # few do
+
+        keeper = self._ready().certificate_keeper()
+        await keeper.certificate(name)
+        return FollowingContext(keeper)
+
+    @briefly
+    async def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+    ) -> TlsListener:
+        """`listen` with TLS: by this device's certificate, unless `tls` is another context. Clients see `name`.
+
+        ```python
+        async def handle(stream):
+            await stream.send_all(f"hello {stream.peer.hostname}\\n".encode())
+
+
+        listener = await device.listen_tls(443)
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        ```
+        """
+        from tailscale.certificates.listener import TlsListener
+
+        context = tls if tls is not None else await self.tls_context()
+        return TlsListener(await self.listen(port, host=host, backlog=backlog, announce=announce), context)
+
+    def certificate_keeper(self) -> CertificateKeeper:
+        """What holds and renews certificates, for those who show them by themselves or carry names from the internet.
+
+        ```python
+        device.certificate_keeper().challenges.carried.add("pub.example.com")
+        ```
+        """
+        return self._ready().certificate_keeper()
+
     @contextmanager
     def announce(self, word: str, port: int) -> Iterator[None]:
         """Let peers find an open TCP port by one word more, while the block runs: `node.announced[word]`.
@@ -435,16 +507,17 @@ class Device(OwnNode, AsyncWithOnly):
         port: int = 443,
         *,
         name: str | None = None,
-        tls: Tls,
+        tls: Tls | None = None,
         funnel_only: bool = False,
         relays: Sequence[str] = (),
     ) -> FunnelListener:
         """Accept connections from the internet, which Funnel relays bring, and from peers unless `funnel_only`.
 
-        TLS ends here: by the tailnet's certificate, or by `tls`, a context or a function that finds one by the name a
-        client asks for. `name` is a public name of one's own, which a relay of one's own leads here. `relays` are nodes
-        that may bring what is for this name, beside those to whom the policy grants it. `FunnelUnavailable` says what
-        the tailnet lacks. A stream's `source` is what the relay says, and nobody's identity: its `peer` is None.
+        TLS ends here: by this device's certificate, which is had through the relay where the name is one's own, or by
+        `tls`, a context or a function that finds one by the name a client asks for. `name` is a public name of one's
+        own, which a relay of one's own leads here. `relays` are nodes that may bring what is for it, beside those to
+        whom the policy grants that. `FunnelUnavailable` says what the tailnet lacks. A stream's `source` is what the
+        relay says, and nobody's identity: its `peer` is None.
 
         ```python
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -455,9 +528,36 @@ class Device(OwnNode, AsyncWithOnly):
         from tailscale.funnel.words import place_of
 
         runtime = self._with_peerapi("a Funnel relay")
-        place = place_of(runtime.directory.known_netmap(), port, name, relays)
+        place, arrivals = place_of(runtime.directory.known_netmap(), port, name, relays), runtime.arrivals
         listening = None if funnel_only else self.listen(port)
-        return await open_listener(runtime.arrivals, place, tls, listening, runtime.spawn)
+        if tls is not None:
+            return await open_listener(arrivals.publish, place, tls, listening, runtime.spawn, arrivals.drops)
+        from tailscale.certificates.contexts import FollowingContext
+
+        keeper = runtime.certificate_keeper()
+        context = FollowingContext(keeper)
+        listener = await open_listener(self._publish, place, context, listening, runtime.spawn, arrivals.drops)
+        try:
+            await keeper.certificate(place.name)  # which may come through a relay, so that it has to be open before
+        except BaseException:
+            listener.shut()
+            raise
+        return listener
+
+    def _publish(self, name: str, port: int, handler: FunnelHandler | None, relays: Sequence[str]) -> TakeBack:
+        """What is published at port 443 may be proven by what comes to it."""
+        runtime = self._ready()
+        take_back = runtime.arrivals.publish(name, port, handler, relays)
+        if port != HTTPS_PORT or handler is None:
+            return take_back
+        carried = runtime.certificate_keeper().challenges.carried
+        carried.add(name)
+
+        def end() -> None:
+            carried.discard(name)
+            take_back()
+
+        return end
 
     @contextmanager
     def answer_funnel(
@@ -479,8 +579,8 @@ class Device(OwnNode, AsyncWithOnly):
         """
         from tailscale.funnel.words import public_name
 
-        runtime = self._with_peerapi(f"a relay for {name}")
-        take_back = runtime.arrivals.publish(public_name(name), port, handler, relays)
+        self._with_peerapi(f"a relay for {name}")
+        take_back = self._publish(public_name(name), port, handler, relays)
         try:
             yield
         finally:

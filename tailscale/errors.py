@@ -29,6 +29,9 @@ __all__ = [
     "AuthKeyRejected",
     "BadPacket",
     "CaptureFailed",
+    "CertificateError",
+    "CertificateNameRefused",
+    "CertificateRateLimited",
     "ConnectionRefused",
     "ConnectionReset",
     "ConnectionTimedOut",
@@ -236,6 +239,22 @@ class LockError(TailscaleError):
 
 class CaptureFailed(TailscaleError, OSError):
     """What was captured could not be written; its cause is what the file said."""
+
+
+class CertificateError(TailscaleError):
+    """There is no certificate to be had now; `retry_at` is when another attempt makes sense, where that is known."""
+
+    def __init__(self, sentence: str, retry_at: float | None = None) -> None:
+        self.retry_at = retry_at  # Unix time
+        super().__init__(sentence)
+
+
+class CertificateNameRefused(CertificateError):
+    """This device can have no certificate for that name, or for none at all."""
+
+
+class CertificateRateLimited(CertificateError):
+    """The authority issues no more for now: `retry_at` says until when, if it did."""
 
 
 class DeviceClosed(TailscaleError):

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 _PARTS = (
+    "certificates",
     "control",
     "daemon",
     "forward",
@@ -26,6 +27,7 @@ _PARTS = (
     "peerapi",
     "proxy",
     "relay",
+    "serve",
     "ssh",
     "state",
     "taildrop",

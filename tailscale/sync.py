@@ -31,6 +31,7 @@ from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
     import os
+    import ssl
     from types import TracebackType
     from typing import Unpack
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
+    from tailscale.threads.tls_listeners import TlsSockets
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -182,7 +184,7 @@ class Device(DeviceFace, WithOnly):
         port: int = 443,
         *,
         name: str | None = None,
-        tls: Tls,
+        tls: Tls | None = None,
         funnel_only: bool = False,
         relays: Sequence[str] = (),
     ) -> TailnetListener:
@@ -193,6 +195,24 @@ class Device(DeviceFace, WithOnly):
         """
         how = bridges.Publishing(name=name, tls=tls, funnel_only=funnel_only, relays=relays)
         return self._await(lambda: bridges.listen_funnel(self._thread, port, **how), TailnetListener.close)
+
+    certificate = blocking(TrioDevice.certificate)
+    tls_context = blocking(TrioDevice.tls_context)
+
+    def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+    ) -> TlsSockets:
+        """`listen` with TLS, by this device's certificate unless `tls` is another context."""
+        from tailscale.threads.tls_listeners import TlsSockets
+
+        context = tls if tls is not None else self.tls_context()
+        return TlsSockets(self.listen(port, host=host, backlog=backlog, announce=announce), context)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None

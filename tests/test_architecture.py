@@ -25,6 +25,7 @@ from tailscale.runtime.bus import Message, Rate, Reliable
 
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
+    "ts_acme": {"ts_base"},
     "ts_control": {"ts_base", "ts_lock"},
     "ts_derp": {"ts_base"},
     "ts_lock": {"ts_base"},
@@ -52,20 +53,45 @@ WINGS: dict[str, set[str]] = {
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
+    "certificates": VALUES | {"runtime", "sockets"},
     "funnel": VALUES | {"peerapi", "runtime", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "funnel", "peerapi", "runtime", "sockets"},
+    "_assembly": VALUES
+    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
-    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "funnel", "local_ports", "peerapi", "runtime"}
-    | {"sockets"},
+    | {
+        "_assembly",
+        "_diagnostics",
+        "capturing",
+        "carry",
+        "certificates",
+        "dial",
+        "funnel",
+        "local_ports",
+        "peerapi",
+        "runtime",
+        "sockets",
+    },
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
-    "threads": VALUES | {"capturing", "carry", "device", "funnel", "local_ports", "sockets"},
+    "threads": VALUES | {"capturing", "carry", "certificates", "device", "funnel", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"),
         VALUES
-        | {"capturing", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
+        | {
+            "capturing",
+            "certificates",
+            "device",
+            "files",
+            "funnel",
+            "local_ports",
+            "mesh",
+            "proxy",
+            "sockets",
+            "taildrop",
+            "threads",
+        },
     ),
-    "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "certificates", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     "files": VALUES | {"http1", "sockets", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(
@@ -73,10 +99,18 @@ WINGS: dict[str, set[str]] = {
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
     "ingress": VALUES | {"aio", "carry", "device", "proxy", "sockets", "sync", "threads"},
-    "serve": VALUES | {"carry", "device", "http", "ingress", "sockets"},
+    "serve": VALUES | {"carry", "device", "files", "http", "http1", "ingress", "local_ports", "sockets", "threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
-    | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
+    | {
+        "aio",
+        "certificates",
+        "device",
+        "runtime",
+        "sockets",
+        "sync",
+        "threads",
+    },  # a tailnet is composed of the runtime's networks
     "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "web": VALUES | {"device", "http", "http1", "metrics"},
@@ -168,6 +202,9 @@ PURE = {
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
+    "tailscale/serve/config.py",
+    "tailscale/serve/mounts.py",
+    "tailscale/serve/ranges.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
     "tailscale/taildrop/recipients.py",

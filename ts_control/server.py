@@ -28,11 +28,14 @@ from ts_control.server_ssh import Asked, SshCheck, SshChecks
 from ts_control.ssh_policy import SSHAction
 from ts_control.wire import DERPMap, DNSConfig, DNSRecord, Location, MapRequest, PingRequest, Resolver, Service
 from ts_control.wire_lock import LockAnswer, LockRequest
-from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
+from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys, SetDnsRequest
 
 MINIMUM_VERSION = 111  # older clients do not know a peer's HomeDERP
 MAX_PINGS = 1024
 DEFAULT_USER = "user@tailnet.test"
+LONGEST_TEXT_RECORD = 255
+
+PublishText = Callable[[str, str], object]  # the name of a TXT record, and what it says
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +90,7 @@ class ControlServer:
         self._maps.url = self.url
         self._checks = SshChecks(self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock)
         self.pings: dict[str, PingSent] = {}
+        self._publish_text: PublishText | None = None
 
     def appear_as(self, machine: MachinePrivate) -> None:
         """Prove to be this machine on connections that are made from now on."""
@@ -174,6 +178,33 @@ class ControlServer:
             self._maps.lock = info
             self._news.changes.facts["TKAInfo"] = msgspec.Raw(encode_json(info))
         self._news.settle(now)
+
+    def serve_certificates(self, publish: PublishText | None, now: float) -> None:
+        """Let every device have a certificate for its name: `publish` makes TXT records, as the tailnet's own DNS does.
+
+        None takes that back.
+        """
+        self._publish_text = publish
+        self._maps.has_certificates = publish is not None
+        for device in self.directory:
+            self._news.note(device, {"capabilities"}, now)
+        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
+        self._news.settle(now)
+
+    @property
+    def serves_certificates(self) -> bool:
+        return self._publish_text is not None
+
+    def publish_text(self, machine: MachinePublic, request: SetDnsRequest) -> None:
+        """What a device asks for to prove its name to others. DirectoryError says why not."""
+        device = self.directory.by_key(request.node_key)
+        if device is None or device.machine != machine:
+            raise DirectoryError("node not found")
+        own = f"_acme-challenge.{self._maps.full_name(device).rstrip('.')}"
+        if request.type != "TXT" or request.name != own or not 0 < len(request.value) <= LONGEST_TEXT_RECORD:
+            raise DirectoryError(f"a device may only write the TXT records of {own}")
+        if self._publish_text is not None:
+            self._publish_text(request.name, request.value)
 
     def pretend_no_lock(self) -> None:
         """Say nothing of the lock in maps from now on, as a server that lies or has forgotten it."""

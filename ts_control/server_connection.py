@@ -23,7 +23,7 @@ from ts_control.ssh_rules import CHECK_PATH
 from ts_control.wire import MapRequest
 from ts_control.wire_lock import ROOT as LOCK_ROOT
 from ts_control.wire_lock import LockRequest
-from ts_control.wire_register import EarlyNoise, RegisterRequest
+from ts_control.wire_register import EarlyNoise, RegisterRequest, SetDnsRequest
 
 MAX_BODY = 1 << 20
 MAX_OPEN_REQUESTS = 64
@@ -160,6 +160,8 @@ class ServedConnection:
                 self._lock(request.stream, path.removeprefix(LOCK_ROOT), body, now)
             elif path.startswith(CHECK_PATH):
                 self._ssh_action(request.stream, path, query)
+            elif path == "/machine/set-dns" and self._server.serves_certificates:
+                self._set_dns(request.stream, body)
             elif path.startswith("/machine/webclient/"):
                 self._refuse(request.stream, 404, "not found")
             else:
@@ -194,6 +196,15 @@ class ServedConnection:
             self._maps[stream] = answer
         else:
             self._http.send_body(stream, answer, end=True)
+
+    def _set_dns(self, stream: int, body: bytes) -> None:
+        try:
+            self._server.publish_text(self.machine, decode_json_untrusted(SetDnsRequest, body))
+        except DirectoryError as problem:
+            self._refuse(stream, 400, str(problem))
+        else:
+            self._http.respond(stream, 200, _JSON)
+            self._http.send_body(stream, b"{}", end=True)
 
     def _lock(self, stream: int, what: str, body: bytes, now: float) -> None:
         request = decode_json_untrusted(LockRequest, body)

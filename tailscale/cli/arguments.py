@@ -12,6 +12,7 @@ from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.file_arguments import add_file
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
+from tailscale.cli.serve_arguments import add_serve
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
 
@@ -103,6 +104,7 @@ def build_parser() -> Parser:
     _add_account(adder)
     add_mesh(adder)
     add_file(adder)
+    add_serve(adder)
     _add_daemon(adder)
     _add_about(adder)
     return parser

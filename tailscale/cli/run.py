@@ -49,6 +49,7 @@ HOMES = {
     "logout": "account",
     **dict.fromkeys(("ls", "send", "recv", "wait", "watch", "tcp"), "mesh"),
     "file": "file",
+    "serve": "serve",
     "top": "top",
     "web": "web",
     "up": "up",

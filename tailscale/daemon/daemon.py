@@ -31,6 +31,7 @@ from tailscale.daemon.parts import KINDS, Parts, Started
 from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
 from tailscale.daemon.rooms import ROOMS, Room
+from tailscale.daemon.serving import Serving
 from tailscale.daemon.settings import Settings
 from tailscale.daemon.taildrop import Taildrop
 from tailscale.daemon.transport import Transport, transport_for
@@ -91,12 +92,15 @@ class Daemon:
         self.meshes = Meshes()
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.taildrop = Taildrop(self.keeper, Path(where.state).with_suffix(".files"))
-        self.parts = Parts({**KINDS, "mesh": self._run_mesh, "taildrop": self.taildrop.run})
+        kept = store if store is not None else MemoryStore()
+        self._transport = transport or transport_for(where.socket)
+        self.serving = Serving(self.keeper, kept, self._transport.path)
+        of_rooms = {"mesh": self._run_mesh, "serve": self.serving.run_setting, "taildrop": self.taildrop.run}
+        self.parts = Parts(KINDS | of_rooms)
         self._apps = list(apps)
         self._want_parts()
         self.calls = Calls(lambda call: run_command(self, call))
-        self._transport = transport or transport_for(where.socket)
-        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
+        self.prefs = Prefs(self.keeper, kept)
         self._ending = trio.Event()
         self._outcome = ENDED
         routes = Routes()
@@ -112,8 +116,9 @@ class Daemon:
         self.door.add_upgrade(f"{ROOT}run", PROTOCOL, self.calls.serve)
         localapi = LocalApi(self.keeper, self.prefs, self.own_api)
         localapi.add_to(routes, self.door)
-        Bus(self.keeper, self.prefs, localapi).add_to(routes)
+        Bus(self.keeper, self.prefs, localapi, self.serving).add_to(routes)
         self.taildrop.add_to(routes)
+        self.serving.add_to(routes)
         self.rooms = [make(self.keeper) for make in rooms]
         for room in self.rooms:
             room.add_to(routes)
@@ -128,6 +133,7 @@ class Daemon:
         guard_logs()
         with pid_file(self.places.pid), self.log.running():
             self.prefs.load()
+            self.serving.load()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.door.run)
                 log.info("the daemon listens at %s, process %d", self._transport.path, os.getpid())
@@ -154,6 +160,7 @@ class Daemon:
         """What runs while a Device is usable."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
+            nursery.start_soon(self.serving.run, device)
             nursery.start_soon(self.parts.run, device)
             for room in self.rooms:
                 nursery.start_soon(room.run, device)

@@ -136,6 +136,16 @@ SECTIONS: dict[str, Section] = {
             "exists": _choice("rename", "replace", "refuse"),
         }
     ),
+    "serve": Section(
+        {
+            **dict.fromkeys(("http", "https", "tcp", "tls_terminated_tcp"), PORT),
+            "path": TEXT,
+            "to": TEXT,
+            "proxy_protocol": _number(0, 2),
+        },
+        ("to",),
+        is_list=True,
+    ),
     "expose": Section(
         {"port": PORT, "to": _place(unix=False), "proxy_protocol": _number(0, 2)}, ("port", "to"), is_list=True
     ),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale.testing.certificates import DEFAULT_LIFETIME, Certificates
 from tailscale.testing.exits import EVERYWHERE, PlayedExit
 from tailscale.testing.lans import VirtualLan
 from tailscale.testing.network import VirtualHost
@@ -62,7 +63,8 @@ class Tailnet:
     ```
 
     Without `real` nothing leaves the process and no socket is opened; `latency` (seconds) and `loss` (0..1) then apply
-    to every link. With `real=True` control and relay listen on loopback, where other programs can join too.
+    to every link. With `real=True` control and relay listen on loopback, where other programs can join too. With
+    `certificates` an authority gives devices certificates for their names; a number is for how many seconds.
     """
 
     control: Control
@@ -78,8 +80,11 @@ class Tailnet:
         policy: Policy | str | Mapping[str, Any] | None = None,
         domain: str = "tailnet.test",
         key_lifetime: float = 0.0,
+        certificates: bool | float = False,
     ) -> None:
         self._real = real
+        self._lifetime = DEFAULT_LIFETIME if certificates is True else float(certificates)
+        self._authority: Certificates | None = None
         self._world = (seed, latency, loss)
         self._control_options = (domain, policy, key_lifetime)
         self._hosts: dict[Device, str] = {}
@@ -108,6 +113,10 @@ class Tailnet:
             await self.relay.start()
             self.control.set_derp_map(self.relay.derp_map())
             await self.control.start()
+            if self._lifetime:
+                self._authority = Certificates(self._place, servers, self._lifetime)
+                await self._authority.start()
+                self.control.do(self.control.server.serve_certificates, self._authority.publish)
             async with trio.open_nursery() as self._devices:
                 self._closing = trio.Event()
                 try:
@@ -118,6 +127,13 @@ class Tailnet:
 
     def _is_enrolled(self, key: bytes) -> bool:
         return self.control.server.directory.by_key(NodePublic(key)) is not None
+
+    @property
+    def certificates(self) -> Certificates:
+        """The authority of a `Tailnet(certificates=True)`."""
+        if self._authority is None:
+            raise RuntimeError("this Tailnet has no certificates: make it with Tailnet(certificates=True)")
+        return self._authority
 
     # Devices
 
@@ -133,6 +149,8 @@ class Tailnet:
         host = hostname if hostname not in self._hosts.values() else f"{hostname}#{self._joined}"
         options.setdefault("control_url", self.control.url)
         options.setdefault("auth_key", None)
+        if self._authority is not None:
+            options.setdefault("certificates", self._authority.source)
         if options["auth_key"] is None:
             options["auth_key"] = self.auth_key()
         device = Device.on(self._place.network(host), hostname, **options)

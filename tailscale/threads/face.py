@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tailscale._config import AuthKey, Preferences
     from tailscale.capturing import Capture, CaptureStatistics
+    from tailscale.certificates.source import CertificateSource
     from tailscale.forwarding import Forwarding, ForwardLimits, IncomingFlow
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
@@ -69,6 +70,7 @@ class DeviceOptions(TypedDict, total=False):
     tls: ssl.SSLContext | None
     handle_sigterm: bool
     peerapi: bool
+    certificates: CertificateSource | None
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:

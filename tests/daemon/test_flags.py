@@ -99,6 +99,13 @@ OF_ONE = {
     "file get --wait": "test_file_get_waits_and_goes_on",
     "file get --loop": "test_file_get_waits_and_goes_on",
     "file get --conflict": "test_file_get_fetches_what_waits",
+    **dict.fromkeys(
+        (
+            *("serve --https", "serve --http", "serve --tcp", "serve --tls-terminated-tcp", "serve --bg"),
+            *("serve --set-path", "serve --proxy-protocol", "serve --accept-app-caps"),
+        ),
+        "test_serve_in_the_background_is_shown_kept_and_ended",
+    ),
     "why --udp": "test_why_takes_udp",
 }
 

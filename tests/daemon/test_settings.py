@@ -44,6 +44,24 @@ port = 80
 proxy_protocol = 1
 to = "127.0.0.1:3000"
 
+[[serve]]
+http = 80
+path = "/docs"
+to = "/srv/docs"
+
+[[serve]]
+https = 443
+to = "3000"
+
+[[serve]]
+tcp = 5432
+to = "localhost:5432"
+proxy_protocol = 2
+
+[[serve]]
+tls_terminated_tcp = 5433
+to = "localhost:5432"
+
 [[proxy]]
 listen = "127.0.0.1:1080"
 exit = "NL"
@@ -76,11 +94,12 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "metrics"]
+    kinds = [kind for kind, _ in found.parts if kind != "serve"]
+    assert kinds == ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "metrics"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
-    assert KINDS.keys() | {"mesh", "taildrop"} == SECTIONS.keys() - {"device", "log"}
+    assert KINDS.keys() | {"mesh", "serve", "taildrop"} == SECTIONS.keys() - {"device", "log"}
 
 
 @pytest.mark.parametrize(

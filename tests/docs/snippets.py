@@ -26,7 +26,7 @@ import tailscale
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
-    *("capturing", "explanation", "forwarding"),
+    *("capturing", "certificates", "explanation", "forwarding"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
     *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
 )

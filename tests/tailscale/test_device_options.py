@@ -19,6 +19,7 @@ NOT_FOR_COMMANDS = {
     *("accept_routes", "exit_node", "advertise_routes", "shields_up"),  # of services, which are programs
     *("advertise_exit_node", "forward", "on_flow"),
     *("on_login_url", "login_timeout", "ready_timeout", "udp_port", "tls"),
+    "certificates",  # the daemon has control's
     "peerapi",  # a daemon and a command have one, as every node has
     "handle_sigterm",  # they hear signals themselves
 }
