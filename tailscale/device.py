@@ -559,6 +559,20 @@ class Device(OwnNode, AsyncWithOnly):
 
         return end
 
+    def check_funnel(self, name: str, port: int) -> None:
+        """Raise `FunnelUnavailable` where the tailnet's own relays may not lead to a port of this device.
+
+        ```python
+        try:
+            device.check_funnel(device.name, 443)
+        except tailscale.FunnelUnavailable as problem:
+            print(problem.missing, problem)
+        ```
+        """
+        from tailscale.funnel.words import place_of
+
+        place_of(self._ready().directory.known_netmap(), port, name, ())
+
     @contextmanager
     def answer_funnel(
         self, name: str, port: int, handler: FunnelHandler | None, *, relays: Sequence[str] = ()

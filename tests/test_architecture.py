@@ -99,7 +99,9 @@ WINGS: dict[str, set[str]] = {
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
     "ingress": VALUES | {"aio", "carry", "device", "proxy", "sockets", "sync", "threads"},
-    "serve": VALUES | {"carry", "device", "files", "http", "http1", "ingress", "local_ports", "sockets", "threads"},
+    "serve": VALUES
+    | {"carry", "certificates", "device", "files", "funnel", "http", "http1", "ingress", "local_ports", "sockets"}
+    | {"threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
     | {

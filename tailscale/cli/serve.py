@@ -85,14 +85,23 @@ def add(config: ServeConfig, host: str, target: str, options: argparse.Namespace
     config.set_tcp(port, to.to, sni=host if to.tls else "", proxy_protocol=to.proxy_protocol)
 
 
+async def _certified(device: Device, options: argparse.Namespace, screen: Screen) -> Device:
+    """The device, once it has a certificate where one is needed: what is missing is told now."""
+    if kind_and_port(options)[0] in ("https", "tls-terminated-tcp"):
+        screen.show("waiting for a certificate")
+        await device.certificate()
+        screen.hide()
+    return device
+
+
 async def _publish(target: str, options: argparse.Namespace, screen: Screen) -> int:
     host = hosting()
     if host is None:
         if options.bg:
             raise TailscaleError(NEEDS_A_DAEMON)
         async with joined(options, screen) as device:
-            return await _publish_alone(device, target, options, screen)
-    device = await borrow(host, options, screen)
+            return await _publish_alone(await _certified(device, options, screen), target, options, screen)
+    device = await _certified(await borrow(host, options, screen), options, screen)
     serving = host.served_by.serving
     if options.bg:
         config = serving.config

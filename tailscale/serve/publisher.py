@@ -22,8 +22,9 @@ from tailscale.http.lifespan import Lifespan
 from tailscale.http1.visits import Visits
 from tailscale.serve.config import OWN_NAME, Json, kind_of
 from tailscale.serve.forwards import forward
+from tailscale.serve.funnels import Funnels
 from tailscale.serve.plan import Plan
-from tailscale.serve.secure import Certificates, NoSuchName, hear_hello
+from tailscale.serve.secure import PROVING, Certificates, Given, NoSuchName, OfDevice, hear_hello
 from tailscale.serve.site import Site
 from tailscale.serve.targets import App
 
@@ -80,7 +81,12 @@ class Publisher:
     """Lives while a Serve runs."""
 
     def __init__(
-        self, device: Device, plan: Callable[[], Plan], certificates: Certificates, limits: Limits, own_socket: str
+        self,
+        device: Device,
+        plan: Callable[[], Plan],
+        certificates: OfDevice | Given,
+        limits: Limits,
+        own_socket: str,
     ) -> None:
         self._device = device
         self._plan = plan
@@ -93,6 +99,7 @@ class Publisher:
         self._ports: dict[int, Port] = {}
         self._lives: dict[App, Lifespan] = {}
         self._changed = trio.Event()
+        self._funnels = Funnels(device, self.take)
 
     def change(self) -> None:
         """The plan is another one."""
@@ -132,8 +139,10 @@ class Publisher:
                 self._changed = trio.Event()
                 await self._start_apps(nursery)
                 self._reconcile(nursery)
+                self._funnels.follow(self._plan().funnels)
                 await self._changed.wait()
         finally:
+            self._funnels.close()
             for life in self._lives.values():
                 await life.stop(self._limits.shutdown_timeout)
 
@@ -225,7 +234,7 @@ class Publisher:
             if kind == "https":
                 stream, tls, arrival = await self._secured(stream, arrival)
             elif kind == "tls-terminated-tcp":
-                tls = await self._certificate(self._named(handler["TerminateTLS"]))
+                tls = await self._certificate(self._certificates.for_bytes, self._named(handler["TerminateTLS"]))
             if kind in ("http", "https"):
                 is_left = True  # it gives the place back itself
                 await self._connections.attend(stream, tls, arrival, visit)
@@ -250,16 +259,23 @@ class Publisher:
     async def _secured(self, stream: Stream, arrival: Arrival) -> tuple[Stream, ssl.SSLContext, Arrival]:
         number = arrival.local_address[1]
         with trio.fail_after(self._limits.head_timeout):
-            name, stream = await hear_hello(stream, lambda name: self.site.serves(name, number))
-        return stream, await self._certificate(name), arrival._replace(is_secure=True, name=name)
+            hello, stream = await hear_hello(stream, lambda name: self.site.serves(name, number))
+        if hello.protocols == PROVING:
+            return stream, self._certificates.for_validator(), arrival._replace(is_secure=True, name=hello.name)
+        name = hello.name.lower()
+        return (
+            stream,
+            await self._certificate(self._certificates.for_web, name),
+            arrival._replace(is_secure=True, name=name),
+        )
 
     def _named(self, name: str) -> str:
         return self.site.own_name if name == OWN_NAME else name
 
-    async def _certificate(self, name: str) -> ssl.SSLContext:
+    async def _certificate(self, source: Certificates, name: str) -> ssl.SSLContext:
         try:
             with trio.fail_after(CERTIFICATE_PATIENCE):
-                return await self._certificates(name)
+                return await source(name)
         except (TailscaleError, OSError, trio.TooSlowError) as problem:
             log.warning("there is no certificate for %s: %s", name, problem)
             raise

@@ -8,49 +8,89 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from tailscale.carry import Stream
+from ts_acme.client_hello import ClientHello, client_hello_untrusted
+from ts_base.errors import BadPacket
+
+if TYPE_CHECKING:
+    from tailscale.device import Device
 
 Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
 """The context for a name. Errors that it raises are told in the log, and end the connection."""
+HTTP1 = ["http/1.1"]
+PROVING = ("acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
+INTERNAL_ERROR = b"\x15\x03\x03\x00\x02\x02\x50"  # RFC 8446, 6: an alert, fatal
 LONGEST_HELLO = 64 << 10  # RFC 8446, 5.1: four records hold what any client says first
+
+
+class OfDevice:
+    """The certificates of a device, as it renews them."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._contexts: dict[str, ssl.SSLContext] = {}
+
+    async def for_web(self, name: str) -> ssl.SSLContext:
+        """One that also proves names to an authority, where a connection from the internet asks it to."""
+        context = self._contexts.get(name)
+        if context is None:
+            context = await self._device.tls_context(name)
+            context.set_alpn_protocols(HTTP1)
+            self._contexts[name] = context
+        return context
+
+    def for_validator(self) -> ssl.SSLContext:
+        """One for an authority that looks whether a name leads here, for which there may be no certificate yet."""
+        from tailscale.certificates.contexts import FollowingContext  # few prove a name so
+
+        return FollowingContext(self._device.certificate_keeper())
+
+    async def for_bytes(self, name: str) -> ssl.SSLContext:
+        """One that shows that name's certificate, whatever the client asks for."""
+        from tailscale.certificates.contexts import server_context  # few take TLS off
+
+        certificate = await self._device.certificate(name)
+        return await trio.to_thread.run_sync(server_context, certificate.chain_pem, certificate.key_pem)
+
+
+class Given:
+    """Those that a program hands in."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self.for_web = self.for_bytes = certificates
+
+    def for_validator(self) -> ssl.SSLContext:
+        """Whoever hands certificates in proves names by other ways."""
+        raise NoSuchName("an authority looks whether a name leads here, whose certificate is not this device's affair")
 
 
 class NoSuchName(ConnectionError):
     """A client that asks for a name that is not served here."""
 
 
-async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[str, Stream]:
-    """The name that a TLS client asks for, and the stream with nothing of it taken. Raises NoSuchName."""
-    asked: list[str] = []
-
-    def on_name(_: ssl.SSLObject, name: str | None, __: ssl.SSLContext) -> int:
-        asked.append(name or "")
-        return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.sni_callback = on_name
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    listening = context.wrap_bio(incoming, outgoing, server_side=True)
+async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[ClientHello, Stream]:
+    """What a TLS client asks for, and the stream with nothing of it taken. Raises NoSuchName."""
     heard = b""
     while len(heard) < LONGEST_HELLO:
         data = bytes(await stream.receive_some())
         heard += data
-        incoming.write(data) if data else incoming.write_eof()
         try:
-            listening.do_handshake()
-        except ssl.SSLWantReadError:
-            continue
-        except ssl.SSLError as problem:
-            name = asked[0].lower() if asked else ""
-            if name and is_served(name):
-                return name, Replayed(stream, heard)
-            await stream.send_all(outgoing.read())
-            raise NoSuchName(f"{name!r} is not served here: {problem}") from None
-    raise NoSuchName("a client says hello for ever")
+            hello = client_hello_untrusted(heard)
+        except BadPacket as problem:
+            await stream.send_all(INTERNAL_ERROR)
+            raise NoSuchName(f"this is no TLS: {problem}") from None
+        if hello is not None:
+            if hello.name and is_served(hello.name.lower()):
+                return hello, Replayed(stream, heard)
+            await stream.send_all(INTERNAL_ERROR)
+            raise NoSuchName(f"{hello.name!r} is not served here")
+        if not data:
+            break
+    raise NoSuchName("a client did not say hello")
 
 
 class Replayed(trio.abc.HalfCloseableStream):

@@ -23,14 +23,12 @@ from tailscale.http1.limits import Limits
 from tailscale.serve.config import OWN_HOST, BadServeConfig, ServeConfig, clean_mount, handler_of
 from tailscale.serve.plan import Allow, Plan, plan_of
 from tailscale.serve.publisher import Publisher, ServeStatistics, urls_of
-from tailscale.serve.secure import Certificates
+from tailscale.serve.secure import Certificates, Given, OfDevice
 from tailscale.serve.targets import App, Forward, Mounts, target_of, tcp
 from tailscale.threads.awaiting import ended
 from tailscale.threads.face import DeviceFace, thread_of
 
 if TYPE_CHECKING:
-    import ssl
-
     from tailscale.carry import Stream
 
 Started = Callable[[tuple[str, ...]], object]
@@ -195,13 +193,8 @@ class Serve:
     async def _run(self, device: Device, started: Started, teller: Callable[[Publisher], Callable[[], None]]) -> None:
         if self._publisher is not None:
             raise TailscaleError("this Serve runs already")
-        publisher = Publisher(
-            device,
-            lambda: self._plan,
-            self._certificates or partial(_of_device, device),
-            self._limits,
-            self._own_socket,
-        )
+        certificates = Given(self._certificates) if self._certificates is not None else OfDevice(device)
+        publisher = Publisher(device, lambda: self._plan, certificates, self._limits, self._own_socket)
         self._publisher, self._tell = publisher, teller(publisher)
         try:
             with device.include("serve", publisher):
@@ -263,11 +256,6 @@ class Serve:
 
     def _own_name(self) -> str:
         return self._device.name.rstrip(".")
-
-
-async def _of_device(device: Device, name: str) -> ssl.SSLContext:
-    """The tailnet's certificates."""
-    raise TailscaleError(f"there is no certificate for {name}: give Serve(device, certificates=...)")
 
 
 def _port(port: int) -> int:

@@ -101,10 +101,13 @@ OF_ONE = {
     "file get --conflict": "test_file_get_fetches_what_waits",
     **dict.fromkeys(
         (
-            *("serve --https", "serve --http", "serve --tcp", "serve --tls-terminated-tcp", "serve --bg"),
+            *("serve --http", "serve --tcp", "serve --bg"),
             *("serve --set-path", "serve --proxy-protocol", "serve --accept-app-caps"),
         ),
         "test_serve_in_the_background_is_shown_kept_and_ended",
+    ),
+    **dict.fromkeys(
+        ("serve --https", "serve --tls-terminated-tcp"), "test_https_wants_a_certificate_before_it_is_served"
     ),
     "why --udp": "test_why_takes_udp",
 }

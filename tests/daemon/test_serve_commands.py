@@ -18,6 +18,7 @@ from daemon.test_commands_hosted import command, environment, run, wait_until
 
 from tailscale.cli import main
 from tailscale.cli.schema import read_schema
+from tailscale.cli.serve import lines_of
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.requests import DaemonError
@@ -59,8 +60,6 @@ def test_serve_in_the_background_is_shown_kept_and_ended(
     said = ["--http=80", "--set-path=/api", "--accept-app-caps=x.test/a,x.test/b"]
     assert main(["serve", *state, "--bg", *said, "localhost:3000"]) == 0
     assert main(["serve", *state, "--bg", "--tcp=5432", "--proxy-protocol=2", "5432"]) == 0
-    assert main(["serve", *state, "--bg", "--tls-terminated-tcp=5433", "5432"]) == 0
-    assert main(["serve", *state, "--bg", "--https=8443", "3000"]) == 0
     out = capfd.readouterr().out
     assert "http://keeper.tailnet.test (tailnet only)" in out
     (tmp_path / "a.txt").write_text("file")
@@ -72,7 +71,6 @@ def test_serve_in_the_background_is_shown_kept_and_ended(
     mounts = {"/": {"Text": "hello"}, "/docs/": {"Path": str(tmp_path)}, "/api": proxied}
     assert told["Web"][f"{NAME}:80"]["Handlers"] == mounts
     assert told["TCP"]["5432"] == {"TCPForward": "127.0.0.1:5432", "ProxyProtocol": 2}
-    assert told["TCP"]["5433"] == {"TCPForward": "127.0.0.1:5432", "TerminateTLS": NAME}
     kept = daemon.serving
     net.thread.do(kept.load)
     assert json.loads(kept.config.to_json()) == told
@@ -84,7 +82,6 @@ def test_serve_in_the_background_is_shown_kept_and_ended(
     assert main(["serve", *state, "status"]) == 0
     shown = capfd.readouterr().out
     assert f'http://{NAME} (tailnet only)\n|-- /    text  "hello"\n|-- /api proxy http://localhost:3000\n' in shown
-    assert "tcp port 5433 (TLS-terminated)\n|--> tcp://127.0.0.1:5432\n" in shown
     assert main(["serve", *state, "reset"]) == 0
     assert main(["serve", *state, "status"]) == 0
     assert "nothing is served" in capfd.readouterr().err
@@ -124,6 +121,25 @@ def test_serve_alone_has_a_device_of_its_own(net: World, tmp_path: Path) -> None
         assert served.wait(30) == 130
         assert served.stdout is not None
         served.stdout.close()
+
+
+def test_https_wants_a_certificate_before_it_is_served(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    for kind in ("--https=8443", "--tls-terminated-tcp=5433"):
+        assert main(["serve", *state, "--bg", kind, "3000"]) == 1
+        assert "docs/certificates.md" in capfd.readouterr().err
+
+
+def test_a_config_is_shown_as_upstream_shows_it() -> None:
+    tcp = {"5433": {"TCPForward": "127.0.0.1:5432", "TerminateTLS": NAME}, "8443": {"HTTPS": True}}
+    web = {f"{NAME}:8443": {"Handlers": {"/": {"Text": "x" * 30}, "/a": {"Redirect": "/b"}}}}
+    shown = list(lines_of(ServeConfig({"TCP": tcp, "Web": web, "AllowFunnel": {f"{NAME}:8443": True}})))
+    assert shown == [
+        "tcp port 5433 (TLS-terminated)",
+        "|--> tcp://127.0.0.1:5432",
+        f"https://{NAME}:8443 (Funnel on)",
+        f'|-- /  text  "{"x" * 17}..."',
+        "|-- /a redirect /b",
+    ]
 
 
 def test_what_cannot_be_is_a_sentence(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ import tailscale
 from tailscale.certificates import ControlCertificates
 from tailscale.ingress import Ingress, ingress
 from tailscale.peerapi.actor import PORT
+from tailscale.serve import Serve
 from tests.interop.ours import PATHS, environment, joined, tailnet, tls_for
 from tests.interop.processes import PORTS, poll_until
 from tests.interop.rig import Headscale, Pebble, Rig, Tailscaled, pebble
@@ -144,6 +145,44 @@ async def test_stock_and_ours_are_published_by_our_relay_under_headscale(r: Rig,
         assert authority.published == [], "both names were proven through the relay"
         assert ours.status().counters.levels["funnel.arrived"] >= 2, "the validator's and curl's"
         print(running.statistics())
+
+
+async def test_headers_behind_ours_are_those_behind_stock(r: Rig, tmp_path: Path) -> None:
+    """One ServeConfig on both, one relay, one list of requests: what the web server behind is told is compared."""
+    listen = PORTS.take()
+    async with contextlib.AsyncExitStack() as stack:
+        hs = await stack.enter_async_context(tailnet(r))
+        authority = await stack.enter_async_context(pebble(r, tls_port=listen))
+        port = await stack.enter_async_context(backend())
+        await stack.enter_async_context(stock_target(r, hs, authority, port))
+        gate = await stack.enter_async_context(joined(hs, "gate"))
+        ours = await stack.enter_async_context(await our_device(hs, "ours", authority))
+        await until_seen(gate, "stock", "ours")
+        await stack.enter_async_context(relay(gate, listen, {STOCK_NAME: "stock", OUR_NAME: "ours"}))
+        root = await root_file(authority, tmp_path)
+        await stack.enter_async_context(environment({"TS_ALLOW_SELF_INGRESS": "1"}))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        await nursery.start(Serve.from_json(ours, stock_config(OUR_NAME, port)).run)
+        for more in ADDED:
+            theirs = await curl(STOCK_NAME, listen, root, *more)
+            mine = await curl(OUR_NAME, listen, root, *more)
+            told = [{name: head["headers"].get(name) for name in TOLD} for head in (theirs, mine)]
+            told[0]["x-forwarded-host"] = str(told[0]["x-forwarded-host"]).replace(STOCK_NAME, OUR_NAME)
+            print(more, told[1])
+            assert told[0] == told[1], more
+            assert "root" not in json.dumps(mine["headers"]), more
+        assert authority.published == []
+
+
+ADDED = [
+    (),
+    ("-H", "Tailscale-User-Login: root"),
+    ("-H", "X-Forwarded-For: 198.51.100.7"),
+    ("-H", "Forwarded: for=198.51.100.7", "-H", "X-Forwarded-Proto: gopher"),
+    ("-H", "Tailscale-Funnel-Request: ?0", "-H", "Tailscale-User-Name: root"),
+    ("--http1.1", "-H", "Tailscale-Ingress-Src: 198.51.100.7:1"),
+]
 
 
 def lying(sources: str = "203.0.113.9:5555", target: str = f"{OUR_NAME}:443", host: str = "peer") -> bytes:

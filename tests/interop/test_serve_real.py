@@ -249,7 +249,8 @@ async def test_answers_are_those_of_stock_tailscaled(r: Rig, hs: Headscale) -> N
                     asked, heard = p.behind.told()
                     heard = {n: v.replace(p.names[who], "@NAME@") for n, v in heard.items()}
                     behind = asked, {n: v for n, v in heard.items() if n not in NOT_COMPARED_BEHIND}
-                seen[who] = {"status": status, "headers": kept, "body": answer, "behind": behind}
+                body_seen = answer.replace(p.names[who].encode(), b"@NAME@")
+                seen[who] = {"status": status, "headers": kept, "body": body_seen, "behind": behind}
             if seen["stock"] != seen["ours"]:
                 stock, ours = seen["stock"], seen["ours"]
                 differs = {key: (stock[key], ours[key]) for key in stock if stock[key] != ours[key]}
