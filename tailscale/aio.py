@@ -307,7 +307,7 @@ class Device(DeviceFace, AsyncWithOnly):
         port: int = 443,
         *,
         name: str | None = None,
-        tls: Tls,
+        tls: Tls | None = None,
         funnel_only: bool = False,
         relays: Sequence[str] = (),
     ) -> TailnetListener:

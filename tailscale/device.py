@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from tailscale.explanation import Explanation
     from tailscale.forwarding import Forwarding, OnFlow
     from tailscale.funnel.arrivals import Handler as FunnelHandler
-    from tailscale.funnel.listening import FunnelListener, Tls
+    from tailscale.funnel.listening import FunnelListener, TakeBack, Tls
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
+HTTPS_PORT = 443
 CLOSED = "this Device has been closed: make a new one"
 
 
@@ -509,16 +510,17 @@ class Device(OwnNode, AsyncWithOnly):
         port: int = 443,
         *,
         name: str | None = None,
-        tls: Tls,
+        tls: Tls | None = None,
         funnel_only: bool = False,
         relays: Sequence[str] = (),
     ) -> FunnelListener:
         """Accept connections from the internet, which Funnel relays bring, and from peers unless `funnel_only`.
 
-        TLS ends here: by the tailnet's certificate, or by `tls`, a context or a function that finds one by the name a
-        client asks for. `name` is a public name of one's own, which a relay of one's own leads here. `relays` are nodes
-        that may bring what is for this name, beside those to whom the policy grants it. `FunnelUnavailable` says what
-        the tailnet lacks. A stream's `source` is what the relay says, and nobody's identity: its `peer` is None.
+        TLS ends here: by this device's certificate, which is had through the relay where the name is one's own, or by
+        `tls`, a context or a function that finds one by the name a client asks for. `name` is a public name of one's
+        own, which a relay of one's own leads here. `relays` are nodes that may bring what is for it, beside those to
+        whom the policy grants that. `FunnelUnavailable` says what the tailnet lacks. A stream's `source` is what the
+        relay says, and nobody's identity: its `peer` is None.
 
         ```python
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -529,9 +531,50 @@ class Device(OwnNode, AsyncWithOnly):
         from tailscale.funnel.words import place_of
 
         runtime = self._with_peerapi("a Funnel relay")
-        place = place_of(runtime.directory.known_netmap(), port, name, relays)
+        place, arrivals = place_of(runtime.directory.known_netmap(), port, name, relays), runtime.arrivals
         listening = None if funnel_only else self.listen(port)
-        return await open_listener(runtime.arrivals, place, tls, listening, runtime.spawn)
+        if tls is not None:
+            return await open_listener(arrivals.publish, place, tls, listening, runtime.spawn, arrivals.drops)
+        from tailscale.certificates.contexts import FollowingContext
+
+        keeper = runtime.certificate_keeper()
+        context = FollowingContext(keeper)
+        listener = await open_listener(self._publish, place, context, listening, runtime.spawn, arrivals.drops)
+        try:
+            await keeper.certificate(place.name)  # which may come through a relay, so that it has to be open before
+        except BaseException:
+            listener.shut()
+            raise
+        return listener
+
+    def _publish(self, name: str, port: int, handler: FunnelHandler | None, relays: Sequence[str]) -> TakeBack:
+        """What is published at port 443 may be proven by what comes to it."""
+        runtime = self._ready()
+        take_back = runtime.arrivals.publish(name, port, handler, relays)
+        if port != HTTPS_PORT or handler is None:
+            return take_back
+        carried = runtime.certificate_keeper().challenges.carried
+        carried.add(name)
+
+        def end() -> None:
+            carried.discard(name)
+            take_back()
+
+        return end
+
+    def check_funnel(self, name: str, port: int) -> None:
+        """Raise `FunnelUnavailable` where the tailnet's own relays may not lead to a port of this device.
+
+        ```python
+        try:
+            device.check_funnel(device.name, 443)
+        except tailscale.FunnelUnavailable as problem:
+            print(problem.missing, problem)
+        ```
+        """
+        from tailscale.funnel.words import place_of
+
+        place_of(self._ready().directory.known_netmap(), port, name, ())
 
     @contextmanager
     def answer_funnel(
@@ -553,8 +596,8 @@ class Device(OwnNode, AsyncWithOnly):
         """
         from tailscale.funnel.words import public_name
 
-        runtime = self._with_peerapi(f"a relay for {name}")
-        take_back = runtime.arrivals.publish(public_name(name), port, handler, relays)
+        self._with_peerapi(f"a relay for {name}")
+        take_back = self._publish(public_name(name), port, handler, relays)
         try:
             yield
         finally:

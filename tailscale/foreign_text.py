@@ -20,6 +20,7 @@ _PARTS = (
     "forward",
     "funnel",
     "http",
+    "ingress",
     "link",
     "lock",
     "mesh",

@@ -184,7 +184,7 @@ class Device(DeviceFace, WithOnly):
         port: int = 443,
         *,
         name: str | None = None,
-        tls: Tls,
+        tls: Tls | None = None,
         funnel_only: bool = False,
         relays: Sequence[str] = (),
     ) -> TailnetListener:

@@ -78,8 +78,10 @@ WINGS: dict[str, set[str]] = {
         ("mesh", "proxy", "taildrop"),
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
+    "ingress": VALUES | {"aio", "carry", "device", "proxy", "sockets", "sync", "threads"},
     "serve": VALUES
-    | {"carry", "certificates", "device", "files", "http", "http1", "local_ports", "sockets", "threads"},
+    | {"carry", "certificates", "device", "files", "funnel", "http", "http1", "ingress", "local_ports", "sockets"}
+    | {"threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     # A tailnet is composed of the runtime's networks.
     "testing": VALUES | {"aio", "certificates", "device", "runtime", "sockets", "sync", "threads"},
@@ -127,7 +129,7 @@ FACADES = {
     *("http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "ssh", "metrics", "dask", "daemon", "tui"),
     "web",
 }
-FACADES |= {"notebook"}
+FACADES |= {"ingress", "notebook"}
 SHELLS = {
     *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
     *("ts_derp/client.py", "ts_derp/dial.py"),

@@ -60,7 +60,7 @@ class CertificateKeeper:
     def __init__(
         self, source: CertificateSource, ground: Ground, health: Health, challenges: Challenges | None = None
     ) -> None:
-        self.challenges = challenges or Challenges()
+        self.challenges = Challenges() if challenges is None else challenges  # one that proves nothing yet is false
         self._source = source
         self._ground = ground
         self._health = health

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +19,6 @@ from tailscale.funnel.streams import FunnelStream
 if TYPE_CHECKING:
     from collections import Counter
 
-    from tailscale.funnel.arrivals import Arrivals
     from tailscale.funnel.words import Place
     from tailscale.sockets.tcp import TcpListener, TcpStream
 
@@ -27,8 +26,11 @@ log = logging.getLogger("tailscale.funnel")
 HANDSHAKE_PATIENCE = 20.0
 BACKLOG = 128  # connections that the program has not accepted
 HANDSHAKES = 256  # of peers at once; those from the internet are counted where they arrive
+ACME_TLS = "acme-tls/1"
 KEEPALIVE = 60.0  # a silent peer is asked this often whether it still exists
 
+TakeBack = Callable[[], None]
+Publish = Callable[[str, int, Callable[[FunnelStream], Awaitable[None]], Sequence[str]], TakeBack]
 Tls = ssl.SSLContext | Callable[[str], ssl.SSLContext | None]
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
@@ -61,13 +63,13 @@ class FunnelListener(trio.abc.Listener[FunnelStream]):
     Works with `trio.serve_listeners`. Closing it refuses new connections; accepted ones go on.
     """
 
-    def __init__(self, arrivals: Arrivals, place: Place, tls: Tls, own: TcpListener | None) -> None:
+    def __init__(self, publish: Publish, place: Place, tls: Tls, own: TcpListener | None, drops: Counter[str]) -> None:
         self._place, self._own = place, own
         self._context = context_of(tls)
-        self._drops: Counter[str] = arrivals.drops
+        self._drops = drops
         self._shaken, self._ready = trio.open_memory_channel[FunnelStream](BACKLOG)
         self._scope = trio.CancelScope()
-        self._take_back = arrivals.publish(place.name, place.port, self._take, place.relays)
+        self._take_back = publish(place.name, place.port, self._take, place.relays)
 
     @property
     def name(self) -> str:
@@ -156,6 +158,9 @@ class FunnelListener(trio.abc.Listener[FunnelStream]):
         except BaseException:
             raw.abort()
             raise
+        if tls.selected_alpn_protocol() == ACME_TLS:  # RFC 8737: it has seen what it came for
+            await self._turn_away(raw)
+            return None
         stream = FunnelStream(tls, raw.source, raw.target, relay=raw.relay, peer=raw.peer)
         try:
             self._shaken.send_nowait(stream)
@@ -174,12 +179,17 @@ class FunnelListener(trio.abc.Listener[FunnelStream]):
 
 
 async def open_listener(
-    arrivals: Arrivals, place: Place, tls: Tls, listening: Awaitable[TcpListener] | None, spawn: Callable[..., object]
+    publish: Publish,
+    place: Place,
+    tls: Tls,
+    listening: Awaitable[TcpListener] | None,
+    spawn: Callable[..., object],
+    drops: Counter[str],
 ) -> FunnelListener:
     """`Device.listen_funnel`: peers come by `listening`, if they may come at all."""
     own = await listening if listening is not None else None
     try:
-        listener = FunnelListener(arrivals, place, tls, own)
+        listener = FunnelListener(publish, place, tls, own, drops)
     except BaseException:
         if own is not None:
             own.shut()

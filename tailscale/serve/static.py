@@ -133,6 +133,8 @@ def _find(top: Path, parts: list[str], is_slashed: bool, place: Callable[[list[s
         if here is None:
             return None
         if not stat.S_ISDIR(here.st_mode):
+            if not stat.S_ISREG(here.st_mode):
+                return None  # a link, whatever it leads to
             if is_slashed:
                 return Elsewhere(301, place(parts))
             if parts[-1] == INDEX:  # the folder is its place, as everywhere

@@ -39,7 +39,7 @@ class Publishing(TypedDict):
     """How a port is published; what `listen_funnel` was told."""
 
     name: str | None
-    tls: Tls
+    tls: Tls | None
     funnel_only: bool
     relays: Sequence[str]
 

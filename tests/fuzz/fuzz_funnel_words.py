@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from tailscale.funnel.words import (
     LONGEST_NAME,
     PORTS,
@@ -10,6 +12,7 @@ from tailscale.funnel.words import (
     read_source_untrusted,
     read_target_untrusted,
 )
+from tailscale.ingress.targets import status_of_untrusted
 from ts_base.errors import BadPacket
 from ts_base.ip import is_tailscale_address, parse_address
 
@@ -33,6 +36,8 @@ def fuzz_one(data: bytes) -> None:
         assert len(name) <= LONGEST_NAME
         assert public_name(name) == name.removesuffix(".")
         assert read_target_untrusted(f"{name}:{port}")[1] == port
+    with contextlib.suppress(BadPacket):
+        assert 0 <= status_of_untrusted(data) < 1000
     for first, last in allowed_ports([text, f"{PORTS}?ports={text}"]):
         assert 0 <= first < 100_000
         assert 0 <= last < 100_000
@@ -46,4 +51,5 @@ def seeds() -> list[bytes]:
         b"a.rig.ts.net:8443",
         b"443,8443,10000-10010",
         b"WEB.example.:443",
+        b"HTTP/1.1 101 Switching Protocols\r\nx: y",
     ]

@@ -24,7 +24,17 @@ OWN_STREAMS = {
     "listen_funnel",
 }  # each face returns what its world has for these
 # For worlds made of trio, and for what runs in the device's own loop.
-TRIO_ONLY = {"announce", "answer_funnel", "answer_peers", "include", "on", "show_transfer", "spawn", "ssh_ground"}
+TRIO_ONLY = {
+    "announce",
+    "answer_funnel",
+    "answer_peers",
+    "check_funnel",
+    "include",
+    "on",
+    "show_transfer",
+    "spawn",
+    "ssh_ground",
+}
 
 
 def test_every_public_name_is_importable() -> None:
