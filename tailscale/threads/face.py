@@ -69,11 +69,11 @@ class DeviceOptions(TypedDict, total=False):
     login_timeout: float
     ready_timeout: float
     udp_port: int
-    hard_nats: bool | HardNats
     tls: ssl.SSLContext | None
     handle_sigterm: bool
     peerapi: bool
     overlay: TunOptions | None
+    hard_nats: bool | HardNats
     certificates: CertificateSource | None
 
 
