@@ -6,18 +6,27 @@ bytes (`ts_control/aws_identity.py`) and how (`key_maker.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from ts_base.errors import BadPacket
 from ts_control import aws_identity as aws
 from ts_control.errors import ControlLost, KeyNotMade, RequestRefused
-
-if TYPE_CHECKING:
-    from tailscale.runtime.key_maker import Answering
+from ts_control.http1 import Reply
+from ts_control.key_making import Ask
 
 REMEDY = "Give the instance or task a role that may call sts:GetWebIdentityToken, or pass id_token="
+
+
+T = TypeVar("T")
+
+
+class Answering(Protocol):
+    """How a provider of ID tokens is asked."""
+
+    async def nearby(self, ask: Ask, read: Callable[[Reply], T], remedy: str) -> T: ...
+    async def afar(self, ask: Ask, read: Callable[[Reply], T], remedy: str) -> T: ...
 
 
 class AwsTokens:

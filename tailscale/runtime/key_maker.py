@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import trio
@@ -50,13 +50,6 @@ WORKLOAD_REMEDY = "Check client_id=, audience= and the subject that the tailnet 
 
 
 T = TypeVar("T")
-
-
-class Answering(Protocol):
-    """How a provider of ID tokens is asked."""
-
-    async def nearby(self, ask: Ask, read: Callable[[Reply], T], remedy: str) -> T: ...
-    async def afar(self, ask: Ask, read: Callable[[Reply], T], remedy: str) -> T: ...
 
 
 class KeyMaker:
