@@ -132,7 +132,7 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("--client-id", metavar="ID", help="join as a workload the tailnet trusts (TS_CLIENT_ID)")
     group.add_argument("--id-token", metavar="TOKEN", help="with its token, or file:PATH (TS_ID_TOKEN)")
     group.add_argument(
-        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud (TS_AUDIENCE)"
+        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud, AWS (TS_AUDIENCE)"
     )
     group.add_argument(
         "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
