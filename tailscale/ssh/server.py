@@ -31,6 +31,7 @@ STRANGERS_LIMIT, PEER_STRANGERS_LIMIT = 64, 16  # connections that have not logg
 GREETING_PATIENCE = 30.0  # until somebody tries to log in
 PASSWORD_PATIENCE = 120.0  # from being let in until the password that a client wanted to be asked for
 UNHEARD_LIMIT = 256 << 10  # bytes of a client that has not logged in: what comes waits for the login to be decided
+FAREWELL = 30.0
 KEEPALIVE = 72 * 3600.0
 REVOKED = "Access revoked: the tailnet's policy no longer allows this session."
 CONNECTIONS_FULL, STRANGERS_FULL = "ssh.connections_full", "ssh.logins_full"
@@ -106,6 +107,7 @@ class SshServer:
                 both.start_soon(self._carry_in, stream, local, connection, both.cancel_scope)
                 both.start_soon(self._carry_out, stream, local, both.cancel_scope)
                 await self._loop.run(lambda: speak(far, self._key, connection))
+                both.cancel_scope.deadline = trio.current_time() + FAREWELL  # for what it said last to be taken
         except Exception as problem:
             log.warning("an SSH connection failed: %r", problem)
         finally:
@@ -136,8 +138,12 @@ class SshServer:
                         self.drops[CHATTY] += 1
                         both.cancel()
                         return
-                await local.send_all(data)
-            await local.send_eof()
+                try:
+                    await local.send_all(data)
+                except LOST:
+                    return  # we have hung up: what was said last is still on its way out
+            with contextlib.suppress(*LOST):
+                await local.send_eof()
         except LOST:
             both.cancel()
 

@@ -190,7 +190,7 @@ async def test_agent_is_forwarded_where_it_is_asked_for(r: Rig, tmp_path: Path) 
             told = done.out.decode()
             assert (done.code, "of the agent" in told) == (0, True), done
             place = told.split()[-1]
-            assert not await trio.Path(place).exists()  # it goes with the connection
+            await poll_until("the agent's socket to go with the connection", lambda: _is_gone(Path(place)), 30)
             done = await run([word for word in command if word != "-A"], SSH_AUTH_SOCK=str(at))
             assert b"of the agent" not in done.out
     finally:
