@@ -17,6 +17,7 @@ from tailscale.kernel.plan import LANDING, Plan
 from tailscale.kernel.record import take_back
 
 log = logging.getLogger("tailscale.tun")
+DEVICE, OWN_STATUS, CAP_NET_ADMIN = Path("/dev/net/tun"), Path("/proc/self/status"), 12
 IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
@@ -42,17 +43,18 @@ class Interface:
         except OSError:
             return False
 
-    def follow(self, plan: Plan) -> None:
-        """Make it so. What a plan already had, and is gone, was taken away by somebody else."""
+    def follow(self, plan: Plan) -> bool:
+        """Make it so. What a plan already had, and is gone, was taken away by somebody else: then True."""
         lost = self._follow(plan)
         if lost:
             self.restored += lost
             log.warning("%s: %d of our addresses, routes and rules had been taken away; they are back", self.name, lost)
+        return bool(lost)
 
     def _follow(self, plan: Plan) -> int:
         before, self.plan = self.plan, plan
         netlink, index, lost = self._netlink, self._index, 0
-        if not self._check_link():
+        if not self._is_link_right():
             netlink.bring_up(index, self._mtu)
         present = netlink.addresses(index)
         for address in plan.own - present:
@@ -74,15 +76,15 @@ class Interface:
             netlink.delete_address(index, address)
         return lost
 
-    def _check_link(self) -> bool:
-        """Whether it is up. InterfaceLost where it is not there any more, or is called otherwise."""
+    def _is_link_right(self) -> bool:
+        """Whether it is up, with its MTU. InterfaceLost where it is not there any more, or is called otherwise."""
         link = self._netlink.link(self._index)
         if link is None:
             raise InterfaceLost(f"somebody removed the interface {self.name}")
         name = socket.if_indextoname(self._index)
         if name != self.name:
             raise InterfaceLost(f"somebody renamed the interface {self.name} to {name!a}")
-        return link.is_up
+        return link.is_up and link.mtu == self._mtu
 
     def uplink_to(self, destination: bytes, udp_port: int) -> str:
         """By which interface that address is reached beside the tunnel; "" where none has to be named."""
@@ -99,6 +101,17 @@ class Interface:
         """Take back what does not go with the device. Everything is tried; the first refusal is raised."""
         self.plan = Plan()
         take_back(self._netlink, self.base)
+
+
+def what_is_missing() -> str:
+    """What this process would need to be given for a TUN device; "" where it has it."""
+    wanted = []
+    if not DEVICE.exists():
+        wanted.append(f"{DEVICE} (modprobe tun; in a container --device {DEVICE})")
+    lines = [line.split() for line in OWN_STATUS.read_text().splitlines() if line.startswith("CapEff:")]
+    if not any(int(words[1], 16) >> CAP_NET_ADMIN & 1 for words in lines):  # root may lack it, in a container
+        wanted.append("root or CAP_NET_ADMIN (in a container --cap-add NET_ADMIN)")
+    return " and ".join(wanted)
 
 
 def machine_has_ipv6() -> bool:
