@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "there can be namespaces"),
 ]
+SUBNET, METADATA = "198.18.7.0/24", "169.254.169.254/32"
 NAME, STRANGER, PORT = "pt-tun", "203.0.113.9", 9977
 WHO = """
 import socket, sys
@@ -78,6 +79,7 @@ async def test_everything_goes_by_the_exit_and_back_again(kind: str, r: Rig) -> 
             options = {"control_url": hs.url, "auth_key": await hs.auth_key(), "overlay": tailscale.tun(NAME)}
             async with tailscale.Device("desk", **options) as desk:
                 assert await who_am_i() == home.address, "nothing but the tailnet goes by the tunnel"
+                await subnets_are_followed(desk, hs)
                 await desk.set(exit_node="exit")
                 await seen_as(away.address)
                 assert desk.tun is not None
@@ -111,6 +113,27 @@ async def control_and_relays_pass_by(desk: tailscale.Device, hs: Headscale) -> N
     assert report.latencies, "the relays are measured past the tunnel"
 
 
+async def subnets_are_followed(desk: tailscale.Device, hs: Headscale) -> None:
+    """What a peer routes from now on the kernel is given, but for what no peer may have."""
+    assert SUBNET not in run("ip", "route", "show", "table", "5300")
+    await hs.approve_routes("exit", ["0.0.0.0/0", "::/0", SUBNET, METADATA])
+
+    async def is_given() -> bool:
+        return SUBNET in run("ip", "route", "show", "table", "5300")
+
+    await poll_until("a route to the subnet", is_given, 30)
+    assert desk.tun is not None
+    assert list(desk.tun.refused) == [METADATA]
+    assert "tun-routes-refused" in [one.code for one in desk.health]
+    assert METADATA.partition("/")[0] not in run("ip", "route", "show", "table", "5300")
+    await hs.approve_routes("exit", ["0.0.0.0/0", "::/0"])
+
+    async def is_gone() -> bool:
+        return SUBNET not in run("ip", "route", "show", "table", "5300") and not desk.tun.refused  # type: ignore[union-attr]
+
+    await poll_until("the route to be gone", is_gone, 30)
+
+
 async def held_back(desk: tailscale.Device) -> None:
     """While the exit is not there nothing leaves beside the tunnel, and programs hear so at once."""
     await desk.set(exit_node="nobody")
@@ -140,13 +163,13 @@ async def new_address_of_an_uplink(namespace: str) -> None:
 async def exit_node(kind: str, r: Rig, hs: Headscale, namespace: str) -> AsyncIterator[None]:
     key = await hs.auth_key()
     if kind == "stock":
-        arguments = ["--advertise-exit-node"]
+        arguments = ["--advertise-exit-node", f"--advertise-routes={SUBNET},{METADATA}"]
         async with r.tailscaled("exit", control=hs, auth_key=key, namespace=namespace, arguments=arguments):
             await hs.approve_routes("exit", ["0.0.0.0/0", "::/0"])
             yield
     else:
         async with r.ours(hs, key, "exit", namespace=namespace) as peer:
-            await peer.ask("set", advertise_exit_node=True)
+            await peer.ask("set", advertise_exit_node=True, advertise_routes=[SUBNET, METADATA])
             await hs.approve_routes("exit", ["0.0.0.0/0", "::/0"])
             yield
 
