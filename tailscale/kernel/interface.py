@@ -9,15 +9,18 @@ import errno
 import logging
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tailscale.errors import TunFailed
 from tailscale.kernel.netlink import Netlink, Rule
-from tailscale.kernel.plan import LANDING, Plan
+from tailscale.kernel.plan import DEFAULTS, LANDING, Plan
 from tailscale.kernel.record import take_back
+from ts_base.ip import Prefix
 
 log = logging.getLogger("tailscale.tun")
 DEVICE, OWN_STATUS, CAP_NET_ADMIN = Path("/dev/net/tun"), Path("/proc/self/status"), 12
+UNFIT = (errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP)
 IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
@@ -54,6 +57,7 @@ class Interface:
     def _follow(self, plan: Plan) -> int:
         before, self.plan = self.plan, plan
         netlink, index, lost = self._netlink, self._index, 0
+        refused: dict[Prefix, str] = {}
         if not self._is_link_right():
             netlink.bring_up(index, self._mtu)
         present = netlink.addresses(index)
@@ -62,7 +66,13 @@ class Interface:
             lost += address in before.own
         routes, wanted = netlink.routes(self.base), {(prefix, index) for prefix in plan.routes}
         for prefix, _ in sorted(wanted - routes, key=lambda one: one[0][1]):
-            netlink.add_route(self.base, prefix, index)
+            try:
+                netlink.add_route(self.base, prefix, index)
+            except OSError as error:  # a peer's route that the kernel does not like must not cost the others
+                if error.errno not in UNFIT or prefix in DEFAULTS:
+                    raise
+                refused[prefix] = "the kernel refuses it"
+                continue
             lost += prefix in before.routes
         rules = {rule for rule in netlink.rules() if 0 <= rule.priority - self.base <= LANDING}
         for rule in _in_order(plan.rules - rules):
@@ -74,6 +84,8 @@ class Interface:
             netlink.delete_route(self.base, prefix, at)
         for address in present - plan.own:
             netlink.delete_address(index, address)
+        if refused:
+            self.plan = replace(plan, routes=plan.routes - refused.keys(), refused={**plan.refused, **refused})
         return lost
 
     def _is_link_right(self) -> bool:
@@ -98,9 +110,12 @@ class Interface:
         return "" if name == "lo" else name
 
     def undo(self) -> None:
-        """Take back what does not go with the device. Everything is tried; the first refusal is raised."""
+        """Take back all of it. The interface too: a child of this process may have its descriptor still."""
         self.plan = Plan()
-        take_back(self._netlink, self.base)
+        try:
+            take_back(self._netlink, self.base)
+        finally:
+            self._netlink.delete_link(self._index)
 
 
 def what_is_missing() -> str:

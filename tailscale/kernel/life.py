@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from ts_netstack.stack import Stack
 
 log = logging.getLogger("tailscale.tun")
-SETTLE = 0.1  # seconds: changes come in flurries
+NO_INTERFACE = getattr(errno, "EBADFD", 0)  # what a TUN descriptor says whose interface is not there
+SETTLE = 0.25  # seconds: changes come in flurries
 RESTORES_LIMIT, RESTORES_WITHIN = 20, 60.0  # then whoever takes our routes away wins
 ROUTES_REFUSED = "tun-routes-refused"
 NAMES_BY_HAND = "tun-names"
@@ -117,10 +118,7 @@ class TunLife:
             cause = sole_cause(error)
             if isinstance(cause, TunFailed) or not isinstance(cause, OSError):
                 raise cause from cause.__cause__
-            gone = cause.errno == getattr(
-                errno, "EBADFD", 0
-            )  # what a TUN descriptor says when its interface is not there
-            if gone:
+            if cause.errno == NO_INTERFACE:
                 raise InterfaceLost(f"somebody removed the interface {self.options.name}") from cause
             raise TunFailed(f"the TUN device {self.options.name} failed: {cause}", sentence_of(cause)) from cause
         finally:
