@@ -75,6 +75,7 @@ async def test_everything_goes_by_the_exit_and_back_again(kind: str, r: Rig) -> 
     async with natlab.lab(r) as (made, hs), stranger(made):
         away, home = made.site("none"), made.site("none")
         async with exit_node(kind, r, hs, away.client), on(home.client):
+            run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")  # strict
             before = await picture()
             options = {"control_url": hs.url, "auth_key": await hs.auth_key(), "overlay": tailscale.tun(NAME)}
             async with tailscale.Device("desk", **options) as desk:
@@ -214,6 +215,9 @@ async def test_failure_at_any_step_leaves_nothing(r: Rig, monkeypatch: pytest.Mo
             assert failures > 20, "links, addresses, routes and rules of both families, asked and given"
             with pytest.raises(tailscale.TunHeld, match=f"{NAME} is held by process {os.getpid()}"):
                 await desk.tun_up(chosen)
+            async with tailscale.Device("second", overlay=tailscale.tun("pt-tun2", dns=False), **options):
+                assert "lookup 5310" in run("ip", "rule"), "two beside each other have numbers of their own"
+            assert "lookup 5300" in run("ip", "rule")
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await desk.tun_down()
