@@ -88,6 +88,16 @@ def test_wrong_usage_is_told_by_the_daemon_too(state: list[str], capfd: pytest.C
     assert "usage: pytailscale ping" in capfd.readouterr().err
 
 
+def test_tun_that_cannot_be_is_told_and_kept_by_nobody(
+    state: list[str], daemon: Daemon, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tun", "up", *state]) == 1
+    assert "a Device in another world has no kernel" in capfd.readouterr().err
+    assert not [part for part in daemon.parts.to_list() if part["kind"] == "tun"]
+    assert main(["tun", "down", *state]) == 0
+    assert "no TUN device" in capfd.readouterr().out
+
+
 def test_nc_carries_both_ways_with_half_close(state: list[str]) -> None:
     blob = os.urandom(3_000_000)
     done = run("nc", *state, "db", str(ECHO_PORT), stdin=blob)
