@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import trio
 
 from tailscale.cli.findings import SKIP, Finding, good, warn
 from tailscale.errors import TunFailed
+from tailscale.kernel.interface import what_is_missing
 from tailscale.kernel.names import SERVER, is_asked
 from tailscale.kernel.netlink import Netlink
 from tailscale.kernel.record import look, records_folder
-
-CAP_NET_ADMIN = 12
-DEVICE, OWN_STATUS = Path("/dev/net/tun"), Path("/proc/self/status")
 
 
 async def tun(options: argparse.Namespace) -> list[Finding]:
@@ -24,24 +21,9 @@ async def tun(options: argparse.Namespace) -> list[Finding]:
     if sys.platform != "linux":
         return [Finding(SKIP, "`pytailscale tun` is for Linux: sockets of this program need none")]
     findings = _held()
-    if missing := _missing():
+    if missing := what_is_missing():
         return [*findings, Finding(SKIP, f"`pytailscale tun` would need {missing}: sockets of this program do not")]
     return findings or [good("`pytailscale tun up` may make an interface")]
-
-
-def _missing() -> str:
-    wanted = []
-    if not DEVICE.exists():
-        wanted.append(f"{DEVICE} (modprobe tun; in a container --device {DEVICE})")
-    if not _may_administer():
-        wanted.append("root or CAP_NET_ADMIN (in a container --cap-add NET_ADMIN)")
-    return " and ".join(wanted)
-
-
-def _may_administer() -> bool:
-    """What root may lack in a container."""
-    lines = [line.split() for line in OWN_STATUS.read_text().splitlines() if line.startswith("CapEff:")]
-    return any(int(words[1], 16) >> CAP_NET_ADMIN & 1 for words in lines)
 
 
 def _held() -> list[Finding]:

@@ -7,12 +7,17 @@ there until Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import closing
 
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.hosted import hosting
 from tailscale.cli.screen import Screen
 from tailscale.cli.session import joined
 from tailscale.errors import TunFailed
+from tailscale.kernel.interface import sentence_of
+from tailscale.kernel.netlink import Netlink
+from tailscale.kernel.record import cleanup, look, records_folder
 from tailscale.tun_options import TunStatus
 from tailscale.tun_options import tun as tun_options
 
@@ -22,11 +27,12 @@ async def tun(options: argparse.Namespace, screen: Screen) -> int:
         return _cleanup(options, screen)
     if options.verb == "up":
         return await _up(options, screen)
+    host = hosting()
+    if host is None:
+        return _look_around(options, screen)
     async with joined(options, screen) as device:
         if options.verb == "down":
-            host = hosting()
-            if host is not None:
-                host.served_by.keep_tun(None)
+            host.served_by.keep_tun(None)
             await device.tun_down()
         _show(device.tun, options, screen)
     return OK
@@ -48,19 +54,31 @@ async def _up(options: argparse.Namespace, screen: Screen) -> int:
     return OK
 
 
+def _look_around(options: argparse.Namespace, screen: Screen) -> int:
+    """Without a daemon there is nothing to take down, and nothing to join for."""
+    found = []
+    if sys.platform == "linux":
+        with closing(Netlink()) as netlink:
+            found = look(netlink, records_folder())
+    for name, holder in found:
+        remedy = (
+            f"in use by process {holder}, which Ctrl-C ends" if holder else "left behind: pytailscale tun --cleanup"
+        )
+        screen.note(f"{name} is {remedy}")
+    if options.json or not found:
+        _show(None, options, screen)
+    return FAILED if options.verb == "down" and found else OK
+
+
 def _cleanup(options: argparse.Namespace, screen: Screen) -> int:
     """What a killed process left. It needs no device, and knows none."""
-    from tailscale.kernel.interface import sentence_of
-    from tailscale.kernel.netlink import Netlink
-    from tailscale.kernel.record import cleanup, records_folder
-
-    netlink = Netlink()
+    if sys.platform != "linux":
+        raise TunFailed(f"a TUN device is made on Linux only; this is {sys.platform}")
     try:
-        found = cleanup(netlink, records_folder())
+        with closing(Netlink()) as netlink:
+            found = cleanup(netlink, records_folder())
     except OSError as error:
         raise TunFailed(f"nothing was cleaned up: {error}", sentence_of(error)) from error
-    finally:
-        netlink.close()
     if options.json:
         screen.json({"tun": None, "cleaned": [one.name for one in found if not one.holder]})
     for name, holder in found:
@@ -68,7 +86,7 @@ def _cleanup(options: argparse.Namespace, screen: Screen) -> int:
             screen.note(f"{name} is in use by process {holder}: nothing of it was touched")
         elif not options.json:
             screen.say(f"{name}: everything that was left is taken back")
-    return FAILED if any(one.holder for one in found) and all(one.holder for one in found) else OK
+    return FAILED if found and all(one.holder for one in found) else OK
 
 
 def _show(status: TunStatus | None, options: argparse.Namespace, screen: Screen) -> None:

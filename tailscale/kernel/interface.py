@@ -9,14 +9,18 @@ import errno
 import logging
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tailscale.errors import TunFailed
 from tailscale.kernel.netlink import Netlink, Rule
-from tailscale.kernel.plan import LANDING, Plan
+from tailscale.kernel.plan import DEFAULTS, LANDING, Plan
 from tailscale.kernel.record import take_back
+from ts_base.ip import Prefix
 
 log = logging.getLogger("tailscale.tun")
+DEVICE, OWN_STATUS, CAP_NET_ADMIN = Path("/dev/net/tun"), Path("/proc/self/status"), 12
+UNFIT = (errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP)
 IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
@@ -42,17 +46,19 @@ class Interface:
         except OSError:
             return False
 
-    def follow(self, plan: Plan) -> None:
-        """Make it so. What a plan already had, and is gone, was taken away by somebody else."""
+    def follow(self, plan: Plan) -> bool:
+        """Make it so. What a plan already had, and is gone, was taken away by somebody else: then True."""
         lost = self._follow(plan)
         if lost:
             self.restored += lost
             log.warning("%s: %d of our addresses, routes and rules had been taken away; they are back", self.name, lost)
+        return bool(lost)
 
     def _follow(self, plan: Plan) -> int:
         before, self.plan = self.plan, plan
         netlink, index, lost = self._netlink, self._index, 0
-        if not self._check_link():
+        refused: dict[Prefix, str] = {}
+        if not self._is_link_right():
             netlink.bring_up(index, self._mtu)
         present = netlink.addresses(index)
         for address in plan.own - present:
@@ -60,7 +66,13 @@ class Interface:
             lost += address in before.own
         routes, wanted = netlink.routes(self.base), {(prefix, index) for prefix in plan.routes}
         for prefix, _ in sorted(wanted - routes, key=lambda one: one[0][1]):
-            netlink.add_route(self.base, prefix, index)
+            try:
+                netlink.add_route(self.base, prefix, index)
+            except OSError as error:  # a peer's route that the kernel does not like must not cost the others
+                if error.errno not in UNFIT or prefix in DEFAULTS:
+                    raise
+                refused[prefix] = "the kernel refuses it"
+                continue
             lost += prefix in before.routes
         rules = {rule for rule in netlink.rules() if 0 <= rule.priority - self.base <= LANDING}
         for rule in _in_order(plan.rules - rules):
@@ -72,17 +84,19 @@ class Interface:
             netlink.delete_route(self.base, prefix, at)
         for address in present - plan.own:
             netlink.delete_address(index, address)
+        if refused:
+            self.plan = replace(plan, routes=plan.routes - refused.keys(), refused={**plan.refused, **refused})
         return lost
 
-    def _check_link(self) -> bool:
-        """Whether it is up. InterfaceLost where it is not there any more, or is called otherwise."""
+    def _is_link_right(self) -> bool:
+        """Whether it is up, with its MTU. InterfaceLost where it is not there any more, or is called otherwise."""
         link = self._netlink.link(self._index)
         if link is None:
             raise InterfaceLost(f"somebody removed the interface {self.name}")
         name = socket.if_indextoname(self._index)
         if name != self.name:
             raise InterfaceLost(f"somebody renamed the interface {self.name} to {name!a}")
-        return link.is_up
+        return link.is_up and link.mtu == self._mtu
 
     def uplink_to(self, destination: bytes, udp_port: int) -> str:
         """By which interface that address is reached beside the tunnel; "" where none has to be named."""
@@ -96,9 +110,23 @@ class Interface:
         return "" if name == "lo" else name
 
     def undo(self) -> None:
-        """Take back what does not go with the device. Everything is tried; the first refusal is raised."""
+        """Take back all of it. The interface too: a child of this process may have its descriptor still."""
         self.plan = Plan()
-        take_back(self._netlink, self.base)
+        try:
+            take_back(self._netlink, self.base)
+        finally:
+            self._netlink.delete_link(self._index)
+
+
+def what_is_missing() -> str:
+    """What this process would need to be given for a TUN device; "" where it has it."""
+    wanted = []
+    if not DEVICE.exists():
+        wanted.append(f"{DEVICE} (modprobe tun; in a container --device {DEVICE})")
+    lines = [line.split() for line in OWN_STATUS.read_text().splitlines() if line.startswith("CapEff:")]
+    if not any(int(words[1], 16) >> CAP_NET_ADMIN & 1 for words in lines):  # root may lack it, in a container
+        wanted.append("root or CAP_NET_ADMIN (in a container --cap-add NET_ADMIN)")
+    return " and ".join(wanted)
 
 
 def machine_has_ipv6() -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,7 +26,7 @@ import trio
 
 from tailscale._causes import sole_cause
 from tailscale.errors import TunFailed
-from tailscale.kernel.interface import Interface, InterfaceLost, machine_has_ipv6, sentence_of
+from tailscale.kernel.interface import Interface, InterfaceLost, machine_has_ipv6, sentence_of, what_is_missing
 from tailscale.kernel.names import Domains, by_hand, domains_of, has_resolved, tell_resolved
 from tailscale.kernel.netlink import Netlink, open_news
 from tailscale.kernel.plan import Plan, Surroundings, make_plan
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from ts_netstack.stack import Stack
 
 log = logging.getLogger("tailscale.tun")
-SETTLE = 0.1  # seconds: changes come in flurries
+NO_INTERFACE = getattr(errno, "EBADFD", 0)  # what a TUN descriptor says whose interface is not there
+SETTLE = 0.25  # seconds: changes come in flurries
 RESTORES_LIMIT, RESTORES_WITHIN = 20, 60.0  # then whoever takes our routes away wins
 ROUTES_REFUSED = "tun-routes-refused"
 NAMES_BY_HAND = "tun-names"
@@ -72,6 +74,8 @@ class TunLife:
     ) -> None:
         if not isinstance(network, HostNetwork):
             raise TunFailed("a TUN device is one of this machine's: a Device in another world has no kernel")
+        if sys.platform != "linux":
+            raise TunFailed(f"a TUN device is made on Linux only; this is {sys.platform}", "pytailscale proxy")
         self.options = options
         self._control_host = urlsplit(control_url).hostname or ""
         self._network = network
@@ -101,7 +105,7 @@ class TunLife:
         """Until cancelled, or something ends it: then TunFailed says what. Everything is taken back before."""
         try:
             with ExitStack() as undo:
-                tun = self._make(undo)
+                tun, interface = self._make(undo)
                 await self._tell_names()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(tun.run_writer)
@@ -109,24 +113,23 @@ class TunLife:
                     nursery.start_soon(self._hear_kernel)
                     nursery.start_soon(self._hear_device)
                     task_status.started()
-                    await self._keep(tun)
+                    await self._keep(interface)
         except BaseException as error:
             cause = sole_cause(error)
             if isinstance(cause, TunFailed) or not isinstance(cause, OSError):
                 raise cause from cause.__cause__
-            gone = cause.errno == getattr(
-                errno, "EBADFD", 0
-            )  # what a TUN descriptor says when its interface is not there
-            if gone:
+            if cause.errno == NO_INTERFACE:
                 raise InterfaceLost(f"somebody removed the interface {self.options.name}") from cause
             raise TunFailed(f"the TUN device {self.options.name} failed: {cause}", sentence_of(cause)) from cause
         finally:
             self._health.clear(ROUTES_REFUSED, NAMES_BY_HAND)
             self._interface = None
 
-    def _make(self, undo: ExitStack) -> TunDevice:
+    def _make(self, undo: ExitStack) -> tuple[TunDevice, Interface]:
         """All of it, at once: nothing here waits."""
         name = self.options.name
+        if missing := what_is_missing():
+            raise TunFailed(f"the TUN device {name} cannot be made: this process needs {missing}")
         netlink = Netlink()
         undo.callback(netlink.close)
         held = claim(netlink, name, records_folder())
@@ -137,12 +140,12 @@ class TunLife:
         undo.callback(interface.undo)
         undo.enter_context(self._around(interface))
         undo.enter_context(self._switch.turned(StackBesideTun(self._stack, tun)))
-        self._follow(tun, interface)
-        return tun
+        self._follow(interface)
+        return tun, interface
 
     def _open_device(self, name: str) -> TunDevice:
         try:
-            return TunDevice(name)
+            return TunDevice(name, lambda: self._udp_port)
         except OSError as error:
             taken = " there is an interface of that name" if name in (one for _, one in socket.if_nameindex()) else ""
             sentence = f"the TUN device {name} cannot be made:{taken or f' {error.strerror or error}'}"
@@ -163,11 +166,10 @@ class TunLife:
 
     # Following
 
-    def _follow(self, tun: TunDevice, interface: Interface) -> None:
-        """Make the kernel have what it should have now."""
+    def _follow(self, interface: Interface) -> bool:
+        """Make the kernel have what it should have now. Whether somebody else had taken something away."""
         tables, preferences = self._dataplane.engine.tables, self._bus.latest(PreferencesChanged)
         wanted = preferences.preferences if preferences is not None else None
-        tun.set_own_port(self._udp_port)
         known = Surroundings(
             own=tables.own,
             claims=(claim for peer in tables.peers.values() for claim in peer.claims),
@@ -178,22 +180,21 @@ class TunLife:
             udp_port=self._udp_port,
             machine_has_ipv6=machine_has_ipv6(),
         )
-        interface.follow(make_plan(self.options, known, interface.base, has_ipv6=interface.has_ipv6))
+        was_robbed = interface.follow(make_plan(self.options, known, interface.base, has_ipv6=interface.has_ipv6))
         self._show_refused(interface.plan)
+        return was_robbed
 
-    async def _keep(self, tun: TunDevice) -> None:
-        interface = self._interface
-        assert interface is not None
-        since, restored = trio.current_time(), interface.restored
+    async def _keep(self, interface: Interface) -> None:
+        since, restores = trio.current_time(), 0
         while True:
             await self._stirred.wait()
             await trio.sleep(SETTLE)
             self._stirred = trio.Event()
-            self._follow(tun, interface)
-            await self._tell_names()
             if trio.current_time() - since > RESTORES_WITHIN:
-                since, restored = trio.current_time(), interface.restored
-            if interface.restored - restored > RESTORES_LIMIT:
+                since, restores = trio.current_time(), 0
+            restores += self._follow(interface)
+            await self._tell_names()
+            if restores > RESTORES_LIMIT:
                 raise TunFailed(
                     f"another program takes the routes or rules of {self.options.name} away again and again",
                     "find it with `ip monitor route rule`; two VPNs that both want all traffic do not go together",

@@ -21,7 +21,7 @@ LINK, ADDRESS, ROUTE = Struct("=BxHiII"), Struct("=BBBBI"), Struct("=BBBBBBBBI")
 
 REQUEST, ACK, DUMP, REPLACE, EXCL, CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 ERROR, DONE = 2, 3
-NEW_LINK, GET_LINK = 16, 18
+NEW_LINK, DELETE_LINK, GET_LINK = 16, 17, 18
 NEW_ADDRESS, DELETE_ADDRESS, GET_ADDRESS = 20, 21, 22
 NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_RULE, DELETE_RULE, GET_RULE = 32, 33, 34
@@ -100,6 +100,14 @@ class Netlink:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
         self._do(NEW_LINK, 0, head + _attribute(IFLA_MTU, pack("=I", mtu)), f"up with an MTU of {mtu}")
+
+    def delete_link(self, index: int) -> None:
+        """With its addresses and routes; good also where it is gone already."""
+        try:
+            self._do(DELETE_LINK, 0, LINK.pack(0, 0, index, 0, 0), "the end of an interface")
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
     def addresses(self, index: int) -> set[bytes]:
         """Those of one interface, but what the kernel made for its link."""

@@ -82,12 +82,20 @@ class TunOwner:
         except TunFailed as failure:
             if not starting.has_started:
                 raise
-            self._problem = failure
-            log.warning("%s is down: %s", life.options.name, failure)
-            self._health.show(ENDED, f"the TUN device {life.options.name} has ended: {failure}", "pytailscale tun up")
+            self._tell(life.options.name, failure)
+        except Exception as mistake:
+            if not starting.has_started:
+                raise
+            log.exception("%s met an exception that nobody expected", life.options.name)
+            self._tell(life.options.name, TunFailed(f"a mistake of pytailscale: {type(mistake).__name__}"))
         finally:
             self._life = None
             self._ended.set()
+
+    def _tell(self, name: str, failure: TunFailed) -> None:
+        self._problem = failure
+        log.warning("%s is down: %s", name, failure)
+        self._health.show(ENDED, f"the TUN device {name} has ended: {failure}", "pytailscale tun up")
 
 
 class Starting:

@@ -10,7 +10,7 @@ makes nothing.
 #
 #   +0  a datagram from the UDP port of our own tunnel: on at +9      (what is sealed must not be sealed again)
 #   +1  to a prefix that is excluded, or to the control server: on at +9
-#   +2  full tunnel: from an address of an uplink: on at +9           (connections of before go on; servers answer)
+#   +2  from an address of an uplink: on at +9                        (connections of before go on; servers answer)
 #   +3  to the tailnet's own addresses: by our table
 #   +4  by the main table, unless only its default route would do     (our own networks are never a peer's)
 #   +5  by our table: subnets of peers, and the default route of a full tunnel
@@ -108,7 +108,7 @@ def make_plan(options: TunOptions, known: Surroundings, base: int, *, has_ipv6: 
         routes |= set(DEFAULTS)
     around = {(address, 8 * len(address)) for address in known.control} | excluded
     around |= {one for one in NEVER_INSIDE if any(_holds(route, one) for route in routes)}
-    leaving = {one for one in uplinks if is_full and one[1] == 8 * len(one[0]) and not is_tailscale_address(one[0])}
+    leaving = {one for one in uplinks if one[1] == 8 * len(one[0]) and not is_tailscale_address(one[0])}
     return Plan(
         own=frozenset(address for address in known.own if len(address) in sizes),
         routes=frozenset(prefix for prefix in routes if len(prefix[0]) in sizes),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tailscale._private_files import CAREFULLY, give_lock_back, keep_lock, make_folder, try_lock
 from tailscale.errors import TunFailed, TunHeld
 from tailscale.kernel.netlink import Netlink
-from tailscale.kernel.plan import RULES_STEP
+from tailscale.kernel.plan import LANDING, RULES_STEP
 
 FIRST_BASE, BASES = 5300, 10  # numbers of tables and rules; upstream's are 5210 to 5270, and table 52
 LONGEST_RECORD = 4096
@@ -122,9 +122,12 @@ def look(netlink: Netlink, folder: Path) -> list[Leftover]:
 
 
 def take_back(netlink: Netlink, base: int) -> int:
-    """Remove the rules from this number on; how many there were. The routes went with their interface."""
+    """Remove the rules from this number on; how many there were. The routes went with their interface.
+
+    What leads into the tunnel first, and last where the others land: nothing of ours goes round meanwhile.
+    """
     ours = [rule for rule in netlink.rules() if base <= rule.priority < base + RULES_STEP]
-    for rule in sorted(ours, key=lambda rule: -rule.priority % RULES_STEP):  # the landing place last
+    for rule in sorted(ours, key=lambda rule: (rule.priority == base + LANDING, -rule.priority)):
         with suppress(FileNotFoundError):
             netlink.delete_rule(rule)
     return len(ours)

@@ -39,12 +39,15 @@ SERVICES = (SERVICE_IP4, SERVICE_IP6)
 class TunDevice:
     """One network interface of this machine, made here, gone when closed."""
 
-    def __init__(self, name: str, open_device: Callable[[str], int] | None = None) -> None:
-        """`open_device` gives another descriptor than one of /dev/net/tun; each read of it is one packet."""
+    def __init__(self, name: str, own_port: Callable[[], int], open_device: Callable[[str], int] | None = None) -> None:
+        """`own_port` is the UDP port of our tunnel: what comes from it has been through here, and must not go round.
+
+        `open_device` gives another descriptor than one of /dev/net/tun; each read of it is one packet.
+        """
         self.name = name
         self.drops: Counter[str] = Counter()
         self._own: Collection[bytes] = ()
-        self._own_port = b""
+        self._own_port = own_port
         self._read: dict[bytes, list[bytes]] = {}
         self._taken: dict[bytes, list[bytes]] = {}
         self._asked: list[bytes] = []
@@ -56,10 +59,6 @@ class TunDevice:
     def set_own(self, addresses: Collection[bytes]) -> None:
         """From these addresses the kernel may send, from no other."""
         self._own = frozenset(addresses)
-
-    def set_own_port(self, port: int) -> None:
-        """The UDP port of our tunnel: what comes from it has been through here, and must not go round."""
-        self._own_port = port.to_bytes(2, "big") if port else b""
 
     def take(self) -> list[tuple[Hop, list[bytes]]]:
         """What the kernel sent to the tailnet since last asked, by destination."""
@@ -110,7 +109,8 @@ class TunDevice:
 
     def _drain(self) -> None:
         """One burst. The loop is written out: it runs for every packet of the kernel's."""
-        descriptor, own, own_port, waiting = self._descriptor, self._own, self._own_port, self._read
+        descriptor, own, waiting = self._descriptor, self._own, self._read
+        own_port = self._own_port().to_bytes(2, "big")
         for _ in range(READS_PER_BURST):
             try:
                 packet = os.read(descriptor, LARGEST_READ)

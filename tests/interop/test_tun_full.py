@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +19,7 @@ import trio
 import tailscale
 from tailscale.kernel import life, netlink
 from tests.interop import natlab
+from tests.interop.kernel_state import RECORDS, left_over, picture, pieces
 from tests.interop.natlab.namespaces import run, why_not
 from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
@@ -27,9 +28,8 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "there can be namespaces"),
 ]
+SUBNET, METADATA = "198.18.7.0/24", "169.254.169.254/32"
 NAME, STRANGER, PORT = "pt-tun", "203.0.113.9", 9977
-LOOKS = ("addr", "rule", "-6 rule", "route show table all", "-6 route show table all")
-RECORDS = Path("/run/pytailscale")
 WHO = """
 import socket, sys
 s = socket.create_server((sys.argv[1], int(sys.argv[2])))
@@ -39,32 +39,6 @@ while True:
     c.sendall(peer[0].encode())
     c.close()
 """
-
-
-async def picture() -> str:
-    """All that `ip` shows of this namespace and the resolvers, once its links and addresses are settled."""
-
-    def look() -> str:
-        shown = "\n".join(run("ip", "-j", *what.split()) for what in LOOKS)
-        return re.sub(r'"(?:valid|preferred)_life_time":\d+,?', "", shown) + Path("/etc/resolv.conf").read_text()
-
-    async def settled() -> str | None:
-        shown = look()
-        return None if "tentative" in shown or "NO-CARRIER" in shown else shown
-
-    shown = await poll_until("links and addresses to be settled", settled, 30)
-    assert isinstance(shown, str)
-    return shown
-
-
-def pieces(shown: str) -> list[str]:
-    """What was given anew stands elsewhere in the list."""
-    return sorted(re.split(r"[\[\]{}]", shown))
-
-
-def left_over() -> list[str]:
-    inode = os.stat("/proc/thread-self/ns/net").st_ino
-    return [path.name for path in RECORDS.glob(f"*@{inode}.json")]
 
 
 @contextlib.asynccontextmanager
@@ -101,16 +75,20 @@ async def test_everything_goes_by_the_exit_and_back_again(kind: str, r: Rig) -> 
     async with natlab.lab(r) as (made, hs), stranger(made):
         away, home = made.site("none"), made.site("none")
         async with exit_node(kind, r, hs, away.client), on(home.client):
+            run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")  # strict
             before = await picture()
             options = {"control_url": hs.url, "auth_key": await hs.auth_key(), "overlay": tailscale.tun(NAME)}
             async with tailscale.Device("desk", **options) as desk:
                 assert await who_am_i() == home.address, "nothing but the tailnet goes by the tunnel"
+                await subnets_are_followed(desk, hs)
                 await desk.set(exit_node="exit")
                 await seen_as(away.address)
                 assert desk.tun is not None
                 assert desk.tun.mode == "full"
                 assert desk.status().drops.get("tun.own_datagram", 0) == 0, "what is sealed passes the tunnel by"
                 await control_and_relays_pass_by(desk, hs)
+                await held_back(desk)
+                await new_address_of_an_uplink(home.client)
                 await desk.set(exit_node=None)
                 await seen_as(home.address)
                 assert desk.tun.mode == "split"
@@ -136,17 +114,63 @@ async def control_and_relays_pass_by(desk: tailscale.Device, hs: Headscale) -> N
     assert report.latencies, "the relays are measured past the tunnel"
 
 
+async def subnets_are_followed(desk: tailscale.Device, hs: Headscale) -> None:
+    """What a peer routes from now on the kernel is given, but for what no peer may have."""
+    assert SUBNET not in run("ip", "route", "show", "table", "5300")
+    await hs.approve_routes("exit", ["0.0.0.0/0", "::/0", SUBNET, METADATA])
+
+    async def is_given() -> bool:
+        return SUBNET in run("ip", "route", "show", "table", "5300")
+
+    await poll_until("a route to the subnet", is_given, 30)
+    assert desk.tun is not None
+    assert list(desk.tun.refused) == [METADATA]
+    assert "tun-routes-refused" in [one.code for one in desk.health]
+    assert METADATA.partition("/")[0] not in run("ip", "route", "show", "table", "5300")
+    await hs.approve_routes("exit", ["0.0.0.0/0", "::/0"])
+
+    async def is_gone() -> bool:
+        return SUBNET not in run("ip", "route", "show", "table", "5300") and not desk.tun.refused  # type: ignore[union-attr]
+
+    await poll_until("the route to be gone", is_gone, 30)
+
+
+async def held_back(desk: tailscale.Device) -> None:
+    """While the exit is not there nothing leaves beside the tunnel, and programs hear so at once."""
+    await desk.set(exit_node="nobody")
+
+    async def is_held() -> bool:
+        return "exit-node-missing" in [one.code for one in desk.health]
+
+    await poll_until("the exit to be missed", is_held, 20)
+    assert desk.tun is not None
+    assert desk.tun.mode == "full"
+    with pytest.raises(OSError, match=r"No route|unreachable|all attempts"), trio.fail_after(20):
+        await who_am_i()
+
+
+async def new_address_of_an_uplink(namespace: str) -> None:
+    """A machine whose address changes answers from the new one as well."""
+    run("ip", "addr", "add", "198.51.100.77/32", "dev", "eth0")
+
+    async def is_followed() -> bool:
+        return "from 198.51.100.77 goto" in run("ip", "rule")
+
+    await poll_until("a rule for the new address", is_followed, 20)
+    run("ip", "addr", "del", "198.51.100.77/32", "dev", "eth0")
+
+
 @contextlib.asynccontextmanager
 async def exit_node(kind: str, r: Rig, hs: Headscale, namespace: str) -> AsyncIterator[None]:
     key = await hs.auth_key()
     if kind == "stock":
-        arguments = ["--advertise-exit-node"]
+        arguments = ["--advertise-exit-node", f"--advertise-routes={SUBNET},{METADATA}"]
         async with r.tailscaled("exit", control=hs, auth_key=key, namespace=namespace, arguments=arguments):
             await hs.approve_routes("exit", ["0.0.0.0/0", "::/0"])
             yield
     else:
         async with r.ours(hs, key, "exit", namespace=namespace) as peer:
-            await peer.ask("set", advertise_exit_node=True)
+            await peer.ask("set", advertise_exit_node=True, advertise_routes=[SUBNET, METADATA])
             await hs.approve_routes("exit", ["0.0.0.0/0", "::/0"])
             yield
 
@@ -191,6 +215,9 @@ async def test_failure_at_any_step_leaves_nothing(r: Rig, monkeypatch: pytest.Mo
             assert failures > 20, "links, addresses, routes and rules of both families, asked and given"
             with pytest.raises(tailscale.TunHeld, match=f"{NAME} is held by process {os.getpid()}"):
                 await desk.tun_up(chosen)
+            async with tailscale.Device("second", overlay=tailscale.tun("pt-tun2", dns=False), **options):
+                assert "lookup 5310" in run("ip", "rule"), "two beside each other have numbers of their own"
+            assert "lookup 5300" in run("ip", "rule")
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await desk.tun_down()
@@ -296,3 +323,95 @@ async def test_daemon_keeps_it_when_the_command_has_ended(r: Rig, tmp_path: Path
         finally:
             await cli("down", *state)
         assert await picture() == before
+
+
+async def test_two_kernels_speak_as_on_one_wire(r: Rig, tmp_path: Path) -> None:
+    """`ping`, fragments, refusals and iperf3 of both ends' kernels, each through a TUN device of ours."""
+    async with natlab.lab(r) as (made, hs), on(made.site("none").client), trio.open_nursery() as nursery:
+        far, key = made.site("none").client, await hs.auth_key()
+        words = ["--state", str(tmp_path / "s"), "--control-url", hs.url, "--hostname", "far", "--auth-key", key]
+        up = ["ip", "netns", "exec", far, sys.executable, "-m", "tailscale.cli", "tun", "up", *words, "--no-dns"]
+        process = await nursery.start(partial(trio.run_process, up, check=False))
+        options = {"control_url": hs.url, "auth_key": key, "overlay": tailscale.tun(NAME, dns=False)}
+        async with tailscale.Device("near", **options) as near:
+            await poll_until("the far end", partial(is_peer, near, "far"), 60)
+            await speak(near.peers["far"].ipv4 or "", near.peers["far"].ipv6 or "", far)
+        process.send_signal(signal.SIGTERM)
+
+
+async def test_stock_kernel_speaks_with_ours(r: Rig) -> None:
+    """The same with tailscaled and its own TUN device over there."""
+    async with natlab.lab(r) as (made, hs), on(made.site("none").client):
+        far, key = made.site("none").client, await hs.auth_key()
+        async with r.tailscaled("far", control=hs, auth_key=key, namespace=far, tun="tailscale0"):
+            options = {"control_url": hs.url, "auth_key": key, "overlay": tailscale.tun(NAME, dns=False)}
+            async with tailscale.Device("near", **options) as near:
+                await poll_until("the far end", partial(is_peer, near, "far"), 60)
+                peer = near.peers["far"]
+                await speak(peer.ipv4 or "", peer.ipv6 or "", far, fragments6=False)  # stock lets none pass
+
+
+async def is_peer(device: tailscale.Device, name: str) -> bool:
+    with contextlib.suppress(tailscale.TailscaleError, OSError):
+        await device.ping(name, timeout=2)
+        return True
+    return False
+
+
+async def speak(ip4: str, ip6: str, namespace: str, *, fragments6: bool = True) -> None:
+    if shutil.which("ping"):
+        for host, sizes in ((ip4, ("56", "4000")), (ip6, ("56", "4000") if fragments6 else ("56",))):
+            for size in sizes:
+                said = await printed("ping", "-c", "3", "-i", "0.2", "-W", "5", "-s", size, host)
+                assert " 0% packet loss" in said, said
+    for host in (ip4, ip6):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as refused:
+            refused.connect((host, 9))
+            refused.setblocking(False)
+            refused.send(b"anybody?")
+            await poll_until("the port to be refused", partial(is_refused, refused), 20)
+    if shutil.which("iperf3"):
+        async with trio.open_nursery() as nursery:
+            serve = ["ip", "netns", "exec", namespace, "iperf3", "--server", "--port", "5201"]
+            server = await nursery.start(partial(trio.run_process, serve, check=False, capture_stdout=True))
+            await poll_until("iperf3 to listen", partial(listens, ip4, 5201), 20)
+            for host in (ip4, ip6):
+                for more in ((), ("--reverse",), ("--parallel", "4")):
+                    report = json.loads(await printed("iperf3", "--json", "-c", host, "-n", "4M", *more))
+                    assert report["end"]["sum_sent"]["bytes"] >= 4 << 20, (
+                        report
+                    )  # the end of the rest is not waited for
+                    assert report["end"]["sum_received"]["bytes"] > 0, report
+            server.kill()
+
+
+async def is_refused(udp: socket.socket) -> bool:
+    try:
+        udp.send(b"anybody?")
+        udp.recv(100)
+    except ConnectionRefusedError:
+        return True
+    except BlockingIOError:
+        pass
+    return False
+
+
+async def listens(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        await (await trio.open_tcp_stream(host, port)).aclose()
+        return True
+    return False
+
+
+async def printed(*command: str) -> str:
+    """What a program says, while the device lives on in this thread."""
+    with trio.fail_after(90):
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr).decode()}"
+    return done.stdout.decode()
+
+
+async def test_without_root_it_says_what_is_needed() -> None:
+    script = "import os; from tailscale.kernel.interface import what_is_missing; os.setgid(65534); os.setuid(65534)"
+    said = await printed(sys.executable, "-c", f"{script}; print(what_is_missing())")
+    assert "CAP_NET_ADMIN" in said

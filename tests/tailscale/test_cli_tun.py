@@ -48,6 +48,9 @@ def test_cleanup_needs_no_device_and_finds_nothing_twice(
     for _ in range(2):
         assert main(["tun", "--cleanup", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"tun": None, "cleaned": []}
+    for verb in ("status", "down"):
+        assert main(["tun", verb, "--json", "--state", str(tmp_path / "s")]) == 0, "and joins nothing"
+        assert json.loads(capsys.readouterr().out) == {"tun": None}
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nowhere"))
     assert main(["tun", "--cleanup"]) == 1
     assert "XDG_RUNTIME_DIR" in capsys.readouterr().err

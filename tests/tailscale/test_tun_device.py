@@ -38,9 +38,8 @@ class Kernel:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.socket, theirs):
             end.setblocking(False)
-        self.device = TunDevice("ts0", lambda name: theirs.detach())
+        self.device = TunDevice("ts0", lambda: PORT, lambda name: theirs.detach())
         self.device.set_own([OWN4, OWN6])
-        self.device.set_own_port(PORT)
 
     async def send(self, *packets: bytes) -> None:
         """What programs of this machine send, until the device has read all of it."""
@@ -208,8 +207,8 @@ class NoWidths:
 class Life:
     """A TUN device that ends as it is told."""
 
-    def __init__(self, options: TunOptions, fails: str = "") -> None:
-        self.options, self._fails = options, fails
+    def __init__(self, options: TunOptions, fails: str = "", *, mistake: bool = False) -> None:
+        self.options, self._fails, self._mistake = options, fails, mistake
         self.lost = trio.Event()
 
     def status(self) -> TunStatus:
@@ -221,12 +220,14 @@ class Life:
             raise TunFailed(self._fails)
         task_status.started()
         await self.lost.wait()
+        if self._mistake:
+            raise ZeroDivisionError
         raise TunFailed("somebody removed it")
 
 
 async def test_its_end_is_told_and_ends_nothing_else() -> None:
     health = Health(Bus())
-    lives = [Life(tun("ts0"), "no root"), Life(tun("ts0")), Life(tun("ts1"))]
+    lives = [Life(tun("ts0"), "no root"), Life(tun("ts0")), Life(tun("ts1")), Life(tun("ts0"), mistake=True)]
     owner = TunOwner(lambda options: lives.pop(0), health)
     async with trio.open_nursery() as nursery:
         with pytest.raises(TunFailed, match="no root"):
@@ -246,6 +247,11 @@ async def test_its_end_is_told_and_ends_nothing_else() -> None:
         await owner.down()
         await owner.wait()
         assert owner.status() is None
+        mistaken = lives[0]
+        await owner.up(tun(), nursery)
+        mistaken.lost.set()
+        with pytest.raises(TunFailed, match="a mistake of pytailscale: ZeroDivisionError"):
+            await owner.wait()
 
 
 async def test_device_of_another_world_has_no_kernel(autojump_clock: MockClock, tailnet: Tailnet) -> None:

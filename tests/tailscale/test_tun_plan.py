@@ -85,6 +85,7 @@ def test_split_tunnel_takes_the_tailnet_and_subnets_only() -> None:
     for outside in ("8.8.8.8", "2606:4700::1", "192.168.1.1", "10.8.0.1", "198.51.100.1"):
         assert way(plan, outside) == LANDED, outside
     assert way(plan, "10.7.3.4", udp_port=PORT) == LANDED, "a sealed datagram passes the tunnel by"
+    assert way(plan, "10.7.3.4", source="192.168.1.7") == LANDED, "who was connected before stays so"
     assert plan.own == {parse_address("100.64.0.9"), parse_address("fd7a:115c:a1e0::9")}
 
 
