@@ -20,6 +20,7 @@ import trio
 from tailscale.runtime.network import DirectRuns
 from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+from tailscale.testing.routers import Kind, VirtualRouter
 from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
 from ts_base.who import Direct, host_of, socket_of, through_socket, uplink_of
 
@@ -257,6 +258,7 @@ class VirtualNetwork:
         self._uplinks: dict[str, str] = {}  # address -> which of its host's uplinks has it
         self._links: dict[tuple[str, str], Link] = {}
         self._order = itertools.count()
+        self._routers: dict[str, VirtualRouter] = {}  # by the address behind them, and by their own
         self._fenced: list[tuple[Prefix, set[str]]] = []
         self.drops: Counter[str] = Counter()
 
@@ -358,13 +360,39 @@ class VirtualNetwork:
         await trio.sleep(there.latency + back.latency)
         return True
 
+    def put_behind(self, name: str, kind: Kind) -> VirtualRouter:
+        """From now on all UDP of the host passes a router of its own."""
+        inside = self.host(name).address
+        outside = self.host(f"router of {name}")
+        made = VirtualRouter(outside.address, kind, self._random)
+        self._routers[inside] = self._routers[outside.address] = made
+        return made
+
+    def _translated(self, source: Direct, destination: Direct) -> tuple[Direct, Direct] | None:
+        """Both addresses as the one who hears it sees them; None where a router lets it not in."""
+        now = trio.current_time()
+        ours, theirs = self._routers.get(source[0]), self._routers.get(destination[0])
+        if ours is not None:
+            source = ours.outbound(source, destination, now)
+        if theirs is None:
+            return source, destination
+        inside = theirs.inbound(source, destination[1], now) if destination[0] == theirs.public else None
+        return None if inside is None else (source, inside)
+
     def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
+        host = source[0]
+        if self._routers:
+            translated = self._translated(source, destination)
+            if translated is None:
+                self.drops["network.not_let_in"] += len(datagrams)
+                return
+            source, destination = translated
         target = self._hosts.get(destination[0])
-        if target is None or not self._gets_to(self._hosts[source[0]], destination[0]):
+        if target is None or not self._gets_to(self._hosts[host], destination[0]):
             drops["underlay.no_such_host"] += len(datagrams)
             return
-        link = self.link(source[0], destination[0])
+        link = self.link(host, destination[0])
         if link.udp_blocked:
             self.drops["network.blocked"] += len(datagrams)
             return
