@@ -41,7 +41,7 @@ class VirtualUdp:
     drops: Counter[str] = field(default_factory=Counter)
     _arriving: list[tuple[float, int, Direct, list[bytes]]] = field(default_factory=list)
     _held: int = 0
-    _closed: bool = False
+    _ended: trio.Event = field(default_factory=trio.Event)
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -59,7 +59,7 @@ class VirtualUdp:
         """Wait until something has arrived, then take all that has."""
         await trio.lowlevel.checkpoint()
         while not self._arriving or self._arriving[0][0] > trio.current_time():
-            if self._closed:
+            if self._ended.is_set():
                 raise trio.ClosedResourceError
             self._news = trio.Event()
             with trio.move_on_at(self._arriving[0][0] if self._arriving else float("inf")):
@@ -117,7 +117,9 @@ class VirtualUdp:
     async def run_writers(self) -> None:
         await trio.sleep_forever()  # nothing is ever kept back
 
-    run_writer = run_writers
+    async def run_writer(self) -> None:
+        """Of one beside the first: until it is closed."""
+        await self._ended.wait()
 
     def rebind(self) -> None:
         self._arriving.clear()
@@ -126,7 +128,7 @@ class VirtualUdp:
     def close(self) -> None:
         self.close_more(None)
         self.host.udp.pop(self.local_port, None)
-        self._closed = True
+        self._ended.set()
         self._news.set()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tailscale.runtime.fragments import fragment_option
 from tailscale.runtime.udp import MAX_USUAL, HostUdp
@@ -51,6 +52,17 @@ async def test_what_is_for_a_closed_socket_is_dropped_and_its_reader_ends() -> N
     a.close()
     with pytest.raises(trio.ClosedResourceError):
         await made[other].recv_many()
+
+
+async def test_the_tasks_of_a_closed_socket_end() -> None:
+    a = HostUdp(0)
+    made = a.open_more(3)
+    async with trio.open_nursery() as nursery:
+        for more in made.values():
+            nursery.start_soon(more.run_writer)
+        await trio.testing.wait_all_tasks_blocked()
+        a.close_more(None)
+    a.close()
 
 
 async def test_a_system_that_gives_no_more_sockets_gives_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
