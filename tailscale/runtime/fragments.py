@@ -9,8 +9,10 @@ from __future__ import annotations
 import socket
 import sys
 
-# linux/in.h, linux/in6.h: no fragments, and the MTU that ICMP told is ignored; or fragments wherever they are needed.
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE = 10, 23, 0, 3
+# linux/in.h, linux/in6.h. PROBE: no fragments, and what ICMP says of the MTU is ignored. OMIT ignores it too, and lets
+# this host and routers cut. Routers of IPv6 do not, so that ICMP must be believed there (DONT): this host then cuts.
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
+PMTUDISC_DONT, PMTUDISC_PROBE, PMTUDISC_OMIT = 0, 3, 5
 IP_DONTFRAG, IPV6_DONTFRAG = 28, 62  # netinet/in.h of macOS, since 11
 IP_DONTFRAGMENT, IPV6_DONTFRAG_WINDOWS = 14, 14  # ws2ipdef.h
 
@@ -21,7 +23,9 @@ def fragment_option(family: int) -> tuple[int, int, int, int] | None:
     level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
     match sys.platform:
         case "linux":
-            return level, IPV6_MTU_DISCOVER if v6 else IP_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE
+            if v6:
+                return level, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE
+            return level, IP_MTU_DISCOVER, PMTUDISC_OMIT, PMTUDISC_PROBE
         case "darwin":
             return level, IPV6_DONTFRAG if v6 else IP_DONTFRAG, 0, 1
         case "win32":

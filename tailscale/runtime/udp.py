@@ -279,9 +279,13 @@ class HostSocket:
 
     @trio.lowlevel.enable_ki_protection
     async def run_writer(self) -> None:
-        while True:
+        """Until the socket is closed."""
+        while not self._is_closed:
             await self._has_backlog.wait()
-            await self._until_bound()
+            try:
+                await self._until_bound()
+            except trio.ClosedResourceError:
+                return
             with contextlib.suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_writable(self._sock)
             waiting, self._backlog = self._backlog, deque()
@@ -315,8 +319,10 @@ class HostSocket:
     def close(self) -> None:
         self._is_closed = True
         self._was_rebound.set()
+        self._has_backlog.set()
         trio.lowlevel.notify_closing(self._sock)
-        self._sock.close()
+        if self._sock.fileno() >= 0:
+            self._sock.close()
 
 
 def _datagrams_in(data: bytes, options: list[tuple[int, int, bytes]]) -> int:

@@ -20,6 +20,7 @@ import trio
 from tailscale.runtime.network import DirectRuns
 from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+from tailscale.testing.routers import Kind, VirtualRouter
 from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
 from ts_base.who import Direct, host_of, socket_of, through_socket, uplink_of
 
@@ -40,7 +41,7 @@ class VirtualUdp:
     drops: Counter[str] = field(default_factory=Counter)
     _arriving: list[tuple[float, int, Direct, list[bytes]]] = field(default_factory=list)
     _held: int = 0
-    _closed: bool = False
+    _ended: trio.Event = field(default_factory=trio.Event)
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -58,7 +59,7 @@ class VirtualUdp:
         """Wait until something has arrived, then take all that has."""
         await trio.lowlevel.checkpoint()
         while not self._arriving or self._arriving[0][0] > trio.current_time():
-            if self._closed:
+            if self._ended.is_set():
                 raise trio.ClosedResourceError
             self._news = trio.Event()
             with trio.move_on_at(self._arriving[0][0] if self._arriving else float("inf")):
@@ -116,7 +117,9 @@ class VirtualUdp:
     async def run_writers(self) -> None:
         await trio.sleep_forever()  # nothing is ever kept back
 
-    run_writer = run_writers
+    async def run_writer(self) -> None:
+        """Of one beside the first: until it is closed."""
+        await self._ended.wait()
 
     def rebind(self) -> None:
         self._arriving.clear()
@@ -125,7 +128,7 @@ class VirtualUdp:
     def close(self) -> None:
         self.close_more(None)
         self.host.udp.pop(self.local_port, None)
-        self._closed = True
+        self._ended.set()
         self._news.set()
 
 
@@ -254,6 +257,7 @@ class VirtualNetwork:
         self._uplinks: dict[str, str] = {}  # address -> which of its host's uplinks has it
         self._links: dict[tuple[str, str], Link] = {}
         self._order = itertools.count()
+        self._routers: dict[str, VirtualRouter] = {}  # by the address behind them, and by their own
         self._fenced: list[tuple[Prefix, set[str]]] = []
         self.drops: Counter[str] = Counter()
 
@@ -355,13 +359,39 @@ class VirtualNetwork:
         await trio.sleep(there.latency + back.latency)
         return True
 
+    def put_behind(self, name: str, kind: Kind) -> VirtualRouter:
+        """From now on all UDP of the host passes a router of its own."""
+        inside = self.host(name).address
+        outside = self.host(f"router of {name}")
+        made = VirtualRouter(outside.address, kind, self._random)
+        self._routers[inside] = self._routers[outside.address] = made
+        return made
+
+    def _translated(self, source: Direct, destination: Direct) -> tuple[Direct, Direct] | None:
+        """Both addresses as the one who hears it sees them; None where a router lets it not in."""
+        now = trio.current_time()
+        ours, theirs = self._routers.get(source[0]), self._routers.get(destination[0])
+        if ours is not None:
+            source = ours.outbound(source, destination, now)
+        if theirs is None:
+            return source, destination
+        inside = theirs.inbound(source, destination[1], now) if destination[0] == theirs.public else None
+        return None if inside is None else (source, inside)
+
     def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
+        host = source[0]
+        if self._routers:
+            translated = self._translated(source, destination)
+            if translated is None:
+                self.drops["network.not_let_in"] += len(datagrams)
+                return
+            source, destination = translated
         target = self._hosts.get(destination[0])
-        if target is None or not self._gets_to(self._hosts[source[0]], destination[0]):
+        if target is None or not self._gets_to(self._hosts[host], destination[0]):
             drops["underlay.no_such_host"] += len(datagrams)
             return
-        link = self.link(source[0], destination[0])
+        link = self.link(host, destination[0])
         if link.udp_blocked:
             self.drops["network.blocked"] += len(datagrams)
             return
