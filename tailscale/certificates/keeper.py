@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,12 +59,18 @@ class CertificateKeeper:
     """One device's. `run` renews until it is cancelled."""
 
     def __init__(
-        self, source: CertificateSource, ground: Ground, health: Health, challenges: Challenges | None = None
+        self,
+        source: CertificateSource,
+        ground: Ground,
+        health: Health,
+        challenges: Challenges | None = None,
+        tell: Callable[[Mapping[str, tuple[float, float]]], object] = lambda _: None,
     ) -> None:
         self.challenges = challenges or Challenges()
         self._source = source
         self._ground = ground
         self._health = health
+        self._tell = tell
         self._held: dict[str, Held] = {}
         self._refused: dict[str, CertificateError] = {}
         self._locks: dict[str, trio.Lock] = {}
@@ -170,6 +177,8 @@ class CertificateKeeper:
         renewal = await self._source.renewal(certificate, self._ground)
         held = self._held[name] = Held(certificate, renewal)
         self._health_of_all()
+        chains = {name: held.certificate.chain for name, held in self._held.items()}
+        self._tell({name: (chain.begins, chain.expires) for name, chain in chains.items()})
         self._changed.set()
         return held
 

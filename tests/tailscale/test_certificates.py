@@ -25,6 +25,7 @@ from tailscale.certificates import Certificate, FileCertificates
 from tailscale.certificates.contexts import chosen_by, server_context
 from tailscale.certificates.shelf import FolderShelf
 from tailscale.http import AsyncTransport, serve
+from tailscale.metrics import exposition
 from tailscale.testing import Tailnet
 from tailscale.testing.certificates import NO_CHECK_TIME
 from tailscale.testing.network import EPOCH
@@ -213,8 +214,13 @@ async def test_renewal_that_fails_is_a_warning_and_tried_ever_later(autojump_clo
     async with Tailnet(certificates=LIFETIME) as net:
         web = await net.device("web")
         first = await web.certificate()
+        assert " 1\n" in sample(web, "pytailscale_certificates")
+        assert sample(web, "pytailscale_certificate_expiry_timestamp_seconds").endswith(
+            f" {first.expires.timestamp():.0f}\n"
+        )
         net.certificates.refuse("serverInternal", None)
         await trio.sleep(0.98 * LIFETIME)
+        assert sample(web, "pytailscale_certificates_failing").endswith(" 1\n")
         warning = {one.code: one for one in web.health}["certificate-not-renewed"]
         assert "web.tailnet.test expires" in warning.sentence
         assert "a test said so" in warning.sentence
@@ -224,6 +230,11 @@ async def test_renewal_that_fails_is_a_warning_and_tried_ever_later(autojump_clo
         await trio.sleep(70)
         assert (await web.certificate()).expires > first.expires
         assert "certificate-not-renewed" not in {one.code for one in web.health}
+
+
+def sample(device: Device, name: str) -> str:
+    """The line of one metric."""
+    return next(line for line in exposition(device).splitlines(keepends=True) if line.startswith(f"{name} "))
 
 
 async def test_min_validity_replaces_what_is_good_for_less(autojump_clock: trio.testing.MockClock) -> None:
