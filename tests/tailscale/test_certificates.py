@@ -21,7 +21,7 @@ from tailnet_scripts import beside
 
 import tailscale
 from tailscale import Device
-from tailscale.certificates import Certificate, FileCertificates
+from tailscale.certificates import Certificate, FileCertificates, Ground, Renewal
 from tailscale.certificates.contexts import chosen_by, server_context
 from tailscale.certificates.shelf import FolderShelf
 from tailscale.http import AsyncTransport, serve
@@ -384,6 +384,27 @@ async def test_files_that_cannot_be_used_are_named(autojump_clock: trio.testing.
             await web.certificate()
     with pytest.raises(ValueError, match="needs a pair"):
         FileCertificates()
+
+
+class Broken(FileCertificates):
+    """A source of the program's own, with a mistake in it."""
+
+    async def renewal(self, certificate: Certificate, ground: Ground) -> Renewal:
+        raise ValueError("the program's own mistake")
+
+
+async def test_source_with_a_mistake_ends_nothing(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    pair = tmp_path / "web.crt", tmp_path / "web.key"
+    key = new_key(os.urandom(ENTROPY_LENGTH))
+    pair[0].write_bytes(Authority(os.urandom, lambda: EPOCH).issue(key.public_key(), ["web.test"], 86_400))
+    pair[1].write_bytes(key_text(key))
+    async with Tailnet() as net:
+        web = await net.device("web", certificates=Broken(pair))
+        assert (await web.certificate()).names == ("web.test",)
+        await trio.sleep(400)
+        assert "its source raised ValueError" in web.health[0].sentence
+        assert (await web.certificate()).names == ("web.test",)
+        assert web.state == "running"
 
 
 # --- proof by TLS ---------------------------------------------------------------------------------
