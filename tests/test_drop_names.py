@@ -66,7 +66,7 @@ METRICS = "tailscale/metrics/table.py"  # names levels too, which look the same;
 
 
 def names_in(tree: ast.AST) -> set[str]:
-    """Every text that looks like the name of a drop, wherever it is: names are passed on as values too. Not of levels."""
+    """Every text that looks like the name of a drop, wherever it is: names are passed on as values. Not of levels."""
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".levels.get")]
     levels = {id(argument) for call in calls for argument in call.args}
     constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in levels)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from tailscale._config import Preferences
 from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import NetInfoChanged, NetMapChanged, WarningsChanged
+from tailscale.runtime.messages import CertificatesChanged, NetInfoChanged, NetMapChanged, WarningsChanged
 from ts_control.c2n import Facts, Trouble
 from ts_dataplane.path_tally import PathTally
 from ts_lock.chain import Chain
@@ -24,7 +24,7 @@ Traffic = Mapping[str, PathTally]
 
 
 def facts_for_control(
-    bus: Bus, preferences: Preferences, lock: Chain | None = None, traffic: Traffic | None = None
+    bus: Bus, preferences: Preferences, now: float, lock: Chain | None = None, traffic: Traffic | None = None
 ) -> Facts:
     """A snapshot; nothing is measured for it."""
     heard = bus.latest(WarningsChanged)
@@ -38,9 +38,16 @@ def facts_for_control(
         )
         for warning in warnings
     ]
+    held = bus.latest(CertificatesChanged)
     log = lock.log() if lock is not None else None
-    figures = [*_bytes(traffic or {}), *_figures(bus, preferences, len(warnings))]
-    return Facts(troubles, _preferences(preferences), figures, lock_log=log)
+    return Facts(
+        troubles,
+        _preferences(preferences),
+        [*_bytes(traffic or {}), *_figures(bus, preferences, len(warnings))],
+        certificates=held.held if held is not None else {},
+        now=now,
+        lock_log=log,
+    )
 
 
 def _preferences(preferences: Preferences) -> dict[str, object]:

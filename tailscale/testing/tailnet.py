@@ -117,7 +117,7 @@ class Tailnet:
             if self._lifetime:
                 self._authority = Certificates(self._place, servers, self._lifetime)
                 await self._authority.start()
-                self.control.do(self.control.server.serve_certificates, self._authority.publish)
+                self.control.serve_certificates(self._authority.publish)
             async with trio.open_nursery() as self._devices:
                 self._closing = trio.Event()
                 try:
@@ -128,6 +128,11 @@ class Tailnet:
 
     def _is_enrolled(self, key: bytes) -> bool:
         return self.control.server.directory.by_key(NodePublic(key)) is not None
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether there is an authority."""
+        return self._authority is not None
 
     @property
     def certificates(self) -> Certificates:

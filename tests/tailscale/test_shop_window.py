@@ -21,15 +21,8 @@ HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl"
 OWN_STREAMS = {"tcp_connect", "connect_anywhere", "listen", "listen_funnel", "listen_tls"}
 # For worlds made of trio, and for what runs in the device's own loop.
 TRIO_ONLY = {
-    "announce",
-    "answer_funnel",
-    "answer_peers",
-    "check_funnel",
-    "include",
-    "on",
-    "show_transfer",
-    "spawn",
-    "ssh_ground",
+    *("announce", "answer_funnel", "answer_peers", "certificate_keeper", "check_funnel", "include", "on"),
+    *("show_transfer", "spawn", "ssh_ground"),
 }
 
 
