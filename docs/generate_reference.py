@@ -21,6 +21,8 @@ SECTIONS = [
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
     ("",                  "tailscale/carry.py",                 ["splice"]),
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
+    ("",                  "tailscale/funnel/listening.py",      ["FunnelListener"]),
+    ("",                  "tailscale/funnel/streams.py",        ["FunnelStream"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),
     ("Status",            "tailscale/status.py",                None),
     ("Carrying for others", "tailscale/forwarding.py",          None),

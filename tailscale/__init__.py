@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tailscale.errors import DeviceFailed as DeviceFailed
     from tailscale.errors import DeviceNotReady as DeviceNotReady
     from tailscale.errors import DialsTaken as DialsTaken
+    from tailscale.errors import FunnelUnavailable as FunnelUnavailable
     from tailscale.errors import LockError as LockError
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from tailscale.forwarding import Forwarding as Forwarding
     from tailscale.forwarding import ForwardLimits as ForwardLimits
     from tailscale.forwarding import IncomingFlow as IncomingFlow
+    from tailscale.funnel import FunnelListener as FunnelListener
+    from tailscale.funnel import FunnelStream as FunnelStream
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -119,6 +122,7 @@ _HOMES = {
         *(
             "DeviceNotReady",
             "DialsTaken",
+            "FunnelUnavailable",
             "LockError",
             "LoginRequired",
             "NameNotFound",
@@ -134,6 +138,7 @@ _HOMES = {
     ),
     "explanation": ("Explanation",),
     "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
+    "funnel": ("FunnelListener", "FunnelStream"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),

@@ -27,6 +27,8 @@ from tailscale.dns.local import SERVICE_ADDRESSES
 from tailscale.dns.resolvers import NameResolver
 from tailscale.dns.responder import Responder
 from tailscale.event_readers import Readers
+from tailscale.funnel.arrivals import PATH as INGRESS_PATH
+from tailscale.funnel.arrivals import Arrivals
 from tailscale.peerapi.actor import PeerApi, run_peerapi
 from tailscale.peerapi.dns_query import PATH as NAMES_PATH
 from tailscale.peerapi.dns_query import NamesForPeers
@@ -212,6 +214,8 @@ class Runtime:
         self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
         names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
         self.peerapi.paths.add(NAMES_PATH, names)
+        self.arrivals = Arrivals(bus, self.directory)
+        self.peerapi.paths.add(INGRESS_PATH, self.arrivals)
         self.forwarding = Forwarding(
             network,
             self.stack,
@@ -243,6 +247,7 @@ class Runtime:
             "captures": self.packets,
             "peerapi": self.peerapi,
             "dns": self.responder,
+            "funnel": self.arrivals,
         }
         if self._tun is not None:
             counted["tun"] = self._tun

@@ -16,7 +16,7 @@ import functools
 import socket
 import ssl as ssl_module
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import AsyncWithOnly, wrong_face
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.funnel.listening import Tls
     from tailscale.lock import LockStatus
     from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
@@ -300,6 +301,25 @@ class Device(DeviceFace, AsyncWithOnly):
     ) -> TailnetListener:
         """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
         return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
+
+    async def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls | None = None,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> TailnetListener:
+        """A listening socket for what Funnel relays bring from the internet, without its TLS, to be used as `listen`'s.
+
+        The address of a connection is what the relay says, and nobody's identity: `caller_at` knows nobody there. A
+        function given as `tls` is called in the device's thread.
+        """
+        how = bridges.Publishing(name=name, tls=tls, funnel_only=funnel_only, relays=relays)
+        sock = await self._await(lambda: bridges.listen_funnel(self._thread, port, **how), TailnetListener.close)
+        sock.setblocking(False)
+        return sock
 
     certificate = awaited(TrioDevice.certificate)
     tls_context = awaited(TrioDevice.tls_context)

@@ -69,6 +69,13 @@ class TlsEnd(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
+@runtime_checkable
+class OfDevice(Protocol):
+    """A stream that a device's end must not make look whole."""
+
+    def reset_with_device(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Carried:
     """Bytes, counted while they pass. Several splices may share one."""
@@ -103,7 +110,7 @@ class Splice:
         self._open_directions = 2
         self._problem: BaseException | None = None
         for stream in (near, far):
-            if isinstance(stream, TcpStream):
+            if isinstance(stream, OfDevice):
                 stream.reset_with_device()
 
     def finish(self) -> None:

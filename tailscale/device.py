@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.forwarding import Forwarding, OnFlow
+    from tailscale.funnel.arrivals import Handler as FunnelHandler
+    from tailscale.funnel.listening import FunnelListener, TakeBack, Tls
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
+HTTPS_PORT = 443
 CLOSED = "this Device has been closed: make a new one"
 
 
@@ -228,6 +231,12 @@ class Device(OwnNode, AsyncWithOnly):
             raise DeviceNotReady("this Device has not been entered: use it inside `async with`")
         self._process.check()
         return self._runtime
+
+    def _with_peerapi(self, who: str) -> Runtime:
+        runtime = self._ready()
+        if not self._config.peerapi:
+            raise TailscaleError(f"{who} cannot reach this device: it was made with peerapi=False")
+        return runtime
 
     # Who we are and who is there
 
@@ -485,14 +494,111 @@ class Device(OwnNode, AsyncWithOnly):
             await trio.sleep(0)
         ```
         """
-        runtime = self._ready()
-        if not self._config.peerapi:
-            raise TailscaleError(f"nobody can ask for {path}: this Device was made with peerapi=False")
+        runtime = self._with_peerapi(f"whoever asks for {path}")
         runtime.peerapi.paths.add(path, handler)
         try:
             yield
         finally:
             runtime.peerapi.paths.remove(path)
+
+    @briefly
+    async def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls | None = None,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> FunnelListener:
+        """Accept connections from the internet, which Funnel relays bring, and from peers unless `funnel_only`.
+
+        TLS ends here: by this device's certificate, which is had through the relay where the name is one's own, or by
+        `tls`, a context or a function that finds one by the name a client asks for. `name` is a public name of one's
+        own, which a relay of one's own leads here. `relays` are nodes that may bring what is for it, beside those to
+        whom the policy grants that. `FunnelUnavailable` says what the tailnet lacks. A stream's `source` is what the
+        relay says, and nobody's identity: its `peer` is None.
+
+        ```python
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        listener = await device.listen_funnel(name="web.example.com", tls=context, relays=["gate"])
+        ```
+        """
+        from tailscale.funnel.listening import open_listener  # few are on the internet
+        from tailscale.funnel.words import place_of
+
+        runtime = self._with_peerapi("a Funnel relay")
+        place, arrivals = place_of(runtime.directory.known_netmap(), port, name, relays), runtime.arrivals
+        listening = None if funnel_only else self.listen(port)
+        if tls is not None:
+            return await open_listener(arrivals.publish, place, tls, listening, runtime.spawn, arrivals.drops)
+        from tailscale.certificates.contexts import FollowingContext
+
+        keeper = runtime.certificate_keeper()
+        context = FollowingContext(keeper)
+        listener = await open_listener(self._publish, place, context, listening, runtime.spawn, arrivals.drops)
+        try:
+            await keeper.certificate(place.name)  # which may come through a relay, so that it has to be open before
+        except BaseException:
+            listener.shut()
+            raise
+        return listener
+
+    def _publish(self, name: str, port: int, handler: FunnelHandler | None, relays: Sequence[str]) -> TakeBack:
+        """What is published at port 443 may be proven by what comes to it."""
+        runtime = self._ready()
+        take_back = runtime.arrivals.publish(name, port, handler, relays)
+        if port != HTTPS_PORT or handler is None:
+            return take_back
+        carried = runtime.certificate_keeper().challenges.carried
+        carried.add(name)
+
+        def end() -> None:
+            carried.discard(name)
+            take_back()
+
+        return end
+
+    def check_funnel(self, name: str, port: int) -> None:
+        """Raise `FunnelUnavailable` where the tailnet's own relays may not lead to a port of this device.
+
+        ```python
+        try:
+            device.check_funnel(device.name, 443)
+        except tailscale.FunnelUnavailable as problem:
+            print(problem.missing, problem)
+        ```
+        """
+        from tailscale.funnel.words import place_of
+
+        place_of(self._ready().directory.known_netmap(), port, name, ())
+
+    @contextmanager
+    def answer_funnel(
+        self, name: str, port: int, handler: FunnelHandler | None, *, relays: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Take what relays bring from the internet for a name and port, as it comes, while the block runs.
+
+        `handler` is called with a `FunnelStream` whose first bytes are the client's, and which ends when it returns:
+        TLS, as a rule, is its affair. Without a handler only control is told that there may be one soon.
+
+        ```python
+        async def handle(stream):
+            await tailscale.splice(stream, await device.tcp_connect("db", 443))
+
+
+        with device.answer_funnel("web.example.com", 443, handle, relays=["gate"]):
+            await trio.sleep(0)
+        ```
+        """
+        from tailscale.funnel.words import public_name
+
+        self._with_peerapi(f"a relay for {name}")
+        take_back = self._publish(public_name(name), port, handler, relays)
+        try:
+            yield
+        finally:
+            take_back()
 
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:

@@ -41,6 +41,7 @@ __all__ = [
     "DeviceFailed",
     "DeviceNotReady",
     "DialsTaken",
+    "FunnelUnavailable",
     "LoginRequired",
     "NameNotFound",
     "NoRoute",
@@ -206,6 +207,14 @@ class NotCarried(_Dial):
 
 class DialsTaken(TailscaleError):
     """Another device takes this program's dials already."""
+
+
+class FunnelUnavailable(TailscaleError):
+    """The tailnet does not lead the internet to this node or port; `missing` is "https", "funnel" or "funnel-ports"."""
+
+    def __init__(self, missing: str, message: str) -> None:
+        self.missing = missing
+        super().__init__(message)
 
 
 class StateLocked(TailscaleError):

@@ -12,7 +12,7 @@ own; this module only hands work to it and waits.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, ParamSpec, Self, TypeVar
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.funnel.listening import Tls
     from tailscale.lock import LockStatus
     from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
@@ -177,6 +178,23 @@ class Device(DeviceFace, WithOnly):
         `whois(address)` says who that is.
         """
         return self._await(lambda: bridges.listen(self._thread, port, host, backlog, announce), TailnetListener.close)
+
+    def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls | None = None,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> TailnetListener:
+        """A listening socket for what Funnel relays bring from the internet, without its TLS, to be used as `listen`'s.
+
+        The address of a connection is what the relay says, and nobody's identity: `caller_at` knows nobody there. A
+        function given as `tls` is called in the device's thread.
+        """
+        how = bridges.Publishing(name=name, tls=tls, funnel_only=funnel_only, relays=relays)
+        return self._await(lambda: bridges.listen_funnel(self._thread, port, **how), TailnetListener.close)
 
     certificate = blocking(TrioDevice.certificate)
     tls_context = blocking(TrioDevice.tls_context)

@@ -54,7 +54,9 @@ WINGS: dict[str, set[str]] = {
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
     "certificates": VALUES | {"runtime", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "certificates", "dial", "dns", "peerapi", "runtime", "sockets"},
+    "funnel": VALUES | {"peerapi", "runtime", "sockets"},
+    "_assembly": VALUES
+    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
     | {
@@ -64,13 +66,14 @@ WINGS: dict[str, set[str]] = {
         "carry",
         "certificates",
         "dial",
+        "funnel",
         "local_ports",
         "peerapi",
         "runtime",
         "sockets",
     },
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
-    "threads": VALUES | {"capturing", "carry", "certificates", "device", "local_ports", "sockets"},
+    "threads": VALUES | {"capturing", "carry", "certificates", "device", "funnel", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"),
         VALUES
@@ -79,6 +82,7 @@ WINGS: dict[str, set[str]] = {
             "certificates",
             "device",
             "files",
+            "funnel",
             "local_ports",
             "mesh",
             "proxy",
@@ -94,8 +98,10 @@ WINGS: dict[str, set[str]] = {
         ("mesh", "proxy", "taildrop"),
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
+    "ingress": VALUES | {"aio", "carry", "device", "proxy", "sockets", "sync", "threads"},
     "serve": VALUES
-    | {"carry", "certificates", "device", "files", "http", "http1", "local_ports", "sockets", "threads"},
+    | {"carry", "certificates", "device", "files", "funnel", "http", "http1", "ingress", "local_ports", "sockets"}
+    | {"threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
     "testing": VALUES
     | {
@@ -149,7 +155,7 @@ FACADES = {
     *("http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "ssh", "metrics", "dask", "daemon", "tui"),
     "web",
 }
-FACADES |= {"notebook"}
+FACADES |= {"ingress", "notebook"}
 SHELLS = {
     *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
     *("ts_derp/client.py", "ts_derp/dial.py"),
@@ -186,6 +192,7 @@ PURE = {
     "tailscale/peerapi/callers.py",
     "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
+    "tailscale/funnel/words.py",
     "tailscale/metrics/table.py",
     "tailscale/mesh/files_client.py",
     "tailscale/nodes.py",
@@ -211,6 +218,7 @@ ONLY_IN = {
 }
 # A room below is told by plain assignment only here: one attribute load on the packet path instead of a call.
 ASSIGNED_FROM_ABOVE = {
+    "context": "of ssl's own objects: how a handshake is told to go on with another certificate",
     "tables": "the netmap's routes and filter, replaced whole; read once per burst by the Engine",
     "paths": "a dict of the path finder's that the Engine only reads",
     "owner": "the socket that a connection's changes wake; read once per burst",

@@ -158,7 +158,7 @@ class AcmeClient:
         if order.status == "ready":
             payload = {"csr": base64url(wanted.request)}
             order = yield from self._order_by(order.finalize, payload)
-            order = yield from self._until_past(url, order, {"ready", "processing"})
+        order = yield from self._until_past(url, order, {"ready", "processing"})
         if order.status != "valid" or not order.certificate:
             raise AcmeRefused(self._sentence("ended the order as", order.status, order.error))
         reply = yield from self._post(order.certificate, None)

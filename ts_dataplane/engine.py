@@ -120,6 +120,7 @@ class Engine:
         self._spread: Spread = EveryPath(self.paths)
         self._segments = RelaySegments(self.tables, self.paths)
         self._talk = TsmpTalk(self.drops, disco_key)
+        self._is_published = False  # whether names of ours lead to our peer API from the internet
         self._pathless = Pathless(self.drops)
         self._taps: tuple[Tap, ...] = ()
         self._exits = overlay.exits_in_use
@@ -234,13 +235,16 @@ class Engine:
     def _is_for_peerapi(self, reason: str, peer: PeerId, flow: bytes) -> bool:
         """Whether no rule admits this SYN, but it asks for our peer API, which judges each request by itself.
 
-        As upstream does it, except that nobody may open anything here while shields are up, nor a jailed peer ever.
+        As upstream does it, except that nobody may open anything here while shields are up, and a jailed peer only
+        while names of ours lead here from the internet: the tailnet's own Funnel relays are jailed.
         """
         port = self._talk.peerapi_port
         if reason != NO_RULE or not port or self.tables.shields_up or flow[-2:] != port.to_bytes(2, "big"):
             return False
         known = self.tables.peers.get(peer)
-        return flow[len(flow) // 2 - 2 : -4] in self.tables.own and known is not None and not known.routes.jailed
+        if known is None or (known.routes.jailed and not self._is_published):
+            return False
+        return flow[len(flow) // 2 - 2 : -4] in self.tables.own
 
     def _admit_carefully(self, peer: PeerId, padded: bytes, now: float, admitted: dict[Origin, list[bytes]]) -> None:
         """Options, fragments, extension headers, ICMP, TSMP, runts: the same rules, read in full."""
@@ -364,9 +368,13 @@ class Engine:
 
     # What the runtime and users set while packets go by
 
-    def set_services(self, *, peerapi_port: int) -> None:
-        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""
+    def set_services(self, *, peerapi_port: int, is_published: bool = False) -> None:
+        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API.
+
+        `is_published`: the peer API takes what Funnel relays bring from the internet.
+        """
         self._talk.peerapi_port = peerapi_port
+        self._is_published = is_published
 
     @property
     def peerapi_port(self) -> int:

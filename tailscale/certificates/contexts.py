@@ -6,6 +6,7 @@ gets into OpenSSL. A connection that is open keeps what it was opened with. Refu
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import ssl
@@ -23,10 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tailscale.certificates.keeper import CertificateKeeper
+from tailscale.foreign_text import for_terminal
 from ts_acme.chains import challenge_certificate
 from ts_acme.client_hello import ClientHello, client_hello_untrusted
 from ts_acme.signing import ENTROPY_LENGTH, new_key
 from ts_base.errors import BadPacket
+
+log = logging.getLogger("tailscale.certificates")
 
 ACME_TLS = "acme-tls/1"
 MOST_CONTEXTS = 64
@@ -123,8 +127,13 @@ def _hello(data: bytes) -> ClientHello | None:
 def chosen_by(choose: Chooser) -> ssl.SSLContext:
     """A server's context that asks for the one to use by the name that the client wants."""
 
-    def pick(handshake: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-        handshake.context = choose(name)
+    def pick(handshake: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int | None:
+        try:
+            handshake.context = choose(name)
+        except Exception:  # the program's own: it ends this handshake
+            log.exception("the function behind tls= failed for a client that wants %s", for_terminal(str(name)[:253]))
+            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+        return None
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sni_callback = pick

@@ -8,6 +8,7 @@ when a certificate is wanted.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import trio
 
 from tailscale.certificates.source import Exchange, Ground, Renewal
 from tailscale.certificates.value import Certificate
-from tailscale.errors import CertificateError, CertificateNameRefused, CertificateRateLimited
+from tailscale.errors import CertificateError, CertificateNameRefused, CertificateRateLimited, StateCorrupt
 from ts_acme.chains import check_chain, new_request
 from ts_acme.client import DNS_01, TLS_ALPN_01, AcmeClient, AnswerTls, Conversation, Pause, PublishText, Wanted
 from ts_acme.errors import AcmeRefused
@@ -100,6 +101,8 @@ class ControlCertificates:
                     if found is not None and (previous is None or found.chain.expires > previous.chain.expires):
                         return found  # by another process, while we waited for it
                     return await self._order(name, ground, previous)
+        except StateCorrupt as problem:
+            raise CertificateError(f"no certificate for {name}: {problem}") from problem
         except trio.TooSlowError:
             raise self._error(f"did not finish the order for {name} within {ORDER_TIMEOUT:.0f} s") from None
 
@@ -114,11 +117,11 @@ class ControlCertificates:
                 async with ground.exchanging(self._tls) as exchange:
                     client = await self._client(ground)
                     window = await self._hold(client.window(chain.ari_id), ground, exchange)
-            except CertificateError as problem:
+            except (CertificateError, StateCorrupt) as problem:
                 log.info("when to renew %s is not known: %s", certificate.names[0], problem)
                 return fallback
             if window is None:
-                return Renewal(chain.renew_at, float("inf"))
+                return Renewal(chain.renew_at, math.inf)
             fraction = self._fractions.setdefault(chain.ari_id, int.from_bytes(ground.entropy(4)) / 2**32)
             return Renewal(window.start + fraction * (window.end - window.start), window.look_again)
         return fallback

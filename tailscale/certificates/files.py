@@ -5,6 +5,7 @@ Owns when files are read again. Refuses to renew anything: whoever writes the fi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,8 +66,7 @@ class FileCertificates:
     async def renewal(self, certificate: Certificate, ground: Ground) -> Renewal:
         """Nothing is due, but there may be another file."""
         await trio.lowlevel.checkpoint()
-        soon = ground.wall_clock() + LOOK_EVERY
-        return Renewal(soon, soon)
+        return Renewal(ground.wall_clock() + LOOK_EVERY, math.inf)
 
     def _read(self, chain: Path, key: Path) -> Certificate:
         texts = []

@@ -60,7 +60,7 @@ class CertificateKeeper:
     def __init__(
         self, source: CertificateSource, ground: Ground, health: Health, challenges: Challenges | None = None
     ) -> None:
-        self.challenges = challenges or Challenges()
+        self.challenges = Challenges() if challenges is None else challenges  # one that proves nothing yet is false
         self._source = source
         self._ground = ground
         self._health = health
@@ -136,17 +136,18 @@ class CertificateKeeper:
     # Having and replacing
 
     async def _take_kept(self, name: str) -> Held | None:
-        if self._ground.shelf.forgets:
-            found = self._source.load(name, self._ground)
-        else:
-            found = await trio.to_thread.run_sync(self._source.load, name, self._ground)
+        try:
+            if self._ground.shelf.forgets:
+                found = self._source.load(name, self._ground)
+            else:
+                found = await trio.to_thread.run_sync(self._source.load, name, self._ground)
+        except StateCorrupt as problem:
+            raise CertificateError(f"no certificate for {name}: {problem}") from problem
         return await self._hold(name, found) if found is not None else None
 
     async def _replace(self, name: str, held: Held | None) -> Certificate:
         try:
             made = await self._source.obtain(name, self._ground, held.certificate if held is not None else None)
-        except StateCorrupt as problem:
-            raise CertificateError(f"no certificate for {name}: {problem}") from problem
         except CertificateError as problem:
             self._refused[name] = problem
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import h11
 import trio
@@ -38,7 +38,7 @@ class Serving:
 
     port: int
     host: str | None = None
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | Callable[[str | None], ssl.SSLContext] | Literal["tailnet"] | None = None
     limits: Limits = field(default_factory=Limits)
     visits: Visits = field(default_factory=Visits)
     announce: str = ""
@@ -48,17 +48,33 @@ async def serve_within(
     app: AsgiApp | ReverseProxy, device: Device, how: Serving, shutdown: trio.Event, started: Callable[[str], object]
 ) -> None:
     """Until cancelled, or until `shutdown` is set and open requests are done. `started` is told the server's URL."""
+    tls = await context_of(how.tls, device)
     life, limits = Lifespan(no_app if isinstance(app, ReverseProxy) else app), how.limits
     listening = device.listen(how.port, host=how.host, announce=how.announce)
     async with await listening as listener, trio.open_nursery() as nursery:
         nursery.start_soon(life.run)
         try:
             if await life.start(limits.startup_timeout):
-                await _Server(app, device, listener, how, life.state).run(shutdown, started)
+                await _Server(app, device, listener, how, tls, life.state).run(shutdown, started)
         finally:
             await life.stop(limits.shutdown_timeout)
     if life.failure is not None:
         raise life.failure
+
+
+async def context_of(
+    tls: ssl.SSLContext | Callable[[str | None], ssl.SSLContext] | Literal["tailnet"] | None, device: Device
+) -> ssl.SSLContext | None:
+    """What `serve(tls=...)` means."""
+    if tls is None or isinstance(tls, ssl.SSLContext):
+        return tls
+    if tls == "tailnet":
+        return await device.tls_context()
+    if not callable(tls):
+        raise TypeError(f'tls= is an ssl.SSLContext, a function of the name, or "tailnet", not {tls!r}')
+    from tailscale.certificates.contexts import chosen_by  # few have one
+
+    return chosen_by(tls)
 
 
 async def no_app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,12 +90,13 @@ class _Server:
         device: Device,
         listener: TcpListener,
         how: Serving,
+        tls: ssl.SSLContext | None,
         state: dict[str, Any],
     ) -> None:
         self._app = app
         self._device = device
         self._listener = listener
-        self._tls = how.tls
+        self._tls = tls
         self._state = state
         self._connections = Connections(device, how.limits, how.visits, self._choose)
 

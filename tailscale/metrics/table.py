@@ -287,6 +287,10 @@ METRICS: tuple[Metric, ...] = (
              "Requests of peers to the peer API.", _level("peerapi.requests")),
     _gauge("pytailscale_peerapi_connections", "Peer API and names",
            "Connections of peers to the peer API.", _level("peerapi.connections")),
+    _counter("pytailscale_funnel_arrived_total", "Peer API and names",
+             "Connections from the internet that Funnel relays brought.", _level("funnel.arrived")),
+    _gauge("pytailscale_funnel_connections", "Peer API and names",
+           "Connections from the internet that are open.", _level("funnel.connections")),
     _counter("pytailscale_dns_queries_total", "Peer API and names",
              "Questions to this device as a DNS server.", _level("dns.queries")),
 

@@ -103,6 +103,8 @@ class Offer:
     services: tuple[Service, ...] = ()
     ssh_host_keys: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
+    ingress: bool | None = None
+    """True: names of ours lead here from the internet. False: they may soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,11 @@ class ServicesOffered(Retained):
     @property
     def services(self) -> tuple[Service, ...]:
         return tuple(service for offer in self.offers.values() for service in offer.services)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether names of ours lead here from the internet."""
+        return any(offer.ingress for offer in self.offers.values())
 
     @property
     def peerapi_port(self) -> int:

@@ -54,7 +54,8 @@ async def run_netmap(
         while True:
             message = await inbox.receive()
             if isinstance(message, ServicesOffered):
-                dataplane.engine.set_services(peerapi_port=message.peerapi_port)
+                services = message.peerapi_port, message.is_published
+                dataplane.engine.set_services(peerapi_port=services[0], is_published=services[1])
                 continue
             if isinstance(message, InterfacesChanged):
                 compiler.set_near(message.prefixes)

@@ -102,14 +102,17 @@ class ServeConfig:
                 found.setdefault(split_place(place), {k: v or {} for k, v in _table(server, "Handlers").items()})
         return found
 
+    def funnel_wishes(self) -> dict[tuple[str, int], bool]:
+        """Hosts and ports that the internet is to reach, or not now."""
+        found: dict[tuple[str, int], bool] = {}
+        for part in self.parts():
+            for place, is_on in _table(part, "AllowFunnel").items():
+                found[split_place(place)] = is_on is True or found.get(split_place(place), False)
+        return found
+
     def funnels(self) -> set[tuple[str, int]]:
         """Hosts and ports that the internet reaches."""
-        return {
-            split_place(place)
-            for part in self.parts()
-            for place, is_on in _table(part, "AllowFunnel").items()
-            if is_on is True
-        }
+        return {place for place, is_on in self.funnel_wishes().items() if is_on}
 
     def destinations(self) -> Iterator[str]:
         """All that is led to: URLs, and places of TCP servers."""

@@ -53,6 +53,8 @@ class Plan:
     ports: Mapping[int, Json] = field(default_factory=dict)
     web: Mapping[Place, Mapping[str, Mount]] = field(default_factory=dict)
     allow: Allow = Allow()
+    funnels: Mapping[Place, bool] = field(default_factory=dict)
+    """What the internet is to reach, or not now."""
 
     def mounts(self, host: str, port: int, own_name: str) -> Mapping[str, Mount] | None:
         """Those of a host, in lower case and in full."""
@@ -72,7 +74,7 @@ def plan_of(config: ServeConfig, apps: Apps, allow: Allow, servers: dict[str, Re
     }
     for (port, mount), app in apps.items():
         web.setdefault(("", port), {})[mount] = Mount(app, None)
-    return Plan(config.ports(), web, allow)
+    return Plan(config.ports(), web, allow, config.funnel_wishes())
 
 
 def _mount(handler: Json, servers: dict[str, ReverseProxy]) -> Mount:

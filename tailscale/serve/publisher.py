@@ -22,8 +22,9 @@ from tailscale.http.lifespan import Lifespan
 from tailscale.http1.visits import Visits
 from tailscale.serve.config import OWN_NAME, Json, kind_of
 from tailscale.serve.forwards import forward
+from tailscale.serve.funnels import Funnels
 from tailscale.serve.plan import Plan
-from tailscale.serve.secure import Certificates, Given, NoSuchName, OfDevice, hear_hello
+from tailscale.serve.secure import PROVING, Certificates, Given, NoSuchName, OfDevice, hear_hello
 from tailscale.serve.site import Site
 from tailscale.serve.targets import App
 
@@ -98,6 +99,7 @@ class Publisher:
         self._ports: dict[int, Port] = {}
         self._lives: dict[App, Lifespan] = {}
         self._changed = trio.Event()
+        self._funnels = Funnels(device, self.take)
 
     def change(self) -> None:
         """The plan is another one."""
@@ -137,8 +139,10 @@ class Publisher:
                 self._changed = trio.Event()
                 await self._start_apps(nursery)
                 self._reconcile(nursery)
+                self._funnels.follow(self._plan().funnels)
                 await self._changed.wait()
         finally:
+            self._funnels.close()
             for life in self._lives.values():
                 await life.stop(self._limits.shutdown_timeout)
 
@@ -255,7 +259,10 @@ class Publisher:
     async def _secured(self, stream: Stream, arrival: Arrival) -> tuple[Stream, ssl.SSLContext, Arrival]:
         number = arrival.local_address[1]
         with trio.fail_after(self._limits.head_timeout):
-            name, stream = await hear_hello(stream, lambda name: self.site.serves(name, number))
+            hello, stream = await hear_hello(stream, lambda name: self.site.serves(name, number))
+        if hello.protocols == PROVING:
+            return stream, self._certificates.for_validator(), arrival._replace(is_secure=True, name=hello.name)
+        name = hello.name.lower()
         return (
             stream,
             await self._certificate(self._certificates.for_web, name),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale.carry import Stream
-from ts_acme.client_hello import client_hello_untrusted
+from ts_acme.client_hello import ClientHello, client_hello_untrusted
 from ts_base.errors import BadPacket
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
 """The context for a name. Errors that it raises are told in the log, and end the connection."""
 HTTP1 = ["http/1.1"]
+PROVING = ("acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
 INTERNAL_ERROR = b"\x15\x03\x03\x00\x02\x02\x50"  # RFC 8446, 6: an alert, fatal
 LONGEST_HELLO = 64 << 10  # RFC 8446, 5.1: four records hold what any client says first
 
@@ -42,6 +43,12 @@ class OfDevice:
             self._contexts[name] = context
         return context
 
+    def for_validator(self) -> ssl.SSLContext:
+        """One for an authority that looks whether a name leads here, for which there may be no certificate yet."""
+        from tailscale.certificates.contexts import FollowingContext  # few prove a name so
+
+        return FollowingContext(self._device.certificate_keeper())
+
     async def for_bytes(self, name: str) -> ssl.SSLContext:
         """One that shows that name's certificate, whatever the client asks for."""
         from tailscale.certificates.contexts import server_context  # few take TLS off
@@ -56,13 +63,17 @@ class Given:
     def __init__(self, certificates: Certificates) -> None:
         self.for_web = self.for_bytes = certificates
 
+    def for_validator(self) -> ssl.SSLContext:
+        """Whoever hands certificates in proves names by other ways."""
+        raise NoSuchName("an authority looks whether a name leads here, whose certificate is not this device's affair")
+
 
 class NoSuchName(ConnectionError):
     """A client that asks for a name that is not served here."""
 
 
-async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[str, Stream]:
-    """The name that a TLS client asks for, and the stream with nothing of it taken. Raises NoSuchName."""
+async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[ClientHello, Stream]:
+    """What a TLS client asks for, and the stream with nothing of it taken. Raises NoSuchName."""
     heard = b""
     while len(heard) < LONGEST_HELLO:
         data = bytes(await stream.receive_some())
@@ -74,7 +85,7 @@ async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[
             raise NoSuchName(f"this is no TLS: {problem}") from None
         if hello is not None:
             if hello.name and is_served(hello.name.lower()):
-                return hello.name.lower(), Replayed(stream, heard)
+                return hello, Replayed(stream, heard)
             await stream.send_all(INTERNAL_ERROR)
             raise NoSuchName(f"{hello.name!r} is not served here")
         if not data:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from funnel_scripts import NAME, knock, post
 from httpx import AsyncClient as Client
 from mesh_scripts import break_streams, next_of
 from msgspec.structs import replace
@@ -99,6 +100,9 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
         await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
         await stream.receive_some()
         look()
+    with router.answer_funnel(NAME, 443, echo, relays=[client.hostname]):
+        async with knock(client, router, post()):
+            look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")
     await until(lambda: any(f"{behind.address}/32" in peer.routes for peer in client.peers.values()))
