@@ -35,6 +35,7 @@ CLIENTS = [
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
+PUBLISHED = REQUEST.replace(b"greeter", b"publisher")
 SERVERS = [
     # program              arguments             name       port  said              answer
     ("echo_server.py",     [],                   "echo",    7,    b"hello",         rb"hello"),
@@ -42,6 +43,7 @@ SERVERS = [
     ("uvicorn_serve.py",   [],                   "greeter2", 80,  REQUEST,          rb"hello caller"),
     ("ssh_server.py",      [],                   "notes",   22,   b"",               rb"SSH-2.0-Tailscale"),
     ("proxy.py",           [],                  "proxy",   1080, REQUEST,          rb"HTTP/1.1 200 "),
+    ("serve_folder.py",    [],                   "publisher", 80,  PUBLISHED,        rb"look at /files"),
     ("whois_auth.py",      ["admin@example.com"], "club",   4000, b"",              rb"not for you\n"),
     ("whois_auth.py",      ["user@tailnet.test"], "club",    4000, b"",              rb"welcome, caller\n"),
 ]  # fmt: skip
