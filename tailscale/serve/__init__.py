@@ -1,6 +1,6 @@
 """Publish what runs here: web servers, folders, apps and TCP ports of this machine, to the tailnet.
 
-```python no-run: serves until it is cancelled
+```python forever
 from tailscale.serve import Serve
 
 async with tailscale.Device("laptop") as device, trio.open_nursery() as nursery:

@@ -130,7 +130,7 @@ class Updating:
     ("method", "path", "part"),
     [
         ("POST", "tka/init", "Lock"),
-        ("POST", "tka/modify", "Lock"), ("POST", "query-feature", "Funnel"),
+        ("POST", "tka/modify", "Lock"),
         ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
     ],

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -22,10 +22,11 @@ from tailscale.certificates import ControlCertificates
 from tailscale.ingress import Ingress, ingress
 from tailscale.peerapi.actor import PORT
 from tailscale.serve import Serve
-from tests.interop.embedded import embedded_control
+from tests.interop.embedded import EmbeddedControl, embedded_control
 from tests.interop.ours import PATHS, environment, joined, tailnet, tls_for
 from tests.interop.processes import PORTS, poll_until
 from tests.interop.rig import Derper, Headscale, Pebble, Rig, Tailscaled, pebble
+from tests.interop.test_localapi_real import daemon
 from ts_control.server_funnel import FunnelRules
 
 pytestmark = [pytest.mark.slow, pytest.mark.peers("pebble", "pebble-challtestsrv", "tailscaled", "tailscale")]
@@ -324,3 +325,37 @@ async def test_stock_turns_funnel_on_against_our_control_and_our_relay_leads_to_
         command = ["curl", "-sS", "--resolve", f"{name}:{listen}:127.0.0.1", f"https://{name}:{listen}/"]
         done = await trio.run_process(command, capture_stderr=True, check=False)
         assert b"unrecognized name" in done.stderr.lower(), done.stderr
+
+
+class AsHeadscale:
+    """Our control server, as those ask who start a daemon."""
+
+    def __init__(self, control: EmbeddedControl) -> None:
+        self.url, self._control = control.url, control
+
+    async def auth_key(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self._control.server.create_auth_key(reusable=True)
+
+
+async def test_stock_funnel_command_line_against_our_daemon(r: Rig, relay: Derper) -> None:
+    async with (
+        embedded_control(relay.region) as control,
+        backend() as port,
+        daemon(r, cast(Headscale, AsHeadscale(control)), "ours") as stock,
+    ):
+        words = ("funnel", "--bg", "--tcp=8443", f"tcp://localhost:{port}")
+        assert "Funnel needs HTTPS" in (await stock.run(*words))[1]
+        control.do("allow_funnel", FunnelRules(()))
+
+        async def may() -> bool:
+            return "funnel" in json.dumps(json.loads(await stock("status", "--json"))["Self"].get("CapMap", {}))
+
+        await poll_until("our daemon to hear that it may", may, PATIENCE)
+        assert "Available on the internet" in await stock(*words)
+        assert "Funnel on" in await stock("funnel", "status")
+        told = json.loads(await stock("funnel", "status", "--json"))
+        assert told["AllowFunnel"] == {"ours.tailnet.test:8443": True}
+        await stock("funnel", "--tcp=8443", "off")  # which leaves a port of TCP among those that Funnel is on for
+        await stock("funnel", "reset")
+        assert "No serve config" in await stock("funnel", "status")
