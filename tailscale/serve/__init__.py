@@ -1,10 +1,9 @@
 """Publish what runs here: web servers, folders, apps and TCP ports of this machine, to the tailnet.
 
-```python no-run: serves until it is cancelled
+```python
 from tailscale.serve import Serve
 
-async with tailscale.Device("laptop") as device, trio.open_nursery() as nursery:
-    await nursery.start(Serve(device).http(80, "http://127.0.0.1:3000").run)
+await nursery.start(Serve(device).http(80, "http://127.0.0.1:3000").run)
 ```
 """
 

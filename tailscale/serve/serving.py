@@ -37,7 +37,7 @@ Started = Callable[[tuple[str, ...]], object]
 class Serve:
     """Publish web servers, folders, apps and TCP ports of this machine to the tailnet.
 
-    ```python forever
+    ```python
     from tailscale.serve import Serve, files, proxy, text
 
     web = Serve(device)
