@@ -156,4 +156,23 @@ async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> N
         started(f"{proxy.host}:{proxy.port}")
 
 
-KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics, "proxy": run_proxy}
+async def run_ingress(device: Device, keys: dict[str, Any], started: Started) -> None:
+    from tailscale.ingress import IngressLimits, ingress  # few daemons are relays
+
+    if ("to" in keys) == ("names" in keys):
+        raise ValueError("[ingress] has `to`, the node of all names, or `names`, a table of names and nodes")
+    limits = {name: keys[name] for name in RELAY_LIMITS if name in keys}
+    run = partial(ingress, to=keys.get("names") or keys["to"], port=keys.get("port", 0), limits=IngressLimits(**limits))
+    async with trio.open_nursery() as nursery:
+        relay = await nursery.start(run, device, keys["listen"])
+        started(f"{relay.address[0]}:{relay.port}")
+
+
+RELAY_LIMITS = ("connections", "per_name", "per_source", "proxy_protocol")
+KINDS: dict[str, Run] = {
+    "expose": run_expose,
+    "forward": run_forward,
+    "ingress": run_ingress,
+    "metrics": run_metrics,
+    "proxy": run_proxy,
+}

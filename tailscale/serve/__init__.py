@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from tailscale._lazy import lazily, names_of
 
 if TYPE_CHECKING:
+    from tailscale.ingress.limits import IngressLimits as IngressLimits
+    from tailscale.ingress.serving import ingress as ingress
     from tailscale.serve.config import BadServeConfig as BadServeConfig
     from tailscale.serve.serving import Serve as Serve
     from tailscale.serve.targets import files as files
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from tailscale.serve.targets import text as text
 
 _HOMES = {
+    "tailscale.ingress.limits": ("IngressLimits",),
+    "tailscale.ingress.serving": ("ingress",),
     "tailscale.serve.config": ("BadServeConfig",),
     "tailscale.serve.serving": ("Serve",),
     "tailscale.serve.targets": ("files", "proxy", "read_target", "redirect", "tcp", "text"),

@@ -31,7 +31,7 @@ LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
     "exits": ["any"], "dns": ["query", "db"], "lock": ["status"],
-    "serve": ["status"],
+    "serve": ["status"], "funnel": ["status"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 OF_FILES = {"file"}  # test_file_commands.py
