@@ -45,6 +45,7 @@ from tailscale.runtime.forward_flows import Asked, Forwarding
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
+    CertificatesChanged,
     NetMapChanged,
     NodeKeyChanged,
     Offer,
@@ -429,7 +430,8 @@ class Runtime:
             challenges = Challenges()
             ground = DeviceGround(self.directory, self.control, self.network, self.store, challenges)
             source = self.config.certificates or ControlCertificates()
-            self._certificates = CertificateKeeper(source, ground, self.health, challenges)
+            tell = lambda held: self.bus.publish(CertificatesChanged(held))  # noqa: E731
+            self._certificates = CertificateKeeper(source, ground, self.health, challenges, tell)
             self._held.enter_context(self.counters.include("certificates", self._certificates))
             self._keep_running("certificates", self._certificates.run)
         return self._certificates

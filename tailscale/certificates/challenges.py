@@ -20,7 +20,8 @@ class Challenges:
         self.carried: set[str] = set()
         self._shown: dict[str, bytes] = {}
 
-    def __bool__(self) -> bool:
+    @property
+    def are_open(self) -> bool:
         """Whether anything is being proven."""
         return bool(self._shown)
 

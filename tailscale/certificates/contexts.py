@@ -81,7 +81,7 @@ class FollowingContext(ssl.SSLContext):
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, *arguments: Any, **options: Any) -> ssl.SSLObject:
         made = super().wrap_bio(incoming, *arguments, **options)
-        if self._keeper.challenges and isinstance(made, FollowingObject):
+        if self._keeper.challenges.are_open and isinstance(made, FollowingObject):
             made.look_at(incoming)
         return made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,12 +59,18 @@ class CertificateKeeper:
     """One device's. `run` renews until it is cancelled."""
 
     def __init__(
-        self, source: CertificateSource, ground: Ground, health: Health, challenges: Challenges | None = None
+        self,
+        source: CertificateSource,
+        ground: Ground,
+        health: Health,
+        challenges: Challenges | None = None,
+        tell: Callable[[Mapping[str, tuple[float, float]]], object] = lambda _: None,
     ) -> None:
         self.challenges = Challenges() if challenges is None else challenges  # one that proves nothing yet is false
         self._source = source
         self._ground = ground
         self._health = health
+        self._tell = tell
         self._held: dict[str, Held] = {}
         self._refused: dict[str, CertificateError] = {}
         self._locks: dict[str, trio.Lock] = {}
@@ -92,11 +99,14 @@ class CertificateKeeper:
     async def certificate(self, name: str | None = None, min_validity: float = 0.0) -> Certificate:
         """One that is good for at least so many seconds: the one that is held or kept, else a new one."""
         await trio.lowlevel.checkpoint()
-        name = self._checked(name)
+        name, least = self._checked(name), max(min_validity, 0.0)
+        held = self._held.get(name)
+        if held is not None and held.certificate.seconds_left(self._ground.wall_clock()) > least:
+            return held.certificate
         async with self._locks.setdefault(name, trio.Lock()):
             held = self._held.get(name) or await self._take_kept(name)
             wall = self._ground.wall_clock()
-            if held is not None and held.certificate.seconds_left(wall) > max(min_validity, 0.0):
+            if held is not None and held.certificate.seconds_left(wall) > least:
                 return held.certificate
             refused = self._refused.get(name)
             if refused is not None and refused.retry_at is not None and refused.retry_at > wall:
@@ -143,7 +153,7 @@ class CertificateKeeper:
                 found = await trio.to_thread.run_sync(self._source.load, name, self._ground)
         except StateCorrupt as problem:
             raise CertificateError(f"no certificate for {name}: {problem}") from problem
-        return await self._hold(name, found) if found is not None else None
+        return self._hold(name, found) if found is not None else None
 
     async def _replace(self, name: str, held: Held | None) -> Certificate:
         try:
@@ -154,7 +164,7 @@ class CertificateKeeper:
         self._refused.pop(name, None)
         if held is None or made.chain_pem != held.certificate.chain_pem:
             self._obtained += 1
-        await self._hold(name, made)
+        self._hold(name, made)
         if self._ground.shelf.forgets and self._source.is_scarce:
             self._health.show(
                 IN_MEMORY,
@@ -163,13 +173,15 @@ class CertificateKeeper:
             )
         return made
 
-    async def _hold(self, name: str, certificate: Certificate) -> Held:
+    def _hold(self, name: str, certificate: Certificate) -> Held:
         if name not in self._held and len(self._held) >= MOST_HELD:
             self._drops["certificates.names_full"] += 1
             raise CertificateError(f"no certificate for {name}: this device holds {MOST_HELD} already")
-        renewal = await self._source.renewal(certificate, self._ground)
-        held = self._held[name] = Held(certificate, renewal)
+        # When to replace it is asked soon: whoever wants it does not wait for that.
+        held = self._held[name] = Held(certificate, Renewal(math.inf, self._ground.wall_clock()))
         self._health_of_all()
+        chains = {name: held.certificate.chain for name, held in self._held.items()}
+        self._tell({name: (chain.begins, chain.expires) for name, chain in chains.items()})
         self._changed.set()
         return held
 
@@ -197,15 +209,20 @@ class CertificateKeeper:
             wall = self._ground.wall_clock()
             if held.due > wall:
                 return  # somebody wanted it meanwhile
-            if held.renewal.look_again <= wall:
-                held.renewal = await self._source.renewal(held.certificate, self._ground)
-            if held.renewal.at > wall:
-                await trio.lowlevel.checkpoint()
-                return
             try:
-                await self._replace(name, held)
+                if held.renewal.look_again <= wall:
+                    held.renewal = await self._source.renewal(held.certificate, self._ground)
+                if held.renewal.at <= wall:
+                    await self._replace(name, held)
+                else:
+                    await trio.lowlevel.checkpoint()
             except CertificateError as problem:
                 self._put_off(name, held, problem)
+            except Exception as problem:  # of a source that the program brought along
+                log.exception("renewing the certificate for %s failed", name)
+                failure = CertificateError(f"its source raised {type(problem).__name__}")
+                self._refused[name] = failure
+                self._put_off(name, held, failure)
 
     def _put_off(self, name: str, held: Held, problem: CertificateError) -> None:
         """Ever later, but never after half of what is left, and never before the server's own time."""

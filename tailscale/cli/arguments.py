@@ -15,7 +15,9 @@ from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.cli.serve_arguments import add_funnel, add_serve
 from tailscale.daemon import places
+from tailscale.daemon.durations import seconds_untrusted
 from tailscale.status import PING_KINDS
+from ts_base.errors import BadPacket
 
 STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
@@ -56,6 +58,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
     if options.command == "nc":
         _find_port(parser.commands()["nc"], options)
+    if options.command == "cert" and options.cert_file is None and options.key_file is None:
+        base = options.name.replace("*.", "wildcard_.", 1)
+        vars(options).update(cert_file=Path(f"{base}.crt"), key_file=Path(f"{base}.key"))
     if options.command == "dns" and (options.question == "query") != (options.name is not None):
         parser.commands()["dns"].error("a name goes with query: dns query NAME [TYPE]")
     return options
@@ -152,6 +157,13 @@ def _tags(text: str) -> tuple[str, ...]:
         return clean_tags(tag for tag in text.split(",") if tag)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("tags takes ")) from None
+
+
+def _duration(text: str) -> float:
+    try:
+        return seconds_untrusted(text)
+    except BadPacket as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 class _Adder:
@@ -261,6 +273,13 @@ def _add_watching(adder: _Adder) -> None:
     capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
     capture.add_argument(
         "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
+    )
+    cert = adder.add("cert", "a certificate for the name of this device, for servers of this machine")
+    cert.add_argument("name", metavar="NAME", help="as `pytailscale status` has it")
+    cert.add_argument("--cert-file", type=_file_or_dash, metavar="FILE", help="the chain (NAME.crt); - is a pipe")
+    cert.add_argument("--key-file", type=_file_or_dash, metavar="FILE", help="the private key (NAME.key); - is a pipe")
+    cert.add_argument(
+        "--min-validity", type=_duration, default=0.0, metavar="TIME", help="replace one that is good for less: 720h"
     )
     adder.add("top", "peers, paths, flows, exits and what is wrong, live in this terminal", json=True)
     web = adder.add("web", "a status page for the browser, on this machine only")

@@ -44,6 +44,7 @@ HOMES = {
     "doctor": "doctor",
     "why": "why",
     "capture": "capture",
+    "cert": "cert",
     "metrics": "metrics",
     "login": "account",
     "logout": "account",

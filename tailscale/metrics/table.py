@@ -294,6 +294,13 @@ METRICS: tuple[Metric, ...] = (
     _counter("pytailscale_dns_queries_total", "Peer API and names",
              "Questions to this device as a DNS server.", _level("dns.queries")),
 
+    _gauge("pytailscale_certificates", "Certificates",
+           "Certificates that are held and renewed.", _level("certificates.held")),
+    _gauge("pytailscale_certificates_failing", "Certificates",
+           "Of those, the ones whose renewal fails.", _level("certificates.failing")),
+    _gauge("pytailscale_certificate_expiry_timestamp_seconds", "Certificates",
+           "Unix time at which the first of them expires.", _level("certificates.soonest_expiry")),
+
     _gauge("pytailscale_proxy_open", "Proxies",
            "What is open on all proxies together.", _levels(PROXY_OPEN), "what"),
     _counter("pytailscale_proxy_requests_total", "Proxies",

@@ -134,7 +134,7 @@ class ControlActor:
         self._keys = KeyMaker(config, network, environment)
         can_log_in = bool(config.auth_key or config.client_id)
         self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
-        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain)  # noqa: E731
+        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain, network.wall_clock())  # noqa: E731
         self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from tailscale._config import Preferences
 from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import NetInfoChanged, NetMapChanged, WarningsChanged
+from tailscale.runtime.messages import CertificatesChanged, NetInfoChanged, NetMapChanged, WarningsChanged
 from ts_control.c2n import Facts, Trouble
 from ts_lock.chain import Chain
 
@@ -16,7 +16,7 @@ LONGEST_LIST = 64
 HURTS = {"control-unreachable", "relay-home-unreachable", "key-expired", "login-needed", "approval-needed"}
 
 
-def facts_for_control(bus: Bus, preferences: Preferences, lock: Chain | None = None) -> Facts:
+def facts_for_control(bus: Bus, preferences: Preferences, lock: Chain | None = None, now: float = 0.0) -> Facts:
     """A snapshot; nothing is measured for it."""
     heard = bus.latest(WarningsChanged)
     warnings = list(heard.warnings.values())[:LONGEST_LIST] if heard is not None else []
@@ -29,8 +29,16 @@ def facts_for_control(bus: Bus, preferences: Preferences, lock: Chain | None = N
         )
         for warning in warnings
     ]
+    held = bus.latest(CertificatesChanged)
     log = lock.log() if lock is not None else None
-    return Facts(troubles, _preferences(preferences), _figures(bus, preferences, len(warnings)), lock_log=log)
+    return Facts(
+        troubles,
+        _preferences(preferences),
+        _figures(bus, preferences, len(warnings)),
+        certificates=held.held if held is not None else {},
+        now=now,
+        lock_log=log,
+    )
 
 
 def _preferences(preferences: Preferences) -> dict[str, object]:

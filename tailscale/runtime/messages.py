@@ -37,6 +37,15 @@ class RelaysRemembered(Retained):
 
 
 @dataclass(frozen=True, slots=True)
+class CertificatesChanged(Retained):
+    """Which certificates are held, and from when to when each is good. Said by their keeper."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    held: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class TablesChanged(Retained):
     """Packets are routed and judged by this netmap from now on: what users see and dial. Said by netmap."""
 

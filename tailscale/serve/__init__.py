@@ -1,10 +1,9 @@
 """Publish what runs here: web servers, folders, apps and TCP ports of this machine, to the tailnet.
 
-```python forever
+```python
 from tailscale.serve import Serve
 
-async with tailscale.Device("laptop") as device, trio.open_nursery() as nursery:
-    await nursery.start(Serve(device).http(80, "http://127.0.0.1:3000").run)
+await nursery.start(Serve(device).http(80, "http://127.0.0.1:3000").run)
 ```
 """
 

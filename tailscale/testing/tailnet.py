@@ -131,6 +131,11 @@ class Tailnet:
         return self.control.server.directory.by_key(NodePublic(key)) is not None
 
     @property
+    def has_certificates(self) -> bool:
+        """Whether there is an authority."""
+        return self._authority is not None
+
+    @property
     def certificates(self) -> Certificates:
         """The authority of a `Tailnet(certificates=True)`."""
         if self._authority is None:

@@ -81,6 +81,9 @@ OF_ONE = {
     "up --install-unit": "test_unit_is_installed_where_systemd_looks",
     "up --app": "test_a_part_that_cannot_run_says_so_and_harms_no_other",
     "up --config": "test_settings_may_be_elsewhere",
+    **dict.fromkeys(
+        ("cert --cert-file", "cert --key-file", "cert --min-validity"), "test_cert_writes_files_of_the_right_modes"
+    ),
     "capture --count": "test_capture_writes_a_file_or_down_a_pipe",
     "capture --peer": "test_capture_takes_a_peer_and_limits",
     "capture --seconds": "test_capture_takes_a_peer_and_limits",

@@ -96,8 +96,8 @@ def test_dns_query_gives_a_dns_message(client: Client) -> None:
 
 def test_what_stands_on_no_part_is_honest(client: Client) -> None:
     assert client.get(f"{API}serve-config") == {}
-    with pytest.raises(DaemonError, match="certificates: this daemon has no such part"):
-        client.get(f"{API}cert/x")
+    with pytest.raises(DaemonError, match="debugging: this daemon has no such part"):
+        client.post(f"{API}debug")
     assert client.get(f"{API}tka/status")["Enabled"] is False
     assert client.get(f"{API}derpmap")["Regions"]
     assert client.get(f"{API}dns-config")["Proxied"] is True
@@ -130,8 +130,7 @@ class Updating:
     ("method", "path", "part"),
     [
         ("POST", "tka/init", "Lock"),
-        ("POST", "tka/modify", "Lock"),
-        ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
+        ("POST", "tka/modify", "Lock"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
     ],
 )  # fmt: skip

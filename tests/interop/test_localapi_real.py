@@ -151,7 +151,7 @@ async def test_stock_nc_carries_bytes_through_our_daemon(r: Rig, hs: Headscale, 
 async def test_what_is_not_there_is_said(r: Rig, hs: Headscale, db: TsnetPeer) -> None:
     async with daemon(r, hs, "ours") as stock:
         for line, sentence in {
-            "cert ours.rig.test": "certificates: this daemon has no such part",
+            "cert ours.rig.test": "gives this device no name for a certificate",
             "serve --bg 3000": "",
             "file cp README.md db:": "db takes no files: no program there does",
             "bugreport": "bug reports: this daemon has no such part",

@@ -21,10 +21,11 @@ from tailnet_scripts import beside
 
 import tailscale
 from tailscale import Device
-from tailscale.certificates import Certificate, FileCertificates
+from tailscale.certificates import Certificate, FileCertificates, Ground, Renewal
 from tailscale.certificates.contexts import chosen_by, server_context
 from tailscale.certificates.shelf import FolderShelf
 from tailscale.http import AsyncTransport, serve
+from tailscale.metrics import exposition
 from tailscale.testing import Tailnet
 from tailscale.testing.certificates import NO_CHECK_TIME
 from tailscale.testing.network import EPOCH
@@ -213,8 +214,13 @@ async def test_renewal_that_fails_is_a_warning_and_tried_ever_later(autojump_clo
     async with Tailnet(certificates=LIFETIME) as net:
         web = await net.device("web")
         first = await web.certificate()
+        assert " 1\n" in sample(web, "pytailscale_certificates")
+        assert sample(web, "pytailscale_certificate_expiry_timestamp_seconds").endswith(
+            f" {first.expires.timestamp():.0f}\n"
+        )
         net.certificates.refuse("serverInternal", None)
         await trio.sleep(0.98 * LIFETIME)
+        assert sample(web, "pytailscale_certificates_failing").endswith(" 1\n")
         warning = {one.code: one for one in web.health}["certificate-not-renewed"]
         assert "web.tailnet.test expires" in warning.sentence
         assert "a test said so" in warning.sentence
@@ -224,6 +230,11 @@ async def test_renewal_that_fails_is_a_warning_and_tried_ever_later(autojump_clo
         await trio.sleep(70)
         assert (await web.certificate()).expires > first.expires
         assert "certificate-not-renewed" not in {one.code for one in web.health}
+
+
+def sample(device: Device, name: str) -> str:
+    """The line of one metric."""
+    return next(line for line in exposition(device).splitlines(keepends=True) if line.startswith(f"{name} "))
 
 
 async def test_min_validity_replaces_what_is_good_for_less(autojump_clock: trio.testing.MockClock) -> None:
@@ -373,6 +384,27 @@ async def test_files_that_cannot_be_used_are_named(autojump_clock: trio.testing.
             await web.certificate()
     with pytest.raises(ValueError, match="needs a pair"):
         FileCertificates()
+
+
+class Broken(FileCertificates):
+    """A source of the program's own, with a mistake in it."""
+
+    async def renewal(self, certificate: Certificate, ground: Ground) -> Renewal:
+        raise ValueError("the program's own mistake")
+
+
+async def test_source_with_a_mistake_ends_nothing(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    pair = tmp_path / "web.crt", tmp_path / "web.key"
+    key = new_key(os.urandom(ENTROPY_LENGTH))
+    pair[0].write_bytes(Authority(os.urandom, lambda: EPOCH).issue(key.public_key(), ["web.test"], 86_400))
+    pair[1].write_bytes(key_text(key))
+    async with Tailnet() as net:
+        web = await net.device("web", certificates=Broken(pair))
+        assert (await web.certificate()).names == ("web.test",)
+        await trio.sleep(400)
+        assert "its source raised ValueError" in web.health[0].sentence
+        assert (await web.certificate()).names == ("web.test",)
+        assert web.state == "running"
 
 
 # --- proof by TLS ---------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from ts_control.wire import DERPMap
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
 # Of rooms that have a test of their own.
 OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}
+OF_CERTIFICATES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_certificate")}
 OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_taildrop_")}
 OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_serve_")}
 OF_SSH = {
@@ -169,7 +170,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_CERTIFICATES
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
