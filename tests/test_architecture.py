@@ -96,6 +96,7 @@ WINGS: dict[str, set[str]] = {
         "files",
         "http",
         "http1",
+        "ingress",
         "local_ports",
         "mesh",
         "metrics",
@@ -123,7 +124,7 @@ WINGS: dict[str, set[str]] = {
         "mesh",
         "metrics",
     }
-    | {"proxy", "serve", "sockets", "ssh", "taildrop", "testing", "tui", "web"},
+    | {"ingress", "proxy", "serve", "sockets", "ssh", "taildrop", "testing", "tui", "web"},
 }
 FACADES = {
     *("http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "ssh", "metrics", "dask", "daemon", "tui"),

@@ -18,8 +18,9 @@ from ts_base.ip import parse_address, parse_prefix
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.gojson import encode_json
-from ts_control.policy import Policy
+from ts_control.policy import Policy, PolicyError
 from ts_control.policy_index import PolicyIndex
+from ts_control.server_funnel import FeatureAnswer, FeatureRequest, FunnelRules, answer_feature
 from ts_control.server_lock import ServedLock
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
@@ -91,6 +92,8 @@ class ControlServer:
         self._checks = SshChecks(self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock)
         self.pings: dict[str, PingSent] = {}
         self._publish_text: PublishText | None = None
+        self._policy = Policy.allow_all()
+        self._funnel: FunnelRules | None = None
 
     def appear_as(self, machine: MachinePrivate) -> None:
         """Prove to be this machine on connections that are made from now on."""
@@ -289,10 +292,30 @@ class ControlServer:
     def set_policy(self, policy: Policy | str | Mapping[str, Any] | None, now: float) -> None:
         """Replace the policy; None opens everything but SSH. PolicyError leaves the old one in force."""
         chosen = Policy.allow_all() if policy is None else policy
-        parsed = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
-        self._logins.policy = parsed
-        self._news.use_policy(parsed, now)
+        self._policy = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
+        self._use_policy(now)
+
+    def _use_policy(self, now: float) -> None:
+        policy = self._policy if self._funnel is None else self._funnel.added_to(self._policy)
+        self._logins.policy = policy
+        self._news.use_policy(policy, now)
         self._news.settle(now)
+
+    def allow_funnel(self, rules: FunnelRules | None, now: float) -> None:
+        """Let nodes be published on the internet, and relays bring what comes, beside what the policy says."""
+        before, self._funnel = self._funnel, rules
+        try:
+            self._use_policy(now)
+        except PolicyError:
+            self._funnel = before
+            raise
+
+    def answer_feature(self, machine: MachinePublic, request: FeatureRequest) -> FeatureAnswer:
+        """What a device asks that is about to turn serve or Funnel on. DirectoryError where it is none of ours."""
+        device = self.directory.by_key(request.node_key)
+        if device is None or device.machine != machine:
+            raise DirectoryError("node not found")
+        return answer_feature(request.feature, self._maps.capabilities(device))
 
     def set_derp_map(self, derp_map: DERPMap, now: float) -> None:
         self._maps.derp_map = derp_map

@@ -156,9 +156,13 @@ class MapWriter:
         return text
 
     def self_text(self, device: Enrolled) -> msgspec.Raw:
-        capabilities: dict[str, None] = {**SELF_CAPABILITIES, **(HTTPS if self.has_certificates else {})}
-        capabilities.update(dict.fromkeys(self.policy.attributes(device.id)))
+        capabilities = dict.fromkeys(self.capabilities(device))
         return msgspec.Raw(encode_json(msgspec.structs.replace(self.node(device), cap_map=capabilities)))
+
+    def capabilities(self, device: Enrolled) -> list[str]:
+        """What a device may do, by its own account and the policy's."""
+        own = [*SELF_CAPABILITIES, *(HTTPS if self.has_certificates else ())]
+        return [*own, *self.policy.attributes(device.id)]
 
     def patch_text(self, device: Enrolled, names: set[str]) -> msgspec.Raw:
         return msgspec.Raw(

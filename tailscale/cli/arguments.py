@@ -10,9 +10,10 @@ from typing import Any
 from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.file_arguments import add_file
+from tailscale.cli.ingress_arguments import add_ingress
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
-from tailscale.cli.serve_arguments import add_serve
+from tailscale.cli.serve_arguments import add_funnel, add_serve
 from tailscale.daemon import places
 from tailscale.daemon.durations import seconds_untrusted
 from tailscale.status import PING_KINDS
@@ -112,6 +113,8 @@ def build_parser() -> Parser:
     add_mesh(adder)
     add_file(adder)
     add_serve(adder)
+    add_funnel(adder)
+    add_ingress(adder)
     _add_daemon(adder)
     _add_tun(adder)
     _add_about(adder)

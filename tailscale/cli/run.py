@@ -51,6 +51,8 @@ HOMES = {
     **dict.fromkeys(("ls", "send", "recv", "wait", "watch", "tcp"), "mesh"),
     "file": "file",
     "serve": "serve",
+    "funnel": "serve",
+    "ingress": "ingress",
     "top": "top",
     "web": "web",
     "up": "up",

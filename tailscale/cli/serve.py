@@ -1,4 +1,4 @@
-"""The command `serve`: publish what runs here, in upstream's words, through the daemon or by this command alone.
+"""`serve` and `funnel`: publish what runs here, in upstream's words, through the daemon or by this command alone.
 
 Owns how what is typed becomes a change of a ServeConfig, and how one is shown. Without --bg what is published ends with
 the command.
@@ -52,7 +52,8 @@ async def serve(options: argparse.Namespace, screen: Screen) -> int:
     if rest == ["off"]:
         return await _off(options, screen)
     if rest:
-        screen.note(("pytailscale: ", "bold red"), "serve takes one target, and `off` after it to end it")
+        verb = options.command
+        screen.note(("pytailscale: ", "bold red"), f"{verb} takes one target, and `off` after it to end it")
         return USAGE
     target = str(Path(_directory(), verb)) if verb.startswith(".") else verb
     return await _publish(target, options, screen)
@@ -78,15 +79,19 @@ def add(config: ServeConfig, host: str, target: str, options: argparse.Namespace
             found = proxy(found.to, accept_caps=options.accept_app_caps)
         mount = clean_mount(options.set_path, found)
         config.set_web(host, port, mount, handler_of(found), tls=kind == "https")
+        config.set_funnel(host, port, options.funnel)
         return
     if options.set_path != "/":
         raise BadServeConfig("--set-path is of web servers: TCP has no paths")
     to = tcp(target, tls=kind == "tls-terminated-tcp", proxy_protocol=options.proxy_protocol)
     config.set_tcp(port, to.to, sni=host if to.tls else "", proxy_protocol=to.proxy_protocol)
+    config.set_funnel(host, port, options.funnel)
 
 
 async def _certified(device: Device, options: argparse.Namespace, screen: Screen) -> Device:
-    """The device, once it has a certificate where one is needed: what is missing is told now."""
+    """The device, once it may be published and has a certificate where it needs one: what is missing is told now."""
+    if options.funnel:
+        device.check_funnel(device.name, kind_and_port(options)[1])
     if kind_and_port(options)[0] in ("https", "tls-terminated-tcp"):
         screen.show("waiting for a certificate")
         await device.certificate()
@@ -108,7 +113,7 @@ async def _publish(target: str, options: argparse.Namespace, screen: Screen) -> 
         add(config, _name(device), target, options)
         serving.set(config)
         _tell(config, options, screen)
-        screen.note(("in the background; to end it: ", "dim"), f"pytailscale serve {_flag(options)} off")
+        screen.note(("in the background; to end it: ", "dim"), f"pytailscale {options.command} {_flag(options)} off")
         return OK
     taken_away = trio.Event()
     with serving.session(taken_away.set) as session:
@@ -134,7 +139,7 @@ async def _publish_alone(device: Device, target: str, options: argparse.Namespac
 
 
 def _tell(config: ServeConfig, options: argparse.Namespace, screen: Screen) -> None:
-    screen.note(("available within your tailnet:", "bold"))
+    screen.note(("available on the internet:" if options.funnel else "available within your tailnet:", "bold"))
     for line in lines_of(config, only=kind_and_port(options)[1]):
         screen.say(line)
 
@@ -159,10 +164,16 @@ async def _off(options: argparse.Namespace, screen: Screen) -> int:
         had = config.remove_web(_name(device), port, mount)
     else:
         had = config.remove_tcp(port)
+        config.set_funnel(_name(device), port, False)
     if not had:
         raise BadServeConfig(f"nothing is served with {_flag(options)}: `pytailscale serve status` shows what is")
     host.served_by.serving.set(config)
     return OK
+
+
+async def funnel(options: argparse.Namespace, screen: Screen) -> int:
+    """The same, on the internet: a port that is served again by `serve` is no longer."""
+    return await serve(options, screen)
 
 
 async def _reset(screen: Screen) -> int:

@@ -41,7 +41,6 @@ NOT_BUILT = {
     "drive/*": "Taildrive",
     "id-token": "identity tokens",
     "policy/*": "policies of the system",
-    "query-feature": "Funnel",
     "suggest-exit-node": "suggesting an exit node",
     "tka/*": "changing Tailnet Lock",
     "update/check": "updating",

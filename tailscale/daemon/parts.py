@@ -157,6 +157,14 @@ async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> N
         started(f"{proxy.host}:{proxy.port}")
 
 
+async def run_ingress(device: Device, keys: dict[str, Any], started: Started) -> None:
+    from tailscale.ingress import IngressLimits, ingress  # few daemons are relays
+
+    if ("to" in keys) == ("names" in keys):
+        raise ValueError("[ingress] has `to`, the node of all names, or `names`, a table of names and nodes")
+    limits = {name: keys[name] for name in 
+
+
 async def run_ssh(device: Device, keys: dict[str, Any], started: Started) -> None:
     """A shell of the user whose daemon this is, for whom the tailnet's policy lets in."""
     from tailscale.ssh import serve_ssh  # needs asyncssh
@@ -181,9 +189,18 @@ async def run_tun(device: Device, keys: dict[str, Any], started: Started) -> Non
             await device.tun_down()
 
 
+RELAY_LIMITS if name in keys}
+    run = partial(ingress, to=keys.get("names") or keys["to"], port=keys.get("port", 0), limits=IngressLimits(**limits))
+    async with trio.open_nursery() as nursery:
+        relay = await nursery.start(run, device, keys["listen"])
+        started(f"{relay.address[0]}:{relay.port}")
+
+
+RELAY_LIMITS = ("connections", "per_name", "per_source", "proxy_protocol")
 KINDS: dict[str, Run] = {
-    "forward": run_forward,
     "expose": run_expose,
+    "forward": run_forward,
+    "ingress": run_ingress,
     "metrics": run_metrics,
     "proxy": run_proxy,
     "ssh": run_ssh,

@@ -19,7 +19,7 @@ from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.localapi import ROOT
 from tailscale.daemon.parts import Started
 from tailscale.device import Device
-from tailscale.errors import StateCorrupt
+from tailscale.errors import FunnelUnavailable, StateCorrupt
 from tailscale.serve import BadServeConfig, Serve, read_target, tcp
 from tailscale.serve.config import ServeConfig, clean_mount, handler_of
 from tailscale.serve.site import is_socket
@@ -47,6 +47,7 @@ class Serving:
     def add_to(self, routes: Routes) -> None:
         routes.add("GET", f"{ROOT}serve-config", self._get)
         routes.add("POST", f"{ROOT}serve-config", self._post)
+        routes.add("POST", f"{ROOT}query-feature", self._query_feature)
 
     # Kept between runs
 
@@ -156,6 +157,17 @@ class Serving:
         self._keeper.usable  # noqa: B018 - names are those of a device that has joined
         self.set(config)
         return json_answer({})
+
+    async def _query_feature(self, question: Question) -> Answer:
+        """What is asked before Funnel is turned on by a node that may not use it yet."""
+        await trio.lowlevel.checkpoint()
+        device = self._keeper.usable
+        try:
+            device.check_funnel(device.name, HTTPS_PORT)
+        except FunnelUnavailable as problem:
+            if question.query.get("feature") == "funnel" or problem.missing == "https":
+                return json_answer({"Text": str(problem)})
+        return json_answer({"Complete": True})
 
     def _own_name(self) -> str:
         netmap = self._keeper.netmap()

@@ -100,6 +100,11 @@ def _passwords(value: Any) -> str:
     return "" if is_right else "a table of names and passwords"
 
 
+def _nodes(value: Any) -> str:
+    is_right = isinstance(value, dict) and value and all(isinstance(each, str) and each for each in value.values())
+    return "" if is_right else "a table of names and the nodes that have them"
+
+
 TEXT = _kind(str, "a text")
 YES_OR_NO = _kind(bool, "true or false")
 PORT = _number(1, 65535)
@@ -166,6 +171,17 @@ SECTIONS: dict[str, Section] = {
         },
         ("to",),
         is_list=True,
+    ),
+    "ingress": Section(
+        {
+            "listen": _place(unix=False),
+            "to": TEXT,
+            "names": _nodes,
+            "port": PORT,
+            **dict.fromkeys(("connections", "per_name", "per_source"), _number(1, 1 << 20)),
+            "proxy_protocol": YES_OR_NO,
+        },
+        ("listen",),
     ),
     "expose": Section(
         {"port": PORT, "to": _place(unix=False), "proxy_protocol": _number(0, 2)}, ("port", "to"), is_list=True

@@ -59,7 +59,9 @@ def ingress(
     """Be a Funnel relay: carry TLS from the internet to nodes of the tailnet, until cancelled or `shutdown` is set.
 
     ```python forever
-    await tailscale.serve.ingress(device, "127.0.0.1:8443", to={"web.example.com": "web"}, port=443)
+    from tailscale.serve import ingress
+
+    await ingress(device, "127.0.0.1:8443", to={"web.example.com": "web"}, port=443)
     ```
 
     A client says in the clear which name it wants, and is carried to the node that has it. TLS ends there: this host

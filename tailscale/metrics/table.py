@@ -92,6 +92,18 @@ def _below(prefix: str) -> Read:
     return read
 
 
+def _of_ports(field: str) -> Read:
+    """One count of every port that is published."""
+    begins, ends = "serve.ports.", f".{field}"
+
+    def read(status: Status) -> Iterable[Sample]:
+        levels = sorted(status.counters.levels.items())
+        named = [(name, level) for name, level in levels if name.startswith(begins) and name.endswith(ends)]
+        return [((name.removeprefix(begins).removesuffix(ends),), level) for name, level in named]
+
+    return read
+
+
 def _links(field: str) -> Read:
     """Of every relay connection; regions are named by their numbers, as tailscaled names them."""
 
@@ -340,6 +352,17 @@ METRICS: tuple[Metric, ...] = (
              "Files that have arrived.", _level("taildrop.files")),
     _counter("pytailscale_taildrop_file_bytes_total", "Files of Taildrop",
              "Bytes of files, sent and received.", _below("taildrop.bytes."), "direction"),
+
+    _counter("pytailscale_serve_connections_total", "Published ports",
+             "Connections to a port that is published by serve.", _of_ports("connections"), "port"),
+    _gauge("pytailscale_serve_open", "Published ports",
+           "Of those, still open.", _of_ports("open"), "port"),
+    _counter("pytailscale_serve_refused_total", "Published ports",
+             "Turned away: too many were open, or they may not come in.", _of_ports("refused"), "port"),
+    _counter("pytailscale_serve_sent_bytes_total", "Published ports",
+             "Bytes sent by a published TCP port.", _of_ports("bytes_sent"), "port"),
+    _counter("pytailscale_serve_received_bytes_total", "Published ports",
+             "Bytes received by a published TCP port.", _of_ports("bytes_received"), "port"),
 
     _gauge("pytailscale_ssh_connections", "SSH",
            "Connections of the SSH server, those included that are logging in.", _level("ssh.connections")),

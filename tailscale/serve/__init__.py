@@ -1,10 +1,9 @@
 """Publish what runs here: web servers, folders, apps and TCP ports of this machine, to the tailnet.
 
-```python no-run: serves until it is cancelled
+```python
 from tailscale.serve import Serve
 
-async with tailscale.Device("laptop") as device, trio.open_nursery() as nursery:
-    await nursery.start(Serve(device).http(80, "http://127.0.0.1:3000").run)
+await nursery.start(Serve(device).http(80, "http://127.0.0.1:3000").run)
 ```
 """
 
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING
 from tailscale._lazy import lazily, names_of
 
 if TYPE_CHECKING:
+    from tailscale.ingress.limits import IngressLimits as IngressLimits
+    from tailscale.ingress.serving import ingress as ingress
     from tailscale.serve.config import BadServeConfig as BadServeConfig
     from tailscale.serve.serving import Serve as Serve
     from tailscale.serve.targets import files as files
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tailscale.serve.targets import text as text
 
 _HOMES = {
+    "tailscale.ingress.limits": ("IngressLimits",),
+    "tailscale.ingress.serving": ("ingress",),
     "tailscale.serve.config": ("BadServeConfig",),
     "tailscale.serve.serving": ("Serve",),
     "tailscale.serve.targets": ("files", "proxy", "read_target", "redirect", "tcp", "text"),

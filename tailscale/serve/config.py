@@ -182,11 +182,13 @@ class ServeConfig:
 
     def set_funnel(self, host: str, port: int, is_on: bool) -> None:
         """Whether the internet reaches a port."""
-        allowed: Json = self.told.setdefault("AllowFunnel", {})
         if is_on:
-            allowed[join_place(host, port)] = True
-        else:
-            allowed.pop(join_place(host, port), None)
+            self.told.setdefault("AllowFunnel", {})[join_place(host, port)] = True
+            return
+        allowed = _table(self.told, "AllowFunnel")
+        allowed.pop(join_place(host, port), None)
+        if not allowed:
+            self.told.pop("AllowFunnel", None)
 
     def remove_web(self, host: str, port: int, mount: str | None = None) -> bool:
         """A mount, or all of that port; the port goes with its last. Whether there was any."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.serve")
 UNIX = "unix:"
+HANDSHAKE_PATIENCE = 20.0  # with a caller
 
 
 async def forward(
@@ -34,7 +35,8 @@ async def forward(
     try:
         if tls is not None:
             secure = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-            await secure.do_handshake()
+            with trio.fail_after(HANDSHAKE_PATIENCE):
+                await secure.do_handshake()
             stream = TlsEnd(secure)
         server = await _dial(device, to, arrival)
     except (*UNREACHED, *LOST) as problem:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
-from tailscale.carry import LOST, Carried, Stream, reset
+from tailscale.carry import LOST, Abortable, Carried, Stream, reset
 from tailscale.errors import TailscaleError
 from tailscale.http.arrival import Arrival
 from tailscale.http.caller import describe_caller
@@ -213,7 +213,8 @@ class Publisher:
     async def take(self, number: int, stream: Stream, source: tuple[str, int], is_funnel: bool) -> None:
         """One that came another way than by a listener of ours, to its end."""
         port = self._ports.get(number)
-        visit = self._connections.admit(f"funnel {source[0]}" if is_funnel else source[0], lambda: None)
+        hang_up = stream.abort if isinstance(stream, Abortable) else _nothing
+        visit = self._connections.admit(f"funnel {source[0]}" if is_funnel else source[0], hang_up)
         if port is None or visit is None:
             await reset(stream)
             if visit is not None:
@@ -243,6 +244,10 @@ class Publisher:
                 await forward(self._device, handler, stream, tls, arrival, port.carried)
             else:
                 await reset(stream)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await reset(stream)  # so that nobody takes the half of an answer for the whole
+            raise
         except (NoSuchName, *LOST, TailscaleError, trio.TooSlowError) as problem:
             log.debug("a connection to port %d: %s", port.number, problem)
             with trio.CancelScope(shield=True):
@@ -287,6 +292,10 @@ class Publisher:
             return True
         port.refused += 1
         return False
+
+
+def _nothing() -> None:
+    """A stream that cannot be reset ends by itself."""
 
 
 def urls_of(ports: Mapping[int, Json], own_name: str) -> tuple[str, ...]:

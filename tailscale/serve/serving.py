@@ -37,7 +37,7 @@ Started = Callable[[tuple[str, ...]], object]
 class Serve:
     """Publish web servers, folders, apps and TCP ports of this machine to the tailnet.
 
-    ```python forever
+    ```python
     from tailscale.serve import Serve, files, proxy, text
 
     web = Serve(device)
@@ -70,7 +70,8 @@ class Serve:
         self._plan = Plan()
         self._publisher: Publisher | None = None
         self._tell: Callable[[], None] = lambda: None
-        self._adopt: Callable[[App], App] = lambda app: app
+        self._adopt: Callable[[App], App] = _as_it_is
+        self._known: dict[int, App] = {}
 
     # What is published
 
@@ -125,14 +126,20 @@ class Serve:
         for mount, target in read.items():
             if isinstance(target, App):
                 config.set_port_kind(_port(port), tls=tls)
-                apps[port, mount] = self._adopt(target)
+                apps[port, mount] = target
             else:
                 config.set_web(OWN_HOST, _port(port), mount, handler_of(target), tls=tls)
         self._config, self._apps = config, apps
         return self._change()
 
+    def _adopted(self) -> dict[tuple[int, str], App]:
+        """One for each app, wherever it stands and however often that is said: it is started once."""
+        known = {id(app.app): self._known.get(id(app.app)) or self._adopt(app) for app in self._apps.values()}
+        self._known = known
+        return {key: known[id(app.app)] for key, app in self._apps.items()}
+
     def _change(self) -> Self:
-        self._plan = plan_of(self._config, self._apps, self._allow, self._servers)
+        self._plan = plan_of(self._config, self._adopted(), self._allow, self._servers)
         self._tell()
         return self
 
@@ -222,8 +229,7 @@ class Serve:
         def teller(publisher: Publisher) -> Callable[[], None]:
             return partial(thread.call_soon, publisher.change)
 
-        own_apps, self._adopt = dict(self._apps), adopt
-        self._apps = {key: adopt(app) for key, app in own_apps.items()}
+        self._adopt, self._known = adopt, {}
         self._change()
         job = thread.submit(lambda: self._run(thread.device, on_started, teller))
         try:
@@ -231,7 +237,7 @@ class Serve:
         finally:
             for crossing in crossings:
                 await crossing.finish(self._limits.shutdown_timeout)
-            self._apps, self._adopt = own_apps, lambda app: app
+            self._adopt, self._known = _as_it_is, {}
         if cancelled is not None:
             raise cancelled
         with contextlib.suppress(DeviceClosed):  # as under trio: then it has served its time
@@ -256,6 +262,11 @@ class Serve:
 
     def _own_name(self) -> str:
         return self._device.name.rstrip(".")
+
+
+def _as_it_is(app: App) -> App:
+    """Under trio an app is called where it is."""
+    return app
 
 
 def _port(port: int) -> int:

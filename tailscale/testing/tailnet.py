@@ -20,9 +20,11 @@ from tailscale.testing.network import VirtualHost
 from tailscale.testing.routers import Kind, VirtualRouter
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
+from ts_base.ip import format_address
 from ts_base.keys import NodePublic
 from ts_control.policy import Policy
 from ts_control.server import DEFAULT_USER
+from ts_control.server_funnel import USUAL_PORTS, FunnelRules
 from ts_control.wire import Location, Service
 
 if TYPE_CHECKING:
@@ -338,6 +340,21 @@ class Tailnet:
         from tailscale.testing.locking import TailnetLock
 
         return TailnetLock(self.control, self._place.entropy, self.id_of)
+
+    def funnel(self, *relays: Device | str, ports: str = USUAL_PORTS) -> None:
+        """Let devices be published on the internet, at these ports, and `relays` bring what comes for them.
+
+        ```python
+        async with Tailnet() as net:
+            web, gate = await net.device("web"), await net.device("gate")
+            net.funnel(gate)
+        ```
+        """
+        places = [address for relay in relays for address in self._addresses_of(relay)]
+        self.control.do(self.control.server.allow_funnel, FunnelRules(tuple(places), ports))
+
+    def _addresses_of(self, device: Device | str) -> list[str]:
+        return [format_address(a) for a in self.control.server.directory.find(self.id_of(device)).addresses]
 
     def dns(self, /, **settings: Any) -> None:
         """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`, `filtered`."""

@@ -111,8 +111,23 @@ OF_ONE = {
         "test_serve_in_the_background_is_shown_kept_and_ended",
     ),
     **dict.fromkeys(
-        ("serve --https", "serve --tls-terminated-tcp"), "test_https_wants_a_certificate_before_it_is_served"
+        ("serve --https", "serve --tls-terminated-tcp"), "test_https_has_its_certificate_before_it_is_served"
     ),
+    **dict.fromkeys(
+        (
+            *("funnel --https", "funnel --tcp", "funnel --tls-terminated-tcp", "funnel --bg"),
+            *("funnel --set-path", "funnel --proxy-protocol"),
+        ),
+        "test_funnel_is_turned_on_shown_and_turned_off",
+    ),
+    **dict.fromkeys(
+        (
+            *("ingress --to", "ingress --name", "ingress --port", "ingress --no-ui"),
+            *("ingress --connections", "ingress --per-name", "ingress --per-source"),
+        ),
+        "test_ingress_is_a_relay_until_ctrl_c",
+    ),
+    "ingress --proxy-protocol": "test_ingress_in_front_of_which_a_balancer_stands",
     "why --udp": "test_why_takes_udp",
     **dict.fromkeys(
         ("tun --name", "tun --mtu", "tun --split", "tun --exclude", "tun --no-dns"), "test_tun_takes_its_options"

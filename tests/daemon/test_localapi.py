@@ -150,8 +150,7 @@ class Updating:
     ("method", "path", "part"),
     [
         ("POST", "tka/init", "Lock"),
-        ("POST", "tka/force-local-disable", "Lock"), ("POST", "query-feature", "Funnel"),
-        ("POST", "debug?action=x", "debugging"),
+        ("POST", "tka/force-local-disable", "Lock"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
     ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = (
     *("capturing", "certificates", "explanation", "forwarding"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
+    *("aio", "sync", "http", "funnel", "ingress", "proxy", "serve", "dask", "metrics", "testing", "web"),
 )
 UNREAD = ("docs/reference/", "docs/decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -22,9 +22,12 @@ from tailscale.certificates import ControlCertificates
 from tailscale.ingress import Ingress, ingress
 from tailscale.peerapi.actor import PORT
 from tailscale.serve import Serve
+from tests.interop.embedded import EmbeddedControl, embedded_control
 from tests.interop.ours import PATHS, environment, joined, tailnet, tls_for
 from tests.interop.processes import PORTS, poll_until
-from tests.interop.rig import Headscale, Pebble, Rig, Tailscaled, pebble
+from tests.interop.rig import Derper, Headscale, Pebble, Rig, Tailscaled, pebble
+from tests.interop.test_localapi_real import daemon
+from ts_control.server_funnel import FunnelRules
 
 pytestmark = [pytest.mark.slow, pytest.mark.peers("pebble", "pebble-challtestsrv", "tailscaled", "tailscale")]
 STOCK_NAME, OUR_NAME = "stock.example", "ours.example"
@@ -70,7 +73,7 @@ async def curl(name: str, port: int, ca: Path, *more: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def relay(gate: tailscale.Device, listen: int, to: Any, **options: Any) -> AsyncIterator[Ingress]:
+async def led_by(gate: tailscale.Device, listen: int, to: Any, **options: Any) -> AsyncIterator[Ingress]:
     async with trio.open_nursery() as nursery:
         run = partial(ingress, port=443, **options)
         yield await nursery.start(run, gate, f"127.0.0.1:{listen}", to)
@@ -130,7 +133,7 @@ async def test_stock_and_ours_are_published_by_our_relay_under_headscale(r: Rig,
         ours = await stack.enter_async_context(await our_device(hs, "ours", authority))
         await until_seen(gate, "stock", "ours")
         names = {STOCK_NAME: "stock", OUR_NAME: "ours"}
-        running = await stack.enter_async_context(relay(gate, listen, names))
+        running = await stack.enter_async_context(led_by(gate, listen, names))
         root = await root_file(authority, tmp_path)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -158,7 +161,7 @@ async def test_headers_behind_ours_are_those_behind_stock(r: Rig, tmp_path: Path
         gate = await stack.enter_async_context(joined(hs, "gate"))
         ours = await stack.enter_async_context(await our_device(hs, "ours", authority))
         await until_seen(gate, "stock", "ours")
-        await stack.enter_async_context(relay(gate, listen, {STOCK_NAME: "stock", OUR_NAME: "ours"}))
+        await stack.enter_async_context(led_by(gate, listen, {STOCK_NAME: "stock", OUR_NAME: "ours"}))
         root = await root_file(authority, tmp_path)
         await stack.enter_async_context(environment({"TS_ALLOW_SELF_INGRESS": "1"}))
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -278,3 +281,81 @@ def _place(device: tailscale.Device, name: str) -> tuple[str, int]:
     node = next(peer for peer in device.netmap.peers.values() if peer.name.startswith(f"{name}."))
     port = next(service.port for service in node.hostinfo.services if service.proto == "peerapi4")
     return next(a.partition("/")[0] for a in node.addresses if ":" not in a), port
+
+
+async def test_stock_turns_funnel_on_against_our_control_and_our_relay_leads_to_it(
+    r: Rig, relay: Derper, tmp_path: Path
+) -> None:
+    """`tailscale funnel` as it is typed: our control server allows it, and names who may be a relay."""
+    listen = PORTS.take()
+    async with contextlib.AsyncExitStack() as stack:
+        authority = await stack.enter_async_context(pebble(r, tls_port=listen))
+        control = await stack.enter_async_context(embedded_control(relay.region))
+        port = await stack.enter_async_context(backend())
+        control.do("serve_certificates", authority.publish)
+        key = control.server.create_auth_key(reusable=True)
+        stock = await stack.enter_async_context(r.tailscaled("stock", env=authority.environment))
+        await stock.up(control.url, key)
+        said = await stock.cli("funnel", "--bg", str(port), check=False)
+        assert "does not let this node use funnel: it lacks funnel" in said, said
+
+        async with environment(PATHS["direct"]):
+            gate = tailscale.Device("gate", control_url=control.url, auth_key=key)
+        await stack.enter_async_context(gate)
+        control.do("allow_funnel", FunnelRules(tuple(gate.node.addresses)))
+        name = "stock.tailnet.test"
+
+        async def may() -> bool:
+            return "funnel" in json.dumps((await stock.status())["Self"].get("CapMap", {}))
+
+        await poll_until("stock to hear that it may", may, PATIENCE)
+        said = await stock.cli("funnel", "--bg", str(port))
+        assert f"https://{name}/" in said, said
+        await until_seen(gate, "stock")
+        node = next(peer for peer in gate.netmap.peers.values() if peer.name.startswith("stock."))
+
+        async def told() -> bool:
+            return bool(gate.netmap.peers[node.id].hostinfo.ingress_enabled)
+
+        await poll_until("stock to say that it is published", told, PATIENCE)
+        await stack.enter_async_context(led_by(gate, listen, "stock"))
+        page = await curl(name, listen, await root_file(authority, tmp_path))
+        assert page["headers"]["tailscale-funnel-request"] == "?1"
+        await stock.cli("funnel", "--https=443", "off")
+        command = ["curl", "-sS", "--resolve", f"{name}:{listen}:127.0.0.1", f"https://{name}:{listen}/"]
+        done = await trio.run_process(command, capture_stderr=True, check=False)
+        assert b"unrecognized name" in done.stderr.lower(), done.stderr
+
+
+class AsHeadscale:
+    """Our control server, as those ask who start a daemon."""
+
+    def __init__(self, control: EmbeddedControl) -> None:
+        self.url, self._control = control.url, control
+
+    async def auth_key(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self._control.server.create_auth_key(reusable=True)
+
+
+async def test_stock_funnel_command_line_against_our_daemon(r: Rig, relay: Derper) -> None:
+    async with (
+        embedded_control(relay.region) as control,
+        backend() as port,
+        daemon(r, cast(Headscale, AsHeadscale(control)), "ours") as stock,
+    ):
+        words = ("funnel", "--bg", "--tcp=8443", f"tcp://localhost:{port}")
+        assert "Funnel needs HTTPS" in (await stock.run(*words))[1]
+        control.do("allow_funnel", FunnelRules(()))
+
+        async def may() -> bool:
+            return "funnel" in json.dumps(json.loads(await stock("status", "--json"))["Self"].get("CapMap", {}))
+
+        await poll_until("our daemon to hear that it may", may, PATIENCE)
+        assert "Available on the internet" in await stock(*words)
+        assert "Funnel on" in await stock("funnel", "status")
+        told = json.loads(await stock("funnel", "status", "--json"))
+        assert told["AllowFunnel"] == {"ours.tailnet.test:8443": True}
+        await stock("funnel", "--tcp=8443", "off")  # which leaves a port of TCP among those that Funnel is on for
+        await stock("funnel", "reset")
+        assert "No serve config" in await stock("funnel", "status")

@@ -11,7 +11,6 @@ from typing import Any
 import h11
 import httpx
 import trio
-from http_scripts import read_all
 
 from tailscale import Device, TcpStream
 from tailscale.http import AsyncTransport
@@ -38,10 +37,14 @@ class Published:
 
     async def exchange(self, request: bytes, port: int = 80) -> bytes:
         """Send raw bytes, read until the server hangs up."""
-        with trio.fail_after(30):
+        received = bytearray()
+        with trio.move_on_after(60):
             async with await self.connect(port) as stream:
                 await stream.send_all(request)
-                return await read_all(stream)
+                while data := await stream.receive_some():
+                    received += data
+                return bytes(received)
+        raise AssertionError(f"the answer to {request[:90]!r} has no end: {bytes(received[-200:])!r}")
 
 
 @asynccontextmanager

@@ -185,7 +185,7 @@ async def test_what_the_tailnet_lacks_is_named(autojump_clock: MockClock, tailne
         (["https", "funnel", "https://tailscale.com/cap/funnel-ports?ports=8443"], "funnel-ports"),
     ]:
         tailnet.policy(POLICY | {"nodeAttrs": [{"target": ["*"], "attr": attributes}]})
-        await until(lambda: set(attributes) <= set(web.node.capabilities))  # noqa: B023
+        await until(lambda: set(attributes) == set(web.node.capabilities) & {"https", "funnel", *attributes})  # noqa: B023
         with pytest.raises(tailscale.FunnelUnavailable) as caught:
             await web.listen_funnel(tls=context)
         assert caught.value.missing == missing
@@ -344,6 +344,27 @@ async def test_a_stream_that_the_program_loses_is_closed(autojump_clock: MockClo
                 await trio.testing.wait_all_tasks_blocked()
             await until(lambda: not web.status().counters.levels["funnel.connections"])
             nursery.cancel_scope.cancel()
+
+
+async def test_the_tailnet_of_tests_can_be_published_whatever_its_policy_says(autojump_clock: MockClock) -> None:
+    """By its own name, with a certificate of the test authority; another policy changes nothing of that."""
+    async with Tailnet(certificates=True) as net:
+        web, gate = await net.device("web"), await net.device("gate")
+        with pytest.raises(tailscale.FunnelUnavailable):
+            await web.listen_funnel()
+        net.funnel(gate, ports="443")
+        net.policy({"acls": [{"action": "accept", "src": ["*"], "dst": ["*:443"]}]})
+        await until(lambda: "funnel" in web.node.capabilities and web.granted("gate"))
+        async with await web.listen_funnel() as listener, serving(listener):
+            assert (listener.name, listener.port) == (web.name, 443)
+            async with knock(gate, web, post(target=f"{web.name}:443")) as (status, stream):
+                assert status == 101
+                context = net.certificates.client_context()
+                async with trio.SSLStream(stream, context, server_hostname=web.name, https_compatible=True) as tls:
+                    await tls.send_all(b"ping")
+                    assert (await until_end(tls)).endswith(b"443 True None")
+        with pytest.raises(tailscale.FunnelUnavailable, match="8443"):
+            await web.listen_funnel(8443)
 
 
 # -- the other faces ---------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from tailscale.metrics.server import respond
 from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
 from tailscale.metrics.text import text_of
 from tailscale.peerapi.actor import PORT
+from tailscale.serve import Serve
 from tailscale.testing import Tailnet
 from tailscale.testing.pipes import VirtualStream
 from tailscale.testing.servers import REGION
@@ -38,6 +39,7 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then b
 OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}
 OF_CERTIFICATES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_certificate")}
 OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_taildrop_")}
+OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_serve_")}
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
@@ -169,7 +171,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH | OF_TUN | OF_CERTIFICATES
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
@@ -228,6 +230,30 @@ async def test_no_metric_of_taildrop_stays_constant(tmp_path: Path) -> None:
             watched.look()
         assert value(a, "pytailscale_taildrop_file_bytes_total", direction="out") == 100_000
         assert not watched.constant() & OF_TAILDROP
+
+
+async def test_no_metric_of_serve_stays_constant() -> None:
+    async with Tailnet() as net, net.device("caller") as caller, net.device("web") as web:
+        watched = Watched(web)
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        place = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        serve = Serve(web).tcp(7, place)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, echo, listeners)
+            await nursery.start(serve.run)
+            watched.look()
+            async with await caller.tcp_connect("web", 7) as stream:
+                await stream.send_all(b"hello")
+                assert await stream.receive_some() == b"hello"
+                watched.look()
+            serve.allow(users=["nobody"])
+            async with await caller.tcp_connect("web", 7) as stream:
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+            watched.look()
+            assert value(web, "pytailscale_serve_refused_total", port="7") == 1
+            nursery.cancel_scope.cancel()
+        assert not watched.constant() & OF_SERVE
 
 
 async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:

@@ -225,3 +225,21 @@ def test_targets_are_read_as_upstream_reads_them() -> None:
             proxy(wrong)
     with pytest.raises(ValueError, match="Unix socket does not have"):
         tcp("unix:/x", proxy_protocol=1)
+
+
+async def test_app_is_started_once_wherever_and_however_often_it_is_said(tailnet: Tailnet) -> None:
+    started = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            started.append(scope)
+            await send({"type": "lifespan.startup.complete"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"app"})
+
+    async with published(tailnet, lambda web: web.http(80, {"/": app, "/x": app})) as s:
+        for _ in range(3):
+            s.web.http(80, {"/": app, "/y": app})
+            assert (await s.client.get("/y")).text == "app"
+    assert len(started) == 1
