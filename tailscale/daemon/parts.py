@@ -162,7 +162,11 @@ async def run_ingress(device: Device, keys: dict[str, Any], started: Started) ->
 
     if ("to" in keys) == ("names" in keys):
         raise ValueError("[ingress] has `to`, the node of all names, or `names`, a table of names and nodes")
-    limits = {name: keys[name] for name in 
+    limits = {name: keys[name] for name in RELAY_LIMITS if name in keys}
+    run = partial(ingress, to=keys.get("names") or keys["to"], port=keys.get("port", 0), limits=IngressLimits(**limits))
+    async with trio.open_nursery() as nursery:
+        relay = await nursery.start(run, device, keys["listen"])
+        started(f"{relay.address[0]}:{relay.port}")
 
 
 async def run_ssh(device: Device, keys: dict[str, Any], started: Started) -> None:
@@ -187,13 +191,6 @@ async def run_tun(device: Device, keys: dict[str, Any], started: Started) -> Non
     finally:
         with trio.CancelScope(shield=True):
             await device.tun_down()
-
-
-RELAY_LIMITS if name in keys}
-    run = partial(ingress, to=keys.get("names") or keys["to"], port=keys.get("port", 0), limits=IngressLimits(**limits))
-    async with trio.open_nursery() as nursery:
-        relay = await nursery.start(run, device, keys["listen"])
-        started(f"{relay.address[0]}:{relay.port}")
 
 
 RELAY_LIMITS = ("connections", "per_name", "per_source", "proxy_protocol")
