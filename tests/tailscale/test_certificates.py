@@ -112,6 +112,19 @@ async def test_where_control_gives_no_names_the_sentence_says_what_to_do(
                 await verb()  # type: ignore[operator]
 
 
+async def test_wildcard_is_had_where_control_lets_names_below_resolve(autojump_clock: trio.testing.MockClock) -> None:
+    everybody = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
+    policy = {**everybody, "nodeAttrs": [{"target": ["*"], "attr": ["dns-subdomain-resolve"]}]}
+    async with Tailnet(certificates=True, policy=policy) as net:
+        web = await net.device("web")
+        below = await web.certificate(f"app.{web.name}")
+        assert set(below.names) == {f"*.{web.name}", web.name}
+        assert await web.certificate(f"*.{web.name}") is below
+        context = await web.tls_context(f"app.{web.name}")
+        client = net.certificates.client_context()
+        assert handshake(context, client, f"other.{web.name}") == f"*.{web.name}"
+
+
 async def test_context_refuses_names_that_are_not_ours(autojump_clock: trio.testing.MockClock) -> None:
     async with Tailnet(certificates=True) as net:
         web = await net.device("web")
