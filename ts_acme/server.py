@@ -192,6 +192,8 @@ class AcmeServer:
             raise Refused("badSignatureAlgorithm", "ES256 is spoken here")
         kid = protected.get("kid", "")
         account = self._accounts.get(kid) if isinstance(kid, str) else None
+        if kid and account is None:
+            raise Refused("accountDoesNotExist", "no such account")
         key = account.key if account is not None else _key_untrusted(protected.get("jwk"))
         der = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         try:
