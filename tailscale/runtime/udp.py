@@ -419,11 +419,10 @@ class HostUdp:
 
     def open_more(self, count: int) -> Mapping[str, HostSocket]:
         made: dict[str, HostSocket] = {}
-        uplink = self.uplinks[0] if self.uplinks else ""
         while len(made) < count:
-            name = f"{uplink}#{next(self._names)}"
+            name = f"#{next(self._names)}"
             try:
-                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, uplink, name)
+                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, name=name)
             except OSError:
                 break
         self._more |= made

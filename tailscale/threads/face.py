@@ -67,10 +67,10 @@ class DeviceOptions(TypedDict, total=False):
     login_timeout: float
     ready_timeout: float
     udp_port: int
-    hard_nats: bool | HardNats
     tls: ssl.SSLContext | None
     handle_sigterm: bool
     peerapi: bool
+    hard_nats: bool | HardNats
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:
