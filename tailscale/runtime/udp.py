@@ -251,7 +251,10 @@ class HostSocket:
         except BlockingIOError:
             self.drops["underlay.ping_refused"] += 1  # there will be another
         except OSError as error:
-            self._send_failed(error, data, [], path)
+            if error.errno == errno.EMSGSIZE:
+                self.drops["underlay.ping_too_large"] += 1  # an answer as good as any
+            else:
+                self._send_failed(error, data, [], path)
         finally:
             self._set_quietly(level, option, allowed)
 
