@@ -251,7 +251,10 @@ class HostSocket:
         except BlockingIOError:
             self.drops["underlay.ping_refused"] += 1  # there will be another
         except OSError as error:
-            self._send_failed(error, data, [], path)
+            if error.errno == errno.EMSGSIZE:
+                self.drops["underlay.ping_too_large"] += 1  # an answer as good as any
+            else:
+                self._send_failed(error, data, [], path)
         finally:
             self._set_quietly(level, option, allowed)
 
@@ -419,11 +422,10 @@ class HostUdp:
 
     def open_more(self, count: int) -> Mapping[str, HostSocket]:
         made: dict[str, HostSocket] = {}
-        uplink = self.uplinks[0] if self.uplinks else ""
         while len(made) < count:
-            name = f"{uplink}#{next(self._names)}"
+            name = f"#{next(self._names)}"
             try:
-                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, uplink, name)
+                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, name=name)
             except OSError:
                 break
         self._more |= made

@@ -84,10 +84,9 @@ class VirtualUdp:
 
     def open_more(self, count: int) -> Mapping[str, VirtualUdp]:
         made = {}
-        uplink = next(iter(self.host.uplinks), "")
         for _ in range(min(count, self.host.sockets)):
             socket = self.host.bind_udp()
-            socket.name = f"{uplink}#{socket.local_port}"
+            socket.name = f"#{socket.local_port}"
             made[socket.name] = socket
         self.more |= made
         return made
