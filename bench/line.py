@@ -69,6 +69,7 @@ class LineUdp:
         self._port, self._out, self._in = port, outbound, inbound
         self.rebind, self.close, self.take_unreachable = port.rebind, port.close, port.take_unreachable
         self.statistics, self.uplinks = port.statistics, port.uplinks
+        self.open_more, self.close_more = port.open_more, port.close_more
 
     @property
     def local_port(self) -> int:

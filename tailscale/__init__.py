@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.errors import TunFailed as TunFailed
+    from tailscale.errors import TunHeld as TunHeld
     from tailscale.errors import WrongFace as WrongFace
     from tailscale.events import Event as Event
     from tailscale.events import HealthChanged as HealthChanged
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from tailscale.forwarding import IncomingFlow as IncomingFlow
     from tailscale.funnel import FunnelListener as FunnelListener
     from tailscale.funnel import FunnelStream as FunnelStream
+    from tailscale.hard_nats import HardNats as HardNats
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -96,6 +99,9 @@ if TYPE_CHECKING:
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
+    from tailscale.tun_options import TunOptions as TunOptions
+    from tailscale.tun_options import TunStatus as TunStatus
+    from tailscale.tun_options import tun as tun
 
 check_import_name()
 check_threads()
@@ -131,6 +137,7 @@ _HOMES = {
             "WrongFace",
         ),
         *("NoRoute", "PeerKeyExpired", "PeerLockedOut", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *("TunFailed", "TunHeld"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
@@ -138,6 +145,7 @@ _HOMES = {
     ),
     "explanation": ("Explanation",),
     "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
+    "hard_nats": ("HardNats",),
     "funnel": ("FunnelListener", "FunnelStream"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
@@ -148,6 +156,7 @@ _HOMES = {
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
+    "tun_options": ("TunOptions", "TunStatus", "tun"),
 }
 _HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})
 

@@ -29,6 +29,7 @@ from tailscale.dns.responder import Responder
 from tailscale.event_readers import Readers
 from tailscale.funnel.arrivals import PATH as INGRESS_PATH
 from tailscale.funnel.arrivals import Arrivals
+from tailscale.kernel.owner import TunOwner
 from tailscale.peerapi.actor import PeerApi, run_peerapi
 from tailscale.peerapi.dns_query import PATH as NAMES_PATH
 from tailscale.peerapi.dns_query import NamesForPeers
@@ -60,15 +61,16 @@ from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
 from tailscale.runtime.readiness import Readiness
 from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.socket_actor import run_sockets
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
+from tailscale.runtime.tun_switch import TunSwitch
 from tailscale.runtime.underlay import Underlay
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
 from ts_control.wire import Service
 from ts_dataplane.engine import Engine
-from ts_dataplane.overlay import Overlay
 from ts_dataplane.paths import PathFinder
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -78,10 +80,11 @@ if TYPE_CHECKING:
 
     from tailscale._process import Goodbye
     from tailscale.certificates.keeper import CertificateKeeper
+    from tailscale.kernel.life import TunLife
     from tailscale.lock import LockStatus
-    from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
+    from tailscale.tun_options import TunOptions
 
 log = logging.getLogger("tailscale")
 LONGEST_ANNOUNCEMENT = 64  # bytes; every peer is told
@@ -101,7 +104,6 @@ class Runtime:
         self.supervision = Supervision(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
-        self._tun: TunDevice | None = None
         self._certificates: CertificateKeeper | None = None
         self._manager: Any = None
         self._guard: trio.Nursery | None = None
@@ -125,6 +127,8 @@ class Runtime:
             await self._start_actors()
             await Readiness(self.config, self.bus, self.dataplane.engine).wait()
             self._log_joined()
+            if self.config.overlay is not None:
+                await self.tun_up(self.config.overlay)
         except BaseException as error:
             await self.stop(error, 1.0)
             raise
@@ -172,24 +176,33 @@ class Runtime:
         self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy, apart=SERVICE_ADDRESSES)
-        self._tun = network.open_tun()
-        self.overlay: Overlay = self.stack if self._tun is None else _beside_tun(self.stack, self._tun)
         finder = PathFinder(
             disco,
             private.public,
             entropy=network.entropy,
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
+            hard_nats=config.hard_nats,
         )
-        engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
+        engine = Engine(self.endpoint, self.stack, paths=finder.paths, mtus=finder.mtus, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
-        self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
+        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
+        self.tun_switch = TunSwitch(self.stack, self.dataplane)
+        self.tun = TunOwner(self._tun_life, self.health)
         self._build_answers(engine)
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
         ping_peer = partial(ping_for_control, self.dialer)
         self.control = ControlActor(
-            config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
+            config,
+            network,
+            self.store,
+            state,
+            disco.public,
+            bus,
+            ping_peer,
+            supervision=self.supervision,
+            traffic={"inbound": engine.received, "outbound": engine.sent},
         )
         self.counters = self._list_counters(engine)
         self.is_built = True
@@ -248,10 +261,9 @@ class Runtime:
             "captures": self.packets,
             "peerapi": self.peerapi,
             "dns": self.responder,
+            "tun": self.tun_switch,
             "funnel": self.arrivals,
         }
-        if self._tun is not None:
-            counted["tun"] = self._tun
         return CountersTaker(engine.received, engine.sent, counted)
 
     async def _open_udp(self, port: int) -> UdpUnderlay | None:
@@ -266,7 +278,7 @@ class Runtime:
         bus.publish(PreferencesChanged(self.config.preferences))
         self._keep_running("warnings", self.supervision.run_forgiver)
         await self._keep("events", partial(run_watch, bus, self.watching))
-        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.overlay))
+        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint))
         await self._keep("names", partial(run_name_service, self.stack, self.dialer, self.responder))
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
         silence_of = self.endpoint.silence_of
@@ -280,11 +292,10 @@ class Runtime:
         await self._keep("link", partial(run_link, bus, self.network, self._udp, self._wake, watch=watch))
         if self._udp is not None:
             self._keep_running("udp-writers", self._udp.run_writers)
+            carry = dataplane.deliver, dataplane.use_sockets
+            await self._keep("sockets", partial(run_sockets, bus, self._udp, self.network.socket_limit(), *carry))
             for read in self._udp.readers():
                 self._keep_running("udp-readers", partial(dataplane.run_reader, read))
-        if self._tun is not None:
-            self._keep_running("tun-writer", self._tun.run_writer)
-            self._keep_running("tun-reader", partial(self._tun.run_reader, dataplane.kick))
         self._keep_running("flusher", dataplane.run_flusher)
         self._keep_running("timers", dataplane.run_timers)
         await self._keep("control", partial(run_control, self.control))
@@ -354,8 +365,6 @@ class Runtime:
         self.readers.close()
         if self._udp is not None:
             self._udp.close()
-        if self._tun is not None:
-            self._tun.close()
         self._held.close()
 
     def _shut_sockets(self) -> None:
@@ -380,7 +389,8 @@ class Runtime:
         return lambda said: token.run_sync_soon(begin, said)
 
     async def _say_goodbye(self) -> None:
-        """FIN or RST for every connection, then give ephemeral keys back."""
+        """The kernel's routes back, FIN or RST for every connection, then give ephemeral keys back."""
+        await self.tun.down()
         self.stack.close_all(trio.current_time())  # those that nobody has accepted yet
         self.dataplane.kick()
         with trio.move_on_after(FLUSH_TIMEOUT):
@@ -418,6 +428,16 @@ class Runtime:
     async def _run_contained(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         with self.supervision.contained("ports"):
             await function(*arguments)
+
+    async def tun_up(self, options: TunOptions) -> None:
+        assert self._nursery is not None
+        await self.tun.up(options, self._nursery)
+
+    def _tun_life(self, options: TunOptions) -> TunLife:
+        from tailscale.kernel.life import TunLife  # few want one
+
+        ends = self.stack, self.dataplane, self.tun_switch, self._udp
+        return TunLife(options, self.config.control_url, self.network, *ends, self.bus, self.health)
 
     def certificate_keeper(self) -> CertificateKeeper:
         """Made when it is first asked for: few want a certificate."""
@@ -460,9 +480,3 @@ def _unwrapped(group: BaseExceptionGroup[Any]) -> BaseException:
     if isinstance(cause, CallbackFailed) and cause.__cause__ is not None:
         return cause.__cause__
     return cause
-
-
-def _beside_tun(stack: Stack, tun: TunDevice) -> Overlay:
-    from tailscale.runtime.tun import StackBesideTun  # few want one
-
-    return StackBesideTun(stack, tun)

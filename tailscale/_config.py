@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
+from tailscale.tun_options import TunOptions
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
+from ts_dataplane.hard_nats import HardNatLimits
 
 log = logging.getLogger("tailscale")
 DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
@@ -84,6 +86,8 @@ class Config:
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
     on_flow: OnFlow | None = None
+    overlay: TunOptions | None = None
+    hard_nats: HardNatLimits = field(default_factory=HardNatLimits)
     certificates: Any = None  # a `CertificateSource`, which stands above this
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -202,10 +206,28 @@ def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def named(hostname: str | None) -> dict[str, Any]:
-    """The name of a device in its preferences, and whether somebody chose it."""
-    chosen = bool(hostname or os.environ.get("TS_HOSTNAME"))
-    return {"hostname": clean_hostname(hostname) if hostname else default_hostname(), "wants_the_name": chosen}
+def first_preferences(
+    hostname: str | None,
+    tags: Iterable[str],
+    accept_routes: bool,
+    exit_node: str | None,
+    advertise_routes: Iterable[str],
+    advertise_exit_node: bool,
+    shields_up: bool,
+) -> Preferences:
+    """What a new device prefers, each as a tailnet writes it; the error for what is nothing of the kind."""
+    return checked(
+        Preferences(
+            hostname=clean_hostname(hostname) if hostname else default_hostname(),
+            tags=clean_tags(tags),
+            accept_routes=accept_routes,
+            exit_node=exit_node,
+            advertise_routes=clean_routes(advertise_routes),
+            advertise_exit_node=advertise_exit_node,
+            shields_up=shields_up,
+            wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+        )
+    )
 
 
 def clean_hostname(text: str) -> str:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
     from tailscale.threads.tls_listeners import TlsStreams
+    from tailscale.tun_options import TunOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -159,8 +160,7 @@ class Device(DeviceFace, AsyncWithOnly):
     @property
     def lock(self) -> LockStatus:
         """The tailnet's lock as this device knows it; `sign` vouches for a node, and is awaited."""
-        status = self._inside().lock
-        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
+        return self._inside().lock.waiting_by(self._await)
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
@@ -373,6 +373,18 @@ class Device(DeviceFace, AsyncWithOnly):
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
+
+    async def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set."""
+        await self._await(lambda: self._inside().tun_up(options))
+
+    async def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before."""
+        await self._await(lambda: self._inside().tun_down())
+
+    async def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it."""
+        await self._await(lambda: self._inside().tun_ended())
 
     def take_dials(self) -> TakenDials:
         """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.

@@ -31,8 +31,8 @@ from tailscale._config import (
     clean_routes,
     clean_tags,
     control_url_from_environment,
+    first_preferences,
     logins,
-    named,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -42,6 +42,7 @@ from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
 from tailscale.forwarding import ForwardLimits
+from tailscale.hard_nats import HardNats, limits_of
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         PingResult,
         Status,
     )
+    from tailscale.tun_options import TunOptions, TunStatus
     from ts_control.netmap import NetMap
 
 DEFAULT_BACKLOG = 128
@@ -122,11 +124,16 @@ class Device(OwnNode, AsyncWithOnly):
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
+    - `hard_nats`: open direct paths through routers that use another port for every destination, within the budget of
+      a `HardNats`; False forbids it.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
+    - `overlay`: give this machine's other programs the tailnet as well, by `tailscale.tun(...)`. Linux, as root.
     - `certificates`: where they come from, a `CertificateSource`; else by control, from Let's Encrypt.
     """
+
+    _closed = False
 
     def __init__(
         self,
@@ -154,21 +161,15 @@ class Device(OwnNode, AsyncWithOnly):
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
         peerapi: bool = True,
+        overlay: TunOptions | None = None,
+        hard_nats: bool | HardNats = True,
         certificates: CertificateSource | None = None,
     ) -> None:
         guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=checked(
-                Preferences(
-                    **named(hostname),
-                    tags=clean_tags(tags),
-                    accept_routes=accept_routes,
-                    exit_node=exit_node,
-                    advertise_routes=clean_routes(advertise_routes),
-                    advertise_exit_node=advertise_exit_node,
-                    shields_up=shields_up,
-                )
+            preferences=first_preferences(
+                hostname, tags, accept_routes, exit_node, advertise_routes, advertise_exit_node, shields_up
             ),
             **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
@@ -181,12 +182,14 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
+            overlay=overlay,
+            hard_nats=limits_of(hard_nats),
             certificates=certificates,
         )
-        self._store = open_store(state)
+        self._store, self._readers = open_store(state), Readers()
         self._network: Network = HostNetwork()
         self._runtime: Runtime | None = None
-        self._closed, self._process, self._readers = False, OwnProcess(), Readers()
+        self._process = OwnProcess()
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -641,6 +644,52 @@ class Device(OwnNode, AsyncWithOnly):
         """
         target = local_ports.Target(host, port if local_port is None else local_port, self, proxy_protocol)
         return Opening(local_ports.open_exposure(self.listen(port), target, self._ready().spawn))
+
+    # The kernel's own sockets
+
+    @property
+    def tun(self) -> TunStatus | None:
+        """The TUN device by which this machine's other programs reach the tailnet; None where there is none.
+
+        ```python
+        print(device.tun.mode if device.tun else "only this program")
+        ```
+        """
+        return self._ready().tun.status()
+
+    @briefly
+    async def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set.
+
+        ```python
+        try:
+            await device.tun_up(tailscale.tun("ts0", exclude=["192.168.7.0/24"]))
+        except tailscale.TunFailed as problem:
+            print(problem)
+        ```
+        """
+        from tailscale.tun_options import tun
+
+        await self._ready().tun_up(options if options is not None else tun())
+
+    async def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before.
+
+        ```python
+        await device.tun_down()
+        ```
+        """
+        await self._ready().tun.down()
+
+    @briefly
+    async def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it.
+
+        ```python
+        await device.tun_ended()
+        ```
+        """
+        await self._ready().tun.wait()
 
     # Names and identities
 

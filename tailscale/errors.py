@@ -52,6 +52,8 @@ __all__ = [
     "StateCorrupt",
     "StateLocked",
     "TailscaleError",
+    "TunFailed",
+    "TunHeld",
     "WrongFace",
 ]
 
@@ -231,6 +233,23 @@ class StateLocked(TailscaleError):
 
 class StateCorrupt(TailscaleError):
     """The state cannot be read or written as it is. It is never overwritten silently."""
+
+
+class TunFailed(TailscaleError):
+    """The kernel cannot be given what a TUN device needs; `remedy` says what to set, where that is known."""
+
+    def __init__(self, sentence: str, remedy: str = "") -> None:
+        self.remedy = remedy
+        super().__init__(f"{sentence}: {remedy}" if remedy else sentence)
+
+
+class TunHeld(TunFailed):
+    """There is a TUN device of that name already; `pid` is the process that holds it, 0 where nobody knows."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name, self.pid = name, pid
+        holder = f"process {pid}" if pid > 0 else "another process"
+        super().__init__(f"{name} is held by {holder}", "end that one (pytailscale tun down), or choose another name=")
 
 
 class LockError(TailscaleError):

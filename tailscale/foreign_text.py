@@ -31,6 +31,7 @@ _PARTS = (
     "ssh",
     "state",
     "taildrop",
+    "tun",
     "udp",
 )
 LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in _PARTS))

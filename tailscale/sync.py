@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
     from tailscale.threads.tls_listeners import TlsSockets
+    from tailscale.tun_options import TunOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,8 +120,7 @@ class Device(DeviceFace, WithOnly):
     @property
     def lock(self) -> LockStatus:
         """The tailnet's lock as this device knows it; `sign` vouches for a node, and returns when that is done."""
-        status = self._inside().lock
-        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
+        return self._inside().lock.waiting_by(self._await)
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:
@@ -237,6 +237,18 @@ class Device(DeviceFace, WithOnly):
     def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
+
+    def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set."""
+        self._await(lambda: self._inside().tun_up(options))
+
+    def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before."""
+        self._await(lambda: self._inside().tun_down())
+
+    def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it."""
+        self._await(lambda: self._inside().tun_ended())
 
     def take_dials(self) -> TakenDials:
         """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.

@@ -40,7 +40,8 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
-    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("forwarding", "hard_nats", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("tun_options",),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -53,43 +54,22 @@ WINGS: dict[str, set[str]] = {
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
+    "kernel": VALUES | {"runtime"},
+    "funnel": VALUES | {"certificates", "peerapi", "runtime", "sockets"},
     "certificates": VALUES | {"runtime", "sockets"},
-    "funnel": VALUES | {"peerapi", "runtime", "sockets"},
     "_assembly": VALUES
-    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "peerapi", "runtime", "sockets"},
+    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "kernel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
-    | {
-        "_assembly",
-        "_diagnostics",
-        "capturing",
-        "carry",
-        "certificates",
-        "dial",
-        "funnel",
-        "local_ports",
-        "peerapi",
-        "runtime",
-        "sockets",
-    },
+    | {"_assembly", "_diagnostics", "capturing", "carry", "certificates", "dial", "funnel", "local_ports", "peerapi"}
+    | {"runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"capturing", "carry", "certificates", "device", "funnel", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"),
         VALUES
-        | {
-            "capturing",
-            "certificates",
-            "device",
-            "files",
-            "funnel",
-            "local_ports",
-            "mesh",
-            "proxy",
-            "sockets",
-            "taildrop",
-            "threads",
-        },
+        | {"capturing", "certificates", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets"}
+        | {"taildrop", "threads"},
     ),
     "http": VALUES | {"aio", "carry", "certificates", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     "files": VALUES | {"http1", "sockets", "threads"},
@@ -103,16 +83,8 @@ WINGS: dict[str, set[str]] = {
     | {"carry", "certificates", "device", "files", "funnel", "http", "http1", "ingress", "local_ports", "sockets"}
     | {"threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
-    "testing": VALUES
-    | {
-        "aio",
-        "certificates",
-        "device",
-        "runtime",
-        "sockets",
-        "sync",
-        "threads",
-    },  # a tailnet is composed of the runtime's networks
+    # A tailnet is composed of the runtime's networks.
+    "testing": VALUES | {"aio", "certificates", "device", "runtime", "sockets", "sync", "threads"},
     "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "web": VALUES | {"device", "http", "http1", "metrics"},
@@ -131,6 +103,7 @@ WINGS: dict[str, set[str]] = {
         "proxy",
         "serve",
         "sockets",
+        "ssh",
         "taildrop",
     },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
@@ -146,6 +119,7 @@ WINGS: dict[str, set[str]] = {
         "dns",
         "files",
         "http",
+        "kernel",
         "local_ports",
         "mesh",
         "metrics",
@@ -208,6 +182,7 @@ PURE = {
     "tailscale/serve/config.py",
     "tailscale/serve/mounts.py",
     "tailscale/serve/ranges.py",
+    "tailscale/tun_options.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
     "tailscale/taildrop/recipients.py",
@@ -219,7 +194,7 @@ ONLY_IN = {
 }
 # A room below is told by plain assignment only here: one attribute load on the packet path instead of a call.
 ASSIGNED_FROM_ABOVE = {
-    "context": "of ssl's own objects: how a handshake is told to go on with another certificate",
+    **dict.fromkeys(("context", "sni_callback"), "of ssl's own objects: how a handshake is told of its certificate"),
     "tables": "the netmap's routes and filter, replaced whole; read once per burst by the Engine",
     "paths": "a dict of the path finder's that the Engine only reads",
     "sni_callback": "the standard library's: so an SSLContext is told how to choose a certificate",
@@ -227,6 +202,7 @@ ASSIGNED_FROM_ABOVE = {
 }
 LONGEST_FUNCTION = 60
 LONG_FILES = {
+    "tailscale/aio.py": "every public verb as asyncio has it",
     "tailscale/device.py": "every public verb, a line or two each below what it says to its users",
     "ts_netstack/tcp.py": "one connection's whole life, RFC 9293 section 3.10 in its order",
 }

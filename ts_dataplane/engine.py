@@ -18,6 +18,7 @@ from ts_base.ip import TCP, TSMP, UDP
 from ts_base.who import Direct, Hop, Origin, Path, PathRun, PeerId, PeerRun, is_direct
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
+from ts_dataplane.large_segments import LargeSegments
 from ts_dataplane.overlay import Changed, Overlay
 from ts_dataplane.packets import (
     NOT_WHOLE,
@@ -31,9 +32,9 @@ from ts_dataplane.packets import (
     reply_flow,
     without_padding,
 )
+from ts_dataplane.path_mtus import PathMtus
 from ts_dataplane.path_tally import PathTally
 from ts_dataplane.pathless import Pathless
-from ts_dataplane.relay_segments import RelaySegments
 from ts_dataplane.reply_flows import ReplyFlows, ReplyFlowStatistics
 from ts_dataplane.spread import EveryPath, Spread
 from ts_dataplane.tables import NOT_AN_ANSWER, NOT_OWNER, Tables, TablesStatistics
@@ -107,9 +108,10 @@ class Engine:
         overlay: Overlay,
         *,
         paths: dict[PeerId, tuple[Path, ...]] | None = None,
+        mtus: PathMtus | None = None,
         disco_key: bytes | None = None,
     ) -> None:
-        """`paths` is the path finder's, which goes on deciding; `disco_key` is told inside each new session."""
+        """`paths` and `mtus` are the path finder's, which goes on deciding; `disco_key` is told inside each session."""
         self.tables = Tables.empty()
         self.paths = {} if paths is None else paths
         self.drops: Counter[str] = Counter()
@@ -118,7 +120,8 @@ class Engine:
         self._endpoint = endpoint
         self._overlay = overlay
         self._spread: Spread = EveryPath(self.paths)
-        self._segments = RelaySegments(self.tables, self.paths)
+        measured = () if mtus is None else (mtus.carried, mtus.wanted)
+        self._segments = LargeSegments(self.tables, self.paths, *measured)
         self._talk = TsmpTalk(self.drops, disco_key)
         self._is_published = False  # whether names of ours lead to our peer API from the internet
         self._pathless = Pathless(self.drops)
@@ -367,6 +370,10 @@ class Engine:
             tap.sent(peer, self.paths.get(peer, ()), packets, "", now)
 
     # What the runtime and users set while packets go by
+
+    def use_overlay(self, overlay: Overlay) -> None:
+        """Packets for us are for `overlay` from now on; it goes on with the connections of the one before."""
+        self._overlay, self._exits = overlay, overlay.exits_in_use
 
     def set_services(self, *, peerapi_port: int, is_published: bool = False) -> None:
         """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API.

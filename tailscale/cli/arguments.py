@@ -17,7 +17,9 @@ from tailscale.cli.serve_arguments import add_funnel, add_serve
 from tailscale.daemon import places
 from tailscale.daemon.durations import seconds_untrusted
 from tailscale.status import PING_KINDS
+from tailscale.tun_options import DEFAULT_NAME
 from ts_base.errors import BadPacket
+from ts_base.ip import TUNNEL_MTU
 
 STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
@@ -114,6 +116,7 @@ def build_parser() -> Parser:
     add_funnel(adder)
     add_ingress(adder)
     _add_daemon(adder)
+    _add_tun(adder)
     _add_about(adder)
     return parser
 
@@ -137,7 +140,7 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("--client-id", metavar="ID", help="join as a workload the tailnet trusts (TS_CLIENT_ID)")
     group.add_argument("--id-token", metavar="TOKEN", help="with its token, or file:PATH (TS_ID_TOKEN)")
     group.add_argument(
-        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud (TS_AUDIENCE)"
+        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud, AWS (TS_AUDIENCE)"
     )
     group.add_argument(
         "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
@@ -370,11 +373,27 @@ def _add_daemon(adder: _Adder) -> None:
     up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
     is_exit = argparse.BooleanOptionalAction
     up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
+    ssh = "be an SSH server that gives a shell of this user to whom the tailnet's policy lets in, or no longer"
+    up.add_argument("--ssh", action=argparse.BooleanOptionalAction, help=ssh)
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
     config.add_argument("deed", choices=("check",), help="say what is wrong with it; 1 if anything is")
     config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="another one than the daemon's")
+
+
+def _add_tun(adder: _Adder) -> None:
+    tun = adder.add("tun", "let every program of this machine reach the tailnet, by a network interface", json=True)
+    tun.add_argument("verb", nargs="?", default="status", choices=("status", "up", "down"), help="(status)")
+    tun.add_argument("--name", default=DEFAULT_NAME, help=f"of the interface ({DEFAULT_NAME})")
+    tun.add_argument("--mtu", type=_positive, default=TUNNEL_MTU, metavar="BYTES", help=f"({TUNNEL_MTU})")
+    tun.add_argument("--split", action="store_true", help="only the tailnet, although an exit node is chosen")
+    tun.add_argument(
+        "--exclude", type=_routes, default=[], metavar="PREFIXES", help="never through the tunnel: 10.1.0.0/16,..."
+    )
+    dns = argparse.BooleanOptionalAction
+    tun.add_argument("--dns", action=dns, default="auto", help="tell systemd-resolved of our names (where it runs)")
+    tun.add_argument("--cleanup", action="store_true", help="take back what a killed process left")
 
 
 def _add_about(adder: _Adder) -> None:

@@ -64,6 +64,8 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
     _say_lines(screen, f"home relay {found.relay or 'none'}, UDP port {found.udp_port or 'none'}")
     if found.advertised_routes:
         _say_lines(screen, f"forwards for others: {forwarded(found.advertised_routes, found.approved_routes)}")
+    if found.counters.levels.get("tun.up"):
+        _say_lines(screen, "every program of this machine reaches the tailnet: `pytailscale tun` shows how")
     for warning in found.health:
         first, *more = screen.fitted(
             in_option_words(warning.sentence + (f" ({warning.remedy})" if warning.remedy else "")), 2

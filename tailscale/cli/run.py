@@ -58,6 +58,7 @@ HOMES = {
     "up": "up",
     "down": "up",
     "config": "config",
+    "tun": "tun",
     "completion": "completion",
     "schema": "schema",
 }

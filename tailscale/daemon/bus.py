@@ -61,23 +61,25 @@ class Bus:
         try:
             # What `tailscale serve` publishes in the foreground lives as long as its stream of notices.
             with self._serving.session(lambda: stream.put(SessionEnded())) as session:
+                told = self._state()  # before the first is sent: what changes while it is being sent is news
                 yield self._first(mask, may_see_login, session)
-                async with aclosing(self._following(stream, mask, may_see_login)) as notices:  # type: ignore[type-var]
+                async with aclosing(self._following(stream, mask, may_see_login, told)) as notices:  # type: ignore[type-var]
                     async for notice in notices:
                         yield notice
         finally:
             self._prefs.unwatch(prefs_changed)
             self._keeper.forget(stream)
 
-    async def _following(self, stream: EventStream, mask: int, may_see_login: bool) -> AsyncIterator[dict[str, Any]]:
-        told: dict[str, Any] = {"State": self._state()}
+    async def _following(
+        self, stream: EventStream, mask: int, may_see_login: bool, told: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        """`told`: the state that who listens has heard of."""
         async for event in stream:
             if isinstance(event, SessionEnded):
                 return
             notice = self._notice(event, mask, may_see_login)
-            if notice.get("State") == told["State"]:
-                notice.pop("State", None)
-            told["State"] = notice.get("State", told["State"])
+            if (state := self._state()) != told:  # whatever the event: one that told so may have been missed
+                told = notice["State"] = state
             if notice:
                 yield {"Version": __version__, **notice}
 
@@ -101,19 +103,17 @@ class Bus:
     def _notice(self, event: Event, mask: int, may_see_login: bool) -> dict[str, Any]:
         match event:
             case StateChanged(state="failed", detail=detail):
-                return {"State": self._state(), "ErrMessage": detail}
+                return {"ErrMessage": detail}
             case StateChanged(state="running"):
-                return {"State": self._state(), "LoginFinished": {}, "Prefs": self._prefs.to_json()}
-            case StateChanged():
-                return {"State": self._state()}
-            case LoginNeeded(url=url):
-                return {"State": self._state(), "BrowseToURL": url} if may_see_login else {"State": self._state()}
+                return {"LoginFinished": {}, "Prefs": self._prefs.to_json()}
+            case LoginNeeded(url=url) if may_see_login:
+                return {"BrowseToURL": url}
             case HealthChanged():
                 return {"Health": self._health()}
             case FileArrived():
                 return {"FilesWaiting": {}}
             case PrefsChanged():
-                return {"Prefs": self._prefs.to_json(), "State": self._state()}
+                return {"Prefs": self._prefs.to_json()}
             case PeerUp() | PeerDown() | PeerChanged() | Lagged():
                 return self._of_peers(event, mask)
         return {}

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,20 @@ from tailscale.errors import StateLocked, TailscaleError
 from tailscale.files.folders import HAS_OPENAT
 from tailscale.foreign_text import guard_logs
 from tailscale.state_file import MemoryStore, NamedStore
+from tailscale.tun_options import TunOptions
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
 ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
-ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool}  # a device that runs takes them as it is
+# A device that runs takes them as it is.
+ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool, "runs_ssh": bool}
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
     "advertise_exit_node": False,
     "advertise_routes": (),
     "exit_node": None,
+    "hard_nats": True,
     "shields_up": False,
     "tags": (),
     "udp_port": 0,
@@ -79,6 +83,7 @@ class Daemon:
         wishes: Wishes | None = None,
         read: Callable[[], Settings] = Settings,
         apps: Sequence[str] = (),
+        runs_ssh: bool | None = None,
         store: NamedStore | None = None,
         transport: Transport | None = None,
         rooms: Sequence[Callable[[Keeper], Room]] = ROOMS,
@@ -98,9 +103,12 @@ class Daemon:
         of_rooms = {"mesh": self._run_mesh, "serve": self.serving.run_setting, "taildrop": self.taildrop.run}
         self.parts = Parts(KINDS | of_rooms)
         self._apps = list(apps)
-        self._want_parts()
-        self.calls = Calls(lambda call: run_command(self, call))
         self.prefs = Prefs(self.keeper, kept)
+        self._runs_ssh = runs_ssh
+        self._tun: list[tuple[str, dict[str, Any]]] | None = None
+        self._want_parts()
+        self.prefs.watch(self._want_parts)
+        self.calls = Calls(lambda call: run_command(self, call))
         self._ending = trio.Event()
         self._outcome = ENDED
         routes = Routes()
@@ -133,6 +141,9 @@ class Daemon:
         guard_logs()
         with pid_file(self.places.pid), self.log.running():
             self.prefs.load()
+            if self._runs_ssh is not None:
+                self.prefs.runs_ssh = self._runs_ssh
+            self._want_parts()
             self.serving.load()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.door.run)
@@ -157,7 +168,8 @@ class Daemon:
         self._ending.set()
 
     async def _beside(self, device: Device) -> None:
-        """What runs while a Device is usable."""
+        """What runs while a Device is usable. Its preferences and its state are in force from now on."""
+        self.prefs.tell()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
             nursery.start_soon(self.serving.run, device)
@@ -172,15 +184,25 @@ class Daemon:
             await trio.sleep_forever()
 
     def _want_parts(self) -> None:
-        """Those of the settings, the meshes that `up --app` asked for, and an inbox, as the settings say or not."""
+        """Those of the settings, what `up` or `tailscale set` asked for, and an inbox, as the settings say or not."""
         asked = [*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)]
+        self.prefs.has_ssh_section = any(kind == "ssh" for kind, _ in asked)
+        if self.prefs.runs_ssh and not self.prefs.has_ssh_section:
+            asked.append(("ssh", {}))
+        if self._tun is not None:
+            asked = [part for part in asked if part[0] != "tun"] + self._tun
         has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
         self.parts.want(asked if has_inbox else [("taildrop", {}), *asked])
+
+    def keep_tun(self, options: TunOptions | None) -> None:
+        """What a command has brought up is the daemon's from now on, None for nothing; until the settings are read."""
+        self._tun = [("tun", asdict(options))] if options is not None else []
+        self._want_parts()
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""
         before, after = self.settings, self._read()
-        self.settings = after
+        self.settings, self._tun = after, None
         self._want_parts()
         names = before.device.keys() | after.device.keys()
         changed = {
@@ -232,6 +254,8 @@ class Daemon:
         if app is not None and app not in self._apps:
             self._apps.append(app)
             self._want_parts()
+        if "runs_ssh" in live:
+            await self.prefs.apply({"RunSSH": live.pop("runs_ssh"), "RunSSHSet": True})
         if "advertise_routes" in live:
             live["advertise_routes"] = clean_routes(live["advertise_routes"])
         if live and self.keeper.has_device and self.keeper.is_ready:
@@ -269,8 +293,9 @@ class Daemon:
 def device_options(table: dict[str, Any]) -> dict[str, Any]:
     """The section [device] as options of a Device."""
     options = dict(table)
-    if "auth_key_file" in options:
-        options["auth_key"] = f"file:{Path(options.pop('auth_key_file')).expanduser()}"
+    for name in ("auth_key", "id_token"):
+        if file := options.pop(f"{name}_file", ""):
+            options[name] = f"file:{Path(file).expanduser()}"
     return options
 
 

@@ -34,6 +34,7 @@ PROXY_OPEN = {"proxy.open": "clients", "proxy.carried": "connections", "proxy.as
 PROXY_BYTES = {"proxy.bytes_received": "in", "proxy.bytes_sent": "out"}
 MESH_MESSAGES = {"mesh.received": "in", "mesh.sent": "out"}
 MESH_BYTES = {"mesh.bytes_received": "in", "mesh.bytes_sent": "out"}
+TUN_PACKETS = {"tun.read": "out", "tun.written": "in"}
 FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
 
 
@@ -261,6 +262,17 @@ METRICS: tuple[Metric, ...] = (
            "WireGuard sessions.", _level("tunnel.sessions")),
     _gauge("pytailscale_peer_paths", "Paths",
            "Peers that were spoken with, by kind of path.", _paths, "kind"),
+    _gauge("pytailscale_hard_nat_sockets", "Hard NATs",
+           "UDP sockets open beside the first, while a hard NAT of ours is being opened and where one was.",
+           _level("paths.hard_nats.sockets")),
+    _counter("pytailscale_hard_nat_probes_total", "Hard NATs",
+             "Datagrams sent to open a hard NAT, ours or a peer's.", _level("paths.hard_nats.probes")),
+    _counter("pytailscale_hard_nat_attempts_total", "Hard NATs",
+             "Attempts to open one, by how they ended.",
+             _levels({"paths.hard_nats.opened": "opened", "paths.hard_nats.failed": "failed"}), "outcome"),
+    _counter("pytailscale_path_mtu_changes_total", "Path MTU",
+             "Direct paths found to carry larger packets, or no more.",
+             _levels({"paths.mtus.raised": "raised", "paths.mtus.withdrawn": "withdrawn"}), "change"),
     _gauge("tailscaled_home_derp_region_id", "Relays",
            "Number of the home relay's region; 0 for none.", _home_region),
     _gauge("pytailscale_relay_connected", "Relays",
@@ -274,6 +286,11 @@ METRICS: tuple[Metric, ...] = (
            "Entries of TCP's other tables.", _levels(TCP_TABLES), "table"),
     _gauge("pytailscale_udp_sockets", "Sockets",
            "UDP sockets that are open on the tailnet.", _level("stack.udp.ports")),
+    _gauge("pytailscale_tun_up", "TUN device",
+           "1 while there is a TUN device for other programs, else 0.", _level("tun.up")),
+    _counter("pytailscale_tun_packets_total", "TUN device",
+             "Packets of other programs: `out` read from the TUN device, `in` written to it.",
+             _levels(TUN_PACKETS), "direction"),
     _gauge("tailscaled_advertised_routes", "Forwarding for others",
            "Subnets that we offer to forward.", _routes(lambda status: status.advertised_routes)),
     _gauge("tailscaled_approved_routes", "Forwarding for others",

@@ -24,6 +24,8 @@ class NetMapChanged(Retained):
     rate: ClassVar[Rate] = Rate.THEIRS
 
     netmap: NetMap
+    is_remembered: bool = False
+    """Whether it is that of the last run: control has said nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,24 @@ class NetworkChanged(Reliable):
     rate: ClassVar[Rate] = Rate.OURS
 
     rebound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsAsked(Reliable):
+    """The path finder is about to use so many UDP sockets. Said by the packet path, heard by sockets."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsReturned(Reliable):
+    """Nobody uses these of them any more. Said by the packet path, heard by sockets."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

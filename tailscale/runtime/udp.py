@@ -2,39 +2,42 @@
 
 Linux: UDP_GRO hands up to 64 datagrams per read and UDP_SEGMENT takes as many per write (0.3 us a datagram against 5).
 Elsewhere, and where the kernel refuses, one call per datagram. With uplinks there is a socket for each of them, and an
-address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean.
+address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean, but that
+large pings must arrive whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
 import trio
 
+from tailscale.runtime.fragments import fragment_option
 from tailscale.runtime.uplinks import confine
-from ts_base.who import Direct, DirectRun, host_of, uplink_of
+from ts_base.who import Direct, DirectRun, host_of, socket_of, uplink_of
+from ts_dataplane.disco import MAGIC
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h; the socket module does not name them
 SEGMENT_SIZE = Struct("=H")
 GRO_SIZE = Struct("=i").unpack_from
 MAX_SEGMENTS = 64
 MAX_GSO_BYTES = 65_000
-MAX_GSO_SEGMENT = 1452  # larger ones exceed the device's MTU: the kernel fragments them one by one, or refuses all
+MAX_USUAL = 1452  # larger datagrams may exceed the device's MTU: then segmentation is refused, and the kernel cuts each
 MAX_DATAGRAM = 65_535
 READS_PER_BURST = 16
 BACKLOG_LIMIT = 256  # kept writes; beyond it the network is the bottleneck and TCP must hear of it as loss
 KERNEL_BUFFER = 7 << 20
 UNREACHABLE_LIMIT = 64  # paths remembered until somebody asks
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT = 10, 23, 0
 
 # Losses and leftovers of ICMP errors that say nothing about the socket itself.
 TRANSIENT = frozenset({
@@ -75,10 +78,17 @@ class HostSocket:
     """One family's socket, of one uplink if it is named."""
 
     def __init__(
-        self, family: int, port: int, drops: Counter[str], unreachable: dict[Direct, None], uplink: str = ""
+        self,
+        family: int,
+        port: int,
+        drops: Counter[str],
+        unreachable: dict[Direct, None],
+        uplink: str = "",
+        name: str = "",
     ) -> None:
         self.family = family
         self.uplink = uplink
+        self._zone = name or uplink  # what paths through it carry
         self.drops = drops
         self.port = port
         self._offloads = ALL_OFFLOADS
@@ -108,6 +118,10 @@ class HostSocket:
         self.is_source_bound = address != anywhere
         self._ask_for_large_buffers()
         self._take_offloads()
+        self._fragments = fragment_option(self.family)
+        if self._fragments is not None:
+            level, option, allowed, _ = self._fragments
+            self._set_quietly(level, option, allowed)
 
     def limit(self, offloads: Offloads) -> None:
         """Use no more of the kernel's help than this, now and after every rebinding."""
@@ -118,10 +132,7 @@ class HostSocket:
     def _take_offloads(self) -> None:
         sock, wanted = self._sock, self._offloads
         self.gso = self.gro = False
-        v6 = self.family == socket.AF_INET6
         if sys.platform == "linux":
-            level, option = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) if v6 else (socket.IPPROTO_IP, IP_MTU_DISCOVER)
-            self._set_quietly(level, option, PMTUDISC_DONT)
             with contextlib.suppress(OSError):
                 sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
                 self.gso = wanted.segmentation
@@ -149,8 +160,8 @@ class HostSocket:
             except trio.ClosedResourceError:
                 continue
             runs = self._drain()
-            if runs and self.uplink:
-                return [((f"{host_of(path)}%{self.uplink}", path[1]), datagrams) for path, datagrams in runs]
+            if runs and self._zone:
+                return [((f"{host_of(path)}%{self._zone}", path[1]), datagrams) for path, datagrams in runs]
             if runs:
                 return runs
 
@@ -194,7 +205,7 @@ class HostSocket:
         start, total = 0, len(datagrams)
         while start < total:
             size = len(datagrams[start])
-            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1)) if size <= MAX_GSO_SEGMENT else 1
+            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1))
             limit = min(total, start + many)
             end = start + 1
             while end < limit and len(datagrams[end]) == size:
@@ -213,6 +224,9 @@ class HostSocket:
         if self._backlog:
             self._keep(data, options, path)
             return
+        if len(data) > MAX_USUAL and not options and data.startswith(MAGIC):
+            self._send_whole(data, path)
+            return
         try:
             if options:
                 self._sock.sendmsg([data], options, 0, path)
@@ -223,17 +237,38 @@ class HostSocket:
         except OSError as error:
             self._send_failed(error, data, options, path)
 
+    def _send_whole(self, data: bytes, path: Direct) -> None:
+        """A large ping measures the path: cut into fragments it would prove nothing."""
+        if self._fragments is None:
+            self.drops["underlay.cannot_be_kept_whole"] += 1
+            return
+        level, option, allowed, forbidden = self._fragments
+        if not self._set_quietly(level, option, forbidden):
+            self.drops["underlay.cannot_be_kept_whole"] += 1
+            return
+        try:
+            self._sock.sendto(data, path)
+        except BlockingIOError:
+            self.drops["underlay.ping_refused"] += 1  # there will be another
+        except OSError as error:
+            self._send_failed(error, data, [], path)
+        finally:
+            self._set_quietly(level, option, allowed)
+
     def _send_failed(self, error: OSError, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if options and error.errno in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT):
-            # A device without checksum offload refuses segmentation: say so once and go on singly.
-            self.gso = False
-            self.drops["underlay.segmentation_refused"] += 1
+            # A device without checksum offload refuses segmentation: say so once and go on singly. So does any where
+            # the segments are larger than it takes, which is no reason to send others singly.
             size = SEGMENT_SIZE.unpack(options[0][2])[0]
-            self.send(path, [data[i : i + size] for i in range(0, len(data), size)])
+            if size <= MAX_USUAL:
+                self.gso = False
+                self.drops["underlay.segmentation_refused"] += 1
+            for at in range(0, len(data), size):
+                self._send_one(data[at : at + size], [], path)
             return
         self.drops[f"underlay.send_{_name_of(error)}"] += _datagrams_in(data, options)
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
-            self._unreachable[(f"{path[0]}%{self.uplink}", path[1]) if self.uplink else path] = None
+            self._unreachable[(f"{path[0]}%{self._zone}", path[1]) if self._zone else path] = None
 
     def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
@@ -244,9 +279,13 @@ class HostSocket:
 
     @trio.lowlevel.enable_ki_protection
     async def run_writer(self) -> None:
-        while True:
+        """Until the socket is closed."""
+        while not self._is_closed:
             await self._has_backlog.wait()
-            await self._until_bound()
+            try:
+                await self._until_bound()
+            except trio.ClosedResourceError:
+                return
             with contextlib.suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_writable(self._sock)
             waiting, self._backlog = self._backlog, deque()
@@ -280,8 +319,10 @@ class HostSocket:
     def close(self) -> None:
         self._is_closed = True
         self._was_rebound.set()
+        self._has_backlog.set()
         trio.lowlevel.notify_closing(self._sock)
-        self._sock.close()
+        if self._sock.fileno() >= 0:
+            self._sock.close()
 
 
 def _datagrams_in(data: bytes, options: list[tuple[int, int, bytes]]) -> int:
@@ -306,6 +347,9 @@ class HostUdp:
         self._unreachable: dict[Direct, None] = {}
         self._sockets: dict[bool, HostSocket] = {}  # is it IPv6? -> socket of what names no uplink
         self._of_uplink: dict[tuple[str, bool], HostSocket] = {}
+        self._more: dict[str, HostSocket] = {}  # beside the first, by name
+        self._had_more = False
+        self._names = itertools.count(1)
         self._is_warned = False
         self._error: OSError | None = None
         for uplink in self.uplinks or ("",):
@@ -359,7 +403,10 @@ class HostUdp:
 
     def send_many(self, runs: list[DirectRun]) -> None:
         for path, datagrams in runs:
-            if self._of_uplink and (uplink := uplink_of(path)):
+            if self._had_more and (name := socket_of(path)):
+                target = self._more.get(name)
+                path = host_of(path), path[1]
+            elif self._of_uplink and (uplink := uplink_of(path)):
                 host = host_of(path)
                 target = self._of_uplink.get((uplink, ":" in host))
                 path = host, path[1]
@@ -369,6 +416,24 @@ class HostUdp:
                 self.drops["underlay.no_socket_of_family"] += len(datagrams)
             else:
                 target.send(path, datagrams)
+
+    def open_more(self, count: int) -> Mapping[str, HostSocket]:
+        made: dict[str, HostSocket] = {}
+        uplink = self.uplinks[0] if self.uplinks else ""
+        while len(made) < count:
+            name = f"{uplink}#{next(self._names)}"
+            try:
+                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, uplink, name)
+            except OSError:
+                break
+        self._more |= made
+        self._had_more = True
+        return made
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        for name in list(self._more) if names is None else names:
+            if (s := self._more.pop(name, None)) is not None:
+                s.close()
 
     def limit(self, offloads: Offloads) -> None:
         """Use no more of the kernel's help than this."""
@@ -403,5 +468,6 @@ class HostUdp:
         self._warn_of_source_binding()
 
     def close(self) -> None:
+        self.close_more(None)
         for s in self._all():
             s.close()

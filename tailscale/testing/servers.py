@@ -19,7 +19,7 @@ from ts_base.keys import MachinePrivate, NodePrivate
 from ts_control.server import ControlServer, PublishText
 from ts_control.wire import DERPMap
 
-CONTROL, RELAY = "control", "relay"
+CONTROL, RELAY, SECOND_STUN = "control", "relay", "second stun"
 REGION = 900
 CONTROL_PORT, RELAY_PORT, STUN_PORT = 80, 443, 3478  # on the virtual network; on loopback any that are free
 
@@ -172,6 +172,7 @@ class Relay(Running):
         self._private = NodePrivate.generate(place.entropy(32))
         self._certificate = Certificate(place.address(RELAY))
         self.stun_port = STUN_PORT if is_virtual else 0
+        self.second_stun = ""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         listeners, self.port = await self._place.listen(RELAY, self.port)
@@ -193,4 +194,15 @@ class Relay(Running):
     def derp_map(self) -> DERPMap:
         address = self._place.address(RELAY)
         listed = region(REGION, address, self.port, self.stun_port, self._certificate.pin)
-        return DERPMap(regions={REGION: listed})
+        if not self.second_stun:
+            return DERPMap(regions={REGION: listed})
+        pin = self._certificate.pin
+        second = region(REGION + 1, self.second_stun, self.port, self.stun_port, pin, stun_only=True)
+        return DERPMap(regions={REGION: listed, REGION + 1: second})
+
+    async def add_stun(self) -> None:
+        """A second place that says where one is seen from: only two can show that a NAT is hard."""
+        udp = await self._place.open_udp(SECOND_STUN, self.stun_port)
+        self.second_stun = self._place.address(SECOND_STUN)
+        assert self._nursery is not None
+        self._nursery.start_soon(answer_stun, udp)

@@ -17,6 +17,7 @@ from tailscale.testing.certificates import DEFAULT_LIFETIME, Certificates
 from tailscale.testing.exits import EVERYWHERE, PlayedExit
 from tailscale.testing.lans import VirtualLan
 from tailscale.testing.network import VirtualHost
+from tailscale.testing.routers import Kind, VirtualRouter
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
 from ts_base.ip import format_address
@@ -264,6 +265,18 @@ class Tailnet:
         if not isinstance(self._place, VirtualPlace):
             raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
         return VirtualLan(self._place.internet, prefix, self.host)
+
+    async def nat(self, hostname: str, kind: Kind = "easy") -> VirtualRouter:
+        """Put the machine `hostname` behind a router of its own, before a device joins there: `easy`, or `hard`.
+
+        Both let in only answers; a hard one uses another port for every destination, as those of clouds and CI do.
+        """
+        if not isinstance(self._place, VirtualPlace):
+            raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
+        if not self.relay.second_stun:
+            await self.relay.add_stun()
+            self.control.set_derp_map(self.relay.derp_map())
+        return self._place.internet.put_behind(hostname, kind)
 
     async def router(self, hostname: str, lan: VirtualLan, *, approve: bool = True, **options: Any) -> Device:
         """A device with a leg in `lan` that carries for others what goes there; approved, unless that is the subject.

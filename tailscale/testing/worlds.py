@@ -146,6 +146,8 @@ class ShunningUdp:
         self.take_unreachable = port.take_unreachable
         self.limit = port.limit
         self.statistics = port.statistics
+        self.open_more = port.open_more
+        self.close_more = port.close_more
         self.uplinks = port.uplinks
 
     @property

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from tailscale.capturing import Capture, CaptureStatistics
     from tailscale.certificates.source import CertificateSource
     from tailscale.forwarding import Forwarding, ForwardLimits, IncomingFlow
+    from tailscale.hard_nats import HardNats
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import FileTransfer, HealthWarning, Identity
     from tailscale.threads.loop_thread import Job, LoopThread
+    from tailscale.tun_options import TunOptions, TunStatus
     from ts_control.netmap import NetMap
 
 P = ParamSpec("P")
@@ -70,6 +72,8 @@ class DeviceOptions(TypedDict, total=False):
     tls: ssl.SSLContext | None
     handle_sigterm: bool
     peerapi: bool
+    overlay: TunOptions | None
+    hard_nats: bool | HardNats
     certificates: CertificateSource | None
 
 
@@ -186,6 +190,11 @@ class DeviceFace(Face[Device], OwnNode):
     def forwarding(self) -> Forwarding:
         """What is carried for others at this moment: which routes, how much, and what was refused and why."""
         return self._inside().forwarding
+
+    @property
+    def tun(self) -> TunStatus | None:
+        """The TUN device by which this machine's other programs reach the tailnet; None where there is none."""
+        return self._inside().tun
 
     @property
     def transfers(self) -> tuple[FileTransfer, ...]:

@@ -45,6 +45,7 @@ OF_ONE = {
         ("up --advertise-routes", "up --no-advertise-exit-node"),
         "test_up_offers_routes_and_takes_them_back_while_it_runs",
     ),
+    "up --no-ssh": "test_up_turns_the_ssh_server_on_and_off",
     "status --watch": "test_status_is_shown_again_and_again",
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
@@ -128,6 +129,10 @@ OF_ONE = {
     ),
     "ingress --proxy-protocol": "test_ingress_in_front_of_which_a_balancer_stands",
     "why --udp": "test_why_takes_udp",
+    **dict.fromkeys(
+        ("tun --name", "tun --mtu", "tun --split", "tun --exclude", "tun --no-dns"), "test_tun_takes_its_options"
+    ),
+    "tun --cleanup": "test_cleanup_needs_no_device_and_finds_nothing_twice",
 }
 
 

@@ -40,6 +40,8 @@ async def test_device_answers_for_itself(autojump_clock: MockClock, tailnet: Tai
     status, body = await ask(tailnet, a, "GET /debug/metrics")
     assert b'tailscaled_health_messages{type="warning"} 1\n' in body
     assert b"tailscaled_home_derp_region_id " in body
+    assert b"# TYPE tailscaled_inbound_bytes_total counter\n" in body
+    assert b'tailscaled_outbound_packets_total{path="derp"} ' in body
     assert (await ask(tailnet, a, "GET /remoteapi/localapi/v0/status"))[0] == 403
     assert (await ask(tailnet, a, "POST /nothing"))[0] == 400
 

@@ -43,6 +43,7 @@ OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytails
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
+OF_TUN = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_tun_")}  # in test_tun_device.py
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -170,7 +171,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_CERTIFICATES
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
