@@ -35,6 +35,7 @@ from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
     import os
+    from ssl import SSLContext
     from types import TracebackType
     from typing import Unpack
 
@@ -329,10 +330,9 @@ class Device(DeviceFace, AsyncWithOnly):
         port: int = 443,
         *,
         host: str | None = None,
-        tls: ssl_module.SSLContext | None = None,
+        tls: SSLContext | None = None,
         backlog: int = DEFAULT_BACKLOG,
         announce: str = "",
-        limit: int = DEFAULT_STREAM_LIMIT,
     ) -> TlsStreams:
         """Accept TLS by this device's certificate, unless `tls` is another context: `async for reader, writer in ...`.
 
@@ -342,7 +342,7 @@ class Device(DeviceFace, AsyncWithOnly):
 
         context = tls if tls is not None else await self.tls_context()
         sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
-        return await TlsStreams(context, sock.port).open(sock, limit)
+        return await TlsStreams(context, sock.port).open(sock, DEFAULT_STREAM_LIMIT)
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None

@@ -53,6 +53,7 @@ from tailscale.state_file import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from ssl import SSLContext
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
@@ -431,7 +432,7 @@ class Device(OwnNode, AsyncWithOnly):
         port: int = 443,
         *,
         host: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: SSLContext | None = None,
         backlog: int = DEFAULT_BACKLOG,
         announce: str = "",
     ) -> TlsListener:

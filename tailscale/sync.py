@@ -31,7 +31,7 @@ from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
     import os
-    import ssl
+    from ssl import SSLContext
     from types import TracebackType
     from typing import Unpack
 
@@ -204,7 +204,7 @@ class Device(DeviceFace, WithOnly):
         port: int = 443,
         *,
         host: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: SSLContext | None = None,
         backlog: int = DEFAULT_BACKLOG,
         announce: str = "",
     ) -> TlsSockets:

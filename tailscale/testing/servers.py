@@ -16,7 +16,7 @@ from tailscale.testing.relay import Certificate, RelayService, answer_stun, regi
 from tailscale.testing.served_tls import ServedTls
 from tailscale.testing.worlds import Place, VirtualPlace
 from ts_base.keys import MachinePrivate, NodePrivate
-from ts_control.server import ControlServer
+from ts_control.server import ControlServer, PublishText
 from ts_control.wire import DERPMap
 
 CONTROL, RELAY = "control", "relay"
@@ -84,6 +84,7 @@ class Control(Running):
         self._machine = MachinePrivate.generate(place.entropy(32))
         self._derp_map = DERPMap()
         self._service: ControlService | None = None
+        self._publish: PublishText | None = None
 
     @property
     def url(self) -> str:
@@ -111,6 +112,8 @@ class Control(Running):
         )
         self.server.set_policy(self._policy, trio.current_time())
         self.server.set_derp_map(self._derp_map, trio.current_time())
+        if self._publish is not None:
+            self.server.serve_certificates(self._publish, trio.current_time())
         return ControlService(self.server, entropy=place.entropy)
 
     async def restart(self, *, forget_devices: bool = False, new_key: bool = False) -> None:
@@ -143,6 +146,11 @@ class Control(Running):
         if self._service is not None:
             self.server.set_derp_map(derp_map, trio.current_time())
             self.poke()
+
+    def serve_certificates(self, publish: PublishText) -> None:
+        """Let devices write the records of their challenges; also after a restart."""
+        self._publish = publish
+        self.do(self.server.serve_certificates, publish)
 
     def do(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call `verb(*arguments, now, **options)` of `server` and let the consequences go out."""

@@ -118,7 +118,7 @@ class Tailnet:
             if self._lifetime:
                 self._authority = Certificates(self._place, servers, self._lifetime)
                 await self._authority.start()
-                self.control.do(self.control.server.serve_certificates, self._authority.publish)
+                self.control.serve_certificates(self._authority.publish)
             async with trio.open_nursery() as self._devices:
                 self._closing = trio.Event()
                 try:

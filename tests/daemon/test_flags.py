@@ -110,7 +110,7 @@ OF_ONE = {
         "test_serve_in_the_background_is_shown_kept_and_ended",
     ),
     **dict.fromkeys(
-        ("serve --https", "serve --tls-terminated-tcp"), "test_https_wants_a_certificate_before_it_is_served"
+        ("serve --https", "serve --tls-terminated-tcp"), "test_https_has_its_certificate_before_it_is_served"
     ),
     **dict.fromkeys(
         (

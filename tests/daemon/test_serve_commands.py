@@ -16,6 +16,7 @@ from daemon.daemon_scripts import World
 from daemon.json_schema import check
 from daemon.test_commands_hosted import command, environment, run, wait_until
 
+from tailscale.certificates.control import DIRECTORY_VARIABLE
 from tailscale.cli import main
 from tailscale.cli.schema import read_schema
 from tailscale.cli.serve import lines_of
@@ -123,10 +124,23 @@ def test_serve_alone_has_a_device_of_its_own(net: World, tmp_path: Path) -> None
         served.stdout.close()
 
 
-def test_https_wants_a_certificate_before_it_is_served(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    for kind in ("--https=8443", "--tls-terminated-tcp=5433"):
-        assert main(["serve", *state, "--bg", kind, "3000"]) == 1
-        assert "docs/certificates.md" in capfd.readouterr().err
+def test_https_has_its_certificate_before_it_is_served(
+    net: World, daemon: Daemon, state: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DIRECTORY_VARIABLE, net.net.certificates.directory)
+    assert main(["serve", *state, "--bg", "--https=8443", "text:secure"]) == 0
+    assert main(["serve", *state, "--bg", "--tls-terminated-tcp=5433", "5432"]) == 0
+    assert daemon.serving.config.told["TCP"]["5433"] == {"TCPForward": "127.0.0.1:5432", "TerminateTLS": NAME}
+
+    async def ask() -> bytes:
+        with trio.fail_after(30):
+            async with await net.db.tcp_connect("keeper", 8443) as tcp:
+                context = net.net.certificates.client_context()
+                stream = trio.SSLStream(tcp, context, server_hostname=NAME, https_compatible=True)
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: keeper\r\nConnection: close\r\n\r\n")
+                return b"".join([bytes(piece) async for piece in stream])
+
+    assert net.within(ask).endswith(b"secure")
 
 
 def test_a_config_is_shown_as_upstream_shows_it() -> None:

@@ -255,6 +255,13 @@ async def test_many_who_want_one_certificate_cost_one_order(autojump_clock: trio
         assert net.certificates.server.statistics().orders == 1
 
 
+async def test_control_that_forgot_everything_still_writes_records(autojump_clock: trio.testing.MockClock) -> None:
+    async with Tailnet(certificates=True) as net:
+        await net.control.restart(forget_devices=True)
+        web = await net.device("web")
+        assert (await web.certificate()).names == (web.name,)
+
+
 async def test_authority_that_is_away_is_named(autojump_clock: trio.testing.MockClock) -> None:
     async with Tailnet(certificates=True) as net:
         web = await net.device("web")

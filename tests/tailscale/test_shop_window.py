@@ -21,6 +21,7 @@ OWN_STREAMS = {
     "tcp_connect",
     "connect_anywhere",
     "listen",
+<<<<<<< HEAD
     "listen_funnel",
 }  # each face returns what its world has for these
 # For worlds made of trio, and for what runs in the device's own loop.
@@ -35,6 +36,12 @@ TRIO_ONLY = {
     "spawn",
     "ssh_ground",
 }
+=======
+    "listen_tls",
+}  # each face returns what its world has for these
+# For worlds made of trio, and for what runs in the device's own loop.
+TRIO_ONLY = {"announce", "answer_peers", "certificate_keeper", "include", "on", "show_transfer", "spawn", "ssh_ground"}
+>>>>>>> certs
 
 
 def test_every_public_name_is_importable() -> None:
