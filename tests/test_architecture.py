@@ -220,6 +220,7 @@ ONLY_IN = {
 # A room below is told by plain assignment only here: one attribute load on the packet path instead of a call.
 ASSIGNED_FROM_ABOVE = {
     "context": "of ssl's own objects: how a handshake is told to go on with another certificate",
+    "sni_callback": "of ssl's own objects: who is asked for that certificate",
     "tables": "the netmap's routes and filter, replaced whole; read once per burst by the Engine",
     "paths": "a dict of the path finder's that the Engine only reads",
     "owner": "the socket that a connection's changes wake; read once per burst",
