@@ -17,31 +17,14 @@ from tailscale.runtime import hostinfo
 from tailscale.threads.face import DeviceOptions
 
 HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
-OWN_STREAMS = {
-    "tcp_connect",
-    "connect_anywhere",
-    "listen",
-<<<<<<< HEAD
-    "listen_funnel",
-}  # each face returns what its world has for these
+OWN_STREAMS = {  # each face returns what its world has for these
+    *("tcp_connect", "connect_anywhere", "listen", "listen_funnel", "listen_tls"),
+}
 # For worlds made of trio, and for what runs in the device's own loop.
 TRIO_ONLY = {
-    "announce",
-    "answer_funnel",
-    "answer_peers",
-    "check_funnel",
-    "include",
-    "on",
-    "show_transfer",
-    "spawn",
-    "ssh_ground",
+    *("announce", "answer_funnel", "answer_peers", "certificate_keeper", "check_funnel", "include", "on"),
+    *("show_transfer", "spawn", "ssh_ground"),
 }
-=======
-    "listen_tls",
-}  # each face returns what its world has for these
-# For worlds made of trio, and for what runs in the device's own loop.
-TRIO_ONLY = {"announce", "answer_peers", "certificate_keeper", "include", "on", "show_transfer", "spawn", "ssh_ground"}
->>>>>>> certs
 
 
 def test_every_public_name_is_importable() -> None:
