@@ -197,7 +197,6 @@ ASSIGNED_FROM_ABOVE = {
     **dict.fromkeys(("context", "sni_callback"), "of ssl's own objects: how a handshake is told of its certificate"),
     "tables": "the netmap's routes and filter, replaced whole; read once per burst by the Engine",
     "paths": "a dict of the path finder's that the Engine only reads",
-    "sni_callback": "the standard library's: so an SSLContext is told how to choose a certificate",
     "owner": "the socket that a connection's changes wake; read once per burst",
 }
 LONGEST_FUNCTION = 60
