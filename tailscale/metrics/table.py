@@ -31,6 +31,8 @@ NOT_SENT = ("underlay.send_", "underlay.backlog_full", "underlay.no_socket", "re
 TCP_TABLES = {f"stack.tcp.{word}": word for word in ("half_open", "listeners", "waiting", "time_wait")}
 FORWARDED_FLOWS = {"forward.connections": "tcp", "forward.flows": "udp"}
 PROXY_OPEN = {"proxy.open": "clients", "proxy.carried": "connections", "proxy.associations": "associations"}
+INGRESS_OPEN = {"ingress.open": "clients", "ingress.carried": "connections"}
+INGRESS_BYTES = {"ingress.bytes_received": "in", "ingress.bytes_sent": "out"}
 PROXY_BYTES = {"proxy.bytes_received": "in", "proxy.bytes_sent": "out"}
 MESH_MESSAGES = {"mesh.received": "in", "mesh.sent": "out"}
 MESH_BYTES = {"mesh.bytes_received": "in", "mesh.bytes_sent": "out"}
@@ -326,6 +328,15 @@ METRICS: tuple[Metric, ...] = (
              "Requests that failed, by the error types of RFC 9209.", _below("proxy.failures."), "error"),
     _counter("pytailscale_proxy_bytes_total", "Proxies",
              "Bytes carried for proxies' clients, from destinations and to them.", _levels(PROXY_BYTES), "direction"),
+
+    _gauge("pytailscale_ingress_open", "Funnel relays",
+           "What is open on Funnel relays of this device.", _levels(INGRESS_OPEN), "what"),
+    _gauge("pytailscale_ingress_names", "Funnel relays",
+           "Connections that are carried, by the name that clients wanted.", _below("ingress.names."), "name"),
+    _counter("pytailscale_ingress_clients_total", "Funnel relays",
+             "Clients that came to Funnel relays.", _level("ingress.clients")),
+    _counter("pytailscale_ingress_bytes_total", "Funnel relays",
+             "Bytes carried for clients, towards targets and back.", _levels(INGRESS_BYTES), "direction"),
 
     _gauge("pytailscale_mesh_members", "Meshes",
            "Members of meshes, ourselves apart.", _level("mesh.members")),

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from funnel_scripts import NAME, knock, post
+from hello_scripts import hello
 from httpx import AsyncClient as Client
 from mesh_scripts import break_streams, next_of
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
 from tailscale import Device, TailscaleError, proxy, taildrop
+from tailscale.ingress import ingress
 from tailscale.mesh import Inbox, Mesh, MeshLimits, Offer
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
@@ -106,9 +108,16 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
         await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
         await stream.receive_some()
         look()
-    with router.answer_funnel(NAME, 443, echo, relays=[client.hostname]):
-        async with knock(client, router, post()):
+    with router.answer_funnel(NAME, 8443, echo, relays=[client.hostname]):
+        async with knock(client, router, post(target=f"{NAME}:8443")):
             look()
+    door = net.host("gatehouse").listen_tcp(443)
+    with client.answer_funnel(NAME, 443, echo, relays=[router.hostname]):
+        async with beside(functools.partial(ingress, router, door, client.hostname)):
+            async with await net.host("visitor").open_tcp(*door.address) as stream:
+                await stream.send_all(hello(NAME.encode()))
+                await stream.receive_some()
+                look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")
     await until(lambda: any(f"{behind.address}/32" in peer.routes for peer in client.peers.values()))
@@ -175,8 +184,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        elsewhere = OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS
-        assert watched.constant() == elsewhere
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
