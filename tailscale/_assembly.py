@@ -225,10 +225,10 @@ class Runtime:
         )
         self.responder = Responder(self.dialer.resolver, network.wall_clock)
         # What is done for others.
-        self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
+        self.arrivals = Arrivals(bus, self.directory)
+        self.peerapi = PeerApi(self.directory, self.stack, self.dialer, self.arrivals.may_bring)
         names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
         self.peerapi.paths.add(NAMES_PATH, names)
-        self.arrivals = Arrivals(bus, self.directory)
         self.peerapi.paths.add(INGRESS_PATH, self.arrivals)
         self.forwarding = Forwarding(
             network,
