@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from tailscale.daemon.durations import seconds_untrusted
 from ts_acme import messages
 from ts_acme.authority import Authority, request_untrusted
 from ts_acme.chains import chain_untrusted, matching_key_untrusted
@@ -45,6 +46,8 @@ def fuzz_one(data: bytes) -> None:
         with contextlib.suppress(BadPacket):
             read(data)
     with contextlib.suppress(BadPacket):
+        assert seconds_untrusted(text[:100]) >= 0
+    with contextlib.suppress(BadPacket):
         matching_key_untrusted(data, chain_untrusted(CHAIN))
     with contextlib.suppress(BadPacket):
         chain = chain_untrusted(data)
@@ -62,5 +65,6 @@ def seeds() -> list[bytes]:
         b'{"status":"pending","identifier":{"type":"dns","value":"a.test"},"challenges":[{"type":"dns-01",'
         b'"url":"https://a.test/c","token":"abc","status":"pending","error":{"type":"urn:x","detail":"no"}}]}',
         b'{"suggestedWindow":{"start":"2027-01-02T04:00:00Z","end":"2027-01-03T04:00:00Z"}}',
+        b"1h30m5.5s250ms",
         b'{"protected":"e30","payload":"","signature":""}',
     ]
