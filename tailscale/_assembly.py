@@ -49,7 +49,7 @@ from tailscale.runtime.messages import (
     PreferencesChanged,
 )
 from tailscale.runtime.netmap_actor import run_netmap
-from tailscale.runtime.network import Network, UdpUnderlay
+from tailscale.runtime.network import Network, Reader, UdpUnderlay
 from tailscale.runtime.offers import offer
 from tailscale.runtime.packet_watch import PacketWatch
 from tailscale.runtime.path_actor import run_paths
@@ -60,6 +60,7 @@ from tailscale.runtime.relay_actor import Relays, run_relays
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
 from tailscale.runtime.underlay import Underlay
+from tailscale.runtime.uplink_actor import Uplinks, names_of, run_uplinks
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
@@ -153,7 +154,8 @@ class Runtime:
         self._held.enter_context(self.store.lock())
         state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
-        self._udp = await self._open_udp(config.udp_port or state.udp_port)
+        names = names_of(config.uplinks, network.interfaces()) if config.uplinks is not None else ()
+        self._udp = await self._open_udp(config.udp_port or state.udp_port, names)
         private, bus = state.node_key, self.bus
         # The packet path, from the bottom up.
         self.relays = Relays(
@@ -176,9 +178,11 @@ class Runtime:
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
         )
+        finder.many.set_strategies(config.paths.default, {})
         engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
+        self.uplinks = Uplinks(network, self._udp, self.dataplane, bus, config.uplinks, config.paths)
         self._build_answers(engine)
         # The world around.
         self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
@@ -246,9 +250,9 @@ class Runtime:
             counted["tun"] = self._tun
         return CountersTaker(engine.received, engine.sent, counted)
 
-    async def _open_udp(self, port: int) -> UdpUnderlay | None:
+    async def _open_udp(self, port: int, uplinks: tuple[str, ...]) -> UdpUnderlay | None:
         try:
-            return await self.network.open_udp(port)
+            return await self.network.open_udp(port, uplinks)
         except OSError as error:
             log.warning("no UDP socket can be opened (%s): everything goes through relays", error)
             return None
@@ -270,16 +274,28 @@ class Runtime:
         await self._keep("identity", self._follow_key)
         watch = LinkWatch(self.network.interface_addresses(), self.network.wall_clock(), trio.current_time())
         await self._keep("link", partial(run_link, bus, self.network, self._udp, self._wake, watch=watch))
+        named = self.directory.peer_named
+        await self._keep("uplinks", partial(run_uplinks, bus, self.uplinks, self.network, named))
         if self._udp is not None:
             self._keep_running("udp-writers", self._udp.run_writers)
-            for read in self._udp.readers():
-                self._keep_running("udp-readers", partial(dataplane.run_reader, read))
+            self._keep_running("udp-readers", partial(self._run_readers, self._udp))
         if self._tun is not None:
             self._keep_running("tun-writer", self._tun.run_writer)
             self._keep_running("tun-reader", partial(self._tun.run_reader, dataplane.kick))
         self._keep_running("flusher", dataplane.run_flusher)
         self._keep_running("timers", dataplane.run_timers)
         await self._keep("control", partial(run_control, self.control))
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_readers(self, udp: UdpUnderlay) -> None:
+        """One task for each socket; with uplinks there may be others later."""
+        running: set[Reader] = set()
+        while True:
+            readers = set(udp.readers())
+            for read in readers - running:
+                self._keep_running("udp-readers", partial(self.dataplane.run_reader, read))
+            running = readers
+            await udp.more_readers()
 
     async def _keep(self, name: str, start: Start) -> None:
         """An actor, once it is ready; its task bears its name."""

@@ -7,15 +7,16 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
+from ts_dataplane.strategies import EVERYBODY, STRATEGIES, Best, Strategy, Wishes
 
 log = logging.getLogger("tailscale")
 DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
@@ -23,9 +24,14 @@ DEFAULT_LOGIN_TIMEOUT = 300.0
 DEFAULT_READY_TIMEOUT = 60.0
 DEFAULT_CLOSE_TIMEOUT = 4.0
 LONGEST_KEY = 4096
+MAX_UPLINKS = 4
 
 AuthKey = str | Callable[[], "str | Awaitable[str]"] | None
 """A key or a token: its text, or what makes one when it is needed."""
+
+
+WantedUplinks = tuple[str, ...] | Literal["all"] | None
+"""Interfaces by name, all that there are, or none in particular: then the system chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,8 @@ class Config:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     handle_sigterm: bool = True
     peerapi: bool = True
+    uplinks: WantedUplinks = None
+    paths: Wishes = field(default_factory=Wishes)
     relay_over_http: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_USE_DERP_HTTP"))
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
@@ -205,6 +213,42 @@ def named(hostname: str | None) -> dict[str, Any]:
     """The name of a device in its preferences, and whether somebody chose it."""
     chosen = bool(hostname or os.environ.get("TS_HOSTNAME"))
     return {"hostname": clean_hostname(hostname) if hostname else default_hostname(), "wants_the_name": chosen}
+
+
+def checked_uplinks(wanted: Sequence[str] | None) -> WantedUplinks:
+    """What a user wrote, as far as it can be judged without looking at the machine."""
+    if wanted is None or wanted == "all":
+        return wanted if wanted is None else "all"
+    if isinstance(wanted, str):
+        raise TypeError(f'uplinks takes a list of interfaces, such as ["wlan0", "wwan0"], or "all", not {wanted!r}')
+    names = tuple(wanted)
+    if len(set(names)) != len(names):
+        raise ValueError(f"each uplink is named once: {', '.join(names)}")
+    if len(names) > MAX_UPLINKS:
+        raise ValueError(f"at most {MAX_UPLINKS} uplinks are used at once, not {len(names)}: {', '.join(names)}")
+    return names or None
+
+
+def checked_paths(wish: Strategy | Mapping[str, Strategy]) -> Wishes:
+    """A strategy for all, or for each peer by name."""
+    if isinstance(wish, STRATEGIES):
+        return Wishes(default=wish)
+    if not isinstance(wish, Mapping):
+        raise TypeError(
+            f"paths is a strategy, such as Best(), or a mapping of peers' names to strategies, not {wish!r}"
+        )
+    for name, one in wish.items():
+        if not isinstance(one, STRATEGIES):
+            raise TypeError(f"the strategy of {name!r} is one such as Best() or Redundant(2), not {one!r}")
+    by_name = dict(wish)
+    return Wishes(by_name.pop(EVERYBODY, Best()), by_name)
+
+
+def wished(hostname: str | None, tags: Iterable[str], routes: Iterable[str], **others: Any) -> Preferences:
+    """What a device is to be from the beginning, checked."""
+    return checked(
+        Preferences(**named(hostname), tags=clean_tags(tags), advertise_routes=clean_routes(routes), **others)
+    )
 
 
 def clean_hostname(text: str) -> str:

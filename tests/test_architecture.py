@@ -39,7 +39,7 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
-    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores", "uplinks"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import trio
 
@@ -27,8 +27,22 @@ DirectRuns = list[DirectRun]
 SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
 
 LARGEST_RESOLV_CONF = 64 << 10
+NETLINK_ROUTE = 0
+LINK_GROUPS = 0x1 | 0x10 | 0x100  # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
+
+
+Reader = Callable[[], Awaitable[DirectRuns]]
+Binding = Literal["", "device", "source"]
+
+
+class Interface(NamedTuple):
+    """One network interface of a machine, with the addresses that lead further than its own wire."""
+
+    name: str
+    addresses: tuple[str, ...]
+    is_up: bool = True
 
 
 class UdpUnderlay(Protocol):
@@ -43,7 +57,10 @@ class UdpUnderlay(Protocol):
         """The interfaces it is bound to, each with sockets of its own; none: the system chooses."""
 
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
-        """One per socket: each waits for data, then returns a burst."""
+        """One per socket: each waits for data, then returns a burst; trio.ClosedResourceError once it is closed."""
+
+    async def more_readers(self) -> None:
+        """Wait until `readers` has others than before."""
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
@@ -53,6 +70,12 @@ class UdpUnderlay(Protocol):
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
+
+    def use_uplinks(self, uplinks: Sequence[str]) -> None:
+        """Be bound to these interfaces from now on, or to none; what one of them cannot be bound to waits for it."""
+
+    def bound_by(self, uplink: str) -> Binding:
+        """How its sockets are bound: "device", by address as "source", or "" where there are none."""
 
     async def run_writers(self) -> None:
         """Send what was kept as soon as the kernel takes it. Runs until cancelled."""
@@ -77,7 +100,13 @@ class Network(Protocol):
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream: ...
     async def connect_udp(self, address: str, port: int) -> DatagramSocket: ...
-    async def open_udp(self, port: int) -> UdpUnderlay: ...
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay: ...
+    def interfaces(self) -> list[Interface]:
+        """Those that lead somewhere: not loopback, and none of another overlay's."""
+
+    async def link_changed(self) -> None:
+        """Wait until an interface or an address may be another; for ever where the system tells nobody."""
+
     def open_tun(self) -> TunDevice | None:
         """A device by which the kernel's own sockets speak to the tailnet, where this network is to have one."""
 
@@ -124,8 +153,14 @@ class HostNetwork:
             raise
         return made
 
-    async def open_udp(self, port: int) -> UdpUnderlay:
-        return HostUdp(port, self.uplinks)
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay:
+        return HostUdp(port, uplinks or self.uplinks)
+
+    def interfaces(self) -> list[Interface]:
+        return list_interfaces()
+
+    async def link_changed(self) -> None:
+        await wait_for_link_news()
 
     def open_tun(self) -> TunDevice | None:
         if not self._tun:
@@ -158,6 +193,17 @@ class HostNetwork:
 
     def entropy(self, length: int) -> bytes:
         return os.urandom(length)
+
+
+async def wait_for_link_news() -> None:
+    """Linux tells whoever listens of links and addresses (rtnetlink(7)); elsewhere this waits for ever."""
+    family = getattr(socket, "AF_NETLINK", None)
+    if family is None:
+        await trio.sleep_forever()
+    with socket.socket(family, socket.SOCK_RAW, NETLINK_ROUTE) as news:
+        news.setblocking(False)
+        news.bind((0, LINK_GROUPS))
+        await trio.lowlevel.wait_readable(news)
 
 
 class ResolvConf:
@@ -212,6 +258,17 @@ def list_interface_addresses() -> list[str]:
         else:
             regular.append(text)
     return regular or reserve or loopback
+
+
+def list_interfaces() -> list[Interface]:
+    """The interfaces that may be uplinks, in the system's order, each with its addresses."""
+    found: dict[str, list[str]] = {}
+    for name, address, _ in _interfaces():
+        text = format_address(address)
+        foreign = name.startswith(FOREIGN_OVERLAYS) or is_tailscale_address(address)
+        if not (foreign or text.startswith(("127.", "fe8")) or text == "::1"):
+            found.setdefault(name, []).append(text)
+    return [Interface(name, tuple(addresses)) for name, addresses in found.items()]
 
 
 def list_interface_prefixes() -> frozenset[Prefix]:

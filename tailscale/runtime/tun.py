@@ -171,6 +171,9 @@ class StackBesideTun:
     def path_changed(self, address: bytes) -> None:
         self._stack.path_changed(address)
 
+    def path_moved(self, address: bytes, now: float) -> None:
+        self._stack.path_moved(address, now)
+
     def fail_hop(self, hop: Hop) -> None:
         self._stack.fail_hop(hop)
 

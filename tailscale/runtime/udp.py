@@ -15,7 +15,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import trio
 
@@ -244,9 +244,13 @@ class HostSocket:
 
     @trio.lowlevel.enable_ki_protection
     async def run_writer(self) -> None:
-        while True:
+        """Until the socket is closed."""
+        while not self._is_closed:
             await self._has_backlog.wait()
-            await self._until_bound()
+            try:
+                await self._until_bound()
+            except trio.ClosedResourceError:
+                return
             with contextlib.suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_writable(self._sock)
             waiting, self._backlog = self._backlog, deque()
@@ -277,11 +281,18 @@ class HostSocket:
     def kept(self) -> int:
         return len(self._backlog)
 
+    @property
+    def is_bound(self) -> bool:
+        """Not where its interface is gone."""
+        return self._sock.fileno() >= 0
+
     def close(self) -> None:
         self._is_closed = True
         self._was_rebound.set()
+        self._has_backlog.set()
         trio.lowlevel.notify_closing(self._sock)
-        self._sock.close()
+        if self._sock.fileno() >= 0:
+            self._sock.close()
 
 
 def _datagrams_in(data: bytes, options: list[tuple[int, int, bytes]]) -> int:
@@ -308,16 +319,58 @@ class HostUdp:
         self._of_uplink: dict[tuple[str, bool], HostSocket] = {}
         self._is_warned = False
         self._error: OSError | None = None
-        for uplink in self.uplinks or ("",):
-            for is_ipv6 in (False, True):
-                made = self._open(is_ipv6, self.local_port if self._sockets else port, uplink)
-                if made is not None:
-                    self._sockets.setdefault(is_ipv6, made)
-                    if uplink:
-                        self._of_uplink[uplink, is_ipv6] = made
+        self._port = port
+        self._was_changed = trio.Event()
+        self._open_missing()
         if not self._sockets:
             raise OSError(errno.EADDRNOTAVAIL, f"no UDP port can be bound: {self._error}") from self._error
         self._warn_of_source_binding()
+
+    def _open_missing(self) -> None:
+        """A socket of each family for every uplink that has none yet."""
+        for uplink in self.uplinks or ("",):
+            for is_ipv6 in (False, True):
+                if (uplink, is_ipv6) in self._of_uplink or (not uplink and is_ipv6 in self._sockets):
+                    continue
+                made = self._open(is_ipv6, self._port, uplink)
+                if made is not None:
+                    self._port = self._port or made.port
+                    self._sockets.setdefault(is_ipv6, made)
+                    if uplink:
+                        self._of_uplink[uplink, is_ipv6] = made
+                    self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._was_changed.set()
+        self._was_changed = trio.Event()
+
+    def use_uplinks(self, uplinks: Sequence[str]) -> None:
+        """Be bound to these interfaces from now on; sockets of those that stay live on."""
+        wanted = tuple(uplinks)
+        if wanted == self.uplinks:
+            return
+        self._port = self.local_port
+        stay = {key: one for key, one in self._of_uplink.items() if key[0] in wanted}
+        for one in self._all():
+            if one not in stay.values():
+                one.close()
+        self.uplinks, self._of_uplink, self._sockets = wanted, stay, {}
+        self._error = None
+        for (_, is_ipv6), one in stay.items():
+            self._sockets.setdefault(is_ipv6, one)
+        self._open_missing()
+        self._warn_of_source_binding()
+        self._tell_changed()
+
+    def bound_by(self, uplink: str) -> Literal["", "device", "source"]:
+        """How the sockets of an uplink are bound; "" where there are none."""
+        of_uplink = [one for (name, _), one in self._of_uplink.items() if name == uplink and one.is_bound]
+        if not of_uplink:
+            return ""
+        return "source" if any(one.is_source_bound for one in of_uplink) else "device"
+
+    async def more_readers(self) -> None:
+        await self._was_changed.wait()
 
     def _open(self, is_ipv6: bool, port: int, uplink: str) -> HostSocket | None:
         for candidate in dict.fromkeys((port, 0)):
@@ -343,7 +396,7 @@ class HostUdp:
 
     @property
     def local_port(self) -> int:
-        return next(iter(self._sockets.values())).port
+        return next(iter(self._sockets.values())).port if self._sockets else self._port
 
     @property
     def has_ipv6(self) -> bool:
@@ -385,9 +438,15 @@ class HostUdp:
 
     @trio.lowlevel.enable_ki_protection
     async def run_writers(self) -> None:
+        running: set[HostSocket] = set()
         async with trio.open_nursery() as nursery:
-            for s in self._all():
-                nursery.start_soon(s.run_writer)
+            while True:
+                changed, sockets = self._was_changed, self._all()
+                for s in sockets:
+                    if s not in running:
+                        nursery.start_soon(s.run_writer)
+                running = set(sockets)
+                await changed.wait()
 
     def rebind(self) -> None:
         """OSError only when none could be bound again: an uplink that is gone must not cost the others."""
@@ -398,8 +457,9 @@ class HostUdp:
                 s.rebind()
             except OSError as error:
                 errors.append(error)
-        if len(errors) == len(sockets):
-            raise errors[0]
+        self._open_missing()
+        if len(errors) == len(self._all()):
+            raise errors[0] if errors else OSError(errno.EADDRNOTAVAIL, "no UDP port can be bound")
         self._warn_of_source_binding()
 
     def close(self) -> None:

@@ -122,8 +122,8 @@ class LoopbackNetwork(HostNetwork):
         self.shunned: set[LoopbackNetwork] = set()
         self.ports: list[ShunningUdp] = []
 
-    async def open_udp(self, port: int) -> UdpUnderlay:
-        made = ShunningUdp(await super().open_udp(port), self)
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay:
+        made = ShunningUdp(await super().open_udp(port, uplinks), self)
         self.ports.append(made)
         return made
 
@@ -146,7 +146,9 @@ class ShunningUdp:
         self.take_unreachable = port.take_unreachable
         self.limit = port.limit
         self.statistics = port.statistics
-        self.uplinks = port.uplinks
+        self.use_uplinks = port.use_uplinks
+        self.bound_by = port.bound_by
+        self.more_readers = port.more_readers
 
     @property
     def local_port(self) -> int:
@@ -155,6 +157,10 @@ class ShunningUdp:
     @property
     def has_ipv6(self) -> bool:
         return self._port.has_ipv6
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        return self._port.uplinks
 
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
         return [self._without_shunned(reader) for reader in self._port.readers()]

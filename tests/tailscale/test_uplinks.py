@@ -133,7 +133,7 @@ async def test_a_device_finds_and_keeps_a_path_through_each_uplink(autojump_cloc
     async with Tailnet(latency=0.01) as tailnet:
         internet = world(tailnet).internet
         internet.host("van", uplinks=("wlan0", "wwan0"))
-        van, nas = await tailnet.device("van"), await tailnet.device("nas")
+        van, nas = await tailnet.device("van", uplinks=["wlan0", "wwan0"]), await tailnet.device("nas")
         internet.change("van%wwan0", "nas", latency=0.03)
         finder = runtime_of(van).dataplane.finder
         peer = next(iter(finder.paths))
