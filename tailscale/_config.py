@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
+from tailscale.uplinks import strategy_from_text
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 from ts_dataplane.strategies import EVERYBODY, STRATEGIES, Best, Strategy, Wishes
@@ -217,8 +218,10 @@ def named(hostname: str | None) -> dict[str, Any]:
 
 def checked_uplinks(wanted: Sequence[str] | None) -> WantedUplinks:
     """What a user wrote, as far as it can be judged without looking at the machine."""
-    if wanted is None or wanted == "all":
-        return wanted if wanted is None else "all"
+    if wanted is None:
+        return None
+    if wanted == "all" or list(wanted) == ["all"]:
+        return "all"
     if isinstance(wanted, str):
         raise TypeError(f'uplinks takes a list of interfaces, such as ["wlan0", "wwan0"], or "all", not {wanted!r}')
     names = tuple(wanted)
@@ -229,19 +232,20 @@ def checked_uplinks(wanted: Sequence[str] | None) -> WantedUplinks:
     return names or None
 
 
-def checked_paths(wish: Strategy | Mapping[str, Strategy]) -> Wishes:
+def checked_paths(wish: Strategy | str | Mapping[str, Strategy | str]) -> Wishes:
     """A strategy for all, or for each peer by name."""
-    if isinstance(wish, STRATEGIES):
-        return Wishes(default=wish)
     if not isinstance(wish, Mapping):
-        raise TypeError(
-            f"paths is a strategy, such as Best(), or a mapping of peers' names to strategies, not {wish!r}"
-        )
-    for name, one in wish.items():
-        if not isinstance(one, STRATEGIES):
-            raise TypeError(f"the strategy of {name!r} is one such as Best() or Redundant(2), not {one!r}")
-    by_name = dict(wish)
+        return Wishes(default=_strategy(wish))
+    by_name = {name: _strategy(one) for name, one in wish.items()}
     return Wishes(by_name.pop(EVERYBODY, Best()), by_name)
+
+
+def _strategy(wish: Strategy | str) -> Strategy:
+    if isinstance(wish, str):
+        return strategy_from_text(wish)
+    if not isinstance(wish, STRATEGIES):
+        raise TypeError(f"paths takes strategies, such as Best() or Redundant(2), alone or by peer, not {wish!r}")
+    return wish
 
 
 def wished(hostname: str | None, tags: Iterable[str], routes: Iterable[str], **others: Any) -> Preferences:

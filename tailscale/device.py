@@ -866,6 +866,23 @@ class Device(OwnNode, AsyncWithOnly):
             runtime.uplinks.lay(wishes)
         runtime.set_preferences(checked(replace(runtime.directory.preferences, **changes)))
 
+    async def set_uplink(
+        self, name: str, *, enabled: bool | None = None, metered: bool | None = None, weight: float | None = None
+    ) -> None:
+        """Switch an uplink on or off, call it metered, or weigh it against the others; NoSuchUplink for none of ours.
+
+        A metered one is used where no other is as good; with `Backup` only where no other works. Weights count where
+        flows are spread.
+
+        ```python
+        for uplink in device.uplinks:
+            await device.set_uplink(uplink.name, metered=uplink.name.startswith("wwan"))
+        ```
+        """
+        runtime = self._ready()
+        await trio.lowlevel.checkpoint()
+        runtime.uplinks.change(name, enabled=enabled, metered=metered, weight=weight)
+
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.
 

@@ -19,6 +19,28 @@ from ts_dataplane.strategies import Spread as Spread
 from ts_dataplane.strategies import Strategy as Strategy
 from ts_dataplane.strategies import Stripe as Stripe
 
+STRATEGY_WORDS = "best, backup:UPLINK,UPLINK, redundant, redundant:3, redundant:2:bulk, spread or stripe"
+
+
+def strategy_from_text(text: str) -> Strategy:
+    """A strategy as it is written on a command line and in files; ValueError for what is none.
+
+    ```python
+    from tailscale.uplinks import strategy_from_text
+
+    print(strategy_from_text("backup:wlan0,wwan0"))
+    ```
+    """
+    word, *more = text.split(":")
+    if word == "backup" and len(more) == 1 and all(more[0].split(",")):
+        return Backup(more[0].split(","))
+    if word == "redundant" and len(more) <= 2 and more[1:] in ([], ["bulk"]) and all(map(str.isdigit, more[:1])):
+        return Redundant(int(more[0]) if more else 2, bulk=len(more) == 2)
+    plain: dict[str, Strategy] = {"best": Best(), "backup": Backup(), "spread": Spread(), "stripe": Stripe()}
+    if word not in plain or more:
+        raise ValueError(f"{text!r} is no strategy: {STRATEGY_WORDS}")
+    return plain[word]
+
 
 @dataclass(frozen=True, slots=True)
 class Uplink:

@@ -14,6 +14,7 @@ from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.daemon import places
 from tailscale.status import PING_KINDS
+from tailscale.uplinks import strategy_from_text
 
 STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
@@ -33,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "tags": (),
     "control_url": None,
     "ephemeral": False,
+    "uplinks": None,
+    "paths": None,
     "timeout": DEFAULT_TIMEOUT,
     "verbose": 0,
     "plain": False,
@@ -133,6 +136,16 @@ def _common_options() -> argparse.ArgumentParser:
         "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
     )
     group.add_argument("--control-url", metavar="URL", help="coordination server (TS_CONTROL_URL, or Tailscale's)")
+    group.add_argument(
+        "--uplink",
+        dest="uplinks",
+        action="append",
+        metavar="NAME",
+        help="reach peers by this interface; repeatable, or all",
+    )
+    group.add_argument(
+        "--paths", type=_strategy, metavar="STRATEGY", help="with uplinks: best, redundant, spread ..."
+    )
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help=f"patience for joining and dialling ({DEFAULT_TIMEOUT:g})"
@@ -147,6 +160,14 @@ def _tags(text: str) -> tuple[str, ...]:
         return clean_tags(tag for tag in text.split(",") if tag)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("tags takes ")) from None
+
+
+def _strategy(text: str) -> str:
+    try:
+        strategy_from_text(text)
+        return text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _Adder:
@@ -215,6 +236,7 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
+    _add_uplinks(adder)
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
@@ -226,6 +248,19 @@ def _add_reading(adder: _Adder) -> None:
         help="whom to reach as well",
     )
     adder.add("version", "versions of this program and what it stands on", json=True)
+
+
+def _add_uplinks(adder: _Adder) -> None:
+    again: dict[str, Any] = {"type": _seconds, "nargs": "?", "const": WATCH_INTERVAL, "metavar": "SECONDS"}
+    uplinks = adder.add("uplinks", "the interfaces by which peers are reached, and what is wanted of each", json=True)
+    verbs = ("show", "enable", "disable", "weight", "metered", "use")
+    uplinks.add_argument("verb", nargs="?", default="show", choices=verbs, help="(show)")
+    uplinks.add_argument("name", nargs="?", metavar="NAME", help="the interface; with use also all or none")
+    uplinks.add_argument("value", nargs="*", metavar="VALUE", help="a weight; on or off; more names after use")
+    uplinks.add_argument("--watch", **again, help=f"again and again, until Ctrl-C ({WATCH_INTERVAL:g})")
+    paths = adder.add("paths", "every way to a peer: round trips, losses, and what is thought of it", json=True)
+    paths.add_argument("host", metavar="PEER", help="name or address of the peer")
+    paths.add_argument("--watch", **again, help=f"again and again, until Ctrl-C ({WATCH_INTERVAL:g})")
 
 
 def _add_names_and_lock(adder: _Adder) -> None:

@@ -44,7 +44,12 @@ from tailscale.state_file import MemoryStore, NamedStore
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
 ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
-ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool}  # a device that runs takes them as it is
+ASKED_LIVE = {
+    "advertise_routes": list,
+    "advertise_exit_node": bool,
+    "uplinks": list,
+    "paths": str,
+}  # a device that runs takes them as it is
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
@@ -52,8 +57,10 @@ DEFAULTS: dict[str, Any] = {
     "advertise_routes": (),
     "exit_node": None,
     "shields_up": False,
+    "paths": "best",
     "tags": (),
     "udp_port": 0,
+    "uplinks": None,
 }
 
 RunCommand = Callable[["Daemon", Call], Awaitable["int | None"]]

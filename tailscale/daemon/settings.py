@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tailscale._config import clean_routes
+from tailscale.uplinks import STRATEGY_WORDS, strategy_from_text
 from ts_base.errors import TailscaleError
 
 LONGEST_SETTINGS = 1 << 20
@@ -69,6 +70,19 @@ def _routes(value: Any) -> str:
     return 'a list of prefixes such as "192.168.7.0/24"'
 
 
+def _uplinks(value: Any) -> str:
+    return "" if value == "all" else _texts(value) and 'a list of interfaces such as "wlan0", or "all"'
+
+
+def _strategies(value: Any) -> str:
+    for text in value.values() if isinstance(value, dict) else [value]:
+        try:
+            strategy_from_text(text)
+        except (ValueError, AttributeError):
+            return f"a strategy, or a table of peers and strategies: {STRATEGY_WORDS}"
+    return ""
+
+
 def _choice(*words: str) -> Check:
     def check(value: Any) -> str:
         return "" if value in words else f"one of {', '.join(words)}{_nearest(value, words)}"
@@ -120,6 +134,8 @@ SECTIONS: dict[str, Section] = {
             "advertise_exit_node": YES_OR_NO,
             "shields_up": YES_OR_NO,
             "udp_port": _number(0, 65535),
+            "uplinks": _uplinks,
+            "paths": _strategies,
         }
     ),
     "log": Section({"level": _choice(*LEVELS), "size": _number(4096, 1 << 30), "files": _number(0, 100)}),

@@ -30,7 +30,7 @@ from tailscale.notebook import Refused, Tailnet
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
-    "exits": ["any"], "dns": ["query", "db"], "lock": ["status"],
+    "uplinks": [], "paths": ["db"], "exits": ["any"], "dns": ["query", "db"], "lock": ["status"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 OF_FILES = {"file"}  # test_file_commands.py

@@ -48,6 +48,7 @@ class Van:
 
     async def settle(self) -> None:
         """Until there is a proven path through each uplink."""
+        await self.van.ping("nas")
 
         def proven() -> bool:
             good = {way.uplink for way in self.van.paths("nas") if way.kind == "direct" and way.state == "good"}
