@@ -185,7 +185,14 @@ class Runtime:
         self.uplinks = Uplinks(network, self._udp, self.dataplane, bus, config.uplinks, config.paths)
         self._build_answers(engine)
         # The world around.
-        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
+        self.probes = Probes(
+            network,
+            self.underlay,
+            bus,
+            seed=private.public.raw,
+            supervision=self.supervision,
+            on_external=self.uplinks.heard_external,
+        )
         ping_peer = partial(ping_for_control, self.dialer)
         self.control = ControlActor(
             config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision

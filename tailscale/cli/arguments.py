@@ -143,9 +143,7 @@ def _common_options() -> argparse.ArgumentParser:
         metavar="NAME",
         help="reach peers by this interface; repeatable, or all",
     )
-    group.add_argument(
-        "--paths", type=_strategy, metavar="STRATEGY", help="with uplinks: best, redundant, spread ..."
-    )
+    group.add_argument("--paths", type=_strategy, metavar="STRATEGY", help="with uplinks: best, redundant, spread ...")
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help=f"patience for joining and dialling ({DEFAULT_TIMEOUT:g})"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from struct import Struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import trio
@@ -28,6 +30,9 @@ SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
 
 LARGEST_RESOLV_CONF = 64 << 10
 NETLINK_ROUTE = 0
+SIOCGIFFLAGS = 0x8913  # linux/sockios.h
+INTERFACE_FLAGS = Struct("=16sH22x")  # struct ifreq
+IFF_UP_RUNNING = 0x1 | 0x40  # net/if.h
 LINK_GROUPS = 0x1 | 0x10 | 0x100  # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
@@ -268,7 +273,21 @@ def list_interfaces() -> list[Interface]:
         foreign = name.startswith(FOREIGN_OVERLAYS) or is_tailscale_address(address)
         if not (foreign or text.startswith(("127.", "fe8")) or text == "::1"):
             found.setdefault(name, []).append(text)
-    return [Interface(name, tuple(addresses)) for name, addresses in found.items()]
+    return [Interface(name, tuple(addresses), has_carrier(name)) for name, addresses in found.items()]
+
+
+def has_carrier(name: str) -> bool:
+    """Whether an interface is switched on and something is at the other end; believed where this system cannot tell."""
+    fcntl = optional("fcntl")  # of Unix
+    if fcntl is None or sys.platform != "linux":
+        return True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            answer = fcntl.ioctl(sock, SIOCGIFFLAGS, INTERFACE_FLAGS.pack(name.encode(), 0))
+        except OSError:
+            return False
+    flags: int = INTERFACE_FLAGS.unpack(answer)[1]
+    return flags & IFF_UP_RUNNING == IFF_UP_RUNNING
 
 
 def list_interface_prefixes() -> frozenset[Prefix]:

@@ -122,49 +122,42 @@ async def test_a_metered_line_rests_while_another_is_as_good(autojump_clock: tri
         await trio.sleep(1)
         [used] = made.used
         other = "wwan0" if used == "wlan0" else "wlan0"
-        made.van._ready().uplinks.change(used, metered=True)
+        await made.van.set_uplink(used, metered=True)
         await until(lambda: made.used == [other], 20)
-
-
-async def goodput(made: Van, seconds: float) -> float:
-    async with a_flow(made, True) as flow:
-        await made.settle()
-        await trio.sleep(seconds)
-        return flow.received / seconds
 
 
 STRATEGIES: list[Any] = [Best(), Backup(["wlan0", "wwan0"]), Redundant(2), Redundant(2, bulk=True), Spread(), Stripe()]
 
 
+async def goodput(seed: int, lines: dict[str, Any], uplinks: list[str], paths: Any) -> float:
+    """Bytes a second of one stream that wants a megabyte."""
+    async with a_van(seed, uplinks=uplinks, paths=paths) as made:
+        for uplink, faults in lines.items():
+            made.change(uplink, **faults)
+        async with a_flow(made, True) as flow:
+            await until(lambda: all(state_of(made, one) for one in uplinks), 60)
+            await trio.sleep(5)
+            before = flow.received
+            await trio.sleep(15)
+            return (flow.received - before) / 15
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-async def test_no_strategy_is_worse_than_the_best_line_alone(
-    strategy: Any, autojump_clock: trio.testing.MockClock
-) -> None:
-    worse = []
-    for seed in range(30):
-        draw = random.Random(seed)
-        lines = {
-            uplink: {"latency": draw.choice((0.005, 0.02, 0.05, 0.15)), "loss": draw.choice((0.0, 0.0, 0.005, 0.02))}
-            for uplink in ("wlan0", "wwan0")
-        }
-
-        async def measured(uplinks: list[str], paths: Any, seed: int = seed, lines: Any = lines) -> float:
-            async with a_van(seed, uplinks=uplinks, paths=paths) as made:
-                for uplink, faults in lines.items():
-                    made.change(uplink, **faults)
-                async with a_flow(made, True) as flow:
-                    await until(lambda: all(state_of(made, one) for one in uplinks), 30)
-                    await trio.sleep(5)
-                    before = flow.received
-                    await trio.sleep(20)
-                    return (flow.received - before) / 20
-
-        alone = max([await measured([uplink], Best()) for uplink in lines])
-        both = await measured(list(lines), strategy)
-        if both < 0.95 * alone:
-            worse.append((seed, lines, round(both / alone, 3)))
-    assert not worse
+@pytest.mark.parametrize("seed", range(30))
+async def test_no_strategy_is_worse_than_the_best_line_alone(seed: int, autojump_clock: trio.testing.MockClock) -> None:
+    draw = random.Random(seed)
+    lines = {
+        uplink: {"latency": draw.choice((0.005, 0.02, 0.05, 0.15)), "loss": draw.choice((0.0, 0.0, 0.005, 0.02))}
+        for uplink in ("wlan0", "wwan0")
+    }
+    # Who is told an order gets it, whatever the lines are like: the best line is then the first.
+    order = sorted(lines, key=lambda uplink: (lines[uplink]["loss"], lines[uplink]["latency"]))
+    alone = max([await goodput(seed, lines, [uplink], Best()) for uplink in lines])
+    reached = {}
+    for strategy in STRATEGIES:
+        chosen = Backup(order) if isinstance(strategy, Backup) else strategy
+        reached[str(strategy)] = round(await goodput(seed, lines, list(lines), chosen) / alone, 3)
+    assert min(reached.values()) >= 0.95, (lines, reached)
 
 
 def state_of(made: Van, uplink: str) -> bool:
