@@ -1,4 +1,4 @@
-"""An internet in memory: hosts with addresses, TCP and UDP between them, and links that delay, lose and block.
+"""An internet in memory: hosts with addresses, TCP and UDP between them, and links that delay, lose, queue and block.
 
 Owns addresses, ports and links; every choice comes from one seed. Nothing here touches a real socket or a real clock,
 so a whole tailnet runs under `trio.testing.MockClock`. `VirtualHost` is what a Device takes as its network. A host may
@@ -323,8 +323,9 @@ class VirtualNetwork:
         return known
 
     def change(self, first: str, second: str, **changes: float | bool) -> None:
-        """Change both directions between two hosts: latency, loss, udp_blocked, tcp_blocked, largest."""
-        for source, destination in ((first, second), (second, first)):
+        """Change both directions between two hosts, or with `one_way` that from the first: what `Link` has."""
+        both = ((first, second), (second, first))
+        for source, destination in both[:1] if changes.pop("one_way", False) else both:
             self.link(source, destination).change(**changes)  # type: ignore[arg-type]
 
     def _address(self, name: str) -> str:
@@ -402,4 +403,17 @@ class VirtualNetwork:
                 return
             if uplink in port.uplinks:
                 source = f"{source[0]}%{uplink}", source[1]
-            port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)
+            if link.is_plain:
+                port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)
+            else:
+                self._carry_singly(link, port, source, datagrams)
+
+    def _carry_singly(self, link: Link, port: VirtualUdp, source: Direct, datagrams: list[bytes]) -> None:
+        """Where each datagram takes a time of its own."""
+        now = trio.current_time()
+        for datagram in datagrams:
+            at = link.arrival(len(datagram), now, self._random.random())
+            if at is None:
+                self.drops["network.queue_full"] += 1
+            else:
+                port.arrive(at, next(self._order), source, [datagram])

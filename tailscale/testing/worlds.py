@@ -28,7 +28,7 @@ class Place(Protocol):
     async def listen(self, name: str, port: int) -> tuple[Listeners, int]: ...
     def unlisten(self, name: str, port: int) -> None: ...
     async def open_udp(self, name: str, port: int) -> UdpUnderlay: ...
-    def network(self, name: str, *addresses: str) -> Network: ...
+    def network(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> Network: ...
     def change(self, first: str, second: str, **changes: float | bool) -> None: ...
     def wall_clock(self) -> float: ...
     def entropy(self, length: int) -> bytes: ...
@@ -58,8 +58,8 @@ class VirtualPlace:
     async def open_udp(self, name: str, port: int) -> UdpUnderlay:
         return self.internet.host(name).bind_udp(port)
 
-    def network(self, name: str, *addresses: str) -> Network:
-        return self.internet.host(name, *addresses)
+    def network(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> Network:
+        return self.internet.host(name, *addresses, uplinks=uplinks)
 
     def change(self, first: str, second: str, **changes: float | bool) -> None:
         self.internet.change(first, second, **changes)
@@ -91,7 +91,9 @@ class LoopbackPlace:
     async def open_udp(self, name: str, port: int) -> UdpUnderlay:
         return await HostNetwork().open_udp(port)
 
-    def network(self, name: str, *addresses: str) -> Network:
+    def network(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> Network:
+        if uplinks:
+            raise ValueError("on real sockets uplinks are this machine's: use Tailnet() without real=True")
         if addresses:
             raise ValueError("on real sockets nobody chooses addresses: use Tailnet() without real=True")
         return self._networks.setdefault(name, LoopbackNetwork())
