@@ -240,6 +240,7 @@ class Runtime:
             "stack": self.stack,
             "forward": self.forwarding,
             "paths": self.dataplane.finder,
+            "uplinks": self.uplinks,
             "answers": self.answers,
             "underlay": self.underlay,
             "relays": self.relays,

@@ -5,6 +5,7 @@ Owns the facts of uplinks, the strategies, and the log of who was heard where. W
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ts_base.ip import TUNNEL_MTU
@@ -29,6 +30,8 @@ class WaysKeeper:
         self.heard = HeardLog()
         self.ways: dict[PeerId, PeerWays] = {}
         self.spread = FlowSpread(paths, self.ways)
+        self.switches: Counter[str] = Counter()  # by their reasons
+        self.gaps = 0.0  # seconds without a word before them, in all
         self._default: Strategy = Best()
         self._by_peer: dict[PeerId, Strategy] = {}
 
@@ -62,6 +65,10 @@ class WaysKeeper:
             del self.facts[name]
         return True
 
+    def standings(self) -> Counter[tuple[str, str]]:
+        """How many paths of peers in use are in which state, by uplink; relays are ""."""
+        return Counter((way.uplink, way.state.value) for ways in self.ways.values() for way in ways.ways.values())
+
     def tend(self, state: PeerState, relay: Path | None, now: float) -> tuple[list[Ask], list[FinderMessage]]:
         """Look after one peer: what to ask, and what became of its paths."""
         ways = state.ways
@@ -75,6 +82,8 @@ class WaysKeeper:
         asks = ways.handle_timer(now)
         messages: list[FinderMessage] = []
         for switch in ways.take_switches():
+            self.switches[switch.reason] += 1
+            self.gaps += switch.gap or 0.0
             messages += _follow(state, switch, now)
         if ways.take_move():
             messages.append(PathsMoved(state.peer))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import trio
 
@@ -21,9 +22,11 @@ from tailscale.runtime.network import Interface, Network, UdpUnderlay
 from tailscale.uplinks import PathRecord, Uplink
 from ts_base.who import Path, PeerId, host_of, is_direct, is_relayed, uplink_of
 from ts_dataplane.candidates import format_endpoint
+from ts_dataplane.path_states import PathState
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.strategies import Wishes
 
+STATES = tuple(state.value for state in PathState)
 POLL = 3.0
 SETTLE = 0.05  # changes come in flurries; what is gone is known at once
 
@@ -41,6 +44,24 @@ def names_of(wanted: WantedUplinks, there: Sequence[Interface]) -> tuple[str, ..
         if name not in known:
             raise NoSuchUplink(name, known)
     return wanted
+
+
+class UplinkCount(NamedTuple):
+    """Bytes are the tunnel's; `paths`: how many there are through it, by state."""
+
+    up: bool
+    sent: int
+    received: int
+    paths: Mapping[str, int]
+
+
+class UplinksStatistics(NamedTuple):
+    """`switches`: of the paths in use, by reason; `silent`: milliseconds without a word before them, in all."""
+
+    each: Mapping[str, UplinkCount]
+    switches: Mapping[str, int]
+    silent: int
+    copies: int
 
 
 class Uplinks:
@@ -190,6 +211,20 @@ class Uplinks:
         self._external[uplink] = endpoint
 
     # ---- what is told
+
+    def statistics(self) -> UplinksStatistics:
+        many = self._finder.many
+        standings = many.standings()
+        each = {
+            name: UplinkCount(
+                up=many.facts[name].is_usable,
+                sent=many.spread.sent[name],
+                received=many.heard.received[name],
+                paths={state: standings[name, state] for state in STATES},
+            )
+            for name in self.names
+        }
+        return UplinksStatistics(each, dict(many.switches), round(1000 * many.gaps), many.spread.copies)
 
     def list(self) -> tuple[Uplink, ...]:
         many = self._finder.many

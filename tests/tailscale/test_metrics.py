@@ -39,6 +39,10 @@ OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pyta
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
+OF_UPLINKS = {
+    *(metric.name for metric in METRICS if metric.name.startswith(("pytailscale_uplink_", "pytailscale_path_"))),
+    "pytailscale_duplicates_total",
+}
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -163,8 +167,35 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH | OF_UPLINKS
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
+
+
+async def test_no_metric_of_uplinks_stays_constant(autojump_clock: MockClock) -> None:
+    async with Tailnet(latency=0.01) as net:
+        machine = net.host("van", uplinks=["wlan0", "wwan0"])
+        van, nas = await net.device("van", uplinks="all"), await net.device("nas")
+        net.link("van%wwan0", nas, latency=0.03)
+        watched = Watched(van)
+        async with echo_service(nas, 80), await van.tcp_connect("nas", 80) as stream:
+            watched.look()
+
+            async def talk(seconds: int) -> None:
+                for _ in range(10 * seconds):
+                    await stream.send_all(bytes(1000))
+                    await stream.receive_some()
+                    await trio.sleep(0.1)
+                watched.look()
+
+            await talk(5)
+            net.block_udp("van%wlan0", nas)
+            await talk(5)
+            net.unblock_udp("van%wlan0", nas)
+            machine.set_up("wwan0", False)
+            await talk(20)
+        assert not watched.constant() & OF_UPLINKS
+        assert value(van, "pytailscale_uplink_up", uplink="wlan0") == 1
+        assert value(van, "pytailscale_path_switches_total", reason="silent") == 1
 
 
 async def test_no_metric_of_a_mesh_stays_constant(tmp_path: Path) -> None:
