@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 
-from ts_base.who import Path, PathRun, PeerId, PeerRun
+from ts_base.who import Path, PathRun, PeerId, PeerRun, is_relayed
 from ts_dataplane.peer_ways import PeerWays
 from ts_dataplane.spread import FlowRun
 from ts_dataplane.strategies import Redundant, Spread, Strategy, Stripe
@@ -79,7 +79,7 @@ class FlowSpread:
     def _paths_of(self, flow: _Flow, key: bytes, ways: PeerWays, now: float) -> tuple[Path, ...]:
         if isinstance(ways.selection.strategy, Redundant):
             return ways.selection.choice(now=now, flow=key, size=flow.size)
-        kept = ways.ways.get(flow.path) if flow.path is not None else None
+        kept = ways.ways.get(flow.path) if flow.path is not None and not is_relayed(flow.path) else None
         if kept is not None and kept.is_usable and not kept.is_doubted and ways.selection.allows(kept):
             return (kept.path,)
         chosen = ways.selection.choice(now=now, flow=key, size=flow.size)

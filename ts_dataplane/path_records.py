@@ -92,10 +92,11 @@ class Record:
 
     def _close_step(self, now: float) -> None:
         if self._step:
-            rate = self._step / max(RATE_STEP, min(now - self._step_began, 10 * RATE_STEP))
+            lasted = max(RATE_STEP, min(now - self._step_began, 10 * RATE_STEP))
+            rate = self._step / lasted
             while self._busiest and self._busiest[-1][0] <= rate:
                 self._busiest.pop()
-            self._busiest.append((rate, now))
+            self._busiest.append((rate, self._step_began + lasted))
         self._step, self._step_began = 0, now
 
     def rate(self, now: float) -> float | None:

@@ -172,13 +172,13 @@ class Selection:
 
     def _has_earned_trust(self, way: Way, now: float) -> bool:
         """A path that failed is taken back after it was good for a while."""
-        if way.path in self.died_at and way.state is GOOD and now - way.since >= RETURN_AFTER - 1e-6:
+        if way.path in self.died_at and way.is_good and now - way.since >= RETURN_AFTER - 1e-6:
             del self.died_at[way.path]
         return way.path not in self.died_at
 
     def returns_at(self) -> float:
         """When the next path that failed may be taken back."""
-        healing = [self.ways[path] for path in self.died_at if path in self.ways and self.ways[path].state is GOOD]
+        healing = [self.ways[path] for path in self.died_at if path in self.ways and self.ways[path].is_good]
         return min((way.since + RETURN_AFTER for way in healing), default=math.inf)
 
     def _consider_rival(self, current: Way, now: float) -> None:
@@ -197,7 +197,8 @@ class Selection:
         if current.state is SUSPECT or isinstance(self.strategy, Backup):
             return None
         for way in self.ranked()[1:]:
-            if way.state is GOOD and self._has_earned_trust(way, now) and self._is_better(way, current, now):
+            works = way.state is GOOD or (way.state is DEGRADED and way.kind_rank < current.kind_rank)
+            if works and self._has_earned_trust(way, now) and self._is_better(way, current, now):
                 return way
         return None
 
