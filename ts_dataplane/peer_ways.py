@@ -116,6 +116,12 @@ class PeerWays:
         way.record.on_sent(count, now)
         return way.uplink
 
+    def on_resent(self, count: int) -> None:
+        """TCP takes so many bytes for lost: where there are copies, on the first of them."""
+        way = self.selection.current
+        if way is not None and way.state is not SUSPECT:
+            way.record.on_resent(count)
+
     def on_asked(self, path: Path, now: float, *, is_full: bool) -> None:
         """A ping of ours left."""
         way = self.ways.get(path)
@@ -233,7 +239,8 @@ class PeerWays:
             return []
         asks: list[Ask] = []
         current = selection.current
-        if current is not None and (self._wants_first_ping() or self._silence.wants_ping(current.record, now)):
+        is_quiet = self._silence.wants_ping(None if current is None else current.record, now)
+        if current is not None and (is_quiet or self._wants_first_ping()):
             asks.append(Ask(current.path, False))
         self._suspect_silence(now)
         for way in list(self.ways.values()):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts_base.ip import TUNNEL_MTU
@@ -334,3 +334,33 @@ def test_spreads_that_cannot_be_are_refused() -> None:
     with pytest.raises(TypeError, match="list of uplinks"):
         Backup("wlan0")
     assert SUSPECT in FOLLOWS[GOOD]
+
+
+EVENTS = st.sampled_from(["sent", "heard", "error", "off", "on", "net"])
+ANSWERING = st.sampled_from([(), (WLAN,), (WWAN,), (WLAN, WWAN, RELAY), (RELAY,)])
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(EVENTS, ANSWERING), max_size=8))
+def test_a_timer_that_was_seen_to_is_never_due_again_at_once(steps: list[tuple[str, tuple[Path, ...]]]) -> None:
+    pair = Pair()
+    for what, answering in steps:
+        match what:
+            case "sent":
+                pair.ways.on_sent(pair.now, asks=True)
+            case "heard":
+                pair.heard.note(7, WWAN, [b"x"], pair.now)
+                pair.ways.look(pair.now)
+            case "error":
+                pair.ways.on_error(WLAN, pair.now)
+            case "off" | "on":
+                pair.facts["wlan0"].want(what == "on", None, None)
+                pair.ways.on_uplinks_changed(pair.now)
+            case "net":
+                pair.ways.on_network_changed(pair.now)
+        pair.step(7.0, answering)
+        for path, is_full in pair.ways.handle_timer(pair.now):
+            pair.ways.on_asked(path, pair.now, is_full=is_full)
+        for path, is_full in pair.ways.handle_timer(pair.now):
+            pair.ways.on_asked(path, pair.now, is_full=is_full)
+        assert pair.ways.next_timer() > pair.now
