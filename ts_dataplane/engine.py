@@ -19,6 +19,7 @@ from ts_base.who import Direct, Hop, Origin, Path, PathRun, PeerId, PeerRun, is_
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
 from ts_dataplane.heard_log import HeardLog
+from ts_dataplane.large_segments import LargeSegments
 from ts_dataplane.overlay import Changed, Overlay
 from ts_dataplane.packets import (
     NOT_WHOLE,
@@ -33,9 +34,9 @@ from ts_dataplane.packets import (
     reply_flow,
     without_padding,
 )
+from ts_dataplane.path_mtus import PathMtus
 from ts_dataplane.path_tally import PathTally
 from ts_dataplane.pathless import Pathless
-from ts_dataplane.relay_segments import RelaySegments
 from ts_dataplane.reply_flows import ReplyFlows, ReplyFlowStatistics
 from ts_dataplane.spread import EveryPath, FlowRun, Spread
 from ts_dataplane.tables import NOT_AN_ANSWER, NOT_OWNER, Tables, TablesStatistics
@@ -109,9 +110,10 @@ class Engine:
         overlay: Overlay,
         *,
         paths: dict[PeerId, tuple[Path, ...]] | None = None,
+        mtus: PathMtus | None = None,
         disco_key: bytes | None = None,
     ) -> None:
-        """`paths` is the path finder's, which goes on deciding; `disco_key` is told inside each new session."""
+        """`paths` and `mtus` are the path finder's, which goes on deciding; `disco_key` is told inside each session."""
         self.tables = Tables.empty()
         self.paths = {} if paths is None else paths
         self.drops: Counter[str] = Counter()
@@ -120,8 +122,10 @@ class Engine:
         self._endpoint = endpoint
         self._overlay = overlay
         self._spread: Spread = EveryPath(self.paths)
-        self._segments = RelaySegments(self.tables, self.paths)
+        measured = () if mtus is None else (mtus.carried, mtus.wanted)
+        self._segments = LargeSegments(self.tables, self.paths, *measured)
         self._talk = TsmpTalk(self.drops, disco_key)
+        self._is_published = False  # whether names of ours lead to our peer API from the internet
         self._pathless = Pathless(self.drops)
         self._taps: tuple[Tap, ...] = ()
         self._exits = overlay.exits_in_use
@@ -240,13 +244,16 @@ class Engine:
     def _is_for_peerapi(self, reason: str, peer: PeerId, flow: bytes) -> bool:
         """Whether no rule admits this SYN, but it asks for our peer API, which judges each request by itself.
 
-        As upstream does it, except that nobody may open anything here while shields are up, nor a jailed peer ever.
+        As upstream does it, except that nobody may open anything here while shields are up, and a jailed peer only
+        while names of ours lead here from the internet: the tailnet's own Funnel relays are jailed.
         """
         port = self._talk.peerapi_port
         if reason != NO_RULE or not port or self.tables.shields_up or flow[-2:] != port.to_bytes(2, "big"):
             return False
         known = self.tables.peers.get(peer)
-        return flow[len(flow) // 2 - 2 : -4] in self.tables.own and known is not None and not known.routes.jailed
+        if known is None or (known.routes.jailed and not self._is_published):
+            return False
+        return flow[len(flow) // 2 - 2 : -4] in self.tables.own
 
     def _admit_carefully(self, peer: PeerId, padded: bytes, now: float, admitted: dict[Origin, list[bytes]]) -> None:
         """Options, fragments, extension headers, ICMP, TSMP, runts: the same rules, read in full."""
@@ -395,9 +402,17 @@ class Engine:
 
     # What the runtime and users set while packets go by
 
-    def set_services(self, *, peerapi_port: int) -> None:
-        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""
+    def use_overlay(self, overlay: Overlay) -> None:
+        """Packets for us are for `overlay` from now on; it goes on with the connections of the one before."""
+        self._overlay, self._exits = overlay, overlay.exits_in_use
+
+    def set_services(self, *, peerapi_port: int, is_published: bool = False) -> None:
+        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API.
+
+        `is_published`: the peer API takes what Funnel relays bring from the internet.
+        """
         self._talk.peerapi_port = peerapi_port
+        self._is_published = is_published
 
     @property
     def peerapi_port(self) -> int:
