@@ -67,24 +67,13 @@ def test_funnel_is_turned_on_shown_and_turned_off(
     port = str(server[0].socket.getsockname()[1])
     words = ["funnel", *state, "--bg", "--tcp=8443"]
     assert main([*words, port]) == 1
-<<<<<<< HEAD
-    assert "give it the attribute" in capfd.readouterr().err
-=======
     assert "docs/funnel.md" in capfd.readouterr().err
->>>>>>> funnel
     addresses = [address for address in (net.db.ipv4, net.db.ipv6) if address]
     allow(net, FunnelRules(tuple(addresses)))
     wait_until(lambda: "funnel" in daemon.keeper.usable.node.capabilities)
     assert main(["funnel", *state, "--bg", "--tcp=444", port]) == 1
     assert "port 444 may not be used for Funnel; allowed here: 443, 8443, 10000" in capfd.readouterr().err
-<<<<<<< HEAD
     assert main(["funnel", *state, "--bg", "--tls-terminated-tcp=10000", "--proxy-protocol=1", "3000"]) == 1
-=======
-    for kind in ("--https=443", "--tls-terminated-tcp=10000"):
-        more = ["--proxy-protocol=1"] if "tcp" in kind else ["--set-path=/"]
-        assert main(["funnel", *state, "--bg", kind, *more, "3000"]) == 1
-        assert "certificate" in capfd.readouterr().err, "which this daemon has none for, and says before it publishes"
->>>>>>> funnel
     assert main([*words, port]) == 0
     assert "available on the internet" in capfd.readouterr().err
     wait_until(lambda: brought(net, f"{NAME}:8443") == b"hello")
