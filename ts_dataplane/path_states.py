@@ -253,14 +253,14 @@ class Way:
                 self._slow_since = math.inf
             else:
                 self._slow_since = min(self._slow_since, now)
-                if now - self._slow_since >= SLOW_FOR:
+                if now >= self._slow_since + SLOW_FOR:  # as `next_timer` says it, to the last bit
                     self.enter(DEGRADED, "far slower than it was", now)
         elif self.state is DEGRADED:
             if record.loss > LOSSY / 2 or self._is_slow(SLOW / 2, now):
                 self._fine_since = math.inf
             else:
                 self._fine_since = min(self._fine_since, now)
-                if now - self._fine_since >= RECOVERED_AFTER:
+                if now >= self._fine_since + RECOVERED_AFTER:
                     self.enter(GOOD, "it recovered", now)
 
     def _is_slow(self, times: float, now: float) -> bool:

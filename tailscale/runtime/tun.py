@@ -21,6 +21,7 @@ from ts_base.who import Hop, Origin, PeerId
 from ts_netstack.ledger import Socket
 from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
+from ts_netstack.tcp_lanes import Lanes
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000  # IP packets, without a header of the driver's
@@ -153,8 +154,8 @@ class StackBesideTun:
         if ours:
             self._stack.receive(ours, now)
 
-    def transmit(self, now: float, widths: SegmentLimits) -> list[tuple[Hop, list[bytes]]]:
-        return self._stack.transmit(now, widths) + self._tun.take()
+    def transmit(self, now: float, widths: SegmentLimits, lanes: Lanes | None) -> list[tuple[Hop, list[bytes]]]:
+        return self._stack.transmit(now, widths, lanes) + self._tun.take()
 
     def handle_timer(self, now: float) -> None:
         self._stack.handle_timer(now)
