@@ -260,7 +260,7 @@ class Runtime:
 
     async def _open_udp(self, port: int, uplinks: tuple[str, ...]) -> UdpUnderlay | None:
         try:
-            return await self.network.open_udp(port, uplinks)
+            return await (self.network.open_udp(port, uplinks) if uplinks else self.network.open_udp(port))
         except OSError as error:
             log.warning("no UDP socket can be opened (%s): everything goes through relays", error)
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 
-from ts_base.who import LaneOffer, Path, PathRun, PeerId, PeerRun
+from ts_base.who import LaneOffer, Path, PathRun, PeerId, PeerRun, is_relayed
 from ts_dataplane.peer_ways import PeerWays
 from ts_dataplane.spread import FlowRun
 from ts_dataplane.strategies import Redundant, Spread, Strategy, Stripe
@@ -83,7 +83,7 @@ class FlowSpread:
             return ways.selection.choice(now=now, flow=key, size=flow.size)
         if isinstance(ways.selection.strategy, Stripe) and self.striping.abreast(ways.peer, now):
             return ways.selection.choice(now=now)  # what is divided begins here, and the rest is small
-        kept = ways.ways.get(flow.path) if flow.path is not None else None
+        kept = ways.ways.get(flow.path) if flow.path is not None and not is_relayed(flow.path) else None
         if kept is not None and kept.is_usable and not kept.is_doubted and ways.selection.allows(kept):
             return (kept.path,)
         chosen = ways.selection.choice(now=now, flow=key, size=flow.size)
@@ -107,6 +107,9 @@ class FlowSpread:
 
     def on_lane_silent(self, peer: PeerId, number: int) -> None:
         self.striping.on_silence(peer, number)
+
+    def on_lane_lost(self, peer: PeerId, number: int, count: int) -> None:
+        self.striping.on_lost(peer, number, count)
 
     def on_no_gain(self, peer: PeerId, now: float) -> None:
         self.striping.on_no_gain(peer, now)

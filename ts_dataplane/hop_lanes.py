@@ -30,6 +30,10 @@ class HopLanes:
         if (peer := self.tables.peer_for(*hop)) is not None:
             self.spread.on_lane_silent(peer, number)
 
+    def on_lost(self, hop: Hop, number: int, count: int) -> None:
+        if (peer := self.tables.peer_for(*hop)) is not None:
+            self.spread.on_lane_lost(peer, number, count)
+
     def on_no_gain(self, hop: Hop, now: float) -> None:
         if (peer := self.tables.peer_for(*hop)) is not None:
             self.spread.on_no_gain(peer, now)

@@ -47,6 +47,9 @@ class Lanes(Protocol):
     def on_silence(self, hop: Hop, number: int) -> None:
         """What left by a lane was not answered for too long."""
 
+    def on_lost(self, hop: Hop, number: int, count: int) -> None:
+        """So many bytes that left by a lane had to leave again."""
+
     def on_no_gain(self, hop: Hop, now: float) -> None:
         """Several lanes carried less than one of them would have alone."""
 
@@ -84,6 +87,9 @@ class Overlay(Protocol):
 
     def path_moved(self, address: bytes, now: float) -> None:
         """Datagrams to `address` have another way since a moment, and the old one may have lost some: do not wait."""
+
+    def take_resent(self) -> Mapping[bytes, int]:
+        """Bytes that were sent again since last asked, by where they went: what TCP knows of losses."""
 
     def fail_hop(self, hop: Hop) -> None:
         """Packets by `hop` were dropped, since nobody takes them: what cannot go on ends now."""

@@ -168,10 +168,9 @@ class PathKeeper:
         asks, messages = self.many.tend(state, self.roster.relay(state.peer), now)
         self.messages += messages
         for path, is_full in asks:
-            if is_full:
-                self.ping(state, path, now, padding=FULL_SIZE_PADDING, mtu=TUNNEL_MTU)
-            else:
-                self.ping(state, path, now)
+            padding, mtu = (FULL_SIZE_PADDING, TUNNEL_MTU) if is_full else (0, 0)
+            if not self.ping(state, path, now, padding=padding, mtu=mtu) and state.ways is not None:
+                state.ways.on_asked(path, now, is_full=is_full)  # nobody can be asked there: that is no answer
 
     def adopt(self, state: PeerState, path: Direct | PeerRelayed, now: float) -> None:
         """Where a WireGuard-only peer was heard: it has no pongs, so silence alone ends this trust."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 
 LOSS_GAIN = 1 / 32  # of one verdict on the average
+DATAGRAM = 1280
+BATCH, BATCH_GAIN = 64 * DATAGRAM, 1 / 4  # bytes that are judged together, by what of them TCP sent again
 MINIMUM_WINDOW = 60.0
 MINIMA_LIMIT = 256
 FIRST_PATIENCE = 1.0  # while no round trip was measured
@@ -22,8 +24,10 @@ class Record:
     __slots__ = (
         "_busiest",
         "_minima",
+        "_resent",
         "_step",
         "_step_began",
+        "_unjudged",
         "judged",
         "loss",
         "rtt",
@@ -40,6 +44,7 @@ class Record:
         self._minima: deque[tuple[float, float]] = deque(maxlen=MINIMA_LIMIT)  # (round trip, when), both rising
         self._busiest: deque[tuple[float, float]] = deque()  # (bytes a second, when), the first falling
         self._step, self._step_began = 0, 0.0
+        self._unjudged = self._resent = 0
 
     # ---- round trips
 
@@ -77,6 +82,23 @@ class Record:
             self.loss += weight * (min(lost / total, 1.0) - self.loss)
             self.judged += total
 
+    def on_resent(self, count: int) -> None:
+        """So many bytes that were sent here had to be sent again."""
+        self._resent += count
+
+    def _judge_bytes(self) -> None:
+        """TCP's verdicts on what was sent since the last: one batch weighs as a few pings do, or chance would rule."""
+        total = self._unjudged // DATAGRAM
+        share = min(self._resent / self._unjudged, 1.0)
+        self.loss += BATCH_GAIN * (share - self.loss)
+        self.judged += total
+        self._unjudged = self._resent = 0
+
+    def forget_losses(self) -> None:
+        """The path was dead: what was lost then says nothing of how it is now."""
+        self.loss, self.judged = 0.0, 0
+        self._unjudged = self._resent = 0
+
     def on_late(self) -> None:
         """What was given up has arrived after all."""
         self.loss = max(0.0, self.loss - LOSS_GAIN)
@@ -86,16 +108,20 @@ class Record:
     def on_sent(self, count: int, now: float) -> None:
         """The tunnel's bytes that were handed to the path."""
         self.sent += count
+        self._unjudged += count
+        if self._unjudged >= BATCH:
+            self._judge_bytes()
         if now - self._step_began >= RATE_STEP:
             self._close_step(now)
         self._step += count
 
     def _close_step(self, now: float) -> None:
         if self._step:
-            rate = self._step / max(RATE_STEP, min(now - self._step_began, 10 * RATE_STEP))
+            lasted = max(RATE_STEP, min(now - self._step_began, 10 * RATE_STEP))
+            rate = self._step / lasted
             while self._busiest and self._busiest[-1][0] <= rate:
                 self._busiest.pop()
-            self._busiest.append((rate, now))
+            self._busiest.append((rate, self._step_began + lasted))
         self._step, self._step_began = 0, now
 
     def rate(self, now: float) -> float | None:

@@ -16,13 +16,15 @@ from typing import Literal, NamedTuple
 
 from ts_base.who import Path, is_relayed
 from ts_dataplane.heard_log import HeardOfPeer
-from ts_dataplane.path_states import DEAD, DEGRADED, GOOD, SUSPECT, Way
+from ts_dataplane.path_states import DEAD, DEGRADED, ENOUGH_VERDICTS, GOOD, SUSPECT, Way
 from ts_dataplane.strategies import Backup, Strategy, choose
 from ts_dataplane.uplink_facts import UplinkFacts
 
 BETTER_PART, BETTER_LEAST, BETTER_FOR = 0.2, 0.01, 2.0
 QUEUE_OF_OURS = 0.3  # seconds that our own bulk may add to a round trip before it counts against the path
 BULK_RATE = 50_000  # bytes a second
+UNSEEN_LOSS = 0.0002  # of a path on which none was seen
+MUCH_BETTER = 0.6
 RETURN_AFTER = 5.0
 SWITCHES, SWITCHES_WITHIN, HOLD = 6, 60.0, 30.0
 
@@ -138,6 +140,7 @@ class Selection:
 
     def decide(self, now: float) -> None:
         """Keep the path in use, or take another."""
+        self._forgive(now)
         current, reason = self.current, self.changed
         self.changed = None
         is_gone = current is None or current.path not in self.ways
@@ -165,20 +168,24 @@ class Selection:
     def _follow_order(self, current: Way, reason: Reason, now: float) -> None:
         """The order of the user's is kept without hysteresis, but for what has failed lately."""
         best = next((way for way in sorted(self.ways.values(), key=self._rank) if way.is_good and way.is_full), None)
-        if best is None or best is current or current.state is SUSPECT or not self._has_earned_trust(best, now):
+        if best is None or best is current or current.state is SUSPECT or not self._has_earned_trust(best):
             return
         if isinstance(self.strategy, Backup) and self._order(best) < self._order(current):
             self._switch(best, reason, now)
 
-    def _has_earned_trust(self, way: Way, now: float) -> bool:
+    def _has_earned_trust(self, way: Way) -> bool:
         """A path that failed is taken back after it was good for a while."""
-        if way.path in self.died_at and way.state is GOOD and now - way.since >= RETURN_AFTER - 1e-6:
-            del self.died_at[way.path]
         return way.path not in self.died_at
+
+    def _forgive(self, now: float) -> None:
+        for path in list(self.died_at):
+            way = self.ways.get(path)
+            if way is None or (way.is_good and now >= way.since + RETURN_AFTER):
+                del self.died_at[path]
 
     def returns_at(self) -> float:
         """When the next path that failed may be taken back."""
-        healing = [self.ways[path] for path in self.died_at if path in self.ways and self.ways[path].state is GOOD]
+        healing = [self.ways[path] for path in self.died_at if path in self.ways and self.ways[path].is_good]
         return min((way.since + RETURN_AFTER for way in healing), default=math.inf)
 
     def _consider_rival(self, current: Way, now: float) -> None:
@@ -188,16 +195,21 @@ class Selection:
         if rival is None:
             return
         at_once = current.kind_rank > rival.kind_rank
-        if at_once or (now - self._rival_since >= BETTER_FOR - 1e-6 and rival.answered_at > self._rival_since):
-            if not self._is_held(now):
-                self._switch(rival, "better" if self._has_been_direct else "first", now)
+        is_over = now >= self._rival_since + BETTER_FOR
+        if not at_once and not is_over:
+            return
+        if not self._is_held(now) and (at_once or rival.answered_at > self._rival_since):
+            self._switch(rival, "better" if self._has_been_direct else "first", now)
             self._rival, self._rival_since = None, math.inf
+        elif is_over:
+            self._rival_since, self._rival_asked = now, False  # its answer was lost, or changes are many: once more
 
     def _best_rival(self, current: Way, now: float) -> Way | None:
         if current.state is SUSPECT or isinstance(self.strategy, Backup):
             return None
         for way in self.ranked()[1:]:
-            if way.state is GOOD and self._has_earned_trust(way, now) and self._is_better(way, current, now):
+            works = way.state is GOOD or (way.state is DEGRADED and way.kind_rank < current.kind_rank)
+            if works and self._has_earned_trust(way) and self._is_better(way, current, now):
                 return way
         return None
 
@@ -212,7 +224,15 @@ class Selection:
         margin = max(BETTER_PART * ours, BETTER_LEAST)
         if self._is_metered(way) != self._is_metered(current):
             return self._is_metered(current) and theirs <= ours + margin
-        return ours - theirs >= margin
+        return ours - theirs >= margin or self._carries_more(way, current, now)
+
+    def _carries_more(self, way: Way, current: Way, now: float) -> bool:
+        """Bulk is slowed by losses: its rate falls with the round trip and the root of loss (Mathis et al., 1997)."""
+        if (current.record.rate(now) or 0.0) < BULK_RATE or current.record.judged < ENOUGH_VERDICTS:
+            return False
+        theirs = (way.rtt or 0.0) * math.sqrt(max(way.record.loss, UNSEEN_LOSS))
+        ours = self._unloaded(current, now) * math.sqrt(max(current.record.loss, UNSEEN_LOSS))
+        return theirs <= MUCH_BETTER * ours
 
     def _unloaded(self, way: Way, now: float) -> float:
         """Its round trip as it would be without what we send: our own queue is no reason to go elsewhere."""
@@ -223,7 +243,7 @@ class Selection:
 
     def rival_asks(self, now: float) -> list[Ask]:
         """Numbers of a standby may be ten seconds old: ask both before they are compared for good."""
-        if self._rival is None or self._rival_asked or now < self._rival_since + BETTER_FOR / 2 - 1e-6:
+        if self._rival is None or self._rival_asked or now < self._rival_since + BETTER_FOR / 2:
             return []
         self._rival_asked = True
         asked = [self._rival] if self.current is None else [self._rival, self.current]

@@ -151,6 +151,7 @@ class Way:
             return False
         if self.state is DEAD:
             self.is_full, self._full_asks = is_relayed(self.path), 0
+            self.record.forget_losses()
         self.state, self.since, self.why = state, now, why
         self._slow_since = self._fine_since = math.inf
         if state is DEAD:
@@ -253,7 +254,7 @@ class Way:
                 self._slow_since = math.inf
             else:
                 self._slow_since = min(self._slow_since, now)
-                if now >= self._slow_since + SLOW_FOR:  # as `next_timer` says it, to the last bit
+                if now >= self._slow_since + SLOW_FOR:
                     self.enter(DEGRADED, "far slower than it was", now)
         elif self.state is DEGRADED:
             if record.loss > LOSSY / 2 or self._is_slow(SLOW / 2, now):

@@ -223,6 +223,12 @@ class PathFinder:
                 woken = True
         return woken
 
+    def on_resent(self, peer: PeerId, count: int) -> None:
+        """TCP sent bytes to a peer once more: so many were lost on the path in use, as far as it knows."""
+        state = self._states.get(peer)
+        if state is not None and state.ways is not None:
+            state.ways.on_resent(count)
+
     def is_active(self, now: float) -> bool:
         """Is anybody being talked to, so that our addresses must stay fresh?"""
         return any(state.is_awake for state in self._states.values())

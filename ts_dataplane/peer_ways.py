@@ -109,6 +109,12 @@ class PeerWays:
         """A stream that is divided got no answer to what it sent by the path of that number."""
         self._silent_lanes.append(number)
 
+    def on_lane_lost(self, number: int, count: int) -> None:
+        """As `on_resent`, of a stream that is divided."""
+        for way in self.ways.values():
+            if way.order == number and way.state is not SUSPECT:
+                way.record.on_resent(count)
+
     def _suspect_lanes(self, now: float) -> None:
         silent, self._silent_lanes = self._silent_lanes, []
         for way in self.ways.values():
@@ -128,6 +134,12 @@ class PeerWays:
             return ""
         way.record.on_sent(count, now)
         return way.uplink
+
+    def on_resent(self, count: int) -> None:
+        """TCP takes so many bytes for lost: where there are copies, on the first of them."""
+        way = self.selection.current
+        if way is not None and way.state is not SUSPECT:
+            way.record.on_resent(count)
 
     def on_asked(self, path: Path, now: float, *, is_full: bool) -> None:
         """A ping of ours left."""
@@ -246,7 +258,8 @@ class PeerWays:
             return []
         asks: list[Ask] = []
         current = selection.current
-        if current is not None and (self._wants_first_ping() or self._silence.wants_ping(current.record, now)):
+        is_quiet = self._silence.wants_ping(None if current is None else current.record, now)
+        if current is not None and (is_quiet or self._wants_first_ping()):
             asks.append(Ask(current.path, False))
         self._suspect_silence(now)
         self._suspect_lanes(now)

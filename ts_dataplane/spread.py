@@ -44,6 +44,9 @@ class Spread(Protocol):
     def on_lane_silent(self, peer: PeerId, number: int) -> None:
         """What left by a lane was not answered for too long."""
 
+    def on_lane_lost(self, peer: PeerId, number: int, count: int) -> None:
+        """So many bytes that left by a lane had to leave again."""
+
     def on_no_gain(self, peer: PeerId, now: float) -> None:
         """A divided stream was slower than it would have been on one path."""
 
@@ -73,6 +76,9 @@ class EveryPath:
 
     def on_lane_silent(self, peer: PeerId, number: int) -> None:
         """A stream that has just been told that it has one way may still say so."""
+
+    def on_lane_lost(self, peer: PeerId, number: int, count: int) -> None:
+        """As above."""
 
     def on_no_gain(self, peer: PeerId, now: float) -> None:
         """As above."""

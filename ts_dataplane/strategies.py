@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2s
 from typing import Protocol
 
-from ts_base.who import Path
+from ts_base.who import Path, is_relayed
 
 SMALL_FLOW = 64 << 10  # bytes sent in the last second, below which a flow is small
 COMPANION_DELAY = 0.1  # a copy that comes this much later than the first helps nobody
@@ -58,9 +58,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """One flow over several paths whose round trips differ by less than `spread` seconds.
+    """One stream over several paths at once, while their round trips differ by less than `spread` seconds.
 
-    This version lays whole flows on paths, as `Spread` does: packets of one flow are not divided yet.
+    TCP of ours that has more than 64 KiB to send is divided burst by burst, whoever the peer is; all else goes by the
+    best path. While a path loses more than one in twenty, and for a minute after dividing gained nothing, whole
+    flows are laid on paths as `Spread` does.
     """
 
     spread: float = 0.1
@@ -120,8 +122,8 @@ def choose(records: Sequence[Ranked], strategy: Strategy, flow: Hashable, size: 
     if isinstance(strategy, Redundant) and (strategy.bulk or flow is None or size < SMALL_FLOW):
         return _safely(_copied(usable, strategy.copies), usable)
     if isinstance(strategy, Spread | Stripe) and flow is not None:
-        good = [record for record in usable if record.is_good and record.weight > 0]
-        if len(good) > 1:
+        good = [record for record in usable if record.is_good and record.weight > 0 and not is_relayed(record.path)]
+        if good:
             return _safely((_drawn(good, flow),), usable)
     return _safely((usable[0],), usable)
 

@@ -882,12 +882,7 @@ class TcpConnection(Socket):
         packets = self.emit(now)
         outbound = self._outbound
         if isinstance(outbound, StripedOutbound):
-            for number, burst in outbound.take_bursts():
-                lanes.send(hop, number, burst)
-            for number in outbound.take_silent():
-                lanes.on_silence(hop, number)
-            if outbound.gains_nothing(now):
-                lanes.on_no_gain(hop, now)
+            outbound.tell(lanes, hop, now)
         return packets
 
     def _use_lanes(self, offers: Sequence[LaneOffer], now: float) -> None:

@@ -53,6 +53,9 @@ class Lanes(Protocol):
     def on_silence(self, hop: Hop, number: int) -> None:
         """What left by a lane was not answered for too long."""
 
+    def on_lost(self, hop: Hop, number: int, count: int) -> None:
+        """So many bytes that left by a lane had to leave again."""
+
     def on_no_gain(self, hop: Hop, now: float) -> None:
         """Several lanes carried less than one of them would have alone."""
 

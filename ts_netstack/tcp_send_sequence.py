@@ -43,6 +43,7 @@ class SendSequence:
         "persist_deadline",
         "probe_deadline",
         "recovery",
+        "remote",
         "retries",
         "round_trip",
         "rto_deadline",
@@ -62,6 +63,7 @@ class SendSequence:
         self, ledger: Ledger, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
     ) -> None:
         self._ledger = ledger
+        self.remote = remote[0]
         self.iss = self.una = self.nxt = iss
         self.buffer = SendBuffer(iss + 1)
         self.window = self.largest_window = 0

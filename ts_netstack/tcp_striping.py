@@ -8,18 +8,22 @@ one lane it is an `Outbound` and knows nothing of any of it.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 
-from ts_base.who import LaneOffer
+from ts_base.who import Hop, LaneOffer
 from ts_netstack.tcp_flight import SACKED
-from ts_netstack.tcp_lanes import Lane, LaneFlight, LaneRecovery
+from ts_netstack.tcp_lanes import Lane, LaneFlight, LaneRecovery, Lanes
 from ts_netstack.tcp_outbound import Head, Outbound
 from ts_netstack.tcp_recovery import OPEN, LossRecovery
 from ts_netstack.tcp_send_sequence import BLACK_HOLE_TIMEOUTS, SendSequence
 from ts_netstack.tcp_timing import RoundTrip
+from ts_netstack.wire import TIMESTAMP_PREFIX
 
 USUAL_WAY = 0  # the lane of what no offer is open for
 LANES_LIMIT = 8  # those that only wait for what is in flight among them
+DEPARTURES_KEPT = 256  # looked through only when there are so many
 TRIAL = 5.0  # seconds after which it is asked whether dividing is worth it
 ENOUGH_GAIN = 0.95
 BURST_SEGMENTS = 16  # of a burst that stays together on one lane
@@ -28,7 +32,18 @@ BURST_SEGMENTS = 16  # of a burst that stays together on one lane
 class StripedOutbound(Outbound):
     """What `emit` makes for lanes is taken afterwards; for lane 0, which is the usual way, it goes the usual way."""
 
-    __slots__ = ("_alone", "_bursts", "_carried_at", "_judged_at", "_known", "_lanes", "_silent", "_was_idle")
+    __slots__ = (
+        "_alone",
+        "_bursts",
+        "_carried_at",
+        "_departures",
+        "_judged_at",
+        "_known",
+        "_lanes",
+        "_lost",
+        "_silent",
+        "_was_idle",
+    )
 
     def __init__(self, before: Outbound, offers: Sequence[LaneOffer], now: float) -> None:
         """Go on where `before` is. What is in flight left by the first of the lanes."""
@@ -36,6 +51,9 @@ class StripedOutbound(Outbound):
             setattr(self, slot, getattr(before, slot))
         self._bursts: list[tuple[int, list[bytes]]] = []
         self._silent: list[int] = []
+        # Where what left within one tick of our stamps began, and that tick; before the first of them, the same.
+        self._departures: list[tuple[int, float]] = [(self.una, before.sent_at)]
+        self._lost: Counter[int] = Counter()  # bytes, by the lane that lost them
         self._known: list[tuple[int, bool]] = []
         self._judged_at, self._carried_at, self._alone, self._was_idle = now, self.una, 0.0, False
         first = Lane(offers[0], _continued(before.recovery), now)
@@ -115,7 +133,7 @@ class StripedOutbound(Outbound):
         for lane in lanes:
             lane.begin_burst(now)
             if (probe := lane.take_probe()) is not None:
-                self._put(lane, *probe, head)
+                self._put(lane, *probe, self._as_before(head, probe[0]))
                 lane.recovery.on_resent(*probe, now)
                 lane.on_sent(probe[1] - probe[0], now)
         if self._emit_repairs(lanes, head, now):
@@ -143,10 +161,23 @@ class StripedOutbound(Outbound):
             room = max(min(lane.quota(), lane.left, BURST_SEGMENTS * mss) // mss, 1) * mss
             start, end = span.start, min(span.end, span.start + room)
             owner.hand_over(start, end)
-            self._put(lane, start, end, head)
+            self._lost[owner.number] += end - start
+            self._put(lane, start, end, self._as_before(head, start))
             lane.recovery.on_repaired(start, end, now)
             lane.on_sent(end - start, now)
         return True
+
+    def _as_before(self, head: Head, start: int) -> Head:
+        """With the stamp of when it left first.
+
+        A repair overtakes what left before it by a slower lane. With a stamp of now it would make that look old, and
+        the receiver would drop it (PAWS, RFC 7323 section 5.3): stamps have to rise with sequence numbers.
+        """
+        if not head.options:
+            return head
+        left_at = self._departures[max(bisect_right(self._departures, start, key=_begin) - 1, 0)][1]
+        before = head.options[: len(TIMESTAMP_PREFIX)] + self.stamp(left_at).to_bytes(4, "big")
+        return head._replace(options=before + head.options[len(before) :])
 
     def _emit_stream(self, lanes: list[Lane], out: list[bytes], head: Head, now: float) -> None:
         """What is new, burst by burst."""
@@ -169,6 +200,8 @@ class StripedOutbound(Outbound):
             end += has_fin and end == sent.end
             self.nxt = end
             self._put(lane, nxt, end, head)
+            if self.stamp(now) != self.stamp(self._departures[-1][1]):
+                self._departures.append((nxt, now))
             lane.recovery.on_sent(nxt, end, now)
             lane.on_sent(end - nxt, now)
 
@@ -194,17 +227,21 @@ class StripedOutbound(Outbound):
                 takers.append(lane)
         return min(takers, key=lambda lane: lane.arrives_in(BURST_SEGMENTS * self.sizes.mss)) if takers else None
 
-    def take_bursts(self) -> list[tuple[int, list[bytes]]]:
-        """What the last `emit` made, by lane."""
-        taken, self._bursts = self._bursts, []
-        return taken
+    def tell(self, lanes: Lanes, hop: Hop, now: float) -> None:
+        """Hand over what the last `emit` made, and what became of lanes since."""
+        bursts, self._bursts = self._bursts, []
+        for number, packets in bursts:
+            lanes.send(hop, number, packets)
+        silent, self._silent = self._silent, []
+        for number in silent:
+            lanes.on_silence(hop, number)
+        lost, self._lost = self._lost, Counter()
+        for number, count in lost.items():
+            lanes.on_lost(hop, number, count)
+        if self._gains_nothing(now):
+            lanes.on_no_gain(hop, now)
 
-    def take_silent(self) -> list[int]:
-        """The lanes whose timer expired since last asked."""
-        taken, self._silent = self._silent, []
-        return taken
-
-    def gains_nothing(self, now: float) -> bool:
+    def _gains_nothing(self, now: float) -> bool:
         """Once for each trial: whether all lanes together carried less than the best of them would have alone.
 
         A lane alone would fill its own window, or the peer's where that is smaller, once in each round trip.
@@ -252,6 +289,8 @@ class StripedOutbound(Outbound):
             self.una = ack
             self.buffer.release(ack)
             self.retries = 0
+            if len(self._departures) > DEPARTURES_KEPT:
+                del self._departures[: bisect_right(self._departures, ack, key=_begin) - 1]
         self._rearm()
         return ack > una
 
@@ -333,6 +372,10 @@ class StripedOutbound(Outbound):
                 lane.recovery.allow_repair()
                 resent = True
         return resent
+
+
+def _begin(departure: tuple[int, float]) -> int:
+    return departure[0]
 
 
 def _continued(recovery: LossRecovery) -> LaneRecovery:

@@ -285,6 +285,8 @@ METRICS: tuple[Metric, ...] = (
              "Seconds without a word of a peer before the path to it changed.", _silent),
     _counter("pytailscale_duplicates_total", "Paths",
              "Datagrams that were sent once more, by another path.", _level("uplinks.copies")),
+    _counter("pytailscale_stripe_fallbacks_total", "Paths",
+             "Times that streams were no longer divided, by reason.", _below("uplinks.fallbacks."), "reason"),
     _gauge("tailscaled_home_derp_region_id", "Relays",
            "Number of the home relay's region; 0 for none.", _home_region),
     _gauge("pytailscale_relay_connected", "Relays",

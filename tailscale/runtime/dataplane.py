@@ -106,6 +106,10 @@ class Dataplane:
             self._send(outbound, now)
         if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now, engine.take_asking()):
             self._pursue(now)
+        if self.finder.many.names and (resent := self._overlay.take_resent()):
+            for address, count in resent.items():
+                if (peer := engine.tables.peer_for(address)) is not None:
+                    self.finder.on_resent(peer, count)
         woken = 0
         for message in engine.take_messages():
             if isinstance(message, Socket):

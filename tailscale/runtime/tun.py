@@ -175,6 +175,9 @@ class StackBesideTun:
     def path_moved(self, address: bytes, now: float) -> None:
         self._stack.path_moved(address, now)
 
+    def take_resent(self) -> dict[bytes, int]:
+        return self._stack.take_resent()
+
     def fail_hop(self, hop: Hop) -> None:
         self._stack.fail_hop(hop)
 

@@ -401,7 +401,10 @@ class VirtualNetwork:
             if uplink and not target.is_up(uplink):
                 self.drops["network.interface_down"] += len(datagrams)
                 return
-            if uplink in port.uplinks:
+            if port.uplinks and uplink not in port.uplinks:
+                drops["underlay.port_closed"] += len(datagrams)  # its sockets are bound to others
+                return
+            if port.uplinks:
                 source = f"{source[0]}%{uplink}", source[1]
             if link.is_plain:
                 port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)

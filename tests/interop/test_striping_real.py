@@ -123,7 +123,7 @@ async def test_one_stream_goes_by_two_slow_lines(r: Rig, theirs: str) -> None:
                     both = await seconds_for(us, db.ip4, data)
                     moved = {one.name: one.sent - before[one.name] for one in us.uplinks}
                     print(
-                        f"one stream, {theirs} there: {alone / both:.2f} x one line ({alone:.1f} s, {both:.1f} s); {moved}",
+                        f"one stream, {theirs} there: {alone / both:.2f} x ({alone:.1f} s, {both:.1f} s); {moved}",
                         flush=True,
                     )
                     assert min(moved.values()) > SIZE / 5

@@ -43,6 +43,7 @@ OF_UPLINKS = {
     *(metric.name for metric in METRICS if metric.name.startswith(("pytailscale_uplink_", "pytailscale_path_"))),
     "pytailscale_duplicates_total",
 }
+OF_STRIPES = {"pytailscale_stripe_fallbacks_total"}  # test_striping.py has one
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -167,7 +168,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH | OF_UPLINKS
+        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH | OF_UPLINKS | OF_STRIPES
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 

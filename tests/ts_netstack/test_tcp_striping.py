@@ -37,6 +37,9 @@ class Roads:
     def on_silence(self, hop: Hop, number: int) -> None:
         self.told[f"silent {number}"] += 1
 
+    def on_lost(self, hop: Hop, number: int, count: int) -> None:
+        self.told[f"lost {number}"] += count
+
     def on_no_gain(self, hop: Hop, now: float) -> None:
         self.told["no gain"] += 1
 
