@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
-PACKAGES = tailscale ts_base ts_control ts_dataplane ts_derp ts_lock ts_mesh ts_netstack ts_proxy ts_tunnel
+PACKAGES = tailscale ts_acme ts_base ts_control ts_dataplane ts_derp ts_lock ts_mesh ts_netstack ts_proxy ts_tunnel
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types coverage interop natlab bench fuzz soak lowest docs wheel clean

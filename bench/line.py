@@ -70,6 +70,7 @@ class LineUdp:
         self.rebind, self.close, self.take_unreachable = port.rebind, port.close, port.take_unreachable
         self.statistics, self.uplinks = port.statistics, port.uplinks
         self.use_uplinks, self.bound_by, self.more_readers = port.use_uplinks, port.bound_by, port.more_readers
+        self.open_more, self.close_more = port.open_more, port.close_more
 
     @property
     def local_port(self) -> int:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tailscale.errors import AuthKeyNotMade as AuthKeyNotMade
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
     from tailscale.errors import CaptureFailed as CaptureFailed
+    from tailscale.errors import CertificateError as CertificateError
+    from tailscale.errors import CertificateNameRefused as CertificateNameRefused
+    from tailscale.errors import CertificateRateLimited as CertificateRateLimited
     from tailscale.errors import ConnectionRefused as ConnectionRefused
     from tailscale.errors import ConnectionReset as ConnectionReset
     from tailscale.errors import ConnectionTimedOut as ConnectionTimedOut
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from tailscale.errors import DeviceFailed as DeviceFailed
     from tailscale.errors import DeviceNotReady as DeviceNotReady
     from tailscale.errors import DialsTaken as DialsTaken
+    from tailscale.errors import FunnelUnavailable as FunnelUnavailable
     from tailscale.errors import LockError as LockError
     from tailscale.errors import LoginRequired as LoginRequired
     from tailscale.errors import NameNotFound as NameNotFound
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
+    from tailscale.errors import TunFailed as TunFailed
+    from tailscale.errors import TunHeld as TunHeld
     from tailscale.errors import WrongFace as WrongFace
     from tailscale.events import Event as Event
     from tailscale.events import HealthChanged as HealthChanged
@@ -68,6 +74,9 @@ if TYPE_CHECKING:
     from tailscale.forwarding import Forwarding as Forwarding
     from tailscale.forwarding import ForwardLimits as ForwardLimits
     from tailscale.forwarding import IncomingFlow as IncomingFlow
+    from tailscale.funnel import FunnelListener as FunnelListener
+    from tailscale.funnel import FunnelStream as FunnelStream
+    from tailscale.hard_nats import HardNats as HardNats
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
@@ -92,6 +101,9 @@ if TYPE_CHECKING:
     from tailscale.status import PeerStatus as PeerStatus
     from tailscale.status import PingResult as PingResult
     from tailscale.status import Status as Status
+    from tailscale.tun_options import TunOptions as TunOptions
+    from tailscale.tun_options import TunStatus as TunStatus
+    from tailscale.tun_options import tun as tun
     from tailscale.uplinks import Backup as Backup
     from tailscale.uplinks import BenchResult as BenchResult
     from tailscale.uplinks import Best as Best
@@ -116,6 +128,9 @@ _HOMES = {
             "AuthKeyNotMade",
             "AuthKeyRejected",
             "CaptureFailed",
+            "CertificateError",
+            "CertificateNameRefused",
+            "CertificateRateLimited",
             "ConnectionRefused",
             "ConnectionReset",
         ),
@@ -123,6 +138,7 @@ _HOMES = {
         *(
             "DeviceNotReady",
             "DialsTaken",
+            "FunnelUnavailable",
             "LockError",
             "LoginRequired",
             "NameNotFound",
@@ -132,6 +148,7 @@ _HOMES = {
         ),
         *("NoSuchUplink",),
         *("NoRoute", "PeerKeyExpired", "PeerLockedOut", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
+        *("TunFailed", "TunHeld"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
@@ -139,6 +156,8 @@ _HOMES = {
     ),
     "explanation": ("Explanation",),
     "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
+    "hard_nats": ("HardNats",),
+    "funnel": ("FunnelListener", "FunnelStream"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
@@ -149,6 +168,7 @@ _HOMES = {
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
     "uplinks": ("Backup", "BenchResult", "Best", "PathRecord", "Redundant", "Spread", "Stripe", "Uplink"),
+    "tun_options": ("TunOptions", "TunStatus", "tun"),
 }
 _HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})
 

@@ -27,6 +27,9 @@ from tailscale.dns.local import SERVICE_ADDRESSES
 from tailscale.dns.resolvers import NameResolver
 from tailscale.dns.responder import Responder
 from tailscale.event_readers import Readers
+from tailscale.funnel.arrivals import PATH as INGRESS_PATH
+from tailscale.funnel.arrivals import Arrivals
+from tailscale.kernel.owner import TunOwner
 from tailscale.peerapi.actor import PeerApi, run_peerapi
 from tailscale.peerapi.dns_query import PATH as NAMES_PATH
 from tailscale.peerapi.dns_query import NamesForPeers
@@ -43,13 +46,14 @@ from tailscale.runtime.forward_flows import Asked, Forwarding
 from tailscale.runtime.health import Health
 from tailscale.runtime.link_actor import LinkWatch, run_link
 from tailscale.runtime.messages import (
+    CertificatesChanged,
     NetMapChanged,
     NodeKeyChanged,
     Offer,
     PreferencesChanged,
 )
 from tailscale.runtime.netmap_actor import run_netmap
-from tailscale.runtime.network import Network, Reader, UdpUnderlay
+from tailscale.runtime.network import Network, UdpUnderlay
 from tailscale.runtime.offers import offer
 from tailscale.runtime.packet_watch import PacketWatch
 from tailscale.runtime.path_actor import run_paths
@@ -57,16 +61,17 @@ from tailscale.runtime.probe_actor import Probes, run_probes
 from tailscale.runtime.reach import Reach
 from tailscale.runtime.readiness import Readiness
 from tailscale.runtime.relay_actor import Relays, run_relays
+from tailscale.runtime.socket_actor import run_sockets
 from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
+from tailscale.runtime.tun_switch import TunSwitch
 from tailscale.runtime.underlay import Underlay
-from tailscale.runtime.uplink_actor import Uplinks, names_of, run_uplinks
+from tailscale.runtime.uplink_actor import Uplinks, names_of, run_readers, run_uplinks
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
 from ts_control.wire import Service
 from ts_dataplane.engine import Engine
-from ts_dataplane.overlay import Overlay
 from ts_dataplane.paths import PathFinder
 from ts_netstack.stack import Stack
 from ts_tunnel.endpoint import Endpoint
@@ -75,10 +80,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tailscale._process import Goodbye
+    from tailscale.certificates.keeper import CertificateKeeper
+    from tailscale.kernel.life import TunLife
     from tailscale.lock import LockStatus
-    from tailscale.runtime.tun import TunDevice
     from tailscale.state_file import NamedStore
     from tailscale.status import NetcheckReport
+    from tailscale.tun_options import TunOptions
 
 log = logging.getLogger("tailscale")
 LONGEST_ANNOUNCEMENT = 64  # bytes; every peer is told
@@ -98,7 +105,7 @@ class Runtime:
         self.supervision = Supervision(self.bus)
         self._held = ExitStack()
         self._udp: UdpUnderlay | None = None
-        self._tun: TunDevice | None = None
+        self._certificates: CertificateKeeper | None = None
         self._manager: Any = None
         self._guard: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
@@ -121,6 +128,8 @@ class Runtime:
             await self._start_actors()
             await Readiness(self.config, self.bus, self.dataplane.engine).wait()
             self._log_joined()
+            if self.config.overlay is not None:
+                await self.tun_up(self.config.overlay)
         except BaseException as error:
             await self.stop(error, 1.0)
             raise
@@ -169,20 +178,21 @@ class Runtime:
         self.underlay = Underlay(self._udp, self.relays)
         self.endpoint = Endpoint(private, entropy=network.entropy, wall_clock=network.wall_clock)
         self.stack = Stack(entropy=network.entropy, apart=SERVICE_ADDRESSES)
-        self._tun = network.open_tun()
-        self.overlay: Overlay = self.stack if self._tun is None else _beside_tun(self.stack, self._tun)
         finder = PathFinder(
             disco,
             private.public,
             entropy=network.entropy,
             never_direct=config.never_direct or self._udp is None,
             uplinks=() if self._udp is None else self._udp.uplinks,
+            hard_nats=config.hard_nats,
         )
         finder.many.set_strategies(config.paths.default, {})
-        engine = Engine(self.endpoint, self.overlay, paths=finder.paths, disco_key=disco.public.raw)
+        engine = Engine(self.endpoint, self.stack, paths=finder.paths, mtus=finder.mtus, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
-        self.dataplane = Dataplane(engine, finder, self.endpoint, self.overlay, self.underlay, self.answers, bus)
+        self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
         self.uplinks = Uplinks(network, self._udp, self.dataplane, bus, config.uplinks, config.paths)
+        self.tun_switch = TunSwitch(self.stack, self.dataplane)
+        self.tun = TunOwner(self._tun_life, self.health)
         self._build_answers(engine)
         # The world around.
         self.probes = Probes(
@@ -195,7 +205,15 @@ class Runtime:
         )
         ping_peer = partial(ping_for_control, self.dialer)
         self.control = ControlActor(
-            config, network, self.store, state, disco.public, bus, ping_peer, supervision=self.supervision
+            config,
+            network,
+            self.store,
+            state,
+            disco.public,
+            bus,
+            ping_peer,
+            supervision=self.supervision,
+            traffic={"inbound": engine.received, "outbound": engine.sent},
         )
         self.counters = self._list_counters(engine)
         self.is_built = True
@@ -218,9 +236,11 @@ class Runtime:
         )
         self.responder = Responder(self.dialer.resolver, network.wall_clock)
         # What is done for others.
-        self.peerapi = PeerApi(self.directory, self.stack, self.dialer)
+        self.arrivals = Arrivals(bus, self.directory)
+        self.peerapi = PeerApi(self.directory, self.stack, self.dialer, self.arrivals.may_bring)
         names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
         self.peerapi.paths.add(NAMES_PATH, names)
+        self.peerapi.paths.add(INGRESS_PATH, self.arrivals)
         self.forwarding = Forwarding(
             network,
             self.stack,
@@ -253,9 +273,9 @@ class Runtime:
             "captures": self.packets,
             "peerapi": self.peerapi,
             "dns": self.responder,
+            "tun": self.tun_switch,
+            "funnel": self.arrivals,
         }
-        if self._tun is not None:
-            counted["tun"] = self._tun
         return CountersTaker(engine.received, engine.sent, counted)
 
     async def _open_udp(self, port: int, uplinks: tuple[str, ...]) -> UdpUnderlay | None:
@@ -270,7 +290,7 @@ class Runtime:
         bus.publish(PreferencesChanged(self.config.preferences))
         self._keep_running("warnings", self.supervision.run_forgiver)
         await self._keep("events", partial(run_watch, bus, self.watching))
-        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint, self.overlay))
+        await self._keep("netmap", partial(run_netmap, bus, dataplane, self.endpoint))
         await self._keep("names", partial(run_name_service, self.stack, self.dialer, self.responder))
         await self._keep("relays", partial(run_relays, bus, self.relays, dataplane.deliver))
         silence_of = self.endpoint.silence_of
@@ -286,24 +306,13 @@ class Runtime:
         await self._keep("uplinks", partial(run_uplinks, bus, self.uplinks, self.network, named))
         if self._udp is not None:
             self._keep_running("udp-writers", self._udp.run_writers)
-            self._keep_running("udp-readers", partial(self._run_readers, self._udp))
-        if self._tun is not None:
-            self._keep_running("tun-writer", self._tun.run_writer)
-            self._keep_running("tun-reader", partial(self._tun.run_reader, dataplane.kick))
+            carry = dataplane.deliver, dataplane.use_sockets
+            await self._keep("sockets", partial(run_sockets, bus, self._udp, self.network.socket_limit(), *carry))
+            start = partial(self._keep_running, "udp-readers")
+            self._keep_running("udp-sockets", partial(run_readers, self._udp, dataplane.run_reader, start))
         self._keep_running("flusher", dataplane.run_flusher)
         self._keep_running("timers", dataplane.run_timers)
         await self._keep("control", partial(run_control, self.control))
-
-    @trio.lowlevel.enable_ki_protection
-    async def _run_readers(self, udp: UdpUnderlay) -> None:
-        """One task for each socket; with uplinks there may be others later."""
-        running: set[Reader] = set()
-        while True:
-            readers = set(udp.readers())
-            for read in readers - running:
-                self._keep_running("udp-readers", partial(self.dataplane.run_reader, read))
-            running = readers
-            await udp.more_readers()
 
     async def _keep(self, name: str, start: Start) -> None:
         """An actor, once it is ready; its task bears its name."""
@@ -370,8 +379,6 @@ class Runtime:
         self.readers.close()
         if self._udp is not None:
             self._udp.close()
-        if self._tun is not None:
-            self._tun.close()
         self._held.close()
 
     def _shut_sockets(self) -> None:
@@ -396,7 +403,8 @@ class Runtime:
         return lambda said: token.run_sync_soon(begin, said)
 
     async def _say_goodbye(self) -> None:
-        """FIN or RST for every connection, then give ephemeral keys back."""
+        """The kernel's routes back, FIN or RST for every connection, then give ephemeral keys back."""
+        await self.tun.down()
         self.stack.close_all(trio.current_time())  # those that nobody has accepted yet
         self.dataplane.kick()
         with trio.move_on_after(FLUSH_TIMEOUT):
@@ -435,6 +443,33 @@ class Runtime:
         with self.supervision.contained("ports"):
             await function(*arguments)
 
+    async def tun_up(self, options: TunOptions) -> None:
+        assert self._nursery is not None
+        await self.tun.up(options, self._nursery)
+
+    def _tun_life(self, options: TunOptions) -> TunLife:
+        from tailscale.kernel.life import TunLife  # few want one
+
+        ends = self.stack, self.dataplane, self.tun_switch, self._udp
+        return TunLife(options, self.config.control_url, self.network, *ends, self.bus, self.health)
+
+    def certificate_keeper(self) -> CertificateKeeper:
+        """Made when it is first asked for: few want a certificate."""
+        if self._certificates is None:
+            from tailscale.certificates.challenges import Challenges
+            from tailscale.certificates.control import ControlCertificates
+            from tailscale.certificates.ground import DeviceGround
+            from tailscale.certificates.keeper import CertificateKeeper
+
+            challenges = Challenges()
+            ground = DeviceGround(self.directory, self.control, self.network, self.store, challenges)
+            source = self.config.certificates or ControlCertificates()
+            tell = lambda held: self.bus.publish(CertificatesChanged(held))  # noqa: E731
+            self._certificates = CertificateKeeper(source, ground, self.health, challenges, tell)
+            self._held.enter_context(self.counters.include("certificates", self._certificates))
+            self._keep_running("certificates", self._certificates.run)
+        return self._certificates
+
     def set_preferences(self, preferences: Preferences) -> None:
         self.bus.publish(PreferencesChanged(preferences))
 
@@ -459,9 +494,3 @@ def _unwrapped(group: BaseExceptionGroup[Any]) -> BaseException:
     if isinstance(cause, CallbackFailed) and cause.__cause__ is not None:
         return cause.__cause__
     return cause
-
-
-def _beside_tun(stack: Stack, tun: TunDevice) -> Overlay:
-    from tailscale.runtime.tun import StackBesideTun  # few want one
-
-    return StackBesideTun(stack, tun)

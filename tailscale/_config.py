@@ -14,9 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
+from tailscale.tun_options import TunOptions
 from tailscale.uplinks import strategy_from_text
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
+from ts_dataplane.hard_nats import HardNatLimits
 from ts_dataplane.strategies import EVERYBODY, STRATEGIES, Best, Strategy, Wishes
 
 log = logging.getLogger("tailscale")
@@ -93,6 +95,9 @@ class Config:
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
     on_flow: OnFlow | None = None
+    overlay: TunOptions | None = None
+    hard_nats: HardNatLimits = field(default_factory=HardNatLimits)
+    certificates: Any = None  # a `CertificateSource`, which stands above this
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Config is not pickled or deep-copied: it may hold an auth key")
@@ -210,10 +215,28 @@ def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def named(hostname: str | None) -> dict[str, Any]:
-    """The name of a device in its preferences, and whether somebody chose it."""
-    chosen = bool(hostname or os.environ.get("TS_HOSTNAME"))
-    return {"hostname": clean_hostname(hostname) if hostname else default_hostname(), "wants_the_name": chosen}
+def first_preferences(
+    hostname: str | None,
+    tags: Iterable[str],
+    accept_routes: bool,
+    exit_node: str | None,
+    advertise_routes: Iterable[str],
+    advertise_exit_node: bool,
+    shields_up: bool,
+) -> Preferences:
+    """What a new device prefers, each as a tailnet writes it; the error for what is nothing of the kind."""
+    return checked(
+        Preferences(
+            hostname=clean_hostname(hostname) if hostname else default_hostname(),
+            tags=clean_tags(tags),
+            accept_routes=accept_routes,
+            exit_node=exit_node,
+            advertise_routes=clean_routes(advertise_routes),
+            advertise_exit_node=advertise_exit_node,
+            shields_up=shields_up,
+            wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
+        )
+    )
 
 
 def checked_uplinks(wanted: Sequence[str] | None) -> WantedUplinks:
@@ -246,13 +269,6 @@ def _strategy(wish: Strategy | str) -> Strategy:
     if not isinstance(wish, STRATEGIES):
         raise TypeError(f"paths takes strategies, such as Best() or Redundant(2), alone or by peer, not {wish!r}")
     return wish
-
-
-def wished(hostname: str | None, tags: Iterable[str], routes: Iterable[str], **others: Any) -> Preferences:
-    """What a device is to be from the beginning, checked."""
-    return checked(
-        Preferences(**named(hostname), tags=clean_tags(tags), advertise_routes=clean_routes(routes), **others)
-    )
 
 
 def clean_hostname(text: str) -> str:

@@ -70,12 +70,13 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 class Draft:
-    """A file for nobody else to read, that gets its name once it is whole: what had that name is there until then.
+    """A file, for nobody else to read unless its `mode` says so, that gets its name once it is whole: what had that
+    name is there until then.
 
     Raises ValueError where something is that is no file, OSError where none can be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = 0o600) -> None:
         import tempfile  # few write one, and a light command would pay for it
 
         with contextlib.suppress(FileNotFoundError):
@@ -84,6 +85,8 @@ class Draft:
         self.path = path
         descriptor, self._made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         self._file = os.fdopen(descriptor, "wb", buffering=0)
+        if mode != 0o600 and sys.platform != "win32":
+            os.fchmod(descriptor, mode)
 
     @property
     def left(self) -> str:

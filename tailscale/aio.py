@@ -16,7 +16,7 @@ import functools
 import socket
 import ssl as ssl_module
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from tailscale._faces import AsyncWithOnly, wrong_face
@@ -35,12 +35,14 @@ from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
     import os
+    from ssl import SSLContext
     from types import TracebackType
     from typing import Unpack
 
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.funnel.listening import Tls
     from tailscale.lock import LockStatus
     from tailscale.mesh.aio_face import Mesh as Mesh
     from tailscale.nodes import Node
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from tailscale.proxy.aio_face import serve as serve
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
+    from tailscale.threads.tls_listeners import TlsStreams
+    from tailscale.tun_options import TunOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -156,8 +160,7 @@ class Device(DeviceFace, AsyncWithOnly):
     @property
     def lock(self) -> LockStatus:
         """The tailnet's lock as this device knows it; `sign` vouches for a node, and is awaited."""
-        status = self._inside().lock
-        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
+        return self._inside().lock.waiting_by(self._await)
 
     async def exit_nodes(self) -> tuple[ExitNode, ...]:
         """The peers that offer to be exit nodes and whose routes are approved, by name: what `via=` may name."""
@@ -300,6 +303,47 @@ class Device(DeviceFace, AsyncWithOnly):
         """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
         return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
 
+    async def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls | None = None,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> TailnetListener:
+        """A listening socket for what Funnel relays bring from the internet, without its TLS, to be used as `listen`'s.
+
+        The address of a connection is what the relay says, and nobody's identity: `caller_at` knows nobody there. A
+        function given as `tls` is called in the device's thread.
+        """
+        how = bridges.Publishing(name=name, tls=tls, funnel_only=funnel_only, relays=relays)
+        sock = await self._await(lambda: bridges.listen_funnel(self._thread, port, **how), TailnetListener.close)
+        sock.setblocking(False)
+        return sock
+
+    certificate = awaited(TrioDevice.certificate)
+    tls_context = awaited(TrioDevice.tls_context)
+
+    async def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+    ) -> TlsStreams:
+        """Accept TLS by this device's certificate, unless `tls` is another context: `async for reader, writer in ...`.
+
+        With a callback: `start_server(connected, 443, ssl=await device.tls_context())`.
+        """
+        from tailscale.threads.tls_listeners import TlsStreams
+
+        context = tls if tls is not None else await self.tls_context()
+        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
+        return await TlsStreams(context, sock.port).open(sock, DEFAULT_STREAM_LIMIT)
+
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
     ) -> Opening[Forward]:
@@ -329,6 +373,18 @@ class Device(DeviceFace, AsyncWithOnly):
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(await self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
+
+    async def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set."""
+        await self._await(lambda: self._inside().tun_up(options))
+
+    async def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before."""
+        await self._await(lambda: self._inside().tun_down())
+
+    async def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it."""
+        await self._await(lambda: self._inside().tun_ended())
 
     def take_dials(self) -> TakenDials:
         """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.

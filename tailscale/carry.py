@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import trio
 
@@ -36,6 +36,44 @@ class Abortable(Protocol):
     """A stream that can be reset."""
 
     def abort(self) -> None: ...
+
+
+class TlsEnd(trio.abc.HalfCloseableStream):
+    """TLS cannot end one direction only: the end of one is the end of both."""
+
+    def __init__(self, stream: trio.SSLStream[Any]) -> None:
+        self._stream = stream
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether something has come that nobody has read."""
+        return bool(getattr(self._stream.transport_stream, "is_readable", False))
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.aclose()
+
+    def abort(self) -> None:
+        """Reset the connection below, without a goodbye."""
+        self._stream.transport_stream.abort()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@runtime_checkable
+class OfDevice(Protocol):
+    """A stream that a device's end must not make look whole."""
+
+    def reset_with_device(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -72,7 +110,7 @@ class Splice:
         self._open_directions = 2
         self._problem: BaseException | None = None
         for stream in (near, far):
-            if isinstance(stream, TcpStream):
+            if isinstance(stream, OfDevice):
                 stream.reset_with_device()
 
     def finish(self) -> None:

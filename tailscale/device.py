@@ -33,8 +33,8 @@ from tailscale._config import (
     clean_routes,
     clean_tags,
     control_url_from_environment,
+    first_preferences,
     logins,
-    wished,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
@@ -44,6 +44,7 @@ from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError
 from tailscale.event_readers import Readers
 from tailscale.foreign_text import for_terminal, guard_logs
 from tailscale.forwarding import ForwardLimits
+from tailscale.hard_nats import HardNats, limits_of
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
 from tailscale.nodes import Node, OwnNode, Peers
@@ -55,14 +56,21 @@ from tailscale.state_file import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from ssl import SSLContext
     from types import TracebackType
 
     from tailscale.capturing import Capture, Sink
+    from tailscale.certificates.keeper import CertificateKeeper
+    from tailscale.certificates.listener import TlsListener
+    from tailscale.certificates.source import CertificateSource
+    from tailscale.certificates.value import Certificate
     from tailscale.dial.name_service import NameServer
     from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
     from tailscale.forwarding import Forwarding, OnFlow
+    from tailscale.funnel.arrivals import Handler as FunnelHandler
+    from tailscale.funnel.listening import FunnelListener, TakeBack, Tls
     from tailscale.lock import LockStatus
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
@@ -80,11 +88,13 @@ if TYPE_CHECKING:
         PingResult,
         Status,
     )
+    from tailscale.tun_options import TunOptions, TunStatus
     from tailscale.uplinks import PathRecord, Uplink
     from ts_control.netmap import NetMap
     from ts_dataplane.strategies import Strategy
 
 DEFAULT_BACKLOG = 128
+HTTPS_PORT = 443
 CLOSED = "this Device has been closed: make a new one"
 
 
@@ -122,10 +132,16 @@ class Device(OwnNode, AsyncWithOnly):
       routes. When one falls silent the others carry on within half a second, and connections live on.
     - `paths`: how datagrams are laid on paths where there are uplinks: `Best()`, `Backup`, `Redundant`, `Spread`, or a
       mapping of peers' names to them, with `"*"` for the others.
+    - `hard_nats`: open direct paths through routers that use another port for every destination, within the budget of
+      a `HardNats`; False forbids it.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
     - `handle_sigterm`: say goodbye before the process dies of SIGTERM, unless the program hears that signal itself.
     - `peerapi`: answer what peers ask every node: `tailscale ping --peerapi`, files, names for those who go out here.
+    - `overlay`: give this machine's other programs the tailnet as well, by `tailscale.tun(...)`. Linux, as root.
+    - `certificates`: where they come from, a `CertificateSource`; else by control, from Let's Encrypt.
     """
+
+    _closed = False
 
     def __init__(
         self,
@@ -155,16 +171,15 @@ class Device(OwnNode, AsyncWithOnly):
         peerapi: bool = True,
         uplinks: Sequence[str] | Literal["all"] | None = None,
         paths: Strategy | Mapping[str, Strategy] | None = None,
+        overlay: TunOptions | None = None,
+        hard_nats: bool | HardNats = True,
+        certificates: CertificateSource | None = None,
     ) -> None:
         guard_logs()
         self._config = Config(
             control_url=(control_url or control_url_from_environment()).rstrip("/"),
-            preferences=wished(
-                *(hostname, tags, advertise_routes),
-                accept_routes=accept_routes,
-                exit_node=exit_node,
-                advertise_exit_node=advertise_exit_node,
-                shields_up=shields_up,
+            preferences=first_preferences(
+                hostname, tags, accept_routes, exit_node, advertise_routes, advertise_exit_node, shields_up
             ),
             **logins(auth_key, client_id, id_token, audience)._asdict(),
             ephemeral=(state is None) if ephemeral is None else ephemeral,
@@ -179,13 +194,14 @@ class Device(OwnNode, AsyncWithOnly):
             on_flow=on_flow,
             uplinks=checked_uplinks(uplinks),
             paths=checked_paths({} if paths is None else paths),
+            overlay=overlay,
+            hard_nats=limits_of(hard_nats),
+            certificates=certificates,
         )
-        self._store = open_store(state)
+        self._store, self._readers = open_store(state), Readers()
         self._network: Network = HostNetwork()
-        self._readers = Readers()
         self._runtime: Runtime | None = None
         self._process = OwnProcess()
-        self._closed = False
         self._transfers: dict[Callable[[], FileTransfer], None] = {}
 
     @classmethod
@@ -231,6 +247,12 @@ class Device(OwnNode, AsyncWithOnly):
             raise DeviceNotReady("this Device has not been entered: use it inside `async with`")
         self._process.check()
         return self._runtime
+
+    def _with_peerapi(self, who: str) -> Runtime:
+        runtime = self._ready()
+        if not self._config.peerapi:
+            raise TailscaleError(f"{who} cannot reach this device: it was made with peerapi=False")
+        return runtime
 
     # Who we are and who is there
 
@@ -413,6 +435,72 @@ class Device(OwnNode, AsyncWithOnly):
         runtime = self._ready()
         return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
 
+    @briefly
+    async def certificate(self, name: str | None = None, *, min_validity: float = 0.0) -> Certificate:
+        """A certificate for this device's name, renewed in time while the device lives, and kept in its state.
+
+        `name` is another name that the device may have one for. One that is good for less than `min_validity` seconds
+        is replaced first. Raises `CertificateError`, whose sentence says what to set or to do instead.
+
+        ```python
+        certificate = await device.certificate()
+        print(certificate.names, certificate.expires)
+        ```
+        """
+        return await self._ready().certificate_keeper().certificate(name, min_validity)
+
+    @briefly
+    async def tls_context(self, name: str | None = None) -> ssl.SSLContext:
+        """A server's `ssl.SSLContext` that follows renewals: each handshake is given what is held at that moment.
+
+        It chooses by the name that the client wants, among those that `certificate` was asked for. For any server of
+        this process: `uvicorn`, `asyncio.start_server(ssl=...)`, your own.
+
+        ```python
+        context = await device.tls_context()
+        ```
+        """
+        from tailscale.certificates.contexts import FollowingContext  # few do
+
+        keeper = self._ready().certificate_keeper()
+        await keeper.certificate(name)
+        return FollowingContext(keeper)
+
+    @briefly
+    async def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+    ) -> TlsListener:
+        """`listen` with TLS: by this device's certificate, unless `tls` is another context. Clients see `name`.
+
+        ```python
+        async def handle(stream):
+            await stream.send_all(f"hello {stream.peer.hostname}\\n".encode())
+
+
+        listener = await device.listen_tls(443)
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        ```
+        """
+        from tailscale.certificates.listener import TlsListener
+
+        context = tls if tls is not None else await self.tls_context()
+        return TlsListener(await self.listen(port, host=host, backlog=backlog, announce=announce), context)
+
+    def certificate_keeper(self) -> CertificateKeeper:
+        """What holds and renews certificates, for those who show them by themselves or carry names from the internet.
+
+        ```python
+        device.certificate_keeper().challenges.carried.add("pub.example.com")
+        ```
+        """
+        return self._ready().certificate_keeper()
+
     @contextmanager
     def announce(self, word: str, port: int) -> Iterator[None]:
         """Let peers find an open TCP port by one word more, while the block runs: `node.announced[word]`.
@@ -447,14 +535,111 @@ class Device(OwnNode, AsyncWithOnly):
             await trio.sleep(0)
         ```
         """
-        runtime = self._ready()
-        if not self._config.peerapi:
-            raise TailscaleError(f"nobody can ask for {path}: this Device was made with peerapi=False")
+        runtime = self._with_peerapi(f"whoever asks for {path}")
         runtime.peerapi.paths.add(path, handler)
         try:
             yield
         finally:
             runtime.peerapi.paths.remove(path)
+
+    @briefly
+    async def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls | None = None,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> FunnelListener:
+        """Accept connections from the internet, which Funnel relays bring, and from peers unless `funnel_only`.
+
+        TLS ends here: by this device's certificate, which is had through the relay where the name is one's own, or by
+        `tls`, a context or a function that finds one by the name a client asks for. `name` is a public name of one's
+        own, which a relay of one's own leads here. `relays` are nodes that may bring what is for it, beside those to
+        whom the policy grants that. `FunnelUnavailable` says what the tailnet lacks. A stream's `source` is what the
+        relay says, and nobody's identity: its `peer` is None.
+
+        ```python
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        listener = await device.listen_funnel(name="web.example.com", tls=context, relays=["gate"])
+        ```
+        """
+        from tailscale.funnel.listening import open_listener  # few are on the internet
+        from tailscale.funnel.words import place_of
+
+        runtime = self._with_peerapi("a Funnel relay")
+        place, arrivals = place_of(runtime.directory.known_netmap(), port, name, relays), runtime.arrivals
+        listening = None if funnel_only else self.listen(port)
+        if tls is not None:
+            return await open_listener(arrivals.publish, place, tls, listening, runtime.spawn, arrivals.drops)
+        from tailscale.certificates.contexts import FollowingContext
+
+        keeper = runtime.certificate_keeper()
+        context = FollowingContext(keeper)
+        listener = await open_listener(self._publish, place, context, listening, runtime.spawn, arrivals.drops)
+        try:
+            await keeper.certificate(place.name)  # which may come through a relay, so that it has to be open before
+        except BaseException:
+            listener.shut()
+            raise
+        return listener
+
+    def _publish(self, name: str, port: int, handler: FunnelHandler | None, relays: Sequence[str]) -> TakeBack:
+        """What is published at port 443 may be proven by what comes to it."""
+        runtime = self._ready()
+        take_back = runtime.arrivals.publish(name, port, handler, relays)
+        if port != HTTPS_PORT or handler is None:
+            return take_back
+        carried = runtime.certificate_keeper().challenges.carried
+        carried.add(name)
+
+        def end() -> None:
+            carried.discard(name)
+            take_back()
+
+        return end
+
+    def check_funnel(self, name: str, port: int) -> None:
+        """Raise `FunnelUnavailable` where the tailnet's own relays may not lead to a port of this device.
+
+        ```python
+        try:
+            device.check_funnel(device.name, 443)
+        except tailscale.FunnelUnavailable as problem:
+            print(problem.missing, problem)
+        ```
+        """
+        from tailscale.funnel.words import place_of
+
+        place_of(self._ready().directory.known_netmap(), port, name, ())
+
+    @contextmanager
+    def answer_funnel(
+        self, name: str, port: int, handler: FunnelHandler | None, *, relays: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Take what relays bring from the internet for a name and port, as it comes, while the block runs.
+
+        `handler` is called with a `FunnelStream` whose first bytes are the client's, and which ends when it returns:
+        TLS, as a rule, is its affair. Without a handler only control is told that there may be one soon.
+
+        ```python
+        async def handle(stream):
+            await tailscale.splice(stream, await device.tcp_connect("db", 443))
+
+
+        with device.answer_funnel("web.example.com", 443, handle, relays=["gate"]):
+            await trio.sleep(0)
+        ```
+        """
+        from tailscale.funnel.words import public_name
+
+        self._with_peerapi(f"a relay for {name}")
+        take_back = self._publish(public_name(name), port, handler, relays)
+        try:
+            yield
+        finally:
+            take_back()
 
     @briefly
     async def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
@@ -496,6 +681,52 @@ class Device(OwnNode, AsyncWithOnly):
         """
         target = local_ports.Target(host, port if local_port is None else local_port, self, proxy_protocol)
         return Opening(local_ports.open_exposure(self.listen(port), target, self._ready().spawn))
+
+    # The kernel's own sockets
+
+    @property
+    def tun(self) -> TunStatus | None:
+        """The TUN device by which this machine's other programs reach the tailnet; None where there is none.
+
+        ```python
+        print(device.tun.mode if device.tun else "only this program")
+        ```
+        """
+        return self._ready().tun.status()
+
+    @briefly
+    async def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set.
+
+        ```python
+        try:
+            await device.tun_up(tailscale.tun("ts0", exclude=["192.168.7.0/24"]))
+        except tailscale.TunFailed as problem:
+            print(problem)
+        ```
+        """
+        from tailscale.tun_options import tun
+
+        await self._ready().tun_up(options if options is not None else tun())
+
+    async def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before.
+
+        ```python
+        await device.tun_down()
+        ```
+        """
+        await self._ready().tun.down()
+
+    @briefly
+    async def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it.
+
+        ```python
+        await device.tun_ended()
+        ```
+        """
+        await self._ready().tun.wait()
 
     # Names and identities
 

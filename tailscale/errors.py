@@ -29,6 +29,9 @@ __all__ = [
     "AuthKeyRejected",
     "BadPacket",
     "CaptureFailed",
+    "CertificateError",
+    "CertificateNameRefused",
+    "CertificateRateLimited",
     "ConnectionRefused",
     "ConnectionReset",
     "ConnectionTimedOut",
@@ -38,6 +41,7 @@ __all__ = [
     "DeviceFailed",
     "DeviceNotReady",
     "DialsTaken",
+    "FunnelUnavailable",
     "LoginRequired",
     "NameNotFound",
     "NoRoute",
@@ -48,6 +52,8 @@ __all__ = [
     "StateCorrupt",
     "StateLocked",
     "TailscaleError",
+    "TunFailed",
+    "TunHeld",
     "WrongFace",
 ]
 
@@ -205,6 +211,14 @@ class DialsTaken(TailscaleError):
     """Another device takes this program's dials already."""
 
 
+class FunnelUnavailable(TailscaleError):
+    """The tailnet does not lead the internet to this node or port; `missing` is "https", "funnel" or "funnel-ports"."""
+
+    def __init__(self, missing: str, message: str) -> None:
+        self.missing = missing
+        super().__init__(message)
+
+
 class StateLocked(TailscaleError):
     """Another process holds the state; `pid` names it when known."""
 
@@ -221,12 +235,45 @@ class StateCorrupt(TailscaleError):
     """The state cannot be read or written as it is. It is never overwritten silently."""
 
 
+class TunFailed(TailscaleError):
+    """The kernel cannot be given what a TUN device needs; `remedy` says what to set, where that is known."""
+
+    def __init__(self, sentence: str, remedy: str = "") -> None:
+        self.remedy = remedy
+        super().__init__(f"{sentence}: {remedy}" if remedy else sentence)
+
+
+class TunHeld(TunFailed):
+    """There is a TUN device of that name already; `pid` is the process that holds it, 0 where nobody knows."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name, self.pid = name, pid
+        holder = f"process {pid}" if pid > 0 else "another process"
+        super().__init__(f"{name} is held by {holder}", "end that one (pytailscale tun down), or choose another name=")
+
+
 class LockError(TailscaleError):
     """What was asked of the tailnet's lock cannot be done."""
 
 
 class CaptureFailed(TailscaleError, OSError):
     """What was captured could not be written; its cause is what the file said."""
+
+
+class CertificateError(TailscaleError):
+    """There is no certificate to be had now; `retry_at` is when another attempt makes sense, where that is known."""
+
+    def __init__(self, sentence: str, retry_at: float | None = None) -> None:
+        self.retry_at = retry_at  # Unix time
+        super().__init__(sentence)
+
+
+class CertificateNameRefused(CertificateError):
+    """This device can have no certificate for that name, or for none at all."""
+
+
+class CertificateRateLimited(CertificateError):
+    """The authority issues no more for now: `retry_at` says until when, if it did."""
 
 
 class DeviceClosed(TailscaleError):

@@ -14,19 +14,24 @@ import re
 from typing import Any
 
 _PARTS = (
+    "certificates",
     "control",
     "daemon",
     "forward",
+    "funnel",
     "http",
+    "ingress",
     "link",
     "lock",
     "mesh",
     "peerapi",
     "proxy",
     "relay",
+    "serve",
     "ssh",
     "state",
     "taildrop",
+    "tun",
     "udp",
 )
 LOGGERS = ("tailscale", *(f"tailscale.{name}" for name in _PARTS))

@@ -14,7 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import trio
 
@@ -72,6 +72,16 @@ class Opening(Coroutine[Any, Any, B], Generic[B]):
         await self._opened.__aexit__(kind, error, traceback)
 
 
+class Ends(Protocol):
+    """A connection that was accepted from the tailnet, as far as its addresses tell of it."""
+
+    @property
+    def remote_address(self) -> tuple[str, int]: ...
+
+    @property
+    def local_address(self) -> tuple[str, int]: ...
+
+
 class Target:
     """A server of this machine, for callers of the device `owner`, and what it is told of each in front of all else."""
 
@@ -82,11 +92,13 @@ class Target:
         self._owner = owner
         self._proxy_protocol = proxy_protocol
 
-    async def dial(self, caller: TcpStream) -> LocalStream:
-        """A connection to it for what a caller says. Errors are of `UNREACHED`."""
+    async def dial(self, caller: Ends | None) -> LocalStream:
+        """A connection to it for what a caller says; None is nobody of the tailnet. Errors are of `UNREACHED`."""
         with trio.fail_after(DIAL_PATIENCE):
             for _ in range(ADDRESS_ATTEMPTS):
                 connected = await trio.open_tcp_stream(self.host, self.port)
+                if caller is None:
+                    return LocalStream.adopt(connected)
                 source, door = connected.socket.getsockname(), connected.socket.getpeername()
                 try:
                     known = CALLERS.begin(self._owner, source, door, caller.remote_address)
@@ -98,7 +110,7 @@ class Target:
                 return server
         raise OSError(errno.EADDRNOTAVAIL, "this machine has no fresh ports left")
 
-    async def _introduce(self, caller: TcpStream, server: LocalStream) -> None:
+    async def _introduce(self, caller: Ends, server: LocalStream) -> None:
         if not self._proxy_protocol:
             return
         try:

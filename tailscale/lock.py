@@ -5,7 +5,7 @@ Owns: their shapes and their words. Refuses to know: how a lock is followed (`ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,7 +81,8 @@ class LockStatus:
     state_id: int = 0
     node_key: str = ""
     """Our node key, for whoever signs it."""
-    _sign: Callable[[Node | str, str], Any] = field(default=lambda *_: None, repr=False, compare=False)
+    _signer: Any = field(default=None, repr=False, compare=False)
+    _wait: Callable[[Callable[[], Awaitable[Any]]], Any] = field(default=lambda work: work(), repr=False, compare=False)
 
     def sign(self, node: Node | str, rotation_key: str = "") -> Any:
         """Vouch for a node: one of `hidden_peers`, its name or its `nodekey:`. Our key must be one of `keys`.
@@ -94,11 +95,28 @@ class LockStatus:
             await device.lock.sign(locked_out.node)
         ```
         """
-        return self._sign(node, rotation_key)
+        return self._wait(lambda: self._signer.sign(node, rotation_key))
 
-    def signing_by(self, sign: Callable[[Node | str, str], Any]) -> LockStatus:
+    def add(self, *keys: str) -> Any:
+        """Let these keys, each a `tlpub:`, sign from now on. Our key must be one of `keys`. Raises `LockError`."""
+        return self._wait(lambda: self._signer.change(add=[self._signer.key(text) for text in keys]))
+
+    def remove(self, *keys: str) -> Any:
+        """Trust these keys no more: nodes that they signed are no peers from then on, until others sign them."""
+        return self._wait(lambda: self._signer.change(remove=[self._signer.key(text).public for text in keys]))
+
+    def disable(self, secret: bytes) -> Any:
+        """Turn the lock off for the whole tailnet, with one of its disablement secrets. There is no way back."""
+        return self._wait(lambda: self._signer.end(secret))
+
+    @property
+    def signer(self) -> Any:
+        """What stands behind these verbs, for the daemon."""
+        return self._signer
+
+    def waiting_by(self, wait: Callable[[Callable[[], Awaitable[Any]]], Any]) -> LockStatus:
         """The same for a program of another kind, which waits in its own way."""
-        return replace(self, _sign=sign)
+        return replace(self, _wait=wait)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

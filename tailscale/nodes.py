@@ -165,6 +165,17 @@ def named(wanted: str, nodes: Iterable[wire.Node]) -> wire.Node | None:
     return found
 
 
+def peerapi_of(peer: wire.Node) -> tuple[str, int] | None:
+    """The address and port of its peer API, as it announces them; by IPv4 where it has both."""
+    ports = {service.proto: service.port for service in peer.hostinfo.services}
+    for kind, is_six in (("peerapi4", False), ("peerapi6", True)):
+        for prefix in peer.addresses:
+            address = prefix.partition("/")[0]
+            if ports.get(kind) and (":" in address) == is_six:
+                return address, ports[kind]
+    return None
+
+
 def no_such_peer(what: str, name: object, close_to: Callable[[str], list[str]]) -> NoSuchPeer:
     """The error for a name that nobody has, with those that may have been meant."""
     close = close_to(name) if isinstance(name, str) else []

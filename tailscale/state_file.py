@@ -179,6 +179,8 @@ class MemoryStore:
 class _IdentityStore:
     """A store that keeps a State and nothing else, as one with names: the other entries live as long as this object."""
 
+    forgets_entries = True
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._others = MemoryStore()

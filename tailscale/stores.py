@@ -38,6 +38,9 @@ class EnvironmentStore:
     ```
     """
 
+    forgets_entries = True
+    """All but the identity is gone with the process."""
+
     def __init__(self, variable: str = "TS_STATE") -> None:
         self._variable = variable
         self._memory = MemoryStore()
@@ -80,6 +83,9 @@ class KeyringStore:
         print(device.ipv4)
     ```
     """
+
+    forgets_entries = True
+    """All but the identity is gone with the process."""
 
     def __init__(self, name: str, service: str = "pytailscale") -> None:
         self._keyring = optional("keyring", "get_password", "set_password", "delete_password")
@@ -142,6 +148,9 @@ class KubernetesStore:
         print(device.ipv4)
     ```
     """
+
+    largest_entry = 128 << 10
+    """Of what only saves time: a Secret holds 1 MiB in all."""
 
     def __init__(self, secret: str, namespace: str = "", *, account: Path = SERVICE_ACCOUNT) -> None:
         host = os.environ.get("KUBERNETES_SERVICE_HOST")

@@ -12,7 +12,7 @@ own; this module only hands work to it and waits.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, ParamSpec, Self, TypeVar
 
@@ -31,12 +31,14 @@ from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
     import os
+    from ssl import SSLContext
     from types import TracebackType
     from typing import Unpack
 
     from tailscale.capturing import Capture as TrioCapture
     from tailscale.capturing import Sink
     from tailscale.events import Event
+    from tailscale.funnel.listening import Tls
     from tailscale.lock import LockStatus
     from tailscale.mesh.sync_face import Mesh as Mesh
     from tailscale.nodes import Node
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from tailscale.proxy.sync_face import serve as serve
     from tailscale.status import ExitNode
     from tailscale.threads.taking import TakenDials as TakenDials
+    from tailscale.threads.tls_listeners import TlsSockets
+    from tailscale.tun_options import TunOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,8 +120,7 @@ class Device(DeviceFace, WithOnly):
     @property
     def lock(self) -> LockStatus:
         """The tailnet's lock as this device knows it; `sign` vouches for a node, and returns when that is done."""
-        status = self._inside().lock
-        return status.signing_by(lambda node, key: self._await(lambda: status.sign(node, key)))
+        return self._inside().lock.waiting_by(self._await)
 
     @property
     def exit_nodes(self) -> tuple[ExitNode, ...]:
@@ -176,6 +179,41 @@ class Device(DeviceFace, WithOnly):
         """
         return self._await(lambda: bridges.listen(self._thread, port, host, backlog, announce), TailnetListener.close)
 
+    def listen_funnel(
+        self,
+        port: int = 443,
+        *,
+        name: str | None = None,
+        tls: Tls | None = None,
+        funnel_only: bool = False,
+        relays: Sequence[str] = (),
+    ) -> TailnetListener:
+        """A listening socket for what Funnel relays bring from the internet, without its TLS, to be used as `listen`'s.
+
+        The address of a connection is what the relay says, and nobody's identity: `caller_at` knows nobody there. A
+        function given as `tls` is called in the device's thread.
+        """
+        how = bridges.Publishing(name=name, tls=tls, funnel_only=funnel_only, relays=relays)
+        return self._await(lambda: bridges.listen_funnel(self._thread, port, **how), TailnetListener.close)
+
+    certificate = blocking(TrioDevice.certificate)
+    tls_context = blocking(TrioDevice.tls_context)
+
+    def listen_tls(
+        self,
+        port: int = 443,
+        *,
+        host: str | None = None,
+        tls: SSLContext | None = None,
+        backlog: int = DEFAULT_BACKLOG,
+        announce: str = "",
+    ) -> TlsSockets:
+        """`listen` with TLS, by this device's certificate unless `tls` is another context."""
+        from tailscale.threads.tls_listeners import TlsSockets
+
+        context = tls if tls is not None else self.tls_context()
+        return TlsSockets(self.listen(port, host=host, backlog=backlog, announce=announce), context)
+
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None
     ) -> Forward:
@@ -199,6 +237,18 @@ class Device(DeviceFace, WithOnly):
     def udp(self, port: int = 0, *, host: str | None = None, via: str | Node | None = None) -> UdpSocket:
         """A UDP socket on the tailnet."""
         return UdpSocket(self._await(lambda: self._inside().udp(port, host=host, via=via)), self._thread)
+
+    def tun_up(self, options: TunOptions | None = None) -> None:
+        """Give the kernel's own sockets the tailnet, by `tailscale.tun(...)`. TunFailed says what to set."""
+        self._await(lambda: self._inside().tun_up(options))
+
+    def tun_down(self) -> None:
+        """Take the TUN device away again; this machine's routes, rules and addresses are as they were before."""
+        self._await(lambda: self._inside().tun_down())
+
+    def tun_ended(self) -> None:
+        """Wait until there is no TUN device. TunFailed where nobody asked for its end: somebody removed it."""
+        self._await(lambda: self._inside().tun_ended())
 
     def take_dials(self) -> TakenDials:
         """Carry what this program dials in the tailnet, by whatever library: `with device.take_dials():`.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    *("tailscale", "ts_base", "ts_control", "ts_dataplane", "ts_derp"),
+    *("tailscale", "ts_acme", "ts_base", "ts_control", "ts_dataplane", "ts_derp"),
     *("ts_lock", "ts_mesh", "ts_netstack", "ts_proxy", "ts_tunnel"),
 )
 NAMED_TUPLES_OWN = {"_replace", "_asdict", "_fields", "_make"}  # underscored by the library, public by its manual

@@ -25,6 +25,7 @@ from tailscale.runtime.bus import Message, Rate, Reliable
 
 MAY_IMPORT = {
     "tailscale": set(ROOMS),
+    "ts_acme": {"ts_base"},
     "ts_control": {"ts_base", "ts_lock"},
     "ts_derp": {"ts_base"},
     "ts_lock": {"ts_base"},
@@ -39,7 +40,8 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
-    *("forwarding", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores", "uplinks"),
+    *("forwarding", "hard_nats", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
+    *("tun_options", "uplinks"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),
@@ -52,27 +54,37 @@ WINGS: dict[str, set[str]] = {
     "carry": VALUES | {"sockets"},
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
-    "_assembly": VALUES | {"_diagnostics", "carry", "dial", "dns", "peerapi", "runtime", "sockets"},
+    "kernel": VALUES | {"runtime"},
+    "funnel": VALUES | {"certificates", "peerapi", "runtime", "sockets"},
+    "certificates": VALUES | {"runtime", "sockets"},
+    "_assembly": VALUES
+    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "kernel", "peerapi", "runtime", "sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
-    | {"_assembly", "_diagnostics", "capturing", "carry", "dial", "local_ports", "peerapi", "runtime", "sockets"},
+    | {"_assembly", "_diagnostics", "capturing", "carry", "certificates", "dial", "funnel", "local_ports", "peerapi"}
+    | {"runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
-    "threads": VALUES | {"capturing", "carry", "device", "local_ports", "sockets"},
+    "threads": VALUES | {"capturing", "carry", "certificates", "device", "funnel", "local_ports", "sockets"},
     **dict.fromkeys(
         ("aio", "sync"),
-        VALUES | {"capturing", "device", "files", "local_ports", "mesh", "proxy", "sockets", "taildrop", "threads"},
+        VALUES
+        | {"capturing", "certificates", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets"}
+        | {"taildrop", "threads"},
     ),
-    "http": VALUES | {"aio", "carry", "device", "http1", "local_ports", "sockets", "sync", "threads"},
+    "http": VALUES | {"aio", "carry", "certificates", "device", "http1", "local_ports", "sockets", "sync", "threads"},
     "files": VALUES | {"http1", "sockets", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(
         ("mesh", "proxy", "taildrop"),
         VALUES | {"carry", "device", "files", "http", "http1", "local_ports", "peerapi", "sockets", "threads"},
     ),
-    "serve": VALUES | {"carry", "device", "http", "sockets"},
+    "ingress": VALUES | {"aio", "carry", "device", "proxy", "sockets", "sync", "threads"},
+    "serve": VALUES
+    | {"carry", "certificates", "device", "files", "funnel", "http", "http1", "ingress", "local_ports", "sockets"}
+    | {"threads"},
     "ssh": VALUES | {"aio", "carry", "device", "runtime", "sockets", "sync", "threads"},
-    "testing": VALUES
-    | {"aio", "device", "runtime", "sockets", "sync", "threads"},  # a tailnet is composed of the runtime's networks
+    # A tailnet is composed of the runtime's networks.
+    "testing": VALUES | {"aio", "certificates", "device", "runtime", "sockets", "sync", "threads"},
     "metrics": VALUES | {"device", "http", "http1"},
     "dask": VALUES | {"aio", "device", "sync", "threads"},  # one more face over the loop thread
     "web": VALUES | {"device", "http", "http1", "metrics"},
@@ -84,12 +96,14 @@ WINGS: dict[str, set[str]] = {
         "files",
         "http",
         "http1",
+        "ingress",
         "local_ports",
         "mesh",
         "metrics",
         "proxy",
         "serve",
         "sockets",
+        "ssh",
         "taildrop",
     },
     "tui": VALUES | {"daemon"},  # a client of the daemon's socket, like curl
@@ -105,17 +119,18 @@ WINGS: dict[str, set[str]] = {
         "dns",
         "files",
         "http",
+        "kernel",
         "local_ports",
         "mesh",
         "metrics",
     }
-    | {"proxy", "serve", "sockets", "ssh", "taildrop", "testing", "tui", "web"},
+    | {"ingress", "proxy", "serve", "sockets", "ssh", "taildrop", "testing", "tui", "web"},
 }
 FACADES = {
     *("http", "aio", "sync", "testing", "cli", "proxy", "mesh", "serve", "ssh", "metrics", "dask", "daemon", "tui"),
     "web",
 }
-FACADES |= {"notebook"}
+FACADES |= {"ingress", "notebook"}
 SHELLS = {
     *("ts_control/client.py", "ts_control/connection.py", "ts_control/outside.py"),
     *("ts_derp/client.py", "ts_derp/dial.py"),
@@ -152,6 +167,7 @@ PURE = {
     "tailscale/peerapi/callers.py",
     "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
+    "tailscale/funnel/words.py",
     "tailscale/metrics/table.py",
     "tailscale/mesh/files_client.py",
     "tailscale/nodes.py",
@@ -163,6 +179,10 @@ PURE = {
     "tailscale/runtime/translate_relays.py",
     "tailscale/runtime/translate_tables.py",
     "tailscale/status.py",
+    "tailscale/serve/config.py",
+    "tailscale/serve/mounts.py",
+    "tailscale/serve/ranges.py",
+    "tailscale/tun_options.py",
     "tailscale/taildrop/claims.py",
     "tailscale/taildrop/names.py",
     "tailscale/taildrop/recipients.py",
@@ -174,12 +194,14 @@ ONLY_IN = {
 }
 # A room below is told by plain assignment only here: one attribute load on the packet path instead of a call.
 ASSIGNED_FROM_ABOVE = {
+    **dict.fromkeys(("context", "sni_callback"), "of ssl's own objects: how a handshake is told of its certificate"),
     "tables": "the netmap's routes and filter, replaced whole; read once per burst by the Engine",
     "paths": "a dict of the path finder's that the Engine only reads",
     "owner": "the socket that a connection's changes wake; read once per burst",
 }
 LONGEST_FUNCTION = 60
 LONG_FILES = {
+    "tailscale/aio.py": "every public verb as asyncio has it",
     "tailscale/device.py": "every public verb, a line or two each below what it says to its users",
     "ts_netstack/tcp.py": "one connection's whole life, RFC 9293 section 3.10 in its order",
 }

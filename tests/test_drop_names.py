@@ -66,8 +66,11 @@ METRICS = "tailscale/metrics/table.py"  # names levels too, which look the same;
 
 
 def names_in(tree: ast.AST) -> set[str]:
-    """Every text that looks like the name of a drop, wherever it is: names are passed on as values too."""
-    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    """Every text that looks like the name of a drop, wherever it is: names are passed on as values. Not of levels."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".levels.get")]
+    levels = {id(argument) for call in calls for argument in call.args}
+    constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in levels)
+    texts = {n.value for n in constants if isinstance(n.value, str)}
     return {text for text in texts if GRAMMAR.fullmatch(text) and text.partition(".")[0] in COUNTING_ROOMS}
 
 

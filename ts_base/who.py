@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 PeerId = int  # the control server's node id; 0 is nobody
 
 # An address through one of several uplinks carries it as a zone (RFC 4007): ("192.0.2.7%wwan0", 41641). Without a zone
-# the system chooses, so that a host with one uplink pays nothing for the others.
+# the system chooses, so that a host with one uplink pays nothing for the others. A path through a socket beside the
+# first has that one's number there: ("192.0.2.7%#3", 41641).
 Direct = tuple[str, int]  # host and port
 PeerRelayed = tuple[str, int, int]  # host, port and Geneve VNI of the peer that relays
 Relayed = tuple[int, bytes]  # DERP region and the peer's node key
@@ -71,4 +72,15 @@ def host_of(path: Direct | PeerRelayed) -> str:
 
 def uplink_of(path: Direct | PeerRelayed) -> str:
     """The uplink that the path is bound to; empty where the system chooses."""
-    return path[0].partition("%")[2]
+    return path[0].partition("%")[2].partition("#")[0]
+
+
+def through_socket(place: Direct, socket: str) -> Direct:
+    """The same place, through a socket of its own: one of those that `runtime/udp.py` opens beside the first."""
+    return f"{place[0]}%{socket}", place[1]
+
+
+def socket_of(path: Direct | PeerRelayed) -> str:
+    """The name of that socket; empty for the one that everything else goes through."""
+    zone = path[0].partition("%")[2]
+    return zone if "#" in zone else ""

@@ -11,7 +11,9 @@ import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 
@@ -53,6 +55,8 @@ class Facts:
     troubles: Sequence[Trouble] = ()
     preferences: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[tuple[str, str, float]] = ()  # name with labels, type, value
+    certificates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # from when to when each is good
+    now: float = 0.0
     ssh_users: Sequence[str] | None = None  # None: nobody logs in by SSH
     lock_log: Sequence[Update] | None = None  # newest first; None without a lock
 
@@ -114,12 +118,26 @@ def _lock_log(_body: bytes, facts: Facts) -> Answer:
     return OK, _json(changes)
 
 
+def _certificate(query: bytes, facts: Facts) -> Answer:
+    """tailcfg.C2NTLSCertInfo; control forgets the record of a challenge by it."""
+    name = dict(parse_qsl(query.decode("latin-1"))).get("domain", "")
+    if not name:
+        return b"400 Bad Request", b"no 'domain'\n"
+    good = facts.certificates.get(name.lower())
+    if good is None:
+        return OK, b'{"Error":"no certificate is held","Missing":true}'
+    if good[1] <= facts.now:
+        return OK, b'{"Error":"the certificate has expired","Expired":true}'
+    begins, ends = (datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for moment in good)
+    return OK, _json({"Valid": True, "NotBefore": begins, "NotAfter": ends})
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 GET, POST, BOTH = frozenset({b"GET"}), frozenset({b"POST"}), frozenset({b"GET", b"POST"})
-# What is asked by which methods, and the answer to a body.
+# What is asked by which methods, and the answer to a body, or to what stands behind a GET's question mark.
 HANDLERS: Mapping[bytes, tuple[frozenset[bytes], Callable[[bytes, Facts], Answer]]] = {
     b"/echo": (frozenset({b"GET", b"POST", b"PUT", b"HEAD"}), lambda body, _facts: (OK, body)),
     b"/debug/health": (BOTH, _health),
@@ -141,7 +159,7 @@ HANDLERS: Mapping[bytes, tuple[frozenset[bytes], Callable[[bytes, Facts], Answer
     # Nothing is read from the machine beyond its system's name.
     b"/posture/identity": (GET, _says(b'{"PostureDisabled":true}')),
     b"/ssh/usernames": (BOTH, _ssh_users),
-    b"/tls-cert-status": (GET, _says(b'{"Missing":true}')),
+    b"/tls-cert-status": (GET, _certificate),
     # Tailscale Services are not hosted.
     b"/vip-services": (GET, _says(b'{"VIPServices":[],"ServicesHash":""}')),
     b"/debug/tka/log": (GET, _lock_log),
@@ -151,13 +169,14 @@ HANDLERS: Mapping[bytes, tuple[frozenset[bytes], Callable[[bytes, Facts], Answer
 def answer_c2n_untrusted(payload_base64: str, look: Callable[[], Facts] = Facts) -> bytes:
     """BadPacket when the payload is not one whole HTTP request. `look` is called for requests of known paths only."""
     request, body = _request_untrusted(payload_base64)
-    path = bytes(request.target).split(b"?", 1)[0]
+    path, _, query = bytes(request.target).partition(b"?")
     if path.startswith(REMOTE_API):  # the whole local API in control's hands: no answer of ours opens that
         return _serialise(*FORBIDDEN)
     methods, answer = HANDLERS.get(path, (frozenset(), None))
     if answer is None:
         return _serialise(*UNKNOWN_PATH)
-    status, text = answer(body, look()) if request.method in methods else WRONG_METHOD
+    about = query if request.method == b"GET" and not body else body
+    status, text = answer(about, look()) if request.method in methods else WRONG_METHOD
     return _serialise(*(TOO_LONG if len(text) > ANSWER_LIMIT and path != b"/echo" else (status, text)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ DEFAULT_BASE = "https://api.tailscale.com"
 METADATA_HOST = "metadata.google.internal"
 LONGEST_ANSWER_TEXT = 8192  # of a token or a key
 WORDS_LIMIT = 200
+AMAZONS_CODE = re.compile(rb"<Code>([A-Za-z.]{1,80})</Code>")  # the one word of its refusals that quotes nothing
 SHORTEST_SECRET = 8
 TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")  # Go's ParseBool
 FORM = ("Content-Type", "application/x-www-form-urlencoded")
@@ -105,6 +107,8 @@ def key_of_untrusted(reply: Reply) -> str:
 
 def refusal_of_untrusted(reply: Reply, secrets: Sequence[str] = ()) -> str:
     """What an API says when it refuses, in one short line without these secrets; "" when nothing fit for people."""
+    if (code := AMAZONS_CODE.search(reply.body)) is not None:
+        return code[1].decode()
     if is_web_page(reply):
         return "a web page"
     said = reply.body.decode("utf-8", "replace")
@@ -148,7 +152,7 @@ def github_token_of_untrusted(reply: Reply) -> str:
 
 def google_token_of_untrusted(reply: Reply) -> str:
     text = reply.body.strip().decode("latin-1")
-    if is_web_page(reply) or not _is_token(text):
+    if is_web_page(reply) or not is_token(text):
         raise BadPacket("no ID token")
     return text
 
@@ -213,12 +217,12 @@ def _text_of_untrusted(reply: Reply, name: str) -> str:
     except (ValueError, RecursionError):
         answer = None
     text = answer.get(name) if isinstance(answer, dict) else None
-    if not isinstance(text, str) or not _is_token(text):
+    if not isinstance(text, str) or not is_token(text):
         raise BadPacket("a web page" if is_web_page(reply) else f"no {name.replace('_', ' ')}")
     return text
 
 
-def _is_token(text: str) -> bool:
+def is_token(text: str) -> bool:
     return 0 < len(text) <= LONGEST_ANSWER_TEXT and text.isascii() and text.isprintable() and " " not in text
 
 

@@ -1,42 +1,43 @@
 """Control's netmaps as the tailnet's lock lets them be: the one place where a node becomes a peer or does not.
 
 Owns: which peers are shown as unreachable because nobody vouches for their node key. They look expired to everybody,
-their key broken: no handshake, no disco, no path; `NetMap.unvouched` says why. Refuses to know: where locks come from.
-A delta costs what changed, as without a lock, and one more dict copy; a signature is checked once.
+their key broken: no handshake, no disco, no path; `NetMap.unvouched` says why. Refuses to know: where locks come from,
+and who does the checking of signatures, each of which is asked for once.
+A delta costs what changed, as without a lock, and one more dict copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ts_control.netmap import NetMap, PeerTable, make_unreachable, peers_changed
 from ts_control.wire import Node
 from ts_lock.chain import Chain
+from ts_lock.remembered import Claim, Remembered
 from ts_lock.updates import Key
-from ts_lock.vouching import Claim, Vouching, judge
+from ts_lock.vouching import Verdict, Vouching, judge
 
-CHECKS_PER_STEP = 64  # signatures, some 0.1 ms each, before other tasks get a turn
 NODES_PER_STEP = 2000
 NOT_FETCHED = "this tailnet has a lock, and it could not be fetched"
 NOT_TRUSTED = "a key that the lock does not trust signed its node key"
+
+Steps = Generator[Sequence[Claim], Sequence[Verdict], NetMap]
+"""Yields the claims to judge, and is sent the verdicts in the same order; no claims are a pause for other work."""
 
 
 class LockedView:
     """Follows netmaps. Set what is in force by `lock_with`, then ask for `steps`."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: Remembered) -> None:
+        self._remembered = remembered
+        self.checked = 0  # signatures that were looked at so far
         self._keys: Mapping[bytes, Key] | None = None
         self._is_blind = False
         self._is_fresh = True  # nothing was shown under what is in force
         self._vouching = Vouching()
         self._told = self._shown = NetMap.empty()
         self._own = judge(Claim(b"", ""))
-
-    @property
-    def checked(self) -> int:
-        """Signatures that were looked at so far."""
-        return self._vouching.checked
 
     @property
     def told(self) -> NetMap:
@@ -66,8 +67,12 @@ class LockedView:
             return verdict.problem
         return "" if verdict.vouched.key_id in self._keys else NOT_TRUSTED
 
-    def steps(self, told: NetMap) -> Generator[None, None, NetMap]:
-        """The netmap to show for what control told; pauses where other work may go between."""
+    def to_keep(self) -> bytes:
+        """What the next run need not check again."""
+        return self._remembered.entry(self._vouching.claims())
+
+    def steps(self, told: NetMap) -> Steps:
+        """The netmap to show for what control told."""
         if self._keys is None and not self._is_blind:
             self._told = self._shown = told
             if not self._is_fresh:
@@ -86,21 +91,30 @@ class LockedView:
         self._told, self._is_fresh = told, False
         return self._shown
 
-    def _note(self, told: NetMap, changed: Iterable[int]) -> Generator[None, None, None]:
-        checked = self._vouching.checked
-        for number in changed:
+    def _note(self, told: NetMap, changed: Iterable[int]) -> Generator[Sequence[Claim], Sequence[Verdict], None]:
+        unknown: dict[int, Claim] = {}
+        for done, number in enumerate(changed, 1):
             node = told.as_told(number)
             if node.unsigned_peer_api_only:
                 self._vouching.forget((number,))
                 continue
-            self._vouching.note(number, _claim(node))
-            if self._vouching.checked - checked >= CHECKS_PER_STEP:
-                checked = self._vouching.checked
-                yield
+            claim = _claim(node)
+            if not self._vouching.knows(number, claim):
+                vouched = self._remembered.recall(claim)
+                if vouched is None:
+                    unknown[number] = claim
+                else:
+                    self._vouching.note(number, Verdict(claim, vouched, ""))
+            if done % NODES_PER_STEP == 0:
+                yield ()
+        verdicts = (yield list(unknown.values())) if unknown else ()
+        for number, verdict in zip(unknown, verdicts, strict=True):
+            self._vouching.note(number, verdict)
+            if verdict.vouched is not None:
+                self._remembered.note(verdict.claim, verdict.vouched)
+        self.checked += len(verdicts)
 
-    def _show(
-        self, told: NetMap, touched: Collection[int], keys: Collection[bytes], *, is_fresh: bool
-    ) -> Generator[None, None, NetMap]:
+    def _show(self, told: NetMap, touched: Collection[int], keys: Collection[bytes], *, is_fresh: bool) -> Steps:
         before = self._shown
         if not touched and not is_fresh:
             return replace(told, peers=before.peers, unvouched=before.unvouched)
@@ -117,7 +131,7 @@ class LockedView:
             if problem:
                 unvouched[number] = problem
             if done % NODES_PER_STEP == NODES_PER_STEP - 1:
-                yield
+                yield ()
         return replace(told, peers=peers, unvouched=unvouched)
 
     def _problem(self, number: int, node: Node, keys: Collection[bytes]) -> str:

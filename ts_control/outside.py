@@ -6,7 +6,8 @@ Owns: whose fault it is when nothing answers. Refuses to know: what is asked, an
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -61,6 +62,15 @@ class Outside:
         assert patience.cancelled_caught
         raise ControlLost(f"{where.host_and_port} did not answer within {timeout:.0f} s")
 
+    @asynccontextmanager
+    async def keeping(self) -> AsyncIterator[KeptConnection]:
+        """Several requests to one place, one after the other, on as few connections as it allows."""
+        kept = KeptConnection(self)
+        try:
+            yield kept
+        finally:
+            await kept.drop()
+
     async def dial(self, where: ControlAddress, address: str = "") -> trio.abc.Stream:
         """`address` is where to find `where.host`, if it must not be looked up again."""
         proxy = maybe_proxy(where, self._environment)
@@ -105,6 +115,57 @@ class Outside:
         if self._tls is None:
             self._tls = ssl.create_default_context()  # honours SSL_CERT_FILE; read once, it is slow
         return trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
+
+
+class KeptConnection:
+    """A connection that carries the next request too, if it goes to the same place and the last answer allowed it."""
+
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+        self._where: ControlAddress | None = None
+        self._open: tuple[trio.abc.Stream, Http1Client] | None = None
+
+    async def fetch(self, ask: Ask, timeout: float) -> Reply:
+        """As `Outside.fetch`. A connection that was open and is dead by now is not the answer: a new one asks again."""
+        parts = urlsplit(ask.url)
+        where = parse_url(f"{parts.scheme}://{parts.netloc}")
+        if where != self._where:
+            await self.drop()
+            self._where = where
+        with trio.move_on_after(timeout) as patience:
+            if self._open is not None:
+                with suppress(*BROKEN, BadPacket):
+                    return await self._exchange(ask, *self._open)
+            try:
+                stream = await self._outside.dial(where)
+                return await self._exchange(ask, stream, Http1Client())
+            except BROKEN as problem:
+                raise ControlLost(f"{where.host_and_port} broke off: {reason_of(problem)}") from None
+        assert patience.cancelled_caught
+        raise ControlLost(f"{where.host_and_port} did not answer within {timeout:.0f} s")
+
+    async def _exchange(self, ask: Ask, stream: trio.abc.Stream, http: Http1Client) -> Reply:
+        assert self._where is not None
+        parts = urlsplit(ask.url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        headers = [("Host", self._where.authority), *ask.headers, ("User-Agent", "pytailscale")]
+        if ask.method not in {"GET", "HEAD"}:
+            headers.append(("Content-Length", str(len(ask.body))))
+        self._open = stream, http
+        try:
+            reply = await exchange(stream, http, ask.method, path, headers, ask.body)
+        except BaseException:
+            await self.drop()
+            raise
+        if not reply.can_continue:
+            await self.drop()
+        return reply
+
+    async def drop(self) -> None:
+        """Nothing is told the other side: what was asked was answered."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            await trio.aclose_forcefully(opened[0])
 
 
 async def exchange(

@@ -18,8 +18,9 @@ from ts_base.ip import parse_address, parse_prefix
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
 from ts_control.gojson import encode_json
-from ts_control.policy import Policy
+from ts_control.policy import Policy, PolicyError
 from ts_control.policy_index import PolicyIndex
+from ts_control.server_funnel import FeatureAnswer, FeatureRequest, FunnelRules, answer_feature
 from ts_control.server_lock import ServedLock
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
@@ -28,11 +29,14 @@ from ts_control.server_ssh import Asked, SshCheck, SshChecks
 from ts_control.ssh_policy import SSHAction
 from ts_control.wire import DERPMap, DNSConfig, DNSRecord, Location, MapRequest, PingRequest, Resolver, Service
 from ts_control.wire_lock import LockAnswer, LockRequest
-from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys
+from ts_control.wire_register import RegisterRequest, RegisterResponse, ServerKeys, SetDnsRequest
 
 MINIMUM_VERSION = 111  # older clients do not know a peer's HomeDERP
 MAX_PINGS = 1024
 DEFAULT_USER = "user@tailnet.test"
+LONGEST_TEXT_RECORD = 255
+
+PublishText = Callable[[str, str], object]  # the name of a TXT record, and what it says
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +91,9 @@ class ControlServer:
         self._maps.url = self.url
         self._checks = SshChecks(self.directory, url=self.url, entropy=entropy, wall_clock=wall_clock)
         self.pings: dict[str, PingSent] = {}
+        self._publish_text: PublishText | None = None
+        self._policy = Policy.allow_all()
+        self._funnel: FunnelRules | None = None
 
     def appear_as(self, machine: MachinePrivate) -> None:
         """Prove to be this machine on connections that are made from now on."""
@@ -175,6 +182,33 @@ class ControlServer:
             self._news.changes.facts["TKAInfo"] = msgspec.Raw(encode_json(info))
         self._news.settle(now)
 
+    def serve_certificates(self, publish: PublishText | None, now: float) -> None:
+        """Let every device have a certificate for its name: `publish` makes TXT records, as the tailnet's own DNS does.
+
+        None takes that back.
+        """
+        self._publish_text = publish
+        self._maps.has_certificates = publish is not None
+        for device in self.directory:
+            self._news.note(device, {"capabilities"}, now)
+        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
+        self._news.settle(now)
+
+    @property
+    def serves_certificates(self) -> bool:
+        return self._publish_text is not None
+
+    def publish_text(self, machine: MachinePublic, request: SetDnsRequest) -> None:
+        """What a device asks for to prove its name to others. DirectoryError says why not."""
+        device = self.directory.by_key(request.node_key)
+        if device is None or device.machine != machine:
+            raise DirectoryError("node not found")
+        own = f"_acme-challenge.{self._maps.full_name(device).rstrip('.')}"
+        if request.type != "TXT" or request.name != own or not 0 < len(request.value) <= LONGEST_TEXT_RECORD:
+            raise DirectoryError(f"a device may only write the TXT records of {own}")
+        if self._publish_text is not None:
+            self._publish_text(request.name, request.value)
+
     def pretend_no_lock(self) -> None:
         """Say nothing of the lock in maps from now on, as a server that lies or has forgotten it."""
         self._maps.lock = None
@@ -258,10 +292,30 @@ class ControlServer:
     def set_policy(self, policy: Policy | str | Mapping[str, Any] | None, now: float) -> None:
         """Replace the policy; None opens everything but SSH. PolicyError leaves the old one in force."""
         chosen = Policy.allow_all() if policy is None else policy
-        parsed = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
-        self._logins.policy = parsed
-        self._news.use_policy(parsed, now)
+        self._policy = chosen if isinstance(chosen, Policy) else Policy.parse(chosen)
+        self._use_policy(now)
+
+    def _use_policy(self, now: float) -> None:
+        policy = self._policy if self._funnel is None else self._funnel.added_to(self._policy)
+        self._logins.policy = policy
+        self._news.use_policy(policy, now)
         self._news.settle(now)
+
+    def allow_funnel(self, rules: FunnelRules | None, now: float) -> None:
+        """Let nodes be published on the internet, and relays bring what comes, beside what the policy says."""
+        before, self._funnel = self._funnel, rules
+        try:
+            self._use_policy(now)
+        except PolicyError:
+            self._funnel = before
+            raise
+
+    def answer_feature(self, machine: MachinePublic, request: FeatureRequest) -> FeatureAnswer:
+        """What a device asks that is about to turn serve or Funnel on. DirectoryError where it is none of ours."""
+        device = self.directory.by_key(request.node_key)
+        if device is None or device.machine != machine:
+            raise DirectoryError("node not found")
+        return answer_feature(request.feature, self._maps.capabilities(device))
 
     def set_derp_map(self, derp_map: DERPMap, now: float) -> None:
         self._maps.derp_map = derp_map

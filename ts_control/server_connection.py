@@ -16,6 +16,7 @@ from ts_control.handshake import HandshakeRefused, accept_untrusted, encode_refu
 from ts_control.http2 import BodyArrived, BodyEnded, Http2Connection, Http2Event, RequestArrived, StreamFailed
 from ts_control.record import RecordReader, RecordWriter, encode_early_payload
 from ts_control.server import MINIMUM_VERSION, ControlServer
+from ts_control.server_funnel import FEATURE_PATH, FeatureRequest
 from ts_control.server_login import Parked
 from ts_control.server_maps import ServedMap
 from ts_control.server_ssh import Asked
@@ -23,7 +24,7 @@ from ts_control.ssh_rules import CHECK_PATH
 from ts_control.wire import MapRequest
 from ts_control.wire_lock import ROOT as LOCK_ROOT
 from ts_control.wire_lock import LockRequest
-from ts_control.wire_register import EarlyNoise, RegisterRequest
+from ts_control.wire_register import EarlyNoise, RegisterRequest, SetDnsRequest
 
 MAX_BODY = 1 << 20
 MAX_OPEN_REQUESTS = 64
@@ -160,6 +161,10 @@ class ServedConnection:
                 self._lock(request.stream, path.removeprefix(LOCK_ROOT), body, now)
             elif path.startswith(CHECK_PATH):
                 self._ssh_action(request.stream, path, query)
+            elif path == "/machine/set-dns" and self._server.serves_certificates:
+                self._set_dns(request.stream, body)
+            elif path == FEATURE_PATH:
+                self._feature(request.stream, body)
             elif path.startswith("/machine/webclient/"):
                 self._refuse(request.stream, 404, "not found")
             else:
@@ -194,6 +199,22 @@ class ServedConnection:
             self._maps[stream] = answer
         else:
             self._http.send_body(stream, answer, end=True)
+
+    def _set_dns(self, stream: int, body: bytes) -> None:
+        try:
+            self._server.publish_text(self.machine, decode_json_untrusted(SetDnsRequest, body))
+        except DirectoryError as problem:
+            self._refuse(stream, 400, str(problem))
+        else:
+            self._http.respond(stream, 200, _JSON)
+            self._http.send_body(stream, b"{}", end=True)
+
+    def _feature(self, stream: int, body: bytes) -> None:
+        request = decode_json_untrusted(FeatureRequest, body)
+        try:
+            self._answer(stream, self._server.answer_feature(self.machine, request))
+        except DirectoryError as problem:
+            self._refuse(stream, 404, str(problem))
 
     def _lock(self, stream: int, what: str, body: bytes, now: float) -> None:
         request = decode_json_untrusted(LockRequest, body)

@@ -35,6 +35,7 @@ SELF_CAPABILITIES: Mapping[str, None] = {
     CAPABILITY: None,
     ENV_ATTRIBUTE: None,
 }
+HTTPS: Mapping[str, None] = {"https": None}  # upstream's word for a node that may ask for a certificate
 _NOBODY: frozenset[int] = frozenset()
 _encode = msgspec.json.Encoder().encode
 
@@ -90,6 +91,7 @@ class MapWriter:
         self.url = ""
         self.policy = policy
         self.dns = DNSConfig()
+        self.has_certificates = False
         self.derp_map = DERPMap()
         self.lock: TKAInfo | None = None
         self.unauthorized: frozenset[int] = frozenset()
@@ -141,6 +143,12 @@ class MapWriter:
             expired=device.expired,
         )
 
+    def dns_of(self, device: Enrolled) -> DNSConfig:
+        """With the name that this device may have a certificate for: its own."""
+        if not self.has_certificates:
+            return self.dns
+        return msgspec.structs.replace(self.dns, cert_domains=(self.full_name(device).rstrip("."),))
+
     def peer_text(self, device_id: int) -> msgspec.Raw:
         text = self._nodes.get(device_id)
         if text is None:
@@ -148,9 +156,13 @@ class MapWriter:
         return text
 
     def self_text(self, device: Enrolled) -> msgspec.Raw:
-        capabilities: dict[str, None] = dict(SELF_CAPABILITIES)
-        capabilities.update(dict.fromkeys(self.policy.attributes(device.id)))
+        capabilities = dict.fromkeys(self.capabilities(device))
         return msgspec.Raw(encode_json(msgspec.structs.replace(self.node(device), cap_map=capabilities)))
+
+    def capabilities(self, device: Enrolled) -> list[str]:
+        """What a device may do, by its own account and the policy's."""
+        own = [*SELF_CAPABILITIES, *(HTTPS if self.has_certificates else ())]
+        return [*own, *self.policy.attributes(device.id)]
 
     def patch_text(self, device: Enrolled, names: set[str]) -> msgspec.Raw:
         return msgspec.Raw(
@@ -196,7 +208,7 @@ class MapWriter:
             {
                 "Node": self.self_text(device),
                 "DERPMap": self.derp_map,
-                "DNSConfig": self.dns,
+                "DNSConfig": self.dns_of(device),
                 "Domain": self.domain,
                 "CollectServices": False,
                 "PacketFilters": {"base": msgspec.Raw(filter_text)},
@@ -222,6 +234,8 @@ class MapWriter:
             new_filter = self._new_filter(device, stream)
             # Nobody is their own peer: only a stream whose own device is part of the change needs words of its own.
             is_personal = touched or (device.id in before) != (device.id in stream.view)
+            new_dns = self.has_certificates and (touched or "DNSConfig" in changes.facts)
+            is_personal = is_personal or new_dns
             new_ssh = self._new_ssh(device, stream) if may_change_ssh else None
             key = (before, stream.view, device.id if is_personal else None, new_filter, new_ssh)
             message = known.get(key)
@@ -229,6 +243,8 @@ class MapWriter:
                 parts = self._delta_parts(device, before, stream.view, whole, changes)
                 if touched:
                     parts["Node"] = self.self_text(device)
+                if new_dns:
+                    parts["DNSConfig"] = self.dns_of(device)
                 if new_filter is not None:
                     parts["PacketFilters"] = {"base": msgspec.Raw(new_filter)}
                 if new_ssh is not None:

@@ -18,12 +18,16 @@ import msgspec
 from msgspec import field
 
 from ts_base.errors import BadPacket
+from ts_base.keys import NodePublic
 from ts_control.gojson import GoStruct, decode_json_untrusted, unix_time
+from ts_control.wire import CAPABILITY_VERSION
 
 LONGEST_USER = 256
 ROOT = "root"
 SAME = "="  # as the value of a user: the local user of the same name
+PERMISSION = "https://tailscale.com/cap/ssh"  # of our own node: without it the tailnet wants no SSH server here
 ENV_ATTRIBUTE = "ssh-env-vars"  # of our own node: without it no rule's acceptEnv counts
+REJECTED, TERMINATED, NOT_RECORDED = 1, 2, 3  # events of which control may want to hear
 ALWAYS_ACCEPTED = ("TERM", "LANG", "LC_*")
 _NEVER_ACCEPTED = re.compile(r"(LD_|DYLD_).*|GOTRACEBACK", re.IGNORECASE)
 _ENV_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -190,7 +194,7 @@ def still_allows(verdict: Verdict, local_user: str) -> bool:
 
 
 def delegation_path(url: str, source: Caller, own: Caller, user: str, local_user: str) -> str:
-    """Where to ask on: the path of a check's URL with what it wants to know. Its host is control, whatever it says."""
+    """Where to ask on: the path of a check's URL with what it wants to know."""
     values = {
         "SRC_NODE_IP": source.address,
         "SRC_NODE_ID": str(source.number),
@@ -199,12 +203,44 @@ def delegation_path(url: str, source: Caller, own: Caller, user: str, local_user
         "SSH_USER": user,
         "LOCAL_USER": local_user,
     }
-    full = _VARIABLE.sub(lambda found: quote_plus(values[found[1]]), url)
-    scheme, _, rest = full.partition("://")
+    return _path_of(_VARIABLE.sub(lambda found: quote_plus(values[found[1]]), url))
+
+
+def _path_of(url: str) -> str:
+    """Its host is control, whatever it says."""
+    scheme, _, rest = url.partition("://")
     path = "/" + rest.partition("/")[2] if rest else scheme
     if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
-        raise BadPacket("the SSH policy asks to check at something that is no URL")
+        raise BadPacket("the SSH policy asks control at something that is no URL")
     return path.partition("#")[0]
+
+
+def unrecorded_event(
+    action: SSHAction, caller: Caller, own_key: NodePublic, connection: str, users: tuple[str, str]
+) -> tuple[str, bytes] | None:
+    """Where control wants to hear of a session that is not recorded, and what; None where it does not.
+
+    `users` is who was asked for, and who that is here. Upstream writes every field, empty ones too.
+    """
+    failure = action.on_recording_failure
+    if failure is None or not failure.notify_url or not action.recorders:
+        return None
+    kind = REJECTED if failure.reject_session_with_message else NOT_RECORDED
+    if kind != REJECTED and failure.terminate_session_with_message:
+        kind = TERMINATED
+    event = {
+        "EventType": kind,
+        "ConnectionID": connection,
+        "CapVersion": CAPABILITY_VERSION,
+        "NodeKey": str(own_key),
+        "SrcNode": caller.number,
+        "SSHUser": users[0],
+        "LocalUser": users[1],
+        "RecordingAttempts": [
+            {"Recorder": each, "FailureMessage": "this server records no sessions"} for each in action.recorders
+        ],
+    }
+    return _path_of(failure.notify_url), msgspec.json.encode(event)
 
 
 def accepted_environment(asked: Mapping[str, str], patterns: tuple[str, ...], *, policy_counts: bool) -> dict[str, str]:

@@ -94,6 +94,16 @@ class TokenRequest(GoStruct, frozen=True):
     audience: str = ""
 
 
+class SetDnsRequest(GoStruct, frozen=True):
+    """What `POST /machine/set-dns` asks: one record of the challenge by which a certificate is had."""
+
+    version: int = 0
+    node_key: NodePublic = NO_NODE_KEY
+    name: str = ""
+    type: str = ""
+    value: str = ""
+
+
 class TokenResponse(GoStruct, frozen=True):
     id_token: str = field(default="", name="id_token")
 

@@ -13,13 +13,16 @@ from typing import NamedTuple
 
 from ts_base.budget import Budget
 from ts_base.errors import BadPacket
+from ts_base.ip import TUNNEL_MTU
 from ts_base.who import Direct, Path, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, is_relayed
 from ts_dataplane import disco
 from ts_dataplane.disco import AllocateResponse, Bind, CallMeMaybe, CallMeMaybeVia, Ping, Pong
 from ts_dataplane.disco_budget import DiscoBudget
 from ts_dataplane.disco_outbox import DiscoOutbox
+from ts_dataplane.hard_nats import HardNats
 from ts_dataplane.path_keeping import PathKeeper
 from ts_dataplane.path_messages import PingAnswered
+from ts_dataplane.path_mtus import PathMtus
 from ts_dataplane.path_scoring import PathQuality
 from ts_dataplane.peer_paths import CANDIDATE_SPACING, PING_BACK_SPACING, TRUST_TIME, PeerState
 from ts_dataplane.ping_ledger import Outstanding
@@ -35,8 +38,18 @@ class InboxStatistics(NamedTuple):
 
 
 class DiscoInbox:
-    def __init__(self, boxes: disco.Boxes, outbox: DiscoOutbox, keeper: PathKeeper, drops: Counter[str]) -> None:
+    def __init__(
+        self,
+        boxes: disco.Boxes,
+        outbox: DiscoOutbox,
+        keeper: PathKeeper,
+        hard: HardNats,
+        mtus: PathMtus,
+        drops: Counter[str],
+    ) -> None:
         self._boxes = boxes
+        self._hard = hard
+        self._mtus = mtus
         self._outbox = outbox
         self._keeper = keeper
         self._drops = drops
@@ -139,9 +152,13 @@ class DiscoInbox:
         if is_peer_relayed(ping.path):
             self._credit_peer_relay(state, ping, ping.path, latency, now)
             return
+        if ping.mtu > TUNNEL_MTU:
+            self._mtus.on_pong(ping, now)
         # Credit goes to the address that was pinged: behind a hairpin or on a multi-homed host the pong may come
         # from another one.
         candidate = state.candidates.get(ping.path)
+        if candidate is None and self._hard.was_probe(ping):
+            candidate = state.candidates.hear(ping.path, now)
         if candidate is None or now < candidate.blocked_until:
             self._drops["paths.pong_of_no_candidate"] += 1
             return
@@ -171,6 +188,9 @@ class DiscoInbox:
             return
         state = self._keeper.state(peer, now)
         state.heard_at = now
+        if isinstance(message, CallMeMaybe) and self._hard.is_list(message):
+            self._hard.on_list(state, message, now)
+            return
         if state.call_tokens is None:
             state.call_tokens = Budget(CALLS_RATE, CALLS_BURST)
         if not state.call_tokens.take(now):

@@ -20,6 +20,7 @@ from ts_dataplane import disco, geneve, stun
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
 from ts_dataplane.heard_log import HeardLog
 from ts_dataplane.hop_lanes import HopLanes
+from ts_dataplane.large_segments import LargeSegments
 from ts_dataplane.overlay import Changed, Overlay
 from ts_dataplane.packets import (
     NOT_WHOLE,
@@ -34,9 +35,9 @@ from ts_dataplane.packets import (
     reply_flow,
     without_padding,
 )
+from ts_dataplane.path_mtus import PathMtus
 from ts_dataplane.path_tally import PathTally
 from ts_dataplane.pathless import Pathless
-from ts_dataplane.relay_segments import RelaySegments
 from ts_dataplane.reply_flows import ReplyFlows, ReplyFlowStatistics
 from ts_dataplane.spread import EveryPath, FlowRun, Spread
 from ts_dataplane.tables import NOT_AN_ANSWER, NOT_OWNER, Tables, TablesStatistics
@@ -110,9 +111,10 @@ class Engine:
         overlay: Overlay,
         *,
         paths: dict[PeerId, tuple[Path, ...]] | None = None,
+        mtus: PathMtus | None = None,
         disco_key: bytes | None = None,
     ) -> None:
-        """`paths` is the path finder's, which goes on deciding; `disco_key` is told inside each new session."""
+        """`paths` and `mtus` are the path finder's, which goes on deciding; `disco_key` is told inside each session."""
         self.tables = Tables.empty()
         self.paths = {} if paths is None else paths
         self.drops: Counter[str] = Counter()
@@ -121,8 +123,10 @@ class Engine:
         self._endpoint = endpoint
         self._overlay = overlay
         self._spread: Spread = EveryPath(self.paths)
-        self._segments = RelaySegments(self.tables, self.paths)
+        measured = () if mtus is None else (mtus.carried, mtus.wanted)
+        self._segments = LargeSegments(self.tables, self.paths, *measured)
         self._talk = TsmpTalk(self.drops, disco_key)
+        self._is_published = False  # whether names of ours lead to our peer API from the internet
         self._pathless = Pathless(self.drops)
         self._taps: tuple[Tap, ...] = ()
         self._exits = overlay.exits_in_use
@@ -242,13 +246,16 @@ class Engine:
     def _is_for_peerapi(self, reason: str, peer: PeerId, flow: bytes) -> bool:
         """Whether no rule admits this SYN, but it asks for our peer API, which judges each request by itself.
 
-        As upstream does it, except that nobody may open anything here while shields are up, nor a jailed peer ever.
+        As upstream does it, except that nobody may open anything here while shields are up, and a jailed peer only
+        while names of ours lead here from the internet: the tailnet's own Funnel relays are jailed.
         """
         port = self._talk.peerapi_port
         if reason != NO_RULE or not port or self.tables.shields_up or flow[-2:] != port.to_bytes(2, "big"):
             return False
         known = self.tables.peers.get(peer)
-        return flow[len(flow) // 2 - 2 : -4] in self.tables.own and known is not None and not known.routes.jailed
+        if known is None or (known.routes.jailed and not self._is_published):
+            return False
+        return flow[len(flow) // 2 - 2 : -4] in self.tables.own
 
     def _admit_carefully(self, peer: PeerId, padded: bytes, now: float, admitted: dict[Origin, list[bytes]]) -> None:
         """Options, fragments, extension headers, ICMP, TSMP, runts: the same rules, read in full."""
@@ -289,16 +296,16 @@ class Engine:
         tables, talk, segments = self.tables, self._talk, self._segments
         runs, talk.outbound = talk.outbound, []
         segments.tables = tables
-        if (lanes := self._lanes) is not None:
-            lanes.tables = tables
-        for hop, packets in self._overlay.transmit(now, segments, lanes):
+        for hop, packets in self._overlay.transmit(now, segments, self._lanes):
             if (peer := tables.peer_for(*hop)) is None:
                 self._drop_unrouted(hop, packets, now)
                 continue
             self._remember_flows(peer, packets)
             self._sent.add(peer)
             runs.append((peer, packets))
-        flow_runs = [] if lanes is None else self._take_bursts(lanes, now)
+        flow_runs = [] if self._lanes is None else self._lanes.take(self._sent, self._asking)
+        for run in flow_runs:
+            self._show_sent(run.peer, run.packets, now)
         if runs:
             if self._taps:
                 for peer, packets in runs:
@@ -322,19 +329,6 @@ class Engine:
                 self._pathless.hold(peer, datagrams)
         self.sent.add(ready)
         return ready
-
-    def _take_bursts(self, lanes: HopLanes, now: float) -> list[FlowRun]:
-        """What streams send that are divided over several paths."""
-        runs: list[FlowRun] = []
-        for hop, number, packets in lanes.take():
-            if (peer := self.tables.peer_for(*hop)) is None:
-                self._drop_unrouted(hop, packets, now)
-                continue
-            self._sent.add(peer)
-            self._asking.add(peer)
-            self._show_sent(peer, packets, now)
-            runs.append(FlowRun(peer, packets, self._spread.paths_of_lane(peer, number)))
-        return runs
 
     def _transmit_flows(self, runs: list[FlowRun], now: float) -> list[PathRun]:
         """Sealed run by run, each by its own paths; a handshake that one of them begins goes with it."""
@@ -377,7 +371,7 @@ class Engine:
     def follow_uplinks(self, spread: Spread, log: HeardLog | None) -> None:
         """`spread` says what leaves by which path. With a log it is noted who was heard where, for several uplinks."""
         self._spread, self._log = spread, log
-        self._lanes = HopLanes(self.tables, spread)  # for good: divided streams have to hear of the end of it
+        self._lanes = HopLanes(self._segments, spread)  # for good: divided streams have to hear of the end of it
 
     # Who watches. Without anybody a burst costs one look at an empty tuple.
 
@@ -413,9 +407,17 @@ class Engine:
 
     # What the runtime and users set while packets go by
 
-    def set_services(self, *, peerapi_port: int) -> None:
-        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API."""
+    def use_overlay(self, overlay: Overlay) -> None:
+        """Packets for us are for `overlay` from now on; it goes on with the connections of the one before."""
+        self._overlay, self._exits = overlay, overlay.exits_in_use
+
+    def set_services(self, *, peerapi_port: int, is_published: bool = False) -> None:
+        """What peers are told that we offer, in answers to their TSMP pings; 0 for no peer API.
+
+        `is_published`: the peer API takes what Funnel relays bring from the internet.
+        """
         self._talk.peerapi_port = peerapi_port
+        self._is_published = is_published
 
     @property
     def peerapi_port(self) -> int:
@@ -485,9 +487,7 @@ class Engine:
 
     def take_asking(self) -> set[PeerId]:
         """Of those that data went to, whom something was sent that their system answers; noted with uplinks only."""
-        taken = self._asking
-        if taken:
-            self._asking = set()
+        taken, self._asking = self._asking, set()
         return taken
 
     def take_heard(self) -> list[tuple[PeerId, Path]]:

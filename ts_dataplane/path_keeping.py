@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ts_base.box import TAG_LENGTH
 from ts_base.ip import TUNNEL_MTU
@@ -110,6 +110,7 @@ class PathKeeper:
         # Peers to be called once our endpoints are fresh; True for those that were told an older list meanwhile.
         self._callers: dict[PeerId, bool] = {}
         self._patience_at = math.inf
+        self.on_fruitless_search: Callable[[PeerState, float], None] = lambda state, now: None
 
     # ---- states
 
@@ -294,6 +295,8 @@ class PathKeeper:
             if state.best is None and state.spacing >= RELAY_PATIENCE and self.roster.relay_servers:
                 self.relays.discover(state.peer, key, self.roster.relay_servers, now)
                 self.carry_out(now)
+        if state.best is None:
+            self.on_fruitless_search(state, now)
         state.search_later(now)
 
     def _probe_size(self, state: PeerState, now: float) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ts_base.who import Direct, Path, PeerId
 
@@ -50,6 +51,29 @@ class NeedStun:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsWanted:
+    """Somebody is about to use many sockets: `PathFinder.on_sockets` says which there are."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsOver:
+    """Nobody uses these sockets any more."""
+
+    sockets: tuple[str, ...]
+
+
+class HardNatOutlook(NamedTuple):
+    """What is done about a hard NAT on the way to a peer. `rest`: seconds until the next attempt may begin."""
+
+    is_ours_hard: bool = False
+    is_allowed: bool = True
+    is_trying: bool = False
+    rest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PathReport:
     """How a peer is reached, for people."""
 
@@ -59,6 +83,7 @@ class PathReport:
     relay: Path | None
     candidates: tuple[tuple[Direct, float], ...] = ()
     blocked: tuple[Direct, ...] = ()
+    hard_nat: HardNatOutlook = field(default_factory=HardNatOutlook)
 
 
-FinderMessage = BestPathChanged | PathsMoved | PingAnswered | PingLost | NeedStun
+FinderMessage = BestPathChanged | PathsMoved | PingAnswered | PingLost | NeedStun | SocketsWanted | SocketsOver

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,9 +19,11 @@ from ts_base.who import Direct, Path, PathRun, PeerId, endpoint_of, is_direct, i
 from ts_dataplane import disco
 from ts_dataplane.disco_inbox import DiscoInbox, InboxStatistics
 from ts_dataplane.disco_outbox import DiscoOutbox
+from ts_dataplane.hard_nats import HardNatLimits, HardNats, HardNatStatistics
 from ts_dataplane.path_facts import PathFacts, plain_facts
 from ts_dataplane.path_keeping import PathKeeper
 from ts_dataplane.path_messages import FinderMessage, NeedStun, PathReport, PingLost
+from ts_dataplane.path_mtus import PathMtus, PathMtuStatistics
 from ts_dataplane.peer_paths import PeerPaths, Standing
 from ts_dataplane.strategies import Strategy
 from ts_tunnel.messages import PeerSilence
@@ -36,11 +38,13 @@ class FinderStatistics(NamedTuple):
     standings: dict[Standing, int]
     open_pings: int
     inbox: InboxStatistics
+    hard_nats: HardNatStatistics
+    mtus: PathMtuStatistics
     drops: dict[str, int]
 
 
 class PathFinder:
-    """One per device. `paths` is shared with the engine and changed in place."""
+    """One per device. `paths` and `mtus` are shared with the engine and changed in place."""
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class PathFinder:
         entropy: Callable[[int], bytes],
         never_direct: bool = False,
         uplinks: tuple[str, ...] = (),
+        hard_nats: HardNatLimits = HardNatLimits(),  # noqa: B008 - of numbers
     ) -> None:
         self.drops: Counter[str] = Counter()
         boxes = disco.Boxes(disco_key, entropy)
@@ -61,7 +66,10 @@ class PathFinder:
         self.many = self._keeper.many
         self._roster = self._keeper.roster
         self._states = self._keeper.states
-        self._inbox = DiscoInbox(boxes, self._outbox, self._keeper, self.drops)
+        self._hard = HardNats(self._keeper, self._outbox, self.drops, hard_nats, entropy)
+        self.mtus = PathMtus(self._keeper)
+        self._keeper.on_fruitless_search = self._hard.consider
+        self._inbox = DiscoInbox(boxes, self._outbox, self._keeper, self._hard, self.mtus, self.drops)
         self._tokens = itertools.count(1)
         self._heard_by_relay: set[PeerId] = set()  # where the tunnel last heard them
         self._advertised: dict[PeerId, tuple[bytes | None, bytes]] = {}  # control's disco key then, and the peer's word
@@ -86,6 +94,7 @@ class PathFinder:
             roster.remove(peer)
             self._advertised.pop(peer, None)
             self._heard_by_relay.discard(peer)
+            self._hard.forget(peer)
             self._keeper.republish(peer, now)
         for peer, facts in changed.items():
             if peer in self._advertised:
@@ -144,6 +153,8 @@ class PathFinder:
     def on_network_changed(self, now: float) -> None:
         """Our sockets or addresses are others than before: nothing learnt through them is true any more."""
         keeper = self._keeper
+        self._hard.on_network_changed(now)
+        self.mtus.on_network_changed()
         keeper.lose(self._outbox.ledger.forget())
         keeper.endpoints_at = -math.inf
         keeper.messages.append(NeedStun("network changed"))
@@ -158,6 +169,14 @@ class PathFinder:
             if state.is_awake:
                 state.search_soon(now)
             keeper.attend(state, now)
+
+    def set_hard_router(self, public: str) -> None:
+        """Our router gives every destination another port of this address; empty: it does not, or nobody knows."""
+        self._hard.set_router(public)
+
+    def on_sockets(self, sockets: Sequence[str], now: float) -> None:
+        """What `SocketsWanted` asked for, as far as the system gives it; their names are zones of paths."""
+        self._hard.on_sockets(sockets, now)
 
     # ---- several uplinks
 
@@ -221,7 +240,7 @@ class PathFinder:
                 state.wake(now)
                 self._keeper.attend(state, now)
                 woken = True
-        return woken
+        return self.mtus.begin(now) or woken if self.mtus.wanted else woken
 
     def on_resent(self, peer: PeerId, count: int) -> None:
         """TCP sent bytes to a peer once more: so many were lost on the path in use, as far as it knows."""
@@ -340,12 +359,13 @@ class PathFinder:
     def report(self, peer: PeerId, now: float) -> PathReport:
         state = self._states.get(peer)
         relay = self._roster.relay(peer) if peer in self._roster else None
+        hard_nat = self._hard.outlook(peer, now)
         if state is None:
-            return PathReport(None, math.inf, False, relay)
+            return PathReport(None, math.inf, False, relay, hard_nat=hard_nat)
         best, latency = (None, math.inf) if state.best is None else (state.best.path, state.best.latency)
         known = tuple((endpoint, candidate.latency) for endpoint, candidate in state.candidates.items())
         blocked = tuple(endpoint for endpoint, candidate in state.candidates.items() if now < candidate.blocked_until)
-        return PathReport(best, latency, state.is_trusted(now), relay, known, blocked)
+        return PathReport(best, latency, state.is_trusted(now), relay, known, blocked, hard_nat)
 
     def path_facts(self, peer: PeerId, now: float) -> list[PathFacts]:
         """Every path to a peer, and how it does."""
@@ -364,8 +384,10 @@ class PathFinder:
     def statistics(self) -> FinderStatistics:
         standings = Counter(state.standing for state in self._states.values())
         drops = self.drops + self._keeper.relays.drops
-        pings, inbox = len(self._outbox.ledger), self._inbox.statistics()
-        return FinderStatistics(len(self._roster), dict(standings), pings, inbox, dict(drops))
+        pings, inbox, hard = len(self._outbox.ledger), self._inbox.statistics(), self._hard.statistics()
+        return FinderStatistics(
+            len(self._roster), dict(standings), pings, inbox, hard, self.mtus.statistics(), dict(drops)
+        )
 
     # ---- the contract
 
@@ -379,9 +401,11 @@ class PathFinder:
 
     def handle_timer(self, now: float) -> None:
         self._keeper.handle_timer(now)
+        self._hard.handle_timer(now)
+        self.mtus.handle_timer(now)
 
     def next_timer(self) -> float:
-        return self._keeper.next_timer()
+        return min(self._keeper.next_timer(), self._hard.next_timer(), self.mtus.next_timer())
 
     def take_messages(self) -> list[FinderMessage]:
         if self._outbox.crowded_out:

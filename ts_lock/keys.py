@@ -60,6 +60,10 @@ class LockPrivate:
     def sign(self, message: bytes) -> bytes:
         return self._key.sign(message)
 
+    def secret_for(self, purpose: bytes) -> bytes:
+        """32 bytes that nobody else knows, for a purpose that is no signature."""
+        return blake2s(purpose, key=self.seed).digest()
+
     def __repr__(self) -> str:
         return "LockPrivate([redacted])"
 

@@ -91,13 +91,16 @@ def _from_value(value: Any) -> NodeKeySignature:
 
 def decode_text_untrusted(text: str) -> NodeKeySignature:
     """From base64, as JSON carries it."""
+    return decode_signature_untrusted(_as_bytes(text))
+
+
+def _as_bytes(text: str) -> bytes:
     if len(text) > LONGEST:
         raise BadPacket("a node key's signature that is too long")
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except ValueError:
         raise BadPacket("a node key's signature that is not base64") from None
-    return decode_signature_untrusted(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,37 @@ def examine(node_key: bytes, outer: NodeKeySignature) -> Vouched:
         return Vouched(root.key_id)
     older = tuple(layer.pubkey[len(NODE_KEY_PREFIX) :] for layer in layers[1:] if layer.pubkey)
     return Vouched(root.key_id, Rotation(older, root.wrapping if root.kind == SigKind.DIRECT else None))
+
+
+def examine_text_untrusted(node_key: bytes, text: str) -> Vouched:
+    """What the base64 of a signature is worth for `node_key`. BadPacket: nothing, whoever is trusted."""
+    data = _as_bytes(text)
+    return _examine_direct(node_key, data) or examine(node_key, decode_signature_untrusted(data))
+
+
+# The bytes of nearly every signature, field by field: kind 1, "np" and the node key, the signer, the signature, and
+# perhaps the node's own lock key. What is signed is all of it but the fourth field.
+_UNTIL_KEY, _UNTIL_SIGNER, _UNTIL_SIGNATURE, _UNTIL_WRAPPING = (
+    b"\1\1\2\x58\x22np",
+    b"\3\x58\x20",
+    b"\4\x58\x40",
+    b"\6\x58\x20",
+)
+_SIGNER, _CUT = slice(43, 75), slice(75, 142)
+_LENGTHS = {142: (b"\xa4", b"\xa3"), 177: (b"\xa5", b"\xa4")}  # and the heads of the whole map, and of what is signed
+
+
+def _examine_direct(node_key: bytes, data: bytes) -> Vouched | None:
+    """The same as decoding and examining, where the layout is the usual one and the signature holds; else None."""
+    heads = _LENGTHS.get(len(data))
+    if heads is None or not data.startswith(heads[0] + _UNTIL_KEY + node_key + _UNTIL_SIGNER):
+        return None
+    behind = data[_CUT.stop :]
+    if data[75:78] != _UNTIL_SIGNATURE or (behind and not behind.startswith(_UNTIL_WRAPPING)):
+        return None
+    signer = data[_SIGNER]
+    signed = digest(heads[1] + data[1 : _CUT.start] + behind)
+    return Vouched(signer) if is_signed_by(signer, data[78 : _CUT.stop], signed) else None
 
 
 def _is_signed(layer: NodeKeySignature, public: bytes) -> bool:

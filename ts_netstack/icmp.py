@@ -70,6 +70,13 @@ def host_unreachable(original: bytes, source: bytes, destination: bytes) -> byte
     return _error(original, source, destination, UNREACHABLE4, HOST4, UNREACHABLE6, ADDRESS6)
 
 
+def too_big(original: bytes, source: bytes, destination: bytes, mtu: int) -> bytes:
+    """The way to where `original` went carries `mtu` bytes. RFC 1191 section 4, RFC 4443 section 3.2."""
+    if len(source) == 4:
+        return message(source, destination, UNREACHABLE4, FRAGMENTATION_NEEDED4, mtu, original[: QUOTE4 - 28])
+    return message(source, destination, TOO_BIG6, 0, mtu, original[: QUOTE6 - 48])
+
+
 def protocol_unreachable(original: bytes, source: bytes, destination: bytes) -> bytes:
     """Nobody here speaks what `original` carries."""
     return _error(original, source, destination, UNREACHABLE4, PROTOCOL4, PARAMETER6, NEXT_HEADER6)

@@ -79,6 +79,7 @@ class Stack:
         self._icmp = IcmpSockets(self._own, self._outbox, ledger, entropy)
         self.forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
         self._reassembly = Reassembly(self.drops)
+        self._take_back: Callable[[list[bytes]], list[bytes]] = list
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
@@ -354,6 +355,10 @@ class Stack:
         ports = report.quoted[2:4] + report.quoted[:2]
         return self._holds_flow(report.protocol, report.remote, report.local, ports)
 
+    def share_loop(self, take_back: Callable[[list[bytes]], list[bytes]] = list) -> None:
+        """Ask `take_back` which of the packets to ourselves are for us; without an argument all are, as at first."""
+        self._take_back = take_back
+
     def _holds_flow(self, protocol: int, remote: bytes, local: bytes, ports: bytes) -> bool:
         """`ports`: the remote one, then ours, as in a packet from there."""
         if self.forwarder.covers(local):
@@ -379,7 +384,7 @@ class Stack:
             looped: list[bytes] = []
             for hop in self._own.hops & runs.keys():
                 looped += runs.pop(hop)
-            if not looped:
+            if not looped or not (looped := self._take_back(looped)):
                 return list(runs.items())
             self._receive_run(USUAL, looped, now)
         self._timers.set(_LOOP, now)  # who talks to itself without end lets others have their turn

@@ -128,9 +128,12 @@ def relayed_head(headers: Headers, *, is_modern: bool) -> Headers:
     return passed_on(headers) + _framing(is_coded(headers)) + upgrading
 
 
-def response_head(status: int, headers: Headers) -> Headers:
-    """What the client is sent. Of two ways to frame a body the coding counts (RFC 9112, 6.3, rule 3)."""
-    head = passed_on(headers)
+def response_head(status: int, headers: Headers, *, is_gateway: bool = False) -> Headers:
+    """What the client is sent. Of two ways to frame a body the coding counts (RFC 9112, 6.3, rule 3).
+
+    A gateway stands for the server and need not say that it is there (RFC 9110, 7.6.3).
+    """
+    head = passed_on(headers)[: -1 if is_gateway else None]
     if is_coded(headers):
         head = [one for one in head if one[0] != b"content-length"]
     may_switch = status in (101, 426)  # RFC 9110, 15.2.2 and 15.5.22: these say to what

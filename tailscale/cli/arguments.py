@@ -10,11 +10,17 @@ from typing import Any
 from tailscale._config import clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.file_arguments import add_file
+from tailscale.cli.ingress_arguments import add_ingress
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
+from tailscale.cli.serve_arguments import add_funnel, add_serve
+from tailscale.cli.uplink_arguments import add_uplinks, strategy
 from tailscale.daemon import places
+from tailscale.daemon.durations import seconds_untrusted
 from tailscale.status import PING_KINDS
-from tailscale.uplinks import strategy_from_text
+from tailscale.tun_options import DEFAULT_NAME
+from ts_base.errors import BadPacket
+from ts_base.ip import TUNNEL_MTU
 
 STANDARD_OUTPUT = "-"
 DEFAULT_TIMEOUT = 30.0
@@ -57,6 +63,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv, argparse.Namespace(**DEFAULTS))
     if options.command == "nc":
         _find_port(parser.commands()["nc"], options)
+    if options.command == "cert" and options.cert_file is None and options.key_file is None:
+        base = options.name.replace("*.", "wildcard_.", 1)
+        vars(options).update(cert_file=Path(f"{base}.crt"), key_file=Path(f"{base}.key"))
     if options.command == "dns" and (options.question == "query") != (options.name is not None):
         parser.commands()["dns"].error("a name goes with query: dns query NAME [TYPE]")
     return options
@@ -106,7 +115,11 @@ def build_parser() -> Parser:
     _add_account(adder)
     add_mesh(adder)
     add_file(adder)
+    add_serve(adder)
+    add_funnel(adder)
+    add_ingress(adder)
     _add_daemon(adder)
+    _add_tun(adder)
     _add_about(adder)
     return parser
 
@@ -130,7 +143,7 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("--client-id", metavar="ID", help="join as a workload the tailnet trusts (TS_CLIENT_ID)")
     group.add_argument("--id-token", metavar="TOKEN", help="with its token, or file:PATH (TS_ID_TOKEN)")
     group.add_argument(
-        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud (TS_AUDIENCE)"
+        "--audience", metavar="NAME", help="or with one found in GitHub Actions, Google Cloud, AWS (TS_AUDIENCE)"
     )
     group.add_argument(
         "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
@@ -143,7 +156,7 @@ def _common_options() -> argparse.ArgumentParser:
         metavar="NAME",
         help="reach peers by this interface; repeatable, or all",
     )
-    group.add_argument("--paths", type=_strategy, metavar="STRATEGY", help="with uplinks: best, redundant, spread ...")
+    group.add_argument("--paths", type=strategy, metavar="STRATEGY", help="with uplinks: best, redundant, spread ...")
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help=f"patience for joining and dialling ({DEFAULT_TIMEOUT:g})"
@@ -160,12 +173,11 @@ def _tags(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error).removeprefix("tags takes ")) from None
 
 
-def _strategy(text: str) -> str:
+def _duration(text: str) -> float:
     try:
-        strategy_from_text(text)
-        return text
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return seconds_untrusted(text)
+    except BadPacket as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 class _Adder:
@@ -234,7 +246,7 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
-    _add_uplinks(adder)
+    add_uplinks(adder, {"type": _seconds, "nargs": "?", "const": WATCH_INTERVAL, "metavar": "SECONDS"})
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(
@@ -246,19 +258,6 @@ def _add_reading(adder: _Adder) -> None:
         help="whom to reach as well",
     )
     adder.add("version", "versions of this program and what it stands on", json=True)
-
-
-def _add_uplinks(adder: _Adder) -> None:
-    again: dict[str, Any] = {"type": _seconds, "nargs": "?", "const": WATCH_INTERVAL, "metavar": "SECONDS"}
-    uplinks = adder.add("uplinks", "the interfaces by which peers are reached, and what is wanted of each", json=True)
-    verbs = ("show", "enable", "disable", "weight", "metered", "use")
-    uplinks.add_argument("verb", nargs="?", default="show", choices=verbs, help="(show)")
-    uplinks.add_argument("name", nargs="?", metavar="NAME", help="the interface; with use also all or none")
-    uplinks.add_argument("value", nargs="*", metavar="VALUE", help="a weight; on or off; more names after use")
-    uplinks.add_argument("--watch", **again, help=f"again and again, until Ctrl-C ({WATCH_INTERVAL:g})")
-    paths = adder.add("paths", "every way to a peer: round trips, losses, and what is thought of it", json=True)
-    paths.add_argument("host", metavar="PEER", help="name or address of the peer")
-    paths.add_argument("--watch", **again, help=f"again and again, until Ctrl-C ({WATCH_INTERVAL:g})")
 
 
 def _add_names_and_lock(adder: _Adder) -> None:
@@ -289,6 +288,13 @@ def _add_watching(adder: _Adder) -> None:
     capture.add_argument("--seconds", type=_seconds, default=None, help="end after this time (at Ctrl-C)")
     capture.add_argument(
         "--snaplen", type=_positive, default=65_535, metavar="BYTES", help="keep the first bytes of each packet"
+    )
+    cert = adder.add("cert", "a certificate for the name of this device, for servers of this machine")
+    cert.add_argument("name", metavar="NAME", help="as `pytailscale status` has it")
+    cert.add_argument("--cert-file", type=_file_or_dash, metavar="FILE", help="the chain (NAME.crt); - is a pipe")
+    cert.add_argument("--key-file", type=_file_or_dash, metavar="FILE", help="the private key (NAME.key); - is a pipe")
+    cert.add_argument(
+        "--min-validity", type=_duration, default=0.0, metavar="TIME", help="replace one that is good for less: 720h"
     )
     adder.add("top", "peers, paths, flows, exits and what is wrong, live in this terminal", json=True)
     web = adder.add("web", "a status page for the browser, on this machine only")
@@ -379,11 +385,27 @@ def _add_daemon(adder: _Adder) -> None:
     up.add_argument("--advertise-routes", metavar="ROUTES", type=_routes, help=routes)
     is_exit = argparse.BooleanOptionalAction
     up.add_argument("--advertise-exit-node", action=is_exit, help="offer to be an exit node, or no longer")
+    ssh = "be an SSH server that gives a shell of this user to whom the tailnet's policy lets in, or no longer"
+    up.add_argument("--ssh", action=argparse.BooleanOptionalAction, help=ssh)
     adder.add("down", "end the daemon")
 
     config = adder.add("config", "check the settings of the daemon, by line", json=True)
     config.add_argument("deed", choices=("check",), help="say what is wrong with it; 1 if anything is")
     config.add_argument("file", nargs="?", type=Path, metavar="FILE", help="another one than the daemon's")
+
+
+def _add_tun(adder: _Adder) -> None:
+    tun = adder.add("tun", "let every program of this machine reach the tailnet, by a network interface", json=True)
+    tun.add_argument("verb", nargs="?", default="status", choices=("status", "up", "down"), help="(status)")
+    tun.add_argument("--name", default=DEFAULT_NAME, help=f"of the interface ({DEFAULT_NAME})")
+    tun.add_argument("--mtu", type=_positive, default=TUNNEL_MTU, metavar="BYTES", help=f"({TUNNEL_MTU})")
+    tun.add_argument("--split", action="store_true", help="only the tailnet, although an exit node is chosen")
+    tun.add_argument(
+        "--exclude", type=_routes, default=[], metavar="PREFIXES", help="never through the tunnel: 10.1.0.0/16,..."
+    )
+    dns = argparse.BooleanOptionalAction
+    tun.add_argument("--dns", action=dns, default="auto", help="tell systemd-resolved of our names (where it runs)")
+    tun.add_argument("--cleanup", action="store_true", help="take back what a killed process left")
 
 
 def _add_about(adder: _Adder) -> None:

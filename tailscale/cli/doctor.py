@@ -1,6 +1,7 @@
 """`pytailscale doctor`: looks at everything a device stands on, in the order in which it would fail.
 
-Owns the order and the printing; the checks are in `doctor_local.py` (this machine) and `doctor_tailnet.py` (beyond it).
+Owns the order and the printing; the checks are in `doctor_local.py` and `doctor_tun.py` (this machine) and
+`doctor_tailnet.py` (beyond it).
 Works without a tailnet too: what cannot be looked at is skipped, and says what it would take.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from tailscale.cli import doctor_local, doctor_tailnet
+from tailscale.cli import doctor_local, doctor_login, doctor_tailnet, doctor_tun
 from tailscale.cli.exit_codes import FAILED, OK
 from tailscale.cli.findings import BAD, GOOD, SKIP, WARN, Check, Finding, bad
 from tailscale.cli.screen import Screen
@@ -30,7 +31,9 @@ LOCAL: tuple[tuple[str, Check], ...] = (
     ("dependencies", doctor_local.dependencies),
     ("environment", doctor_local.environment),
     ("state", doctor_local.state),
+    ("login", doctor_login.login),
     ("clock", doctor_local.clock),
+    ("tun", doctor_tun.tun),
     ("control", doctor_tailnet.control),
 )
 

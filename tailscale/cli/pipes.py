@@ -83,15 +83,19 @@ class FileOf:
         trio.from_thread.run(self._file.send, bytes(data))
         return len(data)
 
+    async def send(self, data: bytes) -> None:
+        """The same, where no thread writes."""
+        await self._file.send(data)
+
 
 @asynccontextmanager
-async def file_to_write(path: Path) -> AsyncIterator[Path | FileOf]:
+async def file_to_write(path: Path, mode: int = 0o600) -> AsyncIterator[Path | FileOf]:
     """A file of whoever typed the command: in the daemon the light client writes it, with its own user and disks."""
     host = hosting()
     if host is None:
         yield path
         return
-    async with host.call.file(path) as file:
+    async with host.call.file(path, mode) as file:
         yield FileOf(file)
 
 

@@ -67,7 +67,8 @@ async def up(options: argparse.Namespace, screen: Screen) -> int:
         client.post("restart")
         await trio.to_thread.run_sync(_await_end, client, daemon["since"], abandon_on_cancel=True)
     else:
-        client.post("up", _wishes(options) | ({"tags": ",".join(options.tags)} if options.tags else {}))
+        asked = _wishes(options) | ({"tags": ",".join(options.tags)} if options.tags else {})
+        client.post("up", asked | ({"runs_ssh": options.ssh} if options.ssh is not None else {}))
         for app in options.apps:
             client.post("up", {"app": app})
     return await trio.to_thread.run_sync(_watch, options, screen, client, None, abandon_on_cancel=True)
@@ -115,6 +116,8 @@ def _given(options: argparse.Namespace) -> list[str]:
     words += [word for name in options.uplinks or () for word in ("--uplink", name)]
     if options.paths is not None:
         words += ["--paths", options.paths]
+    if options.ssh is not None:
+        words.append("--ssh" if options.ssh else "--no-ssh")
     return words + [word for app in options.apps for word in ("--app", app)]
 
 
@@ -158,7 +161,8 @@ def daemon_for(options: argparse.Namespace) -> Daemon:
     kept = state_path(options)
     store = FileStore(kept) if kept is not None else None
     wished = Wishes(options=asked)
-    return Daemon(where, make, run_hosted, wishes=wished, read=read, apps=options.apps, store=store)
+    more: dict[str, Any] = {"apps": options.apps, "runs_ssh": options.ssh, "store": store}
+    return Daemon(where, make, run_hosted, wishes=wished, read=read, **more)
 
 
 async def _be_the_daemon(options: argparse.Namespace, screen: Screen) -> int:

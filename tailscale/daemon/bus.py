@@ -7,6 +7,7 @@ steps and no facts. Bits: ipn/backend.go of upstream.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from tailscale.daemon.answering import Answer, Question, Routes, lines_answer
 from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.localapi import ROOT, LocalApi
 from tailscale.daemon.prefs import Prefs
+from tailscale.daemon.serving import Serving
 from tailscale.events import (
     Event,
     EventStream,
@@ -38,7 +40,8 @@ INITIAL_HEALTH, PEER_CHANGES, NO_NETMAP, INITIAL_STATUS = 128, 4096, 8192, 16384
 class Bus:
     """The handler."""
 
-    def __init__(self, keeper: Keeper, prefs: Prefs, api: LocalApi) -> None:
+    def __init__(self, keeper: Keeper, prefs: Prefs, api: LocalApi, serving: Serving) -> None:
+        self._serving = serving
         self._keeper = keeper
         self._prefs = prefs
         self._api = api
@@ -56,22 +59,34 @@ class Bus:
         prefs_changed = Nudge(stream)
         self._prefs.watch(prefs_changed)
         try:
-            yield self._first(mask, may_see_login)
-            told: dict[str, Any] = {"State": self._state()}
-            async for event in stream:
-                notice = self._notice(event, mask, may_see_login)
-                if notice.get("State") == told["State"]:
-                    notice.pop("State", None)
-                told["State"] = notice.get("State", told["State"])
-                if notice:
-                    yield {"Version": __version__, **notice}
+            # What `tailscale serve` publishes in the foreground lives as long as its stream of notices.
+            with self._serving.session(lambda: stream.put(SessionEnded())) as session:
+                told = self._state()  # before the first is sent: what changes while it is being sent is news
+                yield self._first(mask, may_see_login, session)
+                async with aclosing(self._following(stream, mask, may_see_login, told)) as notices:  # type: ignore[type-var]
+                    async for notice in notices:
+                        yield notice
         finally:
             self._prefs.unwatch(prefs_changed)
             self._keeper.forget(stream)
 
-    def _first(self, mask: int, may_see_login: bool) -> dict[str, Any]:
+    async def _following(
+        self, stream: EventStream, mask: int, may_see_login: bool, told: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        """`told`: the state that who listens has heard of."""
+        async for event in stream:
+            if isinstance(event, SessionEnded):
+                return
+            notice = self._notice(event, mask, may_see_login)
+            if (state := self._state()) != told:  # whatever the event: one that told so may have been missed
+                told = notice["State"] = state
+            if notice:
+                yield {"Version": __version__, **notice}
+
+    def _first(self, mask: int, may_see_login: bool, session: str) -> dict[str, Any]:
         found: dict[str, Any] = {"Version": __version__}
         if mask & INITIAL_STATE:
+            found["SessionID"] = session
             found["State"] = self._state()
             if self._keeper.login_url and may_see_login:
                 found["BrowseToURL"] = self._keeper.login_url
@@ -88,19 +103,17 @@ class Bus:
     def _notice(self, event: Event, mask: int, may_see_login: bool) -> dict[str, Any]:
         match event:
             case StateChanged(state="failed", detail=detail):
-                return {"State": self._state(), "ErrMessage": detail}
+                return {"ErrMessage": detail}
             case StateChanged(state="running"):
-                return {"State": self._state(), "LoginFinished": {}, "Prefs": self._prefs.to_json()}
-            case StateChanged():
-                return {"State": self._state()}
-            case LoginNeeded(url=url):
-                return {"State": self._state(), "BrowseToURL": url} if may_see_login else {"State": self._state()}
+                return {"LoginFinished": {}, "Prefs": self._prefs.to_json()}
+            case LoginNeeded(url=url) if may_see_login:
+                return {"BrowseToURL": url}
             case HealthChanged():
                 return {"Health": self._health()}
             case FileArrived():
                 return {"FilesWaiting": {}}
             case PrefsChanged():
-                return {"Prefs": self._prefs.to_json(), "State": self._state()}
+                return {"Prefs": self._prefs.to_json()}
             case PeerUp() | PeerDown() | PeerChanged() | Lagged():
                 return self._of_peers(event, mask)
         return {}
@@ -129,6 +142,11 @@ class Bus:
 @dataclass(frozen=True, slots=True)
 class PrefsChanged(Event):
     """Preferences are others now."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded(Event):
+    """What this reader published was taken away by somebody else."""
 
 
 class Nudge:

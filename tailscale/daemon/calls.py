@@ -95,11 +95,11 @@ class Call:
         return await self._ended_out.receive()
 
     @asynccontextmanager
-    async def file(self, path: Path) -> AsyncIterator[FileThere]:
+    async def file(self, path: Path, mode: int = 0o600) -> AsyncIterator[FileThere]:
         """A file that the client writes, for whoever typed the command. It gets its name when the block is left, if
         anything was written, and all of it; however the block is left.
         """
-        self._put(frames.FILE, os.fsencode(path))
+        self._put(frames.FILE, os.fsencode(path) + (b"" if mode == 0o600 else b"\0%o" % mode))
         file = FileThere(self, path)
         await file.answered()
         try:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tailscale.daemon.parts import KINDS, Parts, Started
 from tailscale.daemon.places import Places
 from tailscale.daemon.prefs import LIVE, Prefs
 from tailscale.daemon.rooms import ROOMS, Room
+from tailscale.daemon.serving import Serving
 from tailscale.daemon.settings import Settings
 from tailscale.daemon.taildrop import Taildrop
 from tailscale.daemon.transport import Transport, transport_for
@@ -40,22 +42,20 @@ from tailscale.errors import StateLocked, TailscaleError
 from tailscale.files.folders import HAS_OPENAT
 from tailscale.foreign_text import guard_logs
 from tailscale.state_file import MemoryStore, NamedStore
+from tailscale.tun_options import TunOptions
 
 log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
 ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
-ASKED_LIVE = {
-    "advertise_routes": list,
-    "advertise_exit_node": bool,
-    "uplinks": list,
-    "paths": str,
-}  # a device that runs takes them as it is
+# A device that runs takes them as it is.
+ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool, "runs_ssh": bool, "uplinks": list, "paths": str}
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
     "advertise_exit_node": False,
     "advertise_routes": (),
     "exit_node": None,
+    "hard_nats": True,
     "shields_up": False,
     "paths": "best",
     "tags": (),
@@ -85,6 +85,7 @@ class Daemon:
         wishes: Wishes | None = None,
         read: Callable[[], Settings] = Settings,
         apps: Sequence[str] = (),
+        runs_ssh: bool | None = None,
         store: NamedStore | None = None,
         transport: Transport | None = None,
         rooms: Sequence[Callable[[Keeper], Room]] = ROOMS,
@@ -98,12 +99,18 @@ class Daemon:
         self.meshes = Meshes()
         self.keeper = Keeper(make_device, wishes or Wishes(), self._beside)
         self.taildrop = Taildrop(self.keeper, Path(where.state).with_suffix(".files"))
-        self.parts = Parts({**KINDS, "mesh": self._run_mesh, "taildrop": self.taildrop.run})
-        self._apps = list(apps)
-        self._want_parts()
-        self.calls = Calls(lambda call: run_command(self, call))
+        kept = store if store is not None else MemoryStore()
         self._transport = transport or transport_for(where.socket)
-        self.prefs = Prefs(self.keeper, store if store is not None else MemoryStore())
+        self.serving = Serving(self.keeper, kept, self._transport.path)
+        of_rooms = {"mesh": self._run_mesh, "serve": self.serving.run_setting, "taildrop": self.taildrop.run}
+        self.parts = Parts(KINDS | of_rooms)
+        self._apps = list(apps)
+        self.prefs = Prefs(self.keeper, kept)
+        self._runs_ssh = runs_ssh
+        self._tun: list[tuple[str, dict[str, Any]]] | None = None
+        self._want_parts()
+        self.prefs.watch(self._want_parts)
+        self.calls = Calls(lambda call: run_command(self, call))
         self._ending = trio.Event()
         self._outcome = ENDED
         routes = Routes()
@@ -119,8 +126,9 @@ class Daemon:
         self.door.add_upgrade(f"{ROOT}run", PROTOCOL, self.calls.serve)
         localapi = LocalApi(self.keeper, self.prefs, self.own_api)
         localapi.add_to(routes, self.door)
-        Bus(self.keeper, self.prefs, localapi).add_to(routes)
+        Bus(self.keeper, self.prefs, localapi, self.serving).add_to(routes)
         self.taildrop.add_to(routes)
+        self.serving.add_to(routes)
         self.rooms = [make(self.keeper) for make in rooms]
         for room in self.rooms:
             room.add_to(routes)
@@ -135,6 +143,10 @@ class Daemon:
         guard_logs()
         with pid_file(self.places.pid), self.log.running():
             self.prefs.load()
+            if self._runs_ssh is not None:
+                self.prefs.runs_ssh = self._runs_ssh
+            self._want_parts()
+            self.serving.load()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.door.run)
                 log.info("the daemon listens at %s, process %d", self._transport.path, os.getpid())
@@ -158,9 +170,11 @@ class Daemon:
         self._ending.set()
 
     async def _beside(self, device: Device) -> None:
-        """What runs while a Device is usable."""
+        """What runs while a Device is usable. Its preferences and its state are in force from now on."""
+        self.prefs.tell()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.meshes.run, device)
+            nursery.start_soon(self.serving.run, device)
             nursery.start_soon(self.parts.run, device)
             for room in self.rooms:
                 nursery.start_soon(room.run, device)
@@ -172,15 +186,25 @@ class Daemon:
             await trio.sleep_forever()
 
     def _want_parts(self) -> None:
-        """Those of the settings, the meshes that `up --app` asked for, and an inbox, as the settings say or not."""
+        """Those of the settings, what `up` or `tailscale set` asked for, and an inbox, as the settings say or not."""
         asked = [*self.settings.parts, *(("mesh", {"app": app}) for app in self._apps)]
+        self.prefs.has_ssh_section = any(kind == "ssh" for kind, _ in asked)
+        if self.prefs.runs_ssh and not self.prefs.has_ssh_section:
+            asked.append(("ssh", {}))
+        if self._tun is not None:
+            asked = [part for part in asked if part[0] != "tun"] + self._tun
         has_inbox = not HAS_OPENAT or any(kind == "taildrop" for kind, _ in asked)
         self.parts.want(asked if has_inbox else [("taildrop", {}), *asked])
+
+    def keep_tun(self, options: TunOptions | None) -> None:
+        """What a command has brought up is the daemon's from now on, None for nothing; until the settings are read."""
+        self._tun = [("tun", asdict(options))] if options is not None else []
+        self._want_parts()
 
     async def reload(self) -> None:
         """Read config.toml again. Raises BadSettings, and then nothing has changed."""
         before, after = self.settings, self._read()
-        self.settings = after
+        self.settings, self._tun = after, None
         self._want_parts()
         names = before.device.keys() | after.device.keys()
         changed = {
@@ -232,6 +256,8 @@ class Daemon:
         if app is not None and app not in self._apps:
             self._apps.append(app)
             self._want_parts()
+        if "runs_ssh" in live:
+            await self.prefs.apply({"RunSSH": live.pop("runs_ssh"), "RunSSHSet": True})
         if "advertise_routes" in live:
             live["advertise_routes"] = clean_routes(live["advertise_routes"])
         if live and self.keeper.has_device and self.keeper.is_ready:
@@ -269,8 +295,9 @@ class Daemon:
 def device_options(table: dict[str, Any]) -> dict[str, Any]:
     """The section [device] as options of a Device."""
     options = dict(table)
-    if "auth_key_file" in options:
-        options["auth_key"] = f"file:{Path(options.pop('auth_key_file')).expanduser()}"
+    for name in ("auth_key", "id_token"):
+        if file := options.pop(f"{name}_file", ""):
+            options[name] = f"file:{Path(file).expanduser()}"
     return options
 
 

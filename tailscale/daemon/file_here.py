@@ -15,12 +15,19 @@ from tailscale._private_files import Draft
 from tailscale.daemon import frames
 from tailscale.foreign_text import for_terminal
 
+PUBLIC = b"644"
+CERTIFICATE_FILES = (".crt", ".key")
+
 
 class FileHere:
     """One at a time."""
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self._named = {os.path.abspath(word) for word in argv}
+        words = {part for word in argv for part in (word, word.partition("=")[2]) if part}
+        self._named = {os.path.abspath(word) for word in words}
+        if "cert" in argv:  # whose files are called after a word, or after the device
+            self._named |= {os.path.abspath(f"{word}{end}") for word in words for end in CERTIFICATE_FILES}
+            self._named |= {os.path.abspath(f"wildcard_{word[1:]}{end}") for word in words for end in CERTIFICATE_FILES}
         self._draft: Draft | None = None
         self._problem: dict[str, object] = {}
 
@@ -30,7 +37,9 @@ class FileHere:
         try:
             if kind == frames.FILE:
                 self._problem = {}
-                self._draft = Draft(self._typed(os.fsdecode(payload)))
+                path, _, mode = payload.partition(b"\0")
+                is_public = mode == PUBLIC
+                self._draft = Draft(self._typed(os.fsdecode(path)), 0o644 if is_public else 0o600)
             elif self._draft is not None and not had_problem:
                 if kind == frames.DATA:
                     self._write(self._draft, payload)

@@ -5,7 +5,7 @@ commands, and imports next to nothing: the light client starts with it.
 
     client   CALL, then INPUT when it is asked for, ENDED of a program, FILED of a file, SIGNAL
     daemon   OUT, ERR, WANT_INPUT, PROGRAM to be run there, and last EXIT; or DECLINED alone: run it yourself
-             FILE to be written there: DATA, then WHOLE or ABANDON
+             FILE to be written there (a path, and behind a zero a mode that is not 600): DATA, then WHOLE or ABANDON
 """
 
 from __future__ import annotations

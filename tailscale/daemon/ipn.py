@@ -21,7 +21,6 @@ from ts_control.wire import Hostinfo, Node, UserProfile
 
 STATES = ("NoState", "InUseOtherUser", "NeedsLogin", "NeedsMachineAuth", "Stopped", "Starting", "Running")
 _STATE_OF = {
-    "running": "Running",
     "needs_login": "NeedsLogin",
     "needs_approval": "NeedsMachineAuth",
     "expired": "NeedsLogin",
@@ -41,9 +40,12 @@ def go(value: GoStruct) -> dict[str, Any]:
 
 
 def backend_state(state: str, has_netmap: bool) -> str:
-    """Where we stand, in upstream's words: being cut off from control is no reason to say that nothing runs."""
-    if state in ("offline", "connecting", "registering") and has_netmap:
-        return "Running"
+    """Where we stand, in upstream's words: being cut off from control is no reason to say that nothing runs.
+
+    Who hears "Running" asks for our addresses at once, and stock `wait` does so once: without a netmap there are none.
+    """
+    if state in ("offline", "connecting", "registering", "running"):
+        return "Running" if has_netmap else "Starting"
     return _STATE_OF.get(state, "Starting")
 
 
@@ -247,6 +249,7 @@ def prefs_json(
     *,
     is_wanted: bool,
     is_logged_out: bool,
+    runs_ssh: bool,
 ) -> dict[str, Any]:
     """ipn.Prefs. `kept` is what clients set that means nothing to a node in user space."""
     exit_node = preferences.exit_node
@@ -259,7 +262,7 @@ def prefs_json(
         "InternalExitNodePrior": "",
         "ExitNodeAllowLANAccess": False,
         "CorpDNS": True,
-        "RunSSH": False,
+        "RunSSH": runs_ssh,
         "RunWebClient": False,
         "WantRunning": is_wanted,
         "LoggedOut": is_logged_out,

@@ -41,7 +41,6 @@ NOT_BUILT = {
     "drive/*": "Taildrive",
     "id-token": "identity tokens",
     "policy/*": "policies of the system",
-    "query-feature": "Funnel",
     "suggest-exit-node": "suggesting an exit node",
     "tka/*": "changing Tailnet Lock",
     "update/check": "updating",
@@ -65,7 +64,6 @@ class LocalApi:
             "dns-osconfig": self._dns_osconfig,
             "dns-query": self._dns_query,
             "prefs": self._get_prefs,
-            "serve-config": self._serve_config,
             "usermetrics": self._metrics,
             "metrics": self._metrics,
             "check-ip-forwarding": self._no_warning,
@@ -82,7 +80,6 @@ class LocalApi:
             "start": self._start,
             "login-interactive": self._log_in,
             "logout": self._log_out,
-            "serve-config": self._set_serve_config,
         }
         for name, handler in doing.items():
             routes.add("POST", ROOT + name, handler)
@@ -296,17 +293,6 @@ class LocalApi:
         if profile is not None:
             found |= {"Name": profile.login_name, "UserProfile": ipn.go(profile)}
         return found
-
-    # Parts that are not there
-
-    async def _serve_config(self, _: Question) -> Answer:
-        """Nothing is served, and that is the truth."""
-        await trio.lowlevel.checkpoint()
-        return json_answer({}, ETag='"0"')
-
-    async def _set_serve_config(self, _: Question) -> Answer:
-        await trio.lowlevel.checkpoint()
-        raise NotBuilt("serve: this daemon has no such part")
 
     async def _metrics(self, _: Question) -> Answer:
         from tailscale.metrics import exposition  # few ask

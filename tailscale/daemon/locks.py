@@ -1,11 +1,14 @@
-"""`tka/`: what upstream's `tailscale lock status`, `log` and `sign` ask a daemon about the tailnet's lock.
+"""`tka/`: what upstream's `tailscale lock` asks a daemon: status, log, sign, add, remove and disable.
 
-Owns: those words. What makes a lock or changes who may sign is done on another machine, and refused by `localapi.py`.
+Owns: those words. What makes a lock, mends one, or stops believing in it here alone is refused by `localapi.py`.
 """
 
 from __future__ import annotations
 
 import base64
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -16,13 +19,16 @@ from tailscale.daemon.localapi import ROOT
 from tailscale.device import Device
 from tailscale.errors import LockError, NoSuchPeer
 from tailscale.lock import LockStatus
+from ts_base.errors import BadPacket
+from ts_base.keys import KEY_LENGTH
 from ts_control.netmap import NetMap
 from ts_control.wire import Node
-from ts_lock.keys import parse_public, registered_text
+from ts_lock.keys import PRIVATE, LockPrivate, parse_public, registered_text
 from ts_lock.signatures import NodeKeySignature, decode_text_untrusted
-from ts_lock.updates import parse_hash_untrusted
+from ts_lock.updates import Key, parse_hash_untrusted
 
 LONGEST_LOG = 500
+SEED_LENGTH = len(PRIVATE) + 64  # of the text of a private key: Go writes the public half behind it
 
 
 class Locks:
@@ -34,7 +40,15 @@ class Locks:
     def add_to(self, routes: Routes) -> None:
         routes.add("GET", f"{ROOT}tka/status", self._status)
         routes.add("GET", f"{ROOT}tka/log", self._log)
-        routes.add("POST", f"{ROOT}tka/sign", self._sign, writers=True)
+        routes.add("POST", f"{ROOT}tka/affected-sigs", self._affected)
+        changing = {
+            "sign": self._sign,
+            "modify": self._modify,
+            "disable": self._disable,
+            "wrap-preauth-key": self._wrap,
+        }
+        for name, handler in changing.items():
+            routes.add("POST", f"{ROOT}tka/{name}", handler, writers=True)
 
     async def run(self, _: Device) -> None:
         await trio.sleep_forever()
@@ -56,15 +70,69 @@ class Locks:
         ]
         return json_answer(changes)
 
+    def _signer(self) -> Any:
+        return self._keeper.usable.lock.signer
+
     async def _sign(self, question: Question) -> Answer:
         wanted = await question.json()
-        rotation = base64.b64decode(wanted.get("RotationPublic") or "")
-        key = registered_text(rotation) if rotation else ""
-        try:
-            await self._keeper.usable.lock.sign(str(wanted.get("NodeKey", "")), key)
-        except (LockError, NoSuchPeer) as problem:
-            raise Refused(500, f"signing failed: {problem}") from problem
+        key = registered_text(rotation) if (rotation := _octets(wanted.get("RotationPublic"))) else ""
+        with _refused("signing failed"):
+            await self._signer().sign(str(wanted.get("NodeKey", "")), key)
         return Answer()
+
+    async def _modify(self, question: Question) -> Answer:
+        wanted = await question.json()
+        with _refused("modify failed"):
+            add = [_key_from(key) for key in wanted.get("AddKeys") or ()]
+            remove = [_key_from(key).public for key in wanted.get("RemoveKeys") or ()]
+            await self._signer().change(add, remove)
+        return Answer(b"", 204)
+
+    async def _disable(self, question: Question) -> Answer:
+        secret = await question.body()
+        with _refused("tailnet-lock disable failed"):
+            await self._signer().end(secret)
+        return Answer()
+
+    async def _wrap(self, question: Question) -> Answer:
+        wanted = await question.json()
+        with _refused("wrapping failed"):
+            signer = LockPrivate.parse(str(wanted.get("TKAKey", ""))[:SEED_LENGTH])
+            wrapped = self._signer().wrap(str(wanted.get("TSKey", "")), signer, LockPrivate(os.urandom(32)))
+        return Answer(wrapped.encode())
+
+    async def _affected(self, question: Question) -> Answer:
+        key_id = await question.body()
+        with _refused("the question failed"):
+            found = await self._signer().signed_by(key_id)
+        return json_answer([base64.b64encode(data).decode() for data in found])
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (LockError, NoSuchPeer, BadPacket) as problem:
+        raise Refused(500, f"{what}: {problem}") from problem
+
+
+def _octets(text: object) -> bytes:
+    """What Go's JSON makes of bytes; null is none."""
+    try:
+        return base64.b64decode(str(text or ""), validate=True)
+    except ValueError:
+        raise Refused(400, "not base64") from None
+
+
+def _key_from(value: Any) -> Key:
+    """tka.Key."""
+    if not isinstance(value, dict):
+        raise BadPacket("not a key of a lock")
+    votes, meta = value.get("Votes", 0), value.get("Meta") or {}
+    public = _octets(value.get("Public"))
+    if len(public) != KEY_LENGTH or type(votes) is not int or not all(isinstance(text, str) for text in meta.values()):
+        raise BadPacket("not a key of a lock")
+    return Key(public, votes, meta)
 
 
 def status_json(status: LockStatus, netmap: NetMap | None) -> dict[str, Any]:
@@ -116,7 +184,10 @@ def _signature(signature: NodeKeySignature) -> dict[str, Any]:
 def _peer(node: Node, key: str) -> dict[str, Any]:
     """ipnstate.TKAPeer."""
     addresses = [text.partition("/")[0] for text in node.addresses]
-    return {"Name": node.name, "ID": node.id, "StableID": node.stable_id, "TailscaleIPs": addresses, "NodeKey": key}
+    found = {"Name": node.name, "ID": node.id, "StableID": node.stable_id, "TailscaleIPs": addresses, "NodeKey": key}
+    with suppress(BadPacket):  # what cannot be read says nothing
+        found["NodeKeySignature"] = _signature(decode_text_untrusted(node.key_signature))
+    return found
 
 
 def _registered(key: str) -> str:

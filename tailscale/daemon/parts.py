@@ -19,6 +19,7 @@ from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
 from tailscale.metrics import serve_metrics
+from tailscale.tun_options import tun
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -156,4 +157,49 @@ async def run_proxy(device: Device, keys: dict[str, Any], started: Started) -> N
         started(f"{proxy.host}:{proxy.port}")
 
 
-KINDS: dict[str, Run] = {"forward": run_forward, "expose": run_expose, "metrics": run_metrics, "proxy": run_proxy}
+async def run_ingress(device: Device, keys: dict[str, Any], started: Started) -> None:
+    from tailscale.ingress import IngressLimits, ingress  # few daemons are relays
+
+    if ("to" in keys) == ("names" in keys):
+        raise ValueError("[ingress] has `to`, the node of all names, or `names`, a table of names and nodes")
+    limits = {name: keys[name] for name in RELAY_LIMITS if name in keys}
+    run = partial(ingress, to=keys.get("names") or keys["to"], port=keys.get("port", 0), limits=IngressLimits(**limits))
+    async with trio.open_nursery() as nursery:
+        relay = await nursery.start(run, device, keys["listen"])
+        started(f"{relay.address[0]}:{relay.port}")
+
+
+async def run_ssh(device: Device, keys: dict[str, Any], started: Started) -> None:
+    """A shell of the user whose daemon this is, for whom the tailnet's policy lets in."""
+    from tailscale.ssh import serve_ssh  # needs asyncssh
+
+    serve = partial(serve_ssh, device, None, keys.get("port", 22), True)
+    await serve(started=lambda port: started(f"{device.name}:{port}"))
+    await trio.sleep_forever()
+
+
+async def run_tun(device: Device, keys: dict[str, Any], started: Started) -> None:
+    """One that a command has brought up already goes on; one that is taken down stays so until the settings change."""
+    chosen = tun(**keys)
+    if device.tun is None or device.tun.name != chosen.name:
+        await device.tun_up(chosen)
+    try:
+        started(chosen.name)
+        await device.tun_ended()
+        started("down, as was asked")
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await device.tun_down()
+
+
+RELAY_LIMITS = ("connections", "per_name", "per_source", "proxy_protocol")
+KINDS: dict[str, Run] = {
+    "expose": run_expose,
+    "forward": run_forward,
+    "ingress": run_ingress,
+    "metrics": run_metrics,
+    "proxy": run_proxy,
+    "ssh": run_ssh,
+    "tun": run_tun,
+}

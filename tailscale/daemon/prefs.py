@@ -19,6 +19,8 @@ from tailscale.errors import StateCorrupt
 from tailscale.forwarding import EXIT_ROUTES
 from tailscale.nodes import named
 from tailscale.state_file import NamedStore
+from ts_base.optional import optional
+from ts_control.ssh_policy import PERMISSION
 
 log = logging.getLogger("tailscale.daemon")
 ENTRY = "daemon"
@@ -31,7 +33,7 @@ REMEMBERED = frozenset(
 )
 KINDS: dict[str, type] = {
     **dict.fromkeys(("ControlURL", "ExitNodeID", "ExitNodeIP", "Hostname"), str),
-    **dict.fromkeys(("RouteAll", "ShieldsUp", "WantRunning"), bool),
+    **dict.fromkeys(("RouteAll", "RunSSH", "ShieldsUp", "WantRunning"), bool),
     **dict.fromkeys(("AdvertiseRoutes", "AdvertiseTags"), list),
 }
 LIVE = frozenset((
@@ -48,6 +50,10 @@ class Prefs:
         self._store = store
         self._kept: dict[str, Any] = {}
         self._watchers: list[Callable[[], None]] = []
+        self.runs_ssh = False
+        """Whether it was asked for here; `watch` tells of it."""
+        self.has_ssh_section = False
+        """Whether config.toml asks for it, which nobody takes back here."""
 
     # Kept between runs
 
@@ -61,6 +67,7 @@ class Prefs:
             wishes = self._keeper.wishes
             wishes.options = options | wishes.options
             wishes.is_wanted = told.get("is_wanted", True) is True
+            self.runs_ssh = told.get("runs_ssh") is True
         except (ValueError, TypeError, AttributeError, KeyError):
             log.warning("what the daemon kept of its preferences cannot be read: it begins with none")
 
@@ -70,6 +77,7 @@ class Prefs:
             "remembered": self._kept,
             "options": {name: value for name, value in wishes.options.items() if name in LIVE},
             "is_wanted": wishes.is_wanted,
+            "runs_ssh": self.runs_ssh,
         }
         try:
             self._store.write(ENTRY, json.dumps(told).encode())
@@ -91,6 +99,7 @@ class Prefs:
             self._kept,
             is_wanted=keeper.wishes.is_wanted,
             is_logged_out=is_logged_out,
+            runs_ssh=self.runs_ssh or self.has_ssh_section,
         )
 
     # Changed
@@ -116,6 +125,8 @@ class Prefs:
             changes["accept_routes"] = bool(value)
         elif name == "ShieldsUp":
             changes["shields_up"] = bool(value)
+        elif name == "RunSSH":
+            changes["runs_ssh"] = self._check_ssh(bool(value))
         elif name == "AdvertiseTags":
             changes["tags"] = tuple(value or ())
         elif name == "AdvertiseRoutes":
@@ -133,6 +144,18 @@ class Prefs:
             changes["is_wanted"] = bool(value)
         elif name != "LoggedOut" and (value or None) != (present.get(name) or None) and not _is_default(value):
             raise NotBuilt(f"{name} cannot be set: this daemon has nothing that it would change")
+
+    def _check_ssh(self, is_wanted: bool) -> bool:
+        """Upstream refuses it where the tailnet does, when it can know."""
+        netmap = self._keeper.netmap()
+        if not is_wanted:
+            if self.has_ssh_section:
+                raise ValueError("config.toml has [ssh]: take it out there")
+        elif netmap is not None and PERMISSION not in netmap.self_node.cap_map:
+            raise ValueError("this tailnet does not let this node be an SSH server: allow SSH in its settings")
+        elif optional("asyncssh", "SSHServer") is None:
+            raise ValueError('an SSH server needs asyncssh: pip install "pytailscale[ssh]"')
+        return is_wanted
 
     def _exit_node(self, wanted: str) -> str:
         """Upstream refuses one that does not offer it, when it can know."""
@@ -154,6 +177,7 @@ class Prefs:
         self._kept |= changes.pop("remembered", {})
         is_wanted = changes.pop("is_wanted", None)
         control_url = changes.pop("control_url", "")
+        self.runs_ssh = changes.pop("runs_ssh", self.runs_ssh)
         live = {name: value for name, value in changes.items() if name in LIVE}
         if "hostname" in live and not live["hostname"]:
             live.pop("hostname")  # upstream's "" means the machine's own name, which is what we have then

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tailscale.daemon.answering import Routes
 from tailscale.daemon.captures import Captures
+from tailscale.daemon.certs import Certificates
 from tailscale.daemon.keeper import Keeper
 from tailscale.daemon.locks import Locks
 from tailscale.device import Device
@@ -26,4 +27,4 @@ class Room(Protocol):
         """While this device is usable; cancelled at its end."""
 
 
-ROOMS: tuple[Callable[[Keeper], Room], ...] = (Captures, Locks)
+ROOMS: tuple[Callable[[Keeper], Room], ...] = (Captures, Locks, Certificates)

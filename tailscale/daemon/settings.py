@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tailscale._config import clean_routes
+from tailscale.tun_options import DEFAULT_NAME, NAME, RESERVED, SMALLEST_MTU
 from tailscale.uplinks import STRATEGY_WORDS, strategy_from_text
 from ts_base.errors import TailscaleError
+from ts_base.ip import TUNNEL_MTU
 
 LONGEST_SETTINGS = 1 << 20
 LEVELS = ("debug", "info", "warning", "error")
@@ -102,9 +104,19 @@ def _place(*, unix: bool) -> Check:
     return check
 
 
+def _tun_name(value: Any) -> str:
+    is_right = isinstance(value, str) and NAME.fullmatch(value) is not None and value not in RESERVED
+    return "" if is_right else f'the name of an interface, such as "{DEFAULT_NAME}"'
+
+
 def _passwords(value: Any) -> str:
     is_right = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
     return "" if is_right else "a table of names and passwords"
+
+
+def _nodes(value: Any) -> str:
+    is_right = isinstance(value, dict) and value and all(isinstance(each, str) and each for each in value.values())
+    return "" if is_right else "a table of names and the nodes that have them"
 
 
 TEXT = _kind(str, "a text")
@@ -127,6 +139,9 @@ SECTIONS: dict[str, Section] = {
             "hostname": TEXT,
             "control_url": TEXT,
             "auth_key_file": TEXT,
+            "client_id": TEXT,
+            "audience": TEXT,
+            "id_token_file": TEXT,
             "tags": _texts,
             "accept_routes": YES_OR_NO,
             "exit_node": TEXT,
@@ -136,6 +151,7 @@ SECTIONS: dict[str, Section] = {
             "udp_port": _number(0, 65535),
             "uplinks": _uplinks,
             "paths": _strategies,
+            "hard_nats": YES_OR_NO,
         }
     ),
     "log": Section({"level": _choice(*LEVELS), "size": _number(4096, 1 << 30), "files": _number(0, 100)}),
@@ -143,6 +159,7 @@ SECTIONS: dict[str, Section] = {
     "metrics": Section({"listen": _place(unix=False), "peers": YES_OR_NO}, ("listen",)),
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
+    "ssh": Section({"port": PORT}),
     "taildrop": Section(
         {
             "accept": YES_OR_NO,
@@ -151,6 +168,36 @@ SECTIONS: dict[str, Section] = {
             "quota": _number(0, 1 << 62),
             "exists": _choice("rename", "replace", "refuse"),
         }
+    ),
+    "tun": Section(
+        {
+            "name": _tun_name,
+            "mtu": _number(SMALLEST_MTU, TUNNEL_MTU),
+            "split": YES_OR_NO,
+            "exclude": _routes,
+            "dns": lambda value: "" if value in (True, False, "auto") else 'true, false or "auto"',
+        }
+    ),
+    "serve": Section(
+        {
+            **dict.fromkeys(("http", "https", "tcp", "tls_terminated_tcp"), PORT),
+            "path": TEXT,
+            "to": TEXT,
+            "proxy_protocol": _number(0, 2),
+        },
+        ("to",),
+        is_list=True,
+    ),
+    "ingress": Section(
+        {
+            "listen": _place(unix=False),
+            "to": TEXT,
+            "names": _nodes,
+            "port": PORT,
+            **dict.fromkeys(("connections", "per_name", "per_source"), _number(1, 1 << 20)),
+            "proxy_protocol": YES_OR_NO,
+        },
+        ("listen",),
     ),
     "expose": Section(
         {"port": PORT, "to": _place(unix=False), "proxy_protocol": _number(0, 2)}, ("port", "to"), is_list=True

@@ -201,7 +201,7 @@ class Explainer:
         self._path, self._latency = small.path, small.latency
         self._note("path", "ok", f"answers by {small.path}")
         if small.path.kind == "relay":
-            await self._look_at_relay(small.path)
+            await self._look_at_relay(small.path, node)
             return
         try:
             await dialer.ping(name, "disco", FULL, PROBE_PATIENCE)
@@ -210,12 +210,13 @@ class Explainer:
         else:
             self._note("path", "ok", f"full packets pass by {small.path}")
 
-    async def _look_at_relay(self, path: PathInfo) -> None:
+    async def _look_at_relay(self, path: PathInfo, node: Node) -> None:
         """Why it is not direct, as far as that is this side's business."""
         if not (await self._measure()).udp:
             self._note("path", "warn", "UDP is blocked here, so that no path can be direct", "udp-blocked")
         else:
-            self._note("path", "ok", f"by {path}; no direct path has been found so far")
+            why = self._dialer.reach.about_hard_nats(node.id) or "no direct path has been found so far"
+            self._note("path", "ok", f"by {path}; {why}")
 
     def _note_black_hole(self, where: object) -> None:
         sentence = f"small packets pass by {where}, full ones vanish there"

@@ -81,11 +81,14 @@ class Upstream:
 class Exchange:
     """Lives for one request."""
 
-    def __init__(self, wire: Wire, upstream: Upstream, is_modern: bool, count: Count) -> None:
+    def __init__(
+        self, wire: Wire, upstream: Upstream, is_modern: bool, count: Count, *, is_gateway: bool = False
+    ) -> None:
         self._count = count
         self._wire = wire
         self._upstream = upstream
         self._is_modern = is_modern  # HTTP/1.1 at the client: it understands interim answers and trailers
+        self._is_gateway = is_gateway
         self._is_begun = False  # the client has heard something of the final answer
         self._ending = Ending.BROKEN
         self._problem: Exception | None = None
@@ -161,11 +164,11 @@ class Exchange:
                         await self._switch(event)
                         return
                     if self._is_modern:
-                        await self._tell(_with(event, http_rules.response_head(event.status_code, _head(event))))
+                        await self._tell(_with(event, self._head_of(event)))
                 elif isinstance(event, h11.Response):
                     is_coded = http_rules.is_coded(_head(event))
                     self._is_begun = True
-                    await self._tell(_with(event, http_rules.response_head(event.status_code, _head(event))))
+                    await self._tell(_with(event, self._head_of(event)))
                 elif isinstance(event, h11.Data):
                     await self._tell(event)
                     self._count(received=len(event.data))
@@ -189,9 +192,12 @@ class Exchange:
     async def _switch(self, event: h11.InformationalResponse) -> None:
         """What the server has sent behind its 101 goes along with it."""
         self._is_begun = True
-        head = self._wire.http.send(_with(event, http_rules.response_head(101, _head(event)))) or b""
+        head = self._wire.http.send(_with(event, self._head_of(event))) or b""
         await self._wire.write(head + self._upstream.http.trailing_data[0])
         self._ending = Ending.SWITCHED
+
+    def _head_of(self, event: Any) -> http_rules.Headers:
+        return http_rules.response_head(event.status_code, _head(event), is_gateway=self._is_gateway)
 
     async def _tell(self, event: Any) -> None:
         data = self._wire.http.send_with_data_passthrough(event)

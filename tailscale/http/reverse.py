@@ -7,13 +7,14 @@ that a client says of itself arrives: neither a name of the tailnet's, nor an ad
 from __future__ import annotations
 
 import logging
+import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import h11
 import trio
 
-from tailscale.carry import LOST, Splice, Stream, reset
+from tailscale.carry import LOST, Splice, Stream, TlsEnd, reset
 from tailscale.http.caller import OURS, identity_headers, plain_name
 from tailscale.http.passing import Ending, Exchange, Upstream
 from tailscale.http1.asgi import ClientDisconnected, Headers, Scope
@@ -21,11 +22,13 @@ from tailscale.local_ports import DIAL_PATIENCE, UNREACHED, Target
 from ts_proxy import http_rules
 
 if TYPE_CHECKING:
-    from tailscale.device import Device
+    from tailscale.http.arrival import Arrival
     from tailscale.http1.wire import Wire
-    from tailscale.sockets.tcp import TcpStream
+    from tailscale.sockets.local import LocalStream
 
 log = logging.getLogger("tailscale.http")
+PORTS = {"http": 80, "https": 443, "https+insecure": 443}
+HANDSHAKE_PATIENCE = 10.0
 SILENCE = 600.0  # of a server that is to answer, or is answering
 NOT_THE_CLIENTS = (OURS, b"forwarded", b"x-real-ip", b"x-forwarded")  # and all that begin so
 
@@ -33,9 +36,10 @@ NOT_THE_CLIENTS = (OURS, b"forwarded", b"x-real-ip", b"x-forwarded")  # and all 
 class ReverseProxy:
     """A web server of this machine in place of an app: `serve(ReverseProxy("http://127.0.0.1:3000"), device)`.
 
-    The address is `http://HOST:PORT` or `unix:PATH`. The server gets requests and WebSockets with the Host that was
-    asked for, `X-Forwarded-For`, `-Host` and `-Proto`, and for people `Tailscale-User-Login`; headers of these names
-    that came from the client are taken out. Let nobody else reach that server: what it is told, anyone could say.
+    The address is `http://HOST:PORT`, `https://`, `https+insecure://` (any certificate will do) or `unix:PATH`. The
+    server gets requests and WebSockets with the Host that was asked for, `X-Forwarded-For`, `-Host` and `-Proto`, and
+    for people `Tailscale-User-Login`; headers of these names that came from the client are taken out. Let nobody else
+    reach that server: what it is told, anyone could say.
 
     ```python forever
     await tailscale.http.serve(tailscale.http.ReverseProxy("http://127.0.0.1:3000"), device)
@@ -45,46 +49,61 @@ class ReverseProxy:
     def __init__(self, to: str) -> None:
         self.to = to
         self._path, self._place = "", ("", 0)
+        self._is_secure, self._is_believed = False, False
+        self._tls: ssl.SSLContext | None = None
         if to.startswith("unix:") and to != "unix:":
             self._path = to.removeprefix("unix:")
             return
         url = urlsplit(to)
-        if url.scheme != "http" or not url.hostname or url.path not in ("", "/") or url.query or "@" in url.netloc:
+        if url.scheme not in PORTS or not url.hostname or url.path not in ("", "/") or url.query or "@" in url.netloc:
             raise ValueError(f"{to!r} is no server to pass requests on to: write http://127.0.0.1:3000 or unix:/path")
-        self._place = url.hostname, url.port or 80
+        self._place = url.hostname, url.port or PORTS[url.scheme]
+        self._is_secure, self._is_believed = url.scheme != "http", url.scheme == "https+insecure"
 
-    def attend(self, device: Device, wire: Wire, caller: TcpStream) -> Attendance:
-        """One client's connection."""
-        return Attendance(self, device, wire, caller)
+    def attend(self, owner: object, wire: Wire, arrival: Arrival) -> Attendance:
+        """One client's connection to the device `owner`."""
+        return Attendance(self, owner, wire, arrival)
 
-    async def dial(self, device: Device, caller: TcpStream) -> Stream:
+    async def dial(self, owner: object, arrival: Arrival) -> Stream:
         """A connection to the server, which stands for that caller. Errors are of `UNREACHED`."""
-        if not self._path:
-            return await Target(*self._place, device).dial(caller)
-        with trio.fail_after(DIAL_PATIENCE):
-            return await trio.open_unix_socket(self._path)
+        if self._path:
+            with trio.fail_after(DIAL_PATIENCE):
+                return await trio.open_unix_socket(self._path)
+        stream = await Target(*self._place, owner).dial(arrival if arrival.is_tailnets else None)
+        return stream if not self._is_secure else await self._secured(stream)
+
+    async def _secured(self, stream: LocalStream) -> Stream:
+        """TLS for the name in the address, which is the server's own, not the one that the client asks for."""
+        if self._tls is None:
+            self._tls = await trio.to_thread.run_sync(_believing, self._is_believed)
+        secure = trio.SSLStream(stream, self._tls, server_hostname=self._place[0], https_compatible=True)
+        try:
+            with trio.fail_after(HANDSHAKE_PATIENCE):
+                await secure.do_handshake()
+        except BaseException:
+            stream.abort()
+            raise
+        return TlsEnd(secure)
 
 
 class Attendance:
     """Lives as long as a client's connection; so does the connection to the server, which carries nobody else's."""
 
-    def __init__(self, proxy: ReverseProxy, device: Device, wire: Wire, caller: TcpStream) -> None:
-        self._proxy, self._device = proxy, device
-        self._wire, self._caller = wire, caller
+    def __init__(self, proxy: ReverseProxy, owner: object, wire: Wire, arrival: Arrival) -> None:
+        self._proxy, self._owner = proxy, owner
+        self._wire, self._arrival = wire, arrival
         self._upstream: Upstream | None = None
 
-    async def answer(self, request: h11.Request, scope: Scope) -> bool:
-        """Whether the connection can carry another request."""
+    async def answer(self, request: h11.Request, target: bytes, head: Headers) -> bool:
+        """Ask the server for `target` with `head`. Whether the connection can carry another request."""
         try:
             upstream = await self._reach()
         except UNREACHED as problem:
             log.warning("%s cannot be reached for a request: %s", self._proxy.to, problem)
             await self._refuse(request, 502, "the server behind this one cannot be reached")
             return False
-        head = head_for_server(scope, is_modern=request.http_version == b"1.1")
-        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", _uncounted)
+        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", _uncounted, is_gateway=True)
         try:
-            target = _target(scope)
             ending = await exchange.run(h11.Request(method=request.method, target=target, headers=head))
         except ClientDisconnected:
             raise
@@ -103,7 +122,7 @@ class Attendance:
             return known
         if known is not None:
             await reset(known.stream)
-        stream = await self._proxy.dial(self._device, self._caller)
+        stream = await self._proxy.dial(self._owner, self._arrival)
         return Upstream(stream, None, self._wire.limits.head, SILENCE)
 
     async def _after(self, ending: Ending, upstream: Upstream) -> bool:
@@ -124,7 +143,7 @@ class Attendance:
         """Another protocol from here on, to its end."""
         early = bytes(self._wire.http.trailing_data[0])
         stream: Any = self._wire.stream
-        near = _Tls(stream) if isinstance(stream, trio.SSLStream) else stream
+        near = TlsEnd(stream) if isinstance(stream, trio.SSLStream) else stream
         try:
             if early:
                 await far.send_all(early)
@@ -141,33 +160,20 @@ class Attendance:
             await reset(self._upstream.stream)
 
 
-class _Tls(trio.abc.HalfCloseableStream):
-    """TLS cannot end one direction only: the end of one is the end of both."""
-
-    def __init__(self, stream: trio.SSLStream[Any]) -> None:
-        self._stream = stream
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._stream.aclose()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+def _believing(anybody: bool) -> ssl.SSLContext:
+    """What servers have to prove; `anybody` need prove nothing. Reads files."""
+    context = ssl.create_default_context()
+    if anybody:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _uncounted(**_: int) -> None:
     """Nobody asks a server how many bytes it passed on."""
 
 
-def _target(scope: Scope) -> bytes:
+def target_of(scope: Scope) -> bytes:
+    """The request target, as it came."""
     query: bytes = scope["query_string"]
     return bytes(scope["raw_path"]) + (b"?" + query if query else b"")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import trio
 
@@ -28,13 +29,14 @@ from tailscale.threads.awaiting import ended
 from tailscale.threads.face import DeviceFace, thread_of
 
 if TYPE_CHECKING:
-    import ssl
     from typing import Unpack
 
     from tailscale import aio, sync
     from tailscale.http.wsgi import Wsgi
     from tailscale.http1.asgi import AsgiApp
 
+Tls = ssl.SSLContext | Callable[[str | None], ssl.SSLContext] | Literal["tailnet"] | None
+"""A context, what gives one for the name that a client wants, or the device's own certificate."""
 Shutdown = trio.Event | asyncio.Event | threading.Event
 Started = Callable[[str], object]
 
@@ -43,7 +45,7 @@ class ServeOptions(TypedDict, total=False):
     """The keyword arguments of `serve`, for its signatures by device."""
 
     host: str | None
-    tls: ssl.SSLContext | None
+    tls: Tls
     limits: Limits | None
     shutdown: Shutdown | None
     visits: Visits | None
@@ -72,7 +74,7 @@ def serve(
     port: int = 80,
     *,
     host: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: Tls = None,
     limits: Limits | None = None,
     shutdown: Shutdown | None = None,
     visits: Visits | None = None,
@@ -93,6 +95,9 @@ def serve(
     called with the server's URL once it listens; under `nursery.start` that is the value. `shutdown` is an Event of
     trio, asyncio or threading. `visits=tailscale.http.Visits()` counts who is connected. `announce` is a word by which
     peers find the port: `node.announced[word]`. A `ReverseProxy` in place of an app passes requests on.
+
+    `tls="tailnet"` shows the device's certificate (`device.tls_context`), renewed while it runs; else `tls` is an
+    `ssl.SSLContext`, or a function that is called with the name a client wants (None for none) and returns one.
     """
     how = Serving(port, host, tls, limits or Limits(), visits or Visits(), announce)
     return _serve(app, device, how, shutdown, _both(started, task_status))
@@ -126,7 +131,7 @@ def serve_wsgi(
     threads: int = DEFAULT_THREADS,
     largest_body: int = LARGEST_BODY,
     host: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: Tls = None,
     limits: Limits | None = None,
     shutdown: Shutdown | None = None,
     visits: Visits | None = None,

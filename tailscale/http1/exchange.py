@@ -35,6 +35,7 @@ class HttpExchange:
         self._is_complete = False
         self._is_body_read = False
         self._is_client_gone = False
+        self._is_taken_over = False
         self._receiving = trio.Lock()
         self._sending = trio.Lock()
         self._listening: trio.CancelScope | None = None
@@ -66,7 +67,7 @@ class HttpExchange:
     async def _is_reusable(self) -> bool:
         """Read away the little that may be left of the request; True if the next one can follow."""
         http, left = self._wire.http, UNREAD_BODY
-        if http.our_state is not h11.DONE or self._is_client_gone:
+        if http.our_state is not h11.DONE or self._is_client_gone or self._is_taken_over:
             return False
         try:
             while http.their_state is h11.SEND_BODY and not http.they_are_waiting_for_100_continue:
@@ -77,6 +78,14 @@ class HttpExchange:
         except (ClientDisconnected, h11.RemoteProtocolError):
             return False
         return http.their_state is h11.DONE
+
+    async def take_over(self, head: bytes) -> bytes:
+        """The connection is no HTTP after `head`. What had been read already of what follows the request."""
+        if self._response is not None or not self._is_body_read:
+            raise RuntimeError("a connection is taken over in place of an answer, when its request is read")
+        self._is_complete = self._is_taken_over = True
+        await self._wire.write(head)
+        return bytes(self._wire.http.trailing_data[0])
 
     # What the app calls
 

@@ -34,7 +34,10 @@ async def next_request(wire: Wire, idle: set[trio.CancelScope]) -> h11.Request |
             event = await wire.next_event(wire.limits.head_timeout)
         if not isinstance(event, h11.Request):
             return None
-        refusal = refusal_of(event, wire.take_head())
+        head = wire.take_head()
+        # h11 bounds a head that is not whole: one that comes in a single piece it takes, however long.
+        too_long = (431, f"a request head has at most {wire.limits.head} bytes")
+        refusal = too_long if len(head) > wire.limits.head else refusal_of(event, head)
         if refusal is None:
             return event
         await wire.refuse(*refusal, has_body=event.method != b"HEAD")

@@ -27,6 +27,7 @@ class Visit:
     peer: str
     hang_up: Callable[[], object]
     silent_since: float
+    has_left: bool = False
 
 
 @dataclass(slots=True)
@@ -101,7 +102,10 @@ class Visits:
         self._peers[visit.peer].silent[visit] = None
 
     def leave(self, visit: Visit) -> None:
-        """It is closed."""
+        """It is closed, or counted elsewhere from now on."""
+        if visit.has_left:
+            return
+        visit.has_left = True
         peer = self._peers[visit.peer]
         peer.silent.pop(visit, None)
         peer.open -= 1

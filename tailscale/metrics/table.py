@@ -31,9 +31,12 @@ NOT_SENT = ("underlay.send_", "underlay.backlog_full", "underlay.no_socket", "re
 TCP_TABLES = {f"stack.tcp.{word}": word for word in ("half_open", "listeners", "waiting", "time_wait")}
 FORWARDED_FLOWS = {"forward.connections": "tcp", "forward.flows": "udp"}
 PROXY_OPEN = {"proxy.open": "clients", "proxy.carried": "connections", "proxy.associations": "associations"}
+INGRESS_OPEN = {"ingress.open": "clients", "ingress.carried": "connections"}
+INGRESS_BYTES = {"ingress.bytes_received": "in", "ingress.bytes_sent": "out"}
 PROXY_BYTES = {"proxy.bytes_received": "in", "proxy.bytes_sent": "out"}
 MESH_MESSAGES = {"mesh.received": "in", "mesh.sent": "out"}
 MESH_BYTES = {"mesh.bytes_received": "in", "mesh.bytes_sent": "out"}
+TUN_PACKETS = {"tun.read": "out", "tun.written": "in"}
 FORWARDED_BYTES = {"forward.bytes_in": "in", "forward.bytes_out": "out"}
 
 
@@ -87,6 +90,18 @@ def _below(prefix: str) -> Read:
     def read(status: Status) -> Iterable[Sample]:
         levels = sorted(status.counters.levels.items())
         return [((name.removeprefix(prefix),), level) for name, level in levels if name.startswith(prefix)]
+
+    return read
+
+
+def _of_ports(field: str) -> Read:
+    """One count of every port that is published."""
+    begins, ends = "serve.ports.", f".{field}"
+
+    def read(status: Status) -> Iterable[Sample]:
+        levels = sorted(status.counters.levels.items())
+        named = [(name, level) for name, level in levels if name.startswith(begins) and name.endswith(ends)]
+        return [((name.removeprefix(begins).removesuffix(ends),), level) for name, level in named]
 
     return read
 
@@ -287,6 +302,17 @@ METRICS: tuple[Metric, ...] = (
              "Datagrams that were sent once more, by another path.", _level("uplinks.copies")),
     _counter("pytailscale_stripe_fallbacks_total", "Paths",
              "Times that streams were no longer divided, by reason.", _below("uplinks.fallbacks."), "reason"),
+    _gauge("pytailscale_hard_nat_sockets", "Hard NATs",
+           "UDP sockets open beside the first, while a hard NAT of ours is being opened and where one was.",
+           _level("paths.hard_nats.sockets")),
+    _counter("pytailscale_hard_nat_probes_total", "Hard NATs",
+             "Datagrams sent to open a hard NAT, ours or a peer's.", _level("paths.hard_nats.probes")),
+    _counter("pytailscale_hard_nat_attempts_total", "Hard NATs",
+             "Attempts to open one, by how they ended.",
+             _levels({"paths.hard_nats.opened": "opened", "paths.hard_nats.failed": "failed"}), "outcome"),
+    _counter("pytailscale_path_mtu_changes_total", "Path MTU",
+             "Direct paths found to carry larger packets, or no more.",
+             _levels({"paths.mtus.raised": "raised", "paths.mtus.withdrawn": "withdrawn"}), "change"),
     _gauge("tailscaled_home_derp_region_id", "Relays",
            "Number of the home relay's region; 0 for none.", _home_region),
     _gauge("pytailscale_relay_connected", "Relays",
@@ -300,6 +326,11 @@ METRICS: tuple[Metric, ...] = (
            "Entries of TCP's other tables.", _levels(TCP_TABLES), "table"),
     _gauge("pytailscale_udp_sockets", "Sockets",
            "UDP sockets that are open on the tailnet.", _level("stack.udp.ports")),
+    _gauge("pytailscale_tun_up", "TUN device",
+           "1 while there is a TUN device for other programs, else 0.", _level("tun.up")),
+    _counter("pytailscale_tun_packets_total", "TUN device",
+             "Packets of other programs: `out` read from the TUN device, `in` written to it.",
+             _levels(TUN_PACKETS), "direction"),
     _gauge("tailscaled_advertised_routes", "Forwarding for others",
            "Subnets that we offer to forward.", _routes(lambda status: status.advertised_routes)),
     _gauge("tailscaled_approved_routes", "Forwarding for others",
@@ -313,8 +344,19 @@ METRICS: tuple[Metric, ...] = (
              "Requests of peers to the peer API.", _level("peerapi.requests")),
     _gauge("pytailscale_peerapi_connections", "Peer API and names",
            "Connections of peers to the peer API.", _level("peerapi.connections")),
+    _counter("pytailscale_funnel_arrived_total", "Peer API and names",
+             "Connections from the internet that Funnel relays brought.", _level("funnel.arrived")),
+    _gauge("pytailscale_funnel_connections", "Peer API and names",
+           "Connections from the internet that are open.", _level("funnel.connections")),
     _counter("pytailscale_dns_queries_total", "Peer API and names",
              "Questions to this device as a DNS server.", _level("dns.queries")),
+
+    _gauge("pytailscale_certificates", "Certificates",
+           "Certificates that are held and renewed.", _level("certificates.held")),
+    _gauge("pytailscale_certificates_failing", "Certificates",
+           "Of those, the ones whose renewal fails.", _level("certificates.failing")),
+    _gauge("pytailscale_certificate_expiry_timestamp_seconds", "Certificates",
+           "Unix time at which the first of them expires.", _level("certificates.soonest_expiry")),
 
     _gauge("pytailscale_proxy_open", "Proxies",
            "What is open on all proxies together.", _levels(PROXY_OPEN), "what"),
@@ -324,6 +366,15 @@ METRICS: tuple[Metric, ...] = (
              "Requests that failed, by the error types of RFC 9209.", _below("proxy.failures."), "error"),
     _counter("pytailscale_proxy_bytes_total", "Proxies",
              "Bytes carried for proxies' clients, from destinations and to them.", _levels(PROXY_BYTES), "direction"),
+
+    _gauge("pytailscale_ingress_open", "Funnel relays",
+           "What is open on Funnel relays of this device.", _levels(INGRESS_OPEN), "what"),
+    _gauge("pytailscale_ingress_names", "Funnel relays",
+           "Connections that are carried, by the name that clients wanted.", _below("ingress.names."), "name"),
+    _counter("pytailscale_ingress_clients_total", "Funnel relays",
+             "Clients that came to Funnel relays.", _level("ingress.clients")),
+    _counter("pytailscale_ingress_bytes_total", "Funnel relays",
+             "Bytes carried for clients, towards targets and back.", _levels(INGRESS_BYTES), "direction"),
 
     _gauge("pytailscale_mesh_members", "Meshes",
            "Members of meshes, ourselves apart.", _level("mesh.members")),
@@ -350,6 +401,17 @@ METRICS: tuple[Metric, ...] = (
              "Files that have arrived.", _level("taildrop.files")),
     _counter("pytailscale_taildrop_file_bytes_total", "Files of Taildrop",
              "Bytes of files, sent and received.", _below("taildrop.bytes."), "direction"),
+
+    _counter("pytailscale_serve_connections_total", "Published ports",
+             "Connections to a port that is published by serve.", _of_ports("connections"), "port"),
+    _gauge("pytailscale_serve_open", "Published ports",
+           "Of those, still open.", _of_ports("open"), "port"),
+    _counter("pytailscale_serve_refused_total", "Published ports",
+             "Turned away: too many were open, or they may not come in.", _of_ports("refused"), "port"),
+    _counter("pytailscale_serve_sent_bytes_total", "Published ports",
+             "Bytes sent by a published TCP port.", _of_ports("bytes_sent"), "port"),
+    _counter("pytailscale_serve_received_bytes_total", "Published ports",
+             "Bytes received by a published TCP port.", _of_ports("bytes_received"), "port"),
 
     _gauge("pytailscale_ssh_connections", "SSH",
            "Connections of the SSH server, those included that are logging in.", _level("ssh.connections")),

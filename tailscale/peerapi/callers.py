@@ -24,7 +24,8 @@ class PeerCaller:
     - `address`: where it speaks from: one of its own addresses, never one that it routes.
     - `is_same_user`: the same person owns it and us. Never true where either side is tagged: control gives all tagged
       nodes one user, who is nobody.
-    - `is_unsigned`: the tailnet lock does not vouch for it; it may do nothing but what its ingress capability says.
+    - `is_unsigned`: the tailnet lock does not vouch for it, or it is jailed: it may do nothing but what its ingress
+      capability says.
     - `capabilities`: what the policy grants it towards us.
     """
 
@@ -36,10 +37,13 @@ class PeerCaller:
 
 
 def caller_at(netmap: NetMap, peer: wire.Node, address: str, granted: Mapping[str, Any]) -> PeerCaller | None:
-    """The caller behind a connection from `address`; None where that is not an address of `peer` itself."""
+    """The caller behind a connection from `address`; None where that is nobody who may ask."""
     if address not in {prefix.partition("/")[0] for prefix in peer.addresses} or peer.expired:
         return None
-    us, unsigned = netmap.self_node, peer.unsigned_peer_api_only
+    # The tailnet's own Funnel relays are both; whoever is either may do nothing but bring what comes from the internet.
+    us, unsigned = netmap.self_node, peer.unsigned_peer_api_only or peer.is_jailed
+    if peer.is_jailed and INGRESS not in granted:
+        return None
     return PeerCaller(
         node=node_from_wire(peer, netmap),
         address=address,

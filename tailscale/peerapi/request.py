@@ -1,11 +1,12 @@
 """One request of a peer as its handler sees it: who asks, for what, the body as it comes, and the answer as it goes.
 
-Reads and writes at the pace of the other end, for nothing is held here. Refuses to know connections and paths.
+Reads and writes at the pace of the other end, for nothing is held here. Instead of an answer there may be something
+that is no HTTP: then the handler has the connection. Refuses to know paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -15,6 +16,8 @@ from tailscale.http1.asgi import ClientDisconnected, Headers, Receive, Send
 
 if TYPE_CHECKING:
     from tailscale.peerapi.callers import PeerCaller
+
+TakeOver = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
 
 TEXT = "text/plain; charset=utf-8"
 LONGEST_QUERY = 8 << 10
@@ -42,12 +45,14 @@ class PeerRequest:
         receive: Receive,
         send: Send,
         more: Headers,
+        take_over: TakeOver,
     ) -> None:
         self.method, self.path, self.query = method, path, query
         self.caller = caller
         self._headers = headers
         self._receive, self._send = receive, send
         self._more = more
+        self._take_over = take_over
         self._is_read = False
         self.has_begun = False
         """Whether an answer is on its way."""
@@ -94,6 +99,12 @@ class PeerRequest:
         data = body.encode() if isinstance(body, str) else body
         await self.begin(status, [("content-type", kind), ("content-length", str(len(data))), *headers])
         await self.send(data, more=False)
+
+    async def take_over(self) -> trio.abc.HalfCloseableStream:
+        """Answer 101 and have the connection, until the handler returns; a request with a body is refused."""
+        await self.read(0)
+        self.has_begun = True
+        return await self._take_over()
 
     async def begin(self, status: int, headers: Sequence[tuple[str, str]] = ()) -> None:
         """The head of an answer whose body comes by `send`."""

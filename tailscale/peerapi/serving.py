@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import logging
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h11
@@ -24,17 +25,23 @@ from tailscale.http1.wire import Wire
 from tailscale.peerapi.callers import PeerCaller, caller_at, names_of_us
 from tailscale.peerapi.checks import FOR_BROWSERS, INVALID, looks_like_a_browser, may_be_answered
 from tailscale.peerapi.request import BodyTooLarge, PeerRequest
+from tailscale.sockets.early import EarlyStream
 from ts_base.ip import parse_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailscale.peerapi.paths import PeerPaths
     from tailscale.runtime.directory import Directory
     from tailscale.sockets.tcp import TcpListener, TcpStream
 
 LIMITS = Limits(connections=256, connections_per_peer=32, head=16 << 10, head_timeout=10.0, idle_timeout=30.0)
+# A Funnel relay asks for a connection of its own for everybody who comes from the internet, often many at once.
+RELAY_LIMITS = replace(LIMITS, connections_per_peer=192)
 KEEPALIVE = 60.0  # a silent peer is asked this often whether it still exists
 CLOSE_TIMEOUT = 1.0
 HTML = "text/html; charset=utf-8"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"  # as upstream's peer API says it: no header at all
 
 log = logging.getLogger("tailscale.peerapi")
 
@@ -49,8 +56,11 @@ class Known(NamedTuple):
 class Connections:
     """All that peers have open to us."""
 
-    def __init__(self, directory: Directory, paths: PeerPaths, drops: Counter[str]) -> None:
+    def __init__(
+        self, directory: Directory, paths: PeerPaths, drops: Counter[str], is_relay: Callable[[PeerCaller], bool]
+    ) -> None:
         self._directory, self._paths, self.drops = directory, paths, drops
+        self._is_relay = is_relay
         self._visits = Visits()
         self._idle: set[trio.CancelScope] = set()
         self.requests = 0
@@ -78,7 +88,8 @@ class Connections:
             self.drops["peerapi.unknown_source"] += 1
             stream.abort()
             return
-        visit = self._visits.admit(known.caller.node.stable_id, stream.shut, LIMITS)
+        limits = RELAY_LIMITS if self._is_relay(known.caller) else LIMITS
+        visit = self._visits.admit(known.caller.node.stable_id, stream.shut, limits)
         if visit is None:
             self.drops["peerapi.too_many_connections"] += 1
             stream.abort()
@@ -116,13 +127,13 @@ class Connections:
         while (request := await next_request(wire, self._idle)) is not None:
             self._visits.on_request(visit)
             self.requests += 1
-            if not await self._answer(wire, request, stream):
+            if not await self._answer(wire, request, stream, visit):
                 await wire.finish()
                 return
             wire.http.start_next_cycle()
             self._visits.on_silence(visit)
 
-    async def _answer(self, wire: Wire, request: h11.Request, stream: TcpStream) -> bool:
+    async def _answer(self, wire: Wire, request: h11.Request, stream: TcpStream, visit: Visit) -> bool:
         """Whether the connection can carry another request."""
         target = framing.read_target(request.method, request.target)
         assert target is not None, "a request without one was refused"
@@ -138,12 +149,18 @@ class Connections:
         method, path = request.method.decode("latin-1"), target.path.decode("latin-1")
         more = FOR_BROWSERS if looks_like_a_browser(headers) else []
 
+        async def take_over() -> trio.abc.HalfCloseableStream:
+            early = await exchange.take_over(SWITCHED)
+            self._visits.leave(visit)  # whoever has it counts it
+            return EarlyStream(stream, early) if early else stream
+
         async def app(_scope: Scope, receive: Receive, send: Send) -> None:
             query = target.query.decode("latin-1")
-            await self._handle(PeerRequest(method, path, query, headers, known.caller, receive, send, more))
+            await self._handle(PeerRequest(method, path, query, headers, known.caller, receive, send, more, take_over))
 
         scope: dict[str, Any] = {"type": "http", "method": method, "path": path}
-        return await HttpExchange(wire, request, scope).run(app)
+        exchange = HttpExchange(wire, request, scope)
+        return await exchange.run(app)
 
     async def _handle(self, request: PeerRequest) -> None:
         handler = front if request.path == "/" else self._paths.find(request.path)

@@ -21,7 +21,7 @@ from tailscale._config import Config
 from tailscale.errors import ControlProtocolError, ControlUnreachable, LoginRequired, StateCorrupt, TailscaleError
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.control_announcements import Announcements
-from tailscale.runtime.control_facts import facts_for_control
+from tailscale.runtime.control_facts import Traffic, facts_for_control
 from tailscale.runtime.control_line import ControlLine, Jobs, JobStatistics
 from tailscale.runtime.control_pings import PingPeer, Pings, PingStatistics, no_ping
 from tailscale.runtime.hidden_news import HiddenNews
@@ -31,15 +31,15 @@ from tailscale.runtime.messages import (
     ControlStateChanged,
     EndpointsChanged,
     NetInfoChanged,
-    NetMapChanged,
     NetworkChanged,
     NodeKeyChanged,
     PreferencesChanged,
     ServicesOffered,
 )
+from tailscale.runtime.netmap_believed import BelievedNetMap
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.runtime.renewal import REGISTER, Renewal, renew_key
-from tailscale.runtime.saved_relays import keep_relays, remembered_relays
+from tailscale.runtime.saved_relays import remembered_relays
 from tailscale.runtime.saved_state import SavedState
 from tailscale.runtime.self_report import SelfReport
 from tailscale.runtime.supervision import Supervision
@@ -98,11 +98,11 @@ class ControlActor:
         bus: Bus,
         ping_peer: PingPeer = no_ping,
         supervision: Supervision | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.config = config
         self._supervision = supervision or Supervision(bus)
         self.network = network
-        self.netmap: NetMap | None = None
         self.saved = SavedState(store, state)
         self.report = SelfReport(config.preferences, disco, state.home_region)
         # Another server has never heard of us: what the state says of registration is about the old one.
@@ -115,8 +115,6 @@ class ControlActor:
         self._announcements = Announcements(bus, self._jobs, config.on_login_url)
         health = self._announcements.health
         self.lock = LockKeeper(self.saved, self._line.ask, health, network.entropy, known_here=known_here)
-        self.report.note_lock(self.lock.head)
-        self._told = NetMap.empty()  # control's newest, before the lock has a say
         self.machine = ControlMachine(
             credentials,
             self.report.hostinfo(),
@@ -128,17 +126,18 @@ class ControlActor:
         if config.force_login and known_here:
             self.machine.login(trio.current_time())
         environment = os.environ if isinstance(network, HostNetwork) else {}
+        node_key = lambda: self.machine.node_key.public  # noqa: E731
+        self._believed = BelievedNetMap(bus, health, self.saved, self.lock, self.report, network, node_key, environment)
         self.client = ControlClient(
             config.control_url, network, state.machine_key, tls=config.tls, environment=environment
         )
         self._keys = KeyMaker(config, network, environment)
         can_log_in = bool(config.auth_key or config.client_id)
         self._renewal = Renewal(bus, network, can_log_in=can_log_in, renew=self._renew)
-        look = lambda: facts_for_control(bus, self.report.preferences, self.lock.chain)  # noqa: E731
+        look = lambda: facts_for_control(bus, self.report.preferences, network.wall_clock(), self.lock.chain, traffic)  # noqa: E731
         self.pings = Pings(self.client, self._line, self._jobs, ping_peer, look)
         self._conversation: trio.CancelScope | None = None
         self._wake = trio.Event()
-        self._netmap_arrived = trio.Event()
         self._is_leaving = False
         self._hidden_news = HiddenNews()
 
@@ -179,6 +178,7 @@ class ControlActor:
             await self._send_logout()
         finally:
             self.lock.forget()
+            self._believed.kept.forget()
             self.machine.on_logged_out(self.lock.key)
             self._is_leaving = False
             self._tell()
@@ -193,6 +193,8 @@ class ControlActor:
                     await self._send_logout()
                 except (ControlLost, RequestRefused, BadPacket) as problem:
                     log.info("the control server was not told that this node leaves: %s", problem)
+        self.lock.keep_verdicts()
+        self._believed.kept.keep_now()
         self.saved.write_now()
 
     async def _send_logout(self) -> None:
@@ -319,8 +321,8 @@ class ControlActor:
                 await trio.sleep(min(response.debug.sleep_seconds, LONGEST_ASKED_SLEEP))
             if response.keep_alive:
                 continue
-            self._told = netmap = netmap.apply(response, self.network.wall_clock())
-            await self._publish_what_holds()
+            netmap = netmap.apply(response, self.network.wall_clock())
+            await self._believed.hear(netmap)
             self._announcements.say_success()
             if self._is_leaving:
                 continue  # that we are leaving is no news
@@ -328,7 +330,7 @@ class ControlActor:
             self._tell()
             if is_first:
                 is_first = False
-                nursery.start_soon(self.lock.retry, self._publish_what_holds)
+                nursery.start_soon(self.lock.retry, self._believed.look_again)
                 nursery.start_soon(self.report.keep_told, self._line, self.machine, self._bus, self.network)
                 self._hidden_news.begin(netmap, self.machine.hostinfo)
                 continue
@@ -349,21 +351,6 @@ class ControlActor:
             self.pings.hear(response.ping_request)
         if response.pop_browser_url:
             self._announcements.say_page(response.pop_browser_url)
-
-    async def _publish_what_holds(self) -> None:
-        """Control's newest netmap, less the peers for whom the tailnet's lock does not vouch."""
-        netmap = await self.lock.follow(self._told, self.machine.node_key.public)
-        self.report.note_lock(self.lock.head)
-        self._publish(netmap)
-
-    def _publish(self, netmap: NetMap) -> None:
-        if self.netmap is None or netmap.derp_map is not self.netmap.derp_map:
-            keep_relays(self.saved, netmap.derp_map)
-        self.netmap = netmap
-        self._bus.publish(NetMapChanged(netmap))
-        self._announcements.health.show_netmap(netmap)
-        self.saved.change(stable_id=netmap.self_node.stable_id)
-        self._netmap_arrived.set()
 
     # Telling control about us
 
@@ -402,25 +389,21 @@ class ControlActor:
     @trio.lowlevel.enable_ki_protection
     async def watch_expiry(self) -> None:
         """Keys run out whether or not control can be reached."""
+        believed = self._believed
         while True:
-            self._netmap_arrived = trio.Event()
-            netmap = self.netmap
-            pause = DAY if netmap is None else min(netmap.next_expiry() - self.network.wall_clock(), DAY)
-            if netmap is not None and pause <= 0:
-                await self._on_key_ran_out()
+            believed.arrived = trio.Event()
+            pause = min(believed.until_next_expiry(), DAY)
+            if pause <= 0:
+                await believed.expire()
+                if believed.told.self_node.expired and not believed.is_remembered:
+                    self.machine.on_self(believed.told.self_node)
+                    self._tell()
                 await trio.lowlevel.checkpoint()
                 continue
             with trio.move_on_after(pause) as sleep:
-                await self._netmap_arrived.wait()
-            if sleep.cancelled_caught and netmap is not None:
-                self._bus.publish(NetMapChanged(netmap))  # by the calendar, an expiry may be near enough to be told
-
-    async def _on_key_ran_out(self) -> None:
-        self._told = self._told.expire(self.network.wall_clock())
-        await self._publish_what_holds()
-        if self._told.self_node.expired:
-            self.machine.on_self(self._told.self_node)
-            self._tell()
+                await believed.arrived.wait()
+            if sleep.cancelled_caught:
+                believed.repeat()
 
     # Saying how it stands
 
@@ -451,7 +434,7 @@ class ControlActor:
         self.machine.on_lost(str(problem), trio.current_time())
         self._tell()
         self._announcements.say_failure(str(problem))
-        if error is not None and self.netmap is None:
+        if error is not None and self._believed.shown is None:
             # Nothing to live on yet, and waiting will not turn it into a coordination server.
             self._bus.publish(ControlStateChanged(Phase.FAILED, str(problem), error=error))
 
@@ -479,12 +462,15 @@ class ControlActor:
                 remembered = remembered_relays(self.saved) if self.machine.credentials.is_registered else None
                 if remembered is not None:
                     self._bus.publish(remembered)
+                if self.machine.credentials.is_registered:
+                    await self._believed.remember()
             keep = self._supervision.keep_running
             nursery.start_soon(keep, "control-answers", self._jobs.run)
             nursery.start_soon(keep, "self-report", self.listen)
             nursery.start_soon(keep, "key-expiry", self.watch_expiry)
             nursery.start_soon(keep, "saved-state", partial(self.saved.run, self._announcements.health))
             nursery.start_soon(keep, "key-renewal", self._renewal.run)
+            nursery.start_soon(keep, "saved-netmap", self._believed.kept.run)
             await trio.lowlevel.checkpoint()
             task_status.started()
             await self.converse()

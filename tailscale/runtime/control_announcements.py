@@ -70,8 +70,10 @@ class Announcements:
         if self._failures >= FAILURES_BEFORE_WARNING:
             sentence = f"the control server cannot be used: {reason}"
             remedy = "check the network, and that the server is up"
-            if self._bus.latest(NetMapChanged) is not None:
-                remedy = f"peers stay reachable as they are known; {remedy}"
+            shown = self._bus.latest(NetMapChanged)
+            if shown is not None:
+                known = "they were in the last run" if shown.is_remembered else "they are known"
+                remedy = f"peers stay reachable as {known}; {remedy}"
             self.health.show("control-unreachable", sentence, remedy)
 
     def say_success(self) -> None:

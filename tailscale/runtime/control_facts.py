@@ -5,18 +5,27 @@ Owns: which code of upstream's a warning of ours is. Refuses to know: how it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from tailscale._config import Preferences
 from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import NetInfoChanged, NetMapChanged, WarningsChanged
+from tailscale.runtime.messages import CertificatesChanged, NetInfoChanged, NetMapChanged, WarningsChanged
 from ts_control.c2n import Facts, Trouble
+from ts_dataplane.path_tally import PathTally
 from ts_lock.chain import Chain
 
 LONGEST_LIST = 64
 HURTS = {"control-unreachable", "relay-home-unreachable", "key-expired", "login-needed", "approval-needed"}
 
 
-def facts_for_control(bus: Bus, preferences: Preferences, lock: Chain | None = None) -> Facts:
+Traffic = Mapping[str, PathTally]
+"""What was received and sent: "inbound" and "outbound"."""
+
+
+def facts_for_control(
+    bus: Bus, preferences: Preferences, now: float, lock: Chain | None = None, traffic: Traffic | None = None
+) -> Facts:
     """A snapshot; nothing is measured for it."""
     heard = bus.latest(WarningsChanged)
     warnings = list(heard.warnings.values())[:LONGEST_LIST] if heard is not None else []
@@ -29,8 +38,16 @@ def facts_for_control(bus: Bus, preferences: Preferences, lock: Chain | None = N
         )
         for warning in warnings
     ]
+    held = bus.latest(CertificatesChanged)
     log = lock.log() if lock is not None else None
-    return Facts(troubles, _preferences(preferences), _figures(bus, preferences, len(warnings)), lock_log=log)
+    return Facts(
+        troubles,
+        _preferences(preferences),
+        [*_bytes(traffic or {}), *_figures(bus, preferences, len(warnings))],
+        certificates=held.held if held is not None else {},
+        now=now,
+        lock_log=log,
+    )
 
 
 def _preferences(preferences: Preferences) -> dict[str, object]:
@@ -55,3 +72,12 @@ def _figures(bus: Bus, preferences: Preferences, warnings: int) -> list[tuple[st
         ("tailscaled_advertised_routes", "gauge", len(preferences.offered_routes)),
         ("tailscaled_approved_routes", "gauge", len(approved)),
     ]
+
+
+def _bytes(traffic: Traffic) -> Iterator[tuple[str, str, float]]:
+    """By path, under the names that `tailscale/metrics/table.py` has too."""
+    for unit in ("bytes", "packets"):
+        for direction, tally in traffic.items():
+            for path, count in tally.statistics().items():
+                value = count.bytes if unit == "bytes" else count.datagrams
+                yield f'tailscaled_{direction}_{unit}_total{{path="{path}"}}', "counter", value

@@ -15,12 +15,21 @@ import trio
 
 from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, StunArrived
+from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, SocketsAsked, SocketsReturned, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
 from ts_base.who import PathRun, PeerId
 from ts_dataplane.engine import Engine, EngineMessage, RouteMissing
 from ts_dataplane.overlay import Overlay
-from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PathsMoved, PingAnswered, PingLost
+from ts_dataplane.path_messages import (
+    BestPathChanged,
+    FinderMessage,
+    NeedStun,
+    PathsMoved,
+    PingAnswered,
+    PingLost,
+    SocketsOver,
+    SocketsWanted,
+)
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.spread import EveryPath
 from ts_dataplane.tables import Tables
@@ -70,6 +79,16 @@ class Dataplane:
             self.engine.follow_uplinks(many.spread, many.heard)
         else:
             self.engine.follow_uplinks(EveryPath(self.finder.paths), None)
+
+    def use_overlay(self, overlay: Overlay) -> None:
+        """What is for us goes to `overlay` from now on, which knows our addresses as they are told from now on."""
+        self._overlay = overlay
+        self.engine.use_overlay(overlay)
+        overlay.set_addresses(self.engine.tables.own, trio.current_time())
+
+    def set_addresses(self, own: Sequence[bytes]) -> None:
+        """Our own addresses are these from now on."""
+        self._overlay.set_addresses(own, trio.current_time())
 
     def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""
@@ -151,6 +170,15 @@ class Dataplane:
                 self.kick()
             case NeedStun():
                 self._bus.publish(ProbeRequested(message.reason))
+            case SocketsWanted():
+                self._bus.publish(SocketsAsked(message.count))
+            case SocketsOver():
+                self._bus.publish(SocketsReturned(message.sockets))
+
+    def use_sockets(self, sockets: Sequence[str], now: float) -> None:
+        """What `SocketsAsked` has brought."""
+        self.finder.on_sockets(sockets, now)
+        self.flush(now)
 
     def _on_path_changed(self, changed: BestPathChanged, now: float) -> None:
         known = self.engine.tables.peers.get(changed.peer)

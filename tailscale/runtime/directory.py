@@ -68,10 +68,15 @@ class Directory:
         is_expired = netmap is not None and netmap.self_node.expired
         return Phase.EXPIRED if is_expired and self.state in (Phase.OFFLINE, Phase.CONNECTING) else self.state
 
-    def self_node(self) -> Node:
+    def known_netmap(self) -> NetMap:
+        """What control has said; DeviceNotReady before it has said anything."""
         netmap = self.netmap
         if netmap is None:
             raise DeviceNotReady("the control server has not said yet who we are")
+        return netmap
+
+    def self_node(self) -> Node:
+        netmap = self.known_netmap()
         return node_from_wire(netmap.self_node, netmap)
 
     @property

@@ -35,6 +35,8 @@ def build_hostinfo(
         machine=machine,
         hostname=preferences.hostname,
         shields_up=preferences.shields_up,
+        wire_ingress=not offered.is_published and any(offer.ingress is False for offer in offers),
+        ingress_enabled=offered.is_published,
         routable_ips=tuple(sorted(set(preferences.offered_routes).union(*(offer.routes for offer in offers)))),
         request_tags=tuple(sorted(set(preferences.tags))),
         services=offered.services,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import trio
 
 from tailscale._config import Config
+from tailscale.runtime.aws_tokens import AwsTokens
 from tailscale.runtime.network import Network
 from tailscale.runtime.supervision import CallbackFailed
 from ts_base.errors import BadPacket
@@ -41,7 +42,14 @@ METADATA_TIMEOUT = 5.0
 COMES_BACK = {408, 425, 429}  # answers that another attempt may not get, besides those of 500 and more
 REDIRECTS = range(300, 400)
 SECRET_REMEDY = "Check the secret, and that it may write auth keys and give these tags"  # noqa: S105
+PROVIDERS = (
+    "Pass id_token=, a function that returns one; by itself it is found in GitHub Actions, Google Cloud and Amazon's "
+    "EC2 and ECS"
+)
 WORKLOAD_REMEDY = "Check client_id=, audience= and the subject that the tailnet trusts, and that it may give these tags"
+
+
+T = TypeVar("T")
 
 
 class KeyMaker:
@@ -50,6 +58,7 @@ class KeyMaker:
     def __init__(self, config: Config, network: Network, environment: Mapping[str, str]) -> None:
         self._config = config
         self._environment = environment
+        self._network = network
         self._outside = Outside(network, tls=config.tls, environment=environment)
         self._nearby = Outside(network)  # a machine's own metadata is never asked of a proxy
         self._made: tuple[tuple[str, ...], str] | None = None
@@ -96,21 +105,35 @@ class KeyMaker:
             if not is_safe_url(github.url):
                 raise KeyNotMade("GitHub's variables lead to a place without TLS", remedy)
             return await self._answer(github, github_token_of_untrusted, remedy)
+        amazon = AwsTokens(self, self._environment)
+        if await amazon.is_here():
+            return await amazon.take(audience, self._network.wall_clock())
         google = ask_google(self._environment, audience)
-        remedy = "Pass id_token=, a function that returns one; by itself it is found in GitHub Actions and Google Cloud"
         try:
-            return await self._answer(google, google_token_of_untrusted, remedy, METADATA_TIMEOUT, self._nearby)
-        except ControlLost as problem:
-            raise KeyNotMade(f"no ID token is found here: {problem}", remedy) from None
+            return await self.nearby(google, google_token_of_untrusted, PROVIDERS)
+        except (ControlLost, KeyNotMade) as problem:
+            if amazon.is_in_a_container():
+                return await amazon.take(audience, self._network.wall_clock())
+            raise KeyNotMade(f"no ID token is found here: {problem}", PROVIDERS) from None
+
+    async def nearby(self, ask: Ask, read: Callable[[Reply], T], remedy: str) -> T:
+        """What the metadata of this machine says."""
+        return await self._answer(ask, read, remedy, METADATA_TIMEOUT, self._nearby)
+
+    async def afar(self, ask: Ask, read: Callable[[Reply], T], remedy: str) -> T:
+        """What somebody in the internet says: by TLS, or on this machine."""
+        if not is_safe_url(ask.url):
+            raise KeyNotMade(f"{urlsplit(ask.url).netloc} is no place for a secret: it has no TLS", remedy)
+        return await self._answer(ask, read, remedy)
 
     async def _answer(
         self,
         ask: Ask,
-        read: Callable[[Reply], str],
+        read: Callable[[Reply], T],
         remedy: str,
         timeout: float = API_TIMEOUT,
         outside: Outside | None = None,
-    ) -> str:
+    ) -> T:
         """What one request was answered with. The place is named, never what it was asked."""
         parts = urlsplit(ask.url)
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -11,13 +11,13 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from tailscale.errors import LockError
-from tailscale.runtime.stepping import in_steps
+from tailscale.runtime.judging import judged
 from ts_base.errors import BadPacket
 from ts_control.connection import ANSWER_LIMIT
 from ts_control.errors import ControlLost, RequestRefused
@@ -31,14 +31,13 @@ from ts_control.wire_lock import (
     LockAnswer,
     LockRequest,
     from_text_untrusted,
-    to_text,
     updates_from_text_untrusted,
     updates_to_text,
 )
 from ts_lock.chain import Chain
 from ts_lock.disablement import turns_off
 from ts_lock.keys import LockPrivate, public_text
-from ts_lock.signatures import sign_node
+from ts_lock.remembered import PURPOSE, Remembered
 from ts_lock.updates import decode_update_untrusted, hash_text, parse_hash_untrusted
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tailscale.lock")
 
 LOCK = "tailnet-lock"  # the entry that holds our key and the chain
+VERDICTS = "tailnet-lock-verdicts"  # the entry of signatures that need no second look
 PATIENCE = 60.0  # for an answer, as upstream
 FIRST_PATIENCE = 10.0  # that a netmap waits for the lock to be followed
 RECHECK = 60.0  # until control is asked again why it names another head than ours, or the end
@@ -93,7 +93,8 @@ class LockKeeper:
         found = _read(saved.read(LOCK), entropy)
         self.key = found.key
         self.chain = found.chain if known_here else None
-        self.view = LockedView()
+        self._remembered = Remembered(self.key.secret_for(PURPOSE))
+        self.view = LockedView(self._remembered)
         self._is_blind = False
         self._one_at_a_time = trio.Lock()
         self._tried: object = None  # what was asked for last
@@ -107,6 +108,9 @@ class LockKeeper:
             health.show(FORGOTTEN, sentence, "compare `lock status` with that of another node")
         if found.is_new:
             self._keep()
+        if self.chain is not None and (kept := saved.read(VERDICTS)) is not None:
+            with suppress(BadPacket):  # what cannot be read is checked anew
+                self._remembered.read_untrusted(kept)
 
     @property
     def head(self) -> str:
@@ -122,18 +126,29 @@ class LockKeeper:
         self.chain, self._is_blind, self._tried = None, False, None
         self.key = LockPrivate(self._entropy(32))
         self._keep()
+        self._remembered.forget(self.key.secret_for(PURPOSE))
+        self._saved.keep(VERDICTS, self.view.to_keep())
+
+    def keep_verdicts(self) -> None:
+        """The next run begins with what this one found out."""
+        if self._remembered.has_news:
+            self._saved.keep_if_small(VERDICTS, self.view.to_keep())
 
     # Following
 
-    async def follow(self, told: NetMap, node_key: NodePublic) -> NetMap:
-        """What to believe of a netmap: with the lock brought up to date first, if that can be had soon."""
+    async def follow(self, told: NetMap, node_key: NodePublic, *, is_live: bool = True) -> NetMap:
+        """What to believe of a netmap: with the lock brought up to date first, if that can be had soon. One that is not
+        live is of the last run, and nobody is asked.
+        """
         if self.chain is None and told.tka is None and not self._is_blind:
             return self._settled(told)
         async with self._one_at_a_time:
-            if self._wants_sync(told):
+            if self._wants_sync(told) and is_live:
                 await self._sync_soon(told, node_key)
             self.view.lock_with(self.chain, is_blind=self._is_blind)
-            shown = await in_steps(self.view.steps(told))
+            shown = await judged(self.view.steps(told))
+            if self._remembered.is_worth_writing:
+                self.keep_verdicts()
             self._say(told)
             return shown
 
@@ -197,7 +212,7 @@ class LockKeeper:
             await self._end(self.chain, node_key)
             return
         if self.chain is None:
-            answer = await self._question("bootstrap", LockRequest(node_key=node_key))
+            answer = await self.question("bootstrap", LockRequest(node_key=node_key))
             self.chain = Chain(decode_update_untrusted(from_text_untrusted(answer.genesis_aum)))
             log.info("this tailnet has a lock: %s", self.head)
         await self._exchange(self.chain, node_key)
@@ -206,7 +221,7 @@ class LockKeeper:
         """Take what control has that trusted keys signed, and give it what it lacks."""
         ancestors = tuple(hash_text(one) for one in chain.ancestors())
         offer = LockRequest(node_key=node_key, head=hash_text(chain.head), ancestors=ancestors)
-        answer = await self._question("sync/offer", offer)
+        answer = await self.question("sync/offer", offer)
         if answer.head == offer.head:
             return
         theirs = [parse_hash_untrusted(one) for one in (answer.head, *answer.ancestors)]
@@ -218,7 +233,7 @@ class LockKeeper:
             raise
         head = hash_text(chain.head)
         given = LockRequest(node_key=node_key, head=head, missing_aums=updates_to_text(lacking))
-        answer = await self._question("sync/send", given)
+        answer = await self.question("sync/send", given)
         if answer.head != head:
             log.info("control knows the tailnet's lock at %s, this device at %s", answer.head, head)
 
@@ -226,7 +241,7 @@ class LockKeeper:
         """Control calls the lock off: it has to show the secret."""
         if trio.current_time() < self._secret_looked_at + END_PAUSE:
             raise BadPacket("control calls the lock off again")
-        answer = await self._question("bootstrap", LockRequest(node_key=node_key, head=self.head))
+        answer = await self.question("bootstrap", LockRequest(node_key=node_key, head=self.head))
         secret = from_text_untrusted(answer.disablement_secret)
         self._secret_looked_at = trio.current_time() if secret else -math.inf
         if turns_off(chain.state, secret):
@@ -239,7 +254,8 @@ class LockKeeper:
         self._health.show(NOT_ENDED, sentence, "turn it off with a disablement secret: tailscale lock disable")
         log.warning("%s", sentence)
 
-    async def _question(self, what: str, request: LockRequest) -> LockAnswer:
+    async def question(self, what: str, request: LockRequest) -> LockAnswer:
+        """Ask control about the lock. Raises one of `Failure`."""
         body = encode_json(request)
         answer = await self._ask("GET", ROOT + what, body, timeout=PATIENCE, limit=UPDATES_LIMIT)
         return decode_json_untrusted(LockAnswer, answer)
@@ -258,22 +274,6 @@ class LockKeeper:
             health.show(WITHHELD, sentence, "if this is another tailnet now, log this device out and in again")
         else:
             health.clear(WITHHELD)
-
-    # What we may do ourselves
-
-    async def sign(self, own: NodePublic, node_key: bytes, rotation_key: bytes | None) -> None:
-        """Vouch for a node key. Raises LockError, and what `ask` raises."""
-        if self.chain is None:
-            raise LockError("this tailnet has no lock: every node that control lets in is a peer already")
-        if self.key.public not in self.chain.state.keys:
-            ours = public_text(self.key.public)
-            raise LockError(f"the lock does not trust this device's key: let a signer run `tailscale lock add {ours}`")
-        signature = sign_node(self.key, node_key, rotation_key).encode()
-        request = LockRequest(node_key=own, signature=to_text(signature))
-        try:
-            await self._question("sign", request)
-        except Failure as problem:
-            raise LockError(f"control did not take the signature: {problem}") from problem
 
     def _size(self) -> int:
         return len(self.chain.updates()) if self.chain is not None else 0

@@ -24,6 +24,8 @@ class NetMapChanged(Retained):
     rate: ClassVar[Rate] = Rate.THEIRS
 
     netmap: NetMap
+    is_remembered: bool = False
+    """Whether it is that of the last run: control has said nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,15 @@ class RelaysRemembered(Retained):
 
     derp_map: DERPMap
     home_region: int
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatesChanged(Retained):
+    """Which certificates are held, and from when to when each is good. Said by their keeper."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    held: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,8 @@ class Offer:
     services: tuple[Service, ...] = ()
     ssh_host_keys: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
+    ingress: bool | None = None
+    """True: names of ours lead here from the internet. False: they may soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +131,11 @@ class ServicesOffered(Retained):
     @property
     def services(self) -> tuple[Service, ...]:
         return tuple(service for offer in self.offers.values() for service in offer.services)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether names of ours lead here from the internet."""
+        return any(offer.ingress for offer in self.offers.values())
 
     @property
     def peerapi_port(self) -> int:
@@ -225,6 +243,24 @@ class NetworkChanged(Reliable):
     rate: ClassVar[Rate] = Rate.OURS
 
     rebound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsAsked(Reliable):
+    """The path finder is about to use so many UDP sockets. Said by the packet path, heard by sockets."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsReturned(Reliable):
+    """Nobody uses these of them any more. Said by the packet path, heard by sockets."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,9 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.stepping import in_steps
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler
-from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
+from tailscale.runtime.udp_facts import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap
-from ts_dataplane.overlay import Overlay
 from ts_tunnel.endpoint import Endpoint
 
 HEARS = NetMapChanged, PreferencesChanged, ServicesOffered, InterfacesChanged
@@ -38,7 +37,6 @@ async def run_netmap(
     bus: Bus,
     dataplane: Dataplane,
     endpoint: Endpoint,
-    overlay: Overlay,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -54,7 +52,8 @@ async def run_netmap(
         while True:
             message = await inbox.receive()
             if isinstance(message, ServicesOffered):
-                dataplane.engine.set_services(peerapi_port=message.peerapi_port)
+                services = message.peerapi_port, message.is_published
+                dataplane.engine.set_services(peerapi_port=services[0], is_published=services[1])
                 continue
             if isinstance(message, InterfacesChanged):
                 compiler.set_near(message.prefixes)
@@ -64,7 +63,7 @@ async def run_netmap(
             netmap, preferences = heard.netmap, wanted.preferences
             tables = await in_steps(compiler.steps(netmap, preferences))
             dataplane.use_tables(tables)
-            overlay.set_addresses(tables.own, trio.current_time())
+            dataplane.set_addresses(tables.own)
             await _tell_peers(endpoint, known, netmap)
             known = netmap
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])

@@ -9,21 +9,19 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from struct import Struct
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import trio
 
+from tailscale.runtime.around import LastAddresses, UplinkFor, bind_around, open_tcp_around
 from tailscale.runtime.host_ping import HostPing
 from tailscale.runtime.udp import HostUdp, HostUdpStatistics, Offloads
 from ts_base.errors import BadPacket
 from ts_base.ip import Prefix, format_address, is_tailscale_address, mask, parse_address
 from ts_base.optional import optional
 from ts_base.who import Direct, DirectRun
-
-if TYPE_CHECKING:
-    from tailscale.runtime.tun import TunDevice
 
 DirectRuns = list[DirectRun]
 SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
@@ -48,6 +46,13 @@ class Interface(NamedTuple):
     name: str
     addresses: tuple[str, ...]
     is_up: bool = True
+
+
+class OneMoreSocket(Protocol):
+    """A UDP socket beside the first, whose name is the zone of paths through it."""
+
+    async def recv_many(self) -> DirectRuns: ...
+    async def run_writer(self) -> None: ...
 
 
 class UdpUnderlay(Protocol):
@@ -85,6 +90,12 @@ class UdpUnderlay(Protocol):
     async def run_writers(self) -> None:
         """Send what was kept as soon as the kernel takes it. Runs until cancelled."""
 
+    def open_more(self, count: int) -> Mapping[str, OneMoreSocket]:
+        """So many IPv4 sockets on other ports, or fewer where the system gives no more, by name."""
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        """Close these of them, or all."""
+
     def rebind(self) -> None:
         """Replace the sockets after the machine's network changed, on the same port if possible."""
 
@@ -112,9 +123,6 @@ class Network(Protocol):
     async def link_changed(self) -> None:
         """Wait until an interface or an address may be another; for ever where the system tells nobody."""
 
-    def open_tun(self) -> TunDevice | None:
-        """A device by which the kernel's own sockets speak to the tailnet, where this network is to have one."""
-
     async def ping(self, address: str, timeout: float) -> bool:
         """Whether that host answers an echo request; PermissionError where this machine lets us ask nobody."""
 
@@ -133,25 +141,38 @@ class Network(Protocol):
 
 
 class HostNetwork:
-    """The machine's own network; with `uplinks`, its UDP leaves by these interfaces only.
+    """The machine's own network; with `uplinks`, its UDP leaves by these interfaces only."""
 
-    With `tun`, a TUN device of that name stands beside the device's own sockets.
-    """
-
-    def __init__(self, uplinks: Sequence[str] = (), tun: str = "") -> None:
+    def __init__(self, uplinks: Sequence[str] = ()) -> None:
         self.uplinks = tuple(uplinks)
-        self._tun = tun
         self._pings = HostPing()
+        self._uplink_for: UplinkFor | None = None
+        self._known_names = LastAddresses()
+
+    def go_around(self, uplink_for: UplinkFor | None) -> None:
+        """Bind what is opened to the interface that `uplink_for` names, while routes lead into our own tunnel."""
+        self._uplink_for = uplink_for
+
+    def last_addresses(self, host: str) -> tuple[bytes, ...]:
+        """Where a host was when it was last reached."""
+        return self._known_names.of(host)
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
         try:
-            return await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
+            if self._uplink_for is not None:
+                stream = await open_tcp_around(host, port, self._uplink_for, self._known_names)
+            else:
+                stream = await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.2)
         except (UnicodeError, OverflowError) as problem:  # the resolver's and the kernel's words for nonsense
             raise OSError(f"{host!a} port {port} is no place to dial: {problem}") from None
+        self._known_names.keep(host, stream.socket)
+        return stream
 
     async def connect_udp(self, address: str, port: int) -> DatagramSocket:
         made = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
         try:
+            if self._uplink_for is not None:
+                bind_around(made, address, self._uplink_for)
             await made.connect((address, port))
         except BaseException:
             made.close()
@@ -166,13 +187,6 @@ class HostNetwork:
 
     async def link_changed(self) -> None:
         await wait_for_link_news()
-
-    def open_tun(self) -> TunDevice | None:
-        if not self._tun:
-            return None
-        from tailscale.runtime.tun import TunDevice  # few want one
-
-        return TunDevice(self._tun)
 
     async def ping(self, address: str, timeout: float) -> bool:
         return await self._pings.ask(address, timeout)

@@ -15,6 +15,7 @@ from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import (
     EndpointsChanged,
     EndpointsConfirmed,
+    NetInfoChanged,
     NetMapChanged,
     NetworkChanged,
     ProbeRequested,
@@ -24,6 +25,7 @@ from tailscale.runtime.translate_peers import PEERS_PER_STEP, PeerTranslator, ba
 from ts_base.errors import BadPacket
 from ts_base.who import PeerId
 from ts_dataplane.candidates import parse_endpoint_untrusted
+from ts_dataplane.endpoints import PORT_MAPPED, STUN
 from ts_dataplane.paths import PathFinder
 from ts_derp.machine import PeerGone
 from ts_tunnel.messages import PeerSilence
@@ -47,6 +49,18 @@ def direct_paths(endpoints: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     return paths
 
 
+def hard_router(found: NetInfoChanged | None, endpoints: Iterable[tuple[str, int]]) -> str:
+    """The public IPv4 address of our router, if that gives every destination another port; empty otherwise.
+
+    A port that the router has mapped for us is the same for everybody.
+    """
+    listed = list(endpoints)
+    if found is None or not found.mapping_varies_by_destination or any(kind == PORT_MAPPED for _, kind in listed):
+        return ""
+    seen = direct_paths([entry for entry in listed if entry[1] == STUN])
+    return next((host for host, _ in seen if ":" not in host), "")
+
+
 @trio.lowlevel.enable_ki_protection
 async def run_paths(
     bus: Bus,
@@ -59,10 +73,10 @@ async def run_paths(
     """Keep the finder's facts current.
 
     Owns: the translation, the re-STUN clock. Hears: NetMapChanged, EndpointsChanged, EndpointsConfirmed,
-    NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said leaves by
-    `flush`; `silence_of` tells what a peer owes the tunnel.
+    NetInfoChanged, NetworkChanged, RelayFrameArrived. Says: ProbeRequested. What the finder then wants sent and said
+    leaves by `flush`; `silence_of` tells what a peer owes the tunnel.
     """
-    kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetworkChanged, RelayFrameArrived)
+    kinds = (NetMapChanged, EndpointsChanged, EndpointsConfirmed, NetInfoChanged, NetworkChanged, RelayFrameArrived)
     translator: PeerTranslator | None = None
     with bus.subscribe(*kinds, name="paths") as inbox:
         task_status.started()
@@ -88,7 +102,11 @@ async def run_paths(
                         watch_at = min(watch_at, now + WATCH_INTERVAL) if silence_of is not None else math.inf
                 case EndpointsChanged(endpoints) | EndpointsConfirmed(endpoints):
                     finder.set_endpoints(direct_paths(endpoints), now)
+                    finder.set_hard_router(hard_router(bus.latest(NetInfoChanged), endpoints))
                     restun_at = now + restun_delay()
+                case NetInfoChanged() as found:
+                    known = bus.latest(EndpointsChanged)
+                    finder.set_hard_router(hard_router(found, () if known is None else known.endpoints))
                 case NetworkChanged(rebound):
                     if rebound:
                         finder.on_network_changed(now)

@@ -61,6 +61,19 @@ class Reach:
         """Direct paths of a peer that are left alone: pings pass there, large packets or the tunnel's own do not."""
         return self._dataplane.finder.report(peer, trio.current_time()).blocked
 
+    def about_hard_nats(self, peer: PeerId) -> str:
+        """Whether a hard NAT keeps a peer on the relay, and what is done about it; "" where nothing is known of one."""
+        found = self._dataplane.finder.report(peer, trio.current_time()).hard_nat
+        if found.is_trying:
+            return "a way through a hard NAT is being opened right now"
+        ours = "our router uses another port for every destination (a hard NAT)"
+        if not found.is_allowed:
+            return f"{ours}, and hard_nats=False or several uplinks forbid to open a way" if found.is_ours_hard else ""
+        if found.rest:
+            whose = ours if found.is_ours_hard else "its router uses another port for every destination (a hard NAT)"
+            return f"{whose}: an attempt to open a way has failed, the next may begin in {found.rest:.0f} s"
+        return f"{ours}; a way through it is opened once there is traffic" if found.is_ours_hard else ""
+
     def path_to(self, address: bytes) -> PathInfo:
         """How packets travel to whoever has `address`, or routes it."""
         node = self._directory.wire_node(address)

@@ -5,6 +5,7 @@ Owns the patience for each, and the error that says what stood in the way.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import trio
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FINDABLE_PATIENCE = 0.5  # readiness waits this long for control to have heard where we are
 ECHO_PATIENCE = 0.1  # and this much for its showing us so
+REMEMBERED_PATIENCE = 3.0  # that control gets to answer before the netmap of the last run will do
 ECHO_LEAD = 0.01  # the same news on its way to peers: one that dials before it came waits 5 s for its next handshake
 NOT_JOINED = (Phase.CONNECTING, Phase.REGISTERING, Phase.OFFLINE)
 
@@ -39,10 +41,11 @@ class Readiness:
         self._config = config
         self._bus = bus
         self._engine = engine
+        self._began = -math.inf
 
     async def wait(self) -> None:
         """Return once usable; raise what stands in the way. A login that somebody must do has its own patience."""
-        began = trio.current_time()
+        began = self._began = trio.current_time()
         deadline, login_deadline = began + self._config.ready_timeout, began + self._config.login_timeout
         kinds = (ControlStateChanged, NetMapChanged, TablesChanged, RelaysChanged, NetInfoChanged)
         with self._bus.subscribe(*kinds, name="readiness") as inbox:
@@ -52,7 +55,8 @@ class Readiness:
                     raise state.error
                 waits_for_login = state is not None and state.state in (Phase.NEEDS_LOGIN, Phase.NEEDS_APPROVAL)
                 with trio.move_on_at(login_deadline if waits_for_login else deadline) as waiting:
-                    await inbox.receive()
+                    with trio.move_on_at(self._next_look()):
+                        await inbox.receive()
                 if waiting.cancelled_caught:
                     raise self._not_ready_in_time(state)
                 if waits_for_login:  # the time it took somebody is not the time we may take afterwards
@@ -89,13 +93,23 @@ class Readiness:
 
     def _is_usable(self) -> bool:
         """Registered, netmap folded into tables, and some way to send packets."""
-        if self._bus.latest(NetMapChanged) is None or not self._engine.tables.own:
+        shown = self._bus.latest(NetMapChanged)
+        if shown is None or not self._engine.tables.own:
             return False
         state = self._bus.latest(ControlStateChanged)
+        if shown.is_remembered and (state is None or state.state is not Phase.OFFLINE):
+            if trio.current_time() < self._began + REMEMBERED_PATIENCE:
+                return False  # control may have better
         if state is not None and state.state is Phase.NEEDS_APPROVAL:
             return False
         relays, found = self._bus.latest(RelaysChanged), self._bus.latest(NetInfoChanged)
         return bool((relays and relays.home_connected) or (found and found.working_udp))
+
+    def _next_look(self) -> float:
+        """When something changes by time alone."""
+        shown, at = self._bus.latest(NetMapChanged), self._began + REMEMBERED_PATIENCE
+        is_waiting = shown is not None and shown.is_remembered and trio.current_time() < at
+        return at if is_waiting else math.inf
 
     def _not_ready_in_time(self, state: ControlStateChanged | None) -> TailscaleError:
         config = self._config

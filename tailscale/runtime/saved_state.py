@@ -14,7 +14,7 @@ import trio
 
 from tailscale.errors import StateCorrupt
 from tailscale.runtime.health import Health
-from tailscale.state_file import DEVICE, MemoryStore, encode_state
+from tailscale.state_file import DEVICE, MAX_ENTRY_LENGTH, MemoryStore, encode_state
 
 if TYPE_CHECKING:
     from tailscale.state_file import NamedStore, State
@@ -49,6 +49,13 @@ class SavedState:
         """The entry holds this from now on."""
         self._unsaved[name] = data
         self._changed.set()
+
+    def keep_if_small(self, name: str, data: bytes) -> bool:
+        """The same for an entry that only saves time: False where the store has no room for so much."""
+        fits = len(data) <= getattr(self._store, "largest_entry", MAX_ENTRY_LENGTH)
+        if fits:
+            self.keep(name, data)
+        return fits
 
     def read(self, name: str) -> bytes | None:
         """An entry other than the State, as the last run left it; None where it cannot be had: it saves time only."""

@@ -7,9 +7,11 @@ the protocol, sessions, and what a verdict leads to.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import trio
 
@@ -23,16 +25,24 @@ from tailscale.runtime.offers import offer
 from ts_base.errors import BadPacket
 from ts_base.ip import is_tailscale_address, parse_address
 from ts_control import wire
+from ts_control.errors import ControlLost, RequestRefused
 from ts_control.gojson import decode_json_untrusted
 from ts_control.netmap import NetMap
-from ts_control.ssh_policy import ENV_ATTRIBUTE, Caller, SSHAction, SSHPolicy, read_policy_untrusted
+from ts_control.ssh_policy import (
+    ENV_ATTRIBUTE,
+    PERMISSION,
+    Caller,
+    SSHAction,
+    SSHPolicy,
+    read_policy_untrusted,
+    unrecorded_event,
+)
 
 log = logging.getLogger("tailscale.ssh")
 ENTRY = "ssh-host-key"
-TOLD_PATIENCE = 5.0  # for control to hear of our keys; who cannot be told now hears later
+TOLD_PATIENCE = 5.0  # for control to hear of something; of keys, who cannot be told now hears later
 TAGGED = "tagged-devices"
 UNUSABLE = "ssh-unusable"
-PERMISSION = "https://tailscale.com/cap/ssh"
 LONGEST_ACTION = 64 << 10
 
 
@@ -96,6 +106,20 @@ class SshGround:
         if len(answer) > LONGEST_ACTION:
             raise BadPacket("an SSH action of more than 64 KiB")
         return decode_json_untrusted(SSHAction, answer)
+
+    async def report_unrecorded(self, action: SSHAction, caller: Caller, users: tuple[str, str]) -> None:
+        """Tell control of a session that should be recorded and is not, where it asks for that. Never raises."""
+        netmap = self._newest()
+        if netmap is None or action.on_recording_failure is None:
+            return
+        moment = datetime.fromtimestamp(self.rules().now, UTC).strftime("%Y%m%dT%H%M%S")
+        connection = f"ssh-conn-{moment}-{secrets.token_hex(5)}"
+        try:
+            event = unrecorded_event(action, caller, netmap.self_node.key, connection, users)
+            if event is not None:
+                await self._control.ask("POST", *event, timeout=TOLD_PATIENCE)
+        except (ControlLost, RequestRefused, BadPacket) as problem:
+            log.warning("control could not be told of a session that is not recorded: %s", problem)
 
     async def changes(self) -> AsyncIterator[None]:
         """Whenever the rules may have changed, and now and then because some have run out."""

@@ -2,39 +2,44 @@
 
 Linux: UDP_GRO hands up to 64 datagrams per read and UDP_SEGMENT takes as many per write (0.3 us a datagram against 5).
 Elsewhere, and where the kernel refuses, one call per datagram. With uplinks there is a socket for each of them, and an
-address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean.
+address tells as its zone which one it was heard or is sent through. Knows nothing of what the datagrams mean, but that
+large pings must arrive whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from struct import Struct
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import trio
 
+from tailscale.runtime.fragments import fragment_option
+from tailscale.runtime.udp_facts import ALL_OFFLOADS, SEGMENT_SIZE, datagrams_in, name_of
+from tailscale.runtime.udp_facts import HostUdpStatistics as HostUdpStatistics
+from tailscale.runtime.udp_facts import Offloads as Offloads
 from tailscale.runtime.uplinks import confine
-from ts_base.who import Direct, DirectRun, host_of, uplink_of
+from ts_base.who import Direct, DirectRun, host_of, socket_of, uplink_of
+from ts_dataplane.disco import MAGIC
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h; the socket module does not name them
-SEGMENT_SIZE = Struct("=H")
 GRO_SIZE = Struct("=i").unpack_from
 MAX_SEGMENTS = 64
 MAX_GSO_BYTES = 65_000
-MAX_GSO_SEGMENT = 1452  # larger ones exceed the device's MTU: the kernel fragments them one by one, or refuses all
+MAX_USUAL = 1452  # larger datagrams may exceed the device's MTU: then segmentation is refused, and the kernel cuts each
 MAX_DATAGRAM = 65_535
 READS_PER_BURST = 16
 BACKLOG_LIMIT = 256  # kept writes; beyond it the network is the bottleneck and TCP must hear of it as loss
 KERNEL_BUFFER = 7 << 20
 UNREACHABLE_LIMIT = 64  # paths remembered until somebody asks
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT = 10, 23, 0
 
 # Losses and leftovers of ICMP errors that say nothing about the socket itself.
 TRANSIENT = frozenset({
@@ -50,35 +55,21 @@ NO_ROUTE = frozenset(
 log = logging.getLogger("tailscale.udp")
 
 
-class HostUdpStatistics(NamedTuple):
-    """`offloads`: does the kernel batch for us, on every socket? `kept`: runs that wait for room in its buffer."""
-
-    sockets: int
-    offloads: dict[str, bool]
-    kept: int
-    drops: dict[str, int]
-
-
-class Offloads(NamedTuple):
-    """What the kernel may do with many datagrams at once."""
-
-    segmentation: bool = True
-    coalescing: bool = True
-    equal_tail: bool = True
-    """Also one write of datagrams that all have one length, which some kernels damage."""
-
-
-ALL_OFFLOADS = Offloads()
-
-
 class HostSocket:
     """One family's socket, of one uplink if it is named."""
 
     def __init__(
-        self, family: int, port: int, drops: Counter[str], unreachable: dict[Direct, None], uplink: str = ""
+        self,
+        family: int,
+        port: int,
+        drops: Counter[str],
+        unreachable: dict[Direct, None],
+        uplink: str = "",
+        name: str = "",
     ) -> None:
         self.family = family
         self.uplink = uplink
+        self._zone = name or uplink  # what paths through it carry
         self.drops = drops
         self.port = port
         self._offloads = ALL_OFFLOADS
@@ -108,6 +99,10 @@ class HostSocket:
         self.is_source_bound = address != anywhere
         self._ask_for_large_buffers()
         self._take_offloads()
+        self._fragments = fragment_option(self.family)
+        if self._fragments is not None:
+            level, option, allowed, _ = self._fragments
+            self._set_quietly(level, option, allowed)
 
     def limit(self, offloads: Offloads) -> None:
         """Use no more of the kernel's help than this, now and after every rebinding."""
@@ -118,10 +113,7 @@ class HostSocket:
     def _take_offloads(self) -> None:
         sock, wanted = self._sock, self._offloads
         self.gso = self.gro = False
-        v6 = self.family == socket.AF_INET6
         if sys.platform == "linux":
-            level, option = (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER) if v6 else (socket.IPPROTO_IP, IP_MTU_DISCOVER)
-            self._set_quietly(level, option, PMTUDISC_DONT)
             with contextlib.suppress(OSError):
                 sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
                 self.gso = wanted.segmentation
@@ -149,8 +141,8 @@ class HostSocket:
             except trio.ClosedResourceError:
                 continue
             runs = self._drain()
-            if runs and self.uplink:
-                return [((f"{host_of(path)}%{self.uplink}", path[1]), datagrams) for path, datagrams in runs]
+            if runs and self._zone:
+                return [((f"{host_of(path)}%{self._zone}", path[1]), datagrams) for path, datagrams in runs]
             if runs:
                 return runs
 
@@ -171,7 +163,7 @@ class HostSocket:
                 break
             except OSError as error:
                 if error.errno not in TRANSIENT:
-                    self.drops[f"underlay.receive_{_name_of(error)}"] += 1
+                    self.drops[f"underlay.receive_{name_of(error)}"] += 1
                 continue
             data, address = result[0], result[-1]
             if gro and result[1]:
@@ -194,7 +186,7 @@ class HostSocket:
         start, total = 0, len(datagrams)
         while start < total:
             size = len(datagrams[start])
-            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1)) if size <= MAX_GSO_SEGMENT else 1
+            many = min(MAX_SEGMENTS, MAX_GSO_BYTES // max(size, 1))
             limit = min(total, start + many)
             end = start + 1
             while end < limit and len(datagrams[end]) == size:
@@ -213,6 +205,9 @@ class HostSocket:
         if self._backlog:
             self._keep(data, options, path)
             return
+        if len(data) > MAX_USUAL and not options and data.startswith(MAGIC):
+            self._send_whole(data, path)
+            return
         try:
             if options:
                 self._sock.sendmsg([data], options, 0, path)
@@ -223,21 +218,45 @@ class HostSocket:
         except OSError as error:
             self._send_failed(error, data, options, path)
 
+    def _send_whole(self, data: bytes, path: Direct) -> None:
+        """A large ping measures the path: cut into fragments it would prove nothing."""
+        if self._fragments is None:
+            self.drops["underlay.cannot_be_kept_whole"] += 1
+            return
+        level, option, allowed, forbidden = self._fragments
+        if not self._set_quietly(level, option, forbidden):
+            self.drops["underlay.cannot_be_kept_whole"] += 1
+            return
+        try:
+            self._sock.sendto(data, path)
+        except BlockingIOError:
+            self.drops["underlay.ping_refused"] += 1  # there will be another
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                self.drops["underlay.ping_too_large"] += 1  # an answer as good as any
+            else:
+                self._send_failed(error, data, [], path)
+        finally:
+            self._set_quietly(level, option, allowed)
+
     def _send_failed(self, error: OSError, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if options and error.errno in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT):
-            # A device without checksum offload refuses segmentation: say so once and go on singly.
-            self.gso = False
-            self.drops["underlay.segmentation_refused"] += 1
+            # A device without checksum offload refuses segmentation: say so once and go on singly. So does any where
+            # the segments are larger than it takes, which is no reason to send others singly.
             size = SEGMENT_SIZE.unpack(options[0][2])[0]
-            self.send(path, [data[i : i + size] for i in range(0, len(data), size)])
+            if size <= MAX_USUAL:
+                self.gso = False
+                self.drops["underlay.segmentation_refused"] += 1
+            for at in range(0, len(data), size):
+                self._send_one(data[at : at + size], [], path)
             return
-        self.drops[f"underlay.send_{_name_of(error)}"] += _datagrams_in(data, options)
+        self.drops[f"underlay.send_{name_of(error)}"] += datagrams_in(data, options)
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
-            self._unreachable[(f"{path[0]}%{self.uplink}", path[1]) if self.uplink else path] = None
+            self._unreachable[(f"{path[0]}%{self._zone}", path[1]) if self._zone else path] = None
 
     def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
-            self.drops["underlay.backlog_full"] += _datagrams_in(data, options)
+            self.drops["underlay.backlog_full"] += datagrams_in(data, options)
             return
         self._backlog.append((data, options, path))
         self._has_backlog.set()
@@ -295,15 +314,6 @@ class HostSocket:
             self._sock.close()
 
 
-def _datagrams_in(data: bytes, options: list[tuple[int, int, bytes]]) -> int:
-    """How many the kernel would have made of one write."""
-    return -(-len(data) // SEGMENT_SIZE.unpack(options[0][2])[0]) if options else 1
-
-
-def _name_of(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "error").lower()
-
-
 class HostUdp:
     """One UDP port in IPv4 and, where the machine has it, in IPv6; on every uplink, if there are any.
 
@@ -317,6 +327,9 @@ class HostUdp:
         self._unreachable: dict[Direct, None] = {}
         self._sockets: dict[bool, HostSocket] = {}  # is it IPv6? -> socket of what names no uplink
         self._of_uplink: dict[tuple[str, bool], HostSocket] = {}
+        self._more: dict[str, HostSocket] = {}  # beside the first, by name
+        self._had_more = False
+        self._names = itertools.count(1)
         self._is_warned = False
         self._error: OSError | None = None
         self._port = port
@@ -412,7 +425,10 @@ class HostUdp:
 
     def send_many(self, runs: list[DirectRun]) -> None:
         for path, datagrams in runs:
-            if self._of_uplink and (uplink := uplink_of(path)):
+            if self._had_more and (name := socket_of(path)):
+                target = self._more.get(name)
+                path = host_of(path), path[1]
+            elif self._of_uplink and (uplink := uplink_of(path)):
                 host = host_of(path)
                 target = self._of_uplink.get((uplink, ":" in host))
                 path = host, path[1]
@@ -423,6 +439,23 @@ class HostUdp:
             else:
                 target.send(path, datagrams)
 
+    def open_more(self, count: int) -> Mapping[str, HostSocket]:
+        made: dict[str, HostSocket] = {}
+        while len(made) < count:
+            name = f"#{next(self._names)}"
+            try:
+                made[name] = HostSocket(socket.AF_INET, 0, self.drops, self._unreachable, name=name)
+            except OSError:
+                break
+        self._more |= made
+        self._had_more = True
+        return made
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        for name in list(self._more) if names is None else names:
+            if (s := self._more.pop(name, None)) is not None:
+                s.close()
+
     def limit(self, offloads: Offloads) -> None:
         """Use no more of the kernel's help than this."""
         for s in self._all():
@@ -430,8 +463,6 @@ class HostUdp:
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
-        if not self._unreachable:
-            return []
         paths = list(self._unreachable)
         self._unreachable.clear()
         return paths
@@ -463,5 +494,6 @@ class HostUdp:
         self._warn_of_source_binding()
 
     def close(self) -> None:
+        self.close_more(None)
         for s in self._all():
             s.close()

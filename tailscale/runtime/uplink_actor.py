@@ -7,8 +7,9 @@ Owns the wish, what the user set of each uplink, and the comparison of what is w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -18,7 +19,7 @@ from tailscale.errors import NoSuchUplink
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.dataplane import Dataplane
 from tailscale.runtime.messages import NetworkChanged, TablesChanged, UplinkMoved, UplinksWished
-from tailscale.runtime.network import Interface, Network, UdpUnderlay
+from tailscale.runtime.network import Interface, Network, Reader, UdpUnderlay
 from tailscale.uplinks import PathRecord, Uplink
 from ts_base.who import Path, PeerId, host_of, is_direct, is_relayed, uplink_of
 from ts_dataplane.candidates import format_endpoint
@@ -321,3 +322,19 @@ async def _follow_links(uplinks: Uplinks, network: Network) -> None:
             await network.link_changed()
             await trio.sleep(SETTLE)
         uplinks.look()
+
+
+@trio.lowlevel.enable_ki_protection
+async def run_readers(
+    udp: UdpUnderlay,
+    read_for_ever: Callable[[Reader], Awaitable[None]],
+    start: Callable[[Callable[[], Awaitable[None]]], None],
+) -> None:
+    """A task for each socket of a port; with uplinks there may be others later."""
+    running: set[Reader] = set()
+    while True:
+        readers = set(udp.readers())
+        for read in readers - running:
+            start(partial(read_for_ever, read))
+        running = readers
+        await udp.more_readers()

@@ -85,6 +85,17 @@ class LocalStream(trio.abc.HalfCloseableStream):
             if not is_tcp:
                 self._socket.send(b"")  # EPIPE once the other end of a Unix socket is closed
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether something has come that nobody has read, were it the end."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
     def abort(self) -> None:
         """Close it so that the program gets a ConnectionResetError, not the end of a stream."""
         with contextlib.suppress(OSError):

@@ -101,6 +101,8 @@ class Admission:
                 action = msgspec.structs.replace(action, **changes)
             if not self.is_still_valid(verdict.local_user):
                 raise Refused("the tailnet's policy has changed meanwhile")
+        if action.recorders:
+            await self._ground.report_unrecorded(action, caller, (user, verdict.local_user))
         if unrecorded := must_be_recorded(action):
             raise Refused(f"sessions must be recorded here, and this server cannot: {_readable(unrecorded)}")
         if action.recorders:

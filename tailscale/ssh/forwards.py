@@ -7,11 +7,13 @@ sockets only in places of the user's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import asyncssh
 
@@ -95,6 +97,53 @@ class Inward(asyncssh.SSHTCPSession[bytes]):
 
     def resume_writing(self) -> None:
         self._outward.resume_reading()
+
+
+class Listening(asyncssh.SSHListener):
+    """A port or a Unix socket of this machine at which a client listens; `on_end` is called once it does no more."""
+
+    def __init__(self, inner: asyncssh.SSHListener, on_end: Callable[[], object], path: str) -> None:
+        super().__init__()
+        self._inner, self._on_end = inner, on_end
+        self._path, self._file = path, _file_at(path)
+        self._is_closed = False
+
+    @classmethod
+    async def begun(
+        cls, listen: Callable[[], Awaitable[asyncssh.SSHListener]], on_end: Callable[[], object], path: str
+    ) -> Self:
+        """Raises OSError where nobody can listen."""
+        try:
+            return cls(await listen(), on_end, path)
+        except BaseException:
+            on_end()
+            raise
+
+    def get_port(self) -> int:
+        return self._inner.get_port()
+
+    def close(self) -> None:
+        """A socket leaves its place with it, unless another has taken that meanwhile."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._inner.close()
+        if self._file is not None and self._file == _file_at(self._path):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        self._on_end()
+
+    async def wait_closed(self) -> None:
+        await self._inner.wait_closed()
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file that is, if it is a socket."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISSOCK(found.st_mode):
+            return found.st_dev, found.st_ino
+    return None
 
 
 def is_own_place(path: str) -> bool:

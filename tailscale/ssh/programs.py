@@ -83,6 +83,8 @@ class ShellProgram:
             "SSH_CLIENT": f"{remote} {remote_port} {local_port}",
             "SSH_CONNECTION": f"{remote} {remote_port} {local} {local_port}",
         }
+        if (agent := process.channel.get_agent_path()) is not None:
+            of_connection["SSH_AUTH_SOCK"] = agent
         return await run_shell(process, self._account, self._account.environment(environment) | of_connection, hang_up)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tailscale.errors import NameNotFound
 from tailscale.files.errors import TransferRefused
-from tailscale.nodes import Node, named, node_from_wire
+from tailscale.nodes import Node, named, node_from_wire, peerapi_of
 from tailscale.taildrop.wire import SHARING_ENABLED, TARGET_GRANTED, WITHOUT_FILES
 
 if TYPE_CHECKING:
@@ -98,14 +98,3 @@ def standing(device: Device, peer: wire.Node) -> int:
     if peerapi_of(peer) is None:
         return NO_PEERAPI
     return OFFLINE if peer.online is False else AVAILABLE
-
-
-def peerapi_of(peer: wire.Node) -> tuple[str, int] | None:
-    """The address and port of its peer API, as it announces them; by IPv4 where it has both."""
-    ports = {service.proto: service.port for service in peer.hostinfo.services}
-    for kind, is_six in (("peerapi4", False), ("peerapi6", True)):
-        for prefix in peer.addresses:
-            address = prefix.partition("/")[0]
-            if ports.get(kind) and (":" in address) == is_six:
-                return address, ports[kind]
-    return None

@@ -31,6 +31,7 @@ class Answer:
     status: int
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> Reques
 
 async def _respond(http: h11.Connection, stream: trio.abc.Stream, answer: Answer, *, with_body: bool) -> None:
     """RFC 9110 section 9.3.2: the answer to HEAD has the head that GET would have, and nothing behind it."""
-    headers = [("content-type", answer.content_type), ("content-length", str(len(answer.body)))]
+    headers = [("content-type", answer.content_type), ("content-length", str(len(answer.body))), *answer.headers]
     head = http.send(h11.Response(status_code=answer.status, headers=headers)) or b""
     body = http.send(h11.Data(data=answer.body)) if with_body else None
     await stream.send_all(head + (body or b"") + (http.send(h11.EndOfMessage()) or b""))

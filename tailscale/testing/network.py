@@ -12,7 +12,7 @@ import heapq
 import itertools
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -20,8 +20,9 @@ import trio
 from tailscale.runtime.network import Binding, DirectRuns, Interface
 from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
+from tailscale.testing.routers import Kind, VirtualRouter
 from ts_base.ip import Prefix, parse_address, parse_prefix, prefix_contains
-from ts_base.who import Direct, host_of, uplink_of
+from ts_base.who import Direct, host_of, socket_of, through_socket, uplink_of
 
 EPOCH = 1_900_000_000.0  # virtual wall clocks start here, in 2030
 FIRST_EPHEMERAL_PORT = 32_768
@@ -36,10 +37,13 @@ class VirtualUdp:
     host: VirtualHost
     local_port: int
     uplinks: tuple[str, ...] = ()
+    name: str = ""  # of one beside the first: the zone of paths through it
+    more: dict[str, VirtualUdp] = field(default_factory=dict)
     drops: Counter[str] = field(default_factory=Counter)
     _unreachable: dict[Direct, None] = field(default_factory=dict)
     _arriving: list[tuple[float, int, Direct, list[bytes]]] = field(default_factory=list)
     _held: int = 0
+    _ended: trio.Event = field(default_factory=trio.Event)
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -62,6 +66,8 @@ class VirtualUdp:
         """Wait until something has arrived, then take all that has."""
         await trio.lowlevel.checkpoint()
         while not self._arriving or self._arriving[0][0] > trio.current_time():
+            if self._ended.is_set():
+                raise trio.ClosedResourceError
             self._news = trio.Event()
             with trio.move_on_at(self._arriving[0][0] if self._arriving else float("inf")):
                 await self._news.wait()
@@ -70,7 +76,7 @@ class VirtualUdp:
         while self._arriving and self._arriving[0][0] <= now:
             _, _, source, datagrams = heapq.heappop(self._arriving)
             self._held -= len(datagrams)
-            runs.append((source, datagrams))
+            runs.append((through_socket((host_of(source), source[1]), self.name) if self.name else source, datagrams))
         return runs
 
     def send_many(self, runs: DirectRuns) -> None:
@@ -81,7 +87,25 @@ class VirtualUdp:
                 self._unreachable[destination] = None
                 continue
             target = host_of(destination), destination[1]
-            self.host.network.carry((source, self.local_port), target, datagrams, self.drops)
+            socket = self if not (name := socket_of(destination)) else self.more.get(name)
+            if socket is None:
+                self.drops["underlay.no_socket_of_family"] += len(datagrams)
+            else:
+                self.host.network.carry((source, socket.local_port), target, datagrams, self.drops)
+
+    def open_more(self, count: int) -> Mapping[str, VirtualUdp]:
+        made = {}
+        for _ in range(min(count, self.host.sockets)):
+            socket = self.host.bind_udp()
+            socket.name = f"#{socket.local_port}"
+            made[socket.name] = socket
+        self.more |= made
+        return made
+
+    def close_more(self, names: Iterable[str] | None) -> None:
+        for name in list(self.more) if names is None else names:
+            if (socket := self.more.pop(name, None)) is not None:
+                socket.close()
 
     def limit(self, offloads: Offloads) -> None:
         """There is no kernel here that helps."""
@@ -105,12 +129,19 @@ class VirtualUdp:
     async def run_writers(self) -> None:
         await trio.sleep_forever()  # nothing is ever kept back
 
+    async def run_writer(self) -> None:
+        """Of one beside the first: until it is closed."""
+        await self._ended.wait()
+
     def rebind(self) -> None:
         self._arriving.clear()
         self._held = 0
 
     def close(self) -> None:
+        self.close_more(None)
         self.host.udp.pop(self.local_port, None)
+        self._ended.set()
+        self._news.set()
 
 
 class VirtualDatagrams:
@@ -254,9 +285,6 @@ class VirtualHost:
     def wall_clock(self) -> float:
         return self.network.wall_clock() + self.clock_ahead
 
-    def open_tun(self) -> None:
-        """A virtual host has no kernel."""
-
     def entropy(self, length: int) -> bytes:
         return self._random.randbytes(length)
 
@@ -274,6 +302,7 @@ class VirtualNetwork:
         self._uplinks: dict[str, str] = {}  # address -> which of its host's uplinks has it
         self._links: dict[tuple[str, str], Link] = {}
         self._order = itertools.count()
+        self._routers: dict[str, VirtualRouter] = {}  # by the address behind them, and by their own
         self._fenced: list[tuple[Prefix, set[str]]] = []
         self.drops: Counter[str] = Counter()
 
@@ -376,13 +405,39 @@ class VirtualNetwork:
         await trio.sleep(there.latency + back.latency)
         return True
 
+    def put_behind(self, name: str, kind: Kind) -> VirtualRouter:
+        """From now on all UDP of the host passes a router of its own."""
+        inside = self.host(name).address
+        outside = self.host(f"router of {name}")
+        made = VirtualRouter(outside.address, kind, self._random)
+        self._routers[inside] = self._routers[outside.address] = made
+        return made
+
+    def _translated(self, source: Direct, destination: Direct) -> tuple[Direct, Direct] | None:
+        """Both addresses as the one who hears it sees them; None where a router lets it not in."""
+        now = trio.current_time()
+        ours, theirs = self._routers.get(source[0]), self._routers.get(destination[0])
+        if ours is not None:
+            source = ours.outbound(source, destination, now)
+        if theirs is None:
+            return source, destination
+        inside = theirs.inbound(source, destination[1], now) if destination[0] == theirs.public else None
+        return None if inside is None else (source, inside)
+
     def carry(self, source: Direct, destination: Direct, datagrams: list[bytes], drops: Counter[str]) -> None:
         """Datagrams onto a link; they arrive, or are counted."""
+        host = source[0]
+        if self._routers:
+            translated = self._translated(source, destination)
+            if translated is None:
+                self.drops["network.not_let_in"] += len(datagrams)
+                return
+            source, destination = translated
         target = self._hosts.get(destination[0])
-        if target is None or not self._gets_to(self._hosts[source[0]], destination[0]):
+        if target is None or not self._gets_to(self._hosts[host], destination[0]):
             drops["underlay.no_such_host"] += len(datagrams)
             return
-        link = self.link(source[0], destination[0])
+        link = self.link(host, destination[0])
         if link.udp_blocked:
             self.drops["network.blocked"] += len(datagrams)
             return

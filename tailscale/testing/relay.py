@@ -68,7 +68,7 @@ class Certificate:
         return context
 
 
-def region(number: int, address: str, port: int, stun_port: int, pin: str) -> DERPRegion:
+def region(number: int, address: str, port: int, stun_port: int, pin: str, *, stun_only: bool = False) -> DERPRegion:
     """One region with one node, as the DERP map lists it."""
     node = DERPNode(
         name=f"{number}a",
@@ -80,6 +80,7 @@ def region(number: int, address: str, port: int, stun_port: int, pin: str) -> DE
         derp_port=port,
         stun_port=stun_port,
         stun_test_ip=address,
+        stun_only=stun_only,
     )
     return DERPRegion(region_id=number, region_code="test", region_name="Embedded relay", nodes=(node,))
 

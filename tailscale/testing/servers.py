@@ -16,10 +16,10 @@ from tailscale.testing.relay import Certificate, RelayService, answer_stun, regi
 from tailscale.testing.served_tls import ServedTls
 from tailscale.testing.worlds import Place, VirtualPlace
 from ts_base.keys import MachinePrivate, NodePrivate
-from ts_control.server import ControlServer
+from ts_control.server import ControlServer, PublishText
 from ts_control.wire import DERPMap
 
-CONTROL, RELAY = "control", "relay"
+CONTROL, RELAY, SECOND_STUN = "control", "relay", "second stun"
 REGION = 900
 CONTROL_PORT, RELAY_PORT, STUN_PORT = 80, 443, 3478  # on the virtual network; on loopback any that are free
 
@@ -84,6 +84,7 @@ class Control(Running):
         self._machine = MachinePrivate.generate(place.entropy(32))
         self._derp_map = DERPMap()
         self._service: ControlService | None = None
+        self._publish: PublishText | None = None
 
     @property
     def url(self) -> str:
@@ -111,6 +112,8 @@ class Control(Running):
         )
         self.server.set_policy(self._policy, trio.current_time())
         self.server.set_derp_map(self._derp_map, trio.current_time())
+        if self._publish is not None:
+            self.server.serve_certificates(self._publish, trio.current_time())
         return ControlService(self.server, entropy=place.entropy)
 
     async def restart(self, *, forget_devices: bool = False, new_key: bool = False) -> None:
@@ -144,6 +147,11 @@ class Control(Running):
             self.server.set_derp_map(derp_map, trio.current_time())
             self.poke()
 
+    def serve_certificates(self, publish: PublishText) -> None:
+        """Let devices write the records of their challenges; also after a restart."""
+        self._publish = publish
+        self.do(self.server.serve_certificates, publish)
+
     def do(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call `verb(*arguments, now, **options)` of `server` and let the consequences go out."""
         result = verb(*arguments, trio.current_time(), **options)
@@ -164,6 +172,7 @@ class Relay(Running):
         self._private = NodePrivate.generate(place.entropy(32))
         self._certificate = Certificate(place.address(RELAY))
         self.stun_port = STUN_PORT if is_virtual else 0
+        self.second_stun = ""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         listeners, self.port = await self._place.listen(RELAY, self.port)
@@ -185,4 +194,15 @@ class Relay(Running):
     def derp_map(self) -> DERPMap:
         address = self._place.address(RELAY)
         listed = region(REGION, address, self.port, self.stun_port, self._certificate.pin)
-        return DERPMap(regions={REGION: listed})
+        if not self.second_stun:
+            return DERPMap(regions={REGION: listed})
+        pin = self._certificate.pin
+        second = region(REGION + 1, self.second_stun, self.port, self.stun_port, pin, stun_only=True)
+        return DERPMap(regions={REGION: listed, REGION + 1: second})
+
+    async def add_stun(self) -> None:
+        """A second place that says where one is seen from: only two can show that a NAT is hard."""
+        udp = await self._place.open_udp(SECOND_STUN, self.stun_port)
+        self.second_stun = self._place.address(SECOND_STUN)
+        assert self._nursery is not None
+        self._nursery.start_soon(answer_stun, udp)

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale.testing.certificates import DEFAULT_LIFETIME, Certificates
 from tailscale.testing.exits import EVERYWHERE, PlayedExit
 from tailscale.testing.lans import VirtualLan
 from tailscale.testing.network import VirtualHost
+from tailscale.testing.routers import Kind, VirtualRouter
 from tailscale.testing.servers import Control, Relay
 from tailscale.testing.worlds import LoopbackPlace, Place, VirtualPlace
+from ts_base.ip import format_address
 from ts_base.keys import NodePublic
 from ts_control.policy import Policy
 from ts_control.server import DEFAULT_USER
+from ts_control.server_funnel import USUAL_PORTS, FunnelRules
 from ts_control.wire import Location, Service
 
 if TYPE_CHECKING:
@@ -62,7 +66,8 @@ class Tailnet:
     ```
 
     Without `real` nothing leaves the process and no socket is opened; `latency` (seconds) and `loss` (0..1) then apply
-    to every link. With `real=True` control and relay listen on loopback, where other programs can join too.
+    to every link. With `real=True` control and relay listen on loopback, where other programs can join too. With
+    `certificates` an authority gives devices certificates for their names; a number is for how many seconds.
     """
 
     control: Control
@@ -78,8 +83,11 @@ class Tailnet:
         policy: Policy | str | Mapping[str, Any] | None = None,
         domain: str = "tailnet.test",
         key_lifetime: float = 0.0,
+        certificates: bool | float = False,
     ) -> None:
         self._real = real
+        self._lifetime = DEFAULT_LIFETIME if certificates is True else float(certificates)
+        self._authority: Certificates | None = None
         self._world = (seed, latency, loss)
         self._control_options = (domain, policy, key_lifetime)
         self._hosts: dict[Device, str] = {}
@@ -108,6 +116,10 @@ class Tailnet:
             await self.relay.start()
             self.control.set_derp_map(self.relay.derp_map())
             await self.control.start()
+            if self._lifetime:
+                self._authority = Certificates(self._place, servers, self._lifetime)
+                await self._authority.start()
+                self.control.serve_certificates(self._authority.publish)
             async with trio.open_nursery() as self._devices:
                 self._closing = trio.Event()
                 try:
@@ -118,6 +130,18 @@ class Tailnet:
 
     def _is_enrolled(self, key: bytes) -> bool:
         return self.control.server.directory.by_key(NodePublic(key)) is not None
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether there is an authority."""
+        return self._authority is not None
+
+    @property
+    def certificates(self) -> Certificates:
+        """The authority of a `Tailnet(certificates=True)`."""
+        if self._authority is None:
+            raise RuntimeError("this Tailnet has no certificates: make it with Tailnet(certificates=True)")
+        return self._authority
 
     # Devices
 
@@ -133,6 +157,8 @@ class Tailnet:
         host = hostname if hostname not in self._hosts.values() else f"{hostname}#{self._joined}"
         options.setdefault("control_url", self.control.url)
         options.setdefault("auth_key", None)
+        if self._authority is not None:
+            options.setdefault("certificates", self._authority.source)
         if options["auth_key"] is None:
             options["auth_key"] = self.auth_key()
         device = Device.on(self._place.network(host), hostname, **options)
@@ -250,6 +276,18 @@ class Tailnet:
             raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
         return VirtualLan(self._place.internet, prefix, self.host)
 
+    async def nat(self, hostname: str, kind: Kind = "easy") -> VirtualRouter:
+        """Put the machine `hostname` behind a router of its own, before a device joins there: `easy`, or `hard`.
+
+        Both let in only answers; a hard one uses another port for every destination, as those of clouds and CI do.
+        """
+        if not isinstance(self._place, VirtualPlace):
+            raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
+        if not self.relay.second_stun:
+            await self.relay.add_stun()
+            self.control.set_derp_map(self.relay.derp_map())
+        return self._place.internet.put_behind(hostname, kind)
+
     async def router(self, hostname: str, lan: VirtualLan, *, approve: bool = True, **options: Any) -> Device:
         """A device with a leg in `lan` that carries for others what goes there; approved, unless that is the subject.
 
@@ -312,6 +350,21 @@ class Tailnet:
         from tailscale.testing.locking import TailnetLock
 
         return TailnetLock(self.control, self._place.entropy, self.id_of)
+
+    def funnel(self, *relays: Device | str, ports: str = USUAL_PORTS) -> None:
+        """Let devices be published on the internet, at these ports, and `relays` bring what comes for them.
+
+        ```python
+        async with Tailnet() as net:
+            web, gate = await net.device("web"), await net.device("gate")
+            net.funnel(gate)
+        ```
+        """
+        places = [address for relay in relays for address in self._addresses_of(relay)]
+        self.control.do(self.control.server.allow_funnel, FunnelRules(tuple(places), ports))
+
+    def _addresses_of(self, device: Device | str) -> list[str]:
+        return [format_address(a) for a in self.control.server.directory.find(self.id_of(device)).addresses]
 
     def dns(self, /, **settings: Any) -> None:
         """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`, `filtered`."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tailscale.device import Device
     from tailscale.nodes import Node
+    from tailscale.testing.certificates import Certificates
     from tailscale.testing.servers import Running
 
 P = ParamSpec("P")
@@ -135,7 +136,15 @@ class TailnetThread:
 
     def options(self, **options: Any) -> dict[str, Any]:
         """What a device needs to join, besides what it is given."""
-        return {"control_url": self.control_url, "auth_key": self.auth_key(), **options}
+        needed: dict[str, Any] = {"control_url": self.control_url, "auth_key": self.auth_key()}
+        if self.inner.has_certificates:
+            needed["certificates"] = self.certificates.source
+        return needed | options
+
+    @property
+    def certificates(self) -> Certificates:
+        """The authority of a `Tailnet(certificates=True)`."""
+        return self.inner.certificates
 
     @property
     def control_url(self) -> str:

@@ -151,6 +151,8 @@ class ShunningUdp:
         self.use_uplinks = port.use_uplinks
         self.bound_by = port.bound_by
         self.more_readers = port.more_readers
+        self.open_more = port.open_more
+        self.close_more = port.close_more
 
     @property
     def local_port(self) -> int:

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar
 
 import trio
 
 from tailscale._faces import ClosedByLeaving
 from tailscale.carry import Splice
 from tailscale.errors import DeviceClosed, TailscaleError
+from tailscale.funnel.streams import FunnelStream
 from tailscale.local_ports import Exposure as TrioExposure
 from tailscale.local_ports import Forward as TrioForward
 from tailscale.local_ports import PortStatistics, Target, open_exposure, open_forward
@@ -21,14 +22,26 @@ from tailscale.threads.loopback import FarEnd, TailnetListener, TailnetSocket, c
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Unpack
 
+    from tailscale.funnel.listening import FunnelListener, Tls
     from tailscale.sockets.tcp import TcpListener, TcpStream
     from tailscale.threads.loop_thread import LoopThread
 
 log = logging.getLogger("tailscale")
 
 B = TypeVar("B", TrioForward, TrioExposure)
+FUNNEL_BACKLOG = 128
+
+
+class Publishing(TypedDict):
+    """How a port is published; what `listen_funnel` was told."""
+
+    name: str | None
+    tls: Tls | None
+    funnel_only: bool
+    relays: Sequence[str]
 
 
 async def connect(thread: LoopThread, dial: Callable[[], Awaitable[TcpStream]]) -> TailnetSocket:
@@ -47,7 +60,7 @@ def as_socket(thread: LoopThread, stream: TcpStream) -> TailnetSocket:
     return TailnetSocket(theirs, far_end(thread, stream))
 
 
-def far_end(thread: LoopThread, stream: TcpStream) -> FarEnd:
+def far_end(thread: LoopThread, stream: TcpStream | FunnelStream) -> FarEnd:
     """What a socket that stands for `stream` shows and sets. Inside the loop."""
 
     def keep_alive(idle: float | None, interval: float, count: int) -> None:
@@ -58,8 +71,19 @@ def far_end(thread: LoopThread, stream: TcpStream) -> FarEnd:
 
 async def listen(thread: LoopThread, port: int, host: str | None, backlog: int, announce: str = "") -> TailnetListener:
     """A listening socket that the tailnet's connections arrive at."""
+    listener = await thread.device.listen(port, host=host, backlog=backlog, announce=announce)
+    return _door(thread, listener, host, backlog)
+
+
+async def listen_funnel(thread: LoopThread, port: int, **how: Unpack[Publishing]) -> TailnetListener:
+    """A listening socket for what relays bring from the internet, without its TLS."""
+    return _door(thread, await thread.device.listen_funnel(port, **how), None, FUNNEL_BACKLOG)
+
+
+def _door(
+    thread: LoopThread, listener: TcpListener | FunnelListener, host: str | None, backlog: int
+) -> TailnetListener:
     device = thread.device
-    listener = await device.listen(port, host=host, backlog=backlog, announce=announce)
     feeding = trio.CancelScope()
 
     def stop_feeding() -> None:
@@ -78,7 +102,9 @@ async def listen(thread: LoopThread, port: int, host: str | None, backlog: int, 
     return door
 
 
-async def _feed(thread: LoopThread, listener: TcpListener, lost_or_held: weakref.ref[TailnetListener]) -> None:
+async def _feed(
+    thread: LoopThread, listener: TcpListener | FunnelListener, lost_or_held: weakref.ref[TailnetListener]
+) -> None:
     try:
         async with listener:
             while True:
@@ -98,10 +124,12 @@ async def _feed(thread: LoopThread, listener: TcpListener, lost_or_held: weakref
             door.end()
 
 
-async def _hand_over(thread: LoopThread, stream: TcpStream, door: TailnetListener) -> bool:
+async def _hand_over(thread: LoopThread, stream: TcpStream | FunnelStream, door: TailnetListener) -> bool:
     """Whether the program still listens."""
     try:
-        near = await connect_back(door, far_end(thread, stream), thread.device)
+        # Where a relay says that somebody is, is nobody's address: whoever asks `caller_at` is told so.
+        owner = None if isinstance(stream, FunnelStream) and stream.is_funnel else thread.device
+        near = await connect_back(door, far_end(thread, stream), owner)
         thread.join_streams(Splice(near, stream))
     except OSError as error:
         stream.abort()

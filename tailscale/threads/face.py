@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     from tailscale._config import AuthKey, Preferences
     from tailscale.capturing import Capture, CaptureStatistics
+    from tailscale.certificates.source import CertificateSource
     from tailscale.forwarding import Forwarding, ForwardLimits, IncomingFlow
+    from tailscale.hard_nats import HardNats
     from tailscale.nodes import Node, Peers
     from tailscale.sockets.socket_device import Address
     from tailscale.state_file import NamedStore, Store
     from tailscale.status import FileTransfer, HealthWarning, Identity
     from tailscale.threads.loop_thread import Job, LoopThread
+    from tailscale.tun_options import TunOptions, TunStatus
     from tailscale.uplinks import Uplink
     from ts_control.netmap import NetMap
     from ts_dataplane.strategies import Strategy
@@ -73,6 +76,9 @@ class DeviceOptions(TypedDict, total=False):
     peerapi: bool
     uplinks: Sequence[str] | Literal["all"] | None
     paths: Strategy | Mapping[str, Strategy] | None
+    overlay: TunOptions | None
+    hard_nats: bool | HardNats
+    certificates: CertificateSource | None
 
 
 def takes_options_of(other: Callable[..., None]) -> Callable[[F], F]:
@@ -193,6 +199,11 @@ class DeviceFace(Face[Device], OwnNode):
     def uplinks(self) -> tuple[Uplink, ...]:
         """The interfaces by which this device reaches its peers; none where the system chooses."""
         return self._inside().uplinks
+
+    @property
+    def tun(self) -> TunStatus | None:
+        """The TUN device by which this machine's other programs reach the tailnet; None where there is none."""
+        return self._inside().tun
 
     @property
     def transfers(self) -> tuple[FileTransfer, ...]:

@@ -215,8 +215,11 @@ def loopback_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def connect_back(listener: TailnetListener, far: FarEnd, owner: object) -> LocalStream:
-    """Our end of a connection that `listener.accept` will return for `far`, a caller of the device `owner`."""
+async def connect_back(listener: TailnetListener, far: FarEnd, owner: object | None) -> LocalStream:
+    """Our end of a connection that `listener.accept` will return for `far`, a caller of the device `owner`.
+
+    Without an owner it is nobody of a tailnet.
+    """
     for attempt in range(PORT_ATTEMPTS):
         try:
             return await _connect_back(listener, far, owner, reuse=attempt > 0)
@@ -226,7 +229,7 @@ async def connect_back(listener: TailnetListener, far: FarEnd, owner: object) ->
     raise OSError(errno.EADDRNOTAVAIL, "this machine has no loopback ports left")
 
 
-async def _connect_back(listener: TailnetListener, far: FarEnd, owner: object, *, reuse: bool) -> LocalStream:
+async def _connect_back(listener: TailnetListener, far: FarEnd, owner: object | None, *, reuse: bool) -> LocalStream:
     """With `reuse` also from ports that are still cooling down: only when fresh ones have run out."""
     ours = socket.socket()
     leaving = contextlib.ExitStack()
@@ -236,9 +239,10 @@ async def _connect_back(listener: TailnetListener, far: FarEnd, owner: object, *
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ours.bind((LOOPBACK, 0))
         source: Address = ours.getsockname()
-        # What a server sees: these addresses where it rebuilt the socket from its number, else those of the tailnet.
-        leaving.callback(CALLERS.end, CALLERS.begin(owner, source, listener.door, far.remote))
-        leaving.callback(CALLERS.end, CALLERS.begin(owner, far.remote, far.local, far.remote))
+        if owner is not None:
+            # What a server sees: these addresses where it rebuilt the socket from its number, else the tailnet's.
+            leaving.callback(CALLERS.end, CALLERS.begin(owner, source, listener.door, far.remote))
+            leaving.callback(CALLERS.end, CALLERS.begin(owner, far.remote, far.local, far.remote))
         listener.expected[source] = far
         leaving.callback(listener.expected.pop, source, None)
         try:

@@ -72,7 +72,7 @@ async def echo(stream: trio.abc.HalfCloseableStream) -> None:
 
 @contextmanager
 def world() -> Iterator[World]:
-    with TailnetThread() as thread:
+    with TailnetThread(certificates=True) as thread:
         yield World(thread)
 
 

@@ -25,12 +25,15 @@ from tailscale.daemon.frames import OUT
 from tailscale.daemon.light import look_at
 from tailscale.daemon.places import default_state
 from tailscale.daemon.settings import Settings
+from tailscale.kernel import interface
 from tailscale.notebook import Refused, Tailnet
 
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
-    "uplinks": [], "paths": ["db"], "exits": ["any"], "dns": ["query", "db"], "lock": ["status"],
+    "uplinks": [], "paths": ["db"],
+    "exits": ["any"], "dns": ["query", "db"], "lock": ["status"], "serve": ["status"], "funnel": ["status"],
+    "tun": ["status"],
 }  # fmt: skip
 STARTS_A_DAEMON = {"up"}
 OF_FILES = {"file"}  # test_file_commands.py
@@ -86,6 +89,17 @@ def test_failure_is_what_its_schema_says(state: list[str], capfd: pytest.Capture
 def test_wrong_usage_is_told_by_the_daemon_too(state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["ping", *state]) == 2
     assert "usage: pytailscale ping" in capfd.readouterr().err
+
+
+def test_tun_that_cannot_be_is_told_and_kept_by_nobody(
+    state: list[str], daemon: Daemon, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interface, "DEVICE", Path("/dev/net/nowhere"))  # whoever runs this may be root
+    assert main(["tun", "up", *state]) == 1
+    assert "this process needs /dev/net/nowhere" in capfd.readouterr().err
+    assert not [part for part in daemon.parts.to_list() if part["kind"] == "tun"]
+    assert main(["tun", "down", *state]) == 0
+    assert "no TUN device" in capfd.readouterr().out
 
 
 def test_nc_carries_both_ways_with_half_close(state: list[str]) -> None:

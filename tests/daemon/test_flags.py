@@ -47,6 +47,7 @@ OF_ONE = {
         ("up --advertise-routes", "up --no-advertise-exit-node"),
         "test_up_offers_routes_and_takes_them_back_while_it_runs",
     ),
+    "up --no-ssh": "test_up_turns_the_ssh_server_on_and_off",
     "status --watch": "test_status_is_shown_again_and_again",
     **dict.fromkeys(("uplinks --watch", "paths --watch"), "test_uplinks_and_paths_are_shown_again_and_again"),
     "nc --udp": "test_nc_carries_datagrams",
@@ -84,6 +85,9 @@ OF_ONE = {
     "up --install-unit": "test_unit_is_installed_where_systemd_looks",
     "up --app": "test_a_part_that_cannot_run_says_so_and_harms_no_other",
     "up --config": "test_settings_may_be_elsewhere",
+    **dict.fromkeys(
+        ("cert --cert-file", "cert --key-file", "cert --min-validity"), "test_cert_writes_files_of_the_right_modes"
+    ),
     "capture --count": "test_capture_writes_a_file_or_down_a_pipe",
     "capture --peer": "test_capture_takes_a_peer_and_limits",
     "capture --seconds": "test_capture_takes_a_peer_and_limits",
@@ -102,7 +106,36 @@ OF_ONE = {
     "file get --wait": "test_file_get_waits_and_goes_on",
     "file get --loop": "test_file_get_waits_and_goes_on",
     "file get --conflict": "test_file_get_fetches_what_waits",
+    **dict.fromkeys(
+        (
+            *("serve --http", "serve --tcp", "serve --bg"),
+            *("serve --set-path", "serve --proxy-protocol", "serve --accept-app-caps"),
+        ),
+        "test_serve_in_the_background_is_shown_kept_and_ended",
+    ),
+    **dict.fromkeys(
+        ("serve --https", "serve --tls-terminated-tcp"), "test_https_has_its_certificate_before_it_is_served"
+    ),
+    **dict.fromkeys(
+        (
+            *("funnel --https", "funnel --tcp", "funnel --tls-terminated-tcp", "funnel --bg"),
+            *("funnel --set-path", "funnel --proxy-protocol"),
+        ),
+        "test_funnel_is_turned_on_shown_and_turned_off",
+    ),
+    **dict.fromkeys(
+        (
+            *("ingress --to", "ingress --name", "ingress --port", "ingress --no-ui"),
+            *("ingress --connections", "ingress --per-name", "ingress --per-source"),
+        ),
+        "test_ingress_is_a_relay_until_ctrl_c",
+    ),
+    "ingress --proxy-protocol": "test_ingress_in_front_of_which_a_balancer_stands",
     "why --udp": "test_why_takes_udp",
+    **dict.fromkeys(
+        ("tun --name", "tun --mtu", "tun --split", "tun --exclude", "tun --no-dns"), "test_tun_takes_its_options"
+    ),
+    "tun --cleanup": "test_cleanup_needs_no_device_and_finds_nothing_twice",
 }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,16 @@ from daemon.test_door import UPGRADE, talk
 
 from tailscale.daemon import ipn
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
+from tailscale.daemon.bus import Bus
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.keeper import Keeper
+from tailscale.daemon.localapi import LocalApi
 from tailscale.daemon.requests import DaemonError
+from tailscale.daemon.transport import Asker
 from tailscale.device import Device
 from tailscale.dns.messages import NAME_ERROR, decode_answer_untrusted
+from tailscale.events import QUEUE_LIMIT, HealthChanged
 from tailscale.peerapi.actor import PORT
 
 API = "/localapi/v0/"
@@ -96,9 +103,22 @@ def test_dns_query_gives_a_dns_message(client: Client) -> None:
 
 def test_what_stands_on_no_part_is_honest(client: Client) -> None:
     assert client.get(f"{API}serve-config") == {}
-    with pytest.raises(DaemonError, match="certificates: this daemon has no such part"):
-        client.get(f"{API}cert/x")
+    with pytest.raises(DaemonError, match="debugging: this daemon has no such part"):
+        client.post(f"{API}debug")
     assert client.get(f"{API}tka/status")["Enabled"] is False
+    for name, body in {
+        "sign": {"NodeKey": "nodekey:" + "0" * 64},
+        "modify": {"RemoveKeys": [{"Kind": 1, "Votes": 1, "Public": "A" * 43 + "="}]},
+        "disable": {"secret": 1},
+        "wrap-preauth-key": {"TSKey": "tskey-auth-x", "TKAKey": "nlpriv:" + "1" * 128},
+        "affected-sigs": {},
+    }.items():
+        with pytest.raises(DaemonError, match="no lock") as caught:
+            client.ask("POST", f"{API}tka/{name}", body)
+        assert caught.value.status == 500
+    for bad in ({"AddKeys": ["x"]}, {"AddKeys": [{"Public": "AA=="}]}, {"AddKeys": [{"Public": "!"}]}):
+        with pytest.raises(DaemonError, match=r"not base64|not a key"):
+            client.ask("POST", f"{API}tka/modify", bad)
     assert client.get(f"{API}derpmap")["Regions"]
     assert client.get(f"{API}dns-config")["Proxied"] is True
     assert client.get(f"{API}profiles/current")["Name"] == "user@tailnet.test"
@@ -130,8 +150,7 @@ class Updating:
     ("method", "path", "part"),
     [
         ("POST", "tka/init", "Lock"),
-        ("POST", "tka/modify", "Lock"), ("POST", "serve-config", "serve"), ("POST", "query-feature", "Funnel"),
-        ("GET", "cert/x?type=pair", "certificates"), ("POST", "debug?action=x", "debugging"),
+        ("POST", "tka/force-local-disable", "Lock"), ("POST", "debug?action=x", "debugging"),
         ("POST", "bugreport", "bug reports"), ("GET", "drive/shares", "Taildrive"), ("GET", "policy/x", "policies"),
     ],
 )  # fmt: skip
@@ -164,7 +183,7 @@ def test_prefs_change_what_they_can_and_keep_the_rest(client: Client) -> None:
     }
     assert client.ask("PATCH", f"{API}prefs", back) == before
     assert client.ask("POST", f"{API}check-prefs", before) == {"Error": ""}
-    assert "RunSSH" in client.ask("POST", f"{API}check-prefs", before | {"RunSSH": True})["Error"]
+    assert "RunWebClient" in client.ask("POST", f"{API}check-prefs", before | {"RunWebClient": True})["Error"]
 
 
 def test_bus_begins_with_what_was_asked_for(client: Client) -> None:
@@ -175,6 +194,57 @@ def test_bus_begins_with_what_was_asked_for(client: Client) -> None:
     assert first["InitialStatus"]["BackendState"] == "Running"
     assert first["Health"] == {"Warnings": {}}
     assert next(client.stream(f"{API}watch-ipn-bus")).keys() == {"Version"}
+
+
+@pytest.mark.parametrize("missed", [0, 2 * QUEUE_LIMIT], ids=["at once", "after more events than are kept"])
+def test_bus_tells_what_changed_while_its_first_notice_was_on_the_way(net: World, tmp_path: Path, missed: int) -> None:
+    """Who waits for a state would otherwise wait for ever."""
+
+    async def down_meanwhile(daemon: Daemon) -> str:
+        async with notices_of(daemon) as (lines, _):
+            assert ipn.STATES[json.loads(await anext(lines))["State"]] == "Running"
+            await daemon.keeper.stop()
+            for _ in range(missed):
+                daemon.keeper.say(HealthChanged("some-code", active=False))
+            with trio.fail_after(5):
+                return ipn.STATES[json.loads(await anext(lines))["State"]]
+
+    with net.daemon(tmp_path) as daemon:
+        assert net.within(down_meanwhile, daemon) == "Stopped"
+
+
+def test_who_hears_that_it_runs_can_ask_for_its_addresses_at_once(net: World, tmp_path: Path) -> None:
+    """Stock `tailscale wait` asks once, and then waits for the next time it hears so."""
+
+    async def up_again(daemon: Daemon) -> Any:
+        await daemon.keeper.stop()
+        async with notices_of(daemon) as (lines, api):
+            await daemon.keeper.start()
+            with trio.fail_after(20):
+                async for line in lines:
+                    if ipn.STATES[json.loads(line).get("State", 0)] == "Running":
+                        break
+            return api.status_json(peers=False)["TailscaleIPs"]
+
+    with net.daemon(tmp_path) as daemon:
+        assert len(net.within(up_again, daemon)) == 2
+
+
+@asynccontextmanager
+async def notices_of(daemon: Daemon) -> AsyncIterator[tuple[AsyncIterator[bytes], LocalApi]]:
+    """The lines as they are made: nothing happens between one and the next but what the test does."""
+
+    async def never() -> Any:
+        await trio.sleep_forever()
+
+    keeper, routes = daemon.keeper, Routes()
+    api = LocalApi(keeper, daemon.prefs, daemon.own_api)
+    Bus(keeper, daemon.prefs, api, daemon.serving).add_to(routes)
+    question = Question("GET", f"{API}watch-ipn-bus", {"mask": "2"}, {}, Asker(None, True), never)
+    answer = await routes.find("GET", question.path, question.asker)(question)
+    assert not isinstance(answer.body, bytes)
+    async with aclosing(answer.body) as lines:  # type: ignore[type-var]
+        yield lines, api
 
 
 async def joined(net: World, name: str) -> None:

@@ -18,6 +18,9 @@ WHOLE = """\
 hostname = "desk"
 control_url = "https://headscale.example.com"
 auth_key_file = "~/key"
+client_id = "k123?ephemeral=false"
+audience = "api.tailscale.com/k123"
+id_token_file = "/run/token"
 tags = ["tag:ci"]
 accept_routes = false
 exit_node = "exit-nl"
@@ -27,11 +30,19 @@ shields_up = true
 udp_port = 41641
 uplinks = ["wlan0", "wwan0"]
 paths = {nas = "redundant:2", "*" = "backup:wlan0,wwan0"}
+hard_nats = false
 
 [log]
 level = "debug"
 size = 1000000
 files = 2
+
+[tun]
+name = "ts0"
+mtu = 1280
+split = true
+exclude = ["10.1.0.0/16"]
+dns = "auto"
 
 [[forward]]
 listen = "127.0.0.1:5433"
@@ -45,6 +56,24 @@ to = "[fd7a::1]:5432"
 port = 80
 proxy_protocol = 1
 to = "127.0.0.1:3000"
+
+[[serve]]
+http = 80
+path = "/docs"
+to = "/srv/docs"
+
+[[serve]]
+https = 443
+to = "3000"
+
+[[serve]]
+tcp = 5432
+to = "localhost:5432"
+proxy_protocol = 2
+
+[[serve]]
+tls_terminated_tcp = 5433
+to = "localhost:5432"
 
 [[proxy]]
 listen = "127.0.0.1:1080"
@@ -61,9 +90,22 @@ largest = 1000000
 quota = 10000000
 exists = "replace"
 
+[ssh]
+port = 2222
+
 [metrics]
 listen = "127.0.0.1:9100"
 peers = true
+
+[ingress]
+listen = "0.0.0.0:443"
+to = "web"
+names = {"web.example.com" = "web"}
+port = 443
+connections = 1000
+per_name = 500
+per_source = 50
+proxy_protocol = false
 """
 
 
@@ -78,11 +120,12 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    assert [kind for kind, _ in found.parts] == ["forward", "forward", "expose", "proxy", "mesh", "taildrop", "metrics"]
+    kinds = [kind for kind, _ in found.parts if kind != "serve"]
+    assert kinds == ["tun", "forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics", "ingress"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
-    assert KINDS.keys() | {"mesh", "taildrop"} == SECTIONS.keys() - {"device", "log"}
+    assert KINDS.keys() | {"mesh", "serve", "taildrop"} == SECTIONS.keys() - {"device", "log"}
 
 
 @pytest.mark.parametrize(
@@ -96,9 +139,12 @@ def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:
         ("[device]\nudp_port = true\n", 2, "udp_port must be a whole number"),
         ("[device]\ntags = 'tag:x'\n", 2, "tags must be a list of texts"),
         ("[device]\nexit_node = 'nl'\nadvertise_exit_node = true\n", 3, "uses an exit node or is one"),
+        ("[tun]\nname = 'a/b'\n", 2, "name must be the name of an interface, such as"),
+        ("[tun]\ndns = 'yes'\n", 2, 'dns must be true, false or "auto"'),
         ("[device]\nadvertise_routes = ['x']\n", 2, "advertise_routes must be a list of prefixes such as"),
         ("[log]\nlevel = 'wanring'\n", 2, "level must be one of debug, info, warning, error; did you mean warning?"),
         ("[forward]\nlisten = '127.0.0.1:1'\nto = 'db:1'\n", 1, "forward is a section: [[forward]]"),
+        ("[ssh]\nport = 'ssh'\n", 2, "port must be a whole number from 1 to 65535"),
         ("device = 3\n", 1, "device is a section: [device]"),
         ("[[forward]]\nlisten = ':5433'\nto = 'db:5432'\n", 2, 'listen must be "host:port or unix:/path"'),
         ("[[expose]]\nport = 80\n", 1, "[[expose]] needs to"),

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from daemon.daemon_scripts import PATIENCE, World
 from daemon.json_schema import check
-from daemon.test_commands_hosted import command, environment
+from daemon.test_commands_hosted import command, environment, wait_until
 
 from tailscale.cli.schema import read_schema
 from tailscale.cli.unit import unit_text
@@ -251,3 +251,21 @@ def test_up_offers_routes_and_takes_them_back_while_it_runs(words: list[str]) ->
     assert after["device"]["self"]["id"] == before["device"]["self"]["id"]
     wrong = run("up", *words[:2], "--advertise-routes", "192.168.7.5/24")
     assert (wrong.returncode, "host bits" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_up_turns_the_ssh_server_on_and_off(words: list[str]) -> None:
+    run("up", *words, "--ssh", code=0)
+    client = Client(places(words[1]).socket)
+    assert client.get("/localapi/v0/prefs")["RunSSH"] is True
+    run("up", *words[:2], "--no-ssh", code=0)
+    assert client.get("/localapi/v0/prefs")["RunSSH"] is False
+    run("up", *words[:2], "--ssh", code=0)
+    run("down", *words[:2], code=0)
+    run("up", *words[:2], code=0)  # it is kept
+    assert client.get("/localapi/v0/prefs")["RunSSH"] is True
+    wait_until(lambda: ("ssh", "running") in kinds(client))
+
+
+def kinds(client: Client) -> list[tuple[str, str]]:
+    return [(part["kind"], part["state"]) for part in client.get("config")["parts"]]

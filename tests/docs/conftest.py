@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from docs_world import World, running_world
 
+from tailscale.kernel import interface
+
 UNSET = ("TS_AUTH_KEY", "TS_HOSTNAME", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
@@ -27,3 +29,9 @@ def visitor(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return dict(os.environ)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_given_to_this_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages show TUN devices, and whoever runs their snippets may be root."""
+    monkeypatch.setattr(interface, "DEVICE", Path("/dev/net/nowhere"))

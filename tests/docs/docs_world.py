@@ -17,6 +17,7 @@ from docs_postgres import speak_postgres
 
 import tailscale.http
 from tailscale import Device, TcpStream
+from tailscale.certificates.control import DIRECTORY_VARIABLE
 from tailscale.runtime.network import HostNetwork
 from tailscale.testing import PlayedExit, Tailnet
 from tailscale.testing.exits import EVERYWHERE
@@ -46,7 +47,8 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"TS_CONTROL_URL": self.control_url, "TS_AUTHKEY": self.auth_key}
+        directory = self.net.certificates.directory
+        return {"TS_CONTROL_URL": self.control_url, "TS_AUTHKEY": self.auth_key, DIRECTORY_VARIABLE: directory}
 
     def ask(self, question: Callable[[Tailnet], Any]) -> Any:
         """Call something in the world's own thread."""
@@ -84,7 +86,7 @@ def running_world() -> Iterator[World]:
 
 
 async def _live(made: list[World], is_up: threading.Event, is_over: trio.Event) -> None:
-    async with Tailnet(real=True) as net, trio.open_nursery() as nursery:
+    async with Tailnet(real=True, certificates=True) as net, trio.open_nursery() as nursery:
         for name, ports in ECHO_PORTS.items():
             await _serve(nursery, await net.device(name), ports)
         await nursery.start(_offer_exit, net)

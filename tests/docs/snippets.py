@@ -26,9 +26,9 @@ import tailscale
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = (
-    *("capturing", "explanation", "forwarding"),
+    *("capturing", "certificates", "explanation", "forwarding"),
     *("device", "tcp_sockets", "udp_sockets", "nodes", "status", "events", "errors", "state_file"),
-    *("aio", "sync", "http", "proxy", "dask", "metrics", "testing", "web"),
+    *("aio", "sync", "http", "funnel", "ingress", "proxy", "serve", "dask", "metrics", "testing", "web"),
 )
 UNREAD = ("docs/reference/", "docs/decisions.md")  # the first repeats the docstrings, the second has no code to run
 FENCE = re.compile(r"^( *)```python *([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

@@ -14,11 +14,13 @@ from functools import partial
 import pytest
 import trio
 from docs_world import World
+from hello_scripts import hello
 from snippets import ROOT, missing_library
 
 import tailscale
 from tailscale.dns import wire
 from tailscale.testing import Tailnet
+from ts_proxy.client_hello import UNRECOGNIZED_NAME, encode_alert
 
 EXAMPLES = ROOT / "examples"
 PATIENCE = 20.0
@@ -35,6 +37,7 @@ CLIENTS = [
     ("exits_by_policy.py", ["NL", "example.com", "80"], r"(shop-\d goes by exit-nl, by \w+ .*\n){3}any: exit-nl"),
 ]  # fmt: skip
 REQUEST = b"GET / HTTP/1.1\r\nHost: greeter\r\nConnection: close\r\n\r\n"
+PUBLISHED = REQUEST.replace(b"greeter", b"publisher")
 SERVERS = [
     # program              arguments             name       port  said              answer
     ("echo_server.py",     [],                   "echo",    7,    b"hello",         rb"hello"),
@@ -42,6 +45,7 @@ SERVERS = [
     ("uvicorn_serve.py",   [],                   "greeter2", 80,  REQUEST,          rb"hello caller"),
     ("ssh_server.py",      [],                   "notes",   22,   b"",               rb"SSH-2.0-Tailscale"),
     ("proxy.py",           [],                  "proxy",   1080, REQUEST,          rb"HTTP/1.1 200 "),
+    ("serve_folder.py",    [],                   "publisher", 80,  PUBLISHED,        rb"look at /files"),
     ("whois_auth.py",      ["admin@example.com"], "club",   4000, b"",              rb"not for you\n"),
     ("whois_auth.py",      ["user@tailnet.test"], "club",    4000, b"",              rb"welcome, caller\n"),
 ]  # fmt: skip
@@ -107,6 +111,25 @@ async def test_server_example(
     assert re.search(answer, heard), heard
 
 
+@pytest.mark.slow
+async def test_relay_example(visitor: dict[str, str]) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "funnel_relay.py"), "127.0.0.1:0", "web.example.com=db"]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            start = partial(trio.run_process, env=visitor, stdout=subprocess.PIPE, check=False)
+            process: trio.Process = await nursery.start(start, command)
+            assert process.stdout is not None
+            said = ""
+            while not said.endswith("\n"):
+                more = await process.stdout.receive_some()
+                assert more, f"it ended, having said {said!r}"
+                said += more.decode()
+            async with await trio.open_tcp_stream("127.0.0.1", int(said.split()[4])) as stream:
+                await stream.send_all(hello(b"other.example.com"))
+                assert await stream.receive_some() == encode_alert(UNRECOGNIZED_NAME)
+            process.send_signal(signal.SIGINT)
+
+
 ROUTERS = [
     # program                   arguments             name      carries             what it says first
     ("router.py",              ["192.168.76.0/24"],  "router", "192.168.76.0/24",  "approval: 192.168.76.0/24"),
@@ -167,7 +190,7 @@ def test_example_project_passes_its_own_suite(visitor: dict[str, str]) -> None:
 
 
 def test_no_example_is_left_out(world: World) -> None:
-    tried = {row[0] for row in (*CLIENTS, *SERVERS, *ROUTERS)} | {"name_server.py"}
+    tried = {row[0] for row in (*CLIENTS, *SERVERS, *ROUTERS)} | {"funnel_relay.py", "name_server.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tried
     listed = (EXAMPLES / "README.md").read_text()
     assert not [name for name in tried if f"[{name}]" not in listed]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ts_base.errors import BadPacket
+from ts_control.aws_identity import aws_token_of_untrusted, credentials_of_untrusted, word_of_untrusted
 from ts_control.c2n import answer_c2n_untrusted
 from ts_control.framing import FrameReader, encode_frame
 from ts_control.http1 import Http1Client, Reply
@@ -42,7 +43,7 @@ def _key_answers(data: bytes) -> Any:
     """What an API that makes keys, or a cloud that signs tokens, may answer; no secret is quoted back."""
     reply = Reply(200, {}, data)
     assert SECRET not in refusal_of_untrusted(reply, (SECRET,))
-    for read in (token_of_untrusted, key_of_untrusted, github_token_of_untrusted, google_token_of_untrusted):
+    for read in TOKENS:
         try:
             assert read(reply)
         except BadPacket:
@@ -64,6 +65,15 @@ PARSERS: list[Callable[[bytes], Any]] = [
     _key_answers,
     _frames,
 ]
+TOKENS = (
+    token_of_untrusted,
+    key_of_untrusted,
+    github_token_of_untrusted,
+    google_token_of_untrusted,
+    word_of_untrusted,
+    credentials_of_untrusted,
+    aws_token_of_untrusted,
+)
 
 
 def fuzz_one(data: bytes) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from ts_base.errors import BadPacket
 from ts_control.wire_lock import from_text_untrusted, updates_from_text_untrusted
 from ts_lock import cbor
 from ts_lock.chain import Chain
-from ts_lock.signatures import decode_signature_untrusted, decode_text_untrusted, examine, unwrap_auth_key
+from ts_lock.remembered import Remembered
+from ts_lock.signatures import (
+    decode_signature_untrusted,
+    decode_text_untrusted,
+    examine,
+    examine_text_untrusted,
+    unwrap_auth_key,
+)
 from ts_lock.updates import decode_update_untrusted, hash_text, parse_hash_untrusted
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "lock.json").read_text())
@@ -20,16 +29,23 @@ NODE_KEY = bytes([40]) * 32
 def fuzz_one(data: bytes) -> None:
     _read(data)
     text = data.decode("latin-1")
-    for parse in (parse_hash_untrusted, decode_text_untrusted, from_text_untrusted):
+    for parse in (parse_hash_untrusted, decode_text_untrusted, from_text_untrusted, _examine):
         try:
             parse(text)
         except BadPacket:
             continue
+    with suppress(BadPacket):
+        Remembered(NODE_KEY).read_untrusted(data)
     unwrap_auth_key(text)
     try:
         updates_from_text_untrusted(text.split(","))
     except BadPacket:
         return
+
+
+def _examine(text: str) -> None:
+    vouched = examine_text_untrusted(NODE_KEY, text)
+    assert vouched == examine(NODE_KEY, decode_text_untrusted(text))
 
 
 def _read(data: bytes) -> None:
@@ -57,4 +73,5 @@ def seeds() -> list[bytes]:
     updates = [bytes.fromhex(case["data"]) for case in VECTORS["updates"] if "large" not in case["name"]]
     signatures = [bytes.fromhex(case["data"]) for case in VECTORS["signatures"]["cases"][:14]]
     texts = [VECTORS["updates"][0]["hash"].encode(), VECTORS["wrapped"]["text"].encode()]
-    return [*updates, *signatures, *texts]
+    texts += [base64.b64encode(signature) for signature in signatures]
+    return [*updates, *signatures, *texts, Remembered(NODE_KEY).entry([])]

@@ -18,6 +18,7 @@ NOT_INSTALLED = "atheris is not installed: pip install atheris, or leave --ather
 REPORT_TAIL = 4000  # characters of libFuzzer's report on a failure
 OURS = [
     "tailscale",
+    "ts_acme",
     "ts_base",
     "ts_control",
     "ts_dataplane",

@@ -51,6 +51,8 @@ def test_every_untrusted_parser_is_reached_by_a_target() -> None:
         "_skip_record_untrusted": "decode_records_untrusted",
         "_strings_untrusted": "decode_records_untrusted",
         "_quoted_untrusted": "read_error_untrusted",
+        "_name_untrusted": "decode_hello_untrusted",
+        "_protocols_untrusted": "decode_hello_untrusted",
         "_text_of_untrusted": "token_of_untrusted",
         "decode_address_untrusted": "decode_datagram_untrusted",
         "decode_parts_untrusted": "decode_map_response_steps",

@@ -92,12 +92,19 @@ class Tab:
 
 
 @contextmanager
-def browser() -> Iterator[Tab]:
+def browser(*options: str) -> Iterator[Tab]:
     """A Chromium of one's own, with a profile that is forgotten."""
     program = chromium()
     assert program is not None, MISSING
     with tempfile.TemporaryDirectory(prefix="pyts-chromium-", ignore_cleanup_errors=True) as profile:
-        command = [program, *OPTIONS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        command = [
+            program,
+            *OPTIONS,
+            *options,
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             with connect(_tab_of(Path(profile), process), max_size=64 << 20) as socket:

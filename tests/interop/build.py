@@ -55,6 +55,8 @@ PEERS: tuple[Peer, ...] = (
     Peer("localclient", "localclient", "./", "1.102.3"),
     Peer("lockvectors", "lock", "./vectors", "1.102.3"),
     Peer("lockcontrol", "lock", "./control", "1.102.3"),
+    Peer("pebble", "pebble", "github.com/letsencrypt/pebble/v2/cmd/pebble"),
+    Peer("pebble-challtestsrv", "pebble", "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv"),
     _tailscale("stund"),
     _tailscale("tsp"),
     _tailscale("testcontrol"),

@@ -12,6 +12,10 @@ command -v redis-server >/dev/null || wanted+=(redis-server)
 command -v nft >/dev/null || wanted+=(nftables)
 command -v conntrack >/dev/null || wanted+=(conntrack)
 command -v ip >/dev/null || wanted+=(iproute2)
+# What the kernel speaks with through a TUN device.
+command -v ping >/dev/null || wanted+=(iputils-ping)
+command -v dig >/dev/null || wanted+=(bind9-dnsutils)
+command -v iperf3 >/dev/null || wanted+=(iperf3)
 # Clients of the proxy.
 command -v curl >/dev/null || wanted+=(curl)
 command -v git >/dev/null || wanted+=(git)

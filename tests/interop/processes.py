@@ -12,12 +12,14 @@ import errno
 import fcntl
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -58,6 +60,36 @@ async def poll_until(what: str, probe: Callable[[], Awaitable[T | None]], timeou
             await trio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
     raise RigError(f"waited {timeout:g} s for {what}" + (f" (last: {last})" if last else ""))
+
+
+async def finished(
+    command: Sequence[str | Path],
+    stdin: bytes = b"",
+    *,
+    patience: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """What became of a command. One that does not end in time is named, with what it had printed until then."""
+    words = [str(word) for word in command]
+    out, err = bytearray(), bytearray()
+
+    async def collect(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
+        async for piece in stream:
+            into += piece
+
+    pipe = subprocess.PIPE
+    start = partial(trio.run_process, words, stdin=stdin, stdout=pipe, stderr=pipe, check=False, env=env)
+    with trio.move_on_after(patience):
+        async with trio.open_nursery() as nursery:
+            child: trio.Process = await nursery.start(start)
+            assert child.stdout is not None
+            assert child.stderr is not None
+            nursery.start_soon(collect, child.stdout, out)
+            nursery.start_soon(collect, child.stderr, err)
+        assert child.returncode is not None
+        return subprocess.CompletedProcess(words, child.returncode, bytes(out), bytes(err))
+    told = (out + err).decode(errors="replace").strip() or "nothing"
+    raise RigError(f"waited {patience:g} s for `{shlex.join(words)}`; it had printed: {told}")
 
 
 class Ports:

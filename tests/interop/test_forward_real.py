@@ -21,7 +21,7 @@ from tests.interop import natlab
 from tests.interop.natlab import Site, inside
 from tests.interop.ours import echo, guarded, hash_all, joined
 from tests.interop.pattern import pattern, pattern_sha256
-from tests.interop.processes import RigError, poll_until
+from tests.interop.processes import RigError, finished, poll_until
 from tests.interop.rig import Headscale, Rig, TsnetPeer
 
 WHY_NOT = natlab.why_not()
@@ -128,7 +128,7 @@ async def test_tailscaled_reaches_a_host_behind_us_while_the_route_is_approved(r
         async def fetched(port: int) -> subprocess.CompletedProcess[bytes]:
             command = ["ip", "netns", "exec", lan.outside.client, "curl", "-s", "--max-time", "15"]
             command += ["--socks5", f"127.0.0.1:{desk.socks_port}", f"http://{lan.host}:{port}/"]
-            return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+            return await finished(command)
 
         async def answers() -> bytes | None:
             done = await fetched(80)

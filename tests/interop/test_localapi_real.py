@@ -6,13 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
@@ -22,55 +16,12 @@ import dpkt
 import pytest
 import trio
 
-from tailscale.daemon.places import places
 from tests.interop import build
-from tests.interop.processes import Process, poll_until
+from tests.interop.ourdaemon import Stock, daemon
+from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig, TsnetPeer
 
 pytestmark = pytest.mark.peers("tailscale", "tailscaled")
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Stock:
-    """The stock command line, pointed at our daemon."""
-
-    socket: str
-    state: str
-
-    async def run(self, *words: str, stdin: bytes = b"") -> tuple[int, str]:
-        """Exit code, and both outputs."""
-        command = [str(build.binary("tailscale")), f"--socket={self.socket}", *words]
-        with trio.fail_after(60):
-            done = await trio.run_process(command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False)
-        told = (done.stdout + done.stderr).decode()
-        print(f"$ tailscale {' '.join(words)}\n{told}[{done.returncode}]")
-        return done.returncode, told
-
-    async def __call__(self, *words: str, stdin: bytes = b"") -> str:
-        code, told = await self.run(*words, stdin=stdin)
-        assert code == 0, f"tailscale {' '.join(words)}: {told}"
-        return told
-
-
-@asynccontextmanager
-async def daemon(r: Rig, hs: Headscale, name: str) -> AsyncIterator[Stock]:
-    """`pytailscale up --foreground`, joined."""
-    with tempfile.TemporaryDirectory(prefix="pyts-d-") as folder:
-        words = ["up", "--foreground", "--state", folder, "--hostname", name, "--control-url", hs.url]
-        environment = os.environ | {"TS_AUTHKEY": await hs.auth_key(), "PYTHONPATH": str(ROOT)}
-        process = Process(name, [sys.executable, "-m", "tailscale.cli", *words], r.room(name), env=environment)
-        stock = Stock(places(folder).socket, folder)
-        try:
-            await poll_until("our daemon's socket", lambda: _exists(stock.socket), 30)
-            await stock("wait")
-            yield stock
-        finally:
-            await process.stop()
-
-
-async def _exists(path: str) -> bool | None:
-    return (await trio.Path(path).exists()) or None
 
 
 # command, exit code, what its output must match
@@ -115,8 +66,8 @@ async def test_stock_command_line_changes_our_daemon(r: Rig, hs: Headscale, db: 
         for name, value in {"hostname": "other", "accept-routes": "false", "shields-up": "true"}.items():
             assert re.search(rf"{name} +{value}\n", told)
         await poll_until("the name at the control server", lambda: _is_called(hs, "other"), 10)
-        code, told = await stock.run("set", "--ssh")
-        assert (code, "RunSSH cannot be set" in told) == (1, True)
+        code, told = await stock.run("set", "--webclient")
+        assert (code, "RunWebClient cannot be set" in told) == (1, True)
         code, told = await stock.run("set", "--exit-node=db")
         assert (code, "not advertising" in told or "does not offer" in told) == (1, True)
         await stock("down")
@@ -151,11 +102,11 @@ async def test_stock_nc_carries_bytes_through_our_daemon(r: Rig, hs: Headscale, 
 async def test_what_is_not_there_is_said(r: Rig, hs: Headscale, db: TsnetPeer) -> None:
     async with daemon(r, hs, "ours") as stock:
         for line, sentence in {
-            "cert ours.rig.test": "certificates: this daemon has no such part",
+            "cert ours.rig.test": "gives this device no name for a certificate",
             "serve --bg 3000": "",
             "file cp README.md db:": "db takes no files: no program there does",
             "bugreport": "bug reports: this daemon has no such part",
-            "set --ssh": "RunSSH cannot be set",
+            "set --webclient": "RunWebClient cannot be set",
         }.items():
             code, told = await stock.run(*line.split())
             assert code == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import trio
 from tailscale.device import Device
 from tailscale.errors import PeerLockedOut
 from tests.interop.embedded import EmbeddedControl, embedded_control
+from tests.interop.ourdaemon import daemon
 from tests.interop.processes import poll_until
 from tests.interop.rig import Derper, Rig, RigError
 from tests.interop.rig.tailscaled import Tailscaled
@@ -145,6 +147,89 @@ async def test_our_node_is_a_member_of_a_lock_that_stock_nodes_made(r: Rig, cont
             assert await answers(one, str(late.ipv4))
 
 
+@dataclass
+class ByKey:
+    """The embedded server, as our daemon logs in to it."""
+
+    url: str
+    key: str
+
+    async def auth_key(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self.key
+
+
+async def test_stock_lock_commands_work_against_our_daemon(r: Rig, control: EmbeddedControl) -> None:
+    """status, log, add, sign (nodes and keys), remove, disable; what needs more is refused by name."""
+    key = control.server.create_auth_key(reusable=True)
+    async with (
+        r.tailscaled("one") as one,
+        r.tailscaled("stranger") as stranger,
+        daemon(r, ByKey(control.url, key), "ours") as stock,
+    ):
+        await one.up(control.url, key)
+        assert "NOT enabled" in await stock("lock", "status")
+        assert (await stock.run("lock", "log"))[0] != 0
+        told = await one.cli("lock", "init", "--gen-disablements=1", "--confirm", await lock_key(one))
+        (secret,) = re.findall(r"disablement-secret:[0-9A-Fa-f]+", told)
+
+        async def ours() -> Any:
+            return json.loads(await stock("lock", "status", "--json"))
+
+        async def agrees() -> bool:
+            left, right = await ours(), await lock_status(one)
+            names = "Enabled", "Head", "TrustedKeys", "State"
+            return bool(left["NodeKeySigned"]) and [left[name] for name in names] == [right[name] for name in names]
+
+        await poll_until("our daemon to know the lock as the stock one does", agrees, 30)
+        await stranger.up(control.url, key)
+        await poll_until("the stranger to be locked out", waits(one, "stranger"), 30)
+
+        async def hides(*names: str) -> bool:
+            return sorted(_name(peer).split(".")[0] for peer in (await ours()).get("FilteredPeers") or ()) == list(
+                names
+            )
+
+        await poll_until("the stranger to be locked out for us", lambda: hides("stranger"), 30)
+        node_key = (await stranger.status())["Self"]["PublicKey"]
+        code, told = await stock.run("lock", "sign", node_key, await lock_key(stranger))
+        assert code != 0
+        assert "lock add tlpub:" in told  # who is not trusted cannot sign
+        own = str((await ours())["PublicKey"]).replace("nlpub:", "tlpub:")
+        await one.cli("lock", "add", own)
+
+        async def trusts(number: int) -> bool:
+            return (
+                len((await ours())["TrustedKeys"]) == number and len((await lock_status(one))["TrustedKeys"]) == number
+            )
+
+        await poll_until("our key to be trusted", lambda: trusts(2), 30)
+        await stock("lock", "sign", node_key, await lock_key(stranger))
+        await poll_until("the stranger to be a peer for all", waits(one), 30)
+        assert await answers(one, stranger.ip4)
+        kinds = {peer["NodeKeySignature"]["SigKind"] for peer in (await ours())["VisiblePeers"]}
+        assert kinds == {"direct"}
+        await stock("lock", "add", await lock_key(stranger))
+        await poll_until("a third key to be trusted", lambda: trusts(3), 30)
+        await stock("lock", "remove", await lock_key(one))  # what it signed is signed again by us
+        await poll_until("the first key not to be trusted", lambda: trusts(2), 30)
+        await poll_until("nobody to be locked out by that", lambda: hides(), 30)
+        assert await answers(stranger, one.ip4)
+        assert (await stock("lock", "log")).count("update ") >= 4
+        wrapped = (await stock("lock", "sign", key)).strip().split()[-1]
+        async with Device("late", auth_key=wrapped, control_url=control.url) as late:
+            await poll_until("a device to join by the key that we signed", _is(lambda: late.lock.our_node_signed), 30)
+            assert await answers(one, str(late.ipv4))
+        for words in (("local-disable",), ("revoke-keys", own), ("disable", "disablement-secret:" + "AB" * 32)):
+            assert (await stock.run("lock", *words))[0] != 0
+        await stock("lock", "disable", secret)
+
+        async def is_over() -> bool:
+            return not (await ours())["Enabled"] and not (await lock_status(one))["Enabled"]
+
+        await poll_until("the lock to end", is_over, 30)
+
+
 async def test_auth_key_that_a_stock_node_signed_lets_ours_in(r: Rig, control: EmbeddedControl) -> None:
     key = control.server.create_auth_key(reusable=True)
     async with r.tailscaled("one") as one:
@@ -188,3 +273,27 @@ async def test_our_node_in_a_lock_on_upstreams_control_server(r: Rig, relay: Der
             await stranger.up(url, "")
             await poll_until("the stranger to be hidden", _is(lambda: len(ours.lock.hidden_peers) == 1), 30)
             assert not await answers(stranger, str(ours.ipv4))
+
+
+@pytest.mark.peers("lockcontrol")
+async def test_our_daemon_shows_the_lock_of_upstreams_control_server_as_stock_does(r: Rig, relay: Derper) -> None:
+    async with r.lockcontrol(regions=[relay.region]) as url, r.tailscaled("one") as one:
+        await one.up(url, "")
+        await one.cli("lock", "init", "--gen-disablements=1", "--confirm", await lock_key(one))
+        async with daemon(r, ByKey(url, "any"), "ours") as stock:
+
+            async def agrees() -> bool:
+                left, right = json.loads(await stock("lock", "status", "--json")), await lock_status(one)
+                names = "Enabled", "Head", "TrustedKeys", "State"
+                return bool(left["Enabled"]) and [left[name] for name in names] == [right[name] for name in names]
+
+            await poll_until("our daemon to know the lock", agrees, 30)
+            assert await stock("lock", "log") == await one.cli("lock", "log")
+            status = json.loads(await stock("lock", "status", "--json"))
+            assert not status["NodeKeySigned"]
+            await one.cli("lock", "sign", status["NodeKey"], status["PublicKey"])
+
+            async def is_signed() -> bool:
+                return bool(json.loads(await stock("lock", "status", "--json"))["NodeKeySigned"])
+
+            await poll_until("our daemon's node to be signed", is_signed, 30)

@@ -28,7 +28,7 @@ from tests.interop import natlab
 from tests.interop.natlab import inside
 from tests.interop.ours import joined
 from tests.interop.pattern import pattern
-from tests.interop.processes import PORTS, poll_until
+from tests.interop.processes import PORTS, finished, poll_until
 from tests.interop.rig import Rig
 from tests.interop.test_exits_real import SIZE, WEB, exit_nodes, web_server
 
@@ -147,10 +147,7 @@ async def said_by(*command: str, check: bool = True, timeout: float = 60, **envi
 
 async def ran(*command: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    with trio.fail_after(timeout):
-        return await trio.run_process(
-            command, capture_stdout=True, capture_stderr=True, check=False, env=clean | environment
-        )
+    return await finished(command, patience=timeout, env=clean | environment)
 
 
 def needs(*programs: str) -> None:

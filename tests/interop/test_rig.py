@@ -14,7 +14,7 @@ import trio
 
 from tests.interop import build
 from tests.interop.pattern import pattern_sha256
-from tests.interop.processes import PORTS, Process, RigError, poll_until, work_folder
+from tests.interop.processes import PORTS, Process, RigError, finished, poll_until, work_folder
 from tests.interop.rig import Derper, Headscale, Rig, TsnetPeer
 
 MIB = 1 << 20
@@ -37,6 +37,13 @@ async def test_two_tsnet_peers_talk(r: Rig, hs: Headscale, db: TsnetPeer) -> Non
         datagrams = await worker.ask("udp", host=db.ip4, port=7, bytes=1200, count=5)
         assert (datagrams["answered"], datagrams["same"]) == (5, 5)
         assert (await worker.wait_direct(db.ip4)).startswith(("127.0.0.1:", "1", "["))
+
+
+async def test_command_that_does_not_end_is_named_with_what_it_printed() -> None:
+    with pytest.raises(RigError, match=r"waited 1 s for `sh -c 'echo so far; exec sleep 60'`; it had printed: so far"):
+        await finished(["sh", "-c", "echo so far; exec sleep 60"], patience=1)
+    done = await finished(["cat"], b"through")
+    assert (done.returncode, done.stdout) == (0, b"through")
 
 
 @pytest.mark.parametrize("relay_kind", ["derper tls", "derper http", "embedded"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,10 +23,10 @@ import trio
 from tailscale.ssh import serve_ssh
 from tailscale.ssh.shell import Account
 from tests.interop import build
+from tests.interop.ourdaemon import ROOT, daemon
 from tests.interop.ours import joined, tailnet
-from tests.interop.processes import Json, poll_until
+from tests.interop.processes import Json, Process, finished, poll_until
 from tests.interop.rig import Headscale, Rig, Tailscaled
-from tests.interop.test_localapi_real import ROOT, daemon
 
 pytestmark = pytest.mark.peers("tailscale", "tailscaled")
 ME = Account().name
@@ -47,11 +48,7 @@ class Done:
 
 
 async def run(command: Sequence[str | Path], stdin: bytes = b"", **environment: str) -> Done:
-    with trio.fail_after(60):
-        done = await trio.run_process(
-            [str(word) for word in command], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False,
-            env=os.environ | environment,
-        )  # fmt: skip
+    done = await finished(command, stdin, env=os.environ | environment)
     return Done(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
 
 
@@ -142,6 +139,64 @@ async def test_forwards_reach_this_machine_where_the_policy_says_so(r: Rig, tmp_
         nursery.cancel_scope.cancel()
 
 
+async def test_sockets_are_forwarded_both_ways(r: Rig, tmp_path: Path) -> None:
+    """By `-L path:path` and `-R path:path`: in places of the user's own, and nothing is left behind."""
+    here, there, back = tmp_path / "here", tmp_path / "there", tmp_path / "back"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(there))
+        listener.listen()
+        dial = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'over')"
+        by_python = partial(shlex.join, [sys.executable, "-c", dial, str(back)])
+
+        async def accepted() -> bytes:
+            await trio.lowlevel.wait_readable(listener)
+            connection, _ = listener.accept()
+            with connection, trio.fail_after(20):
+                await trio.lowlevel.wait_readable(connection)
+                return connection.recv(9)
+
+        async with scene(r, policy()) as (_, client, __), trio.open_nursery() as nursery:
+            command = ["ssh", *client.options, "-N", "-L", f"{here}:{there}", f"{ME}@{client.ip}"]
+            await nursery.start(partial(trio.run_process, command, check=False))
+            await poll_until("ssh's own socket", lambda: trio.Path(here).exists(), 30)
+            async with await trio.open_unix_socket(str(here)) as stream:
+                await stream.send_all(b"over")
+                assert await accepted() == b"over"
+
+            nursery.start_soon(partial(client.ssh, by_python(), more=["-R", f"{back}:{there}"]))
+            assert await accepted() == b"over"
+            await poll_until("the server's socket to go", lambda: _is_gone(back), 30)
+
+            more = ["-o", "ExitOnForwardFailure=yes", "-R", f"/var/lib/pytailscale-test:{there}"]
+            refused = await client.ssh("true", more=more)
+            assert (refused.code, "remote port forwarding failed" in refused.err) == (255, True), refused.err
+            nursery.cancel_scope.cancel()
+
+
+async def _is_gone(path: Path) -> bool | None:
+    return (not await trio.Path(path).exists()) or None
+
+
+async def test_agent_is_forwarded_where_it_is_asked_for(r: Rig, tmp_path: Path) -> None:
+    at, key = tmp_path / "agent", tmp_path / "key"
+    await finished(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "of the agent", "-f", key])
+    agent = Process("agent", ["ssh-agent", "-D", "-a", at], tmp_path)
+    try:
+        await poll_until("the agent's socket", lambda: trio.Path(at).exists(), 10)
+        await finished(["ssh-add", "-q", key], env=os.environ | {"SSH_AUTH_SOCK": str(at)})
+        async with scene(r, policy()) as (_, client, __):
+            command = ["ssh", "-A", *client.options, f"{ME}@{client.ip}", 'ssh-add -l; stat -c "%a %n" $SSH_AUTH_SOCK']
+            done = await run(command, SSH_AUTH_SOCK=str(at))
+            told = done.out.decode()
+            assert (done.code, "of the agent" in told) == (0, True), done
+            place = told.split()[-1]
+            await poll_until("the agent's socket to go with the connection", lambda: _is_gone(Path(place)), 30)
+            done = await run([word for word in command if word != "-A"], SSH_AUTH_SOCK=str(at))
+            assert b"of the agent" not in done.out
+    finally:
+        await agent.stop()
+
+
 async def test_refusals_are_read_and_end_with_255(r: Rig) -> None:
     async with scene(r, policy(user="somebody")) as (_, client, __):
         for user in (ME, "nosuchuser", "../x"):
@@ -227,3 +282,33 @@ async def test_sshd_and_ssh_of_two_daemons_of_ours(r: Rig) -> None:
             finally:
                 sshd.terminate()
                 await sshd.wait()
+
+
+async def test_stock_set_and_up_turn_our_daemons_server_on_and_off(r: Rig) -> None:
+    async with tailnet(r) as hs:
+        await hs.user()
+        await hs.set_policy(policy())
+        async with (
+            daemon(r, hs, "ours") as ours,
+            r.tailscaled("stock", control=hs, auth_key=await hs.auth_key()) as node,
+        ):
+            address = (await ours("ip", "-4")).strip()
+            client = Client(node, address)
+
+            async def is_told() -> bool | None:
+                return "sshHostKeys" in await node.cli("status", "--json") or None
+
+            async def is_untold() -> bool | None:
+                return not await is_told() or None
+
+            await ours("set", "--ssh")
+            assert re.search(r"ssh +true\n", await ours("get"))
+            await poll_until("our host keys at the stock node", is_told, 30)
+            done = await client.stock("echo in as $USER")
+            assert (done.code, done.out) == (0, f"in as {ME}\n".encode()), done.err
+            await ours("set", "--ssh=false")
+            await poll_until("our host keys to go", is_untold, 30)
+            assert (await client.ssh("true")).code == 255
+            await ours("up", "--ssh", "--hostname=ours", f"--login-server={hs.url}", "--accept-routes")
+            await poll_until("our host keys at the stock node", is_told, 30)
+            assert (await client.stock("exit 3")).code == 3

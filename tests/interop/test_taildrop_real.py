@@ -15,10 +15,10 @@ import trio
 
 from tailscale import Device, taildrop
 from tailscale.peerapi.actor import PORT
+from tests.interop.ourdaemon import daemon
 from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
 from tests.interop.rig.tailscaled import Tailscaled
-from tests.interop.test_localapi_real import daemon
 
 pytestmark = pytest.mark.peers("tailscale", "tailscaled")
 MIB = 1 << 20

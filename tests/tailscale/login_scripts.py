@@ -36,6 +36,7 @@ class Api:
     asked: list[Asked] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     answers: list[bytes] = field(default_factory=list)
+    amazon: dict[str, tuple[int, object]] = field(default_factory=dict)  # answers by path, where it is played
 
     @property
     def lines(self) -> list[str]:
@@ -68,7 +69,7 @@ class Api:
             return answer(200, {"value": "github-id-token"})
         if asked.line.startswith("GET /computeMetadata"):
             return answer(200, b"google-id-token")
-        return answer(404, b"404 page not found")
+        return answer(*self.amazon.get(asked.line.split(" ")[1], (404, b"404 page not found")))
 
 
 def answer(status: int, body: object, *headers: str) -> bytes:

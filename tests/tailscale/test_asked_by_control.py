@@ -40,8 +40,25 @@ async def test_device_answers_for_itself(autojump_clock: MockClock, tailnet: Tai
     status, body = await ask(tailnet, a, "GET /debug/metrics")
     assert b'tailscaled_health_messages{type="warning"} 1\n' in body
     assert b"tailscaled_home_derp_region_id " in body
+    assert b"# TYPE tailscaled_inbound_bytes_total counter\n" in body
+    assert b'tailscaled_outbound_packets_total{path="derp"} ' in body
     assert (await ask(tailnet, a, "GET /remoteapi/localapi/v0/status"))[0] == 403
     assert (await ask(tailnet, a, "POST /nothing"))[0] == 400
+
+
+async def test_control_is_told_how_long_a_certificate_is_good(autojump_clock: MockClock) -> None:
+    """By this control knows when it may forget the record of the challenge."""
+    async with Tailnet(certificates=600.0) as net:
+        web = await net.device("web")
+        line = f"GET /tls-cert-status?domain={web.name}"
+        assert json.loads((await ask(net, web, line))[1])["Missing"] is True
+        held = await web.certificate()
+        times = {"NotBefore": f"{held.begins:%Y-%m-%dT%H:%M:%SZ}", "NotAfter": f"{held.expires:%Y-%m-%dT%H:%M:%SZ}"}
+        assert json.loads((await ask(net, web, line))[1]) == {"Valid": True, **times}
+        net.certificates.refuse("serverInternal", None)
+        await trio.sleep(620)
+        assert json.loads((await ask(net, web, line))[1])["Expired"] is True
+        assert await ask(net, web, "GET /tls-cert-status") == (400, b"no 'domain'\n")
 
 
 async def test_attributes_of_the_node_forbid_offloads(

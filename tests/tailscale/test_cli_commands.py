@@ -168,7 +168,7 @@ def test_doctor_is_content_in_a_healthy_tailnet(join: list[str], capsys: pytest.
     report = read_json(capsys)
     checks = {check["check"]: check["verdict"] for check in report["checks"]}  # type: ignore[attr-defined]
     assert list(checks) == [
-        *("import name", "Python", "dependencies", "environment", "state", "clock", "control"),
+        *("import name", "Python", "dependencies", "environment", "state", "login", "clock", "tun", "control"),
         *("joining", "key", "UDP", "relays", "MTU", "health", "peers", "the way"),
     ]
     doubts = {check["sentence"] for check in report["checks"] if check["verdict"] not in ("ok", "skip")}  # type: ignore[attr-defined]

@@ -18,8 +18,11 @@ KEPT_BESIDE = {"state"}  # a Store is held by the Device
 NOT_FOR_COMMANDS = {
     *("accept_routes", "exit_node", "advertise_routes", "shields_up"),  # of services, which are programs
     *("advertise_exit_node", "forward", "on_flow"),
+    "hard_nats",  # of the daemon's configuration
     *("on_login_url", "login_timeout", "ready_timeout", "udp_port", "tls"),
+    "certificates",  # the daemon has control's
     "peerapi",  # a daemon and a command have one, as every node has
+    "overlay",  # `pytailscale tun`
     "handle_sigterm",  # they hear signals themselves
 }
 

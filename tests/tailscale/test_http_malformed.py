@@ -344,3 +344,12 @@ async def test_a_full_server_hangs_up_on_who_has_been_silent_longest(
         assert await first.receive_some() == b""
         await first.aclose()
         await second.aclose()
+
+
+async def test_a_head_that_is_too_long_is_refused_also_in_one_piece() -> None:
+    head = b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 20_000 + b"\r\n"
+    with trio.fail_after(60):
+        ours, theirs = trio.testing.memory_stream_pair()
+        await ours.send_all(head)  # all of it is there at once
+        assert await next_request(Wire(theirs, Limits()), set()) is None
+        assert (await ours.receive_some()).startswith(b"HTTP/1.1 431")

@@ -14,6 +14,7 @@ from tailscale.device import Device
 from tailscale.errors import LockError, NoSuchPeer, PeerLockedOut
 from tailscale.state_file import MemoryStore
 from tailscale.testing import Tailnet
+from tailscale.testing.locking import SECRET
 from ts_lock.keys import LockPrivate, parse_public
 
 
@@ -138,6 +139,36 @@ async def test_device_whose_key_is_trusted_signs_others(autojump_clock: MockCloc
             assert "does not trust" in a.lock.hidden_peers[0].reason
 
 
+async def test_device_whose_key_is_trusted_changes_and_ends_the_lock(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    other = "tlpub:" + "5" * 64
+    async with tailnet.device("a") as a, tailnet.device("b") as b:
+        with pytest.raises(LockError, match="no lock"):
+            await a.lock.disable(SECRET)
+        lock = tailnet.lock()
+        await until(lambda: a.lock.enabled and b.lock.enabled)
+        with pytest.raises(LockError, match="does not trust this device"):
+            await a.lock.add(other)
+        lock.trust(a)
+        await until(lambda: len(a.lock.keys) == 2)
+        await a.lock.add(other)
+        await until(lambda: len(a.lock.keys) == len(b.lock.keys) == 3)
+        for wrong in (lambda: a.lock.add(other), lambda: a.lock.remove("tlpub:" + "6" * 64), lambda: a.lock.add("x")):
+            with pytest.raises(LockError):
+                await wrong()
+        await a.lock.remove(other, lock.key)
+        await until(lambda: [key.key for key in b.lock.keys] == [a.lock.our_key])
+        await until(lambda: hides(a, "b"))  # whom the key that is gone had signed
+        with pytest.raises(LockError, match="cannot be changed so"):
+            await a.lock.remove(a.lock.our_key)  # the last one stays
+        with pytest.raises(LockError, match="no disablement secret"):
+            await a.lock.disable(b"wrong")
+        assert a.lock.enabled
+        await a.lock.disable(SECRET)
+        await until(lambda: not a.lock.enabled and not b.lock.enabled)
+
+
 async def test_auth_key_that_carries_a_signature_joins_signed(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     async with tailnet.device("a") as a:
         lock = tailnet.lock()
@@ -214,3 +245,24 @@ async def test_tailnet_whose_lock_cannot_be_had_has_no_peers_until_it_can(
             assert "tailnet-lock-behind" in codes(b)
             served.chain = chain
             await until(lambda: b.lock.enabled and hides(b) and "tailnet-lock-behind" not in codes(b))
+
+
+async def test_signatures_are_checked_once_for_all_runs(autojump_clock: MockClock, tailnet: Tailnet) -> None:
+    store = MemoryStore()
+    key = tailnet.auth_key(reusable=True)
+    async with tailnet.device("b"):
+        async with tailnet.device("a", state=store, ephemeral=False, auth_key=key) as a:
+            tailnet.lock()
+            await until(lambda: a.lock.enabled)
+            assert checked(a) == 1
+        async with tailnet.device("a", state=store, ephemeral=False, auth_key=key) as a:
+            assert (await a.ping("b")).node is not None
+            assert checked(a) == 0
+            await a.logout()
+        entry = store.read("tailnet-lock-verdicts")
+        assert entry is not None
+        assert b'"direct": {}' in entry  # who gives the identity up takes nothing along
+
+
+def checked(device: Device) -> int:
+    return device.status().counters.levels["control.lock.signatures_checked"]

@@ -122,6 +122,110 @@ async def test_google_cloud_is_found_by_its_metadata(autojump_clock: MockClock, 
     assert b"jwt=google-id-token" in api.asked[1].body
 
 
+CREDENTIALS = {"AccessKeyId": "AKID", "SecretAccessKey": "aws-secret", "Token": "aws-session", "Code": "Success"}
+STS = {"AWS_ENDPOINT_URL_STS": f"{API}/sts"}
+STS_ANSWER = (
+    b"<GetWebIdentityTokenResponse><WebIdentityToken>aws.id.token</WebIdentityToken></GetWebIdentityTokenResponse>"
+)
+
+
+async def test_amazons_machine_is_found_by_its_metadata(autojump_clock: MockClock, api: Api, tailnet: Tailnet) -> None:
+    api.amazon = {
+        "/latest/api/token": (200, b"metadata-token"),
+        "/latest/meta-data/iam/security-credentials/": (200, b"my-role"),
+        "/latest/meta-data/iam/security-credentials/my-role": (200, CREDENTIALS),
+        "/latest/meta-data/placement/region": (200, b"eu-central-1"),
+        "/sts/": (200, STS_ANSWER),
+    }
+    environment = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": API, "GCE_METADATA_HOST": "127.0.0.1", **STS}
+    await a_maker(tailnet, environment, client_id="id-1", audience="aud").take(TAGS)
+    assert [line.split()[:2] for line in api.lines[:5]] == [
+        ["PUT", "/latest/api/token"],
+        ["GET", "/latest/meta-data/iam/security-credentials/"],
+        ["GET", "/latest/meta-data/iam/security-credentials/my-role"],
+        ["GET", "/latest/meta-data/placement/region"],
+        ["POST", "/sts/"],
+    ]
+    assert api.asked[1].headers["x-aws-ec2-metadata-token"] == "metadata-token"
+    asked = api.asked[4]
+    form = dict(parse_qsl(asked.body.decode()))
+    assert (form["Action"], form["Audience.member.1"], form["SigningAlgorithm"]) == (
+        "GetWebIdentityToken",
+        "aud",
+        "ES384",
+    )
+    assert "/eu-central-1/sts/aws4_request" in asked.headers["authorization"]
+    assert asked.headers["x-amz-security-token"] == "aws-session"
+    assert b"jwt=aws.id.token" in api.asked[5].body
+
+
+async def test_amazons_container_is_found_by_its_variables(
+    autojump_clock: MockClock, api: Api, tailnet: Tailnet
+) -> None:
+    """After Google's metadata, as upstream has it; the credentials are those of the task."""
+    api.amazon = {"/creds": (200, CREDENTIALS), "/sts/": (200, STS_ANSWER)}
+    environment = {
+        "ECS_CONTAINER_METADATA_URI_V4": "http://169.254.170.2/v4/x",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{API}/creds",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN": "pod-token",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_REGION": "us-east-1",
+        **STS,
+    }
+    await a_maker(tailnet, environment, client_id="id-1", audience="aud").take(TAGS)
+    assert [line.split()[1] for line in api.lines[:2]] == ["/creds", "/sts/"]
+    assert api.asked[0].headers["authorization"] == "pod-token"
+    assert b"jwt=aws.id.token" in api.asked[2].body
+
+
+@pytest.mark.parametrize(
+    ("changes", "answers", "words"),
+    [
+        ({"AWS_REGION": ""}, {}, "placement/region"),
+        ({"AWS_REGION": "nowhere/../x"}, {}, "no region"),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://198.51.100.7/creds"}, {}, "security-credentials"),
+        ({"AWS_ENDPOINT_URL_STS": "http://198.51.100.7"}, {}, "no place for a secret"),
+        ({}, {"/creds": (200, b"<html>")}, "no credentials"),
+        ({}, {"/creds": (403, b"no")}, "refused with HTTP 403"),
+        (
+            {},
+            {"/sts/": (403, b"<E><Error><Code>AccessDenied</Code><Message>aws-session</Message></Error></E>")},
+            "AccessDenied",
+        ),
+        ({}, {"/sts/": (200, b"<html>aws-secret</html>")}, "no ID token"),
+        ({}, {"/sts/": (302, b"")}, "redirect"),
+    ],
+)
+async def test_amazon_that_gives_no_token_is_a_sentence_without_secrets(
+    autojump_clock: MockClock,
+    api: Api,
+    tailnet: Tailnet,
+    changes: dict[str, str],
+    answers: dict[str, tuple[int, object]],
+    words: str,
+) -> None:
+    api.amazon = {"/creds": (200, CREDENTIALS), "/sts/": (200, STS_ANSWER), **answers}
+    environment = {
+        "ECS_CONTAINER_METADATA_URI_V4": "x",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{API}/creds",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_REGION": "us-east-1",
+        **STS,
+        **changes,
+    }
+    with pytest.raises(KeyNotMade, match=words) as caught:
+        await a_maker(tailnet, environment, client_id="id-1", audience="aud").take(TAGS)
+    assert not [secret for secret in ("aws-secret", "aws-session", "AKID") if secret in str(caught.value)]
+
+
+async def test_amazon_that_is_busy_is_tried_again(autojump_clock: MockClock, api: Api, tailnet: Tailnet) -> None:
+    api.amazon = {"/sts/": (429, b"slow down")}
+    keys = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "aws-secret", "AWS_REGION": "us-east-1"}
+    environment = {"ECS_CONTAINER_METADATA_URI_V4": "x", "AWS_EC2_METADATA_DISABLED": "true", **keys, **STS}
+    with pytest.raises(RequestRefused):
+        await a_maker(tailnet, environment, client_id="id-1", audience="aud").take(TAGS)
+
+
 async def test_without_a_provider_it_says_what_to_pass(autojump_clock: MockClock, api: Api, tailnet: Tailnet) -> None:
     with pytest.raises(KeyNotMade, match=r"no ID token is found here.*id_token="):
         await a_maker(tailnet, client_id="id-1", audience="aud").take(TAGS)

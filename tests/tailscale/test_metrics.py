@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from funnel_scripts import NAME, knock, post
+from hello_scripts import hello
 from httpx import AsyncClient as Client
 from mesh_scripts import break_streams, next_of
 from msgspec.structs import replace
@@ -21,12 +23,14 @@ from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
 from tailscale import Device, TailscaleError, proxy, taildrop
+from tailscale.ingress import ingress
 from tailscale.mesh import Inbox, Mesh, MeshLimits, Offer
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
 from tailscale.metrics.table import INBOUND_REASONS, METRICS, NOT_SENT
 from tailscale.metrics.text import text_of
 from tailscale.peerapi.actor import PORT
+from tailscale.serve import Serve
 from tailscale.testing import Tailnet
 from tailscale.testing.pipes import VirtualStream
 from tailscale.testing.servers import REGION
@@ -35,15 +39,23 @@ from ts_control.wire import DERPMap
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by name, then by labels
 # Of rooms that have a test of their own.
 OF_MESHES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_mesh_")}
+OF_CERTIFICATES = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_certificate")}
 OF_TAILDROP = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_taildrop_")}
+OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_serve_")}
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
-OF_UPLINKS = {
-    *(metric.name for metric in METRICS if metric.name.startswith(("pytailscale_uplink_", "pytailscale_path_"))),
-    "pytailscale_duplicates_total",
+NAMES_OF_UPLINKS = ("pytailscale_uplink_", "pytailscale_path_s", "pytailscale_path_g", "pytailscale_duplicates_")
+OF_UPLINKS = {metric.name for metric in METRICS if metric.name.startswith(NAMES_OF_UPLINKS)}
+OF_TUN = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_tun_")}  # in test_tun_device.py
+# These in test_hard_nats_devices.py and test_large_streams.py: they want routers and wide links.
+OF_PATHS = {
+    metric.name for metric in METRICS if metric.name.startswith(("pytailscale_hard_nat_", "pytailscale_path_mtu_"))
 }
 OF_STRIPES = {"pytailscale_stripe_fallbacks_total"}  # test_striping.py has one
+OF_ELSEWHERE = (
+    OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS | OF_UPLINKS | OF_STRIPES
+)
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -102,6 +114,16 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
         await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
         await stream.receive_some()
         look()
+    with router.answer_funnel(NAME, 8443, echo, relays=[client.hostname]):
+        async with knock(client, router, post(target=f"{NAME}:8443")):
+            look()
+    door = net.host("gatehouse").listen_tcp(443)
+    with client.answer_funnel(NAME, 443, echo, relays=[router.hostname]):
+        async with beside(functools.partial(ingress, router, door, client.hostname)):
+            async with await net.host("visitor").open_tcp(*door.address) as stream:
+                await stream.send_all(hello(NAME.encode()))
+                await stream.receive_some()
+                look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")
     await until(lambda: any(f"{behind.address}/32" in peer.routes for peer in client.peers.values()))
@@ -168,7 +190,7 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SSH | OF_UPLINKS | OF_STRIPES
+        assert watched.constant() == OF_ELSEWHERE
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
 
 
@@ -254,6 +276,30 @@ async def test_no_metric_of_taildrop_stays_constant(tmp_path: Path) -> None:
             watched.look()
         assert value(a, "pytailscale_taildrop_file_bytes_total", direction="out") == 100_000
         assert not watched.constant() & OF_TAILDROP
+
+
+async def test_no_metric_of_serve_stays_constant() -> None:
+    async with Tailnet() as net, net.device("caller") as caller, net.device("web") as web:
+        watched = Watched(web)
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        place = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        serve = Serve(web).tcp(7, place)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, echo, listeners)
+            await nursery.start(serve.run)
+            watched.look()
+            async with await caller.tcp_connect("web", 7) as stream:
+                await stream.send_all(b"hello")
+                assert await stream.receive_some() == b"hello"
+                watched.look()
+            serve.allow(users=["nobody"])
+            async with await caller.tcp_connect("web", 7) as stream:
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+            watched.look()
+            assert value(web, "pytailscale_serve_refused_total", port="7") == 1
+            nursery.cancel_scope.cancel()
+        assert not watched.constant() & OF_SERVE
 
 
 async def test_both_foreign_parsers_read_what_we_write(autojump_clock: MockClock) -> None:

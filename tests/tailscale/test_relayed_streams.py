@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from tailscale import Device, TcpStream
 from tailscale.testing import Tailnet
-from ts_dataplane.relay_segments import RELAYED_MTU
+from ts_dataplane.large_segments import RELAYED_MTU
 
 pytestmark = pytest.mark.slow
 

@@ -211,7 +211,7 @@ async def test_what_two_readers_could_take_two_ways_is_not_passed_on(tailnet: Ta
 
 
 @pytest.mark.parametrize(
-    "to", ["127.0.0.1:3000", "https://127.0.0.1", "http://", "unix:", "http://a/path", "http://a:b", "http://u@a"]
+    "to", ["127.0.0.1:3000", "ftp://127.0.0.1", "http://", "unix:", "http://a/path", "http://a:b", "http://u@a"]
 )
 def test_what_is_no_server_is_a_sentence(to: str) -> None:
     with pytest.raises(ValueError, match=r"no server to pass requests on to|[Pp]ort"):

@@ -17,9 +17,13 @@ from tailscale.runtime import hostinfo
 from tailscale.threads.face import DeviceOptions
 
 HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
-OWN_STREAMS = {"tcp_connect", "connect_anywhere", "listen"}  # each face returns what its world has for these
+# Each face returns what its world has for these.
+OWN_STREAMS = {"tcp_connect", "connect_anywhere", "listen", "listen_funnel", "listen_tls"}
 # For worlds made of trio, and for what runs in the device's own loop.
-TRIO_ONLY = {"announce", "answer_peers", "include", "on", "show_transfer", "spawn", "ssh_ground"}
+TRIO_ONLY = {
+    *("announce", "answer_funnel", "answer_peers", "certificate_keeper", "check_funnel", "include", "on"),
+    *("show_transfer", "spawn", "ssh_ground"),
+}
 
 
 def test_every_public_name_is_importable() -> None:

@@ -61,6 +61,11 @@ async def test_host_key_is_advertised_and_kept() -> None:
             return str(conn.get_server_host_key().export_public_key().decode())
 
         assert (await way.do(key_of)).split()[:2] == told.split()
+
+        async def cipher_of(conn: Any) -> str:
+            return str(conn.get_extra_info("send_cipher"))
+
+        assert (await way.do(cipher_of)).startswith("aes")  # a client that would rather have chacha20
         saved = device.ssh_ground().saved_key()
         assert saved is not None
         assert HostKey.parse(saved).public_text == told

@@ -18,6 +18,7 @@ PROMISES = {
     121: ("peer relays are used", "test_pair_finds_its_way_through_a_peer"),
     126: ("the key is renewed without a lost connection", "test_connections_outlive_a_renewed_key"),
     128: ("/debug/health answers", "test_c2n_answers_as_upstream_would"),
+    135: ("the netmap is kept where that is asked for", "test_device_comes_up_as_it_was_while_control_is_away"),
     137: ("a 429 is waited out", "test_too_many_requests_are_answered_with_patience"),
     138: ("/debug/tka/log answers", "test_c2n_answers_as_upstream_would"),
     140: ("segmentation and coalescing can be forbidden", "test_offloads_that_control_forbids_are_not_used"),

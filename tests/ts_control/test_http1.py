@@ -142,7 +142,7 @@ C2N = [
     (b"GET /sockstats",                             405, b""),
     (b"POST /netfilter-kind",                       501, b""),
     (b"GET /ssh/usernames",                         200, b'{"Usernames":null}'),
-    (b"GET /tls-cert-status?domain=x",              200, b'{"Missing":true}'),
+    (b"GET /tls-cert-status?domain=x",              200, b'"Missing":true}'),
     (b"GET /debug/tka/log?limit=5",                 400, b"not in use"),
     (b"GET /appconnector/routes",                   400, b"unknown c2n path"),
     (b"POST /wol",                                  400, b"unknown c2n path"),

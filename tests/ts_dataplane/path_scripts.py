@@ -7,15 +7,18 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ts_base.keys import DiscoPrivate, NodePrivate
-from ts_base.who import endpoint_of, is_direct, is_peer_relayed, is_relayed
+from ts_base.who import endpoint_of, host_of, is_direct, is_peer_relayed, is_relayed, socket_of, through_socket
 from ts_dataplane import disco, geneve
-from ts_dataplane.path_messages import BestPathChanged, NeedStun
+from ts_dataplane.hard_nats import HardNatLimits
+from ts_dataplane.path_messages import BestPathChanged, NeedStun, SocketsOver, SocketsWanted
 from ts_dataplane.paths import PathFinder
 from ts_dataplane.peer_paths import PeerPaths, PeerState
 
 REGION = 900
+NO_SOCKETS = HardNatLimits(sockets=0)
 DIRECT_DELAY = 0.04
 RELAY_DELAY = 0.06
 DATA = b"\x04\0\0\0 tunnel data"
@@ -29,6 +32,7 @@ class Router:
     public: str
     hard: bool = False
     filtering: str = "port"
+    draws: random.Random | None = None  # ports at random, as hard ones take them
     blocks_udp: bool = False
     mappings: dict = field(default_factory=dict)
     owners: dict = field(default_factory=dict)
@@ -39,13 +43,18 @@ class Router:
         key = (source, destination) if self.hard else source
         port = self.mappings.get(key)
         if port is None:
-            port = self.mappings[key] = (
-                source[1] if not self.hard and source[1] not in self.owners else next(self.ports)
-            )
+            port = self.mappings[key] = self.new_port(source)
             self.owners[port] = source
         self.allowed.add((port, destination))
         self.allowed.add((port, destination[0]))
         return (self.public, port)
+
+    def new_port(self, source):
+        if not self.hard and source[1] not in self.owners:
+            return source[1]
+        if self.draws is None:
+            return next(self.ports)
+        return next(p for p in iter(lambda: self.draws.randrange(1024, 65536), None) if p not in self.owners)
 
     def into(self, source, port):
         owner = self.owners.get(port)
@@ -62,13 +71,18 @@ class Router:
 
 
 class Host:
-    def __init__(self, world, number, address, router=None, *, never_direct=False, home=REGION, endpoints=None):
+    def __init__(
+        self, world, number, address, router=None, *, never_direct=False, home=REGION, endpoints=None, limits=NO_SOCKETS
+    ):
         self.world, self.number, self.address, self.router = world, number, address, router
         rng = random.Random(number)
         self.disco = DiscoPrivate.generate(rng.randbytes(32))
         self.node = NodePrivate.generate(rng.randbytes(32))
         self.home = home
-        self.finder = PathFinder(self.disco, self.node.public, entropy=rng.randbytes, never_direct=never_direct)
+        self.finder = PathFinder(
+            self.disco, self.node.public, entropy=rng.randbytes, never_direct=never_direct, hard_nats=limits
+        )
+        self.sockets: dict[str, int] = {}  # names of sockets beside the first, and their ports
         self.fixed_endpoints = endpoints
         self.data: list[tuple[float, int, tuple]] = []  # (when, from, path)
         self.heard: dict[int, tuple] = {}
@@ -100,6 +114,7 @@ class Host:
 
     def stun(self):
         self.finder.set_endpoints(self.endpoints(), self.world.now)
+        self.finder.set_hard_router(self.router.public if self.router is not None and self.router.hard else "")
         self.world.pump(self)
 
     def send_data(self, peer: Host) -> None:
@@ -152,6 +167,16 @@ class World:
             host.messages.append((self.now, message))
             if isinstance(message, NeedStun) and host.answers_stun:
                 self.at(self.now + 0.05, host.stun)
+            elif isinstance(message, SocketsWanted):
+                self.at(self.now + 0.01, partial(self.open_sockets, host, message.count))
+            elif isinstance(message, SocketsOver):
+                for name in message.sockets:
+                    del host.sockets[name]
+
+    def open_sockets(self, host: Host, count: int) -> None:
+        host.sockets = {**host.sockets, **{f"#{n}": n for n in range(next(self.order) + 1000, 9999)[:count]}}
+        host.finder.on_sockets([*host.sockets][-count:], self.now)
+        self.pump(host)
 
     def carry(self, host: Host, path: tuple, datagram: bytes) -> None:
         host.sent.append((self.now, path, datagram))
@@ -171,7 +196,12 @@ class World:
             self.at(self.now + DIRECT_DELAY, lambda: self.deliver(target, source, host, datagram))
 
     def route(self, host: Host, to: tuple):
+        """Who gets it, where from as seen there, and by which of its sockets."""
         source = host.address
+        if socket := socket_of(to):
+            if socket not in host.sockets:
+                return None
+            source, to = (source[0], host.sockets[socket]), (host_of(to), to[1])
         for other in self.hosts:  # same network
             if other.address == to and other.router is host.router:
                 return other, source
@@ -184,8 +214,10 @@ class World:
                 return other, source
             if other.router is not None and other.router.public == to[0] and not other.router.blocks_udp:
                 owner = other.router.into(source, to[1])
-                if owner == other.address:
-                    return other, source
+                if owner is not None and owner[0] == other.address[0]:
+                    names = [name for name, port in other.sockets.items() if port == owner[1]]
+                    if names or owner == other.address:
+                        return other, through_socket(source, names[0]) if names else source
         return None
 
     def deliver(self, target: Host, path: tuple, origin: Host, datagram: bytes) -> None:

@@ -197,6 +197,8 @@ def test_a_syn_to_our_peer_api_passes_the_filter_and_nothing_else_does():
         desk.engine.set_services(peerapi_port=7777)
         assert bool(desk.hear(asked)) is admitted
         assert desk.hear(tcp(SYN, port=7778)) == []
+        desk.engine.set_services(peerapi_port=7777, is_published=True)
+        assert bool(desk.hear(asked)) is not shields_up, "relays of the internet are jailed"
         desk.engine.set_services(peerapi_port=0)
         assert desk.hear(asked) == []
 

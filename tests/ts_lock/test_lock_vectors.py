@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ts_base.errors import BadPacket
 from ts_lock.chain import Chain
 from ts_lock.disablement import disablement_value, turns_off
 from ts_lock.keys import LockPrivate
-from ts_lock.signatures import decode_signature_untrusted, examine, rotate, sign_node, unwrap_auth_key, wrap_auth_key
+from ts_lock.signatures import (
+    Vouched,
+    decode_signature_untrusted,
+    examine,
+    examine_text_untrusted,
+    rotate,
+    sign_node,
+    unwrap_auth_key,
+    wrap_auth_key,
+)
 from ts_lock.updates import Kind, decode_update_untrusted, hash_text, parse_hash_untrusted
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "lock.json").read_text())
@@ -98,6 +110,41 @@ def test_node_signature_tampered_anywhere_does_not_hold() -> None:
                 assert examine(node_key, decode_signature_untrusted(changed)).key_id not in trusted
             except BadPacket:
                 continue
+
+
+@pytest.mark.parametrize("wrapping", [None, bytes(range(32))])
+def test_direct_signature_tampered_anywhere_does_not_hold(wrapping: bytes | None) -> None:
+    """Every byte of the usual layout, which is read in a shorter way, and whatever is cut off or appended."""
+    node_key = bytes([101]) * 32
+    data = sign_node(seeded(1), node_key, wrapping).encode()
+    assert examine_text_untrusted(node_key, text_of(data)) == Vouched(seeded(1).public)
+    changed = [
+        data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :] for at in range(len(data)) for flip in (1, 64, 255)
+    ]
+    changed += [data[:length] for length in range(len(data))] + [data + more for more in (b"\0", data[-35:], data)]
+    for each in changed:
+        with pytest.raises(BadPacket):
+            examine_text_untrusted(node_key, text_of(each))
+
+
+@given(st.binary(min_size=32, max_size=32), st.none() | st.binary(min_size=32, max_size=32), st.data())
+def test_usual_layout_is_read_as_every_other(node_key: bytes, wrapping: bytes | None, draw: st.DataObject) -> None:
+    """The general way is the twin: the same value, or both refuse."""
+    data = bytearray(sign_node(seeded(1), node_key, wrapping).encode())
+    for place, value in draw.draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=2)):
+        data[place] = value
+    try:
+        expected: Vouched | None = examine(node_key, decode_signature_untrusted(bytes(data)))
+    except BadPacket:
+        expected = None
+    try:
+        assert examine_text_untrusted(node_key, text_of(bytes(data))) == expected
+    except BadPacket:
+        assert expected is None
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def test_node_that_changes_its_key_signs_as_upstream() -> None:

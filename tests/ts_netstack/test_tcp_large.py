@@ -12,9 +12,18 @@ from ts_base.ip_headers import ACK, SYN
 from ts_base.who import Hop
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
+from ts_netstack.segments import LARGEST_SUMMED, SegmentWriter
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_listen import HALF_OPEN_LIMIT
-from ts_netstack.wire import LARGE_PREFIX, Sizes, parse_options_untrusted, syn_options
+from ts_netstack.wire import (
+    LARGE_PREFIX,
+    Sizes,
+    is_transport_checksum_right,
+    parse_options_untrusted,
+    parse_packet_untrusted,
+    parse_segment_untrusted,
+    syn_options,
+)
 
 LARGE, SMALL = 32_688, 1280
 
@@ -262,3 +271,22 @@ def test_a_packet_too_big_from_the_path_ends_large_segments_there():
     net.transfer(client, server, noise(2_000_000))
     assert net.to_b.largest <= 1200
     assert net.a._paths.large_segment_size((A, 0), Roads()) == LARGE - 40
+
+
+# -- checksums ----------------------------------------------------------------------------------------------------
+
+
+def test_large_segments_have_no_checksum_and_all_others_a_right_one():
+    writer = SegmentWriter((bytes([100, 64, 0, 1]), 80), (bytes([100, 64, 0, 2]), 5000))
+    large = [
+        *writer.burst(2**32 - 9000, [noise(8596)] * 3, 7, ACK, 9, b""),
+        writer.single(7, 7, ACK, 9, b"", noise(8596)),
+    ]
+    usual = [
+        *writer.burst(7, [noise(1228)] * 3, 7, ACK, 9, b""),
+        writer.single(7, 7, ACK, 9, b"", noise(LARGEST_SUMMED)),
+    ]
+    assert {packet[36:38] for packet in large} == {b"\0\0"}
+    assert [parse_segment_untrusted(packet[20:]).seq for packet in large] == [2**32 - 9000, 2**32 - 404, 8192, 7]
+    for packet in usual:
+        assert is_transport_checksum_right(parse_packet_untrusted(packet, True))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 import trio
 
 from tests.interop import build
-from tests.interop.natlab import PAIRS, expected, hosts_for, lab, measure, why_not
+from tests.interop.natlab import PAIRS, expected, hosts_for, lab, measure, our_patience, why_not
 from tests.interop.natlab.kinds import KINDS, KINDS6
 from tests.interop.natlab.pairs import Outcome
 from tests.interop.rig import rig
@@ -36,7 +36,7 @@ async def _main(options: argparse.Namespace) -> int:
             print(base.row() + note, flush=True)
             outcomes.append(base)
             if options.ours:
-                mine = await measure(made, hs, r, left, right, ours=True)
+                mine = await measure(made, hs, r, left, right, ours=True, patience=our_patience(left, right))
                 bad = mine.path != base.path and mine.path != "direct"
                 worse += bad
                 print(mine.row() + ("   WORSE" if bad else ""), flush=True)

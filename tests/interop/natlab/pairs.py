@@ -19,6 +19,8 @@ from tests.interop.processes import RigError, poll_until
 from tests.interop.rig import Headscale, Rig, TsnetPeer
 
 SIZE = 1 << 20
+OUR_PATIENCE = 4.0
+OPENING_PATIENCE = 20.0
 PATIENCE = 8.0  # tsnet needs 5.05 s where the dialled side filters
 PAIRS = [
     *itertools.product(KINDS, KINDS),
@@ -38,6 +40,16 @@ def expected(left: str, right: str) -> str:
     return "direct"
 
 
+def is_opened_by_ours(left: str, right: str) -> bool:
+    """Whether two of our nodes reach each other directly where two tsnet nodes stay on the relay."""
+    return "hard" in (left, right) and expected(left, right) == "relay" and not {left, right} <= {"hard", "blocked"}
+
+
+def our_patience(left: str, right: str) -> float:
+    """How long two of ours are watched: opening a hard NAT takes seconds, everything else well below one."""
+    return OPENING_PATIENCE if is_opened_by_ours(left, right) else OUR_PATIENCE
+
+
 @dataclass
 class Outcome:
     """What one pair of nodes reached."""
@@ -52,28 +64,39 @@ class Outcome:
     left_udp_bytes: int
     right_udp_bytes: int
     join_ms: tuple[float, float]
+    probes: tuple[int, int]
+    """Datagrams that left each side beside the relay until both were direct."""
 
     def row(self) -> str:
         times = [f"{t:5.2f} s" if t is not None else "   -   " for t in (self.left_direct_s, self.right_direct_s)]
         return (
             f"{self.left:>8} - {self.right:<8} {self.who:<5} {self.path:<7} first byte {self.first_byte_ms:6.1f} ms"
             f"  direct after {times[0]} / {times[1]}"
+            f"  after {self.probes[0]:4} / {self.probes[1]:4} datagrams"
             f"  udp {self.left_udp_bytes >> 10:5} / {self.right_udp_bytes >> 10:5} KiB"
         )
 
 
 async def measure(
-    made: Lab, hs: Headscale, r: Rig, left: str, right: str, *, ours: bool = False, patience: float = PATIENCE
+    made: Lab,
+    hs: Headscale,
+    r: Rig,
+    left: str,
+    right: str,
+    *,
+    ours: bool | tuple[bool, bool] = False,
+    patience: float = PATIENCE,
 ) -> Outcome:
     """Joins two nodes at fresh sites of these kinds, lets the left call the right, and watches the path."""
     a_site = made.site(left)
     b_site = made.neighbour(a_site) if right == "same LAN" else made.site(right)
     key = await hs.auth_key(ephemeral=False)
     name = f"{left}-{right}".replace(" ", "").lower()
-    start = r.ours if ours else r.tsnet
+    is_ours = ours if isinstance(ours, tuple) else (ours, ours)
+    start_a, start_b = (r.ours if mine else r.tsnet for mine in is_ours)
     async with (
-        start(hs, key, f"{name}-b{b_site.number}", namespace=b_site.client, port=NODE_PORT, timeout=40) as b,
-        start(hs, key, f"{name}-a{a_site.number}", namespace=a_site.client, port=NODE_PORT, timeout=40) as a,
+        start_b(hs, key, f"{name}-b{b_site.number}", namespace=b_site.client, port=NODE_PORT, timeout=40) as b,
+        start_a(hs, key, f"{name}-a{a_site.number}", namespace=a_site.client, port=NODE_PORT, timeout=40) as a,
     ):
         await _sees(a, b)
         began = trio.current_time()
@@ -99,6 +122,7 @@ async def measure(
                     watchers.start_soon(watch, "a", a, b)
                     watchers.start_soon(watch, "b", b, a)
                 traffic.cancel_scope.cancel()
+        probes = (a_site.udp_datagrams()[1], b_site.udp_datagrams()[1])
         before = (a_site.udp_bytes(), b_site.udp_bytes())
         echoed = await a.dial(b.ip4, 7, bytes=SIZE, end="half", read=-1, timeout=30)
         if echoed["sha256"] != pattern_sha256(SIZE):
@@ -107,8 +131,8 @@ async def measure(
         moved = [min(n[0] - m[0], n[1] - m[1]) for m, n in zip(before, after, strict=True)]
         path = "direct" if min(moved) >= SIZE else "relay" if max(moved) < SIZE // 8 else "one way"
         return Outcome(
-            left, right, "ours" if ours else "tsnet", path, first["first_byte_ms"], times["a"], times["b"],
-            moved[0], moved[1], (a.join_ms, b.join_ms),
+            left, right, ("tsnet", "mixed", "ours")[sum(is_ours)], path, first["first_byte_ms"], times["a"], times["b"],
+            moved[0], moved[1], (a.join_ms, b.join_ms), probes,
         )  # fmt: skip
 
 

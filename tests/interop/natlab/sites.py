@@ -33,8 +33,15 @@ class Site:
 
     def udp_bytes(self) -> tuple[int, int]:
         """UDP payload-and-header bytes (in, out) that were neither to nor from the relays."""
+        return self._tally("bytes")
+
+    def udp_datagrams(self) -> tuple[int, int]:
+        """The same as a number of datagrams."""
+        return self._tally("packets")
+
+    def _tally(self, unit: str) -> tuple[int, int]:
         text = run("ip", "netns", "exec", self.client, "nft", "list", "table", "inet", "tally")
-        found = dict(re.findall(r"counter (\w+) \{[^}]*?bytes (\d+)", text))
+        found = dict(re.findall(rf"counter (\w+) \{{[^}}]*?{unit} (\d+)", text))
         return int(found["inward"]), int(found["outward"])
 
     def block_udp(self, blocked: bool) -> None:

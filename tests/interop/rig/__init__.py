@@ -12,10 +12,12 @@ from tests.interop.processes import Json, RigError
 from tests.interop.rig.derper import Derper
 from tests.interop.rig.headscale import HEADSCALE, Headscale
 from tests.interop.rig.launch import Rig, rig
+from tests.interop.rig.pebble import Pebble, pebble
 from tests.interop.rig.tailscaled import Tailscaled
 from tests.interop.rig.testcontrol import Testcontrol
 from tests.interop.rig.tsnet import TsnetPeer
 
 __all__ = [
-    "HEADSCALE", "Derper", "Headscale", "Json", "Rig", "RigError", "Tailscaled", "Testcontrol", "TsnetPeer", "rig",
+    "HEADSCALE", "Derper", "Headscale", "Json", "Pebble", "Rig", "RigError", "Tailscaled", "Testcontrol", "TsnetPeer",
+    "pebble", "rig",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ import httpx
 import trio
 
 from tests.interop import build
-from tests.interop.processes import Json, Process, RigError, bracketed, poll_until
+from tests.interop.processes import Json, Process, RigError, bracketed, finished, poll_until
 
 HEADSCALE = os.environ.get("HEADSCALE", "0.29.2")  # 0.28.0 runs the whole suite against the release before
 
@@ -96,7 +96,7 @@ class Headscale:
     async def cli(self, *arguments: str) -> Any:
         """Runs `headscale ... -o json` and returns what it printed."""
         command = [str(self.binary), "-c", str(self.folder / "hs.yaml"), *arguments, "-o", "json"]
-        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        done = await finished(command)
         if done.returncode != 0:
             raise RigError(f"headscale {' '.join(arguments)}: {(done.stdout + done.stderr).decode()}")
         try:

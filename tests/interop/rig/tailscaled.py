@@ -8,7 +8,7 @@ from typing import cast
 
 import trio
 
-from tests.interop.processes import Json, Process, RigError
+from tests.interop.processes import Json, Process, RigError, finished
 
 
 class Tailscaled:
@@ -22,8 +22,7 @@ class Tailscaled:
     async def cli(self, *arguments: str, check: bool = True, stdin: bytes = b"", timeout: float = 60) -> str:
         """Runs the tailscale command against this daemon and returns what it printed."""
         command = [str(self._cli), f"--socket={self.socket}", *arguments]
-        with trio.fail_after(timeout):
-            done = await trio.run_process(command, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False)
+        done = await finished(command, stdin, patience=timeout)
         if check and done.returncode != 0:
             raise RigError(f"{self.name}: tailscale {' '.join(arguments)}: {(done.stdout + done.stderr).decode()}")
         return done.stdout.decode()

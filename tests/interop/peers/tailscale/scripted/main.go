@@ -7,6 +7,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -34,6 +35,7 @@ var (
 	sameUser    = flag.Bool("same-user", false, "all nodes have one user")
 	magicDNS    = flag.String("magic-dns", "rig.test", "MagicDNS domain")
 	verbose     = flag.Bool("verbose", true, "log requests")
+	setDNS      = flag.String("set-dns", "", "where records of certificates go (challtestsrv's /set-txt)")
 )
 
 type request struct {
@@ -69,6 +71,9 @@ func main() {
 		ExplicitBaseURL: "http://" + *listen, DERPMap: &tailcfg.DERPMap{},
 		DNSConfig: &tailcfg.DNSConfig{Proxied: true, Domains: []string{*magicDNS}},
 	}}
+	if *setDNS != "" {
+		s.OnSetDNS = publish
+	}
 	if *derpMap != "" {
 		text, err := os.ReadFile(*derpMap)
 		if err != nil {
@@ -96,6 +101,23 @@ func main() {
 	}
 	go func() { log.Fatal(http.ListenAndServe(*admin, http.HandlerFunc(s.admin))) }()
 	log.Fatal(http.ListenAndServe(*listen, s.Server))
+}
+
+// publish gives a record to pebble-challtestsrv.
+func publish(q *tailcfg.SetDNSRequest) error {
+	body, err := json.Marshal(map[string]string{"host": q.Name + ".", "value": q.Value})
+	if err != nil {
+		return err
+	}
+	answer, err := http.Post(*setDNS, "application/json", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("set-txt: %s", answer.Status)
+	}
+	return nil
 }
 
 func (s *scripted) admin(w http.ResponseWriter, r *http.Request) {

@@ -1,0 +1,126 @@
+"""TLS of a port that serves several names: which one the client asks for is read before its certificate is fetched.
+
+Owns the first bytes of a connection. No name, or one that is not served, gets the alert internal_error, as stock nodes
+send it. Where certificates come from is handed in.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tailscale.carry import Stream
+from ts_acme.client_hello import ClientHello, client_hello_untrusted
+from ts_base.errors import BadPacket
+
+if TYPE_CHECKING:
+    from tailscale.device import Device
+
+Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
+"""The context for a name. Errors that it raises are told in the log, and end the connection."""
+HTTP1 = ["http/1.1"]
+PROVING = ("acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
+INTERNAL_ERROR = b"\x15\x03\x03\x00\x02\x02\x50"  # RFC 8446, 6: an alert, fatal
+LONGEST_HELLO = 64 << 10  # RFC 8446, 5.1: four records hold what any client says first
+
+
+class OfDevice:
+    """The certificates of a device, as it renews them."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._contexts: dict[str, ssl.SSLContext] = {}
+
+    async def for_web(self, name: str) -> ssl.SSLContext:
+        """One that also proves names to an authority, where a connection from the internet asks it to."""
+        context = self._contexts.get(name)
+        if context is None:
+            context = await self._device.tls_context(name)
+            context.set_alpn_protocols(HTTP1)
+            self._contexts[name] = context
+        return context
+
+    def for_validator(self) -> ssl.SSLContext:
+        """One for an authority that looks whether a name leads here, for which there may be no certificate yet."""
+        from tailscale.certificates.contexts import FollowingContext  # few prove a name so
+
+        return FollowingContext(self._device.certificate_keeper())
+
+    async def for_bytes(self, name: str) -> ssl.SSLContext:
+        """One that shows that name's certificate, whatever the client asks for."""
+        from tailscale.certificates.contexts import server_context  # few take TLS off
+
+        certificate = await self._device.certificate(name)
+        return await trio.to_thread.run_sync(server_context, certificate.chain_pem, certificate.key_pem)
+
+
+class Given:
+    """Those that a program hands in."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self.for_web = self.for_bytes = certificates
+
+    def for_validator(self) -> ssl.SSLContext:
+        """Whoever hands certificates in proves names by other ways."""
+        raise NoSuchName("an authority looks whether a name leads here, whose certificate is not this device's affair")
+
+
+class NoSuchName(ConnectionError):
+    """A client that asks for a name that is not served here."""
+
+
+async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[ClientHello, Stream]:
+    """What a TLS client asks for, and the stream with nothing of it taken. Raises NoSuchName."""
+    heard = b""
+    while len(heard) < LONGEST_HELLO:
+        data = bytes(await stream.receive_some())
+        heard += data
+        try:
+            hello = client_hello_untrusted(heard)
+        except BadPacket as problem:
+            await stream.send_all(INTERNAL_ERROR)
+            raise NoSuchName(f"this is no TLS: {problem}") from None
+        if hello is not None:
+            if hello.name and is_served(hello.name.lower()):
+                return hello, Replayed(stream, heard)
+            await stream.send_all(INTERNAL_ERROR)
+            raise NoSuchName(f"{hello.name!r} is not served here")
+        if not data:
+            break
+    raise NoSuchName("a client did not say hello")
+
+
+class Replayed(trio.abc.HalfCloseableStream):
+    """A stream some of which was read already."""
+
+    def __init__(self, stream: Stream, heard: bytes) -> None:
+        self._stream: Any = stream
+        self._heard = heard
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self._heard:
+            received: bytes = await self._stream.receive_some(max_bytes)
+            return received
+        await trio.lowlevel.checkpoint()
+        size = len(self._heard) if max_bytes is None else max_bytes
+        data, self._heard = self._heard[:size], self._heard[size:]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self._stream.abort()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -1,0 +1,1 @@
+"""Certificates by ACME (RFC 8555): a client as conversations, a server to test against, and what a chain must be."""
