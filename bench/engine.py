@@ -22,7 +22,7 @@ from ts_base.who import Hop, Origin, PathRun, PeerId
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
-from ts_dataplane.overlay import Changed, SegmentSizes
+from ts_dataplane.overlay import Changed, Lanes, SegmentSizes
 from ts_dataplane.tables import compile_tables_steps
 from ts_tunnel.endpoint import Endpoint
 
@@ -42,7 +42,7 @@ class Shelf:
         for _, packets in runs:
             self.received += len(packets)
 
-    def transmit(self, now: float, widths: SegmentSizes) -> list[tuple[Hop, list[bytes]]]:
+    def transmit(self, now: float, widths: SegmentSizes, lanes: Lanes | None) -> list[tuple[Hop, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
         return taken
 

@@ -6,7 +6,7 @@ Paths are plain tuples: they are keys of dictionaries, and are compared once per
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs  # what mypy knows by heart; nothing is imported when we run
@@ -31,6 +31,18 @@ PeerRun = tuple[PeerId, list[bytes]]
 # if not, it speaks as one of several chosen exits, and only in the flows that were opened through it.
 Hop = tuple[bytes, PeerId]
 Origin = tuple[PeerId, bool]
+
+
+class LaneOffer(NamedTuple):
+    """One of several paths that may carry one connection together, by a number that its owner knows it by.
+
+    `round_trip` is 0.0 where nobody knows. One that is not open takes nothing new, and what left by it may still
+    arrive; what left by one that is not even offered is lost.
+    """
+
+    number: int
+    round_trip: float
+    is_open: bool = True
 
 
 def is_relayed(path: Path) -> TypeIs[Relayed]:

@@ -19,6 +19,7 @@ from ts_base.who import Direct, Hop, Origin, Path, PathRun, PeerId, PeerRun, is_
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
 from ts_dataplane.heard_log import HeardLog
+from ts_dataplane.hop_lanes import HopLanes
 from ts_dataplane.large_segments import LargeSegments
 from ts_dataplane.overlay import Changed, Overlay
 from ts_dataplane.packets import (
@@ -134,7 +135,8 @@ class Engine:
         self._last_path: dict[PeerId, Path] = {}
         self._heard: dict[PeerId, Path] = {}
         self._sent: set[PeerId] = set()
-        self._log: HeardLog | None = None
+        self._log: HeardLog | None = None  # with several uplinks
+        self._lanes: HopLanes | None = None
         self._asking: set[PeerId] = set()
         self._unrouted: dict[Hop, None] = {}
 
@@ -294,15 +296,16 @@ class Engine:
         tables, talk, segments = self.tables, self._talk, self._segments
         runs, talk.outbound = talk.outbound, []
         segments.tables = tables
-        for hop, packets in self._overlay.transmit(now, segments):
-            peer = tables.peer_for(*hop)
-            if peer is None:
+        for hop, packets in self._overlay.transmit(now, segments, self._lanes):
+            if (peer := tables.peer_for(*hop)) is None:
                 self._drop_unrouted(hop, packets, now)
                 continue
             self._remember_flows(peer, packets)
             self._sent.add(peer)
             runs.append((peer, packets))
-        flow_runs: list[FlowRun] = []
+        flow_runs = [] if self._lanes is None else self._lanes.take(self._sent, self._asking)
+        for run in flow_runs:
+            self._show_sent(run.peer, run.packets, now)
         if runs:
             if self._taps:
                 for peer, packets in runs:
@@ -310,7 +313,8 @@ class Engine:
             if self._log is not None:
                 self._asking.update(peer for peer, packets in runs if asks_for_answer(packets))
             if self._spread.divides:
-                runs, flow_runs = self._spread.divide(runs, now)
+                runs, divided = self._spread.divide(runs, now)
+                flow_runs += divided
             self._endpoint.send([self._masqueraded(peer, packets) for peer, packets in runs], now)
         ready = self._endpoint.take_replies()
         sealed = self._endpoint.transmit(now)
@@ -367,6 +371,7 @@ class Engine:
     def follow_uplinks(self, spread: Spread, log: HeardLog | None) -> None:
         """`spread` says what leaves by which path. With a log it is noted who was heard where, for several uplinks."""
         self._spread, self._log = spread, log
+        self._lanes = HopLanes(self._segments, spread)  # for good: divided streams have to hear of the end of it
 
     # Who watches. Without anybody a burst costs one look at an empty tuple.
 
@@ -482,9 +487,7 @@ class Engine:
 
     def take_asking(self) -> set[PeerId]:
         """Of those that data went to, whom something was sent that their system answers; noted with uplinks only."""
-        taken = self._asking
-        if taken:
-            self._asking = set()
+        taken, self._asking = self._asking, set()
         return taken
 
     def take_heard(self) -> list[tuple[PeerId, Path]]:

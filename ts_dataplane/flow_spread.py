@@ -7,12 +7,13 @@ Owns what each flow has sent lately, and the path it keeps; counts what each pat
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
-from ts_base.who import Path, PathRun, PeerId, PeerRun, is_relayed
+from ts_base.who import LaneOffer, Path, PathRun, PeerId, PeerRun, is_relayed
 from ts_dataplane.peer_ways import PeerWays
 from ts_dataplane.spread import FlowRun
 from ts_dataplane.strategies import Redundant, Spread, Strategy, Stripe
+from ts_dataplane.striping import Striping
 
 FLOWS_LIMIT = 4096
 SIZE_WINDOW = 1.0
@@ -36,6 +37,7 @@ class FlowSpread:
         self._flows: OrderedDict[tuple[PeerId, bytes], _Flow] = OrderedDict()
         self.divides = False  # whether any strategy in force asks for flows
         self.sent: Counter[str] = Counter()  # bytes by each uplink; relays are ""
+        self.striping = Striping(ways)
         self.copies = 0  # datagrams that left once more
 
     def divide(self, runs: list[PeerRun], now: float) -> tuple[list[PeerRun], list[FlowRun]]:
@@ -79,6 +81,8 @@ class FlowSpread:
     def _paths_of(self, flow: _Flow, key: bytes, ways: PeerWays, now: float) -> tuple[Path, ...]:
         if isinstance(ways.selection.strategy, Redundant):
             return ways.selection.choice(now=now, flow=key, size=flow.size)
+        if isinstance(ways.selection.strategy, Stripe) and self.striping.abreast(ways.peer, now):
+            return ways.selection.choice(now=now)  # what is divided begins here, and the rest is small
         kept = ways.ways.get(flow.path) if flow.path is not None and not is_relayed(flow.path) else None
         if kept is not None and kept.is_usable and not kept.is_doubted and ways.selection.allows(kept):
             return (kept.path,)
@@ -94,6 +98,21 @@ class FlowSpread:
 
     def spread_flow(self, run: FlowRun, datagrams: list[bytes], now: float) -> list[PathRun]:
         return self._counted(run.peer, run.paths, datagrams, now)
+
+    def lanes(self, peer: PeerId, flow: Hashable, now: float) -> Sequence[LaneOffer]:
+        return self.striping.offers(peer, flow, now)
+
+    def paths_of_lane(self, peer: PeerId, number: int) -> tuple[Path, ...]:
+        return self.striping.paths_of(peer, number) or self._paths.get(peer, ())
+
+    def on_lane_silent(self, peer: PeerId, number: int) -> None:
+        self.striping.on_silence(peer, number)
+
+    def on_lane_lost(self, peer: PeerId, number: int, count: int) -> None:
+        self.striping.on_lost(peer, number, count)
+
+    def on_no_gain(self, peer: PeerId, now: float) -> None:
+        self.striping.on_no_gain(peer, now)
 
     def _counted(self, peer: PeerId, paths: tuple[Path, ...], datagrams: list[bytes], now: float) -> list[PathRun]:
         ways = self._ways.get(peer)

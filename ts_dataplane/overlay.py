@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
-from ts_base.who import Hop, Origin, PeerId
+from ts_base.who import Hop, LaneOffer, Origin, PeerId
 
 
 class Owner(Protocol):
@@ -35,6 +35,25 @@ class SegmentSizes(Protocol):
         """What the way of this moment carries."""
 
 
+class Lanes(Protocol):
+    """Several paths to one hop that a stream may be divided over: numbers, whose meaning stays here."""
+
+    def offers_to(self, hop: Hop, flow: bytes, now: float) -> Sequence[LaneOffer]:
+        """All that a flow may use, the one first that carries what leaves by none; nothing for the usual way."""
+
+    def send(self, hop: Hop, number: int, packets: list[bytes]) -> None:
+        """These leave by that lane."""
+
+    def on_silence(self, hop: Hop, number: int) -> None:
+        """What left by a lane was not answered for too long."""
+
+    def on_lost(self, hop: Hop, number: int, count: int) -> None:
+        """So many bytes that left by a lane had to leave again."""
+
+    def on_no_gain(self, hop: Hop, now: float) -> None:
+        """Several lanes carried less than one of them would have alone."""
+
+
 class Overlay(Protocol):
     """The five verbs of ARCHITECTURE.md, and what the runtime tells of the world."""
 
@@ -45,8 +64,11 @@ class Overlay(Protocol):
         it belongs to flows opened with that peer as `via`, and to nobody else.
         """
 
-    def transmit(self, now: float, widths: SegmentSizes) -> list[tuple[Hop, list[bytes]]]:
-        """All that is ready to leave, by hop. `widths` is good for this call only."""
+    def transmit(self, now: float, widths: SegmentSizes, lanes: Lanes | None) -> list[tuple[Hop, list[bytes]]]:
+        """All that is ready to leave, by hop; what leaves by a lane of a hop is handed to `lanes`, where there are any.
+
+        Both are good for this call only.
+        """
 
     def handle_timer(self, now: float) -> None:
         """A deadline came; what it causes leaves with the next transmit."""

@@ -47,6 +47,7 @@ class PeerWays:
         self._is_doubled = False  # there was a doubt, and the peer was not heard since
         self._doubted_for: Reason = "silent"
         self._is_awake = True
+        self._silent_lanes: list[int] = []
 
     # ---- facts
 
@@ -100,7 +101,25 @@ class PeerWays:
         way = self.selection.current
         record = None if way is None or way.state is SUSPECT else way.record
         self._note_answered(self._silence.on_sent(record, now, asks=asks))
+        if self._silent_lanes:
+            return now
         return self._silence.next_timer(record)
+
+    def on_lane_silent(self, number: int) -> None:
+        """A stream that is divided got no answer to what it sent by the path of that number."""
+        self._silent_lanes.append(number)
+
+    def on_lane_lost(self, number: int, count: int) -> None:
+        """As `on_resent`, of a stream that is divided."""
+        for way in self.ways.values():
+            if way.order == number and way.state is not SUSPECT:
+                way.record.on_resent(count)
+
+    def _suspect_lanes(self, now: float) -> None:
+        silent, self._silent_lanes = self._silent_lanes, []
+        for way in self.ways.values():
+            if way.order in silent and way.state in (GOOD, DEGRADED):
+                self._doubt(way, "what a stream sent there was not answered", way.heard_at, now)
 
     def _note_answered(self, asked_at: float | None) -> None:
         """If the path in use was alone and trusted when that was asked, data passes on it."""
@@ -217,7 +236,7 @@ class PeerWays:
     def next_timer(self) -> float:
         if not self._is_awake:
             return math.inf
-        if self._wants_first_ping():
+        if self._wants_first_ping() or self._silent_lanes:
             return -math.inf
         current, allows = self.selection.current, self.selection.allows
         record = None if current is None or current.state is SUSPECT else current.record
@@ -243,6 +262,7 @@ class PeerWays:
         if current is not None and (is_quiet or self._wants_first_ping()):
             asks.append(Ask(current.path, False))
         self._suspect_silence(now)
+        self._suspect_lanes(now)
         for way in list(self.ways.values()):
             if way.handle_timer(now) > way.heard_at and way.state in (GOOD, DEGRADED):
                 self._doubt(way, "a ping was not answered", max(self._heard.at, way.heard_at), now)

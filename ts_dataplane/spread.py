@@ -5,10 +5,10 @@ Owns that choice and nothing else: which paths there are, and which of them are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from ts_base.who import Path, PathRun, PeerId, PeerRun
+from ts_base.who import LaneOffer, Path, PathRun, PeerId, PeerRun
 
 
 class FlowRun(NamedTuple):
@@ -35,6 +35,21 @@ class Spread(Protocol):
     def spread_flow(self, run: FlowRun, datagrams: list[bytes], now: float) -> list[PathRun]:
         """What a run that `divide` made has become, by its paths."""
 
+    def lanes(self, peer: PeerId, flow: Hashable, now: float) -> Sequence[LaneOffer]:
+        """By which paths one stream to `peer` may be divided; nothing where it goes the way of everything else."""
+
+    def paths_of_lane(self, peer: PeerId, number: int) -> tuple[Path, ...]:
+        """Where what was made for a lane goes."""
+
+    def on_lane_silent(self, peer: PeerId, number: int) -> None:
+        """What left by a lane was not answered for too long."""
+
+    def on_lane_lost(self, peer: PeerId, number: int, count: int) -> None:
+        """So many bytes that left by a lane had to leave again."""
+
+    def on_no_gain(self, peer: PeerId, now: float) -> None:
+        """A divided stream was slower than it would have been on one path."""
+
 
 class EveryPath:
     """A copy on each path in use. The finder names two only while it tries one out: nothing is lost if that fails."""
@@ -52,3 +67,18 @@ class EveryPath:
 
     def spread_flow(self, run: FlowRun, datagrams: list[bytes], now: float) -> list[PathRun]:
         return [(path, datagrams) for path in run.paths]
+
+    def lanes(self, peer: PeerId, flow: Hashable, now: float) -> Sequence[LaneOffer]:
+        return ()
+
+    def paths_of_lane(self, peer: PeerId, number: int) -> tuple[Path, ...]:
+        return self._paths.get(peer, ())
+
+    def on_lane_silent(self, peer: PeerId, number: int) -> None:
+        """A stream that has just been told that it has one way may still say so."""
+
+    def on_lane_lost(self, peer: PeerId, number: int, count: int) -> None:
+        """As above."""
+
+    def on_no_gain(self, peer: PeerId, now: float) -> None:
+        """As above."""

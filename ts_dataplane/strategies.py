@@ -58,9 +58,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """One flow over several paths whose round trips differ by less than `spread` seconds.
+    """One stream over several paths at once, while their round trips differ by less than `spread` seconds.
 
-    This version lays whole flows on paths, as `Spread` does: packets of one flow are not divided yet.
+    TCP of ours that has more than 64 KiB to send is divided burst by burst, whoever the peer is; all else goes by the
+    best path. While a path loses more than one in twenty, and for a minute after dividing gained nothing, whole
+    flows are laid on paths as `Spread` does.
     """
 
     spread: float = 0.1

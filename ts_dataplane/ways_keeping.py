@@ -43,6 +43,7 @@ class WaysKeeper:
 
     def end(self, peer: PeerId) -> None:
         self.ways.pop(peer, None)
+        self.spread.striping.forget(peer)
 
     def strategy_of(self, peer: PeerId) -> Strategy:
         return self._by_peer.get(peer, self._default)

@@ -30,6 +30,7 @@ from ts_netstack.ports import check_port
 from ts_netstack.sockets import PING_TIMEOUT, StackStatistics
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
+from ts_netstack.tcp_lanes import Lanes
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
 from ts_netstack.tcp_states import FIN_WAIT_2
 from ts_netstack.udp import UdpPort
@@ -368,13 +369,18 @@ class Stack:
 
     # -- outbound --------------------------------------------------------------------------------------------------
 
-    def transmit(self, now: float, widths: SegmentLimits | None = None) -> list[tuple[Hop, list[bytes]]]:
-        """All that is ready to leave, by hop; what is for ourselves never leaves. `widths` knows larger ways."""
+    def transmit(
+        self, now: float, widths: SegmentLimits | None = None, lanes: Lanes | None = None
+    ) -> list[tuple[Hop, list[bytes]]]:
+        """All that is ready to leave, by hop; what is for ourselves never leaves. `widths` knows larger ways.
+
+        What one connection sends by several of a hop's `lanes` is handed to them.
+        """
         if self._ledger.closed:
             self._sweep_closed()
         runs: dict[Hop, list[bytes]] = {}
         for _ in range(LOOP_ROUNDS):
-            self._collect(runs, widths, now)
+            self._collect(runs, widths, lanes, now)
             looped: list[bytes] = []
             for hop in self._own.hops & runs.keys():
                 looped += runs.pop(hop)
@@ -384,7 +390,9 @@ class Stack:
         self._timers.set(_LOOP, now)  # who talks to itself without end lets others have their turn
         return list(runs.items())
 
-    def _collect(self, runs: dict[Hop, list[bytes]], widths: SegmentLimits | None, now: float) -> None:
+    def _collect(
+        self, runs: dict[Hop, list[bytes]], widths: SegmentLimits | None, lanes: Lanes | None, now: float
+    ) -> None:
         ledger, timers, outbox = self._ledger, self._timers, self._outbox
         if self._tcp.opening or self._tcp.unanswered:
             self._tcp.open_ways(runs, widths)
@@ -392,7 +400,10 @@ class Stack:
         for connection in dirty:
             if widths is not None and connection.has_bulk:
                 connection.set_large(self._paths.large_segment_size(connection.hop, widths))
-            packets = connection.emit(now)
+            if lanes is not None and connection.is_worth_dividing:
+                packets = connection.emit_by(lanes, now)
+            else:
+                packets = connection.emit(now)
             if packets:
                 hop = connection.hop
                 waiting = runs.get(hop)

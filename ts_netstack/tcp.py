@@ -51,15 +51,17 @@ from __future__ import annotations
 import enum
 import math
 import struct
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from ts_base.ip_headers import ACK, FIN, RST, SYN, URG
-from ts_base.who import PeerId
+from ts_base.who import LaneOffer, PeerId
 from ts_netstack import tcp_drops
 from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
+from ts_netstack.tcp_lanes import Lanes
 from ts_netstack.tcp_outbound import Head, Outbound
 from ts_netstack.tcp_states import (
     CLOSE_WAIT,
@@ -80,6 +82,7 @@ from ts_netstack.tcp_states import (
     State,
 )
 from ts_netstack.tcp_statistics import TcpStatistics
+from ts_netstack.tcp_striping import StripedOutbound
 from ts_netstack.wire import (
     MASK32,
     TIMESTAMP_PREFIX,
@@ -128,6 +131,7 @@ class Keepalive(NamedTuple):
     probes: int
 
 
+SMALL_STREAM = 64 << 10  # bytes unsent or unacknowledged up to which dividing a stream gains nothing
 HEARD_LATELY = 2.0  # a connection that was silent for longer waits for nothing that a lost way could bring
 
 
@@ -242,6 +246,11 @@ class TcpConnection(Socket):
     def has_bulk(self) -> bool:
         """More than a segment waits or flies, and the peer takes large ones: how large is worth asking."""
         return self._outbound.sizes.peer_large > 0 and len(self._outbound.buffer) > self._outbound.sizes.mss
+
+    @property
+    def is_worth_dividing(self) -> bool:
+        """More waits or flies than one lane should carry alone, or several carry it already."""
+        return len(self._outbound.buffer) > SMALL_STREAM or isinstance(self._outbound, StripedOutbound)
 
     @property
     def round_trip(self) -> float:
@@ -774,10 +783,10 @@ class TcpConnection(Socket):
         """
         if self.state in (SYN_SENT, SYN_RECEIVED):
             if not self._handshake_due:
-                self._outbound.rto_deadline = now
+                self._outbound.hasten_timeout(now)
         elif self.state >= ESTABLISHED:
             if not self._outbound.resend_head(now) and now - self._heard_at < HEARD_LATELY:
-                self._inbound.ack_now = True
+                self._inbound.owe_ack()
         self._ledger.dirty[self] = None
 
     def widen_segment_size(self, mss: int) -> None:
@@ -865,6 +874,24 @@ class TcpConnection(Socket):
         if inbound.ack_now:
             self._emit_acks(out, now)
         return out
+
+    def emit_by(self, lanes: Lanes, now: float) -> list[bytes]:
+        """As `emit`; what leaves by one of several lanes is handed to `lanes`, and the rest is returned."""
+        hop = self.hop
+        self._use_lanes(lanes.offers_to(hop, self.key, now), now)
+        packets = self.emit(now)
+        outbound = self._outbound
+        if isinstance(outbound, StripedOutbound):
+            outbound.tell(lanes, hop, now)
+        return packets
+
+    def _use_lanes(self, offers: Sequence[LaneOffer], now: float) -> None:
+        outbound = self._outbound
+        if isinstance(outbound, StripedOutbound):
+            outbound.use_lanes(offers, now)
+        elif self.state in SENDING and self._inbound.selective and outbound.is_untroubled:
+            if sum([offer.is_open for offer in offers]) > 1:
+                self._outbound = StripedOutbound(outbound, offers, now)
 
     def _bare_ack(self, seq: int, now: float, blocks: bytes = b"") -> bytes:
         inbound, outbound = self._inbound, self._outbound

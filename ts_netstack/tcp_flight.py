@@ -39,6 +39,11 @@ class Flight:
         self.lost = 0
 
     @property
+    def outstanding(self) -> int:
+        """Bytes that left and are not acknowledged, whatever their fate."""
+        return self.spans[-1].end - self.spans[0].start if self.spans else 0
+
+    @property
     def pipe(self) -> int:
         """Bytes believed to be on the way."""
         spans = self.spans
@@ -47,8 +52,9 @@ class Flight:
     def add(self, start: int, end: int, now: float) -> None:
         """New data left."""
         spans = self.spans
-        if spans and spans[-1].sent_at == now and spans[-1].fate == IN_FLIGHT and not spans[-1].resent:
-            spans[-1].end = end
+        last = spans[-1] if spans else None
+        if last and last.sent_at == now and last.fate == IN_FLIGHT and not last.resent and last.end == start:
+            last.end = end
         else:
             spans.append(Span(start, end, now))
 
@@ -124,7 +130,7 @@ class Flight:
         stop = min(last + 1, len(spans))
         merged: list[Span] = []
         for span in spans[at:stop]:
-            if merged and span.fate == SACKED == merged[-1].fate:
+            if merged and span.fate == SACKED == merged[-1].fate and span.start == merged[-1].end:
                 merged[-1].end = span.end
             else:
                 merged.append(span)

@@ -349,12 +349,10 @@ class LossRecovery:
             self._prr(delivered)
 
     def _enter(self, nxt: int) -> None:
-        spans = self.flight.spans
         self._begin_episode(nxt)
-        in_flight = spans[-1].end - spans[0].start
         self.congestion.on_loss()
         self.mode = RECOVERY
-        self._prr_flight = max(in_flight, 1)
+        self._prr_flight = max(self.flight.outstanding, 1)
         self._prr_delivered = self._prr_out = 0
         self._prr_quota = self.mss  # the fast retransmission itself is never held back
         self._prr(self.flight.sacked and self.mss)
@@ -383,12 +381,16 @@ class LossRecovery:
             self.mode = TIMED_OUT
         else:
             self.congestion.window = self.mss
-        if flight.spans[0].fate not in (IN_FLIGHT, LOST):
+        if self.has_reneged():
             flight.forget_sacks()
         flight.mark_all_lost()
         self._duplicates = 0
         self._probe_end = -1
         self.reorder_deadline = math.inf
+
+    def has_reneged(self) -> bool:
+        """The peer says that it holds the first byte that it has not acknowledged (RFC 2018 section 8)."""
+        return self.flight.spans[0].fate not in (IN_FLIGHT, LOST)
 
     def _maybe_undo(self, acknowledged: list[Span], echo: int | None) -> None:
         """Was this episode a false alarm? An echo older than our first retransmission says the original arrived."""

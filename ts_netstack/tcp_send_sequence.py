@@ -15,7 +15,7 @@ from ts_netstack.segments import SegmentWriter
 from ts_netstack.tcp_buffers import SendBuffer
 from ts_netstack.tcp_inbound import MAXIMUM_BUFFER
 from ts_netstack.tcp_pacing import Pacer
-from ts_netstack.tcp_recovery import OPEN, RECOVERY, LossRecovery, judge_blocks
+from ts_netstack.tcp_recovery import OPEN, RECOVERY, Block, LossRecovery, judge_blocks
 from ts_netstack.tcp_states import Handshake
 from ts_netstack.tcp_timing import RoundTrip
 from ts_netstack.wire import MASK32, STAMPS, TIMESTAMP_PREFIX, Address, Sizes, unwrap
@@ -177,6 +177,16 @@ class SendSequence:
         """Something waits for an acknowledgement."""
         return bool(self.recovery.flight.spans)
 
+    @property
+    def is_limited(self) -> bool:
+        """The congestion window is what holds us back."""
+        return self._limited
+
+    @property
+    def is_untroubled(self) -> bool:
+        """Nothing is missing, as far as anybody knows."""
+        return self.recovery.mode is OPEN and not self.recovery.flight.sacked and not self.recovery.flight.lost
+
     def is_in_flight(self, seq: int) -> bool:
         """A report quotes this wire number: may it be about something on its way?"""
         return self.una <= unwrap(seq, self.una) < self.nxt
@@ -206,8 +216,10 @@ class SendSequence:
 
     def room(self) -> int:
         """Bytes a write may add: twice what the path takes in a round trip, within bounds."""
-        limit = min(max(INITIAL_SEND, 2 * self.recovery.congestion.window), MAXIMUM_BUFFER)
-        return limit - len(self.buffer)
+        return self._room_for(self.recovery.congestion.window)
+
+    def _room_for(self, window: int) -> int:
+        return min(max(INITIAL_SEND, 2 * window), MAXIMUM_BUFFER) - len(self.buffer)
 
     def has_room_again(self) -> bool:
         """Once after a write was cut short, when half of the buffer is free."""
@@ -230,16 +242,7 @@ class SendSequence:
     ) -> bool:
         """SEG.ACK is credible; `carries` says the segment had data and so is no duplicate ACK. True when it moved."""
         una, recovery = self.una, self.recovery
-        scaled = window << self.peer_shift
-        changed_window = False
-        if ack >= una and (seq > self.wl1 or (seq == self.wl1 and ack >= self.wl2)):
-            changed_window = scaled != self.window
-            self.window, self.wl1, self.wl2 = scaled, seq, ack
-            self.largest_window = max(self.largest_window, scaled)
-            if changed_window and self.persist_deadline < math.inf:
-                self.persist_deadline = math.inf
-        if not scaled:
-            self.retries = 0  # a peer that closes its window and says so is alive (RFC 9293 section 3.8.6.1)
+        changed_window = self._take_window(ack, window, seq)
         if ack < una:
             return False
         if ack == una and not blocks:
@@ -266,17 +269,37 @@ class SendSequence:
             recovery.congestion.on_acknowledged(delivered, ack, self.nxt, rtt, self.round_trip.smoothed, now)
         return ack > una
 
+    def _take_window(self, ack: int, window: int, seq: int) -> bool:
+        """The newest word on what the peer takes; True when that is not what it was."""
+        scaled = window << self.peer_shift
+        changed = False
+        if ack >= self.una and (seq > self.wl1 or (seq == self.wl1 and ack >= self.wl2)):
+            changed = scaled != self.window
+            self.window, self.wl1, self.wl2 = scaled, seq, ack
+            self.largest_window = max(self.largest_window, scaled)
+            if changed and self.persist_deadline < math.inf:
+                self.persist_deadline = math.inf
+        if not scaled:
+            self.retries = 0  # a peer that closes its window and says so is alive (RFC 9293 section 3.8.6.1)
+        return changed
+
+    def _judge(self, blocks: tuple[Block, ...], ack: int) -> tuple[Block | None, tuple[Block, ...]]:
+        """SACK blocks as they were on the wire: a report of a duplicate, and what is held."""
+        una = self.una
+        blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
+        dsack, blocks, are_wild = judge_blocks(blocks, ack, self.nxt)
+        if are_wild:
+            self._ledger.drops[tcp_drops.WILD_SACK] += 1
+        if dsack and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
+            dsack = None
+        return dsack, blocks
+
     def _learn(self, ack: int, blocks: tuple[tuple[int, int], ...], echo: int | None, now: float) -> tuple[int, float]:
         """What an acknowledgement says of the flight: bytes delivered, and a round trip or 0."""
         una, recovery = self.una, self.recovery
         dsack = None
         if blocks:
-            blocks = tuple((unwrap(start, una), unwrap(end, una)) for start, end in blocks)
-            dsack, blocks, are_wild = judge_blocks(blocks, ack, self.nxt)
-            if are_wild:
-                self._ledger.drops[tcp_drops.WILD_SACK] += 1
-            if dsack and (dsack[1] - dsack[0] > self.largest_window or dsack[0] < ack - 2 * MAXIMUM_BUFFER):
-                dsack = None
+            dsack, blocks = self._judge(blocks, ack)
         echo_ms = None if echo is None else self._echo_ms(echo, now)
         delivered, rtt = recovery.on_ack(ack, self.nxt, blocks, dsack, echo_ms, now)
         if rtt > 0:
@@ -314,6 +337,10 @@ class SendSequence:
             self.pacer.deadline = math.inf
         if self.recovery.reorder_deadline <= now:
             self.recovery.on_reorder_timer(self.una, self.nxt, now)
+
+    def hasten_timeout(self, now: float) -> None:
+        """The way may have lost what is out: do not wait for the retransmission timer."""
+        self.rto_deadline = now
 
     def count_timeout(self) -> int:
         """The retransmission timer expired, whatever it guarded; returns how often in a row."""

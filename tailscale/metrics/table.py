@@ -300,6 +300,8 @@ METRICS: tuple[Metric, ...] = (
              "Seconds without a word of a peer before the path to it changed.", _silent),
     _counter("pytailscale_duplicates_total", "Paths",
              "Datagrams that were sent once more, by another path.", _level("uplinks.copies")),
+    _counter("pytailscale_stripe_fallbacks_total", "Paths",
+             "Times that streams were no longer divided, by reason.", _below("uplinks.fallbacks."), "reason"),
     _gauge("pytailscale_hard_nat_sockets", "Hard NATs",
            "UDP sockets open beside the first, while a hard NAT of ours is being opened and where one was.",
            _level("paths.hard_nats.sockets")),

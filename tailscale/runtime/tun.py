@@ -23,6 +23,7 @@ from ts_netstack.arrivals import USUAL
 from ts_netstack.ledger import Socket
 from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
+from ts_netstack.tcp_lanes import Lanes
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000  # IP packets, without a header of the driver's
@@ -210,10 +211,10 @@ class StackBesideTun:
                 write(packet)
         return held
 
-    def transmit(self, now: float, widths: SegmentLimits) -> list[tuple[Hop, list[bytes]]]:
+    def transmit(self, now: float, widths: SegmentLimits, lanes: Lanes | None) -> list[tuple[Hop, list[bytes]]]:
         if asked := self._tun.take_asked():
             self._stack.receive([(USUAL, asked)], now)
-        return self._stack.transmit(now, widths) + self._tun.take()
+        return self._stack.transmit(now, widths, lanes) + self._tun.take()
 
     def take_back(self, looped: list[bytes]) -> list[bytes]:
         """Of what the stack says to its own addresses, what is for itself; its services also answer the kernel."""

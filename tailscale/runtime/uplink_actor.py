@@ -57,12 +57,16 @@ class UplinkCount(NamedTuple):
 
 
 class UplinksStatistics(NamedTuple):
-    """`switches`: of the paths in use, by reason; `silent`: milliseconds without a word before them, in all."""
+    """`switches`: of the paths in use, by reason; `silent`: milliseconds without a word before them, in all.
+
+    `fallbacks`: how often streams were divided no longer, by reason.
+    """
 
     each: Mapping[str, UplinkCount]
     switches: Mapping[str, int]
     silent: int
     copies: int
+    fallbacks: Mapping[str, int]
 
 
 class Uplinks:
@@ -225,7 +229,9 @@ class Uplinks:
             )
             for name in self.names
         }
-        return UplinksStatistics(each, dict(many.switches), round(1000 * many.gaps), many.spread.copies)
+        return UplinksStatistics(
+            each, dict(many.switches), round(1000 * many.gaps), many.spread.copies, dict(many.spread.striping.fallbacks)
+        )
 
     def list(self) -> tuple[Uplink, ...]:
         many = self._finder.many

@@ -52,7 +52,10 @@ OF_TUN = {metric.name for metric in METRICS if metric.name.startswith("pytailsca
 OF_PATHS = {
     metric.name for metric in METRICS if metric.name.startswith(("pytailscale_hard_nat_", "pytailscale_path_mtu_"))
 }
-OF_ELSEWHERE = OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS | OF_UPLINKS
+OF_STRIPES = {"pytailscale_stripe_fallbacks_total"}  # test_striping.py has one
+OF_ELSEWHERE = (
+    OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS | OF_UPLINKS | OF_STRIPES
+)
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 

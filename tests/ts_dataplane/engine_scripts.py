@@ -13,7 +13,7 @@ from ts_base.who import Hop, Origin, Path, PathRun, PeerId, PeerRun
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
-from ts_dataplane.overlay import Changed, SegmentSizes
+from ts_dataplane.overlay import Changed, Lanes, SegmentSizes
 from ts_dataplane.tables import compile_tables_steps
 
 US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"
@@ -80,7 +80,7 @@ class ShelfStack:
         for _, packets in runs:
             self.received += packets
 
-    def transmit(self, now: float, widths: SegmentSizes) -> list[tuple[Hop, list[bytes]]]:
+    def transmit(self, now: float, widths: SegmentSizes, lanes: Lanes | None) -> list[tuple[Hop, list[bytes]]]:
         taken, self.outgoing = self.outgoing, []
         return taken
 

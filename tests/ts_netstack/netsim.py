@@ -16,6 +16,7 @@ from ts_netstack.arrivals import USUAL
 from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
+from ts_netstack.tcp_lanes import Lanes
 
 A, B = bytes([100, 64, 0, 1]), bytes([100, 64, 0, 2])
 A6, B6 = bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x01", bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x02"
@@ -55,39 +56,43 @@ class Net:
         self.to_b = Path(**path)  # type: ignore[arg-type]
         self.to_a = Path(**path)  # type: ignore[arg-type]
         self.widths: dict[Stack, SegmentLimits] = {}
+        self.lanes: dict[Stack, Lanes] = {}
         self.now = 0.0
         self._flying: list[tuple[float, int, Stack, bytes]] = []
         self._order = itertools.count()
         self.carried = 0
 
     def _send(self, stack: Stack, path: Path, target: Stack) -> None:
+        for _, packets in stack.transmit(self.now, self.widths.get(stack), self.lanes.get(stack)):
+            self.carry(packets, path, target)
+
+    def carry(self, packets: list[bytes], path: Path, target: Stack) -> None:
         dice = self.random
-        for _, packets in stack.transmit(self.now, self.widths.get(stack)):
-            for packet in packets:
-                self.carried += 1
-                path.largest = max(path.largest, len(packet))
-                if len(packet) > path.mtu:
+        for packet in packets:
+            self.carried += 1
+            path.largest = max(path.largest, len(packet))
+            if len(packet) > path.mtu:
+                path.dropped += 1
+                continue
+            if not path.up or dice.random() < path.loss:
+                continue
+            start = max(self.now, path.free_at)
+            if path.rate < math.inf:
+                if (start - self.now) * path.rate / 8 > path.queue:
                     path.dropped += 1
                     continue
-                if not path.up or dice.random() < path.loss:
-                    continue
-                start = max(self.now, path.free_at)
-                if path.rate < math.inf:
-                    if (start - self.now) * path.rate / 8 > path.queue:
-                        path.dropped += 1
-                        continue
-                    path.free_at = start + len(packet) * 8 / path.rate
-                    start = path.free_at
-                arrival = start + path.delay
-                if path.reorder and dice.random() < path.reorder:
-                    # As netem does it: the unlucky ones overtake.
-                    arrival = self.now + path.delay * dice.uniform(0.5, 1.0)
-                if path.corrupt and dice.random() < path.corrupt:
-                    place = dice.randrange(len(packet))
-                    packet = packet[:place] + bytes([packet[place] ^ 1 << dice.randrange(8)]) + packet[place + 1 :]
-                copies = 2 if path.duplicate and dice.random() < path.duplicate else 1
-                for _ in range(copies):
-                    heapq.heappush(self._flying, (arrival, next(self._order), target, packet))
+                path.free_at = start + len(packet) * 8 / path.rate
+                start = path.free_at
+            arrival = start + path.delay
+            if path.reorder and dice.random() < path.reorder:
+                # As netem does it: the unlucky ones overtake.
+                arrival = self.now + path.delay * dice.uniform(0.5, 1.0)
+            if path.corrupt and dice.random() < path.corrupt:
+                place = dice.randrange(len(packet))
+                packet = packet[:place] + bytes([packet[place] ^ 1 << dice.randrange(8)]) + packet[place + 1 :]
+            copies = 2 if path.duplicate and dice.random() < path.duplicate else 1
+            for _ in range(copies):
+                heapq.heappush(self._flying, (arrival, next(self._order), target, packet))
 
     def lose_in_flight(self, larger_than: int) -> None:
         """Whoever carried what is larger went down with it."""
