@@ -42,7 +42,7 @@ VALUES = {
     *("_spelling", "as_html", "dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures"),
     *("foreign_text",),
     *("forwarding", "hard_nats", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
-    *("tun_options",),
+    *("tun_options", "uplinks"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),

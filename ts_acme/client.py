@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from ts_acme.errors import ALREADY_REPLACED, BAD_NONCE, AcmeRefused
+from ts_acme.errors import ALREADY_REPLACED, BAD_NONCE, NO_ACCOUNT, AcmeRefused
 from ts_acme.messages import (
     Ask,
     Authorization,
@@ -173,6 +173,12 @@ class AcmeClient:
         replaces, wanted.replaces = wanted.replaces, ""
         first = {**payload, "replaces": replaces} if replaces else payload
         reply = yield from self._post(self._directory.new_order, first)
+        if (
+            reply.status == 400 and problem_untrusted(reply).kind == NO_ACCOUNT
+        ):  # it has forgotten us, or lost its state
+            self._account = ""
+            yield from self._log_in()
+            reply = yield from self._post(self._directory.new_order, first)
         if replaces and 400 <= reply.status < 500:
             refusal = self._refusal(reply, "an order")
             # Said of the certificate and not of the order: replaced already, or by an account that is lost.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ts_base.errors import TailscaleError
 
 RATE_LIMITED, BAD_NONCE, ALREADY_REPLACED = "rateLimited", "badNonce", "alreadyReplaced"
+NO_ACCOUNT = "accountDoesNotExist"
 
 
 class AcmeRefused(TailscaleError):

@@ -153,7 +153,7 @@ class AcmeServer:
     # What is signed
 
     def _signed(self, path: str, kind: str, name: str, body: bytes) -> Reply:
-        protected, payload, account_url, account = self._checked_untrusted(path, body)
+        protected, payload, account_url, account = self._checked_request(path, body)
         if kind == "account" and not name:
             return self._account(protected, payload)
         if account is None:
@@ -176,7 +176,7 @@ class AcmeServer:
             return Reply(200, {"content-type": "application/pem-certificate-chain"}, order.chain)
         raise Refused("malformed", "there is nothing here", 404)
 
-    def _checked_untrusted(self, path: str, body: bytes) -> tuple[dict[str, Any], Any, str, Account | None]:
+    def _checked_request(self, path: str, body: bytes) -> tuple[dict[str, Any], Any, str, Account | None]:
         """RFC 8555 section 6: the signature, its nonce, its address and its account."""
         if len(body) > LARGEST_BODY:
             raise Refused("malformed", "a request that is too long", 413)
@@ -192,6 +192,8 @@ class AcmeServer:
             raise Refused("badSignatureAlgorithm", "ES256 is spoken here")
         kid = protected.get("kid", "")
         account = self._accounts.get(kid) if isinstance(kid, str) else None
+        if kid and account is None:
+            raise Refused("accountDoesNotExist", "no such account")
         key = account.key if account is not None else _key_untrusted(protected.get("jwk"))
         der = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         try:

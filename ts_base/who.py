@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 PeerId = int  # the control server's node id; 0 is nobody
 
 # An address through one of several uplinks carries it as a zone (RFC 4007): ("192.0.2.7%wwan0", 41641). Without a zone
-# the system chooses, so that a host with one uplink pays nothing for the others. Where one uplink has several sockets,
-# a number says which: "192.0.2.7%wwan0#3", or "192.0.2.7%#3".
+# the system chooses, so that a host with one uplink pays nothing for the others. A path through a socket beside the
+# first has that one's number there: ("192.0.2.7%#3", 41641).
 Direct = tuple[str, int]  # host and port
 PeerRelayed = tuple[str, int, int]  # host, port and Geneve VNI of the peer that relays
 Relayed = tuple[int, bytes]  # DERP region and the peer's node key

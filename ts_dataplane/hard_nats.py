@@ -62,7 +62,7 @@ MAX_TARGETS = 2  # addresses of the peer that every socket sends to
 KEEPALIVE = 20.0  # below the 30 seconds after which routers forget a mapping
 ABANDON = 65.0  # without an answer on the path that was opened
 ECHO = 2.0  # a peer that heard our keepalive asks back within this
-AGAIN = 60.0  # between an attempt that succeeded and the next one
+AGAIN = 60.0  # between an attempt that succeeded, or was overtaken by events, and the next one
 MAX_REST_FACTOR = 8  # a pair that fails again and again is tried ever less often
 MAX_RESTING = 1024
 MAX_LISTS_SEEN = 1024
@@ -94,6 +94,7 @@ class _Spreading:
     """We are hard: our sockets, and the ports the peer was told to try."""
 
     peer: PeerId
+    public: str
     targets: tuple[Direct, ...]
     began_at: float
     sockets: tuple[str, ...] = ()
@@ -161,7 +162,8 @@ class HardNats:
 
     @property
     def is_allowed(self) -> bool:
-        return self._limits.sockets > 0 and not self._keeper.never_direct
+        """With several uplinks nothing is opened: any of them may cost money by the byte."""
+        return self._limits.sockets > 0 and not self._keeper.never_direct and not self._keeper.uplinks
 
     def statistics(self) -> HardNatStatistics:
         sockets = len(self._kept) + (len(self._spreading.sockets) if self._spreading is not None else 0)
@@ -171,7 +173,7 @@ class HardNats:
         """What is known, done and waited for on the way to a peer that only a relay reaches."""
         is_trying = any(one is not None and one.peer == peer for one in (self._spreading, self._probing))
         rest = max(0.0, self._resting.get(peer, now) - now)
-        return HardNatOutlook(bool(self._public), self._limits.sockets > 0, is_trying, rest)
+        return HardNatOutlook(bool(self._public), self.is_allowed, is_trying, rest)
 
     # ---- facts
 
@@ -210,10 +212,10 @@ class HardNats:
         if state.best is not None or state.facts.disco_key is None or self._keeper.roster.relay(peer) is None:
             return
         targets = self._targets(state, now)
-        if not targets or self._is_resting(now, peer):
+        if not targets or self._is_resting(now, peer) or len(self._resting) >= MAX_RESTING:
             return
         self._attempts += 1
-        self._spreading = _Spreading(peer, targets, now)
+        self._spreading = _Spreading(peer, self._public, targets, now)
         self._keeper.messages.append(SocketsWanted(self._limits.sockets))
         self._tick_at = min(self._tick_at, now + TICK)
 
@@ -260,9 +262,9 @@ class HardNats:
         if now >= spreading.list_at and limits.probes - spreading.spent >= LIST:
             spreading.list_at = now + LIST / limits.rate
             spreading.spent += LIST
-            self._tell(state, spreading.told)
+            self._tell(state, spreading.public, spreading.told)
 
-    def _tell(self, state: PeerState, told: set[int]) -> None:
+    def _tell(self, state: PeerState, public: str, told: set[int]) -> None:
         """Ask the peer to ping so many ports of our router that it was not told before."""
         relay, key = self._keeper.roster.relay(state.peer), state.facts.disco_key
         if relay is None or key is None:
@@ -274,7 +276,7 @@ class HardNats:
                 port = (port + 1) % PORTS
             told.add(port)
             ports.append(FIRST_PORT + port)
-        self._outbox.send(key, relay, CallMeMaybe(tuple((self._public, port) for port in ports)))
+        self._outbox.send(key, relay, CallMeMaybe(tuple((public, port) for port in ports)))
 
     def _end_spreading(self, spreading: _Spreading, now: float, *, rests: bool) -> None:
         self._spreading = None
@@ -286,6 +288,8 @@ class HardNats:
             self._succeed(spreading.peer, now)
         elif rests:
             self._fail(spreading.peer, [host for host, _ in spreading.targets], now)
+        else:
+            self._rest(spreading.peer, now + AGAIN)
         if over := tuple(name for name in spreading.sockets if name != kept):
             self._close(over)
 
@@ -381,7 +385,7 @@ class HardNats:
         """Both are: end our own attempt, and have the peer end its."""
         if self._is_resting(now, state.peer):
             return
-        self._tell(state, set())
+        self._tell(state, self._public, set())
         spreading = self._spreading
         if spreading is not None and spreading.peer == state.peer:
             self._end_spreading(spreading, now, rests=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ IN_MEMORY = "certificates-in-memory"
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 60.0, 6 * 3600.0
 LONGEST_SLEEP = 3600.0  # wall clocks jump
 MOST_HELD = 64
+WANTED_EVERY = 3600.0  # so often a client's wish for one name is an order: authorities allow few that fail
 UNKNOWN_NAME = "certificates.unknown_name"
 
 
@@ -75,6 +77,9 @@ class CertificateKeeper:
         self._refused: dict[str, CertificateError] = {}
         self._locks: dict[str, trio.Lock] = {}
         self._changed = trio.Event()
+        self._wanted = ""
+        self._wanted_at: dict[str, float] = {}
+        self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon  # handshakes may be in any thread
         self._obtained = 0
         self._drops = {"certificates.renewal_failed": 0, "certificates.names_full": 0, UNKNOWN_NAME: 0}
 
@@ -124,7 +129,23 @@ class CertificateKeeper:
         found = next((held.certificate for held in self._held.values() if held.certificate.covers(wanted)), None)
         if found is None:
             self._drops[UNKNOWN_NAME] += 1
+            with suppress(trio.RunFinishedError):  # a server that outlives the device
+                self._call_soon(self._want, wanted)
         return found
+
+    def _want(self, name: str) -> None:
+        """A client named a name for which nothing is held: after the device was renamed, the next one finds it."""
+        try:
+            name, wall = self._checked(name), self._ground.wall_clock()
+        except CertificateError:
+            return  # it is not ours
+        except Exception:  # of a source that the program brought along
+            log.exception("the source of certificates failed")
+            return
+        if name not in self._held and wall - self._wanted_at.get(name, -math.inf) >= WANTED_EVERY:
+            self._wanted_at[name] = wall
+            self._wanted = name
+            self._changed.set()
 
     @property
     def ground(self) -> Ground:
@@ -190,6 +211,9 @@ class CertificateKeeper:
         """Until cancelled."""
         while True:
             self._changed = trio.Event()
+            if self._wanted:
+                await self._obtain_wanted()
+                continue
             name, due = self._next()
             left = due - self._ground.wall_clock()
             if left <= 0:
@@ -197,6 +221,13 @@ class CertificateKeeper:
                 continue
             with trio.move_on_after(min(left, LONGEST_SLEEP)):
                 await self._changed.wait()
+
+    async def _obtain_wanted(self) -> None:
+        name, self._wanted = self._wanted, ""
+        try:
+            await self.certificate(name)
+        except CertificateError as problem:
+            log.warning("a client wanted %s: %s", name, problem)
 
     def _next(self) -> tuple[str, float]:
         found = min(((held.due, name) for name, held in self._held.items()), default=(math.inf, ""))

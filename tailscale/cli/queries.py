@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STANDS_ON = ("trio", "cryptography", "pynacl", "noiseprotocol", "h2", "h11", "httpx", "msgspec")
 TAILDROP = "taildrop"  # under which an inbox is counted
+TUN = "tun"
 EXTRAS = ("rich", "wsproto", "numpy")
 NAT_KINDS = {None: "unknown", False: "easy: one outside address for all peers", True: "hard: a new one for every peer"}
 
@@ -64,7 +65,7 @@ def say_status(found: Status, options: argparse.Namespace, screen: Screen) -> No
     _say_lines(screen, f"home relay {found.relay or 'none'}, UDP port {found.udp_port or 'none'}")
     if found.advertised_routes:
         _say_lines(screen, f"forwards for others: {forwarded(found.advertised_routes, found.approved_routes)}")
-    if found.counters.levels.get("tun.up"):
+    if found.counters.levels.get(f"{TUN}.up"):
         _say_lines(screen, "every program of this machine reaches the tailnet: `pytailscale tun` shows how")
     for warning in found.health:
         first, *more = screen.fitted(

@@ -89,7 +89,7 @@ class Arrivals:
     async def __call__(self, request: PeerRequest) -> None:
         from tailscale.funnel.words import read_source_untrusted, read_target_untrusted  # few devices are published
 
-        if not self._may_bring(request.caller):
+        if not self.may_bring(request.caller):
             await self._refuse(request, 403, "funnel.no_capability", "denied; no ingress cap\n")
             return
         if request.method != "POST":
@@ -130,7 +130,7 @@ class Arrivals:
         finally:
             self._open -= 1
 
-    def _may_bring(self, caller: PeerCaller) -> bool:
+    def may_bring(self, caller: PeerCaller) -> bool:
         """Whether somebody may be a relay: by the policy, or because a published name says so."""
         if INGRESS in caller.capabilities:
             return True

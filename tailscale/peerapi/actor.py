@@ -21,7 +21,10 @@ from tailscale.sockets.tcp import TcpListener
 from ts_control.wire import Service
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailscale._config import Preferences
+    from tailscale.peerapi.callers import PeerCaller
     from tailscale.peerapi.serving import Connections
     from tailscale.runtime.directory import Directory
     from tailscale.sockets.socket_device import SocketDevice
@@ -49,8 +52,11 @@ class PeerApiStatistics(NamedTuple):
 class PeerApi:
     """One per device."""
 
-    def __init__(self, directory: Directory, stack: Stack, device: SocketDevice) -> None:
+    def __init__(
+        self, directory: Directory, stack: Stack, device: SocketDevice, is_relay: Callable[[PeerCaller], bool]
+    ) -> None:
         self.paths = PeerPaths()
+        self._is_relay = is_relay
         self._directory, self._stack, self._device = directory, stack, device
         self._connections: Connections | None = None
         self.drops: Counter[str] = Counter()
@@ -73,7 +79,7 @@ class PeerApi:
             if self._connections is None:
                 from tailscale.peerapi.serving import Connections  # HTTP costs more than the rest of a device's start
 
-                self._connections = Connections(self._directory, self.paths, self.drops)
+                self._connections = Connections(self._directory, self.paths, self.drops, self._is_relay)
             await self._connections.serve(listener, first)
 
 

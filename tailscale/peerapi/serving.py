@@ -22,13 +22,15 @@ from tailscale.http1.limits import Limits
 from tailscale.http1.requests import headers_of, next_request
 from tailscale.http1.visits import Visit, Visits
 from tailscale.http1.wire import Wire
-from tailscale.peerapi.callers import INGRESS, PeerCaller, caller_at, names_of_us
+from tailscale.peerapi.callers import PeerCaller, caller_at, names_of_us
 from tailscale.peerapi.checks import FOR_BROWSERS, INVALID, looks_like_a_browser, may_be_answered
 from tailscale.peerapi.request import BodyTooLarge, PeerRequest
 from tailscale.sockets.early import EarlyStream
 from ts_base.ip import parse_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailscale.peerapi.paths import PeerPaths
     from tailscale.runtime.directory import Directory
     from tailscale.sockets.tcp import TcpListener, TcpStream
@@ -54,8 +56,11 @@ class Known(NamedTuple):
 class Connections:
     """All that peers have open to us."""
 
-    def __init__(self, directory: Directory, paths: PeerPaths, drops: Counter[str]) -> None:
+    def __init__(
+        self, directory: Directory, paths: PeerPaths, drops: Counter[str], is_relay: Callable[[PeerCaller], bool]
+    ) -> None:
         self._directory, self._paths, self.drops = directory, paths, drops
+        self._is_relay = is_relay
         self._visits = Visits()
         self._idle: set[trio.CancelScope] = set()
         self.requests = 0
@@ -83,7 +88,7 @@ class Connections:
             self.drops["peerapi.unknown_source"] += 1
             stream.abort()
             return
-        limits = RELAY_LIMITS if INGRESS in known.caller.capabilities else LIMITS
+        limits = RELAY_LIMITS if self._is_relay(known.caller) else LIMITS
         visit = self._visits.admit(known.caller.node.stable_id, stream.shut, limits)
         if visit is None:
             self.drops["peerapi.too_many_connections"] += 1

@@ -200,6 +200,24 @@ class PeerPathChanged(Lossy, frozen=True):
     peer: PeerId
     path: Path | None
     latency: float
+    reason: str = ""
+    gap: float | None = None
+
+
+class UplinksWished(Lossy, frozen=True):
+    """The user wishes datagrams laid on paths otherwise. Said and heard by uplinks."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+
+class UplinkMoved(Lossy, frozen=True):
+    """An uplink came, went, or has other addresses. Said by uplinks, heard by the user's event readers."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    uplink: str
+    up: bool
+    why: str
 
 
 class NetworkChanged(Reliable, frozen=True):

@@ -68,7 +68,7 @@ class Reach:
             return "a way through a hard NAT is being opened right now"
         ours = "our router uses another port for every destination (a hard NAT)"
         if not found.is_allowed:
-            return f"{ours}, and hard_nats=False forbids to open a way through it" if found.is_ours_hard else ""
+            return f"{ours}, and hard_nats=False or several uplinks forbid to open a way" if found.is_ours_hard else ""
         if found.rest:
             whose = ours if found.is_ours_hard else "its router uses another port for every destination (a hard NAT)"
             return f"{whose}: an attempt to open a way has failed, the next may begin in {found.rest:.0f} s"

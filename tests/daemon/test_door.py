@@ -201,7 +201,7 @@ def test_half_a_request_harms_nobody(daemon: Daemon, data: bytes) -> None:
         ("GET", "/localapi/v0/watch-ipn-bus?mask=x", None, 400),
         ("GET", "/localapi/v0/dns-query?name=db&type=ZZZ", None, 400),
         ("GET", "/localapi/v0/../../etc/passwd", None, 404),
-        ("GET", "/localapi/v0/cert/x", None, 501),
+        ("GET", "/localapi/v0/cert/x", None, 500),
         ("PUT", "/localapi/v0/file-put/x/y", None, 404),
         ("DELETE", "/localapi/v0/status", None, 405),
         ("GET", "log?level=loud", None, 400),

@@ -24,8 +24,8 @@ from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.settings import BadSettings, read_settings
 from tailscale.peerapi.actor import PORT
 from tailscale.serve.config import ServeConfig
+from ts_base.client_hello import INTERNAL_ERROR, UNRECOGNIZED_NAME, encode_alert
 from ts_control.server_funnel import FunnelRules
-from ts_proxy.client_hello import INTERNAL_ERROR, UNRECOGNIZED_NAME, encode_alert
 
 NAME = "keeper.tailnet.test"
 
@@ -67,14 +67,12 @@ def test_funnel_is_turned_on_shown_and_turned_off(
     port = str(server[0].socket.getsockname()[1])
     words = ["funnel", *state, "--bg", "--tcp=8443"]
     assert main([*words, port]) == 1
-    assert "Funnel needs HTTPS" in capfd.readouterr().err
+    assert "docs/funnel.md" in capfd.readouterr().err
     addresses = [address for address in (net.db.ipv4, net.db.ipv6) if address]
     allow(net, FunnelRules(tuple(addresses)))
     wait_until(lambda: "funnel" in daemon.keeper.usable.node.capabilities)
     assert main(["funnel", *state, "--bg", "--tcp=444", port]) == 1
     assert "port 444 may not be used for Funnel; allowed here: 443, 8443, 10000" in capfd.readouterr().err
-    assert main(["funnel", *state, "--bg", "--https=443", "3000"]) == 1
-    assert "docs/certificates.md" in capfd.readouterr().err
     assert main(["funnel", *state, "--bg", "--tls-terminated-tcp=10000", "--proxy-protocol=1", "3000"]) == 1
     assert main([*words, port]) == 0
     assert "available on the internet" in capfd.readouterr().err

@@ -99,6 +99,7 @@ def test_serve_in_the_foreground_ends_with_the_command(net: World, daemon: Daemo
     wait_until(lambda: 81 not in daemon.serving.config.ports())
 
 
+@pytest.mark.slow
 def test_serve_alone_has_a_device_of_its_own(net: World, tmp_path: Path) -> None:
     words = ["--state", str(tmp_path), "--hostname", "alone", "--control-url", net.url]
     assert b"pytailscale up" in run("serve", *words, "--bg", "--http=80", "3000").stderr
@@ -167,6 +168,7 @@ def test_what_cannot_be_is_a_sentence(state: list[str], capfd: pytest.CaptureFix
         assert sentence in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_config_goes_out_and_in_as_a_file(state: list[str], tmp_path: Path) -> None:
     path = str(tmp_path / "serve.json")
     assert main(["serve", *state, "--bg", "--http=80", "text:hello"]) == 0

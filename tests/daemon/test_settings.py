@@ -28,6 +28,8 @@ advertise_routes = ["192.168.7.0/24"]
 advertise_exit_node = false
 shields_up = true
 udp_port = 41641
+uplinks = ["wlan0", "wwan0"]
+paths = {nas = "redundant:2", "*" = "backup:wlan0,wwan0"}
 hard_nats = false
 
 [log]
@@ -94,6 +96,16 @@ port = 2222
 [metrics]
 listen = "127.0.0.1:9100"
 peers = true
+
+[ingress]
+listen = "0.0.0.0:443"
+to = "web"
+names = {"web.example.com" = "web"}
+port = 443
+connections = 1000
+per_name = 500
+per_source = 50
+proxy_protocol = false
 """
 
 
@@ -109,7 +121,7 @@ def test_every_section_and_key_is_taken() -> None:
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
     kinds = [kind for kind, _ in found.parts if kind != "serve"]
-    assert kinds == ["tun", "forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics"]
+    assert kinds == ["tun", "forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics", "ingress"]
 
 
 def test_every_kind_of_part_has_a_section_and_can_be_run() -> None:

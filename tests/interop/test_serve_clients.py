@@ -35,7 +35,8 @@ PAGE = b"""<!doctype html><title>wait</title><script>
 const said = [];
 const chat = new WebSocket(`ws://${location.host}/app/ws`);
 chat.onmessage = event => { said.push(event.data); document.title = said.join(" "); };
-fetch("/site/big.bin", {headers: {Range: "bytes=10-19"}}).then(r => r.text()).then(t => chat.send(t));
+const part = {headers: {Range: "bytes=10-19"}};
+chat.onopen = () => fetch("/site/big.bin", part).then(r => r.text()).then(t => chat.send(t));
 </script>"""
 async def app(scope, receive, send):
     headers = {n.decode(): v.decode() for n, v in scope.get("headers", [])}

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 from cryptography import x509
-from tailnet_scripts import beside
+from tailnet_scripts import beside, until
 
 import tailscale
 from tailscale import Device
@@ -110,6 +110,19 @@ async def test_where_control_gives_no_names_the_sentence_says_what_to_do(
         for verb in (web.certificate, web.tls_context, web.listen_tls):
             with pytest.raises(tailscale.CertificateNameRefused, match=r"FileCertificates.*docs/certificates\.md"):
                 await verb()  # type: ignore[operator]
+
+
+async def test_wildcard_is_had_where_control_lets_names_below_resolve(autojump_clock: trio.testing.MockClock) -> None:
+    everybody = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
+    policy = {**everybody, "nodeAttrs": [{"target": ["*"], "attr": ["dns-subdomain-resolve"]}]}
+    async with Tailnet(certificates=True, policy=policy) as net:
+        web = await net.device("web")
+        below = await web.certificate(f"app.{web.name}")
+        assert set(below.names) == {f"*.{web.name}", web.name}
+        assert await web.certificate(f"*.{web.name}") is below
+        context = await web.tls_context(f"app.{web.name}")
+        client = net.certificates.client_context()
+        assert handshake(context, client, f"other.{web.name}") == f"*.{web.name}"
 
 
 async def test_context_refuses_names_that_are_not_ours(autojump_clock: trio.testing.MockClock) -> None:
@@ -270,6 +283,27 @@ async def test_authority_that_is_away_is_named(autojump_clock: trio.testing.Mock
             await web.certificate()
         await net.certificates.start()
         assert await web.certificate()
+
+
+async def test_device_that_is_renamed_has_a_certificate_for_the_next_client_but_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Tailnet(certificates=True) as net:
+        web = await net.device("web")
+        context, client = await web.tls_context(), net.certificates.client_context()
+        net.rename("web", "shop")
+        await until(lambda: web.name == "shop.tailnet.test")
+        for _ in range(3):
+            with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+                handshake(context, client, "shop.tailnet.test")
+        await until(lambda: net.certificates.server.statistics().certificates == 2)
+        await until(lambda: web.status().counters.levels["certificates.held"] == 2)
+        assert handshake(context, client, "shop.tailnet.test") == "shop.tailnet.test"
+        for _ in range(3):  # what is not ours is no wish
+            with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+                handshake(context, client, "other.test")
+        await trio.sleep(1)
+        assert net.certificates.server.statistics().orders == 2
 
 
 # --- what is kept ---------------------------------------------------------------------------------

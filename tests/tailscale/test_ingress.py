@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -14,12 +16,14 @@ from hello_scripts import body_of, hello, message, records, server_name
 from tailnet_scripts import beside, until
 from trio.testing import MockClock
 
+import tailscale.aio
+import tailscale.sync
 from tailscale import Device, FunnelStream
 from tailscale.ingress import Ingress, IngressLimits, ingress
 from tailscale.peerapi.actor import PORT
 from tailscale.testing import Tailnet
 from tailscale.testing.network import VirtualHost
-from ts_proxy.client_hello import INTERNAL_ERROR, MISSING_EXTENSION, UNRECOGNIZED_NAME, encode_alert
+from ts_base.client_hello import INTERNAL_ERROR, MISSING_EXTENSION, UNRECOGNIZED_NAME, encode_alert
 
 OTHER = "other.example"
 
@@ -432,3 +436,49 @@ async def test_a_relay_that_leads_nowhere_is_refused(autojump_clock: MockClock, 
 def test_limits_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="greater"):
         IngressLimits(per_source=0)
+
+
+async def test_other_faces_run_a_relay_until_their_device_ends() -> None:
+    async with Tailnet(real=True) as net:
+        joined = {"control_url": net.control.url, "auth_key": net.auth_key(reusable=True)}
+
+        def port_of(listener: list[trio.SocketListener]) -> int:
+            port: int = listener[0].socket.getsockname()[1]
+            return port
+
+        async def asked(port: int) -> bytes:
+            while True:
+                try:
+                    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                        await stream.send_all(hello(b"x.example"))
+                        return bytes(await stream.receive_some())
+                except OSError:
+                    await trio.sleep(0.01)
+
+        async def under_asyncio(port: int) -> None:
+            async with tailscale.aio.Device("a", **joined) as gate:
+                task = asyncio.create_task(ingress(gate, f"127.0.0.1:{port}", {NAME: "web"}))
+                await asyncio.to_thread(done.wait)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+        def blocking(port: int) -> None:
+            gate = tailscale.sync.Device("s", **joined)
+            with gate:
+                ending = threading.Thread(target=lambda: (done.wait(), gate.close()))
+                ending.start()
+                with suppress(tailscale.DeviceClosed):
+                    ingress(gate, f"127.0.0.1:{port}", {NAME: "web"})
+                ending.join()
+
+        for work in (lambda port: asyncio.run(under_asyncio(port)), blocking):
+            done = threading.Event()
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = port_of(listeners)
+            await listeners[0].aclose()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, work, port)
+                with trio.fail_after(30):
+                    assert await asked(port) == encode_alert(UNRECOGNIZED_NAME)
+                done.set()

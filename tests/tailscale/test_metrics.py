@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from funnel_scripts import NAME, knock, post
+from hello_scripts import hello
 from httpx import AsyncClient as Client
 from mesh_scripts import break_streams, next_of
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from tailnet_scripts import beside, echo_service, echoed, until
 from trio.testing import MockClock
 
 from tailscale import Device, TailscaleError, proxy, taildrop
+from tailscale.ingress import ingress
 from tailscale.mesh import Inbox, Mesh, MeshLimits, Offer
 from tailscale.metrics import collector, exposition, serve_metrics
 from tailscale.metrics.server import respond
@@ -43,7 +45,14 @@ OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytails
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
+NAMES_OF_UPLINKS = ("pytailscale_uplink_", "pytailscale_path_s", "pytailscale_path_g", "pytailscale_duplicates_")
+OF_UPLINKS = {metric.name for metric in METRICS if metric.name.startswith(NAMES_OF_UPLINKS)}
 OF_TUN = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_tun_")}  # in test_tun_device.py
+# These in test_hard_nats_devices.py and test_large_streams.py: they want routers and wide links.
+OF_PATHS = {
+    metric.name for metric in METRICS if metric.name.startswith(("pytailscale_hard_nat_", "pytailscale_path_mtu_"))
+}
+OF_ELSEWHERE = OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS | OF_UPLINKS
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -102,9 +111,16 @@ async def live_through_everything(net: Tailnet, watched: Watched, router: Device
         await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: peer\r\n\r\n")
         await stream.receive_some()
         look()
-    with router.answer_funnel(NAME, 443, echo, relays=[client.hostname]):
-        async with knock(client, router, post()):
+    with router.answer_funnel(NAME, 8443, echo, relays=[client.hostname]):
+        async with knock(client, router, post(target=f"{NAME}:8443")):
             look()
+    door = net.host("gatehouse").listen_tcp(443)
+    with client.answer_funnel(NAME, 443, echo, relays=[router.hostname]):
+        async with beside(functools.partial(ingress, router, door, client.hostname)):
+            async with await net.host("visitor").open_tcp(*door.address) as stream:
+                await stream.send_all(hello(NAME.encode()))
+                await stream.receive_some()
+                look()
     behind = net.host("printer")
     net.approve_routes(router, f"{behind.address}/32")
     await until(lambda: any(f"{behind.address}/32" in peer.routes for peer in client.peers.values()))
@@ -171,8 +187,35 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES
+        assert watched.constant() == OF_ELSEWHERE
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
+
+
+async def test_no_metric_of_uplinks_stays_constant(autojump_clock: MockClock) -> None:
+    async with Tailnet(latency=0.01) as net:
+        machine = net.host("van", uplinks=["wlan0", "wwan0"])
+        van, nas = await net.device("van", uplinks="all"), await net.device("nas")
+        net.link("van%wwan0", nas, latency=0.03)
+        watched = Watched(van)
+        async with echo_service(nas, 80), await van.tcp_connect("nas", 80) as stream:
+            watched.look()
+
+            async def talk(seconds: int) -> None:
+                for _ in range(10 * seconds):
+                    await stream.send_all(bytes(1000))
+                    await stream.receive_some()
+                    await trio.sleep(0.1)
+                watched.look()
+
+            await talk(5)
+            net.block_udp("van%wlan0", nas)
+            await talk(5)
+            net.unblock_udp("van%wlan0", nas)
+            machine.set_up("wwan0", False)
+            await talk(20)
+        assert not watched.constant() & OF_UPLINKS
+        assert value(van, "pytailscale_uplink_up", uplink="wlan0") == 1
+        assert value(van, "pytailscale_path_switches_total", reason="silent") == 1
 
 
 async def test_no_metric_of_a_mesh_stays_constant(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import ssl
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve_scripts import published
 
@@ -61,6 +61,7 @@ def test_what_cannot_be_is_named_with_its_path(told: Any, sentence: str) -> None
     assert sentence in str(refused.value)
 
 
+@settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
                         ("TCP", "Web", "Services", "AllowFunnel", "Foreground", "Handlers", "80", "a:80", "/", "svc:a")

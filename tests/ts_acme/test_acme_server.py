@@ -61,7 +61,7 @@ def test_account_is_found_by_its_key(caller: Caller) -> None:
     assert kind(stranger.post("/account", {})) == "userActionRequired"
     assert kind(stranger.post("/orders", {})) == "accountDoesNotExist"
     stranger.account = f"{URL}/account/nobody"
-    assert kind(stranger.post("/orders", {})) == "badPublicKey"
+    assert kind(stranger.post("/orders", {})) == "accountDoesNotExist"
 
 
 def test_signatures_and_nonces_are_checked(caller: Caller) -> None:

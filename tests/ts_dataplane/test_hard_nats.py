@@ -141,6 +141,22 @@ def test_no_second_sees_more_than_the_rate():
     assert max(sum(at <= other < at + 1.0 for other in times) for at in times) <= LIMITS.rate * 1.1
 
 
+def test_an_address_that_stun_loses_ends_nothing():
+    world, easy, hard = pair(3)
+    world.talk(easy, hard, 3.0)
+    assert hard.sockets
+    hard.finder.set_hard_router("")
+    world.talk(easy, hard, 12.0)
+    assert easy.is_direct(hard)
+
+
+def test_several_uplinks_forbid_it():
+    world, easy, hard = pair(1)
+    hard.finder._keeper.uplinks = ("wlan0", "wwan0")
+    world.talk(easy, hard, 10.0)
+    assert not [m for _, m in hard.messages if isinstance(m, SocketsWanted)]
+
+
 @pytest.mark.parametrize("whose", ["easy", "hard"])
 def test_one_switch_forbids_it(whose):
     off = HardNatLimits(sockets=0)
