@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from tailscale._spelling import clean_hostname, clean_routes, clean_tags, default_hostname
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from tailscale.tun_options import TunOptions
 from tailscale.uplinks import strategy_from_text
-from ts_base.errors import BadPacket
-from ts_base.ip import format_prefix, parse_prefix
 from ts_dataplane.hard_nats import HardNatLimits
 from ts_dataplane.strategies import EVERYBODY, STRATEGIES, Best, Strategy, Wishes
 
@@ -172,26 +169,6 @@ def control_url_from_environment() -> str:
     return os.environ.get("TS_CONTROL_URL") or DEFAULT_CONTROL_URL
 
 
-def default_hostname() -> str:
-    """`TS_HOSTNAME`, or a clean form of the machine's name."""
-    return os.environ.get("TS_HOSTNAME") or clean_hostname(socket.gethostname())
-
-
-def clean_routes(texts: Iterable[str]) -> tuple[str, ...]:
-    """Prefixes as control writes them; ValueError for what is none."""
-    if isinstance(texts, str):
-        raise TypeError(
-            f'advertise_routes takes a list of prefixes, such as ["192.168.7.0/24"], not the text {texts!r}'
-        )
-    routes = []
-    for text in texts:
-        try:
-            routes.append(format_prefix(parse_prefix(text)))
-        except BadPacket as problem:
-            raise ValueError(f"advertise_routes takes prefixes such as 192.168.7.0/24: {problem}") from None
-    return tuple(routes)
-
-
 def checked(preferences: Preferences) -> Preferences:
     """The same, where they go together."""
     if preferences.advertise_exit_node and preferences.exit_node:
@@ -200,19 +177,6 @@ def checked(preferences: Preferences) -> Preferences:
             "offering to be one"
         )
     return preferences
-
-
-def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Tags as the policy writes them; the error for what is none."""
-    if isinstance(tags, str):
-        raise TypeError(f'tags takes a list of names, such as ["tag:ci"], not the text {tags!r}')
-    found = tuple(tags)
-    for tag in found:
-        if not re.fullmatch(r"tag:[A-Za-z][A-Za-z0-9-]*", tag):
-            raise ValueError(
-                f'tags takes names such as "tag:ci" (tag:, a letter, letters, digits and dashes), not {tag!r}'
-            )
-    return found
 
 
 def first_preferences(
@@ -269,11 +233,3 @@ def _strategy(wish: Strategy | str) -> Strategy:
     if not isinstance(wish, STRATEGIES):
         raise TypeError(f"paths takes strategies, such as Best() or Redundant(2), alone or by peer, not {wish!r}")
     return wish
-
-
-def clean_hostname(text: str) -> str:
-    """Lower-case letters, digits and dashes, at most 63: what a tailnet accepts as a name."""
-    if not isinstance(text, str):
-        raise TypeError(f'hostname is text, such as "worker", not {text!r}')
-    label = re.sub(r"[^a-z0-9-]+", "-", text.split(".")[0].lower()).strip("-")
-    return label[:63].strip("-") or "python"

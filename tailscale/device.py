@@ -29,15 +29,13 @@ from tailscale._config import (
     checked,
     checked_paths,
     checked_uplinks,
-    clean_hostname,
-    clean_routes,
-    clean_tags,
     control_url_from_environment,
     first_preferences,
     logins,
 )
 from tailscale._faces import AsyncWithOnly, brief, briefly, wrong_face
 from tailscale._process import OwnProcess
+from tailscale._spelling import clean_hostname, clean_routes, clean_tags
 from tailscale.dial import choose
 from tailscale.dial.dialing import host_and_port
 from tailscale.errors import DeviceClosed, DeviceNotReady, TailscaleError

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
+from tailscale._spelling import PingKind as PingKind
 from tailscale.foreign_text import for_terminal
 from tailscale.nodes import Node, counted
 
@@ -22,8 +23,6 @@ class HealthWarning:
         return {"code": self.code, "sentence": self.sentence, "remedy": self.remedy}
 
 
-PingKind = Literal["disco", "tsmp", "icmp", "peerapi"]
-PING_KINDS = get_args(PingKind)
 PathKind = Literal["", "direct", "relay", "peer relay"]
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from tailscale._spelling import DEFAULT_TUN_NAME
 from ts_base.errors import BadPacket
 from ts_base.ip import IP6_MINIMUM_MTU, TUNNEL_MTU, Prefix, format_prefix, parse_prefix
 
-DEFAULT_NAME = "ts0"
 SMALLEST_MTU = 576
 EXCLUDES_LIMIT = 256
 # What Linux takes for an interface, but what only a shell would need quoting for.
@@ -27,7 +27,7 @@ Dns = bool | Literal["auto"]
 class TunOptions:
     """How the kernel's own sockets reach the tailnet; made by `tailscale.tun(...)`."""
 
-    name: str = DEFAULT_NAME
+    name: str = DEFAULT_TUN_NAME
     mtu: int = TUNNEL_MTU
     split: bool = False
     exclude: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class TunOptions:
 
 
 def tun(
-    name: str = DEFAULT_NAME,
+    name: str = DEFAULT_TUN_NAME,
     *,
     mtu: int = TUNNEL_MTU,
     split: bool = False,
@@ -61,7 +61,7 @@ def tun(
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
         raise ValueError(
             f"{name!a} is no name for a network interface: 1 to 15 letters, digits, dots, dashes and underscores, "
-            f"such as {DEFAULT_NAME!r}"
+            f"such as {DEFAULT_TUN_NAME!r}"
         )
     if type(mtu) is not int or not SMALLEST_MTU <= mtu <= TUNNEL_MTU:
         raise ValueError(f"mtu is a whole number from {SMALLEST_MTU} to {TUNNEL_MTU}, not {mtu!r}")

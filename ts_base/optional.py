@@ -7,6 +7,7 @@ as absent: what is optional may never be what keeps a program from starting.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.machinery import PathFinder
 from typing import Any
 
 
@@ -17,3 +18,9 @@ def optional(name: str, *needed: str) -> Any:
     except Exception:  # whatever its own code raises
         return None
     return module if all(hasattr(module, each) for each in needed) else None
+
+
+def is_installed(name: str) -> bool:
+    """Whether there is such a module: for what is imported later, and missed now. An empty folder is none."""
+    spec = PathFinder.find_spec(name)
+    return spec is not None and spec.origin is not None

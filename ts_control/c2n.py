@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import h11
@@ -37,8 +37,7 @@ REMOTE_API = b"/remoteapi/"
 FORBIDDEN: Answer = (b"403 Forbidden", b"this device is not administered from afar\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(NamedTuple):
     """One warning, as health.State has it."""
 
     code: str

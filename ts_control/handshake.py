@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
+from typing import NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.keys import KEY_LENGTH, MachinePrivate, MachinePublic
@@ -76,8 +77,7 @@ class Initiator:
         return "Initiator([redacted])"
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A client let in: who it is, what it speaks, and the bytes to answer with."""
 
     machine: MachinePublic

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import h2.connection
 import h2.events
@@ -33,23 +33,20 @@ _FIRST_WINDOW = 65535  # RFC 9113 6.9.2: the connection's window before any upda
 Headers = dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestArrived:
+class RequestArrived(NamedTuple):
     stream: int
     method: str
     path: str
     headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseArrived:
+class ResponseArrived(NamedTuple):
     stream: int
     status: int
     headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
-class BodyArrived:
+class BodyArrived(NamedTuple):
     """A piece of a body. Hand `window` to `acknowledge` once it has been dealt with."""
 
     stream: int
@@ -57,19 +54,16 @@ class BodyArrived:
     window: int
 
 
-@dataclass(frozen=True, slots=True)
-class BodyEnded:
+class BodyEnded(NamedTuple):
     stream: int
 
 
-@dataclass(frozen=True, slots=True)
-class StreamFailed:
+class StreamFailed(NamedTuple):
     stream: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionEnding:
+class ConnectionEnding(NamedTuple):
     """The other side takes no new streams."""
 
     reason: str

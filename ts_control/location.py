@@ -9,14 +9,14 @@ import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ts_base.errors import BadPacket
 from ts_base.hosts import check_host_untrusted
 
 
-@dataclass(frozen=True, slots=True)
-class ControlAddress:
+class ControlAddress(NamedTuple):
     """One way in: scheme, host, port."""
 
     host: str

@@ -50,7 +50,7 @@ from __future__ import annotations
 #   logged out: for ever
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -90,8 +90,7 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """The keys control knows us by, and whether it has accepted the node key."""
 
     machine: MachinePrivate
@@ -102,13 +101,11 @@ class Credentials:
     """Being tried; ours when control accepts it. If we died in between, only control knows whether it did."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(NamedTuple):
     """Send `register_request()`, and wait this long for the answer."""
 
     timeout: float
@@ -127,8 +124,7 @@ class PhaseChanged:
     error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialsChanged:
+class CredentialsChanged(NamedTuple):
     """Save this before anything else happens."""
 
     credentials: Credentials
@@ -281,7 +277,7 @@ class ControlMachine:
         if self._must_register or ours.next_node is not None:
             return None
         self._renewing = NodePrivate.generate(self._entropy(32))
-        self._commit(replace(ours, next_node=self._renewing))
+        self._commit(ours._replace(next_node=self._renewing))
         unwrapped = unwrap_auth_key(auth_key)
         if not self._may_vouch_for_next_key(self._own_signature):
             signature = unwrapped.vouch(self._renewing.public.raw)
@@ -307,7 +303,7 @@ class ControlMachine:
 
     def _give_up_renewal(self) -> None:
         self._vouched = ""
-        self._commit(replace(self.credentials, next_node=None))
+        self._commit(self.credentials._replace(next_node=None))
 
     def on_renewal_lost(self) -> None:
         """The answer did not come: only control knows whether the new key is ours. The next connection asks."""
@@ -340,7 +336,7 @@ class ControlMachine:
         """Control answered. The order of the cases is upstream's."""
         if self.asks_about_next_key and (response.error or response.node_key_expired or response.auth_url):
             self.asks_about_next_key = False
-            self._commit(replace(self.credentials, next_node=None))
+            self._commit(self.credentials._replace(next_node=None))
         elif response.error:
             self._on_error(response.error, now)
         elif response.node_key_expired:
@@ -401,7 +397,7 @@ class ControlMachine:
         if ours.next_node is not None:
             self._commit(Credentials(ours.machine, ours.next_node, ours.node, is_registered=True))
         elif not ours.is_registered:
-            self._commit(replace(ours, is_registered=True))
+            self._commit(ours._replace(is_registered=True))
         self.asks_about_next_key = False
         self._was_regenerated = False
         self._uses_auth_key = False
@@ -459,7 +455,7 @@ class ControlMachine:
         self._followup = self._vouched = ""
         self.asks_about_next_key = False
         if self.credentials.is_registered:  # a key control never accepted is as good as a new one
-            self._commit(replace(self.credentials, next_node=NodePrivate.generate(self._entropy(32))))
+            self._commit(self.credentials._replace(next_node=NodePrivate.generate(self._entropy(32))))
 
     def _fail(self, error: RegistrationRefused, now: float) -> None:
         pause = min(REFUSAL_PAUSE * 2**self._refusals, LONGEST_REFUSAL_PAUSE)

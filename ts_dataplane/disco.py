@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ts_base.box import NONCE_LENGTH, TAG_LENGTH, Box
 from ts_base.errors import BadPacket
@@ -66,8 +66,7 @@ class CallMeMaybe:
     endpoints: tuple[Direct, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """One step of the three-way handshake with a peer relay; `kind` says which."""
 
     kind: int
@@ -80,8 +79,7 @@ class Bind:
 BIND, CHALLENGE, ANSWER = 4, 5, 6
 
 
-@dataclass(frozen=True, slots=True)
-class RelayEndpoint:
+class RelayEndpoint(NamedTuple):
     """A place on a peer relay kept for two clients."""
 
     server_disco: bytes

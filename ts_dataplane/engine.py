@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from ts_base.ip import TCP, TSMP, UDP
@@ -60,8 +59,7 @@ SPARE_PATHS = 256  # remembered of peers that are gone, before they are looked f
 _WIREGUARD = frozenset(bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4))
 
 
-@dataclass(frozen=True, slots=True)
-class RouteMissing:
+class RouteMissing(NamedTuple):
     """Packets to `destination` were dropped because no peer has it, or `via` does not take them: dials may fail."""
 
     destination: bytes

@@ -28,8 +28,7 @@ MIN_PATIENCE = 0.1  # for stragglers, once enough has answered
 MAX_PROBES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class RegionTargets:
+class RegionTargets(NamedTuple):
     """Where the STUN servers of one region listen, by address family."""
 
     region: int
@@ -74,8 +73,7 @@ class Report:
         return named | {f"{region}-v6": latency for region, latency in self.ipv6.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
+class _Probe(NamedTuple):
     region: int
     is_ipv6: bool
     target: Direct

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from ts_base.who import Direct, Path, PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class BestPathChanged:
+class BestPathChanged(NamedTuple):
     """The best path that is not a relay became another one, or none."""
 
     peer: PeerId
@@ -26,16 +25,14 @@ class PathsMoved:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class PingAnswered:
+class PingAnswered(NamedTuple):
     peer: PeerId
     token: int
     path: Path
     latency: float
 
 
-@dataclass(frozen=True, slots=True)
-class PingLost:
+class PingLost(NamedTuple):
     """`path` is None where there was none to ping on."""
 
     peer: PeerId
@@ -43,22 +40,19 @@ class PingLost:
     path: Path | None
 
 
-@dataclass(frozen=True, slots=True)
-class NeedStun:
+class NeedStun(NamedTuple):
     """Somebody is about to be told our addresses and they are stale."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SocketsWanted:
+class SocketsWanted(NamedTuple):
     """Somebody is about to use many sockets: `PathFinder.on_sockets` says which there are."""
 
-    count: int
+    number: int
 
 
-@dataclass(frozen=True, slots=True)
-class SocketsOver:
+class SocketsOver(NamedTuple):
     """Nobody uses these sockets any more."""
 
     sockets: tuple[str, ...]

@@ -11,7 +11,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from ts_base.keys import DiscoPrivate, NodePublic
@@ -109,13 +108,13 @@ class PathFinder:
         if before is not None and before.disco_key != disco_key and not before.expired:
             told_by_control = self._advertised.get(peer, (before.disco_key, b""))[0]
             self._advertised[peer] = told_by_control, disco_key
-            self._learn(peer, before, replace(before, disco_key=disco_key), now)
+            self._learn(peer, before, before._replace(disco_key=disco_key), now)
 
     def _prefer_advert(self, peer: PeerId, facts: PeerPaths) -> PeerPaths:
         """What the peer said holds until control says something new."""
         told_by_control, disco_key = self._advertised[peer]
         if facts.disco_key == told_by_control:
-            return replace(facts, disco_key=disco_key)
+            return facts._replace(disco_key=disco_key)
         del self._advertised[peer]
         return facts
 

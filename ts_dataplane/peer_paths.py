@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from ts_base.budget import Budget
 from ts_base.ip import TUNNEL_MTU
@@ -35,8 +35,7 @@ SIZE_PROBES = 6  # unanswered full-size pings on a path that answers small ones:
 SIZE_PROBE_SPACING = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class PeerPaths:
+class PeerPaths(NamedTuple):
     """What control says about reaching a peer. Endpoints stay the netmap's own strings until they are needed."""
 
     node_key: bytes

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ts_base.who import Direct, PeerId, PeerRelayed, endpoint_of
 from ts_dataplane import disco
@@ -27,16 +28,14 @@ MAX_HANDSHAKES = 64
 MAX_ADDRESSES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(NamedTuple):
     """Say `message` to `peer` over its DERP relay."""
 
     peer: PeerId
     message: AllocateRequest | CallMeMaybeVia
 
 
-@dataclass(frozen=True, slots=True)
-class Knock:
+class Knock(NamedTuple):
     """Send a step of the bind handshake to a relay server, with Geneve's control bit set."""
 
     address: Direct
@@ -45,8 +44,7 @@ class Knock:
     message: Bind
 
 
-@dataclass(frozen=True, slots=True)
-class PingThrough:
+class PingThrough(NamedTuple):
     peer: PeerId
     path: PeerRelayed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
 
@@ -40,15 +39,13 @@ PCP_ANNOUNCE, PCP_MAP = 0, 1
 NONCE_LENGTH = 12
 
 
-@dataclass(frozen=True, slots=True)
-class PmpAddress:
+class PmpAddress(NamedTuple):
     result: int
     epoch: int
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class PmpMapping:
+class PmpMapping(NamedTuple):
     result: int
     epoch: int
     internal: int
@@ -56,8 +53,7 @@ class PmpMapping:
     lifetime: int
 
 
-@dataclass(frozen=True, slots=True)
-class PcpAnswer:
+class PcpAnswer(NamedTuple):
     """`external` is only there in the answer to a mapping request."""
 
     opcode: int

@@ -6,8 +6,8 @@ engine.py's business. All numbers are big-endian.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.ip import TSMP
@@ -34,8 +34,7 @@ _PONG = Struct(">B8sH")
 Address = tuple[bytes, int]
 
 
-@dataclass(frozen=True, slots=True)
-class TsmpReject:
+class TsmpReject(NamedTuple):
     """A peer refuses a connection of ours: the dial from `local` to `remote` may fail at once.
 
     `maybe_broken` says the peer is not sure that it is final.
@@ -51,8 +50,7 @@ class TsmpReject:
     """False: from an exit that only some flows go by. It speaks for `remote` in those and in no others."""
 
 
-@dataclass(frozen=True, slots=True)
-class TsmpPong:
+class TsmpPong(NamedTuple):
     """A peer answered the ping that carried `token`; `peerapi_port` is 0 if it did not say."""
 
     peer: int
@@ -60,16 +58,14 @@ class TsmpPong:
     peerapi_port: int
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoKeyAdvertised:
+class DiscoKeyAdvertised(NamedTuple):
     """A peer told us, inside its tunnel, the disco key it uses now."""
 
     peer: int
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TsmpPing:
+class TsmpPing(NamedTuple):
     """A peer asks whether we hear it."""
 
     peer: int

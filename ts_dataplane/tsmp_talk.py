@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 
 from ts_base.errors import BadPacket
 from ts_base.who import PeerId, PeerRun
@@ -52,7 +51,7 @@ class TsmpTalk:
         elif len(self.messages) >= MESSAGES_LIMIT:
             self._drops[FULL] += 1
         elif isinstance(message, tsmp.TsmpReject):
-            self.messages.append(replace(message, is_usual=is_usual))
+            self.messages.append(message._replace(is_usual=is_usual))
         else:
             self.messages.append(message)
 

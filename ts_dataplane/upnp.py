@@ -7,7 +7,7 @@ for, not parsed. UPnP InternetGatewayDevice 1 and 2; who is asked when is `portm
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from ts_base.errors import BadPacket
@@ -34,8 +34,7 @@ _SERVICE = re.compile(r"<service>(.{0,4096}?)</service>", re.DOTALL)
 _ERROR = re.compile(r"<errorCode>\s*(\d{1,5})\s*</errorCode>")
 
 
-@dataclass(frozen=True, slots=True)
-class ControlPoint:
+class ControlPoint(NamedTuple):
     """Where a gateway takes calls, and which dialect it speaks there."""
 
     url: str

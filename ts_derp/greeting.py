@@ -7,7 +7,7 @@ impose. Knows nothing of connections. `Derp-Public-Key` of the HTTP answer is no
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_base.box import NONCE_LENGTH, Box
 from ts_base.errors import BadPacket
@@ -26,8 +26,7 @@ MAGIC_AND_KEY = len(MAGIC) + KEY_LENGTH
 MIN_BURST = MAX_PACKET_LENGTH + PACKET_OVERHEAD  # a bucket smaller than the largest frame would never let it through
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(NamedTuple):
     """A token bucket over whole frames, header and key included."""
 
     bytes_per_second: int

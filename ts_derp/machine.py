@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ts_base.box import NONCE_LENGTH
@@ -51,39 +50,34 @@ STRAY_PONG = "derp.stray_pong"
 _KNOWN_KINDS = frozenset({*range(frames.SERVER_KEY, frames.FORWARD_PACKET + 1), frames.WATCH_CONNS, frames.CLOSE_PEER})
 
 
-@dataclass(frozen=True, slots=True)
-class Greeted:
+class Greeted(NamedTuple):
     """The server has let us in."""
 
     server: NodePublic
     rate_limit: RateLimit | None
 
 
-@dataclass(frozen=True, slots=True)
-class PeerGone:
+class PeerGone(NamedTuple):
     """`reason` is GONE_DISCONNECTED, GONE_NOT_HERE or a number newer than we are."""
 
     peer: bytes
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
-class ServerHealth:
+class ServerHealth(NamedTuple):
     """What the server says is wrong with it; empty when it is well again."""
 
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class ServerRestarting:
+class ServerRestarting(NamedTuple):
     """The server is about to go: come back in `reconnect_in` seconds, and keep trying for `try_for`."""
 
     reconnect_in: float
     try_for: float
 
 
-@dataclass(frozen=True, slots=True)
-class PongArrived:
+class PongArrived(NamedTuple):
     round_trip: float
 
 

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 DEFAULT_PORT = 443
 DEFAULT_HTTP_PORT = 3340
@@ -22,8 +23,7 @@ ABSOLUTE_GAIN = 0.010  # moving home must save this much ...
 RELATIVE_GAIN = 2 / 3  # ... and leave at most this share of the old latency
 
 
-@dataclass(frozen=True, slots=True)
-class RelayNode:
+class RelayNode(NamedTuple):
     """One server of a region. An empty address means DNS; any text that is no address switches the family off."""
 
     name: str
@@ -38,8 +38,7 @@ class RelayNode:
     stun_test_ip: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RelayRegion:
+class RelayRegion(NamedTuple):
     """Servers that know each other's clients, in order of preference."""
 
     id: int

@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.keys import KEY_LENGTH
@@ -32,8 +32,7 @@ class SigKind(IntEnum):
     CREDENTIAL = 3  # a key of the lock lets another key sign one node key; worth nothing by itself
 
 
-@dataclass(frozen=True, slots=True)
-class NodeKeySignature:
+class NodeKeySignature(NamedTuple):
     """One layer; `nested` is the one it stands on."""
 
     kind: int
@@ -48,10 +47,10 @@ class NodeKeySignature:
 
     def signed_hash(self) -> bytes:
         """What `signature` is over: everything else, the inner layers whole."""
-        return digest(cbor.encode(replace(self, signature=None)._to_value()))
+        return digest(cbor.encode(self._replace(signature=None)._to_value()))
 
     def signed_by(self, private: LockPrivate) -> NodeKeySignature:
-        return replace(self, signature=private.sign(self.signed_hash()))
+        return self._replace(signature=private.sign(self.signed_hash()))
 
     def layers(self) -> Iterator[NodeKeySignature]:
         """From the outside in."""
@@ -103,8 +102,7 @@ def _as_bytes(text: str) -> bytes:
         raise BadPacket("a node key's signature that is not base64") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(NamedTuple):
     """That a node changed its key: the older ones are worth nothing any more."""
 
     older: tuple[bytes, ...]  # node keys, newest first
@@ -112,8 +110,7 @@ class Rotation:
     """The key that signs this node's rotations; None where it came with an auth key, which several nodes may use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vouched:
+class Vouched(NamedTuple):
     """A chain that holds, if the key it leads back to is trusted."""
 
     key_id: bytes

@@ -14,6 +14,7 @@ import msgspec
 from ts_base.errors import BadPacket
 
 VERSION = 2
+PATH = "/ws"  # of the WebSocket over which both say hello
 LARGEST_NUMBER = (1 << 53) - 1  # what every JSON reader keeps exactly
 LONGEST = {"app_id": 32, "device_id": 64, "device_name": 512, "os": 32, "tailscale_id": 256}  # bytes of UTF-8
 MOST_FEATURES = 32

@@ -9,7 +9,6 @@ becomes of the bytes. RFC 9293 section 3.10.7.2, RFC 4787 section 4.3 (idle flow
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ts_base.budget import Budget
@@ -56,8 +55,7 @@ class ForwarderLimits(NamedTuple):
     echoes_per_second: float = 10.0  # of each peer
 
 
-@dataclass(frozen=True, slots=True)
-class Knock:
+class Knock(NamedTuple):
     """`peer` wants a TCP connection from `remote` to `local`, an address we forward for. Told once."""
 
     key: bytes
@@ -66,8 +64,7 @@ class Knock:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
+class Echo(NamedTuple):
     """`peer` asks whether `local`, an address we forward for, is there."""
 
     local: bytes

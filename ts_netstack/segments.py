@@ -13,7 +13,7 @@ from struct import Struct
 
 from ts_base.ip import TCP, checksum, ones_complement_sum
 from ts_base.ip_headers import DO_NOT_FRAGMENT, HOP_LIMIT, IP4, IP4_HEADER, IP6, IP6_HEADER
-from ts_netstack.checksums import burst_sums
+from ts_netstack import checksums
 from ts_netstack.wire import MASK32, TCP_HEADER, Address
 
 # acknowledgement, data offset, flags, window
@@ -78,7 +78,7 @@ class SegmentWriter:
             # 0xFFFF - x is the complement of the reduced sum.
             return [
                 pack(head, at, middle, 0xFFFF - (base + at + payload_sum) % 0xFFFF, tail, payload)
-                for at, payload_sum, payload in zip(seqs, burst_sums(payloads), payloads, strict=True)
+                for at, payload_sum, payload in zip(seqs, checksums.burst_sums(payloads), payloads, strict=True)
             ]
         return [
             self.single(seq + index * size, ack, flags, window, options, payload)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ts_base.who import PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEstablished:
+class SessionEstablished(NamedTuple):
     """From now on packets to `peer` are sealed at once; said anew for every rekey."""
 
     peer: PeerId
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLost:
+class SessionLost(NamedTuple):
     """Nothing can be sealed for `peer` without a new handshake. `reason` is one of the constants below."""
 
     peer: PeerId

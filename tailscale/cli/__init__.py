@@ -21,9 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code is not None:
             return code
         from tailscale.cli.arguments import parse
+
+        options = parse(words)  # `--help` ends here, before anything heavy is imported
         from tailscale.cli.run import run
 
-        return run(parse(words))
+        return run(options)
     except KeyboardInterrupt:  # before there was anything to take down
         return 130
 

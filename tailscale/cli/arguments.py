@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailscale._config import clean_tags, default_hostname
+from tailscale._spelling import DEFAULT_TUN_NAME, PING_KINDS, clean_routes, clean_tags, default_hostname
 from tailscale.cli.exit_codes import EXIT_TABLE
 from tailscale.cli.file_arguments import add_file
 from tailscale.cli.ingress_arguments import add_ingress
@@ -17,8 +17,6 @@ from tailscale.cli.serve_arguments import add_funnel, add_serve
 from tailscale.cli.uplink_arguments import add_uplinks, strategy
 from tailscale.daemon import places
 from tailscale.daemon.durations import seconds_untrusted
-from tailscale.status import PING_KINDS
-from tailscale.tun_options import DEFAULT_NAME
 from ts_base.errors import BadPacket
 from ts_base.ip import TUNNEL_MTU
 
@@ -397,7 +395,7 @@ def _add_daemon(adder: _Adder) -> None:
 def _add_tun(adder: _Adder) -> None:
     tun = adder.add("tun", "let every program of this machine reach the tailnet, by a network interface", json=True)
     tun.add_argument("verb", nargs="?", default="status", choices=("status", "up", "down"), help="(status)")
-    tun.add_argument("--name", default=DEFAULT_NAME, help=f"of the interface ({DEFAULT_NAME})")
+    tun.add_argument("--name", default=DEFAULT_TUN_NAME, help=f"of the interface ({DEFAULT_TUN_NAME})")
     tun.add_argument("--mtu", type=_positive, default=TUNNEL_MTU, metavar="BYTES", help=f"({TUNNEL_MTU})")
     tun.add_argument("--split", action="store_true", help="only the tailnet, although an exit node is chosen")
     tun.add_argument(
@@ -434,8 +432,6 @@ def _exit_choice(text: str) -> str:
 
 def _routes(text: str) -> list[str]:
     """Checked where they were typed."""
-    from tailscale._config import clean_routes
-
     try:
         return list(clean_routes(filter(None, map(str.strip, text.split(",")))))
     except ValueError as problem:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import trio
 
 from tailscale._causes import sole_cause
-from tailscale.cli.exit_codes import explain
+from tailscale.cli.failures import explain
 from tailscale.cli.screen import Screen, in_time
 
 TITLE_WIDTH = 62

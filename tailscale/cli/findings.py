@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tailscale.cli.exit_codes import explain
+from tailscale.cli.failures import explain
 from tailscale.explanation import Step
 from tailscale.faults import remedy_for
 

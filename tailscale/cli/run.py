@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 import trio
 
 from tailscale._causes import sole_cause
-from tailscale.cli.exit_codes import FAILED, INTERRUPTED, explain
+from tailscale.cli.exit_codes import FAILED, INTERRUPTED
+from tailscale.cli.failures import explain
 from tailscale.cli.screen import Screen
 from tailscale.faults import in_option_words
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tailscale._config import DEFAULT_CONTROL_URL, default_hostname
+from tailscale._config import DEFAULT_CONTROL_URL
 from tailscale._private_files import replace_file
+from tailscale._spelling import default_hostname
 from tailscale.cli.arguments import default_state
 from tailscale.cli.hosted import borrow, hosting, is_input_terminal
 from tailscale.cli.screen import Screen, in_time

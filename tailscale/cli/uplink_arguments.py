@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any, Protocol
 
-from tailscale.uplinks import strategy_from_text
-
 VERBS = ("show", "enable", "disable", "weight", "metered", "use")
 
 
@@ -18,6 +16,8 @@ class Adds(Protocol):
 
 def strategy(text: str) -> str:
     """The text, where it is one."""
+    from tailscale.uplinks import strategy_from_text  # `--help` does without
+
     try:
         strategy_from_text(text)
         return text

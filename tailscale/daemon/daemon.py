@@ -15,8 +15,8 @@ from typing import Any
 
 import trio
 
-from tailscale._config import clean_routes, clean_tags
 from tailscale._private_files import CAREFULLY, make_folder, read_pid, try_lock
+from tailscale._spelling import clean_routes, clean_tags
 from tailscale.daemon.answering import Answer, Question, Routes, json_answer
 from tailscale.daemon.bus import Bus
 from tailscale.daemon.calls import Call, Calls

@@ -18,7 +18,8 @@ from typing import Any
 import trio
 
 from tailscale._causes import sole_cause
-from tailscale._config import Preferences, control_url_from_environment, default_hostname
+from tailscale._config import Preferences, control_url_from_environment
+from tailscale._spelling import default_hostname
 from tailscale.device import Device
 from tailscale.errors import (
     AuthKeyRejected,

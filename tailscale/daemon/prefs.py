@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from tailscale._config import clean_routes
+from tailscale._spelling import clean_routes
 from tailscale.daemon import ipn
 from tailscale.daemon.answering import NotBuilt
 from tailscale.daemon.keeper import Keeper

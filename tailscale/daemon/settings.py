@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tailscale._config import clean_routes
-from tailscale.tun_options import DEFAULT_NAME, NAME, RESERVED, SMALLEST_MTU
+from tailscale._spelling import DEFAULT_TUN_NAME, clean_routes
+from tailscale.tun_options import NAME, RESERVED, SMALLEST_MTU
 from tailscale.uplinks import STRATEGY_WORDS, strategy_from_text
 from ts_base.errors import TailscaleError
 from ts_base.ip import TUNNEL_MTU
@@ -106,7 +106,7 @@ def _place(*, unix: bool) -> Check:
 
 def _tun_name(value: Any) -> str:
     is_right = isinstance(value, str) and NAME.fullmatch(value) is not None and value not in RESERVED
-    return "" if is_right else f'the name of an interface, such as "{DEFAULT_NAME}"'
+    return "" if is_right else f'the name of an interface, such as "{DEFAULT_TUN_NAME}"'
 
 
 def _passwords(value: Any) -> str:

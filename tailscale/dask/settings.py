@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.config
 
-from tailscale._config import default_hostname
+from tailscale._spelling import default_hostname
 from tailscale.errors import TailscaleError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from tailscale._spelling import PING_KINDS
 from tailscale.dial import failures
 from tailscale.dial.by_address import AddressDialer
 from tailscale.dial.peerapi import ping_peerapi
@@ -17,7 +18,7 @@ from tailscale.errors import ConnectionRefused, NameNotFound, TailscaleError
 from tailscale.nodes import Node
 from tailscale.sockets.tcp import TcpListener, TcpStream
 from tailscale.sockets.udp import UdpSocket
-from tailscale.status import PING_KINDS, PingResult
+from tailscale.status import PingResult
 
 if TYPE_CHECKING:
     from tailscale.dial.pinging import Pinger

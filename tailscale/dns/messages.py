@@ -5,8 +5,7 @@ Owns the text form of each record type. Refuses to know where answers come from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ts_base.errors import BadPacket
 from ts_base.ip import format_address
@@ -25,8 +24,7 @@ class NotOurs(BadPacket):
     """A message that answers something else: whoever waits for the answer goes on waiting (RFC 5452, 9.1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What one server said to one question."""
 
     code: int

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tailscale._lazy import lazily, names_of
-from ts_base.optional import optional
+from ts_base.optional import is_installed
 
 if TYPE_CHECKING:
     from tailscale.events import Lagged as Lagged
@@ -77,6 +77,6 @@ __all__ = [*_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Mesh" and optional("wsproto") is None:
+    if name == "Mesh" and not is_installed("wsproto"):
         raise ImportError("a mesh speaks WebSocket: pip install 'pytailscale[mesh]'")
     return _load(name)

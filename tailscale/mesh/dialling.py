@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tailscale.mesh.errors import TooManySessions
-from tailscale.mesh.links import TRY_LATER, Link
+from tailscale.mesh.parting import TRY_LATER
 
 if TYPE_CHECKING:
+    from tailscale.mesh.links import Link
     from tailscale.mesh.shared import Shared
     from tailscale.nodes import Node
     from tailscale.sockets.tcp import TcpStream
@@ -56,6 +57,8 @@ async def open_link(line: Line) -> tuple[Link, Hello]:
 
 
 async def _greeted(line: Line) -> tuple[Link, Hello]:
+    from tailscale.mesh.links import Link  # with the first session
+
     limits = line.shared.limits
     stream = await line.connect_port(timeout=DIAL_PATIENCE)
     try:

@@ -1,7 +1,6 @@
 """The line to one member: its messages under way, its session, and the task that writes.
 
-One task owns the writing, one per connection reads, and whoever sends only waits for what becomes of its message.
-Decisions are `ts_mesh`'s; here are sockets, tasks and the users who wait.
+One task owns the writing, one per connection reads, whoever sends only waits. Decisions are `ts_mesh`'s.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tailscale.errors import ConnectionRefused, ConnectionTimedOut, TailscaleErr
 from tailscale.mesh.dialling import open_link
 from tailscale.mesh.errors import MessageTooLarge, PeerGone
 from tailscale.mesh.events import PeerConnected, PeerDisconnected, PeerJoined, PeerLeft
-from tailscale.mesh.links import ABNORMAL, NORMAL, Link, LinkLost
+from tailscale.mesh.parting import ABNORMAL, NORMAL, LinkLost
 from tailscale.mesh.peers import MeshPeer
 from tailscale.mesh.shared import Shared
 from tailscale.mesh.subscriptions import decoder_of
@@ -47,6 +46,7 @@ from ts_mesh.window import Window
 
 if TYPE_CHECKING:
     from tailscale.mesh.file_seam import FileService
+    from tailscale.mesh.links import Link
     from tailscale.nodes import Node
     from tailscale.sockets.tcp import TcpStream
 

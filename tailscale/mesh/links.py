@@ -29,30 +29,19 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from tailscale.errors import ConnectionRefused
+from tailscale.mesh.parting import ABNORMAL, NORMAL, LinkLost
 from ts_base.errors import BadPacket
 from ts_mesh import hello as hellos
-from ts_mesh.hello import Hello, decode_hello_untrusted
+from ts_mesh.hello import PATH, Hello, decode_hello_untrusted
 from ts_mesh.limits import LARGEST_FRAME, MeshLimits
 
 if TYPE_CHECKING:
     from tailscale.sockets.tcp import TcpStream
 
-PATH = "/ws"
 MOST_CONTROL_FRAMES = 16  # pings and pongs before a hello
 STALL = 30.0  # for a peer that does not read
 GOODBYE = 1.0  # for its answer to a close
-NORMAL, ABNORMAL = 1000, 1006
-TRY_LATER = 1013  # among the close codes that IANA keeps for RFC 6455
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError)
-
-
-class LinkLost(Exception):
-    """The connection is over; `code` is what the other end said, or ABNORMAL. `is_told`: it is for us to say so."""
-
-    def __init__(self, code: int, reason: str, *, is_told: bool = False) -> None:
-        self.code = code
-        self.is_told = is_told
-        super().__init__(reason)
 
 
 class Link:

@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 
 import h11
 import trio
-from wsproto.utilities import RemoteProtocolError
 
 from tailscale.errors import NameNotFound, TailscaleError
 from tailscale.http1 import framing
@@ -24,7 +23,7 @@ from tailscale.http1.limits import Limits
 from tailscale.http1.requests import next_request
 from tailscale.http1.wire import Wire
 from tailscale.mesh.file_seam import FileRequest
-from tailscale.mesh.links import PATH, TRY_LATER, Link, LinkLost
+from tailscale.mesh.parting import TRY_LATER, LinkLost
 from ts_mesh import hello as hellos
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Port:
                 break
             target = framing.read_target(request.method, request.target)
             path = target.path if target is not None else b""
-            if path == PATH.encode() and wants_websocket(request):
+            if path == hellos.PATH.encode() and wants_websocket(request):
                 return await self._greet(wire, request, caller)
             host = self._host_of(path)
             if host is None:
@@ -144,6 +143,10 @@ class Port:
 
     async def _greet(self, wire: Wire, request: h11.Request, caller: Node) -> bool:
         """Read first: we say who we are only to whoever is who they say."""
+        from wsproto.utilities import RemoteProtocolError
+
+        from tailscale.mesh.links import Link  # with the first session
+
         stream: TcpStream = wire.stream  # type: ignore[assignment]
         if all(host.is_full for host in self._hosts.values()):
             await wire.refuse(503, "as many sessions as this device allows are open")

@@ -14,7 +14,7 @@ import trio
 
 from tailscale.errors import TailscaleError
 from tailscale.mesh.dialling import open_link
-from tailscale.mesh.links import LinkLost
+from tailscale.mesh.parting import LinkLost
 
 if TYPE_CHECKING:
     from tailscale.mesh.roster import Roster

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import ClassVar, NamedTuple, TypeVar
 
 import trio
+from msgspec import Struct
 
 RELIABLE_LIMIT = 1024  # an inbox this full means an actor has stopped: a bug of ours, not load
 
@@ -23,29 +24,29 @@ class Rate(Enum):
     THEIRS = "control's, a relay's, a peer's or a stranger's: never Reliable"
 
 
-class Message:
+class Message(Struct, frozen=True):
     """Base of everything published; subclasses choose how they are delivered, and say whose choice their rate is."""
 
     delivery: ClassVar[str] = "reliable"
     rate: ClassVar[Rate]
 
 
-class Retained(Message):
+class Retained(Message, frozen=True):
     """The newest one wins and is replayed to late subscribers."""
 
-    delivery = "retained"
+    delivery: ClassVar[str] = "retained"
 
 
-class Reliable(Message):
+class Reliable(Message, frozen=True):
     """Every subscriber sees every one; an overflowing inbox is a bug and raises."""
 
-    delivery = "reliable"
+    delivery: ClassVar[str] = "reliable"
 
 
-class Lossy(Message):
+class Lossy(Message, frozen=True):
     """Strangers may cause as many as they like: a few are kept, the oldest is dropped and counted."""
 
-    delivery = "lossy"
+    delivery: ClassVar[str] = "lossy"
     limit: ClassVar[int] = 64
 
 

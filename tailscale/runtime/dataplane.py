@@ -171,7 +171,7 @@ class Dataplane:
             case NeedStun():
                 self._bus.publish(ProbeRequested(message.reason))
             case SocketsWanted():
-                self._bus.publish(SocketsAsked(message.count))
+                self._bus.publish(SocketsAsked(message.number))
             case SocketsOver():
                 self._bus.publish(SocketsReturned(message.sockets))
 

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import trio
 
 from tailscale._config import Config
-from tailscale.runtime.aws_tokens import AwsTokens
 from tailscale.runtime.network import Network
 from tailscale.runtime.supervision import CallbackFailed
 from ts_base.errors import BadPacket
@@ -105,6 +104,8 @@ class KeyMaker:
             if not is_safe_url(github.url):
                 raise KeyNotMade("GitHub's variables lead to a place without TLS", remedy)
             return await self._answer(github, github_token_of_untrusted, remedy)
+        from tailscale.runtime.aws_tokens import AwsTokens  # with signatures that few logins need
+
         amazon = AwsTokens(self, self._environment)
         if await amazon.is_here():
             return await amazon.take(audience, self._network.wall_clock())

@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -72,8 +71,7 @@ class LockStatistics(NamedTuple):
     refusals: int  # of what control wanted the lock to become
 
 
-@dataclass(frozen=True, slots=True)
-class _Saved:
+class _Saved(NamedTuple):
     key: LockPrivate
     chain: Chain | None
     is_new: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from msgspec import Struct
 
 from tailscale._config import Preferences
 from tailscale.runtime.bus import Lossy, Rate, Reliable, Retained
@@ -17,8 +18,7 @@ from ts_control.session import Phase
 from ts_control.wire import DERPMap, Service
 
 
-@dataclass(frozen=True, slots=True)
-class NetMapChanged(Retained):
+class NetMapChanged(Retained, frozen=True):
     """Control told us something new about ourselves or our peers. Said by control, heard by nearly everybody."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -28,8 +28,7 @@ class NetMapChanged(Retained):
     """Whether it is that of the last run: control has said nothing yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelaysRemembered(Retained):
+class RelaysRemembered(Retained, frozen=True):
     """The relay map and home region of the last run, until control has spoken. Said by control, heard by relays."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -38,8 +37,7 @@ class RelaysRemembered(Retained):
     home_region: int
 
 
-@dataclass(frozen=True, slots=True)
-class CertificatesChanged(Retained):
+class CertificatesChanged(Retained, frozen=True):
     """Which certificates are held, and from when to when each is good. Said by their keeper."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -47,8 +45,7 @@ class CertificatesChanged(Retained):
     held: Mapping[str, tuple[float, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class TablesChanged(Retained):
+class TablesChanged(Retained, frozen=True):
     """Packets are routed and judged by this netmap from now on: what users see and dial. Said by netmap."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -56,8 +53,7 @@ class TablesChanged(Retained):
     netmap: NetMap
 
 
-@dataclass(frozen=True, slots=True)
-class NodeKeyChanged(Retained):
+class NodeKeyChanged(Retained, frozen=True):
     """Control accepted a new node key of ours: the old one opens nothing any more. Said by control."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -65,8 +61,7 @@ class NodeKeyChanged(Retained):
     key: NodePrivate
 
 
-@dataclass(frozen=True, slots=True)
-class PreferencesChanged(Retained):
+class PreferencesChanged(Retained, frozen=True):
     """The user changed what may change while running. Said by the Device."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -74,8 +69,7 @@ class PreferencesChanged(Retained):
     preferences: Preferences
 
 
-@dataclass(frozen=True, slots=True)
-class InterfacesChanged(Retained):
+class InterfacesChanged(Retained, frozen=True):
     """The networks that this machine is in, into which no default route of ours leads. Said by forwarding while one is
     in force, heard by netmap.
     """
@@ -85,20 +79,21 @@ class InterfacesChanged(Retained):
     prefixes: frozenset[Prefix]
 
 
-@dataclass(frozen=True, slots=True)
-class ControlStateChanged(Retained):
+class ControlStateChanged(Retained, frozen=True):
     """Where the control session stands. Said by control, heard by whoever waits for it."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
 
     state: Phase
     detail: str = ""
-    url: str = field(default="", repr=False)  # whoever opens it owns the device
+    url: str = ""  # whoever opens it owns the device
     error: BaseException | None = None
 
+    def __repr__(self) -> str:
+        return f"ControlStateChanged({self.state}, {self.detail!r}, url=[redacted], error={self.error!r})"
 
-@dataclass(frozen=True, slots=True)
-class ControlInformed(Retained):
+
+class ControlInformed(Retained, frozen=True):
     """Control has acknowledged where we are to be found: peers that ask from now on can reach us. Said by control."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -107,8 +102,7 @@ class ControlInformed(Retained):
     endpoints: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """What one part of the program offers."""
 
     services: tuple[Service, ...] = ()
@@ -118,8 +112,7 @@ class Offer:
     """True: names of ours lead here from the internet. False: they may soon."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServicesOffered(Retained):
+class ServicesOffered(Retained, frozen=True):
     """Everything this device offers by itself, by who offers it. Said through `offers.offer`, heard by control and by
     the packet path.
     """
@@ -143,8 +136,7 @@ class ServicesOffered(Retained):
         return next((service.port for service in self.services if service.proto == "peerapi4"), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointsChanged(Retained):
+class EndpointsChanged(Retained, frozen=True):
     """Where we can be reached directly: ("host:port", endpoint type 1..5). Said by probes."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -152,8 +144,7 @@ class EndpointsChanged(Retained):
     endpoints: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointsConfirmed(Lossy):
+class EndpointsConfirmed(Lossy, frozen=True):
     """A check just found these endpoints, changed or not: fresh enough to tell peers. Said by probes."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -161,8 +152,7 @@ class EndpointsConfirmed(Lossy):
     endpoints: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeRequested(Lossy):
+class ProbeRequested(Lossy, frozen=True):
     """Somebody needs our addresses to be fresh. Said by paths and the Device, heard by probes."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -171,8 +161,7 @@ class ProbeRequested(Lossy):
     full: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NetInfoChanged(Retained):
+class NetInfoChanged(Retained, frozen=True):
     """What the last network check found, home region included. Said by probes, heard by control and relays."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -185,8 +174,7 @@ class NetInfoChanged(Retained):
     port_mapping: str = ""  # "", "pmp", "pcp", "upnp"
 
 
-@dataclass(frozen=True, slots=True)
-class RelaysChanged(Retained):
+class RelaysChanged(Retained, frozen=True):
     """Which relay regions are connected right now. Said by relays."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -195,8 +183,7 @@ class RelaysChanged(Retained):
     home_connected: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WarningsChanged(Retained):
+class WarningsChanged(Retained, frozen=True):
     """Everything that is wrong right now, by code. Said through `health.Health`, heard by the user's event readers."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -204,8 +191,7 @@ class WarningsChanged(Retained):
     warnings: Mapping[str, HealthWarning]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerPathChanged(Lossy):
+class PeerPathChanged(Lossy, frozen=True):
     """The best path to a peer changed; None when there is no direct path (relay, if any, is used)."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -218,15 +204,13 @@ class PeerPathChanged(Lossy):
     gap: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UplinksWished(Lossy):
+class UplinksWished(Lossy, frozen=True):
     """The user wishes datagrams laid on paths otherwise. Said and heard by uplinks."""
 
     rate: ClassVar[Rate] = Rate.OURS
 
 
-@dataclass(frozen=True, slots=True)
-class UplinkMoved(Lossy):
+class UplinkMoved(Lossy, frozen=True):
     """An uplink came, went, or has other addresses. Said by uplinks, heard by the user's event readers."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -236,8 +220,7 @@ class UplinkMoved(Lossy):
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkChanged(Reliable):
+class NetworkChanged(Reliable, frozen=True):
     """Interfaces, addresses or time jumped: sockets may be stale and mappings gone."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -245,8 +228,7 @@ class NetworkChanged(Reliable):
     rebound: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SocketsAsked(Reliable):
+class SocketsAsked(Reliable, frozen=True):
     """The path finder is about to use so many UDP sockets. Said by the packet path, heard by sockets."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -254,8 +236,7 @@ class SocketsAsked(Reliable):
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class SocketsReturned(Reliable):
+class SocketsReturned(Reliable, frozen=True):
     """Nobody uses these of them any more. Said by the packet path, heard by sockets."""
 
     rate: ClassVar[Rate] = Rate.OURS
@@ -263,8 +244,7 @@ class SocketsReturned(Reliable):
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StunArrived(Lossy):
+class StunArrived(Lossy, frozen=True):
     """STUN datagrams off the tunnel's own socket: [(datagram, (host, port)), ...]."""
 
     rate: ClassVar[Rate] = Rate.THEIRS
@@ -272,8 +252,7 @@ class StunArrived(Lossy):
     batch: list[tuple[bytes, Direct]]
 
 
-@dataclass(frozen=True, slots=True)
-class RelayFrameArrived(Lossy):
+class RelayFrameArrived(Lossy, frozen=True):
     """A rare fact from a relay: peer gone, health text, restarting."""
 
     rate: ClassVar[Rate] = Rate.THEIRS

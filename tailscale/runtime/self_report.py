@@ -7,9 +7,9 @@ connection comes about.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import trio
+from msgspec.structs import replace as change
 
 from tailscale._config import Preferences
 from tailscale.runtime.bus import Bus
@@ -123,6 +123,6 @@ class SelfReport:
 
     def _worth_telling(self) -> object:
         """Compares equal while control need not hear: the order of endpoints and the exact latencies do not count."""
-        found = replace(self._net_info, latencies={}) if self._net_info is not None else None
+        found = change(self._net_info, latencies={}) if self._net_info is not None else None
         hostinfo = build_hostinfo(self._preferences, found, self._home_region, self._offered)
         return frozenset(self._endpoints), hostinfo, self._lock_head

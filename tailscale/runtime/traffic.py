@@ -6,7 +6,7 @@ Owns no counter. What is counted over all peers is in `counters.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -15,8 +15,7 @@ from ts_base.who import PeerId
 from ts_tunnel.endpoint import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class PeerTraffic:
+class PeerTraffic(NamedTuple):
     """What WireGuard counted with one peer."""
 
     bytes_received: int

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tailscale._config import clean_hostname, control_url_from_environment, default_hostname
+from tailscale._config import control_url_from_environment
+from tailscale._spelling import clean_hostname, default_hostname
 
 
 class Claim(NamedTuple):

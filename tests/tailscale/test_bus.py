@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import trio
 
 from tailscale.runtime.bus import RELIABLE_LIMIT, Bus, InboxOverflow, Lossy, Reliable, Retained
 
 
-@dataclass(frozen=True)
-class Weather(Retained):
+class Weather(Retained, frozen=True):
     value: int
 
 
-@dataclass(frozen=True)
-class Knock(Reliable):
+class Knock(Reliable, frozen=True):
     value: int
 
 
-@dataclass(frozen=True)
-class Noise(Lossy):
+class Noise(Lossy, frozen=True):
     value: int
 
 

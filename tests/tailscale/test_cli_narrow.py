@@ -14,7 +14,7 @@ import pytest
 
 from tailscale import Counters, Explanation, HealthWarning, Node, PathInfo, PeerStatus, PingResult, Status
 from tailscale.cli.doctor import Report
-from tailscale.cli.exit_codes import explain
+from tailscale.cli.failures import explain
 from tailscale.cli.findings import Finding, bad, good
 from tailscale.cli.pinging import Tally
 from tailscale.cli.queries import say_status

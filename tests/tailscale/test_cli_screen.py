@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tailscale.cli.exit_codes import EXIT_TABLE, explain
+from tailscale.cli.exit_codes import EXIT_TABLE
+from tailscale.cli.failures import explain
 from tailscale.cli.screen import Screen, cut, fitting, in_time
 from tailscale.errors import LoginRequired, NameNotFound, StateLocked
 from tailscale.figures import in_bytes

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from tailscale._spelling import DEFAULT_TUN_NAME
 from tailscale.cli import main
 from tailscale.cli.arguments import parse
 from tailscale.cli.doctor_tun import tun as look_for_tun
 from tailscale.kernel import names, record
 from tailscale.kernel.names import Domains, by_hand, domains_of, is_domain, tell_resolved
-from tailscale.tun_options import DEFAULT_NAME, tun
+from tailscale.tun_options import tun
 from ts_control.netmap import NetMap
 from ts_control.wire import DNSConfig, Node, Resolver
 
@@ -30,7 +31,7 @@ def test_tun_takes_its_options() -> None:
     assert (options.name, options.mtu, options.split, options.dns) == ("vpn0", 1200, True, False)
     assert options.exclude == ("10.1.0.0/16", "fd00::/8")
     plain = parse(["tun"])
-    assert (plain.verb, plain.name, plain.dns, plain.cleanup) == ("status", DEFAULT_NAME, "auto", False)
+    assert (plain.verb, plain.name, plain.dns, plain.cleanup) == ("status", DEFAULT_TUN_NAME, "auto", False)
     assert parse(["tun", "up", "--dns"]).dns is True
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ts_base.optional import optional
+from ts_base.optional import is_installed, optional
 
 ROOT = Path(__file__).parents[2]
 # What each optional library is for, and that we do without it.
 WITHOUT = {
     "numpy": """
 from ts_netstack import checksums
-assert checksums.burst_sums is checksums.burst_sums_by_folding
+assert checksums.fastest_burst_sums() is checksums.burst_sums_by_folding
 assert checksums.burst_sums([bytes(2)] * 9) == [0] * 9
 """,
     "rich": """
@@ -57,6 +57,15 @@ def test_what_imports_is_handed_over() -> None:
     import json
 
     assert optional("json", "dumps") is json
+
+
+def test_what_is_installed_is_known_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "left_behind").mkdir()
+    (tmp_path / "wobbly.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_installed("wobbly")
+    assert not is_installed("left_behind")
+    assert not is_installed("no_such_library_anywhere")
 
 
 @pytest.mark.parametrize("library", WITHOUT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +36,7 @@ EXPIRED = RegisterResponse(node_key_expired=True)
 def machine(*, registered: bool = False, auth_key: str | None = None, tags: tuple[str, ...] = ()) -> ControlMachine:
     credentials = Credentials(MachinePrivate.generate(seeded(1)(32)), NodePrivate.generate(seeded(2)(32)))
     return ControlMachine(
-        replace(credentials, is_registered=registered),
+        credentials._replace(is_registered=registered),
         Hostinfo(hostname="py", request_tags=tags),
         entropy=seeded(3),
         wall_clock=lambda: NOW,

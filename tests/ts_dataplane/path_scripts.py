@@ -168,7 +168,7 @@ class World:
             if isinstance(message, NeedStun) and host.answers_stun:
                 self.at(self.now + 0.05, host.stun)
             elif isinstance(message, SocketsWanted):
-                self.at(self.now + 0.01, partial(self.open_sockets, host, message.count))
+                self.at(self.now + 0.01, partial(self.open_sockets, host, message.number))
             elif isinstance(message, SocketsOver):
                 for name in message.sockets:
                     del host.sockets[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from path_scripts import World
 
 from ts_base.keys import DiscoPrivate, NodePrivate
@@ -32,7 +30,7 @@ def test_an_advertised_key_restores_the_direct_path_before_control_speaks() -> N
 def test_an_advertised_key_outlives_netmaps_that_repeat_the_old_one() -> None:
     world, a, b, stale = restarted_pair()
     a.finder.on_disco_key_advertised(b.number, b.disco.public.raw, world.now)
-    a.finder.set_peers({b.number: replace(stale, endpoints=("192.0.2.2:41641", "192.0.2.9:1"))}, world.now)
+    a.finder.set_peers({b.number: stale._replace(endpoints=("192.0.2.2:41641", "192.0.2.9:1"))}, world.now)
     assert world.time_to_direct(a, b, limit=15.0) <= 6.0
 
 

@@ -176,7 +176,23 @@ def test_burst_sums_agree_with_the_plain_sum(count, size):
 def test_numpy_sums_agree_with_folding(size):
     payloads = [random.Random(index).randbytes(size) for index in range(50)]
     folded = checksums.burst_sums_by_folding(payloads)
-    assert [one % 0xFFFF for one in checksums.burst_sums_by_numpy(payloads)] == [one % 0xFFFF for one in folded]
+    fastest = checksums.fastest_burst_sums()
+    assert fastest is checksums.burst_sums_by_numpy
+    assert [one % 0xFFFF for one in fastest(payloads)] == [one % 0xFFFF for one in folded]
+
+
+def test_numpy_is_imported_when_enough_was_sent_for_it_to_pay(monkeypatch):
+    looked_for = []
+    monkeypatch.setattr(checksums, "optional", lambda *names: looked_for.append(names[0]))
+    monkeypatch.setattr(checksums, "burst_sums", checksums.burst_sums_until_numpy_pays)
+    monkeypatch.setattr(checksums, "_numpy", None)
+    monkeypatch.setattr(checksums, "_left", 3000)
+    burst = [bytes(1000)] * 2
+    assert checksums.burst_sums(burst) == [0, 0]
+    assert not looked_for
+    assert [checksums.burst_sums(burst) for _ in range(3)] == [[0, 0]] * 3
+    assert looked_for == ["numpy"]  # once, also where there is none
+    assert checksums.burst_sums is checksums.burst_sums_by_folding
 
 
 def test_payload_sum_pads_odd_lengths():
