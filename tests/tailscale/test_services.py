@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from trio.testing import MockClock
 
 import tailscale
 from tailscale import Device
+from tailscale.serve import Serve
 from tailscale.testing import Tailnet
 
 
@@ -110,3 +112,45 @@ async def test_what_cannot_be_hosted_is_refused_with_a_reason(autojump_clock: Mo
     ):
         with pytest.raises(ValueError, match="service"):
             await host.listen_service(name, port)
+
+
+CONFIG = {
+    "Services": {
+        "svc:web": {
+            "TCP": {"80": {"HTTP": True}, "7": {"TCPForward": "127.0.0.1:7"}},
+            "Web": {"web.tailnet.test:80": {"Handlers": {"/": {"Text": "the service"}}}},
+        }
+    },
+    "TCP": {"80": {"HTTP": True}},
+    "Web": {":80": {"Handlers": {"/": {"Text": "the node"}}}},
+}
+
+
+async def test_a_serve_config_publishes_services_at_their_own_addresses(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    ipv4, _ = tailnet.service("svc:web")
+    host, laptop = await host_of(tailnet), await tailnet.device("laptop")
+    web = Serve.from_json(host, json.dumps(CONFIG))
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(web.run)
+        assert urls == ("http://host.tailnet.test", "tcp://web.tailnet.test:7", "http://web.tailnet.test")
+        await until(lambda: f"{ipv4}/32" in laptop.peers["host"].routes)
+        await until(lambda: laptop.peers["host"].routes != ())
+        for place, text in (("web", "the service"), ("host", "the node")):
+            for asked in ("web.tailnet.test", "host", "anything.example"):
+                if place == "web" or asked == "host":
+                    assert text in await page_of(laptop, place, asked), (place, asked)
+        assert web.statistics().ports["svc:web:80"].connections == 3
+        config = web.config
+        del config.told["Services"]
+        web.use(config)
+        await until(lambda: laptop.peers["host"].routes == ())
+        nursery.cancel_scope.cancel()
+
+
+async def page_of(device: Device, place: str, asked: str) -> str:
+    with trio.fail_after(20):
+        async with await device.tcp_connect(place, 80) as stream:
+            await stream.send_all(f"GET / HTTP/1.1\r\nHost: {asked}\r\nConnection: close\r\n\r\n".encode())
+            return "".join([part.decode() async for part in stream])
