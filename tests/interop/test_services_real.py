@@ -8,7 +8,8 @@ import pytest
 import trio
 
 import tailscale
-from tests.interop.embedded import embedded_control
+from tests.interop.embedded import EmbeddedControl, embedded_control
+from tests.interop.ourdaemon import daemon
 from tests.interop.processes import poll_until
 from tests.interop.rig import Derper, Rig
 
@@ -82,3 +83,43 @@ async def test_ours_reaches_a_service_of_a_stock_host(r: Rig, relay: Derper) -> 
             return not enrolled.hosted
 
         await poll_until("the stock host to withdraw its service", is_withdrawn, PATIENCE)
+
+
+class TaggedJoins:
+    """Our control server, as those ask who start a daemon: each is given a tag."""
+
+    def __init__(self, control: EmbeddedControl) -> None:
+        self.url, self._control = control.url, control
+
+    async def auth_key(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self._control.server.create_auth_key(tags=["tag:web"])
+
+
+async def test_stock_command_line_hosts_a_service_on_our_daemon(r: Rig, relay: Derper) -> None:
+    async with (
+        embedded_control(relay.region) as control,
+        daemon(r, TaggedJoins(control), "host") as stock,
+        r.tailscaled("caller") as caller,
+    ):
+        control.do("define_service", "svc:web")
+        await caller.up(control.url, control.server.create_auth_key(), "--accept-routes")
+        said = await stock("serve", "--service=svc:web", "--http=80", "text:hello")
+        enrolled = control.server.directory.find(control.id_of("host"))
+
+        async def page() -> bytes | None:
+            try:
+                async with await caller.connect("web.tailnet.test", 80) as stream:
+                    await stream.send_all(b"GET / HTTP/1.0\r\nHost: whatever\r\n\r\n")
+                    return b"".join([bytes(piece) async for piece in stream]).partition(b"\r\n\r\n")[2] or None
+            except OSError:
+                return None
+
+        assert await poll_until(f"the service's page, after: {said}", page, PATIENCE) == b"hello"
+        assert "svc:web" in await stock("serve", "status", "--json")
+        await stock("serve", "clear", "svc:web")
+
+        async def is_withdrawn() -> bool:
+            return not enrolled.hosted
+
+        await poll_until("our daemon to withdraw its service", is_withdrawn, PATIENCE)
