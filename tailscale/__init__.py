@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tailscale.capturing import CaptureStatistics as CaptureStatistics
     from tailscale.carry import splice as splice
     from tailscale.device import Device as Device
+    from tailscale.dial.service_listener import ServiceListener as ServiceListener
     from tailscale.errors import AuthKeyMissing as AuthKeyMissing
     from tailscale.errors import AuthKeyNotMade as AuthKeyNotMade
     from tailscale.errors import AuthKeyRejected as AuthKeyRejected
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from tailscale.errors import PeerKeyExpired as PeerKeyExpired
     from tailscale.errors import PeerLockedOut as PeerLockedOut
     from tailscale.errors import PeerOffline as PeerOffline
+    from tailscale.errors import ServiceUnavailable as ServiceUnavailable
     from tailscale.errors import StateCorrupt as StateCorrupt
     from tailscale.errors import StateLocked as StateLocked
     from tailscale.errors import TailscaleError as TailscaleError
@@ -122,6 +124,7 @@ _HOMES = {
     "capturing": ("Capture", "CaptureStatistics"),
     "carry": ("splice",),
     "device": ("Device",),
+    "dial.service_listener": ("ServiceListener",),
     "errors": (
         *(
             "AuthKeyMissing",
@@ -148,7 +151,7 @@ _HOMES = {
         ),
         *("NoSuchUplink",),
         *("NoRoute", "PeerKeyExpired", "PeerLockedOut", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
-        *("TunFailed", "TunHeld"),
+        *("ServiceUnavailable", "TunFailed", "TunHeld"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),

@@ -303,6 +303,12 @@ class Device(DeviceFace, AsyncWithOnly):
         """`forward_listen` by the name it has in `tailscale.Device`. `loop.sock_accept` takes it; so do servers."""
         return await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
 
+    async def listen_service(self, service: str, port: int) -> TailnetListener:
+        """A listening socket for a TCP port of a Service that this device hosts, to be used as `listen`'s."""
+        sock = await self._await(lambda: bridges.listen_service(self._thread, service, port), TailnetListener.close)
+        sock.setblocking(False)
+        return sock
+
     async def listen_funnel(
         self,
         port: int = 443,

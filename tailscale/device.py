@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from tailscale.certificates.source import CertificateSource
     from tailscale.certificates.value import Certificate
     from tailscale.dial.name_service import NameServer
+    from tailscale.dial.service_listener import ServiceListener
     from tailscale.dns_reply import DnsReply
     from tailscale.events import EventStream
     from tailscale.explanation import Explanation
@@ -432,6 +433,31 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return await runtime.dialer.listen(port, host, backlog, runtime.announcing(announce) if announce else None)
+
+    @briefly
+    async def listen_service(self, service: str, port: int) -> ServiceListener:
+        """Host a TCP port of a Service, `svc:web`: a name with addresses of its own, which several nodes may host.
+
+        Only a tagged device hosts: else `ServiceUnavailable`. Control is told, and lets us; until it has, nobody calls
+        and the listener's `addresses` are empty. Closing the listener takes the port
+        back, and the last one the service. Port 0 is refused: clients have to know the port.
+
+        ```python
+        try:
+            listener = await device.listen_service("svc:web", 80)
+        except tailscale.ServiceUnavailable as problem:
+            print(problem)
+        else:
+            print(listener.name, listener.addresses)
+        ```
+        """
+        from tailscale.dial.service_listener import open_service  # few host one
+
+        runtime = self._ready()
+        await trio.lowlevel.checkpoint()
+        listener = open_service(runtime.directory, runtime.bus, runtime.dialer.listen_at, service, port)
+        runtime.spawn(listener.run, runtime.bus)
+        return listener
 
     @briefly
     async def certificate(self, name: str | None = None, *, min_validity: float = 0.0) -> Certificate:

@@ -49,6 +49,7 @@ __all__ = [
     "NotCarried",
     "PeerKeyExpired",
     "PeerOffline",
+    "ServiceUnavailable",
     "StateCorrupt",
     "StateLocked",
     "TailscaleError",
@@ -314,3 +315,7 @@ class WrongFace(TailscaleError, TypeError):
 
 class DeviceNotReady(TailscaleError):
     """The Device has not been entered yet: use it inside `async with`."""
+
+
+class ServiceUnavailable(TailscaleError):
+    """This device cannot host a Service of the tailnet; the sentence says what to set."""

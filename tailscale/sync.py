@@ -179,6 +179,10 @@ class Device(DeviceFace, WithOnly):
         """
         return self._await(lambda: bridges.listen(self._thread, port, host, backlog, announce), TailnetListener.close)
 
+    def listen_service(self, service: str, port: int) -> TailnetListener:
+        """A listening socket for a TCP port of a Service that this device hosts, to be used as `listen`'s."""
+        return self._await(lambda: bridges.listen_service(self._thread, service, port), TailnetListener.close)
+
     def listen_funnel(
         self,
         port: int = 443,

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 import h11
 
 from ts_base.errors import BadPacket
+from ts_control.services import PATH, VIPService, services_json
 from ts_lock.updates import Update, kind_name
 
 REQUEST_LIMIT = 1 << 20
@@ -58,6 +59,7 @@ class Facts:
     now: float = 0.0
     ssh_users: Sequence[str] | None = None  # None: nobody logs in by SSH
     lock_log: Sequence[Update] | None = None  # newest first; None without a lock
+    hosted: Sequence[VIPService] = ()
 
 
 def _says(answer: bytes) -> Callable[[bytes, Facts], Answer]:
@@ -159,8 +161,7 @@ HANDLERS: Mapping[bytes, tuple[frozenset[bytes], Callable[[bytes, Facts], Answer
     b"/posture/identity": (GET, _says(b'{"PostureDisabled":true}')),
     b"/ssh/usernames": (BOTH, _ssh_users),
     b"/tls-cert-status": (GET, _certificate),
-    # Tailscale Services are not hosted.
-    b"/vip-services": (GET, _says(b'{"VIPServices":[],"ServicesHash":""}')),
+    PATH.encode(): (GET, lambda _body, facts: (OK, services_json(facts.hosted))),
     b"/debug/tka/log": (GET, _lock_log),
 }
 

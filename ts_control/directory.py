@@ -88,6 +88,7 @@ class Enrolled:
     renamed: bool = False  # by an administrator: the device's own hostname no longer counts
     location: Location | None = None  # where an administrator says it is
     services: tuple[Service, ...] = ()  # what an administrator says that it serves, beside what it says itself
+    hosted: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # services, with their addresses
     is_authorized: bool = True  # False until an administrator approves the machine, where that is asked for
     lock_key: str = ""  # its own, for the tailnet's lock
     key_signature: str = ""  # base64: what vouches for `key`, where the tailnet has a lock
@@ -96,8 +97,12 @@ class Enrolled:
 
     @property
     def routes(self) -> tuple[Prefix, ...]:
-        """What it may really route: advertised and approved."""
-        return tuple(route for route in self.advertised if route in self.approved)
+        """What it may really route: advertised and approved, and the addresses of the services it hosts."""
+        return tuple(route for route in self.advertised if route in self.approved) + self.hosted_routes
+
+    @property
+    def hosted_routes(self) -> tuple[Prefix, ...]:
+        return tuple((address, 8 * len(address)) for at in self.hosted.values() for address in at)
 
     @property
     def home_region(self) -> int:
@@ -267,6 +272,10 @@ class Directory:
         self._chosen.add(ipv4)
         device.addresses = _pair(int.from_bytes(ipv4, "big") - int.from_bytes(CGNAT[0], "big"))
 
+    def new_addresses(self) -> tuple[bytes, bytes]:
+        """The next free pair, for a service."""
+        return self._allocate()
+
     def _allocate(self) -> tuple[bytes, bytes]:
         """The next free pair."""
         while True:
@@ -291,8 +300,8 @@ class Directory:
         for route in routes:
             if route in EXIT_ROUTES:
                 continue  # every exit node carries them; the client chooses
-            candidates = [device for device in self.devices.values() if route in device.approved]
-            candidates = [device for device in candidates if route in device.advertised and not device.expired]
+            approved = [d for d in self.devices.values() if route in d.approved or d.hosted]
+            candidates = [device for device in approved if route in device.routes and not device.expired]
             present = self._primaries.get(route)
             ready = [device.id for device in candidates if device.online] or [device.id for device in candidates]
             if present in ready:

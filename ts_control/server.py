@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ts_base.errors import BadPacket
 from ts_base.ip import parse_address, parse_prefix
 from ts_base.keys import MachinePrivate, MachinePublic
 from ts_control.directory import AuthKeyRecord, Directory, DirectoryError, Enrolled
@@ -25,6 +26,7 @@ from ts_control.server_lock import ServedLock
 from ts_control.server_login import Logins, Parked, PendingLogin
 from ts_control.server_maps import MapWriter, ServedMap
 from ts_control.server_news import News
+from ts_control.server_services import QUESTION
 from ts_control.server_ssh import Asked, SshCheck, SshChecks
 from ts_control.ssh_policy import SSHAction
 from ts_control.wire import DERPMap, DNSConfig, DNSRecord, Location, MapRequest, PingRequest, Resolver, Service
@@ -146,7 +148,10 @@ class ControlServer:
             self._news.learn(device, request, now)
         compress = request.compress == "zstd"
         if request.stream:
-            return self._news.open_stream(device, compress, owner, now)
+            stream = self._news.open_stream(device, compress, owner, now)
+            self._follow_services(device, now, is_stream=True)
+            return stream
+        self._follow_services(device, now, is_stream=False)
         self._news.settle(now)
         return b"" if request.omit_peers else self._news.one_map(device, compress)
 
@@ -191,7 +196,7 @@ class ControlServer:
         self._maps.has_certificates = publish is not None
         for device in self.directory:
             self._news.note(device, {"capabilities"}, now)
-        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
+        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.shared_dns()))
         self._news.settle(now)
 
     @property
@@ -220,7 +225,39 @@ class ControlServer:
             self.drops["control.unasked_ping_answer"] += 1
             return False
         ping.answer, ping.answered = body, now
+        self._learn_services(ping, now)
         return True
+
+    def _follow_services(self, device: Enrolled, now: float, *, is_stream: bool) -> None:
+        """Ask a device what it hosts where it told that there is news."""
+        if self._maps.services.is_news(device, is_stream=is_stream):
+            self._maps.services.note_asked(device, self.ping(device.id, now, types="c2n", payload=QUESTION).id)
+        self._settle_services([device], now)
+
+    def _learn_services(self, ping: PingSent, now: float) -> None:
+        device = self.directory.devices.get(ping.device)
+        if device is None:
+            return
+        try:
+            if self._maps.services.learn(device, ping.id, ping.answer or b""):
+                self._settle_services([device], now)
+        except BadPacket:
+            self.drops["control.bad_services_answer"] += 1
+
+    def _settle_services(self, devices: Iterable[Enrolled], now: float) -> None:
+        for device in devices:
+            changed = self._maps.services.settle(device)
+            if changed is not None:
+                self._news.elect(changed)
+                self._news.note(device, {"services"}, now)
+        self._news.settle(now)
+
+    def define_service(self, name: str, now: float, *, tags: Iterable[str] = ()) -> tuple[bytes, bytes]:
+        """Let devices with one of these tags, or with any, host a service `svc:NAME`. Its two addresses."""
+        addresses = self._maps.services.define(name, tags)
+        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.shared_dns()))
+        self._settle_services(self.directory, now)
+        return addresses
 
     def ask_ssh_action(self, machine: MachinePublic, path: str, query: str, owner: object) -> SSHAction | Asked:
         """What is to happen to a login over SSH; an Asked gets its answer when somebody has decided."""
@@ -348,7 +385,7 @@ class ControlServer:
             extra_records=tuple(DNSRecord(name=name, value=value) for name, value in records),
             exit_node_filtered_set=tuple(filtered),
         )
-        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.dns))
+        self._news.changes.facts["DNSConfig"] = msgspec.Raw(encode_json(self._maps.shared_dns()))
         self._news.settle(now)
 
     # One device
@@ -393,6 +430,7 @@ class ControlServer:
     def set_tags(self, device_id: int, tags: Iterable[str], now: float) -> None:
         device = self.directory.find(device_id)
         device.tags = tuple(sorted(set(tags)))
+        self._settle_services([device], now)
         if device.tags:
             device.expires = 0.0  # what is tagged does not expire
         self._changed(device, {"tags", "expires"}, now)

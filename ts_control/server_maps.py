@@ -17,9 +17,10 @@ from ts_base.ip import format_address, format_prefix
 from ts_control.directory import TAGGED_DEVICES, Directory, Enrolled
 from ts_control.gojson import encode_json, from_unix_time
 from ts_control.policy_index import PolicyIndex
+from ts_control.server_services import ServedServices, host_capability
 from ts_control.ssh_policy import ENV_ATTRIBUTE
 from ts_control.ssh_rules import policy_for
-from ts_control.wire import DERPMap, DNSConfig, Node, PeerChange, PingRequest, TKAInfo, UserProfile
+from ts_control.wire import CapMap, DERPMap, DNSConfig, Node, PeerChange, PingRequest, TKAInfo, UserProfile
 from ts_control.wire_lock import CAPABILITY
 
 MAX_QUEUED_BYTES = 64 << 20  # a stream that reads slower than this is closed, and its client starts afresh
@@ -91,6 +92,7 @@ class MapWriter:
         self.url = ""
         self.policy = policy
         self.dns = DNSConfig()
+        self.services = ServedServices(directory)
         self.has_certificates = False
         self.derp_map = DERPMap()
         self.lock: TKAInfo | None = None
@@ -145,9 +147,15 @@ class MapWriter:
 
     def dns_of(self, device: Enrolled) -> DNSConfig:
         """With the name that this device may have a certificate for: its own."""
+        dns = self.shared_dns()
         if not self.has_certificates:
-            return self.dns
-        return msgspec.structs.replace(self.dns, cert_domains=(self.full_name(device).rstrip("."),))
+            return dns
+        return msgspec.structs.replace(dns, cert_domains=(self.full_name(device).rstrip("."),))
+
+    def shared_dns(self) -> DNSConfig:
+        """What every device is told, with the names of services."""
+        records = self.services.dns_with(self.dns, self.domain)
+        return msgspec.structs.replace(self.dns, extra_records=records) if self.services.defined else self.dns
 
     def peer_text(self, device_id: int) -> msgspec.Raw:
         text = self._nodes.get(device_id)
@@ -156,7 +164,7 @@ class MapWriter:
         return text
 
     def self_text(self, device: Enrolled) -> msgspec.Raw:
-        capabilities = dict.fromkeys(self.capabilities(device))
+        capabilities: CapMap = {**dict.fromkeys(self.capabilities(device)), **host_capability(device)}
         return msgspec.Raw(encode_json(msgspec.structs.replace(self.node(device), cap_map=capabilities)))
 
     def capabilities(self, device: Enrolled) -> list[str]:

@@ -217,6 +217,7 @@ class News:
         for kind in (_OFFLINE, _EPHEMERAL, _EXPIRY):
             self._timers.clear((kind, device.id))
         self.directory.remove(device)
+        self.maps.services.forget(device.id)
         self.elect(device.routes)
         self.maps.forget(device.id)
         self.maps.unauthorized -= {device.id}

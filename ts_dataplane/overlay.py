@@ -79,8 +79,8 @@ class Overlay(Protocol):
     def take_messages(self) -> Sequence[Changed]:
         """The sockets that changed since last asked, each once."""
 
-    def set_addresses(self, own: Sequence[bytes], now: float) -> None:
-        """Our own addresses are these from now on; what was bound to another one ends."""
+    def set_addresses(self, own: Sequence[bytes], now: float, services: Sequence[bytes] = ()) -> None:
+        """Our own addresses, and those of services, are these from now on; what was bound to another one ends."""
 
     def path_changed(self, address: bytes) -> None:
         """Datagrams to `address` go another way: what was learnt of the old one's MTU is void."""

@@ -14,16 +14,21 @@ from ts_base.who import Hop, PeerId
 class OwnAddresses:
     """Shared by a stack and those of its sockets that speak without being connected."""
 
-    __slots__ = ("_source", "all", "apart", "hops")
+    __slots__ = ("_always", "_source", "all", "apart", "hops", "services")
 
     def __init__(self, apart: Sequence[bytes] = ()) -> None:
-        self.apart = frozenset(apart)  # ours whatever comes, and never the source of what goes to others
+        self._always = self.apart = frozenset(
+            apart
+        )  # ours whatever comes; `apart` are never the source of what we open
+        self.services: frozenset[bytes] = frozenset()  # apart too, and silent where nothing is bound to them
         self._source: dict[int, bytes] = {}  # by address length
         self.all: frozenset[bytes] = self.apart
         self.hops: frozenset[Hop] = frozenset((address, 0) for address in apart)  # to ourselves
 
-    def replace(self, addresses: Sequence[bytes]) -> frozenset[bytes]:
+    def replace(self, addresses: Sequence[bytes], services: Sequence[bytes] = ()) -> frozenset[bytes]:
         """These are ours now, the first of each family the source of what we open. Returns those that no longer are."""
+        self.services = frozenset(services).difference(addresses, self._always)
+        self.apart = self._always | self.services
         lost = self.all.difference(addresses, self.apart)
         self.all = self.apart.union(addresses)
         self.hops = frozenset((address, 0) for address in self.all)
@@ -42,6 +47,10 @@ class OwnAddresses:
     def hop_to(self, destination: bytes, via: PeerId) -> Hop:
         """No peer leads to ourselves."""
         return (destination, 0 if destination in self.all else via)
+
+    def hears_all(self, address: bytes) -> bool:
+        """Whether what is bound to all addresses is bound to this one."""
+        return address not in self.services
 
     def check(self, host: bytes | None) -> None:
         """OSError where `host` is not one of ours; None stands for all."""

@@ -54,7 +54,7 @@ class Stack:
     """One host with its addresses. `verify_checksums` is for transports without an AEAD, such as a TUN device.
 
     `apart` are addresses that it has from the beginning and that it alone may speak to: who binds a port on all
-    addresses does not mean them.
+    addresses does not mean them, nor those of services, which are silent where nobody is bound.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Stack:
         self._own = OwnAddresses(apart)
         self._paths = PathSizes(mtu)
         self._outbox = Outbox(self._paths, entropy, self.drops)
-        self._tcp = TcpSockets(ledger, self._timers, entropy(36), self._outbox.replies, self._own.apart)
+        self._tcp = TcpSockets(ledger, self._timers, entropy(36), self._outbox.replies, self._own)
         self._udp = UdpSockets(self._own, self._outbox, ledger, entropy)
         self._icmp = IcmpSockets(self._own, self._outbox, ledger, entropy)
         self.forwarder = Forwarder(self._own, self._outbox, ledger, self._timers, self._tcp, self._icmp)
@@ -83,9 +83,9 @@ class Stack:
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
-    def set_addresses(self, addresses: Sequence[bytes], now: float = 0.0) -> None:
-        """Our own addresses; the first of each family is the source of what we open."""
-        self._tcp.forget_addresses(self._own.replace(addresses))
+    def set_addresses(self, addresses: Sequence[bytes], now: float = 0.0, services: Sequence[bytes] = ()) -> None:
+        """Our own addresses; the first of each family is the source of what we open. Services have theirs besides."""
+        self._tcp.forget_addresses(self._own.replace(addresses, services))
 
     def path_changed(self, destination: bytes) -> None:
         """The way to `destination` is another one: what was learnt of its MTU is forgotten."""
@@ -314,6 +314,8 @@ class Stack:
             self.forwarder.receive_untrusted(packet, origin, now)
         elif not self._udp.receive_untrusted(packet, origin):
             self.drops["udp.no_port"] += 1
+            if packet.destination in self._own.services:
+                return
             whole = packet.fragment is None
             original = data if whole else ip_packet(packet.source, packet.destination, UDP, packet.payload)
             self._icmp.say(icmp.port_unreachable, original, packet.destination, packet.source, now)

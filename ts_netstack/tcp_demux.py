@@ -20,6 +20,7 @@ from ts_netstack.arrivals import Arrival, may_speak
 from ts_netstack.icmp import UNREACHABLE, Report
 from ts_netstack.ledger import Ledger, Sender
 from ts_netstack.outbox import Replies
+from ts_netstack.own_addresses import OwnAddresses
 from ts_netstack.path_sizes import PathSizes, SegmentLimits, offered_segment_size
 from ts_netstack.ports import Bound, free_port, is_taken
 from ts_netstack.tcp import ConnectionProblem, TcpConnection
@@ -62,12 +63,12 @@ class TcpSockets:
     """Keys are the bytes of an inbound packet: remote address, local address, remote port, local port."""
 
     __slots__ = (
-        "_apart",
         "_cookies",
         "_counter",
         "_flooded_at",
         "_half_open_by_host",
         "_ledger",
+        "_own",
         "_replies",
         "_resets",
         "_secret",
@@ -86,10 +87,10 @@ class TcpSockets:
         timers: Timers[object],
         secret: bytes,
         replies: Replies,
-        apart: frozenset[bytes] = frozenset(),
+        own: OwnAddresses | None = None,
     ) -> None:
         self._ledger, self._timers, self._replies = ledger, timers, replies
-        self._apart = apart
+        self._own = own or OwnAddresses()
         self._secret = secret[:16]
         self._cookies = Cookies(secret[16:32])
         self._counter = int.from_bytes(secret[32:36], "big")
@@ -108,7 +109,11 @@ class TcpSockets:
         if key in self.flows or key in self.half_open or key in self.time_wait:
             return True
         port, local = int.from_bytes(key[-2:], "big"), key[len(key) // 2 - 2 : -4]
-        return (port, local) in self.listeners or (port, None) in self.listeners
+        return self._listener(port, local) is not None
+
+    def _listener(self, port: int, local: bytes) -> TcpListen | None:
+        own = self.listeners.get((port, local))
+        return own or (self.listeners.get((port, None)) if self._own.hears_all(local) else None)
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
@@ -151,7 +156,7 @@ class TcpSockets:
     def free_listening_port(self, host: bytes | None) -> int:
         self._counter += 1
         start = self._hash(b"listen" + self._counter.to_bytes(8, "big"))
-        port = free_port(start, lambda port: not is_taken(self.listeners, port, host, self._apart))
+        port = free_port(start, lambda port: not is_taken(self.listeners, port, host, self._own.apart))
         if not port:
             raise OSError(errno.EADDRINUSE, "no free port to listen on")
         return port
@@ -197,7 +202,7 @@ class TcpSockets:
     def listen(self, port: int, host: bytes | None, backlog: int = DEFAULT_BACKLOG) -> TcpListen:
         if not port:
             port = self.free_listening_port(host)
-        elif is_taken(self.listeners, port, host, self._apart):
+        elif is_taken(self.listeners, port, host, self._own.apart):
             raise OSError(errno.EADDRINUSE, f"port {port} is already listened on")
         listener = self.listeners[(port, host)] = TcpListen(self._ledger, port, host, backlog)
         return listener
@@ -229,7 +234,7 @@ class TcpSockets:
             self._receive_half_open(record, arrival, now)
             return
         flags, (host, port) = arrival.segment.flags, arrival.local
-        listener = self.listeners.get((port, host)) or self.listeners.get((port, None))
+        listener = self._listener(port, host)
         if listener is not None and flags & (SYN | ACK | RST | FIN) == SYN:
             self._receive_syn(listener, arrival, now)
         elif (
@@ -242,8 +247,10 @@ class TcpSockets:
             self.refuse(arrival, now)
 
     def refuse(self, arrival: Arrival, now: float) -> None:
-        """Nobody's segment: a RST, within measure."""
+        """Nobody's segment: a RST, within measure. A service is silent: another host may have that port of it."""
         self._ledger.drops["tcp.no_connection"] += 1
+        if arrival.local[0] in self._own.services:
+            return
         reply = reset_for(arrival.packet, arrival.segment)
         if reply is not None and self._resets.take(now):
             self._replies.append((arrival.back, reply))

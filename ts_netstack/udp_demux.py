@@ -76,12 +76,16 @@ class UdpSockets:
 
     def holds(self, local: bytes, port: int) -> bool:
         """Whether a port is bound there."""
-        return (port, local) in self.ports or (port, None) in self.ports
+        return self._find(port, local) is not None
+
+    def _find(self, port: int, local: bytes) -> UdpPort | None:
+        own = self.ports.get((port, local))
+        return own or (self.ports.get((port, None)) if self._own.hears_all(local) else None)
 
     def receive_untrusted(self, packet: Packet, origin: Origin) -> bool:
         """Hand a datagram to its port; False when there is none, Unroutable when it is no datagram or not for it."""
         (host, port), remote, data = read_datagram_untrusted(packet, self._ledger.verify)
-        bound = self.ports.get((port, host)) or self.ports.get((port, None))
+        bound = self._find(port, host)
         if not may_speak(origin, bound.via if bound is not None else 0):
             raise Unroutable("udp.wrong_peer")
         if bound is None:
@@ -92,7 +96,7 @@ class UdpSockets:
     def receive_report(self, report: Report, origin: Origin) -> Hop:
         """An ICMP error about a datagram of ours; Unroutable when no port sent it."""
         port, remote_port = int.from_bytes(report.quoted[:2], "big"), int.from_bytes(report.quoted[2:4], "big")
-        bound = self.ports.get((port, report.local)) or self.ports.get((port, None))
+        bound = self._find(port, report.local)
         if bound is None:
             raise Unroutable("icmp.no_port")
         if not may_speak(origin, bound.via):

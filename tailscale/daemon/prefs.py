@@ -29,12 +29,13 @@ REMEMBERED = frozenset(
     (
         *("AutoUpdate", "CorpDNS", "ExitNodeAllowLANAccess", "ForceDaemon", "InternalExitNodePrior", "NetfilterKind"),
         *("NetfilterMode", "NoSNAT", "NoStatefulFiltering", "NotepadURLs", "ProfileName", "Sync"),
+        "AdvertiseServices",  # those of the serve config are advertised, and no others
     )
 )
 KINDS: dict[str, type] = {
     **dict.fromkeys(("ControlURL", "ExitNodeID", "ExitNodeIP", "Hostname"), str),
     **dict.fromkeys(("RouteAll", "RunSSH", "ShieldsUp", "WantRunning"), bool),
-    **dict.fromkeys(("AdvertiseRoutes", "AdvertiseTags"), list),
+    **dict.fromkeys(("AdvertiseRoutes", "AdvertiseServices", "AdvertiseTags"), list),
 }
 LIVE = frozenset((
     *("accept_routes", "advertise_exit_node", "advertise_routes", "exit_node", "hostname", "paths", "shields_up"),

@@ -185,6 +185,10 @@ class Dialer(AddressDialer):
             return TcpListener([listens], self)
         return TcpListener([listens], self, on_end=announce(listens.port))
 
+    def listen_at(self, port: int, address: bytes) -> TcpListener:
+        """A listener on an address of a service."""
+        return TcpListener([self._stack.listen(port, address)], self)
+
     async def udp(self, port: int, host: str | None, via: Via = None) -> UdpSocket:
         """A UDP socket on one of our addresses, or on all; one that goes `via` an exit node speaks with nobody else."""
         await trio.lowlevel.checkpoint()

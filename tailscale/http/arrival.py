@@ -17,3 +17,5 @@ class Arrival(NamedTuple):
     """Whether the first is an address of the tailnet: one from elsewhere is nobody's identity."""
     name: str = ""
     """The name that TLS was asked for, where certificates are chosen by it."""
+    service: str = ""
+    """The Service, `svc:web`, whose address it came to."""

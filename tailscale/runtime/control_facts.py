@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping
 from tailscale._config import Preferences
 from tailscale.faults import upstream_code
 from tailscale.runtime.bus import Bus
-from tailscale.runtime.messages import CertificatesChanged, NetInfoChanged, NetMapChanged, WarningsChanged
+from tailscale.runtime.messages import (
+    CertificatesChanged,
+    NetInfoChanged,
+    NetMapChanged,
+    ServicesOffered,
+    WarningsChanged,
+)
 from ts_control.c2n import Facts, Trouble
 from ts_dataplane.path_tally import PathTally
 from ts_lock.chain import Chain
@@ -40,6 +46,7 @@ def facts_for_control(
     ]
     held = bus.latest(CertificatesChanged)
     log = lock.log() if lock is not None else None
+    offered = bus.latest(ServicesOffered)
     return Facts(
         troubles,
         _preferences(preferences),
@@ -47,6 +54,7 @@ def facts_for_control(
         certificates=held.held if held is not None else {},
         now=now,
         lock_log=log,
+        hosted=offered.hosted if offered is not None else (),
     )
 
 

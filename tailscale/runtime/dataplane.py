@@ -64,6 +64,7 @@ class Dataplane:
         self._may_answer = False  # the last burst woke one socket: what that writes need not wait for others
         self._timer_moved = trio.Event()
         self._armed_for = math.inf
+        self._services: Sequence[bytes] = ()
         self._after_flush = trio.lowlevel.ParkingLot()
         self._failure: Exception | None = None  # of a flush in an app's own task: none of its business
 
@@ -84,11 +85,12 @@ class Dataplane:
         """What is for us goes to `overlay` from now on, which knows our addresses as they are told from now on."""
         self._overlay = overlay
         self.engine.use_overlay(overlay)
-        overlay.set_addresses(self.engine.tables.own, trio.current_time())
+        overlay.set_addresses(self.engine.tables.own, trio.current_time(), self._services)
 
-    def set_addresses(self, own: Sequence[bytes]) -> None:
-        """Our own addresses are these from now on."""
-        self._overlay.set_addresses(own, trio.current_time())
+    def set_addresses(self, own: Sequence[bytes], services: Sequence[bytes]) -> None:
+        """Our own addresses, and those of the services we host, are these from now on."""
+        self._services = services
+        self._overlay.set_addresses(own, trio.current_time(), services)
 
     def deliver(self, runs: Sequence[PathRun]) -> None:
         """Take a burst of datagrams off one socket or relay."""

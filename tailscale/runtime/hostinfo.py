@@ -11,6 +11,7 @@ from functools import cache
 
 from tailscale._config import Preferences
 from tailscale.runtime.messages import NetInfoChanged, ServicesOffered
+from ts_control.services import services_hash
 from ts_control.wire import Hostinfo, NetInfo
 
 IPN_VERSION = "0.1.0-pytailscale"
@@ -40,6 +41,7 @@ def build_hostinfo(
         routable_ips=tuple(sorted(set(preferences.offered_routes).union(*(offer.routes for offer in offers)))),
         request_tags=tuple(sorted(set(preferences.tags))),
         services=offered.services,
+        services_hash=services_hash(offered.hosted),
         ssh_host_keys=tuple(dict.fromkeys(key for offer in offers for key in offer.ssh_host_keys)),
         net_info=build_net_info(net_info, home_region),
         no_logs_no_support=True,

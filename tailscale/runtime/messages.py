@@ -14,6 +14,7 @@ from ts_base.ip import Prefix
 from ts_base.keys import NodePrivate
 from ts_base.who import Direct, Path, PeerId
 from ts_control.netmap import NetMap
+from ts_control.services import VIPService, services_of
 from ts_control.session import Phase
 from ts_control.wire import DERPMap, Service
 
@@ -110,6 +111,8 @@ class Offer(Struct, frozen=True):
     routes: tuple[str, ...] = ()
     ingress: bool | None = None
     """True: names of ours lead here from the internet. False: they may soon."""
+    hosted: tuple[tuple[str, int], ...] = ()
+    """Services, `svc:web`, and their TCP ports."""
 
 
 class ServicesOffered(Retained, frozen=True):
@@ -124,6 +127,11 @@ class ServicesOffered(Retained, frozen=True):
     @property
     def services(self) -> tuple[Service, ...]:
         return tuple(service for offer in self.offers.values() for service in offer.services)
+
+    @property
+    def hosted(self) -> tuple[VIPService, ...]:
+        """The services this device is a host of, as control is told."""
+        return services_of(each for offer in self.offers.values() for each in offer.hosted)
 
     @property
     def is_published(self) -> bool:

@@ -23,7 +23,7 @@ from tailscale.runtime.messages import (
 )
 from tailscale.runtime.stepping import in_steps
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
-from tailscale.runtime.translate_tables import TablesCompiler
+from tailscale.runtime.translate_tables import TablesCompiler, service_addresses
 from tailscale.runtime.udp_facts import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap
@@ -63,7 +63,7 @@ async def run_netmap(
             netmap, preferences = heard.netmap, wanted.preferences
             tables = await in_steps(compiler.steps(netmap, preferences))
             dataplane.use_tables(tables)
-            dataplane.set_addresses(tables.own)
+            dataplane.set_addresses(tables.own, service_addresses(netmap.self_node))
             await _tell_peers(endpoint, known, netmap)
             known = netmap
             _show_name(Health(bus), preferences, netmap.self_node.name.partition(".")[0])

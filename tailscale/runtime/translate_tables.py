@@ -16,6 +16,7 @@ from tailscale.nodes import named
 from tailscale.runtime.forward_guard import near
 from ts_base.ip import Prefix
 from ts_control.netmap import NetMap, peers_changed
+from ts_control.services import addresses_in
 from ts_control.wire import CapMap, FilterRule, Node
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.filter import Grant, Rule
@@ -118,6 +119,11 @@ def served_routes(node: Node) -> tuple[str, ...]:
     """The subnets control lets us serve: what it allows beyond our own addresses."""
     own = set(node.addresses)
     return tuple(prefix for prefix in node.allowed_ips or () if prefix not in own)
+
+
+def service_addresses(node: Node) -> tuple[bytes, ...]:
+    """Where the stack answers for the services we host."""
+    return tuple(address for addresses in addresses_in(node.cap_map).values() for address in addresses)
 
 
 def find_exit_node(netmap: NetMap, wanted: str | None) -> int | None:

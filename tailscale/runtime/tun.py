@@ -238,9 +238,9 @@ class StackBesideTun:
     def statistics(self) -> TunStatistics:
         return self._tun.statistics()
 
-    def set_addresses(self, own: Sequence[bytes], now: float) -> None:
+    def set_addresses(self, own: Sequence[bytes], now: float, services: Sequence[bytes] = ()) -> None:
         self._tun.set_own(own)
-        self._stack.set_addresses(own, now)
+        self._stack.set_addresses(own, now, services)
 
     def path_changed(self, address: bytes) -> None:
         self._stack.path_changed(address)

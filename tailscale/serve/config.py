@@ -126,6 +126,24 @@ class ServeConfig:
     def services(self) -> dict[str, Json]:
         return {name: service or {} for name, service in _table(self.told, "Services").items()}
 
+    def service_ports(self) -> dict[tuple[str, int], Json]:
+        """All that is served at addresses of services."""
+        return {
+            (name, int(port)): handler or {}
+            for name, service in self.services().items()
+            for port, handler in _table(service, "TCP").items()
+        }
+
+    def service_web(self) -> dict[tuple[str, int], dict[str, Json]]:
+        """Mounts by service and port: the address is the name, so that of several hosts the service's own counts."""
+        found: dict[tuple[str, int], dict[str, Json]] = {}
+        for name, service in self.services().items():
+            for place, server in _table(service, "Web").items():
+                host, port = split_place(place)
+                if (name, port) not in found or host.partition(".")[0] == name.removeprefix("svc:"):
+                    found[name, port] = {k: v or {} for k, v in _table(server or {}, "Handlers").items()}
+        return found
+
     # Changed
 
     def foreground(self, session: str) -> ServeConfig:

@@ -55,6 +55,19 @@ class Plan:
     allow: Allow = Allow()
     funnels: Mapping[Place, bool] = field(default_factory=dict)
     """What the internet is to reach, or not now."""
+    services: Mapping[Place, Json] = field(default_factory=dict)
+    """Ports of services, by service and port; and the mounts of those that are web servers."""
+    service_web: Mapping[Place, Mapping[str, Mount]] = field(default_factory=dict)
+
+    @property
+    def places(self) -> dict[Place, Json]:
+        """All that is listened at: by service, "" for this device's own addresses, and port."""
+        return {("", port): handler for port, handler in self.ports.items()} | dict(self.services)
+
+    def handler(self, place: Place) -> Json:
+        """What a port does; nothing where it is served no more."""
+        service, port = place
+        return (self.services.get(place) if service else self.ports.get(port)) or {}
 
     def mounts(self, host: str, port: int, own_name: str) -> Mapping[str, Mount] | None:
         """Those of a host, in lower case and in full."""
@@ -68,13 +81,13 @@ Apps = Mapping[tuple[int, str], App]
 
 def plan_of(config: ServeConfig, apps: Apps, allow: Allow, servers: dict[str, ReverseProxy]) -> Plan:
     """The plan; `servers` keeps those that are known, with what they have open."""
-    web: dict[Place, dict[str, Mount]] = {
-        place: {mount: _mount(handler, servers) for mount, handler in handlers.items()}
-        for place, handlers in config.web().items()
-    }
+    web, of_services = (
+        {place: {m: _mount(handler, servers) for m, handler in handlers.items()} for place, handlers in told.items()}
+        for told in (config.web(), config.service_web())
+    )
     for (port, mount), app in apps.items():
         web.setdefault(("", port), {})[mount] = Mount(app, None)
-    return Plan(config.ports(), web, allow, config.funnel_wishes())
+    return Plan(config.ports(), web, allow, config.funnel_wishes(), config.service_ports(), of_services)
 
 
 def _mount(handler: Json, servers: dict[str, ReverseProxy]) -> Mount:

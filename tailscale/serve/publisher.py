@@ -23,9 +23,9 @@ from tailscale.http1.visits import Visits
 from tailscale.serve.config import OWN_NAME, Json, kind_of
 from tailscale.serve.forwards import forward
 from tailscale.serve.funnels import Funnels
-from tailscale.serve.plan import Plan
+from tailscale.serve.plan import Place, Plan
 from tailscale.serve.secure import PROVING, Certificates, Given, NoSuchName, OfDevice, hear_hello
-from tailscale.serve.site import Site
+from tailscale.serve.site import Site, service_name
 from tailscale.serve.targets import App
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from tailscale.device import Device
     from tailscale.http1.limits import Limits
     from tailscale.http1.visits import Visit
-    from tailscale.sockets.tcp import TcpListener, TcpStream
+    from tailscale.sockets.tcp import TcpStream
+
+    AnyListener = trio.abc.Listener[TcpStream]
 
 log = logging.getLogger("tailscale.serve")
 KEEPALIVE = 60.0  # a silent client is asked this often whether it still exists
@@ -65,13 +67,19 @@ class ServeStatistics(NamedTuple):
 class Port:
     """One listener, and what came by it."""
 
-    number: int
+    place: Place  # the service, "" for this device's own addresses, and the port
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     problem: str = ""
     accepted: int = 0
     open: int = 0
     refused: int = 0
     carried: Carried = field(default_factory=Carried)
+
+    @property
+    def name(self) -> str:
+        """`443` or, for a service, `svc:web:443`."""
+        service, number = self.place
+        return f"{service}:{number}" if service else str(number)
 
     def statistics(self) -> PortStatistics:
         return PortStatistics(self.accepted, self.open, self.refused, self.carried.received, self.carried.sent)
@@ -96,7 +104,7 @@ class Publisher:
         self._states: dict[App, dict[str, Any]] = {}
         self.site = Site(device, plan, self._states, own_socket)
         self._connections = Connections(device, limits, self._visits, self.site.choose)
-        self._ports: dict[int, Port] = {}
+        self._ports: dict[Place, Port] = {}
         self._lives: dict[App, Lifespan] = {}
         self._changed = trio.Event()
         self._funnels = Funnels(device, self.take)
@@ -106,20 +114,20 @@ class Publisher:
         self._changed.set()
 
     def statistics(self) -> ServeStatistics:
-        return ServeStatistics({str(number): port.statistics() for number, port in self._ports.items()})
+        return ServeStatistics({port.name: port.statistics() for port in self._ports.values()})
 
     def problems(self) -> dict[int, str]:
-        """Ports that could not be opened, and why."""
-        return {number: port.problem for number, port in self._ports.items() if port.problem}
+        """Ports of this device that could not be opened, and why."""
+        return {number: port.problem for (of, number), port in self._ports.items() if port.problem and not of}
 
     # How it runs
 
     async def run(self, started: Callable[[], object]) -> None:
         """Until cancelled, or until the device closes. Raises where a port of the first plan cannot be opened."""
-        listeners: dict[int, TcpListener] = {}
+        listeners: dict[Place, AnyListener] = {}
         try:
-            for number in self._plan().ports:
-                listeners[number] = await self._device.listen(number)
+            for place in self._plan().places:
+                listeners[place] = await self._listen(place)
             async with trio.open_nursery() as nursery:
                 await self._live(nursery, listeners, started)
         finally:
@@ -128,12 +136,12 @@ class Publisher:
                     await listener.aclose()
 
     async def _live(
-        self, nursery: trio.Nursery, listeners: dict[int, TcpListener], started: Callable[[], object]
+        self, nursery: trio.Nursery, listeners: dict[Place, AnyListener], started: Callable[[], object]
     ) -> None:
         try:
             await self._start_apps(nursery)
-            for number, listener in listeners.items():
-                self._open(number, nursery, listener)
+            for place, listener in listeners.items():
+                self._open(place, nursery, listener)
             started()
             while True:
                 self._changed = trio.Event()
@@ -161,36 +169,41 @@ class Publisher:
                 self._states[app] = life.state
 
     def _reconcile(self, nursery: trio.Nursery) -> None:
-        wanted = self._plan().ports
-        for number in [number for number in self._ports if number not in wanted]:
-            self._ports.pop(number).scope.cancel()
-        for number in wanted:
-            if number not in self._ports:
-                self._open(number, nursery, None)
+        wanted = self._plan().places
+        for place in [place for place in self._ports if place not in wanted]:
+            self._ports.pop(place).scope.cancel()
+        for place in wanted:
+            if place not in self._ports:
+                self._open(place, nursery, None)
 
-    def _open(self, number: int, nursery: trio.Nursery, listener: TcpListener | None) -> None:
-        port = self._ports[number] = Port(number)
+    async def _listen(self, place: Place) -> AnyListener:
+        service, number = place
+        return await (self._device.listen_service(service, number) if service else self._device.listen(number))
+
+    def _open(self, place: Place, nursery: trio.Nursery, listener: AnyListener | None) -> None:
+        port = self._ports[place] = Port(place)
         nursery.start_soon(self._keep, port, listener, nursery)
 
-    async def _keep(self, port: Port, listener: TcpListener | None, nursery: trio.Nursery) -> None:
+    async def _keep(self, port: Port, listener: AnyListener | None, nursery: trio.Nursery) -> None:
         """One port, as long as it is wanted: one that somebody else has is tried again."""
         pause = FIRST_PAUSE
         with port.scope:
             while True:
                 try:
-                    async with listener or await self._device.listen(port.number) as opened:
+                    opened = listener or await self._listen(port.place)
+                    async with opened:
                         port.problem, pause = "", FIRST_PAUSE
                         await self._accept(opened, port, nursery)
                 except trio.ClosedResourceError:
                     return  # the device is closing: nobody can call any more
-                except (TailscaleError, OSError) as problem:
+                except (TailscaleError, OSError, ValueError) as problem:
                     port.problem = str(problem)
-                    log.warning("port %d cannot be served: %s. Again in %g s", port.number, problem, pause)
+                    log.warning("port %s cannot be served: %s. Again in %g s", port.name, problem, pause)
                 listener = None
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _accept(self, listener: TcpListener, port: Port, nursery: trio.Nursery) -> None:
+    async def _accept(self, listener: AnyListener, port: Port, nursery: trio.Nursery) -> None:
         while True:
             await self._connections.wait_for_room()
             tcp = await listener.accept()
@@ -205,14 +218,14 @@ class Publisher:
             tcp.abort()
             return
         tcp.set_keepalive(KEEPALIVE)
-        arrival = Arrival(tcp.remote_address, tcp.local_address)
+        arrival = Arrival(tcp.remote_address, tcp.local_address, service=port.place[0])
         nursery.start_soon(self._attend, port, tcp, arrival, visit)
 
     # Connections
 
     async def take(self, number: int, stream: Stream, source: tuple[str, int], is_funnel: bool) -> None:
         """One that came another way than by a listener of ours, to its end."""
-        port = self._ports.get(number)
+        port = self._ports.get(("", number))
         hang_up = stream.abort if isinstance(stream, Abortable) else _nothing
         visit = self._connections.admit(f"funnel {source[0]}" if is_funnel else source[0], hang_up)
         if port is None or visit is None:
@@ -229,7 +242,7 @@ class Publisher:
         port.open += 1
         is_left = False
         try:
-            handler = self._plan().ports.get(port.number, {})
+            handler = self._plan().handler(port.place)
             kind = kind_of(handler)
             tls: ssl.SSLContext | None = None
             if kind == "https":
@@ -249,11 +262,11 @@ class Publisher:
                 await reset(stream)  # so that nobody takes the half of an answer for the whole
             raise
         except (NoSuchName, *LOST, TailscaleError, trio.TooSlowError) as problem:
-            log.debug("a connection to port %d: %s", port.number, problem)
+            log.debug("a connection to port %s: %s", port.name, problem)
             with trio.CancelScope(shield=True):
                 await reset(stream)
         except Exception:  # a mistake of ours costs this connection, not the others
-            log.exception("a connection to port %d failed", port.number)
+            log.exception("a connection to port %s failed", port.name)
             with trio.CancelScope(shield=True):
                 await reset(stream)
         finally:
@@ -262,9 +275,8 @@ class Publisher:
                 self._visits.leave(visit)
 
     async def _secured(self, stream: Stream, arrival: Arrival) -> tuple[Stream, ssl.SSLContext, Arrival]:
-        number = arrival.local_address[1]
         with trio.fail_after(self._limits.head_timeout):
-            hello, stream = await hear_hello(stream, lambda name: self.site.serves(name, number))
+            hello, stream = await hear_hello(stream, lambda name: self.site.serves(name, arrival))
         if hello.protocols == PROVING:
             return stream, self._certificates.for_validator(), arrival._replace(is_secure=True, name=hello.name)
         name = hello.name.lower()
@@ -298,12 +310,12 @@ def _nothing() -> None:
     """A stream that cannot be reset ends by itself."""
 
 
-def urls_of(ports: Mapping[int, Json], own_name: str) -> tuple[str, ...]:
+def urls_of(places: Mapping[Place, Json], own_name: str) -> tuple[str, ...]:
     """Where each port is reached."""
     found = []
-    for number, handler in sorted(ports.items()):
+    for (service, number), handler in sorted(places.items()):
         kind = kind_of(handler)
         scheme = kind if kind in ("http", "https") else "tcp"
         suffix = "" if (scheme, number) in (("http", 80), ("https", 443)) else f":{number}"
-        found.append(f"{scheme}://{own_name}{suffix}")
+        found.append(f"{scheme}://{service_name(service, own_name) if service else own_name}{suffix}")
     return tuple(found)

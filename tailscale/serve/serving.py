@@ -205,7 +205,7 @@ class Serve:
         self._publisher, self._tell = publisher, teller(publisher)
         try:
             with device.include("serve", publisher):
-                await publisher.run(lambda: started(urls_of(self._plan.ports, publisher.site.own_name)))
+                await publisher.run(lambda: started(urls_of(self._plan.places, publisher.site.own_name)))
         finally:
             self._publisher, self._tell = None, lambda: None
 

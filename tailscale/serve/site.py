@@ -47,9 +47,18 @@ class Site:
         """Whether that is the socket by which this program takes orders, by whatever links: looked at each time."""
         return is_socket(to, self._own_socket)
 
-    def serves(self, name: str, port: int) -> bool:
+    def serves(self, name: str, arrival: Arrival) -> bool:
         """Whether a TLS client may ask for that name."""
-        return self._plan().mounts(name, port, self.own_name) is not None
+        if arrival.service and name != service_name(arrival.service, self.own_name):
+            return False
+        return self._mounts(name, arrival) is not None
+
+    def _mounts(self, host: str, arrival: Arrival) -> Mapping[str, Mount] | None:
+        """Of a host; at the address of a service, of that service, whatever the host."""
+        plan, port = self._plan(), arrival.local_address[1]
+        if arrival.service:
+            return plan.service_web.get((arrival.service, port))
+        return plan.mounts(host, port, self.own_name)
 
     async def choose(self, request: h11.Request, arrival: Arrival) -> ByApp | ByServer:
         """For each request; an upgrade is one."""
@@ -59,7 +68,7 @@ class Site:
         plan = self._plan()
         if not plan.allow.lets_in(caller):
             return ByApp(FORBIDDEN, scope)
-        mounts = plan.mounts(self._host(scope, arrival), arrival.local_address[1], self.own_name)
+        mounts = self._mounts(self._host(scope, arrival), arrival)
         found = find_mount(mounts, scope["path"]) if mounts is not None else None
         if found is None:
             return ByApp(NOT_FOUND, scope)
@@ -102,6 +111,11 @@ class Site:
             accept_caps=target.accept_caps,
         )
         return ByServer(behind.server, target_below(target.to, rest, scope["query_string"]), head)
+
+
+def service_name(service: str, own_name: str) -> str:
+    """`svc:web` by its name in the tailnet of this device."""
+    return f"{service.removeprefix('svc:')}.{own_name.partition('.')[2]}"
 
 
 def _app_of(target: Files | Text | Redirect | Any, mount: str) -> AsgiApp:

@@ -23,16 +23,37 @@ from tailscale.threads.loopback import FarEnd, TailnetListener, TailnetSocket, c
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
     from typing import Unpack
 
     from tailscale.funnel.listening import FunnelListener, Tls
     from tailscale.sockets.tcp import TcpListener, TcpStream
     from tailscale.threads.loop_thread import LoopThread
 
+
 log = logging.getLogger("tailscale")
 
 B = TypeVar("B", TrioForward, TrioExposure)
-FUNNEL_BACKLOG = 128
+FUNNEL_BACKLOG = SERVICE_BACKLOG = 128
+
+
+class ServiceListener(Protocol):
+    """What `Device.listen_service` gives."""
+
+    @property
+    def port(self) -> int:
+        """The service's."""
+
+    async def accept(self) -> TcpStream:
+        """The next connection."""
+
+    async def __aenter__(self) -> object:
+        """Nothing is to be done."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> object:
+        """Closed, and withdrawn."""
 
 
 class Publishing(TypedDict):
@@ -75,13 +96,18 @@ async def listen(thread: LoopThread, port: int, host: str | None, backlog: int, 
     return _door(thread, listener, host, backlog)
 
 
+async def listen_service(thread: LoopThread, service: str, port: int) -> TailnetListener:
+    """A listening socket for a service that this device hosts."""
+    return _door(thread, await thread.device.listen_service(service, port), None, SERVICE_BACKLOG)
+
+
 async def listen_funnel(thread: LoopThread, port: int, **how: Unpack[Publishing]) -> TailnetListener:
     """A listening socket for what relays bring from the internet, without its TLS."""
     return _door(thread, await thread.device.listen_funnel(port, **how), None, FUNNEL_BACKLOG)
 
 
 def _door(
-    thread: LoopThread, listener: TcpListener | FunnelListener, host: str | None, backlog: int
+    thread: LoopThread, listener: TcpListener | FunnelListener | ServiceListener, host: str | None, backlog: int
 ) -> TailnetListener:
     device = thread.device
     feeding = trio.CancelScope()
@@ -103,7 +129,9 @@ def _door(
 
 
 async def _feed(
-    thread: LoopThread, listener: TcpListener | FunnelListener, lost_or_held: weakref.ref[TailnetListener]
+    thread: LoopThread,
+    listener: TcpListener | FunnelListener | ServiceListener,
+    lost_or_held: weakref.ref[TailnetListener],
 ) -> None:
     try:
         async with listener:

@@ -19,6 +19,7 @@ from ts_control.key_making import (
     refusal_of_untrusted,
     token_of_untrusted,
 )
+from ts_control.services import SERVICE_HOST, addresses_in, hosted_untrusted
 
 SECRET = "tskey-client-secret"
 
@@ -64,6 +65,9 @@ PARSERS: list[Callable[[bytes], Any]] = [
     lambda data: answer_c2n_untrusted(base64.b64encode(data).decode()),
     _key_answers,
     _frames,
+    hosted_untrusted,
+    lambda data: hosted_untrusted(b"HTTP/1.1 200 OK\r\n\r\n" + data),
+    lambda data: addresses_in({SERVICE_HOST: [{"svc:web": [data.decode("latin-1")]}]}),
 ]
 TOKENS = (
     token_of_untrusted,

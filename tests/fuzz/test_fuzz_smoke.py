@@ -48,6 +48,7 @@ def test_every_untrusted_parser_is_reached_by_a_target() -> None:
         "_line_untrusted": "decode_proxy_header_untrusted",
         "_parse_untrusted": "decode_response_untrusted",
         "_request_untrusted": "answer_c2n_untrusted",
+        "_service_address_untrusted": "addresses_in",
         "_skip_record_untrusted": "decode_records_untrusted",
         "_strings_untrusted": "decode_records_untrusted",
         "_quoted_untrusted": "read_error_untrusted",

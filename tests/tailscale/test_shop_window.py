@@ -18,7 +18,7 @@ from tailscale.threads.face import DeviceOptions
 
 HEAVY = ("trio", "httpx", "h2", "rich", "asyncio", "dpkt", "cryptography", "ssl", "noise")
 # Each face returns what its world has for these.
-OWN_STREAMS = {"tcp_connect", "connect_anywhere", "listen", "listen_funnel", "listen_tls"}
+OWN_STREAMS = {"tcp_connect", "connect_anywhere", "listen", "listen_funnel", "listen_service", "listen_tls"}
 # For worlds made of trio, and for what runs in the device's own loop.
 TRIO_ONLY = {
     *("announce", "answer_funnel", "answer_peers", "certificate_keeper", "check_funnel", "include", "on"),
