@@ -24,8 +24,8 @@ from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.settings import BadSettings, read_settings
 from tailscale.peerapi.actor import PORT
 from tailscale.serve.config import ServeConfig
+from ts_base.client_hello import INTERNAL_ERROR, UNRECOGNIZED_NAME, encode_alert
 from ts_control.server_funnel import FunnelRules
-from ts_proxy.client_hello import INTERNAL_ERROR, UNRECOGNIZED_NAME, encode_alert
 
 NAME = "keeper.tailnet.test"
 

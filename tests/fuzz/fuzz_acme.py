@@ -8,7 +8,6 @@ from tailscale.daemon.durations import seconds_untrusted
 from ts_acme import messages
 from ts_acme.authority import Authority, request_untrusted
 from ts_acme.chains import chain_untrusted, matching_key_untrusted
-from ts_acme.client_hello import client_hello_untrusted
 from ts_acme.messages import Reply
 from ts_acme.server import AcmeServer
 from ts_acme.signing import ENTROPY_LENGTH, key_text, key_untrusted, new_key
@@ -43,7 +42,7 @@ def fuzz_one(data: bytes) -> None:
             parse(reply, WHERE)
     with contextlib.suppress(BadPacket):
         messages.window_untrusted(reply, clock(), 60.0)
-    for read in (key_untrusted, request_untrusted, client_hello_untrusted):
+    for read in (key_untrusted, request_untrusted):
         with contextlib.suppress(BadPacket):
             read(data)
     with contextlib.suppress(BadPacket):
@@ -58,11 +57,9 @@ def fuzz_one(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    hello = bytes.fromhex("16030100310100002d0303" + "00" * 32 + "0000021301010000020000")
     return [
         CHAIN,
         key_text(KEY),
-        hello,
         b'{"newNonce":"https://a.test/n","newAccount":"https://a.test/a","newOrder":"https://a.test/o"}',
         b'{"status":"pending","authorizations":["https://a.test/z"],"finalize":"https://a.test/f"}',
         b'{"status":"pending","identifier":{"type":"dns","value":"a.test"},"challenges":[{"type":"dns-01",'
