@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.carry import Stream
+from tailscale.sockets.early import EarlyStream
 from ts_base.client_hello import INTERNAL_ERROR, BadHello, ClientHello, HelloReader, encode_alert
 
 if TYPE_CHECKING:
@@ -81,40 +82,7 @@ async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[
             raise NoSuchName(f"a first message that leads nowhere: {problem}") from None
         if hello is not None:
             if is_served(hello.name):
-                return hello, Replayed(stream, bytes(reader.received))
+                return hello, EarlyStream(stream, bytes(reader.received))
             await stream.send_all(REFUSAL)
             raise NoSuchName(f"{hello.name!r} is not served here")
     raise NoSuchName("a client did not say hello")
-
-
-class Replayed(trio.abc.HalfCloseableStream):
-    """A stream some of which was read already."""
-
-    def __init__(self, stream: Stream, heard: bytes) -> None:
-        self._stream: Any = stream
-        self._heard = heard
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if not self._heard:
-            received: bytes = await self._stream.receive_some(max_bytes)
-            return received
-        await trio.lowlevel.checkpoint()
-        size = len(self._heard) if max_bytes is None else max_bytes
-        data, self._heard = self._heard[:size], self._heard[size:]
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    def abort(self) -> None:
-        """Reset the connection."""
-        self._stream.abort()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
