@@ -14,7 +14,14 @@ import trio
 
 from tailscale.carry import Stream
 from tailscale.sockets.early import EarlyStream
-from ts_base.client_hello import INTERNAL_ERROR, BadHello, ClientHello, HelloReader, encode_alert
+from ts_base.client_hello import (
+    INTERNAL_ERROR,
+    NO_APPLICATION_PROTOCOL,
+    BadHello,
+    ClientHello,
+    HelloReader,
+    encode_alert,
+)
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -24,6 +31,10 @@ Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
 HTTP1 = ["http/1.1"]
 PROVING = (b"acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
 REFUSAL = encode_alert(INTERNAL_ERROR)  # as stock nodes refuse
+METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"OPTIONS ", b"DELETE ", b"PATCH ")
+NOT_PLAIN = (
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"  # as stock nodes say it
+)
 
 
 class OfDevice:
@@ -78,11 +89,15 @@ async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[
         try:
             hello = reader.receive_untrusted(data)
         except BadHello as problem:
-            await stream.send_all(REFUSAL)
+            await stream.send_all(NOT_PLAIN if reader.received.startswith(METHODS) else REFUSAL)
             raise NoSuchName(f"a first message that leads nowhere: {problem}") from None
         if hello is not None:
-            if is_served(hello.name):
-                return hello, EarlyStream(stream, bytes(reader.received))
-            await stream.send_all(REFUSAL)
-            raise NoSuchName(f"{hello.name!r} is not served here")
+            if not is_served(hello.name):
+                await stream.send_all(REFUSAL)
+                raise NoSuchName(f"{hello.name!r} is not served here")
+            # RFC 7301, 3.2: a client that speaks nothing we do is told so; OpenSSL would go on without any protocol.
+            if hello.protocols and hello.protocols != PROVING and HTTP1[0].encode() not in hello.protocols:
+                await stream.send_all(encode_alert(NO_APPLICATION_PROTOCOL))
+                raise NoSuchName(f"a client of {hello.name!r} speaks no HTTP/1.1 but {list(hello.protocols)}")
+            return hello, EarlyStream(stream, bytes(reader.received))
     raise NoSuchName("a client did not say hello")
