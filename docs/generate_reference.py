@@ -30,6 +30,8 @@ SECTIONS = [
     ("Hard NATs",           "tailscale/hard_nats.py",           None),
     ("Tailnet lock",      "tailscale/lock.py",                  None),
     ("Explanations",      "tailscale/explanation.py",           None),
+    ("Uplinks",           "tailscale/uplinks.py",               None),
+    ("",                  "ts_dataplane/strategies.py",         ["Best", "Backup", "Redundant", "Spread", "Stripe"]),
     ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),
     ("Events",            "tailscale/events.py",                None),
     ("Errors",            "ts_base/errors.py",                  ["TailscaleError"]),

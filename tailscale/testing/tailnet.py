@@ -250,12 +250,22 @@ class Tailnet:
                 while not _may_use(other, exit_device):  # noqa: ASYNC110 - another device's fact
                     await trio.sleep(0.002)
 
-    def host(self, name: str, *addresses: str) -> VirtualHost:
-        """A machine of the virtual internet that is not in the tailnet: what lies behind a subnet router.
+    def host(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> VirtualHost:
+        """A machine of the virtual internet: what lies behind a subnet router, or what a device of that name runs on.
 
-        With addresses of its own, as `"198.51.100.7"`, it is one of those that exit nodes lead to.
+        With addresses of its own, as `"198.51.100.7"`, it is one of those that exit nodes lead to. With `uplinks` it
+        has several interfaces: `"van%wwan0"` names one where `link` and `block` ask for an end, and
+        `host.set_up("wwan0", False)` switches one off.
+
+        ```python
+        async with Tailnet() as net:
+            net.host("van", uplinks=["wlan0", "wwan0"])
+            van, nas = await net.device("van", uplinks="all"), await net.device("nas")
+            net.link("van%wwan0", nas, latency=0.04, jitter=0.02, rate=2_000_000, queue=200_000)
+            net.block_udp("van%wlan0", nas)
+        ```
         """
-        host = self._place.network(name, *addresses)
+        host = self._place.network(name, *addresses, uplinks=uplinks)
         if not isinstance(host, VirtualHost):
             raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
         return host
@@ -434,9 +444,19 @@ class Tailnet:
         latency: float | None = None,
         loss: float | None = None,
         largest: int | None = None,
+        jitter: float | None = None,
+        rate: float | None = None,
+        queue: int | None = None,
+        udp_blocked: bool | None = None,
+        one_way: bool = False,
     ) -> None:
-        """Change latency (seconds, one way), loss (0..1) or the largest datagram (bytes) between two hosts."""
-        changes = {"latency": latency, "loss": loss, "largest": largest}
+        """Change latency (seconds, one way), loss (0..1) or the largest datagram (bytes) between two hosts.
+
+        And for datagrams: `jitter` (seconds more, evenly drawn), `rate` (bytes a second, 0 for no limit) with the
+        `queue` before it (bytes), and whether any pass. With `one_way` only those from the first to the second.
+        """
+        changes: dict[str, Any] = {"latency": latency, "loss": loss, "largest": largest, "jitter": jitter}
+        changes |= {"rate": rate, "queue": queue, "udp_blocked": udp_blocked, "one_way": one_way or None}
         self._change(first, second, **{name: value for name, value in changes.items() if value is not None})
 
     def set_clock(self, host: Device | str, *, ahead: float) -> None:
