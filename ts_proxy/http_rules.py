@@ -162,7 +162,7 @@ def _framing(is_chunked: bool) -> Headers:
 def _upgrading(headers: Headers) -> Headers:
     if not wants_upgrade(headers):
         return []
-    return [(b"connection", b"upgrade"), *((name, value) for name, value in headers if name == b"upgrade")]
+    return [(b"connection", b"Upgrade"), *((name, value) for name, value in headers if name == b"upgrade")]
 
 
 def next_hops(method: bytes, headers: Headers) -> int | None:

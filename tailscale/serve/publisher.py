@@ -261,7 +261,11 @@ class Publisher:
             with trio.CancelScope(shield=True):
                 await reset(stream)  # so that nobody takes the half of an answer for the whole
             raise
-        except (NoSuchName, *LOST, TailscaleError, trio.TooSlowError) as problem:
+        except NoSuchName as problem:
+            log.debug("a connection to port %s: %s", port.name, problem)
+            with trio.CancelScope(shield=True):
+                await stream.aclose()  # a reset could overtake what was said of it
+        except (*LOST, TailscaleError, trio.TooSlowError) as problem:
             log.debug("a connection to port %s: %s", port.name, problem)
             with trio.CancelScope(shield=True):
                 await reset(stream)

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from tailscale.carry import Stream
-from ts_base.client_hello import INTERNAL_ERROR, BadHello, ClientHello, HelloReader, encode_alert
+from tailscale.sockets.early import EarlyStream
+from ts_base.client_hello import (
+    INTERNAL_ERROR,
+    NO_APPLICATION_PROTOCOL,
+    BadHello,
+    ClientHello,
+    HelloReader,
+    encode_alert,
+)
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -23,6 +31,10 @@ Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
 HTTP1 = ["http/1.1"]
 PROVING = (b"acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
 REFUSAL = encode_alert(INTERNAL_ERROR)  # as stock nodes refuse
+METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"OPTIONS ", b"DELETE ", b"PATCH ")
+NOT_PLAIN = (
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"  # as stock nodes say it
+)
 
 
 class OfDevice:
@@ -77,44 +89,15 @@ async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[
         try:
             hello = reader.receive_untrusted(data)
         except BadHello as problem:
-            await stream.send_all(REFUSAL)
+            await stream.send_all(NOT_PLAIN if reader.received.startswith(METHODS) else REFUSAL)
             raise NoSuchName(f"a first message that leads nowhere: {problem}") from None
         if hello is not None:
-            if is_served(hello.name):
-                return hello, Replayed(stream, bytes(reader.received))
-            await stream.send_all(REFUSAL)
-            raise NoSuchName(f"{hello.name!r} is not served here")
+            if not is_served(hello.name):
+                await stream.send_all(REFUSAL)
+                raise NoSuchName(f"{hello.name!r} is not served here")
+            # RFC 7301, 3.2: a client that speaks nothing we do is told so; OpenSSL would go on without any protocol.
+            if hello.protocols and hello.protocols != PROVING and HTTP1[0].encode() not in hello.protocols:
+                await stream.send_all(encode_alert(NO_APPLICATION_PROTOCOL))
+                raise NoSuchName(f"a client of {hello.name!r} speaks no HTTP/1.1 but {list(hello.protocols)}")
+            return hello, EarlyStream(stream, bytes(reader.received))
     raise NoSuchName("a client did not say hello")
-
-
-class Replayed(trio.abc.HalfCloseableStream):
-    """A stream some of which was read already."""
-
-    def __init__(self, stream: Stream, heard: bytes) -> None:
-        self._stream: Any = stream
-        self._heard = heard
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if not self._heard:
-            received: bytes = await self._stream.receive_some(max_bytes)
-            return received
-        await trio.lowlevel.checkpoint()
-        size = len(self._heard) if max_bytes is None else max_bytes
-        data, self._heard = self._heard[:size], self._heard[size:]
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    def abort(self) -> None:
-        """Reset the connection."""
-        self._stream.abort()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()

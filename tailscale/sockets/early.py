@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 if TYPE_CHECKING:
     from tailscale.sockets.socket_device import Address, Bytes
-    from tailscale.sockets.tcp import TcpStream
 
 
 class EarlyStream(trio.abc.HalfCloseableStream):
-    """`stream`, with what was read of it before: `early`."""
+    """`stream`, with what was read of it before: `early`. What only a TcpStream can, it can where `stream` is one."""
 
-    def __init__(self, stream: TcpStream, early: bytes) -> None:
-        self._stream, self._early = stream, early
+    def __init__(self, stream: trio.abc.HalfCloseableStream, early: bytes) -> None:
+        self._stream: Any = stream
+        self._early = early
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if not self._early:
-            return await self._stream.receive_some(max_bytes)
+            received: bytes = await self._stream.receive_some(max_bytes)
+            return received
         await trio.lowlevel.checkpoint()
         end = len(self._early) if max_bytes is None else max_bytes
         data, self._early = self._early[:end], self._early[end:]
@@ -44,7 +45,8 @@ class EarlyStream(trio.abc.HalfCloseableStream):
     @property
     def local_address(self) -> Address:
         """As of the stream itself."""
-        return self._stream.local_address
+        address: Address = self._stream.local_address
+        return address
 
     def set_keepalive(self, idle: float | None, interval: float, count: int) -> None:
         """As of the stream itself."""

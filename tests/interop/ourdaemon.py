@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,11 @@ class Stock:
 
 
 @asynccontextmanager
-async def daemon(r: Rig, control: Control, name: str) -> AsyncIterator[Stock]:
+async def daemon(r: Rig, control: Control, name: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Stock]:
     """`pytailscale up --foreground`, joined."""
     with tempfile.TemporaryDirectory(prefix="pyts-d-") as folder:
         words = ["up", "--foreground", "--state", folder, "--hostname", name, "--control-url", control.url]
-        environment = os.environ | {"TS_AUTHKEY": await control.auth_key(), "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"TS_AUTHKEY": await control.auth_key(), "PYTHONPATH": str(ROOT), **(env or {})}
         process = Process(name, [sys.executable, "-m", "tailscale.cli", *words], r.room(name), env=environment)
         stock = Stock(places(folder).socket, folder)
         try:

@@ -76,10 +76,10 @@ class Pair:
     stock: Tailscaled
     ours: Stock
     caller: Tailscaled
-    behind: Behind
-    folder: Path
-    names: dict[str, str]
-    addresses: dict[str, str]
+    behind: Behind = field(default_factory=Behind)
+    folder: Path = Path()
+    names: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
 
     async def both(self, *words: str, stdin: bytes = b"") -> tuple[str, str]:
         """One command of the stock command line, at each."""
@@ -97,23 +97,29 @@ class Pair:
 
 @asynccontextmanager
 async def pair(r: Rig, hs: Headscale) -> AsyncIterator[Pair]:
-    behind = Behind()
     async with AsyncExitStack() as stack:
         key = await hs.auth_key()
         stock = await stack.enter_async_context(r.tailscaled("stock", control=hs, auth_key=key))
         caller = await stack.enter_async_context(r.tailscaled("caller", control=hs, auth_key=key))
         ours = await stack.enter_async_context(daemon(r, hs, "fresh"))  # as long a name as the other
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyts-s-")))
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        behind.port = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(partial(trio.serve_listeners, guarded(behind.attend), listeners))
-        names, addresses = {}, {}
-        for who, told in (("stock", await stock.cli("status", "--json")), ("ours", await ours("status", "--json"))):
-            self_node = json.loads(told)["Self"]
-            names[who], addresses[who] = self_node["DNSName"].rstrip("."), self_node["TailscaleIPs"][0]
-        yield Pair(stock, ours, caller, behind, folder, names, addresses)
-        nursery.cancel_scope.cancel()
+        yield await stack.enter_async_context(with_server(Pair(stock, ours, caller)))
+
+
+@asynccontextmanager
+async def with_server(made: Pair) -> AsyncIterator[Pair]:
+    """What stands behind both."""
+    with tempfile.TemporaryDirectory(prefix="pyts-s-") as folder:
+        async with trio.open_nursery() as nursery:
+            made.folder = Path(folder)
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            made.behind.port = listeners[0].socket.getsockname()[1]
+            nursery.start_soon(partial(trio.serve_listeners, guarded(made.behind.attend), listeners))
+            status = {"stock": await made.stock.cli("status", "--json"), "ours": await made.ours("status", "--json")}
+            for who, told in status.items():
+                own = json.loads(told)["Self"]
+                made.names[who], made.addresses[who] = own["DNSName"].rstrip("."), own["TailscaleIPs"][0]
+            yield made
+            nursery.cancel_scope.cancel()
 
 
 def write_site(folder: Path) -> None:
@@ -131,7 +137,7 @@ def write_site(folder: Path) -> None:
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
-def config_of(pair: Pair) -> bytes:
+def config_of(pair: Pair, port: int = 80, kind: str = "HTTP") -> bytes:
     behind = f"http://127.0.0.1:{pair.behind.port}"
     handlers = {
         "/": {"Proxy": behind},
@@ -145,8 +151,8 @@ def config_of(pair: Pair) -> bytes:
         "/dead": {"Proxy": "http://127.0.0.1:9"},
         "/nounix": {"Proxy": f"unix:{pair.folder}/none"},
     }
-    tcp = {"80": {"HTTP": True}}
-    return json.dumps({"TCP": tcp, "Web": {"@NAME@:80": {"Handlers": handlers}}}).encode()
+    tcp = {str(port): {kind: True}}
+    return json.dumps({"TCP": tcp, "Web": {f"@NAME@:{port}": {"Handlers": handlers}}}).encode()
 
 
 GET = "GET {} HTTP/1.1\r\nHost: @NAME@\r\nUser-Agent: x\r\nConnection: close\r\n{}\r\n"
@@ -231,31 +237,37 @@ def chunks(body: bytes) -> list[bytes]:
     return found
 
 
+async def differences(p: Pair, port: int = 80) -> list[tuple[str, str, dict[str, Any]]]:
+    """What is answered otherwise by ours, request by request."""
+    wrong = []
+    for line, headers, body in REQUESTS:
+        request = (GET.replace("GET {}", line).format(headers) + body).encode()
+        seen: dict[str, Any] = {}
+        for who in ("stock", "ours"):
+            before = len(p.behind.heads)
+            status, told, answer = split_answer(await p.ask(who, request, port))
+            kept = {name: value.replace(p.names[who], "@NAME@") for name, value in told.items()}
+            kept = {name: value for name, value in kept.items() if name not in NOT_COMPARED}
+            behind: Any = None
+            if len(p.behind.heads) > before:
+                asked, heard = p.behind.told()
+                heard = {n: v.replace(p.names[who], "@NAME@") for n, v in heard.items()}
+                behind = asked, {n: v for n, v in heard.items() if n not in NOT_COMPARED_BEHIND}
+            body_seen = answer.replace(p.names[who].encode(), b"@NAME@")
+            seen[who] = {"status": status, "headers": kept, "body": body_seen, "behind": behind}
+        if seen["stock"] != seen["ours"]:
+            stock, ours = seen["stock"], seen["ours"]
+            differs = {key: (stock[key], ours[key]) for key in stock if stock[key] != ours[key]}
+            wrong.append((line, headers, differs))
+            print(f"{line} {headers!r}\n   {differs}")
+    return wrong
+
+
 async def test_answers_are_those_of_stock_tailscaled(r: Rig, hs: Headscale) -> None:
     async with pair(r, hs) as p:
         write_site(p.folder)
         await p.both("serve", "set-raw", stdin=config_of(p))
-        wrong = []
-        for line, headers, body in REQUESTS:
-            request = (GET.replace("GET {}", line).format(headers) + body).encode()
-            seen: dict[str, Any] = {}
-            for who in ("stock", "ours"):
-                before = len(p.behind.heads)
-                status, told, answer = split_answer(await p.ask(who, request))
-                kept = {name: value.replace(p.names[who], "@NAME@") for name, value in told.items()}
-                kept = {name: value for name, value in kept.items() if name not in NOT_COMPARED}
-                behind: Any = None
-                if len(p.behind.heads) > before:
-                    asked, heard = p.behind.told()
-                    heard = {n: v.replace(p.names[who], "@NAME@") for n, v in heard.items()}
-                    behind = asked, {n: v for n, v in heard.items() if n not in NOT_COMPARED_BEHIND}
-                body_seen = answer.replace(p.names[who].encode(), b"@NAME@")
-                seen[who] = {"status": status, "headers": kept, "body": body_seen, "behind": behind}
-            if seen["stock"] != seen["ours"]:
-                stock, ours = seen["stock"], seen["ours"]
-                differs = {key: (stock[key], ours[key]) for key in stock if stock[key] != ours[key]}
-                wrong.append((line, headers, differs))
-                print(f"{line} {headers!r}\n   {differs}")
+        wrong = await differences(p)
         assert not [one for one in wrong if one[:2] not in OTHERWISE]
         assert {one[:2] for one in wrong} == OTHERWISE.keys()
 

@@ -253,6 +253,7 @@ async def test_clients_without_tls_cost_nobody_else_anything(autojump_clock: Moc
     assert web.status().drops["funnel.handshake_failed"] == 2
 
 
+@pytest.mark.slow
 async def test_what_a_program_does_not_accept_is_bounded(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     gate, web = await pair(tailnet)
     async with await web.listen_funnel(name=NAME, tls=server_context(NAME)) as listener:

@@ -28,10 +28,17 @@ async def secured(say: Callable[[Serve], object]) -> AsyncIterator[tuple[Tailnet
         nursery.cancel_scope.cancel()
 
 
-async def asked(net: Tailnet, caller: Device, name: str, request: bytes, port: int = 443) -> bytes:
+async def asked(
+    net: Tailnet,
+    caller: Device,
+    name: str,
+    request: bytes,
+    port: int = 443,
+    offer: tuple[str, ...] = ("h2", "http/1.1"),
+) -> bytes:
     """By TLS, for a name, until the server hangs up."""
     context = net.certificates.client_context()
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.set_alpn_protocols(list(offer))
     with trio.fail_after(60):
         tcp_stream = await caller.tcp_connect("web", port)
         stream = trio.SSLStream(tcp_stream, context, server_hostname=name, https_compatible=True)
@@ -74,6 +81,20 @@ async def test_what_is_no_tls_and_what_never_comes_end(autojump_clock: Any) -> N
                 await stream.send_all(first)
                 with trio.fail_after(60), suppress(trio.BrokenResourceError):
                     await read_all(stream)
+
+
+async def test_plain_http_and_http2_alone_are_told_what_is_wrong(autojump_clock: Any) -> None:
+    async with secured(lambda web: web.https(443, text("x"))) as (net, caller, web):
+        async with await caller.tcp_connect("web", 443) as stream:
+            await stream.send_all(GET)
+            told = await read_all(stream)
+            assert told.startswith(b"HTTP/1.0 400 ")
+            assert b"an HTTP request to an HTTPS server" in told
+        with pytest.raises(trio.BrokenResourceError) as refused:  # RFC 7301, 3.2
+            await asked(net, caller, web.name, GET, offer=("h2",))
+        assert isinstance(refused.value.__cause__, ssl.SSLError)
+        assert not isinstance(refused.value.__cause__, ssl.SSLEOFError)
+        assert (await asked(net, caller, web.name, GET)).endswith(b"x")
 
 
 async def test_context_of_ones_own_is_asked_for_by_name(autojump_clock: Any) -> None:
