@@ -18,9 +18,8 @@ from ts_base.who import Direct, Path, PeerId, PeerRelayed, is_direct, is_peer_re
 from ts_dataplane.candidates import MAX_CALLED, Candidate, Candidates, is_worth_trying
 from ts_dataplane.disco import UNPADDED_PING, CallMeMaybe
 from ts_dataplane.disco_outbox import DiscoOutbox
-from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PathsMoved, PingLost
+from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingLost
 from ts_dataplane.path_scoring import PathQuality
-from ts_dataplane.peer_moves import follow, on_heard, on_second_look
 from ts_dataplane.peer_paths import (
     CANDIDATE_SPACING,
     HEARTBEAT,
@@ -222,10 +221,6 @@ class PathKeeper:
             self._heartbeat(state, now)
         if now >= state.size_probe_at:
             self._probe_size(state, now)
-        if now >= state.move_look_at and on_second_look(state, now):
-            self._ask_where_it_was(state, now)
-        if state.moved_to is not None and now >= state.moved_until:
-            self._follow_move(state, now)
         if state.ways is not None:
             self._tend(state, now)
         elif now >= state.doubt_at() and not state.has_asked_twice:
@@ -239,26 +234,6 @@ class PathKeeper:
         if now >= state.search_at:
             self._search(state, now)
         self.settle(state, now)
-
-    def hear_elsewhere(self, state: PeerState, path: Path, now: float) -> None:
-        """The tunnel heard the peer on another path than before; with several uplinks its ways know by themselves."""
-        if on_heard(state, path, now):
-            self._ask_where_it_was(state, now)
-        self.settle(state, now)
-
-    def _ask_where_it_was(self, state: PeerState, now: float) -> None:
-        self.ask_best(state, now)
-        self.messages.append(PathsMoved(state.peer))
-
-    def _follow_move(self, state: PeerState, now: float) -> None:
-        quality = follow(state, now)
-        if quality is not None:
-            state.drop_best()
-            self.credit(state, quality, now)
-            return
-        self.drop_best(state)
-        if state.is_awake:
-            state.search_soon(now)
 
     def _retire(self, state: PeerState, now: float) -> bool:
         if state.best is not None and self.roster.relay(state.peer) is None:
@@ -443,8 +418,6 @@ class PathKeeper:
         if state.best is None:
             return self._choose_idle(state.peer, state.facts)
         relay = self.roster.relay(state.peer)
-        if state.moved_to is not None:
-            return tuple(dict.fromkeys((state.best.path, state.moved_to)))
         if relay is None or standing is Standing.TRUSTED:
             return (state.best.path,)
         return (state.best.path, relay)

@@ -261,8 +261,6 @@ class PathFinder:
             if state is not None and state.ways is not None:
                 state.ways.look(now)
                 self._keeper.attend(state, now)
-            elif state is not None and not facts.wireguard_only:
-                self._keeper.hear_elsewhere(state, path, now)
             if is_relayed(path):
                 self._heard_by_relay.add(peer)
                 self._keeper.hear_relay(peer, path[0], now)

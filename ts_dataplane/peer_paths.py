@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ts_base.budget import Budget
 from ts_base.ip import TUNNEL_MTU
-from ts_base.who import Direct, Path, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, uplink_of
+from ts_base.who import Direct, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, uplink_of
 from ts_dataplane.candidates import Candidate, Candidates
 from ts_dataplane.path_scoring import PathQuality, is_better
 from ts_dataplane.peer_ways import PeerWays
@@ -82,13 +82,8 @@ class PeerState:
         "full_ping_at",
         "has_asked_twice",
         "heard_at",
-        "heard_by",
-        "heard_by_since",
         "heartbeat_at",
         "is_awake",
-        "move_look_at",
-        "moved_to",
-        "moved_until",
         "packets_in",
         "peer",
         "relay_server",
@@ -120,11 +115,6 @@ class PeerState:
         self.is_awake = False
         self.sent_at = -math.inf
         self.heard_at = now
-        self.heard_by: Path | None = None  # the path on which the tunnel heard the peer last, and since when
-        self.heard_by_since = -math.inf
-        self.moved_to: Path | None = None  # it is heard there now, and the best path was asked (`peer_moves.py`)
-        self.moved_until = -math.inf
-        self.move_look_at = math.inf
         self.has_asked_twice = False
         self.asked_at = math.inf  # the first ping on the best path that nothing has answered since
         self.full_ping_at = -math.inf
@@ -175,7 +165,6 @@ class PeerState:
             self.best = PathQuality(best.path, quality.latency, max(best.mtu, quality.mtu))
             self.trusted_until = now + TRUST_TIME
             self.asked_at, self.has_asked_twice = math.inf, False
-            self.moved_to = None
             return False
         insist = insist and best is not None and is_peer_relayed(best.path)
         holds = self.standing_at(now) in (Standing.MIRRORED, Standing.TRUSTED)
@@ -187,7 +176,6 @@ class PeerState:
     def _install(self, quality: PathQuality, now: float) -> None:
         self.best = quality
         self.best_since = now
-        self.moved_to = None
         self.trusted_until = now + TRUST_TIME
         self.asked_at, self.has_asked_twice = math.inf, False
         self.size_probes = 0
@@ -201,7 +189,6 @@ class PeerState:
 
     def drop_best(self) -> None:
         self.best = None
-        self.moved_to = None
         self.confirmed = False
         self.trusted_until = -math.inf
         self.asked_at = self.size_probe_at = math.inf
@@ -306,7 +293,5 @@ class PeerState:
             lapse,
             doubt if now < doubt else math.inf,
             self.retire_at(),
-            math.inf if self.moved_to is None else self.moved_until,
-            self.move_look_at,
             math.inf if self.ways is None else self.ways.next_timer(),
         )

@@ -58,13 +58,16 @@ class Van:
 
 
 @asynccontextmanager
-async def a_van(seed: int = 0, near: float = 0.01, far: float = 0.03, **options: Any) -> AsyncIterator[Van]:
-    """`near` and `far`: one-way delays by the first and the second uplink."""
+async def a_van(
+    seed: int = 0, near: float = 0.01, far: float = 0.03, home: tuple[str, ...] = ("eth0",), **options: Any
+) -> AsyncIterator[Van]:
+    """`near` and `far`: one-way delays by the first and the second uplink; `home`: uplinks of the machine there."""
     async with Tailnet(latency=near, seed=seed) as net:
         internet = world(net).internet
         internet.host("van", uplinks=UPLINKS)
+        internet.host("nas", uplinks=home)
         van = await net.device("van", **{"uplinks": UPLINKS, **options})
-        nas = await net.device("nas")
+        nas = await net.device("nas", uplinks=home or None)
         made = Van(net, van, nas, internet)
         made.change("wwan0", latency=far)
         async with beside(made.follow):
