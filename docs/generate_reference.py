@@ -22,6 +22,7 @@ SECTIONS = [
     ("",                  "tailscale/carry.py",                 ["splice"]),
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
     ("TUN devices",       "tailscale/tun_options.py",           ["tun", "TunOptions", "TunStatus"]),
+    ("",                  "tailscale/dial/service_listener.py", ["ServiceListener"]),
     ("",                  "tailscale/funnel/listening.py",      ["FunnelListener"]),
     ("",                  "tailscale/funnel/streams.py",        ["FunnelStream"]),
     ("Nodes",             "tailscale/nodes.py",                 ["Node", "Peers"]),

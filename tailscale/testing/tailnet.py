@@ -355,29 +355,25 @@ class Tailnet:
         """Let devices be published on the internet, at these ports, and `relays` bring what comes for them.
 
         ```python
-        async with Tailnet() as net:
-            web, gate = await net.device("web"), await net.device("gate")
-            net.funnel(gate)
+        web, gate = await net.device("web"), await net.device("gate")
+        net.funnel(gate)
         ```
         """
-        places = [address for relay in relays for address in self._addresses_of(relay)]
+        nodes = [self.control.server.directory.find(self.id_of(relay)) for relay in relays]
+        places = [format_address(address) for node in nodes for address in node.addresses]
         self.control.do(self.control.server.allow_funnel, FunnelRules(tuple(places), ports))
 
     def service(self, name: str, *, tags: Iterable[str] = ()) -> tuple[str, str]:
         """Let devices with one of these tags, or with any, host a service. Its IPv4 and IPv6 address.
 
         ```python
-        async with Tailnet() as net:
-            net.service("svc:web")
-            host = await net.device("host", auth_key=net.auth_key(tags=["tag:web"]))
-            listener = await host.listen_service("svc:web", 80)
+        net.service("svc:web")
+        host = await net.device("host", auth_key=net.auth_key(tags=["tag:web"]))
+        listener = await host.listen_service("svc:web", 80)
         ```
         """
         ipv4, ipv6 = self.control.do(self.control.server.define_service, name, tags=tags)
         return format_address(ipv4), format_address(ipv6)
-
-    def _addresses_of(self, device: Device | str) -> list[str]:
-        return [format_address(a) for a in self.control.server.directory.find(self.id_of(device)).addresses]
 
     def dns(self, /, **settings: Any) -> None:
         """Replace the DNS settings: `records`, `nameservers`, `split`, `search`, `magic_dns`, `filtered`."""

@@ -40,16 +40,16 @@ async def asked(
     context = net.certificates.client_context()
     context.set_alpn_protocols(list(offer))
     with trio.fail_after(60):
-        tcp_stream = await caller.tcp_connect("web", port)
-        stream = trio.SSLStream(tcp_stream, context, server_hostname=name, https_compatible=True)
-        await stream.send_all(request)
-        return await read_all(stream)
+        async with await caller.tcp_connect("web", port) as below:
+            stream = trio.SSLStream(below, context, server_hostname=name, https_compatible=True)
+            await stream.send_all(request)
+            return await read_all(stream)
 
 
 GET = b"GET /x HTTP/1.1\r\nHost: lies\r\nConnection: close\r\n\r\n"
 
 
-async def test_https_is_chosen_by_the_name_in_tls_and_says_so(autojump_clock: Any) -> None:
+async def test_https_is_chosen_by_the_name_in_tls_and_says_so() -> None:
     echo = Echo()
     async with web_server(echo) as url, secured(lambda web: web.https(443, url)) as (net, caller, web):
         assert (await asked(net, caller, web.name, GET)).endswith(b"GET /x ")
@@ -62,7 +62,7 @@ async def test_https_is_chosen_by_the_name_in_tls_and_says_so(autojump_clock: An
         assert "INTERNAL_ERROR" in str(refused.value.__cause__)
 
 
-async def test_tls_is_taken_off_for_a_server_that_has_none(autojump_clock: Any) -> None:
+async def test_tls_is_taken_off_for_a_server_that_has_none() -> None:
     async def shout(stream: trio.SocketStream) -> None:
         await stream.send_all((await stream.receive_some()).upper())
         await stream.aclose()
@@ -83,7 +83,7 @@ async def test_what_is_no_tls_and_what_never_comes_end(autojump_clock: Any) -> N
                     await read_all(stream)
 
 
-async def test_plain_http_and_http2_alone_are_told_what_is_wrong(autojump_clock: Any) -> None:
+async def test_plain_http_and_http2_alone_are_told_what_is_wrong() -> None:
     async with secured(lambda web: web.https(443, text("x"))) as (net, caller, web):
         async with await caller.tcp_connect("web", 443) as stream:
             await stream.send_all(GET)
@@ -97,7 +97,7 @@ async def test_plain_http_and_http2_alone_are_told_what_is_wrong(autojump_clock:
         assert (await asked(net, caller, web.name, GET)).endswith(b"x")
 
 
-async def test_context_of_ones_own_is_asked_for_by_name(autojump_clock: Any) -> None:
+async def test_context_of_ones_own_is_asked_for_by_name() -> None:
     names = []
     async with Tailnet(certificates=True) as net, trio.open_nursery() as nursery:
         caller, web = await net.device("caller"), await net.device("web")
