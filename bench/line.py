@@ -69,6 +69,7 @@ class LineUdp:
         self._port, self._out, self._in = port, outbound, inbound
         self.rebind, self.close, self.take_unreachable = port.rebind, port.close, port.take_unreachable
         self.statistics, self.uplinks = port.statistics, port.uplinks
+        self.use_uplinks, self.bound_by, self.more_readers = port.use_uplinks, port.bound_by, port.more_readers
         self.open_more, self.close_more = port.open_more, port.close_more
 
     @property
@@ -108,5 +109,5 @@ class LineNetwork(HostNetwork):
         super().__init__()
         self._line = (delay, rate, queue, loss)
 
-    async def open_udp(self, port: int) -> UdpUnderlay:
-        return LineUdp(await super().open_udp(port), Direction(*self._line), Direction(*self._line))
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay:
+        return LineUdp(await super().open_udp(port, uplinks), Direction(*self._line), Direction(*self._line))

@@ -18,6 +18,7 @@ SECTIONS = [
     # page                file(s)                               names; None: every public one of the file
     ("Device",            "tailscale/device.py",                ["Device"]),
     ("Streams and sockets", "tailscale/sockets/tcp.py",         ["TcpStream", "TcpListener"]),
+    ("Services",            "tailscale/dial/service_listener.py", ["ServiceListener"]),
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
     ("",                  "tailscale/carry.py",                 ["splice"]),
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),
@@ -30,6 +31,8 @@ SECTIONS = [
     ("Hard NATs",           "tailscale/hard_nats.py",           None),
     ("Tailnet lock",      "tailscale/lock.py",                  None),
     ("Explanations",      "tailscale/explanation.py",           None),
+    ("Uplinks",           "tailscale/uplinks.py",               None),
+    ("",                  "ts_dataplane/strategies.py",         ["Best", "Backup", "Redundant", "Spread", "Stripe"]),
     ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),
     ("Events",            "tailscale/events.py",                None),
     ("Errors",            "ts_base/errors.py",                  ["TailscaleError"]),

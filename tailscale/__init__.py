@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tailscale.errors import NameNotFound as NameNotFound
     from tailscale.errors import NoRoute as NoRoute
     from tailscale.errors import NoSuchPeer as NoSuchPeer
+    from tailscale.errors import NoSuchUplink as NoSuchUplink
     from tailscale.errors import NotCarried as NotCarried
     from tailscale.errors import PeerKeyExpired as PeerKeyExpired
     from tailscale.errors import PeerLockedOut as PeerLockedOut
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from tailscale.events import PeerUp as PeerUp
     from tailscale.events import RelayChanged as RelayChanged
     from tailscale.events import StateChanged as StateChanged
+    from tailscale.events import UplinkChanged as UplinkChanged
     from tailscale.explanation import Explanation as Explanation
     from tailscale.forwarding import REFUSE as REFUSE
     from tailscale.forwarding import Forwarding as Forwarding
@@ -104,6 +106,14 @@ if TYPE_CHECKING:
     from tailscale.tun_options import TunOptions as TunOptions
     from tailscale.tun_options import TunStatus as TunStatus
     from tailscale.tun_options import tun as tun
+    from tailscale.uplinks import Backup as Backup
+    from tailscale.uplinks import BenchResult as BenchResult
+    from tailscale.uplinks import Best as Best
+    from tailscale.uplinks import PathRecord as PathRecord
+    from tailscale.uplinks import Redundant as Redundant
+    from tailscale.uplinks import Spread as Spread
+    from tailscale.uplinks import Stripe as Stripe
+    from tailscale.uplinks import Uplink as Uplink
 
 check_import_name()
 check_threads()
@@ -139,12 +149,13 @@ _HOMES = {
             "NotCarried",
             "WrongFace",
         ),
+        *("NoSuchUplink",),
         *("NoRoute", "PeerKeyExpired", "PeerLockedOut", "PeerOffline", "StateCorrupt", "StateLocked", "TailscaleError"),
         *("ServiceUnavailable", "TunFailed", "TunHeld"),
     ),
     "events": (
         *("Event", "HealthChanged", "KeyExpiring", "Lagged", "LoginNeeded", "NetworkChecked", "PathChanged"),
-        *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged"),
+        *("PeerChanged", "PeerDown", "PeerUp", "RelayChanged", "StateChanged", "UplinkChanged"),
     ),
     "explanation": ("Explanation",),
     "forwarding": ("REFUSE", "ForwardLimits", "Forwarding", "IncomingFlow"),
@@ -159,6 +170,7 @@ _HOMES = {
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
+    "uplinks": ("Backup", "BenchResult", "Best", "PathRecord", "Redundant", "Spread", "Stripe", "Uplink"),
     "tun_options": ("TunOptions", "TunStatus", "tun"),
 }
 _HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})

@@ -66,6 +66,7 @@ from tailscale.runtime.supervision import CallbackFailed, Start, Supervision
 from tailscale.runtime.traffic import Traffic
 from tailscale.runtime.tun_switch import TunSwitch
 from tailscale.runtime.underlay import Underlay
+from tailscale.runtime.uplink_actor import Uplinks, names_of, run_readers, run_uplinks
 from tailscale.state_file import State, read_state
 from ts_base.keys import DiscoPrivate
 from ts_control.session import Phase
@@ -162,7 +163,8 @@ class Runtime:
         self._held.enter_context(self.store.lock())
         state = read_state(self.store) or State.generate(network.entropy, config.control_url)
         disco = DiscoPrivate.generate(network.entropy(32))
-        self._udp = await self._open_udp(config.udp_port or state.udp_port)
+        names = names_of(config.uplinks, network.interfaces()) if config.uplinks is not None else ()
+        self._udp = await self._open_udp(config.udp_port or state.udp_port, names)
         private, bus = state.node_key, self.bus
         # The packet path, from the bottom up.
         self.relays = Relays(
@@ -184,14 +186,23 @@ class Runtime:
             uplinks=() if self._udp is None else self._udp.uplinks,
             hard_nats=config.hard_nats,
         )
+        finder.many.set_strategies(config.paths.default, {})
         engine = Engine(self.endpoint, self.stack, paths=finder.paths, mtus=finder.mtus, disco_key=disco.public.raw)
         self.answers = AwaitedAnswers()
         self.dataplane = Dataplane(engine, finder, self.endpoint, self.stack, self.underlay, self.answers, bus)
+        self.uplinks = Uplinks(network, self._udp, self.dataplane, bus, config.uplinks, config.paths)
         self.tun_switch = TunSwitch(self.stack, self.dataplane)
         self.tun = TunOwner(self._tun_life, self.health)
         self._build_answers(engine)
         # The world around.
-        self.probes = Probes(network, self.underlay, bus, seed=private.public.raw, supervision=self.supervision)
+        self.probes = Probes(
+            network,
+            self.underlay,
+            bus,
+            seed=private.public.raw,
+            supervision=self.supervision,
+            on_external=self.uplinks.heard_external,
+        )
         ping_peer = partial(ping_for_control, self.dialer)
         self.control = ControlActor(
             config,
@@ -249,6 +260,7 @@ class Runtime:
             "stack": self.stack,
             "forward": self.forwarding,
             "paths": self.dataplane.finder,
+            "uplinks": self.uplinks,
             "answers": self.answers,
             "underlay": self.underlay,
             "relays": self.relays,
@@ -266,9 +278,9 @@ class Runtime:
         }
         return CountersTaker(engine.received, engine.sent, counted)
 
-    async def _open_udp(self, port: int) -> UdpUnderlay | None:
+    async def _open_udp(self, port: int, uplinks: tuple[str, ...]) -> UdpUnderlay | None:
         try:
-            return await self.network.open_udp(port)
+            return await (self.network.open_udp(port, uplinks) if uplinks else self.network.open_udp(port))
         except OSError as error:
             log.warning("no UDP socket can be opened (%s): everything goes through relays", error)
             return None
@@ -290,12 +302,14 @@ class Runtime:
         await self._keep("identity", self._follow_key)
         watch = LinkWatch(self.network.interface_addresses(), self.network.wall_clock(), trio.current_time())
         await self._keep("link", partial(run_link, bus, self.network, self._udp, self._wake, watch=watch))
+        named = self.directory.peer_named
+        await self._keep("uplinks", partial(run_uplinks, bus, self.uplinks, self.network, named))
         if self._udp is not None:
             self._keep_running("udp-writers", self._udp.run_writers)
             carry = dataplane.deliver, dataplane.use_sockets
             await self._keep("sockets", partial(run_sockets, bus, self._udp, self.network.socket_limit(), *carry))
-            for read in self._udp.readers():
-                self._keep_running("udp-readers", partial(dataplane.run_reader, read))
+            start = partial(self._keep_running, "udp-readers")
+            self._keep_running("udp-sockets", partial(run_readers, self._udp, dataplane.run_reader, start))
         self._keep_running("flusher", dataplane.run_flusher)
         self._keep_running("timers", dataplane.run_timers)
         await self._keep("control", partial(run_control, self.control))

@@ -7,17 +7,19 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tailscale.errors import AuthKeyMissing
 from tailscale.forwarding import EXIT_ROUTES, ForwardLimits, OnFlow
 from tailscale.tun_options import TunOptions
+from tailscale.uplinks import strategy_from_text
 from ts_base.errors import BadPacket
 from ts_base.ip import format_prefix, parse_prefix
 from ts_dataplane.hard_nats import HardNatLimits
+from ts_dataplane.strategies import EVERYBODY, STRATEGIES, Best, Strategy, Wishes
 
 log = logging.getLogger("tailscale")
 DEFAULT_CONTROL_URL = "https://controlplane.tailscale.com"
@@ -25,9 +27,14 @@ DEFAULT_LOGIN_TIMEOUT = 300.0
 DEFAULT_READY_TIMEOUT = 60.0
 DEFAULT_CLOSE_TIMEOUT = 4.0
 LONGEST_KEY = 4096
+MAX_UPLINKS = 4
 
 AuthKey = str | Callable[[], "str | Awaitable[str]"] | None
 """A key or a token: its text, or what makes one when it is needed."""
+
+
+WantedUplinks = tuple[str, ...] | Literal["all"] | None
+"""Interfaces by name, all that there are, or none in particular: then the system chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,8 @@ class Config:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     handle_sigterm: bool = True
     peerapi: bool = True
+    uplinks: WantedUplinks = None
+    paths: Wishes = field(default_factory=Wishes)
     relay_over_http: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_USE_DERP_HTTP"))
     never_direct: bool = field(default_factory=partial(rig_flag_from_environment, "TS_DEBUG_NEVER_DIRECT_UDP"))
     forward: ForwardLimits = field(default_factory=ForwardLimits)
@@ -228,6 +237,38 @@ def first_preferences(
             wants_the_name=bool(hostname or os.environ.get("TS_HOSTNAME")),
         )
     )
+
+
+def checked_uplinks(wanted: Sequence[str] | None) -> WantedUplinks:
+    """What a user wrote, as far as it can be judged without looking at the machine."""
+    if wanted is None:
+        return None
+    if wanted == "all" or list(wanted) == ["all"]:
+        return "all"
+    if isinstance(wanted, str):
+        raise TypeError(f'uplinks takes a list of interfaces, such as ["wlan0", "wwan0"], or "all", not {wanted!r}')
+    names = tuple(wanted)
+    if len(set(names)) != len(names):
+        raise ValueError(f"each uplink is named once: {', '.join(names)}")
+    if len(names) > MAX_UPLINKS:
+        raise ValueError(f"at most {MAX_UPLINKS} uplinks are used at once, not {len(names)}: {', '.join(names)}")
+    return names or None
+
+
+def checked_paths(wish: Strategy | str | Mapping[str, Strategy | str]) -> Wishes:
+    """A strategy for all, or for each peer by name."""
+    if not isinstance(wish, Mapping):
+        return Wishes(default=_strategy(wish))
+    by_name = {name: _strategy(one) for name, one in wish.items()}
+    return Wishes(by_name.pop(EVERYBODY, Best()), by_name)
+
+
+def _strategy(wish: Strategy | str) -> Strategy:
+    if isinstance(wish, str):
+        return strategy_from_text(wish)
+    if not isinstance(wish, STRATEGIES):
+        raise TypeError(f"paths takes strategies, such as Best() or Redundant(2), alone or by peer, not {wish!r}")
+    return wish
 
 
 def clean_hostname(text: str) -> str:

@@ -132,12 +132,18 @@ def forwarding(directory: Directory, carrying: forward_flows.Forwarding) -> Forw
     )
 
 
-def peer_status(directory: Directory, reach: Reach, traffic: Traffic, peer: str | Node) -> PeerStatus:
-    """The same of one peer."""
+def node_of(directory: Directory, peer: str | Node) -> Node:
+    """The peer of that name, address or id; NoSuchPeer for a stranger."""
     wanted = peer.id if isinstance(peer, Node) else directory.peer_named(peer)
     node = directory.node(wanted) if wanted is not None else None
     if node is None:
         raise no_such_peer("peer", peer.hostname if isinstance(peer, Node) else peer, Peers(directory.netmap).close_to)
+    return node
+
+
+def peer_status(directory: Directory, reach: Reach, traffic: Traffic, peer: str | Node) -> PeerStatus:
+    """The same of one peer."""
+    node = node_of(directory, peer)
     return _peer_status(node, reach, traffic)
 
 

@@ -420,6 +420,7 @@ class Device(DeviceFace, AsyncWithOnly):
     status = awaited(as_work(TrioDevice.status))
     flows = awaited(as_work(TrioDevice.flows))
     peer_status = awaited(as_work(TrioDevice.peer_status))
+    paths = awaited(as_work(TrioDevice.paths))
 
     def capture(
         self,
@@ -448,6 +449,7 @@ class Device(DeviceFace, AsyncWithOnly):
     # Changing our mind
 
     set = awaited(TrioDevice.set)
+    set_uplink = awaited(TrioDevice.set_uplink)
     login = awaited(TrioDevice.login)
     logout = awaited(TrioDevice.logout)
     id_token = awaited(TrioDevice.id_token)

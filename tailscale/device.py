@@ -27,6 +27,8 @@ from tailscale._config import (
     Config,
     Preferences,
     checked,
+    checked_paths,
+    checked_uplinks,
     clean_hostname,
     clean_routes,
     clean_tags,
@@ -88,7 +90,9 @@ if TYPE_CHECKING:
         Status,
     )
     from tailscale.tun_options import TunOptions, TunStatus
+    from tailscale.uplinks import PathRecord, Uplink
     from ts_control.netmap import NetMap
+    from ts_dataplane.strategies import Strategy
 
 DEFAULT_BACKLOG = 128
 HTTPS_PORT = 443
@@ -125,6 +129,10 @@ class Device(OwnNode, AsyncWithOnly):
     - `on_login_url`: called (or awaited) with the address somebody has to open when there is no usable key.
     - `login_timeout`, `ready_timeout`: patience in seconds for that person, and for becoming usable.
     - `udp_port`: the UDP port for direct paths; 0 lets the system choose.
+    - `uplinks`: the interfaces by which peers are reached, as `["wlan0", "wwan0"]`, or `"all"`; None: as the system
+      routes. When one falls silent the others carry on within half a second, and connections live on.
+    - `paths`: how datagrams are laid on paths where there are uplinks: `Best()`, `Backup`, `Redundant`, `Spread`, or a
+      mapping of peers' names to them, with `"*"` for the others.
     - `hard_nats`: open direct paths through routers that use another port for every destination, within the budget of
       a `HardNats`; False forbids it.
     - `tls`: an `ssl.SSLContext` for control server and relays, for private CAs; `$SSL_CERT_FILE` works too.
@@ -162,6 +170,8 @@ class Device(OwnNode, AsyncWithOnly):
         tls: ssl.SSLContext | None = None,
         handle_sigterm: bool = True,
         peerapi: bool = True,
+        uplinks: Sequence[str] | Literal["all"] | None = None,
+        paths: Strategy | Mapping[str, Strategy] | None = None,
         overlay: TunOptions | None = None,
         hard_nats: bool | HardNats = True,
         certificates: CertificateSource | None = None,
@@ -183,6 +193,8 @@ class Device(OwnNode, AsyncWithOnly):
             peerapi=peerapi,
             forward=forward or ForwardLimits(),
             on_flow=on_flow,
+            uplinks=checked_uplinks(uplinks),
+            paths=checked_paths({} if paths is None else paths),
             overlay=overlay,
             hard_nats=limits_of(hard_nats),
             certificates=certificates,
@@ -333,6 +345,31 @@ class Device(OwnNode, AsyncWithOnly):
         """
         runtime = self._ready()
         return diagnostics.forwarding(runtime.directory, runtime.forwarding)
+
+    @property
+    def uplinks(self) -> tuple[Uplink, ...]:
+        """The interfaces by which this device reaches its peers; none where the system chooses.
+
+        ```python
+        for uplink in device.uplinks:
+            print(uplink.name, uplink.up, uplink.addresses, uplink.bytes)
+        ```
+        """
+        return self._ready().uplinks.list()
+
+    def paths(self, peer: str | Node) -> tuple[PathRecord, ...]:
+        """Every path to a peer, the one in use first. KeyError for a stranger.
+
+        ```python
+        for way in device.paths("db"):
+            print(way.uplink, way.address, way.state, way.rtt, way.loss)
+        ```
+        """
+        from tailscale.runtime.uplink_actor import path_records
+
+        runtime = self._ready()
+        node = diagnostics.node_of(runtime.directory, peer)
+        return path_records(runtime.dataplane.finder, node.id, runtime.directory.region_code)
 
     # Connections
 
@@ -1052,13 +1089,20 @@ class Device(OwnNode, AsyncWithOnly):
         advertise_routes: Sequence[str] | None = None,
         advertise_exit_node: bool | None = None,
         shields_up: bool | None = None,
+        uplinks: Sequence[str] | Literal["all", ""] | None = "",
+        paths: Strategy | Mapping[str, Strategy] | None = None,
     ) -> None:
         """Change preferences while running; what is not named stays. `exit_node=None` stops using one.
 
+        So does `uplinks=None`: the system chooses again. A strategy of `paths` holds at once, for open connections too.
+
         ```python
         await device.set(hostname="reporter", shields_up=True)
+        await device.set(paths=tailscale.Redundant(2))
         ```
         """
+        wanted = checked_uplinks(uplinks) if uplinks != "" else ()
+        wishes = None if paths is None else checked_paths(paths)
         changes: dict[str, Any] = {
             "hostname": clean_hostname(hostname) if hostname is not None else None,
             "wants_the_name": True if hostname is not None else None,
@@ -1073,7 +1117,28 @@ class Device(OwnNode, AsyncWithOnly):
             changes["exit_node"] = exit_node
         runtime = self._ready()
         await trio.lowlevel.checkpoint()
+        if uplinks != "":
+            runtime.uplinks.use(wanted or None)
+        if wishes is not None:
+            runtime.uplinks.lay(wishes)
         runtime.set_preferences(checked(replace(runtime.directory.preferences, **changes)))
+
+    async def set_uplink(
+        self, name: str, *, enabled: bool | None = None, metered: bool | None = None, weight: float | None = None
+    ) -> None:
+        """Switch an uplink on or off, call it metered, or weigh it against the others; NoSuchUplink for none of ours.
+
+        A metered one is used where no other is as good; with `Backup` only where no other works. Weights count where
+        flows are spread.
+
+        ```python
+        for uplink in device.uplinks:
+            await device.set_uplink(uplink.name, metered=uplink.name.startswith("wwan"))
+        ```
+        """
+        runtime = self._ready()
+        await trio.lowlevel.checkpoint()
+        runtime.uplinks.change(name, enabled=enabled, metered=metered, weight=weight)
 
     async def login(self) -> None:
         """Authenticate again, with a new node key; node id and addresses stay.

@@ -299,6 +299,16 @@ class NoSuchPeer(TailscaleError, KeyError):
         return str(self.args[0])
 
 
+class NoSuchUplink(TailscaleError, OSError):
+    """`uplinks=` names an interface that this machine does not have."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"this machine has no interface {name!a} to reach peers by: it has {', '.join(known) or 'none'}"
+        )
+        self.name = name
+
+
 class WrongFace(TailscaleError, TypeError):
     """The Device, or what was made from it, is for another kind of program: trio, asyncio, or none of the two."""
 

@@ -66,6 +66,19 @@ class PathChanged(Event):
     node: Node
     path: PathInfo
     latency: float
+    reason: str = ""
+    """With several uplinks: `first`, `better`, `silent`, `error`, `lost`, `strategy` or `network`."""
+    gap: float | None = None
+    """Seconds in which nothing had been heard of the peer; None where nothing failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkChanged(Event):
+    """An uplink came or went, or has other addresses."""
+
+    uplink: str
+    up: bool
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,6 +282,7 @@ class Device(DeviceFace, WithOnly):
     status = blocking(as_work(TrioDevice.status))
     flows = blocking(as_work(TrioDevice.flows))
     peer_status = blocking(as_work(TrioDevice.peer_status))
+    paths = blocking(as_work(TrioDevice.paths))
 
     def capture(
         self,
@@ -307,6 +308,7 @@ class Device(DeviceFace, WithOnly):
     # Changing our mind
 
     set = blocking(TrioDevice.set)
+    set_uplink = blocking(TrioDevice.set_uplink)
     login = blocking(TrioDevice.login)
     logout = blocking(TrioDevice.logout)
     id_token = blocking(TrioDevice.id_token)

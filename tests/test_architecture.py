@@ -41,7 +41,7 @@ VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process", "as_html"),
     *("dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures", "foreign_text"),
     *("forwarding", "hard_nats", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
-    *("tun_options",),
+    *("tun_options", "uplinks"),
 }  # fmt: skip
 WINGS: dict[str, set[str]] = {
     **dict.fromkeys(VALUES, VALUES),

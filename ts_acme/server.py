@@ -153,7 +153,7 @@ class AcmeServer:
     # What is signed
 
     def _signed(self, path: str, kind: str, name: str, body: bytes) -> Reply:
-        protected, payload, account_url, account = self._checked_untrusted(path, body)
+        protected, payload, account_url, account = self._checked_request(path, body)
         if kind == "account" and not name:
             return self._account(protected, payload)
         if account is None:
@@ -176,7 +176,7 @@ class AcmeServer:
             return Reply(200, {"content-type": "application/pem-certificate-chain"}, order.chain)
         raise Refused("malformed", "there is nothing here", 404)
 
-    def _checked_untrusted(self, path: str, body: bytes) -> tuple[dict[str, Any], Any, str, Account | None]:
+    def _checked_request(self, path: str, body: bytes) -> tuple[dict[str, Any], Any, str, Account | None]:
         """RFC 8555 section 6: the signature, its nonce, its address and its account."""
         if len(body) > LARGEST_BODY:
             raise Refused("malformed", "a request that is too long", 413)

@@ -172,6 +172,11 @@ class Candidates(dict[Direct, Candidate]):
             del self[min(only_heard, key=lambda key: (self[key].ponged_at, self[key].heard_at, key != source))]
         return candidate
 
+    def keep_uplinks(self) -> None:
+        """Uplinks are others than before: addresses through those that are gone are none any more."""
+        for place in [place for place in self if uplink_of(place) not in self._uplinks]:
+            del self[place]
+
     def of_uplink(self, uplink: str) -> list[tuple[Direct, Candidate]]:
         return [item for item in self.items() if uplink_of(item[0]) == uplink]
 

@@ -145,6 +145,8 @@ class DiscoInbox:
         if ping.token:
             self._keeper.messages.append(PingAnswered(ping.peer, ping.token, ping.path, latency))
         state = self._keeper.states.get(ping.peer)
+        if state is not None and is_relayed(path) and ping.path == path:
+            self._keeper.credit_relay(state, path, latency, now)
         if state is None or is_relayed(path) or is_relayed(ping.path):
             return
         if is_peer_relayed(ping.path):

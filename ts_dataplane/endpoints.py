@@ -39,8 +39,9 @@ class EndpointList:
         port_mapped: Direct | None = None,
         explicit: Iterable[Direct] = (),
         fixed_port: bool = False,
+        others: Sequence[Report] = (),
     ) -> tuple[tuple[Direct, int], ...]:
-        """The list as of now: ((host, port), type), best first."""
+        """The list as of now: ((host, port), type), best first. `others`: what was seen through further uplinks."""
         found: list[tuple[Direct, int]] = []
         if port_mapped is not None:
             found.append((port_mapped, PORT_MAPPED))
@@ -50,6 +51,10 @@ class EndpointList:
                 self._seen_at.update(dict.fromkeys(mapped, report.finished_at))
             if report.mapping_varies and fixed_port and report.mapped_ipv4:
                 found.append(((report.mapped_ipv4[0][0], local_port), STUN_WITH_LOCAL_PORT))
+        for other in others:
+            for seen in (*other.mapped_ipv4, *other.mapped_ipv6):
+                found.append((seen, STUN))
+                self._seen_at[seen] = other.finished_at
         found += [(endpoint, EXPLICIT) for endpoint in explicit]
         found += [(endpoint, STUN) for endpoint in self._remembered(now)]
         found += [((host, local_port), LOCAL) for host in usable_interfaces(interfaces)]

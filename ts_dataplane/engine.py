@@ -18,6 +18,7 @@ from ts_base.ip import TCP, TSMP, UDP
 from ts_base.who import Direct, Hop, Origin, Path, PathRun, PeerId, PeerRun, is_direct
 from ts_dataplane import disco, geneve, stun
 from ts_dataplane.filter import ADMITTED, NO_RULE, NOT_LOCAL
+from ts_dataplane.heard_log import HeardLog
 from ts_dataplane.large_segments import LargeSegments
 from ts_dataplane.overlay import Changed, Overlay
 from ts_dataplane.packets import (
@@ -27,6 +28,7 @@ from ts_dataplane.packets import (
     SYN,
     SYN_ACK,
     Parsed,
+    asks_for_answer,
     is_source_routed,
     parse,
     reply_flow,
@@ -36,7 +38,7 @@ from ts_dataplane.path_mtus import PathMtus
 from ts_dataplane.path_tally import PathTally
 from ts_dataplane.pathless import Pathless
 from ts_dataplane.reply_flows import ReplyFlows, ReplyFlowStatistics
-from ts_dataplane.spread import EveryPath, Spread
+from ts_dataplane.spread import EveryPath, FlowRun, Spread
 from ts_dataplane.tables import NOT_AN_ANSWER, NOT_OWNER, Tables, TablesStatistics
 from ts_dataplane.tsmp import TsmpMessage
 from ts_dataplane.tsmp_talk import TsmpTalk
@@ -132,6 +134,8 @@ class Engine:
         self._last_path: dict[PeerId, Path] = {}
         self._heard: dict[PeerId, Path] = {}
         self._sent: set[PeerId] = set()
+        self._log: HeardLog | None = None
+        self._asking: set[PeerId] = set()
         self._unrouted: dict[Hop, None] = {}
 
     # The way in
@@ -191,6 +195,8 @@ class Engine:
         for peer, path, packets in runs:
             if self._last_path.get(peer) != path:
                 self._last_path[peer] = self._heard[peer] = path
+            if self._log is not None:
+                self._log.note(peer, path, packets, now)
             if not packets:
                 continue
             if (known := tables.peers.get(peer)) is not None and known.masquerade:
@@ -296,13 +302,20 @@ class Engine:
             self._remember_flows(peer, packets)
             self._sent.add(peer)
             runs.append((peer, packets))
+        flow_runs: list[FlowRun] = []
         if runs:
             if self._taps:
                 for peer, packets in runs:
                     self._show_sent(peer, packets, now)
+            if self._log is not None:
+                self._asking.update(peer for peer, packets in runs if asks_for_answer(packets))
+            if self._spread.divides:
+                runs, flow_runs = self._spread.divide(runs, now)
             self._endpoint.send([self._masqueraded(peer, packets) for peer, packets in runs], now)
         ready = self._endpoint.take_replies()
         sealed = self._endpoint.transmit(now)
+        if flow_runs:
+            ready += self._transmit_flows(flow_runs, now)
         if self._pathless.held:
             sealed = self._pathless.release(self.paths) + sealed
         for peer, datagrams in sealed:
@@ -311,6 +324,20 @@ class Engine:
             else:
                 self._pathless.hold(peer, datagrams)
         self.sent.add(ready)
+        return ready
+
+    def _transmit_flows(self, runs: list[FlowRun], now: float) -> list[PathRun]:
+        """Sealed run by run, each by its own paths; a handshake that one of them begins goes with it."""
+        ready: list[PathRun] = []
+        for run in runs:
+            self._endpoint.send([self._masqueraded(run.peer, run.packets)], now)
+            for peer, datagrams in self._endpoint.transmit(now):
+                if run.paths and peer == run.peer:
+                    ready += self._spread.spread_flow(run, datagrams, now)
+                elif carried := self._spread.spread(peer, datagrams, now):
+                    ready += carried
+                else:
+                    self._pathless.hold(peer, datagrams)
         return ready
 
     def _drop_unrouted(self, hop: Hop, packets: list[bytes], now: float) -> None:
@@ -336,6 +363,10 @@ class Engine:
     def _masqueraded(self, peer: PeerId, packets: list[bytes]) -> PeerRun:
         known = self.tables.peers.get(peer)
         return (peer, packets) if known is None or not known.masquerade else (peer, known.as_it_knows_us(packets))
+
+    def follow_uplinks(self, spread: Spread, log: HeardLog | None) -> None:
+        """`spread` says what leaves by which path. With a log it is noted who was heard where, for several uplinks."""
+        self._spread, self._log = spread, log
 
     # Who watches. Without anybody a burst costs one look at an empty tuple.
 
@@ -449,9 +480,18 @@ class Engine:
             self._sent = set()
         return taken
 
+    def take_asking(self) -> set[PeerId]:
+        """Of those that data went to, whom something was sent that their system answers; noted with uplinks only."""
+        taken = self._asking
+        if taken:
+            self._asking = set()
+        return taken
+
     def take_heard(self) -> list[tuple[PeerId, Path]]:
         """Peers that spoke to us by another path than the time before, and that path."""
         taken, self._heard = self._heard, {}
         if len(self._last_path) > 2 * len(self.tables.peers) + SPARE_PATHS:
             self._last_path = {peer: path for peer, path in self._last_path.items() if peer in self.tables.peers}
+            if self._log is not None:
+                self._log.forget_others(self.tables.peers)
         return list(taken.items())

@@ -63,6 +63,12 @@ class Overlay(Protocol):
     def path_changed(self, address: bytes) -> None:
         """Datagrams to `address` go another way: what was learnt of the old one's MTU is void."""
 
+    def path_moved(self, address: bytes, now: float) -> None:
+        """Datagrams to `address` have another way since a moment, and the old one may have lost some: do not wait."""
+
+    def take_resent(self) -> Mapping[bytes, int]:
+        """Bytes that were sent again since last asked, by where they went: what TCP knows of losses."""
+
     def fail_hop(self, hop: Hop) -> None:
         """Packets by `hop` were dropped, since nobody takes them: what cannot go on ends now."""
 

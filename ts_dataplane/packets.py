@@ -28,6 +28,7 @@ from ts_base.ip_headers import FRAGMENT_OFFSET, IP4_HEADER, IP6_HEADER, MORE_FRA
 from ts_base.ip_headers import SYN as SYN
 from ts_base.ip_headers import SYN_ACK as SYN_ACK
 
+SYN_OR_FIN = ip_headers.SYN | ip_headers.FIN
 UNKNOWN, FRAGMENT = 0, 0xFF  # pseudo-protocols: not to be understood / a later fragment
 IGMP = 2
 
@@ -166,6 +167,19 @@ def reply_flow(packet: bytes) -> tuple[int, bytes] | None:
         return None
     ports = parsed.destination_port << 16 | parsed.source_port
     return parsed.protocol, parsed.destination + parsed.source + ports.to_bytes(4, "big")
+
+
+def asks_for_answer(packets: list[bytes]) -> bool:
+    """Whether the system of whoever gets these answers by itself: TCP that carries something, opens or ends."""
+    for packet in packets:
+        if packet[0] >> 4 == 4:
+            is_tcp, at = packet[9] == TCP, (packet[0] & 15) << 2
+        else:
+            is_tcp, at = packet[6] == TCP, IP6_HEADER
+        if is_tcp and len(packet) >= at + 20:
+            if len(packet) > at + (packet[at + 12] >> 4 << 2) or packet[at + 13] & SYN_OR_FIN:
+                return True
+    return False
 
 
 def with_source(packet: bytes, old: bytes, new: bytes) -> bytes:

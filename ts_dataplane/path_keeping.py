@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from ts_base.box import TAG_LENGTH
 from ts_base.ip import TUNNEL_MTU
 from ts_base.timers import Timers
-from ts_base.who import Direct, Path, PeerId, PeerRelayed, is_direct
+from ts_base.who import Direct, Path, PeerId, PeerRelayed, is_direct, is_peer_relayed
 from ts_dataplane.candidates import MAX_CALLED, Candidate, Candidates, is_worth_trying
 from ts_dataplane.disco import UNPADDED_PING, CallMeMaybe
 from ts_dataplane.disco_outbox import DiscoOutbox
-from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PingLost
+from ts_dataplane.path_messages import BestPathChanged, FinderMessage, NeedStun, PathsMoved, PingLost
 from ts_dataplane.path_scoring import PathQuality
+from ts_dataplane.peer_moves import follow, on_heard, on_second_look
 from ts_dataplane.peer_paths import (
     CANDIDATE_SPACING,
     HEARTBEAT,
@@ -33,6 +34,7 @@ from ts_dataplane.peer_paths import (
 from ts_dataplane.peer_relay import Knock, PeerRelays, Tell
 from ts_dataplane.peer_roster import PeerRoster
 from ts_dataplane.ping_ledger import Outstanding
+from ts_dataplane.ways_keeping import WaysKeeper
 
 # Theory of operation
 #
@@ -91,8 +93,9 @@ class PathKeeper:
         never_direct: bool,
         uplinks: tuple[str, ...] = (),
     ) -> None:
-        self.uplinks = uplinks
         self.paths: dict[PeerId, tuple[Path, ...]] = {}
+        self.many = WaysKeeper(uplinks, self.paths)
+        self.uplinks = self.many.names
         self.roster = PeerRoster()
         self.states: dict[PeerId, PeerState] = {}
         self.relays = PeerRelays(our_disco)
@@ -116,13 +119,15 @@ class PathKeeper:
         state = self.states.get(peer)
         if state is None:
             facts = self.roster[peer]
-            state = self.states[peer] = PeerState(peer, facts, now, self.uplinks)
+            ways = None if facts.wireguard_only else self.many.begin(peer, now)
+            state = self.states[peer] = PeerState(peer, facts, now, self.uplinks, ways)
             state.candidates.set_listed(facts.endpoints, loopback=self.loopback)
         return state
 
     def drop_state(self, peer: PeerId) -> None:
         self._timers.clear(peer)
         self._callers.pop(peer, None)
+        self.many.end(peer)
         self.relays.forget(peer)
         self.lose(self._outbox.ledger.forget(peer))
         state = self.states.pop(peer, None)
@@ -136,11 +141,37 @@ class PathKeeper:
 
     def credit(self, state: PeerState, quality: PathQuality, now: float, *, same_server: bool = False) -> None:
         """A pong proved a path; see whether it becomes the best one."""
+        if state.ways is not None:
+            self._credit_way(state, quality, now)
+            return
         if state.credit(quality, now, insist=same_server):
             self.messages.append(BestPathChanged(state.peer, quality.path, quality.latency))
         if not state.confirmed and state.best is not None and state.best.mtu >= TUNNEL_MTU:
             state.confirmed, state.size_probe_at = True, math.inf
         self.attend(state, now)
+
+    def _credit_way(self, state: PeerState, quality: PathQuality, now: float) -> None:
+        assert state.ways is not None
+        if is_peer_relayed(quality.path):
+            state.ways.peer_relay = quality.path
+        self._tend(state, now)  # a path that is new gets its place first
+        state.ways.on_pong(quality.path, quality.latency, quality.mtu, now)
+        self.attend(state, now)
+
+    def credit_relay(self, state: PeerState, path: Path, latency: float, now: float) -> None:
+        """The peer answered a ping by relay."""
+        if state.ways is not None:
+            state.ways.on_pong(path, latency, TUNNEL_MTU, now)
+            self.attend(state, now)
+
+    def _tend(self, state: PeerState, now: float) -> None:
+        """Where there are several uplinks: have the peer's ways looked after, and do what they ask."""
+        asks, messages = self.many.tend(state, self.roster.relay(state.peer), now)
+        self.messages += messages
+        for path, is_full in asks:
+            padding, mtu = (FULL_SIZE_PADDING, TUNNEL_MTU) if is_full else (0, 0)
+            if not self.ping(state, path, now, padding=padding, mtu=mtu) and state.ways is not None:
+                state.ways.on_asked(path, now, is_full=is_full)  # nobody can be asked there: that is no answer
 
     def adopt(self, state: PeerState, path: Direct | PeerRelayed, now: float) -> None:
         """Where a WireGuard-only peer was heard: it has no pongs, so silence alone ends this trust."""
@@ -163,7 +194,7 @@ class PathKeeper:
         for ping in expired:
             state = self.states.get(ping.peer)
             if state is None or state.best is None or state.best.path != ping.path or state.is_trusted(now):
-                continue
+                continue  # trusted it is until its ways say otherwise, where there are several uplinks
             self.drop_best(state)
             if state.is_awake:
                 state.search_soon(now)
@@ -176,6 +207,11 @@ class PathKeeper:
         self.relays.handle_timer(now)
         self.carry_out(now)
 
+    def look_at(self, peer: PeerId, at: float) -> None:
+        """See to the peer at that moment, if not before."""
+        if at < self._timers.get(peer):
+            self._timers.set(peer, at)
+
     def attend(self, state: PeerState, now: float) -> None:
         """Do whatever is due for one peer."""
         if now >= state.retire_at() and self._retire(state, now):
@@ -186,7 +222,13 @@ class PathKeeper:
             self._heartbeat(state, now)
         if now >= state.size_probe_at:
             self._probe_size(state, now)
-        if now >= state.doubt_at() and not state.has_asked_twice:
+        if now >= state.move_look_at and on_second_look(state, now):
+            self._ask_where_it_was(state, now)
+        if state.moved_to is not None and now >= state.moved_until:
+            self._follow_move(state, now)
+        if state.ways is not None:
+            self._tend(state, now)
+        elif now >= state.doubt_at() and not state.has_asked_twice:
             state.has_asked_twice = True
             self.ask_best(state, now)
             self.ping_out_of_turn(state, now)
@@ -197,6 +239,26 @@ class PathKeeper:
         if now >= state.search_at:
             self._search(state, now)
         self.settle(state, now)
+
+    def hear_elsewhere(self, state: PeerState, path: Path, now: float) -> None:
+        """The tunnel heard the peer on another path than before; with several uplinks its ways know by themselves."""
+        if on_heard(state, path, now):
+            self._ask_where_it_was(state, now)
+        self.settle(state, now)
+
+    def _ask_where_it_was(self, state: PeerState, now: float) -> None:
+        self.ask_best(state, now)
+        self.messages.append(PathsMoved(state.peer))
+
+    def _follow_move(self, state: PeerState, now: float) -> None:
+        quality = follow(state, now)
+        if quality is not None:
+            state.drop_best()
+            self.credit(state, quality, now)
+            return
+        self.drop_best(state)
+        if state.is_awake:
+            state.search_soon(now)
 
     def _retire(self, state: PeerState, now: float) -> bool:
         if state.best is not None and self.roster.relay(state.peer) is None:
@@ -257,7 +319,8 @@ class PathKeeper:
         candidate = state.candidate_of_best()
         if candidate is not None:
             candidate.block(now)
-        self.drop_best(state)
+        if state.ways is None:
+            self.drop_best(state)
 
     # ---- out
 
@@ -268,6 +331,8 @@ class PathKeeper:
         if is_direct(path) and (candidate := state.candidates.get(path)) is not None:
             candidate.pinged_at = now
             candidate.unanswered += 1
+        if state.ways is not None:
+            state.ways.on_asked(path, now, is_full=mtu > 0)
         return self._outbox.ping(state.peer, key, path, now, padding=padding, mtu=mtu, token=token)
 
     def _ping_candidates(self, state: PeerState, now: float, spacing: float) -> bool:
@@ -345,7 +410,7 @@ class PathKeeper:
         for state in list(self.states.values()) if changed else ():
             if relisted:
                 state.candidates.set_listed(state.facts.endpoints, loopback=loopback)
-            if state.is_awake and not state.is_direct(now):
+            if state.is_awake and (not state.is_direct(now) or state.ways is not None):
                 if state.peer not in callers:
                     state.called_at = -math.inf
                 state.search_soon(now)
@@ -359,7 +424,7 @@ class PathKeeper:
             self.republish(peer, now)
 
     def settle(self, state: PeerState, now: float) -> None:
-        self._publish(state.peer, self._choose(state, state.settle(now)))
+        self._publish(state.peer, self._choose(state, state.settle(now), now))
         self._timers.set(state.peer, state.next_timer(now))
 
     def republish(self, peer: PeerId, now: float) -> None:
@@ -372,10 +437,14 @@ class PathKeeper:
         else:
             self.paths.pop(peer, None)
 
-    def _choose(self, state: PeerState, standing: Standing) -> tuple[Path, ...]:
+    def _choose(self, state: PeerState, standing: Standing, now: float) -> tuple[Path, ...]:
+        if state.ways is not None and not state.facts.expired:
+            return state.ways.selection.choice(now=now)
         if state.best is None:
             return self._choose_idle(state.peer, state.facts)
         relay = self.roster.relay(state.peer)
+        if state.moved_to is not None:
+            return tuple(dict.fromkeys((state.best.path, state.moved_to)))
         if relay is None or standing is Standing.TRUSTED:
             return (state.best.path,)
         return (state.best.path, relay)

@@ -15,6 +15,15 @@ class BestPathChanged:
     peer: PeerId
     path: Path | None
     latency: float
+    reason: str = ""  # said where there are several uplinks: first, better, silent, error, lost, strategy, network
+    gap: float | None = None  # seconds without a word of the peer before it
+
+
+@dataclass(frozen=True, slots=True)
+class PathsMoved:
+    """Datagrams to the peer go another way since a moment, or one more: what the old one may have lost is due again."""
+
+    peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +86,4 @@ class PathReport:
     hard_nat: HardNatOutlook = field(default_factory=HardNatOutlook)
 
 
-FinderMessage = BestPathChanged | PingAnswered | PingLost | NeedStun | SocketsWanted | SocketsOver
+FinderMessage = BestPathChanged | PathsMoved | PingAnswered | PingLost | NeedStun | SocketsWanted | SocketsOver

@@ -20,10 +20,12 @@ from ts_dataplane import disco
 from ts_dataplane.disco_inbox import DiscoInbox, InboxStatistics
 from ts_dataplane.disco_outbox import DiscoOutbox
 from ts_dataplane.hard_nats import HardNatLimits, HardNats, HardNatStatistics
+from ts_dataplane.path_facts import PathFacts, plain_facts
 from ts_dataplane.path_keeping import PathKeeper
 from ts_dataplane.path_messages import FinderMessage, NeedStun, PathReport, PingLost
 from ts_dataplane.path_mtus import PathMtus, PathMtuStatistics
 from ts_dataplane.peer_paths import PeerPaths, Standing
+from ts_dataplane.strategies import Strategy
 from ts_tunnel.messages import PeerSilence
 
 SILENCE = 15.0  # as long as WireGuard itself waits for any answer; a handshake is repeated twice within it
@@ -61,6 +63,7 @@ class PathFinder:
             self._outbox, disco_key.public.raw, self.drops, never_direct=never_direct, uplinks=uplinks
         )
         self.paths = self._keeper.paths
+        self.many = self._keeper.many
         self._roster = self._keeper.roster
         self._states = self._keeper.states
         self._hard = HardNats(self._keeper, self._outbox, self.drops, hard_nats, entropy)
@@ -156,7 +159,10 @@ class PathFinder:
         keeper.endpoints_at = -math.inf
         keeper.messages.append(NeedStun("network changed"))
         for state in list(self._states.values()):
-            keeper.drop_best(state)
+            if state.ways is None:
+                keeper.drop_best(state)
+            else:
+                state.ways.on_network_changed(now)
             for candidate in state.candidates.values():
                 candidate.refresh()
             state.called_at = -math.inf
@@ -172,21 +178,75 @@ class PathFinder:
         """What `SocketsWanted` asked for, as far as the system gives it; their names are zones of paths."""
         self._hard.on_sockets(sockets, now)
 
+    # ---- several uplinks
+
+    def set_uplinks(self, names: Iterable[str], now: float) -> None:
+        """Paths go through these interfaces from now on; through none in particular where there are none."""
+        had_some = bool(self.many.names)
+        if not self.many.set_uplinks(names):
+            return
+        if not had_some or not self.many.names:
+            for peer in list(self._states):
+                self._keeper.drop_state(peer)
+                self._keeper.republish(peer, now)
+            return
+        for state in list(self._states.values()):
+            state.candidates.keep_uplinks()
+            state.candidates.set_listed(state.facts.endpoints, loopback=self._keeper.loopback)
+            state.called_at = -math.inf
+            if state.is_awake:
+                state.search_soon(now)
+        self.on_uplinks_changed(now)
+
+    def on_uplinks_changed(self, now: float) -> None:
+        """One went or came, or is wanted otherwise than before."""
+        for state in list(self._states.values()):
+            if state.ways is not None:
+                state.ways.on_uplinks_changed(now)
+                self._keeper.attend(state, now)
+
+    def on_uplink_readdressed(self, name: str, now: float) -> None:
+        """An uplink has other addresses: what was learnt through it has to be proven again."""
+        self._keeper.endpoints_at = -math.inf
+        for state in list(self._states.values()):
+            if state.ways is not None:
+                state.ways.on_network_changed(now, name)
+                state.called_at = -math.inf
+                self._keeper.attend(state, now)
+
+    def set_strategies(self, default: Strategy, by_peer: Mapping[PeerId, Strategy], now: float) -> None:
+        """How datagrams are laid on paths, where there are several uplinks."""
+        self.many.set_strategies(default, by_peer)
+        for state in list(self._states.values()):
+            if state.ways is not None:
+                self._keeper.attend(state, now)
+
     # ---- activity
 
-    def on_data_sent(self, peers: Iterable[PeerId], now: float) -> bool:
-        """User data went to these peers since the last flush; True when that is news and something follows from it."""
+    def on_data_sent(self, peers: Iterable[PeerId], now: float, asking: Container[PeerId] = ()) -> bool:
+        """User data went to these peers since the last flush; True when that is news and something follows from it.
+
+        `asking`: to whom of them something went that their system answers; needed where there are several uplinks.
+        """
         states, woken = self._states, False
         for peer in peers:
             state = states.get(peer)
             if state is not None and state.is_awake:
                 state.sent_at = now
+                if state.ways is not None:
+                    self._keeper.look_at(peer, state.ways.on_sent(now, asks=peer in asking))
             elif peer in self._roster:
                 state = self._keeper.state(peer, now)
                 state.wake(now)
                 self._keeper.attend(state, now)
                 woken = True
         return self.mtus.begin(now) or woken if self.mtus.wanted else woken
+
+    def on_resent(self, peer: PeerId, count: int) -> None:
+        """TCP sent bytes to a peer once more: so many were lost on the path in use, as far as it knows."""
+        state = self._states.get(peer)
+        if state is not None and state.ways is not None:
+            state.ways.on_resent(count)
 
     def is_active(self, now: float) -> bool:
         """Is anybody being talked to, so that our addresses must stay fresh?"""
@@ -198,12 +258,17 @@ class PathFinder:
             facts = self._roster.get(peer)
             if facts is None:
                 continue
+            state = self._states.get(peer)
+            if state is not None and state.ways is not None:
+                state.ways.look(now)
+                self._keeper.attend(state, now)
+            elif state is not None and not facts.wireguard_only:
+                self._keeper.hear_elsewhere(state, path, now)
             if is_relayed(path):
                 self._heard_by_relay.add(peer)
                 self._keeper.hear_relay(peer, path[0], now)
                 continue
             self._heard_by_relay.discard(peer)
-            state = self._states.get(peer)
             if facts.wireguard_only:
                 self._keeper.adopt(self._keeper.state(peer, now), path, now)
             elif state is not None and is_direct(path) and (candidate := state.candidates.get(path)) is not None:
@@ -241,15 +306,26 @@ class PathFinder:
             self._keeper.block_best(state, now)
         self._keeper.attend(state, now)
 
-    def on_send_failed(self, path: Path, now: float) -> None:
-        """The host has no route there: stop using it until something answers again."""
+    def on_send_failed(self, path: Path, now: float) -> tuple[Path, ...]:
+        """The host has no route there: stop using it until something answers again.
+
+        Where there are several uplinks: by which paths the same datagrams go instead, nothing where there is none.
+        """
         if is_relayed(path):
-            return
+            return ()
+        instead: tuple[Path, ...] = ()
         for state in list(self._states.values()):
-            if state.best is not None and endpoint_of(state.best.path) == endpoint_of(path):
+            if state.ways is not None:
+                if path in state.ways.ways:
+                    was_used = path in self.paths.get(state.peer, ())
+                    state.ways.on_error(path, now)
+                    self._keeper.attend(state, now)
+                    instead = self.paths.get(state.peer, ()) if was_used else instead
+            elif state.best is not None and endpoint_of(state.best.path) == endpoint_of(path):
                 self.drops["paths.no_host_route"] += 1
                 self._keeper.drop_best(state)
                 self._keeper.attend(state, now)
+        return tuple(one for one in instead if one != path)
 
     def on_relay_gone(self, region: int, node_key: bytes, now: float) -> None:
         """A relay does not know this peer (any more)."""
@@ -290,6 +366,14 @@ class PathFinder:
         known = tuple((endpoint, candidate.latency) for endpoint, candidate in state.candidates.items())
         blocked = tuple(endpoint for endpoint, candidate in state.candidates.items() if now < candidate.blocked_until)
         return PathReport(best, latency, state.is_trusted(now), relay, known, blocked, hard_nat)
+
+    def path_facts(self, peer: PeerId, now: float) -> list[PathFacts]:
+        """Every path to a peer, and how it does."""
+        state = self._states.get(peer)
+        if state is not None and state.ways is not None:
+            state.ways.look(now)
+            return state.ways.facts(now)
+        return plain_facts(self.report(peer, now), now)
 
     def standbys(self, peer: PeerId, now: float) -> tuple[Direct, ...]:
         """The best validated path of each uplink, in the order of the uplinks; none without uplinks."""

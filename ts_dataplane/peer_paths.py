@@ -13,9 +13,10 @@ from enum import Enum
 
 from ts_base.budget import Budget
 from ts_base.ip import TUNNEL_MTU
-from ts_base.who import Direct, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, uplink_of
+from ts_base.who import Direct, Path, PeerId, PeerRelayed, host_of, is_direct, is_peer_relayed, uplink_of
 from ts_dataplane.candidates import Candidate, Candidates
 from ts_dataplane.path_scoring import PathQuality, is_better
+from ts_dataplane.peer_ways import PeerWays
 
 ACTIVE_TIME = 45.0  # without user data sent for this long, heartbeats stop
 HEARTBEAT = 3.0
@@ -82,8 +83,13 @@ class PeerState:
         "full_ping_at",
         "has_asked_twice",
         "heard_at",
+        "heard_by",
+        "heard_by_since",
         "heartbeat_at",
         "is_awake",
+        "move_look_at",
+        "moved_to",
+        "moved_until",
         "packets_in",
         "peer",
         "relay_server",
@@ -95,10 +101,14 @@ class PeerState:
         "standing",
         "trusted_until",
         "vouched_at",
+        "ways",
     )
 
-    def __init__(self, peer: PeerId, facts: PeerPaths, now: float, uplinks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, peer: PeerId, facts: PeerPaths, now: float, uplinks: Sequence[str] = (), ways: PeerWays | None = None
+    ) -> None:
         self.peer = peer
+        self.ways = ways  # where there are several uplinks: what decides then which path is the best one
         self.facts = facts
         self.standing = Standing.IDLE
         self.candidates = Candidates(uplinks)
@@ -111,6 +121,11 @@ class PeerState:
         self.is_awake = False
         self.sent_at = -math.inf
         self.heard_at = now
+        self.heard_by: Path | None = None  # the path on which the tunnel heard the peer last, and since when
+        self.heard_by_since = -math.inf
+        self.moved_to: Path | None = None  # it is heard there now, and the best path was asked (`peer_moves.py`)
+        self.moved_until = -math.inf
+        self.move_look_at = math.inf
         self.has_asked_twice = False
         self.asked_at = math.inf  # the first ping on the best path that nothing has answered since
         self.full_ping_at = -math.inf
@@ -133,7 +148,8 @@ class PeerState:
     def settle(self, now: float) -> Standing:
         """The one place where the standing changes; what made it change is over by now."""
         before, self.standing = self.standing, self.standing_at(now)
-        assert self.standing is before or self.standing in FOLLOWS[before], f"{before} became {self.standing}"
+        follows = self.standing is before or self.standing in FOLLOWS[before] or self.ways is not None
+        assert follows, f"{before} became {self.standing}"
         return self.standing
 
     # ---- trust
@@ -146,6 +162,8 @@ class PeerState:
 
     def doubt_at(self) -> float:
         """When silence on the best path becomes suspicious; trust lasts longer."""
+        if self.ways is not None:
+            return -math.inf if self.best is not None and self.ways.is_doubted else math.inf
         return math.inf if self.best is None else self.asked_at + DOUBT_TIME + 2 * self.best.latency
 
     def is_doubted(self, now: float) -> bool:
@@ -158,6 +176,7 @@ class PeerState:
             self.best = PathQuality(best.path, quality.latency, max(best.mtu, quality.mtu))
             self.trusted_until = now + TRUST_TIME
             self.asked_at, self.has_asked_twice = math.inf, False
+            self.moved_to = None
             return False
         insist = insist and best is not None and is_peer_relayed(best.path)
         holds = self.standing_at(now) in (Standing.MIRRORED, Standing.TRUSTED)
@@ -169,14 +188,21 @@ class PeerState:
     def _install(self, quality: PathQuality, now: float) -> None:
         self.best = quality
         self.best_since = now
+        self.moved_to = None
         self.trusted_until = now + TRUST_TIME
         self.asked_at, self.has_asked_twice = math.inf, False
         self.size_probes = 0
         self.confirmed = quality.mtu >= TUNNEL_MTU
         self.size_probe_at = math.inf if self.confirmed else now
 
+    def follow(self, quality: PathQuality, now: float) -> None:
+        """The ways have decided: trusted until they decide otherwise."""
+        self._install(quality, now)
+        self.trusted_until, self.size_probe_at, self.confirmed = math.inf, math.inf, True
+
     def drop_best(self) -> None:
         self.best = None
+        self.moved_to = None
         self.confirmed = False
         self.trusted_until = -math.inf
         self.asked_at = self.size_probe_at = math.inf
@@ -208,11 +234,15 @@ class PeerState:
         self.is_awake = True
         self.sent_at = now
         self.heartbeat_at = now + HEARTBEAT
+        if self.ways is not None:
+            self.ways.wake(now)
         if not self.is_direct(now):
             self.search_soon(now)
 
     def sleep(self) -> None:
         self.is_awake = False
+        if self.ways is not None:
+            self.ways.sleep()
         self.heartbeat_at = self.search_at = math.inf
 
     def search_soon(self, now: float) -> None:
@@ -257,7 +287,7 @@ class PeerState:
         due = []
         in_use = "" if self.best is None else uplink_of(self.best.path)
         for uplink in uplinks:
-            if uplink != in_use:
+            if uplink != in_use and (self.ways is None or self.ways.selection.allows_uplink(uplink)):
                 standby = self.standby(uplink, now)
                 places = self.candidates.of_uplink(uplink)
                 due += [p for p, c in places if standby in (None, p) and c.is_due(now, STANDBY_INTERVAL)]
@@ -277,4 +307,7 @@ class PeerState:
             lapse,
             doubt if now < doubt else math.inf,
             self.retire_at(),
+            math.inf if self.moved_to is None else self.moved_until,
+            self.move_look_at,
+            math.inf if self.ways is None else self.ways.next_timer(),
         )

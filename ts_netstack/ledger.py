@@ -51,12 +51,15 @@ class Sender(Protocol):
     def last_numbers(self) -> tuple[int, int, int | None]: ...
 
 
+RESENT_LIMIT = 256  # destinations
+
+
 class Ledger:
     """Shared by a Stack and its sockets. Dicts stand for ordered sets, so that a replay is the same byte for byte."""
 
     __slots__ = (
         *("challenges", "changed", "closed", "dirty", "drops", "exits"),
-        *("finished", "growth_left", "strays", "verify"),
+        *("finished", "growth_left", "resent", "strays", "verify"),
     )
 
     def __init__(self, verify: bool) -> None:
@@ -69,7 +72,13 @@ class Ledger:
         self.strays: list[bytes] = []  # packets a connection got by its ports that are not whole segments
         self.challenges = Budget(CHALLENGES_PER_SECOND, CHALLENGES_PER_SECOND)
         self.growth_left = GROWTH_LIMIT
+        self.resent: dict[bytes, int] = {}
         self.exits: Counter[PeerId] = Counter()  # how much of what lives was opened through each peer by name
+
+    def note_resent(self, remote: bytes, count: int) -> None:
+        """Bytes had to be sent again; where nobody asks for it, to so many places and no more."""
+        if remote in self.resent or len(self.resent) < RESENT_LIMIT:
+            self.resent[remote] = self.resent.get(remote, 0) + count
 
     def enter_exit(self, via: PeerId) -> None:
         """Something was opened through `via`, if that is anybody."""

@@ -91,6 +91,15 @@ class Stack:
         self._paths.forget(destination)
         self._tcp.widen_segment_sizes(destination, self._paths)
 
+    def path_moved(self, destination: bytes, now: float) -> None:
+        """There is another way to `destination` since a moment; the old one may have lost what was sent: ask now."""
+        self._tcp.path_moved(destination, now)
+
+    def take_resent(self) -> dict[bytes, int]:
+        """How many bytes were sent again to whom since last asked."""
+        resent, self._ledger.resent = self._ledger.resent, {}
+        return resent
+
     def fail_hop(self, hop: Hop) -> None:
         """Packets by `hop` were dropped, since nobody takes them: what cannot go on ends now."""
         self._tcp.fail_hop(hop)

@@ -128,6 +128,9 @@ class Keepalive(NamedTuple):
     probes: int
 
 
+HEARD_LATELY = 2.0  # a connection that was silent for longer waits for nothing that a lost way could bring
+
+
 class TcpConnection(Socket):
     """`via` is the peer through which it was opened, 0 for whoever routes `remote`; `hop` is both of them."""
 
@@ -763,6 +766,19 @@ class TcpConnection(Socket):
     def set_large(self, mss: int) -> None:
         """The way to the peer is relays only and carries segments of `mss`; 0 where any of it is not."""
         self._outbound.set_large(mss)
+
+    def path_moved(self, now: float) -> None:
+        """Segments have another way since a moment: what the old one may have lost is asked for at once.
+
+        Who only receives says so by an acknowledgement: the other side learns by it which way we are heard.
+        """
+        if self.state in (SYN_SENT, SYN_RECEIVED):
+            if not self._handshake_due:
+                self._outbound.rto_deadline = now
+        elif self.state >= ESTABLISHED:
+            if not self._outbound.resend_head(now) and now - self._heard_at < HEARD_LATELY:
+                self._inbound.ack_now = True
+        self._ledger.dirty[self] = None
 
     def widen_segment_size(self, mss: int) -> None:
         """The path changed or a limit has expired: try `mss` again."""

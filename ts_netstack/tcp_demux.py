@@ -276,6 +276,12 @@ class TcpSockets:
             if connection.hop == hop and (connection.via or connection.state == SYN_SENT):
                 connection.fail(ConnectionProblem.NO_ROUTE)
 
+    def path_moved(self, destination: bytes, now: float) -> None:
+        """Segments to `destination` have another way since a moment."""
+        for connection in self.flows.values():
+            if connection.hop[0] == destination:
+                connection.path_moved(now)
+
     def limit_segment_size(self, hop: Hop, mss: int) -> None:
         """The way of `hop` was found to carry no more."""
         for connection in self.flows.values():

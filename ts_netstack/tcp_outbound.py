@@ -90,6 +90,7 @@ class Outbound(SendSequence):
             end = min(span.end, start + max(min(quota, left) // mss, 1) * mss)
             self._emit_range(out, start, end, head)
             recovery.on_resent(start, end, now)
+            self._ledger.note_resent(self.remote, end - start)
             left -= end - start
             if start == self.una:
                 self.rto_deadline = now + self.round_trip.timeout

@@ -199,6 +199,10 @@ class LossRecovery:
         if self._undo_stamp < 0:
             self._undo_stamp = int(now * 1000)
 
+    def allow_repair(self) -> None:
+        """One segment may leave, however the reduction of an episode stands."""
+        self._prr_quota = max(self._prr_quota, self.mss)
+
     def _count_out(self, size: int) -> None:
         if self.mode is RECOVERY:
             self._prr_out += size

@@ -43,6 +43,7 @@ class SendSequence:
         "persist_deadline",
         "probe_deadline",
         "recovery",
+        "remote",
         "retries",
         "round_trip",
         "rto_deadline",
@@ -62,6 +63,7 @@ class SendSequence:
         self, ledger: Ledger, local: Address, remote: Address, sizes: Sizes, iss: int, stamp_offset: int
     ) -> None:
         self._ledger = ledger
+        self.remote = remote[0]
         self.iss = self.una = self.nxt = iss
         self.buffer = SendBuffer(iss + 1)
         self.window = self.largest_window = 0
@@ -355,6 +357,22 @@ class SendSequence:
         last = flight.spans[-1]
         flight.mark_lost_between(max(last.start, last.end - mss), last.end)
         self.recovery.on_probe_sent(last.end, True)
+
+    def resend_head(self, now: float) -> bool:
+        """The way may have lost what is out: ask with the oldest of it, as a timeout would, and blame no congestion.
+
+        False where nothing is out, or it left so lately that its answer may be under way.
+        """
+        recovery = self.recovery
+        spans = recovery.flight.spans
+        if not spans or now - spans[0].sent_at < self.round_trip.smoothed:
+            return False
+        head = spans[0]
+        recovery.flight.mark_lost_between(head.start, min(head.end, head.start + self.sizes.mss))
+        recovery.allow_repair()
+        self.round_trip.backoff = 0
+        self.rto_deadline = now + self.round_trip.timeout
+        return True
 
     def _arm_probe(self, now: float) -> None:
         recovery = self.recovery

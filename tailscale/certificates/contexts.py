@@ -26,9 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
 from tailscale.certificates.keeper import CertificateKeeper
 from tailscale.foreign_text import for_terminal
 from ts_acme.chains import challenge_certificate
-from ts_acme.client_hello import ClientHello, client_hello_untrusted
 from ts_acme.signing import ENTROPY_LENGTH, new_key
-from ts_base.errors import BadPacket
+from ts_base.client_hello import BadHello, HelloReader
 
 log = logging.getLogger("tailscale.certificates")
 
@@ -52,11 +51,16 @@ class FollowingObject(ssl.SSLObject):
         if self._incoming is not None:
             data = self._incoming.read()
             self._incoming.write(data)
-            hello = _hello(data)
-            if hello is None:
-                raise ssl.SSLWantReadError("the client's first message is not here yet")
+            try:
+                hello = HelloReader().receive_untrusted(data)
+            except BadHello:
+                protocols: tuple[bytes, ...] = ()  # OpenSSL's to refuse
+            else:
+                if hello is None:
+                    raise ssl.SSLWantReadError("the client's first message is not here yet")
+                protocols = hello.protocols
             self._incoming = None
-            self.proves = hello.protocols == (ACME_TLS,)
+            self.proves = protocols == (ACME_TLS.encode(),)
         super().do_handshake()
 
 
@@ -114,14 +118,6 @@ class FollowingContext(ssl.SSLContext):
         context = server_context(*pair)
         context.set_alpn_protocols([ACME_TLS])
         return context
-
-
-def _hello(data: bytes) -> ClientHello | None:
-    """None while more is needed. What cannot be read is OpenSSL's to refuse."""
-    try:
-        return client_hello_untrusted(data)
-    except BadPacket:
-        return ClientHello("", ())
 
 
 def chosen_by(choose: Chooser) -> ssl.SSLContext:

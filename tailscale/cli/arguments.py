@@ -14,6 +14,7 @@ from tailscale.cli.ingress_arguments import add_ingress
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.cli.serve_arguments import add_funnel, add_serve
+from tailscale.cli.uplink_arguments import add_uplinks, strategy
 from tailscale.daemon import places
 from tailscale.daemon.durations import seconds_untrusted
 from tailscale.status import PING_KINDS
@@ -39,6 +40,8 @@ DEFAULTS: dict[str, Any] = {
     "tags": (),
     "control_url": None,
     "ephemeral": False,
+    "uplinks": None,
+    "paths": None,
     "timeout": DEFAULT_TIMEOUT,
     "verbose": 0,
     "plain": False,
@@ -146,6 +149,14 @@ def _common_options() -> argparse.ArgumentParser:
         "--advertise-tags", dest="tags", type=_tags, metavar="TAGS", help="tags to ask for: tag:ci,tag:test"
     )
     group.add_argument("--control-url", metavar="URL", help="coordination server (TS_CONTROL_URL, or Tailscale's)")
+    group.add_argument(
+        "--uplink",
+        dest="uplinks",
+        action="append",
+        metavar="NAME",
+        help="reach peers by this interface; repeatable, or all",
+    )
+    group.add_argument("--paths", type=strategy, metavar="STRATEGY", help="with uplinks: best, redundant, spread ...")
     group.add_argument("--ephemeral", action="store_true", help="forget the device afterwards; keeps no state file")
     group.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help=f"patience for joining and dialling ({DEFAULT_TIMEOUT:g})"
@@ -235,6 +246,7 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
+    add_uplinks(adder, {"type": _seconds, "nargs": "?", "const": WATCH_INTERVAL, "metavar": "SECONDS"})
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)
     doctor.add_argument(

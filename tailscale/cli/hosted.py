@@ -153,6 +153,10 @@ async def borrow(host: Hosting, options: argparse.Namespace, screen: Screen) -> 
             f"the daemon's device belongs to {device.status().control_url}: give this command a device "
             "of its own (--state), or move the daemon (pytailscale down, then up --control-url)"
         )
+    if options.uplinks:
+        await device.set(uplinks=options.uplinks)
+    if options.paths is not None:
+        await device.set(paths=options.paths)
     if options.hostname and options.hostname != device.preferences.hostname:
         await host.served_by.prefs.apply({"Hostname": options.hostname, "HostnameSet": True})
     return device

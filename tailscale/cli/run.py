@@ -30,6 +30,8 @@ HOMES = {
     "whois": "queries",
     "ip": "queries",
     "exits": "exits",
+    "uplinks": "uplinks",
+    "paths": "uplinks",
     "lock": "lock",
     "netcheck": "queries",
     "dns": "dns",

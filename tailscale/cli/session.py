@@ -98,6 +98,8 @@ async def joined(options: argparse.Namespace, screen: Screen) -> AsyncIterator[D
         control_url=control_url(options),
         state=state_path(options),
         ephemeral=options.ephemeral,
+        uplinks=options.uplinks,
+        paths=options.paths,
         on_login_url=lambda url: _ask_to_open(url, screen, patient),
         login_timeout=LOGIN_PATIENCE if patient else options.timeout,
         ready_timeout=options.timeout,

@@ -97,6 +97,7 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for on this command line, as options of a Device."""
     asked = {"hostname": options.hostname, "control_url": options.control_url}
     asked |= {"advertise_routes": options.advertise_routes, "advertise_exit_node": options.advertise_exit_node}
+    asked |= {"uplinks": options.uplinks, "paths": options.paths}
     asked = {name: value for name, value in asked.items() if value is not None} | login_options(options)
     return asked | ({"tags": options.tags} if options.tags else {})
 
@@ -112,6 +113,9 @@ def _given(options: argparse.Namespace) -> list[str]:
         words += ["--advertise-routes", ",".join(options.advertise_routes)]
     if options.advertise_exit_node is not None:
         words.append("--advertise-exit-node" if options.advertise_exit_node else "--no-advertise-exit-node")
+    words += [word for name in options.uplinks or () for word in ("--uplink", name)]
+    if options.paths is not None:
+        words += ["--paths", options.paths]
     if options.ssh is not None:
         words.append("--ssh" if options.ssh else "--no-ssh")
     return words + [word for app in options.apps for word in ("--app", app)]

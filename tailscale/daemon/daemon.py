@@ -48,7 +48,7 @@ log = logging.getLogger("tailscale.daemon")
 ENDED, AGAIN = "ended", "again"
 ASKED = ("hostname", *LOGIN, "tags", "control_url", "app")
 # A device that runs takes them as it is.
-ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool, "runs_ssh": bool}
+ASKED_LIVE = {"advertise_routes": list, "advertise_exit_node": bool, "runs_ssh": bool, "uplinks": list, "paths": str}
 # What a key of [device] falls back to when it is taken out; a name and a coordination server stay as they are.
 DEFAULTS: dict[str, Any] = {
     "accept_routes": True,
@@ -57,8 +57,10 @@ DEFAULTS: dict[str, Any] = {
     "exit_node": None,
     "hard_nats": True,
     "shields_up": False,
+    "paths": "best",
     "tags": (),
     "udp_port": 0,
+    "uplinks": None,
 }
 
 RunCommand = Callable[["Daemon", Call], Awaitable["int | None"]]

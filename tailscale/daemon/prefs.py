@@ -37,9 +37,10 @@ KINDS: dict[str, type] = {
     **dict.fromkeys(("RouteAll", "RunSSH", "ShieldsUp", "WantRunning"), bool),
     **dict.fromkeys(("AdvertiseRoutes", "AdvertiseServices", "AdvertiseTags"), list),
 }
-LIVE = frozenset(
-    ("accept_routes", "advertise_exit_node", "advertise_routes", "exit_node", "hostname", "shields_up", "tags")
-)
+LIVE = frozenset((
+    *("accept_routes", "advertise_exit_node", "advertise_routes", "exit_node", "hostname", "paths", "shields_up"),
+    *("tags", "uplinks"),
+))  # fmt: skip
 
 
 class Prefs:

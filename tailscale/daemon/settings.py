@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from tailscale._config import clean_routes
 from tailscale.tun_options import DEFAULT_NAME, NAME, RESERVED, SMALLEST_MTU
+from tailscale.uplinks import STRATEGY_WORDS, strategy_from_text
 from ts_base.errors import TailscaleError
 from ts_base.ip import TUNNEL_MTU
 
@@ -69,6 +70,19 @@ def _routes(value: Any) -> str:
         except ValueError:
             pass
     return 'a list of prefixes such as "192.168.7.0/24"'
+
+
+def _uplinks(value: Any) -> str:
+    return "" if value == "all" else _texts(value) and 'a list of interfaces such as "wlan0", or "all"'
+
+
+def _strategies(value: Any) -> str:
+    for text in value.values() if isinstance(value, dict) else [value]:
+        try:
+            strategy_from_text(text)
+        except (ValueError, AttributeError):
+            return f"a strategy, or a table of peers and strategies: {STRATEGY_WORDS}"
+    return ""
 
 
 def _choice(*words: str) -> Check:
@@ -135,6 +149,8 @@ SECTIONS: dict[str, Section] = {
             "advertise_exit_node": YES_OR_NO,
             "shields_up": YES_OR_NO,
             "udp_port": _number(0, 65535),
+            "uplinks": _uplinks,
+            "paths": _strategies,
             "hard_nats": YES_OR_NO,
         }
     ),

@@ -22,9 +22,7 @@ from tailscale.ingress.targets import Refused, Targets
 from tailscale.proxy import doors
 from tailscale.proxy.places import Places
 from tailscale.proxy.relay import LINGER, Relay, say_goodbye
-from ts_base.errors import BadPacket
-from ts_base.ip import format_address, maybe_address
-from ts_proxy.client_hello import (
+from ts_base.client_hello import (
     INTERNAL_ERROR,
     MISSING_EXTENSION,
     UNRECOGNIZED_NAME,
@@ -32,6 +30,8 @@ from ts_proxy.client_hello import (
     HelloReader,
     encode_alert,
 )
+from ts_base.errors import BadPacket
+from ts_base.ip import format_address, maybe_address
 from ts_proxy.proxy_header import decode_proxy_header_untrusted
 from ts_proxy.sniffing import Language, language_of
 

@@ -117,6 +117,29 @@ def _links(field: str) -> Read:
     return read
 
 
+def _uplinks(*fields: str) -> Read:
+    """Of every uplink; more fields than one are told apart by the label behind its name."""
+
+    def read(status: Status) -> Iterable[Sample]:
+        for name, level in status.counters.levels.items():
+            uplink, _, field = name.removeprefix("uplinks.each.").rpartition(".")
+            if name.startswith("uplinks.each.") and field in fields and not uplink.endswith(".paths"):
+                yield ((uplink, field) if len(fields) > 1 else (uplink,)), level
+
+    return read
+
+
+def _uplink_paths(status: Status) -> Iterable[Sample]:
+    for name, level in status.counters.levels.items():
+        uplink, is_of_paths, state = name.removeprefix("uplinks.each.").rpartition(".paths.")
+        if name.startswith("uplinks.each.") and is_of_paths:
+            yield (uplink, state), level
+
+
+def _silent(status: Status) -> Iterable[Sample]:
+    return [((), status.counters.levels["uplinks.silent"] / 1000)]
+
+
 def _home_region(status: Status) -> Iterable[Sample]:
     homes = [int(region) for (region,), is_home in _links(".is_home")(status) if is_home]
     return [((), homes[0] if homes else 0)]
@@ -264,6 +287,19 @@ METRICS: tuple[Metric, ...] = (
            "WireGuard sessions.", _level("tunnel.sessions")),
     _gauge("pytailscale_peer_paths", "Paths",
            "Peers that were spoken with, by kind of path.", _paths, "kind"),
+    _gauge("pytailscale_uplink_up", "Paths",
+           "1 for an uplink that is there and wanted, by its name.", _uplinks("up"), "uplink"),
+    _counter("pytailscale_uplink_bytes_total", "Paths",
+             "The tunnel's bytes by each uplink; what relays carry is not among them.",
+             _uplinks("sent", "received"), "uplink", "direction"),
+    _gauge("pytailscale_path_state", "Paths",
+           "Paths to peers in use, by uplink and state.", _uplink_paths, "uplink", "state"),
+    _counter("pytailscale_path_switches_total", "Paths",
+             "Changes of the path in use, where there are uplinks, by reason.", _below("uplinks.switches."), "reason"),
+    _counter("pytailscale_path_gap_seconds_total", "Paths",
+             "Seconds without a word of a peer before the path to it changed.", _silent),
+    _counter("pytailscale_duplicates_total", "Paths",
+             "Datagrams that were sent once more, by another path.", _level("uplinks.copies")),
     _gauge("pytailscale_hard_nat_sockets", "Hard NATs",
            "UDP sockets open beside the first, while a hard NAT of ours is being opened and where one was.",
            _level("paths.hard_nats.sockets")),

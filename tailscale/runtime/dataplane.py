@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -16,23 +17,27 @@ from tailscale.runtime.awaited_answers import AwaitedAnswers
 from tailscale.runtime.bus import Bus
 from tailscale.runtime.messages import PeerPathChanged, ProbeRequested, SocketsAsked, SocketsReturned, StunArrived
 from tailscale.runtime.underlay import Runs, Underlay
-from ts_base.who import PathRun
+from ts_base.who import PathRun, PeerId
 from ts_dataplane.engine import Engine, EngineMessage, RouteMissing
 from ts_dataplane.overlay import Overlay
 from ts_dataplane.path_messages import (
     BestPathChanged,
     FinderMessage,
     NeedStun,
+    PathsMoved,
     PingAnswered,
     PingLost,
     SocketsOver,
     SocketsWanted,
 )
 from ts_dataplane.paths import PathFinder
+from ts_dataplane.spread import EveryPath
 from ts_dataplane.tables import Tables
 from ts_dataplane.tsmp import DiscoKeyAdvertised, TsmpPong, TsmpReject
 from ts_netstack.ledger import Socket
 from ts_tunnel.endpoint import Endpoint
+
+MAX_RESENDS = 5  # as many as there are uplinks, and the relay
 
 
 class Dataplane:
@@ -67,6 +72,14 @@ class Dataplane:
         """Packets are routed and judged by these from now on; what went through an exit that is none any more ends."""
         self.engine.tables = tables
         self._overlay.follow_routes(tables.peer_for, tables.exits)
+
+    def follow_uplinks(self) -> None:
+        """There are other uplinks than before: what the engine does for them is done exactly while there are some."""
+        many = self.finder.many
+        if many.names:
+            self.engine.follow_uplinks(many.spread, many.heard)
+        else:
+            self.engine.follow_uplinks(EveryPath(self.finder.paths), None)
 
     def use_overlay(self, overlay: Overlay) -> None:
         """What is for us goes to `overlay` from now on, which knows our addresses as they are told from now on."""
@@ -112,8 +125,12 @@ class Dataplane:
         self._may_answer = False
         if outbound := engine.transmit(now):
             self._send(outbound, now)
-        if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now):
+        if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now, engine.take_asking()):
             self._pursue(now)
+        if self.finder.many.names and (resent := self._overlay.take_resent()):
+            for address, count in resent.items():
+                if (peer := engine.tables.peer_for(address)) is not None:
+                    self.finder.on_resent(peer, count)
         woken = 0
         for message in engine.take_messages():
             if isinstance(message, Socket):
@@ -143,6 +160,8 @@ class Dataplane:
         match message:
             case BestPathChanged():
                 self._on_path_changed(message, now)
+            case PathsMoved():
+                self._on_paths_moved(message.peer, now)
             case DiscoKeyAdvertised():
                 self.finder.on_disco_key_advertised(message.peer, message.key, now)
                 self.kick()
@@ -170,12 +189,28 @@ class Dataplane:
         if changed.path is not None:
             self._endpoint.on_path_found(changed.peer, now)
             self.kick()
-        self._bus.publish(PeerPathChanged(changed.peer, changed.path, changed.latency))
+        news = PeerPathChanged(changed.peer, changed.path, changed.latency, changed.reason, changed.gap)
+        self._bus.publish(news)
+
+    def _on_paths_moved(self, peer: PeerId, now: float) -> None:
+        """What was sent by the old path is sent again now: else only a timer of TCP's would, much later."""
+        known = self.engine.tables.peers.get(peer)
+        for address in known.addresses if known is not None else ():
+            self._overlay.path_moved(address, now)
+        self._endpoint.on_path_found(peer, now)
+        self.kick()
 
     def _send(self, runs: Runs, now: float) -> None:
-        for path in self.underlay.send(runs):
-            self.finder.on_send_failed(path, now)
-            self.kick()
+        """What the host cannot send goes by the next path at once, where there is one."""
+        for _ in range(MAX_RESENDS):
+            again: list[PathRun] = []
+            for path in self.underlay.send(runs):
+                instead = self.finder.on_send_failed(path, now)
+                again += [(other, datagrams) for one, datagrams in runs if one == path for other in instead]
+                self.kick()
+            if not again:
+                return
+            runs = again
 
     async def flushed(self) -> None:
         """Wait until something was carried through once more."""
@@ -224,6 +259,7 @@ class Dataplane:
 
     @trio.lowlevel.enable_ki_protection
     async def run_reader(self, read: Callable[[], Awaitable[Sequence[PathRun]]]) -> None:
-        """Carry one UDP socket's bursts for ever."""
-        while True:
-            self.deliver(await read())
+        """Carry one UDP socket's bursts until it is closed."""
+        with suppress(trio.ClosedResourceError):
+            while True:
+                self.deliver(await read())

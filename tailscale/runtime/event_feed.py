@@ -26,6 +26,7 @@ from tailscale.events import (
     PeerUp,
     RelayChanged,
     StateChanged,
+    UplinkChanged,
 )
 from tailscale.nodes import node_from_wire
 from tailscale.runtime.bus import Bus, Message
@@ -36,6 +37,7 @@ from tailscale.runtime.messages import (
     PeerPathChanged,
     RelaysChanged,
     TablesChanged,
+    UplinkMoved,
     WarningsChanged,
 )
 from tailscale.status import HealthWarning
@@ -47,7 +49,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale")
 EXPIRY_NOTICE = timedelta(days=7)
-HEARD = (TablesChanged, ControlStateChanged, PeerPathChanged, RelaysChanged, NetInfoChanged, WarningsChanged)
+HEARD = (
+    TablesChanged,
+    ControlStateChanged,
+    PeerPathChanged,
+    RelaysChanged,
+    NetInfoChanged,
+    WarningsChanged,
+    UplinkMoved,
+)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -87,6 +97,8 @@ class Watch:
             return self._path_events(message)
         if isinstance(message, RelaysChanged | NetInfoChanged):
             return self._network_events(message)
+        if isinstance(message, UplinkMoved):
+            return [UplinkChanged(message.uplink, message.up, message.why)]
         if isinstance(message, WarningsChanged):
             return self._health_events(message.warnings)
         return []
@@ -140,7 +152,7 @@ class Watch:
         node = node_from_wire(peer, netmap)
         if log.isEnabledFor(logging.INFO):
             log.info("peer %s is reached %s", readable(node.hostname), path or "no more: it is silent")
-        return [PathChanged(node, path, message.latency)]
+        return [PathChanged(node, path, message.latency, message.reason, message.gap)]
 
 
 def events_between(before: NetMap | None, after: NetMap) -> list[Event]:

@@ -67,7 +67,8 @@ async def run_link(
         try:
             await trio.sleep(SETTLE)
             more, _ = watch.look(network.interface_addresses(), network.wall_clock(), trio.current_time())
-            rebound = changed or more or slept >= MAJOR_SLEEP
+            of_uplinks = udp is not None and bool(udp.uplinks)  # each is looked after by itself (`uplink_actor.py`)
+            rebound = slept >= MAJOR_SLEEP or (not of_uplinks and (changed or more))
             log.info("the network changed%s", f" while we slept for {slept:.0f} s" if slept else "")
             if rebound and udp is not None:
                 _rebind(udp)

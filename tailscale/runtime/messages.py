@@ -222,6 +222,26 @@ class PeerPathChanged(Lossy):
     peer: PeerId
     path: Path | None
     latency: float
+    reason: str = ""
+    gap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UplinksWished(Lossy):
+    """The user wishes datagrams laid on paths otherwise. Said and heard by uplinks."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkMoved(Lossy):
+    """An uplink came, went, or has other addresses. Said by uplinks, heard by the user's event readers."""
+
+    rate: ClassVar[Rate] = Rate.OURS
+
+    uplink: str
+    up: bool
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from tailscale.runtime.messages import (
 from tailscale.runtime.stepping import in_steps
 from tailscale.runtime.translate_peers import PEERS_PER_STEP, batched, restarted
 from tailscale.runtime.translate_tables import TablesCompiler, service_addresses
-from tailscale.runtime.udp import ALL_OFFLOADS, Offloads
+from tailscale.runtime.udp_facts import ALL_OFFLOADS, Offloads
 from ts_control.netmap import NetMap, peers_changed
 from ts_control.wire import CapMap
 from ts_tunnel.endpoint import Endpoint

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from struct import Struct
+from typing import Literal, NamedTuple, Protocol
 
 import trio
 
@@ -25,8 +27,25 @@ DirectRuns = list[DirectRun]
 SOCKETS_ELSEWHERE = 1 << 16  # where the system says no number
 
 LARGEST_RESOLV_CONF = 64 << 10
+NETLINK_ROUTE = 0
+SIOCGIFFLAGS = 0x8913  # linux/sockios.h
+INTERFACE_FLAGS = Struct("=16sH22x")  # struct ifreq
+IFF_UP_RUNNING = 0x1 | 0x40  # net/if.h
+LINK_GROUPS = 0x1 | 0x10 | 0x100  # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
+
+
+Reader = Callable[[], Awaitable[DirectRuns]]
+Binding = Literal["", "device", "source"]
+
+
+class Interface(NamedTuple):
+    """One network interface of a machine, with the addresses that lead further than its own wire."""
+
+    name: str
+    addresses: tuple[str, ...]
+    is_up: bool = True
 
 
 class OneMoreSocket(Protocol):
@@ -48,7 +67,10 @@ class UdpUnderlay(Protocol):
         """The interfaces it is bound to, each with sockets of its own; none: the system chooses."""
 
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
-        """One per socket: each waits for data, then returns a burst."""
+        """One per socket: each waits for data, then returns a burst; trio.ClosedResourceError once it is closed."""
+
+    async def more_readers(self) -> None:
+        """Wait until `readers` has others than before."""
 
     def send_many(self, runs: DirectRuns) -> None:
         """Never blocks: what the kernel refuses now is kept within bounds, then dropped and counted."""
@@ -58,6 +80,12 @@ class UdpUnderlay(Protocol):
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
+
+    def use_uplinks(self, uplinks: Sequence[str]) -> None:
+        """Be bound to these interfaces from now on, or to none; what one of them cannot be bound to waits for it."""
+
+    def bound_by(self, uplink: str) -> Binding:
+        """How its sockets are bound: "device", by address as "source", or "" where there are none."""
 
     async def run_writers(self) -> None:
         """Send what was kept as soon as the kernel takes it. Runs until cancelled."""
@@ -88,7 +116,13 @@ class Network(Protocol):
 
     async def open_tcp(self, host: str, port: int) -> trio.abc.HalfCloseableStream: ...
     async def connect_udp(self, address: str, port: int) -> DatagramSocket: ...
-    async def open_udp(self, port: int) -> UdpUnderlay: ...
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay: ...
+    def interfaces(self) -> list[Interface]:
+        """Those that lead somewhere: not loopback, and none of another overlay's."""
+
+    async def link_changed(self) -> None:
+        """Wait until an interface or an address may be another; for ever where the system tells nobody."""
+
     async def ping(self, address: str, timeout: float) -> bool:
         """Whether that host answers an echo request; PermissionError where this machine lets us ask nobody."""
 
@@ -145,8 +179,14 @@ class HostNetwork:
             raise
         return made
 
-    async def open_udp(self, port: int) -> UdpUnderlay:
-        return HostUdp(port, self.uplinks)
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay:
+        return HostUdp(port, uplinks or self.uplinks)
+
+    def interfaces(self) -> list[Interface]:
+        return list_interfaces()
+
+    async def link_changed(self) -> None:
+        await wait_for_link_news()
 
     async def ping(self, address: str, timeout: float) -> bool:
         return await self._pings.ask(address, timeout)
@@ -172,6 +212,17 @@ class HostNetwork:
 
     def entropy(self, length: int) -> bytes:
         return os.urandom(length)
+
+
+async def wait_for_link_news() -> None:
+    """Linux tells whoever listens of links and addresses (rtnetlink(7)); elsewhere this waits for ever."""
+    family = getattr(socket, "AF_NETLINK", None)
+    if family is None:
+        await trio.sleep_forever()
+    with socket.socket(family, socket.SOCK_RAW, NETLINK_ROUTE) as news:
+        news.setblocking(False)
+        news.bind((0, LINK_GROUPS))
+        await trio.lowlevel.wait_readable(news)
 
 
 class ResolvConf:
@@ -226,6 +277,31 @@ def list_interface_addresses() -> list[str]:
         else:
             regular.append(text)
     return regular or reserve or loopback
+
+
+def list_interfaces() -> list[Interface]:
+    """The interfaces that may be uplinks, in the system's order, each with its addresses."""
+    found: dict[str, list[str]] = {}
+    for name, address, _ in _interfaces():
+        text = format_address(address)
+        foreign = name.startswith(FOREIGN_OVERLAYS) or is_tailscale_address(address)
+        if not (foreign or text.startswith(("127.", "fe8")) or text == "::1"):
+            found.setdefault(name, []).append(text)
+    return [Interface(name, tuple(addresses), has_carrier(name)) for name, addresses in found.items()]
+
+
+def has_carrier(name: str) -> bool:
+    """Whether an interface is switched on and something is at the other end; believed where this system cannot tell."""
+    fcntl = optional("fcntl")  # of Unix
+    if fcntl is None or sys.platform != "linux":
+        return True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            answer = fcntl.ioctl(sock, SIOCGIFFLAGS, INTERFACE_FLAGS.pack(name.encode(), 0))
+        except OSError:
+            return False
+    flags: int = INTERFACE_FLAGS.unpack(answer)[1]
+    return flags & IFF_UP_RUNNING == IFF_UP_RUNNING
 
 
 def list_interface_prefixes() -> frozenset[Prefix]:

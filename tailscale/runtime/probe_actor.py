@@ -30,10 +30,12 @@ from tailscale.runtime.translate_relays import translate_map
 from tailscale.runtime.underlay import Underlay
 from tailscale.status import NetcheckReport
 from ts_base.ip import format_address, maybe_address
+from ts_base.who import Direct
 from ts_control.wire import DERPMap
 from ts_dataplane.candidates import format_endpoint
 from ts_dataplane.endpoints import EndpointList
 from ts_dataplane.netcheck import Netcheck, RegionTargets, Report
+from ts_dataplane.uplink_checks import UplinkChecks
 from ts_derp.regions import DEFAULT_PORT, DEFAULT_STUN_PORT, HomeChooser, RelayMap, RelayNode
 
 START_PATIENCE = 0.3  # a home without measurements after this long
@@ -57,11 +59,14 @@ class Probes:
         *,
         seed: bytes = b"",
         supervision: Supervision | None = None,
+        on_external: Callable[[str, str], object] = lambda uplink, endpoint: None,
     ) -> None:
         self.supervision = supervision or Supervision(bus)
         self.network = network
         self.underlay = underlay
         self.check = Netcheck(network.entropy)
+        self.uplinks = UplinkChecks(network.entropy)  # through which others see us: of every uplink but the first
+        self.on_external = on_external
         self.mapper = PortMapping(network.entropy, self.supervision)
         self.endpoints = EndpointList()
         self.map = RelayMap()
@@ -113,12 +118,26 @@ class Probes:
         if self.underlay.udp is None:
             return
         self.check.begin(self._targets, now, home=self.home_region, full=full)
+        self.uplinks.begin(self.underlay.udp.uplinks, self._targets, now)
         self.send(now)
 
     def send(self, now: float) -> None:
-        runs = self.check.transmit(now)
+        runs = self.check.transmit(now) + self.uplinks.transmit(now)
         if runs:
             self.underlay.send(runs)
+
+    def receive(self, batch: list[tuple[bytes, Direct]], now: float) -> None:
+        """Each answer to the check that asked: that of the uplink by which it came."""
+        self.check.receive(self.uplinks.receive(batch, now), now)
+        if (last := self.check.last) is not None and self.uplinks.first and last.mapped_ipv4:
+            self.on_external(self.uplinks.first, format_endpoint(last.mapped_ipv4[0]))
+
+    def take_uplink_reports(self, now: float) -> None:
+        """What was found through the other uplinks, told at once: peers must know all addresses to open them."""
+        if found := self.uplinks.take_mapped():
+            for uplink, endpoint in found:
+                self.on_external(uplink, format_endpoint(endpoint))
+            self.publish_endpoints(now)
 
     def choose_home(self, latencies: Mapping[int, float], now: float) -> None:
         self.home_region = self.home.choose(latencies, now)
@@ -133,6 +152,7 @@ class Probes:
             interfaces=self.network.interface_addresses(),
             report=self.check.last,
             port_mapped=self.mapper.external,
+            others=self.uplinks.reports(),
         )
         texts = tuple((format_endpoint(endpoint), kind) for endpoint, kind in found)
         if set(texts) != set(self.last_endpoints):
@@ -228,7 +248,7 @@ async def run_probes(
             loop = _ProbeLoop(bus, probes, nursery)
             while True:
                 message = None
-                with trio.move_on_at(min(probes.check.next_timer(), loop.guess_at)):
+                with trio.move_on_at(min(probes.check.next_timer(), probes.uplinks.next_timer(), loop.guess_at)):
                     message = await inbox.receive()
                 await loop.step(message, trio.current_time())
 
@@ -258,13 +278,15 @@ class _ProbeLoop:
             case ProbeRequested(_, full):
                 self._begin(now, full=full)
             case StunArrived(batch):
-                probes.check.receive(batch, now)
+                probes.receive(batch, now)
             case RelaysChanged(connected):
                 self._connected = connected
                 if connected and self.guess_at < math.inf and not probes.check.partial():
                     # A relay took three round trips to greet us and STUN, which takes one, has not answered.
                     self.guess_at = min(self.guess_at, now + STUN_GRACE)
         probes.check.handle_timer(now)
+        probes.uplinks.handle_timer(now)
+        probes.take_uplink_reports(now)
         probes.send(now)
         if now >= self.guess_at:
             self._guess(now)

@@ -244,6 +244,12 @@ class StackBesideTun:
     def path_changed(self, address: bytes) -> None:
         self._stack.path_changed(address)
 
+    def path_moved(self, address: bytes, now: float) -> None:
+        self._stack.path_moved(address, now)
+
+    def take_resent(self) -> dict[bytes, int]:
+        return self._stack.take_resent()
+
     def fail_hop(self, hop: Hop) -> None:
         if not hop[1]:
             self._tun.refuse(hop[0])

@@ -17,17 +17,19 @@ import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import trio
 
 from tailscale.runtime.fragments import fragment_option
+from tailscale.runtime.udp_facts import ALL_OFFLOADS, SEGMENT_SIZE, datagrams_in, name_of
+from tailscale.runtime.udp_facts import HostUdpStatistics as HostUdpStatistics
+from tailscale.runtime.udp_facts import Offloads as Offloads
 from tailscale.runtime.uplinks import confine
 from ts_base.who import Direct, DirectRun, host_of, socket_of, uplink_of
 from ts_dataplane.disco import MAGIC
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h; the socket module does not name them
-SEGMENT_SIZE = Struct("=H")
 GRO_SIZE = Struct("=i").unpack_from
 MAX_SEGMENTS = 64
 MAX_GSO_BYTES = 65_000
@@ -51,27 +53,6 @@ NO_ROUTE = frozenset(
 )
 
 log = logging.getLogger("tailscale.udp")
-
-
-class HostUdpStatistics(NamedTuple):
-    """`offloads`: does the kernel batch for us, on every socket? `kept`: runs that wait for room in its buffer."""
-
-    sockets: int
-    offloads: dict[str, bool]
-    kept: int
-    drops: dict[str, int]
-
-
-class Offloads(NamedTuple):
-    """What the kernel may do with many datagrams at once."""
-
-    segmentation: bool = True
-    coalescing: bool = True
-    equal_tail: bool = True
-    """Also one write of datagrams that all have one length, which some kernels damage."""
-
-
-ALL_OFFLOADS = Offloads()
 
 
 class HostSocket:
@@ -182,7 +163,7 @@ class HostSocket:
                 break
             except OSError as error:
                 if error.errno not in TRANSIENT:
-                    self.drops[f"underlay.receive_{_name_of(error)}"] += 1
+                    self.drops[f"underlay.receive_{name_of(error)}"] += 1
                 continue
             data, address = result[0], result[-1]
             if gro and result[1]:
@@ -269,13 +250,13 @@ class HostSocket:
             for at in range(0, len(data), size):
                 self._send_one(data[at : at + size], [], path)
             return
-        self.drops[f"underlay.send_{_name_of(error)}"] += _datagrams_in(data, options)
+        self.drops[f"underlay.send_{name_of(error)}"] += datagrams_in(data, options)
         if error.errno in NO_ROUTE and len(self._unreachable) < UNREACHABLE_LIMIT:
             self._unreachable[(f"{path[0]}%{self._zone}", path[1]) if self._zone else path] = None
 
     def _keep(self, data: bytes, options: list[tuple[int, int, bytes]], path: Direct) -> None:
         if len(self._backlog) >= BACKLOG_LIMIT:
-            self.drops["underlay.backlog_full"] += _datagrams_in(data, options)
+            self.drops["underlay.backlog_full"] += datagrams_in(data, options)
             return
         self._backlog.append((data, options, path))
         self._has_backlog.set()
@@ -319,6 +300,11 @@ class HostSocket:
     def kept(self) -> int:
         return len(self._backlog)
 
+    @property
+    def is_bound(self) -> bool:
+        """Not where its interface is gone."""
+        return self._sock.fileno() >= 0
+
     def close(self) -> None:
         self._is_closed = True
         self._was_rebound.set()
@@ -326,15 +312,6 @@ class HostSocket:
         trio.lowlevel.notify_closing(self._sock)
         if self._sock.fileno() >= 0:
             self._sock.close()
-
-
-def _datagrams_in(data: bytes, options: list[tuple[int, int, bytes]]) -> int:
-    """How many the kernel would have made of one write."""
-    return -(-len(data) // SEGMENT_SIZE.unpack(options[0][2])[0]) if options else 1
-
-
-def _name_of(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "error").lower()
 
 
 class HostUdp:
@@ -355,16 +332,58 @@ class HostUdp:
         self._names = itertools.count(1)
         self._is_warned = False
         self._error: OSError | None = None
-        for uplink in self.uplinks or ("",):
-            for is_ipv6 in (False, True):
-                made = self._open(is_ipv6, self.local_port if self._sockets else port, uplink)
-                if made is not None:
-                    self._sockets.setdefault(is_ipv6, made)
-                    if uplink:
-                        self._of_uplink[uplink, is_ipv6] = made
+        self._port = port
+        self._was_changed = trio.Event()
+        self._open_missing()
         if not self._sockets:
             raise OSError(errno.EADDRNOTAVAIL, f"no UDP port can be bound: {self._error}") from self._error
         self._warn_of_source_binding()
+
+    def _open_missing(self) -> None:
+        """A socket of each family for every uplink that has none yet."""
+        for uplink in self.uplinks or ("",):
+            for is_ipv6 in (False, True):
+                if (uplink, is_ipv6) in self._of_uplink or (not uplink and is_ipv6 in self._sockets):
+                    continue
+                made = self._open(is_ipv6, self._port, uplink)
+                if made is not None:
+                    self._port = self._port or made.port
+                    self._sockets.setdefault(is_ipv6, made)
+                    if uplink:
+                        self._of_uplink[uplink, is_ipv6] = made
+                    self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._was_changed.set()
+        self._was_changed = trio.Event()
+
+    def use_uplinks(self, uplinks: Sequence[str]) -> None:
+        """Be bound to these interfaces from now on; sockets of those that stay live on."""
+        wanted = tuple(uplinks)
+        if wanted == self.uplinks:
+            return
+        self._port = self.local_port
+        stay = {key: one for key, one in self._of_uplink.items() if key[0] in wanted}
+        for one in self._all():
+            if one not in stay.values():
+                one.close()
+        self.uplinks, self._of_uplink, self._sockets = wanted, stay, {}
+        self._error = None
+        for (_, is_ipv6), one in stay.items():
+            self._sockets.setdefault(is_ipv6, one)
+        self._open_missing()
+        self._warn_of_source_binding()
+        self._tell_changed()
+
+    def bound_by(self, uplink: str) -> Literal["", "device", "source"]:
+        """How the sockets of an uplink are bound; "" where there are none."""
+        of_uplink = [one for (name, _), one in self._of_uplink.items() if name == uplink and one.is_bound]
+        if not of_uplink:
+            return ""
+        return "source" if any(one.is_source_bound for one in of_uplink) else "device"
+
+    async def more_readers(self) -> None:
+        await self._was_changed.wait()
 
     def _open(self, is_ipv6: bool, port: int, uplink: str) -> HostSocket | None:
         for candidate in dict.fromkeys((port, 0)):
@@ -390,7 +409,7 @@ class HostUdp:
 
     @property
     def local_port(self) -> int:
-        return next(iter(self._sockets.values())).port
+        return next(iter(self._sockets.values())).port if self._sockets else self._port
 
     @property
     def has_ipv6(self) -> bool:
@@ -444,17 +463,21 @@ class HostUdp:
 
     def take_unreachable(self) -> list[Direct]:
         """Where the host had no route to since last asked."""
-        if not self._unreachable:
-            return []
         paths = list(self._unreachable)
         self._unreachable.clear()
         return paths
 
     @trio.lowlevel.enable_ki_protection
     async def run_writers(self) -> None:
+        running: set[HostSocket] = set()
         async with trio.open_nursery() as nursery:
-            for s in self._all():
-                nursery.start_soon(s.run_writer)
+            while True:
+                changed, sockets = self._was_changed, self._all()
+                for s in sockets:
+                    if s not in running:
+                        nursery.start_soon(s.run_writer)
+                running = set(sockets)
+                await changed.wait()
 
     def rebind(self) -> None:
         """OSError only when none could be bound again: an uplink that is gone must not cost the others."""
@@ -465,8 +488,9 @@ class HostUdp:
                 s.rebind()
             except OSError as error:
                 errors.append(error)
-        if len(errors) == len(sockets):
-            raise errors[0]
+        self._open_missing()
+        if len(errors) == len(self._all()):
+            raise errors[0] if errors else OSError(errno.EADDRNOTAVAIL, "no UDP port can be bound")
         self._warn_of_source_binding()
 
     def close(self) -> None:

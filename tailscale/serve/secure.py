@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tailscale.carry import Stream
-from ts_acme.client_hello import ClientHello, client_hello_untrusted
-from ts_base.errors import BadPacket
+from ts_base.client_hello import INTERNAL_ERROR, BadHello, ClientHello, HelloReader, encode_alert
 
 if TYPE_CHECKING:
     from tailscale.device import Device
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
 """The context for a name. Errors that it raises are told in the log, and end the connection."""
 HTTP1 = ["http/1.1"]
-PROVING = ("acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
-INTERNAL_ERROR = b"\x15\x03\x03\x00\x02\x02\x50"  # RFC 8446, 6: an alert, fatal
-LONGEST_HELLO = 64 << 10  # RFC 8446, 5.1: four records hold what any client says first
+PROVING = (b"acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
+REFUSAL = encode_alert(INTERNAL_ERROR)  # as stock nodes refuse
 
 
 class OfDevice:
@@ -74,22 +72,18 @@ class NoSuchName(ConnectionError):
 
 async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[ClientHello, Stream]:
     """What a TLS client asks for, and the stream with nothing of it taken. Raises NoSuchName."""
-    heard = b""
-    while len(heard) < LONGEST_HELLO:
-        data = bytes(await stream.receive_some())
-        heard += data
+    reader = HelloReader()
+    while data := bytes(await stream.receive_some()):
         try:
-            hello = client_hello_untrusted(heard)
-        except BadPacket as problem:
-            await stream.send_all(INTERNAL_ERROR)
-            raise NoSuchName(f"this is no TLS: {problem}") from None
+            hello = reader.receive_untrusted(data)
+        except BadHello as problem:
+            await stream.send_all(REFUSAL)
+            raise NoSuchName(f"a first message that leads nowhere: {problem}") from None
         if hello is not None:
-            if hello.name and is_served(hello.name.lower()):
-                return hello, Replayed(stream, heard)
-            await stream.send_all(INTERNAL_ERROR)
+            if is_served(hello.name):
+                return hello, Replayed(stream, bytes(reader.received))
+            await stream.send_all(REFUSAL)
             raise NoSuchName(f"{hello.name!r} is not served here")
-        if not data:
-            break
     raise NoSuchName("a client did not say hello")
 
 

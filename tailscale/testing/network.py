@@ -1,4 +1,4 @@
-"""An internet in memory: hosts with addresses, TCP and UDP between them, and links that delay, lose and block.
+"""An internet in memory: hosts with addresses, TCP and UDP between them, and links that delay, lose, queue and block.
 
 Owns addresses, ports and links; every choice comes from one seed. Nothing here touches a real socket or a real clock,
 so a whole tailnet runs under `trio.testing.MockClock`. `VirtualHost` is what a Device takes as its network. A host may
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tailscale.runtime.network import DirectRuns
+from tailscale.runtime.network import Binding, DirectRuns, Interface
 from tailscale.runtime.udp import HostUdpStatistics, Offloads
 from tailscale.testing.pipes import Link, Pipe, VirtualListener, VirtualStream
 from tailscale.testing.routers import Kind, VirtualRouter
@@ -36,9 +36,11 @@ class VirtualUdp:
 
     host: VirtualHost
     local_port: int
+    uplinks: tuple[str, ...] = ()
     name: str = ""  # of one beside the first: the zone of paths through it
     more: dict[str, VirtualUdp] = field(default_factory=dict)
     drops: Counter[str] = field(default_factory=Counter)
+    _unreachable: dict[Direct, None] = field(default_factory=dict)
     _arriving: list[tuple[float, int, Direct, list[bytes]]] = field(default_factory=list)
     _held: int = 0
     _ended: trio.Event = field(default_factory=trio.Event)
@@ -48,12 +50,17 @@ class VirtualUdp:
     def has_ipv6(self) -> bool:
         return False
 
-    @property
-    def uplinks(self) -> tuple[str, ...]:
-        return tuple(self.host.uplinks)
+    def use_uplinks(self, uplinks: Sequence[str]) -> None:
+        self.uplinks = tuple(uplinks)
+
+    def bound_by(self, uplink: str) -> Binding:
+        return "device" if uplink in self.uplinks and self.host.is_up(uplink) else ""
 
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
         return (self.recv_many,)
+
+    async def more_readers(self) -> None:
+        await trio.sleep_forever()
 
     async def recv_many(self) -> DirectRuns:
         """Wait until something has arrived, then take all that has."""
@@ -74,7 +81,11 @@ class VirtualUdp:
 
     def send_many(self, runs: DirectRuns) -> None:
         for destination, datagrams in runs:
-            source = self.host.uplinks.get(uplink_of(destination), self.host.address)
+            source = self.host.source_by(uplink_of(destination) or (self.uplinks[0] if self.uplinks else ""))
+            if source is None:
+                self.drops["underlay.send_enetdown"] += len(datagrams)
+                self._unreachable[destination] = None
+                continue
             target = host_of(destination), destination[1]
             socket = self if not (name := socket_of(destination)) else self.more.get(name)
             if socket is None:
@@ -100,7 +111,9 @@ class VirtualUdp:
         """There is no kernel here that helps."""
 
     def take_unreachable(self) -> list[Direct]:
-        return []  # what cannot arrive is lost without a word, as behind a router
+        """Only an interface that is down is known to carry nothing; beyond it things are lost without a word."""
+        taken, self._unreachable = list(self._unreachable), {}
+        return taken
 
     def statistics(self) -> HostUdpStatistics:
         return HostUdpStatistics(1, {"segmentation": False, "coalescing": False}, 0, dict(self.drops))
@@ -162,6 +175,8 @@ class VirtualHost:
         self.name = name
         self.address = address  # of the first uplink, if there are any
         self.uplinks: dict[str, str] = {}  # name -> address
+        self._down: set[str] = set()
+        self._link_changed = trio.Event()
         self.tcp: dict[int, VirtualListener] = {}
         self.udp: dict[int, VirtualUdp] = {}
         self.streams: list[VirtualStream] = []
@@ -182,9 +197,38 @@ class VirtualHost:
         await trio.lowlevel.checkpoint()
         return VirtualDatagrams(self.bind_udp(), (address, port))
 
-    async def open_udp(self, port: int) -> VirtualUdp:
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> VirtualUdp:
         await trio.lowlevel.checkpoint()
-        return self.bind_udp(port)
+        made = self.bind_udp(port)
+        made.use_uplinks(uplinks)
+        return made
+
+    # ---- uplinks
+
+    def interfaces(self) -> list[Interface]:
+        return [Interface(name, (address,), self.is_up(name)) for name, address in self.uplinks.items()]
+
+    def is_up(self, uplink: str) -> bool:
+        return uplink in self.uplinks and uplink not in self._down
+
+    def set_up(self, uplink: str, up: bool = True) -> None:
+        """Switch an interface on or off; while it is off this machine knows at once that nothing leaves by it."""
+        if uplink not in self.uplinks:
+            raise ValueError(f"{self.name} has no uplink {uplink!r}: it has {', '.join(self.uplinks) or 'none'}")
+        (self._down.discard if up else self._down.add)(uplink)
+        self._link_changed.set()
+        self._link_changed = trio.Event()
+
+    async def link_changed(self) -> None:
+        await self._link_changed.wait()
+
+    def source_by(self, uplink: str) -> str | None:
+        """The address that what is sent by an uplink comes from, "" for the system's choice; None for nowhere."""
+        if uplink:
+            return self.uplinks[uplink] if self.is_up(uplink) else None
+        if not self.uplinks:
+            return self.address
+        return next((address for name, address in self.uplinks.items() if name not in self._down), None)
 
     def bind_udp(self, port: int = 0) -> VirtualUdp:
         port = port or self.free_port(self.udp)
@@ -223,7 +267,9 @@ class VirtualHost:
         return await self.network.ping(self, address, timeout)
 
     def interface_addresses(self) -> list[str]:
-        return list(self.uplinks.values()) or [self.address]
+        if not self.uplinks:
+            return [self.address]
+        return [address for name, address in self.uplinks.items() if name not in self._down]
 
     def nameservers(self) -> tuple[str, ...]:
         return self.resolvers
@@ -306,8 +352,9 @@ class VirtualNetwork:
         return known
 
     def change(self, first: str, second: str, **changes: float | bool) -> None:
-        """Change both directions between two hosts: latency, loss, udp_blocked, tcp_blocked, largest."""
-        for source, destination in ((first, second), (second, first)):
+        """Change both directions between two hosts, or with `one_way` that from the first: what `Link` has."""
+        both = ((first, second), (second, first))
+        for source, destination in both[:1] if changes.pop("one_way", False) else both:
             self.link(source, destination).change(**changes)  # type: ignore[arg-type]
 
     def _address(self, name: str) -> str:
@@ -405,6 +452,26 @@ class VirtualNetwork:
         if port is None:
             drops["underlay.port_closed"] += len(datagrams)
         elif datagrams:
-            if (uplink := self._uplinks.get(destination[0])) is not None:
+            uplink = self._uplinks.get(destination[0], "")
+            if uplink and not target.is_up(uplink):
+                self.drops["network.interface_down"] += len(datagrams)
+                return
+            if port.uplinks and uplink not in port.uplinks:
+                drops["underlay.port_closed"] += len(datagrams)  # its sockets are bound to others
+                return
+            if port.uplinks:
                 source = f"{source[0]}%{uplink}", source[1]
-            port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)
+            if link.is_plain:
+                port.arrive(trio.current_time() + link.latency, next(self._order), source, datagrams)
+            else:
+                self._carry_singly(link, port, source, datagrams)
+
+    def _carry_singly(self, link: Link, port: VirtualUdp, source: Direct, datagrams: list[bytes]) -> None:
+        """Where each datagram takes a time of its own."""
+        now = trio.current_time()
+        for datagram in datagrams:
+            at = link.arrival(len(datagram), now, self._random.random())
+            if at is None:
+                self.drops["network.queue_full"] += 1
+            else:
+                port.arrive(at, next(self._order), source, [datagram])

@@ -24,6 +24,10 @@ class Link:
     udp_blocked: bool = False
     tcp_blocked: bool = False
     largest: int = 1472  # bytes of a datagram: Ethernet's; routers here do not fragment
+    jitter: float = 0.0  # seconds that a datagram may be later than `latency`, evenly drawn: they overtake each other
+    rate: float = 0.0  # bytes a second of datagrams; 0 for no limit
+    queue: int = 64 << 10  # bytes that wait where there is a rate; what comes to a full one is lost
+    _free_at: float = 0.0
     _changed: trio.Event = field(default_factory=trio.Event)
 
     def change(
@@ -34,14 +38,35 @@ class Link:
         udp_blocked: bool | None = None,
         tcp_blocked: bool | None = None,
         largest: int | None = None,
+        jitter: float | None = None,
+        rate: float | None = None,
+        queue: int | None = None,
     ) -> None:
         self.latency = self.latency if latency is None else latency
         self.loss = self.loss if loss is None else loss
         self.udp_blocked = self.udp_blocked if udp_blocked is None else udp_blocked
         self.tcp_blocked = self.tcp_blocked if tcp_blocked is None else tcp_blocked
         self.largest = self.largest if largest is None else largest
+        self.jitter = self.jitter if jitter is None else jitter
+        self.rate = self.rate if rate is None else rate
+        self.queue = self.queue if queue is None else queue
         self._changed.set()
         self._changed = trio.Event()
+
+    @property
+    def is_plain(self) -> bool:
+        """Every datagram takes the same time."""
+        return not self.jitter and not self.rate
+
+    def arrival(self, size: int, now: float, drawn: float) -> float | None:
+        """When a datagram that is sent now arrives; None for one that finds the queue full. `drawn`: from 0 to 1."""
+        leaves = now
+        if self.rate:
+            leaves = max(now, self._free_at)
+            if (leaves - now) * self.rate + size > self.queue:
+                return None
+            leaves = self._free_at = leaves + size / self.rate
+        return leaves + self.latency + self.jitter * drawn
 
     async def wait_tcp_open(self) -> None:
         while self.tcp_blocked:

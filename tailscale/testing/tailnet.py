@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale.testing.acquaintance import knows, may_use, routes_of
 from tailscale.testing.certificates import DEFAULT_LIFETIME, Certificates
 from tailscale.testing.exits import EVERYWHERE, PlayedExit
 from tailscale.testing.lans import VirtualLan
@@ -193,7 +194,7 @@ class Tailnet:
             return
         for other in self._hosts:
             if other is not device and self._is_signed(other) and self._is_known(other, visible):
-                while not (_knows(device, other) and _knows(other, device)):  # noqa: ASYNC110 - two facts
+                while not (knows(device, other) and knows(other, device)):  # noqa: ASYNC110 - two facts
                     await trio.sleep(0.002)
 
     def _is_signed(self, device: Device) -> bool:
@@ -247,15 +248,25 @@ class Tailnet:
         visible = self.control.server.visible_to(self.id_of(exit_device))
         for other in self._hosts:
             if other is not exit_device and self._is_known(other, visible):
-                while not _may_use(other, exit_device):  # noqa: ASYNC110 - another device's fact
+                while not may_use(other, exit_device):  # noqa: ASYNC110 - another device's fact
                     await trio.sleep(0.002)
 
-    def host(self, name: str, *addresses: str) -> VirtualHost:
-        """A machine of the virtual internet that is not in the tailnet: what lies behind a subnet router.
+    def host(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> VirtualHost:
+        """A machine of the virtual internet: what lies behind a subnet router, or what a device of that name runs on.
 
-        With addresses of its own, as `"198.51.100.7"`, it is one of those that exit nodes lead to.
+        With addresses of its own, as `"198.51.100.7"`, it is one of those that exit nodes lead to. With `uplinks` it
+        has several interfaces: `"van%wwan0"` names one where `link` and `block` ask for an end, and
+        `host.set_up("wwan0", False)` switches one off.
+
+        ```python
+        async with Tailnet() as net:
+            net.host("van", uplinks=["wlan0", "wwan0"])
+            van, nas = await net.device("van", uplinks="all"), await net.device("nas")
+            net.link("van%wwan0", nas, latency=0.04, jitter=0.02, rate=2_000_000, queue=200_000)
+            net.block_udp("van%wlan0", nas)
+        ```
         """
-        host = self._place.network(name, *addresses)
+        host = self._place.network(name, *addresses, uplinks=uplinks)
         if not isinstance(host, VirtualHost):
             raise TypeError("on real sockets every host is this machine: use Tailnet() without real=True")
         return host
@@ -307,7 +318,7 @@ class Tailnet:
         visible = self.control.server.visible_to(self.id_of(router))
         for other in self._hosts:
             if other is not router and self._is_known(other, visible):
-                while not set(router.forwarding.approved) <= set(_routes_of(other, router)):  # noqa: ASYNC110 - as above
+                while not set(router.forwarding.approved) <= set(routes_of(other, router)):  # noqa: ASYNC110 - as above
                     await trio.sleep(0.002)
 
     def _is_standby(self, router: Device) -> bool:
@@ -447,9 +458,19 @@ class Tailnet:
         latency: float | None = None,
         loss: float | None = None,
         largest: int | None = None,
+        jitter: float | None = None,
+        rate: float | None = None,
+        queue: int | None = None,
+        udp_blocked: bool | None = None,
+        one_way: bool = False,
     ) -> None:
-        """Change latency (seconds, one way), loss (0..1) or the largest datagram (bytes) between two hosts."""
-        changes = {"latency": latency, "loss": loss, "largest": largest}
+        """Change latency (seconds, one way), loss (0..1) or the largest datagram (bytes) between two hosts.
+
+        And for datagrams: `jitter` (seconds more, evenly drawn), `rate` (bytes a second, 0 for no limit) with the
+        `queue` before it (bytes), and whether any pass. With `one_way` only those from the first to the second.
+        """
+        changes: dict[str, Any] = {"latency": latency, "loss": loss, "largest": largest, "jitter": jitter}
+        changes |= {"rate": rate, "queue": queue, "udp_blocked": udp_blocked, "one_way": one_way or None}
         self._change(first, second, **{name: value for name, value in changes.items() if value is not None})
 
     def set_clock(self, host: Device | str, *, ahead: float) -> None:
@@ -461,21 +482,6 @@ class Tailnet:
 
     def _host_of(self, device: Device | str) -> str:
         return device if isinstance(device, str) else self._hosts[device]
-
-
-def _knows(device: Device, other: Device) -> bool:
-    """Whether `device` has both a route and a path to `other`: without a path its first packet is lost."""
-    return any(peer.node.id == other.node.id and peer.path for peer in device.status().peers)
-
-
-def _routes_of(device: Device, router: Device) -> tuple[str, ...]:
-    """What `device` knows that `router` carries."""
-    return next((peer.node.routes for peer in device.status().peers if peer.node.id == router.node.id), ())
-
-
-def _may_use(device: Device, exit_device: Device) -> bool:
-    """Whether `device` knows of the exit and what it serves."""
-    return any(one.node.id == exit_device.node.id for one in device.exit_nodes)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

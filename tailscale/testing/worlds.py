@@ -28,7 +28,7 @@ class Place(Protocol):
     async def listen(self, name: str, port: int) -> tuple[Listeners, int]: ...
     def unlisten(self, name: str, port: int) -> None: ...
     async def open_udp(self, name: str, port: int) -> UdpUnderlay: ...
-    def network(self, name: str, *addresses: str) -> Network: ...
+    def network(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> Network: ...
     def change(self, first: str, second: str, **changes: float | bool) -> None: ...
     def wall_clock(self) -> float: ...
     def entropy(self, length: int) -> bytes: ...
@@ -58,8 +58,8 @@ class VirtualPlace:
     async def open_udp(self, name: str, port: int) -> UdpUnderlay:
         return self.internet.host(name).bind_udp(port)
 
-    def network(self, name: str, *addresses: str) -> Network:
-        return self.internet.host(name, *addresses)
+    def network(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> Network:
+        return self.internet.host(name, *addresses, uplinks=uplinks)
 
     def change(self, first: str, second: str, **changes: float | bool) -> None:
         self.internet.change(first, second, **changes)
@@ -91,7 +91,9 @@ class LoopbackPlace:
     async def open_udp(self, name: str, port: int) -> UdpUnderlay:
         return await HostNetwork().open_udp(port)
 
-    def network(self, name: str, *addresses: str) -> Network:
+    def network(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> Network:
+        if uplinks:
+            raise ValueError("on real sockets uplinks are this machine's: use Tailnet() without real=True")
         if addresses:
             raise ValueError("on real sockets nobody chooses addresses: use Tailnet() without real=True")
         return self._networks.setdefault(name, LoopbackNetwork())
@@ -122,8 +124,8 @@ class LoopbackNetwork(HostNetwork):
         self.shunned: set[LoopbackNetwork] = set()
         self.ports: list[ShunningUdp] = []
 
-    async def open_udp(self, port: int) -> UdpUnderlay:
-        made = ShunningUdp(await super().open_udp(port), self)
+    async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay:
+        made = ShunningUdp(await super().open_udp(port, uplinks), self)
         self.ports.append(made)
         return made
 
@@ -146,9 +148,11 @@ class ShunningUdp:
         self.take_unreachable = port.take_unreachable
         self.limit = port.limit
         self.statistics = port.statistics
+        self.use_uplinks = port.use_uplinks
+        self.bound_by = port.bound_by
+        self.more_readers = port.more_readers
         self.open_more = port.open_more
         self.close_more = port.close_more
-        self.uplinks = port.uplinks
 
     @property
     def local_port(self) -> int:
@@ -157,6 +161,10 @@ class ShunningUdp:
     @property
     def has_ipv6(self) -> bool:
         return self._port.has_ipv6
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        return self._port.uplinks
 
     def readers(self) -> Sequence[Callable[[], Awaitable[DirectRuns]]]:
         return [self._without_shunned(reader) for reader in self._port.readers()]

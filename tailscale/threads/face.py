@@ -13,7 +13,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypedDict, TypeVar
 
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from tailscale.status import FileTransfer, HealthWarning, Identity
     from tailscale.threads.loop_thread import Job, LoopThread
     from tailscale.tun_options import TunOptions, TunStatus
+    from tailscale.uplinks import Uplink
     from ts_control.netmap import NetMap
+    from ts_dataplane.strategies import Strategy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,6 +74,8 @@ class DeviceOptions(TypedDict, total=False):
     tls: ssl.SSLContext | None
     handle_sigterm: bool
     peerapi: bool
+    uplinks: Sequence[str] | Literal["all"] | None
+    paths: Strategy | Mapping[str, Strategy] | None
     overlay: TunOptions | None
     hard_nats: bool | HardNats
     certificates: CertificateSource | None
@@ -190,6 +194,11 @@ class DeviceFace(Face[Device], OwnNode):
     def forwarding(self) -> Forwarding:
         """What is carried for others at this moment: which routes, how much, and what was refused and why."""
         return self._inside().forwarding
+
+    @property
+    def uplinks(self) -> tuple[Uplink, ...]:
+        """The interfaces by which this device reaches its peers; none where the system chooses."""
+        return self._inside().uplinks
 
     @property
     def tun(self) -> TunStatus | None:

@@ -31,6 +31,7 @@ from tailscale.notebook import Refused, Tailnet
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
+    "uplinks": [], "paths": ["db"],
     "exits": ["any"], "dns": ["query", "db"], "lock": ["status"], "serve": ["status"], "funnel": ["status"],
     "tun": ["status"],
 }  # fmt: skip

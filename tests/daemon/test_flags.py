@@ -21,6 +21,7 @@ from tailscale.cli import main
 from tailscale.cli.arguments import Parser, build_parser, parse
 from tailscale.cli.hosted import login_options
 from tailscale.daemon.daemon import Daemon
+from tailscale.runtime.network import list_interfaces
 
 TESTS = Path(__file__).parents[1]
 COMMON = {
@@ -32,6 +33,7 @@ COMMON = {
         ("--client-id", "--id-token", "--audience", "--advertise-tags"), "test_command_line_says_by_what_to_log_in"
     ),
     "--control-url": "test_unreachable_control_server_is_told_in_time",
+    **dict.fromkeys(("--uplink", "--paths"), "test_uplinks_are_named_weighed_and_switched_by_words"),
     "--ephemeral": "test_words_for_another_device_are_not_the_daemons",
     "--timeout": "test_unreachable_control_server_is_told_in_time",
     "--verbose": "test_verbose_shows_the_daemons_log",
@@ -47,6 +49,7 @@ OF_ONE = {
     ),
     "up --no-ssh": "test_up_turns_the_ssh_server_on_and_off",
     "status --watch": "test_status_is_shown_again_and_again",
+    **dict.fromkeys(("uplinks --watch", "paths --watch"), "test_uplinks_and_paths_are_shown_again_and_again"),
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
     "ssh --port": "test_ssh_goes_to_the_port_it_is_given",
@@ -311,6 +314,51 @@ def test_status_is_shown_again_and_again(more: list[str], state: list[str]) -> N
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 130
+
+
+@pytest.mark.parametrize("words", [["uplinks"], ["paths", "db"]])
+def test_uplinks_and_paths_are_shown_again_and_again(words: list[str], state: list[str]) -> None:
+    with subprocess.Popen(
+        command(*words, *state, "--watch", "0.01", "--json"), stdout=subprocess.PIPE, env=environment()
+    ) as watching:
+        assert watching.stdout is not None
+        for line, _ in zip(watching.stdout, range(3), strict=False):
+            assert words[0] in json.loads(line)
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=PATIENCE)
+    assert watching.returncode == 130
+
+
+def test_uplinks_are_named_weighed_and_switched_by_words(
+    state: list[str], daemon: Daemon, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = list_interfaces()
+    if not found:
+        pytest.skip("this machine has no interface but loopback")
+    name = found[0].name
+    assert main(["uplinks", *state, "use", "nosuch0"]) == 1
+    assert name in capfd.readouterr().err
+    try:
+        assert main(["uplinks", *state, "--uplink", name, "--paths", "redundant:2"]) == 0
+        assert name in capfd.readouterr().out
+        for words in (["weight", name, "2"], ["metered", name]):
+            assert main(["uplinks", *state, *words]) == 0
+        capfd.readouterr()
+        assert main(["uplinks", *state, "disable", name, "--json"]) == 0
+        [uplink] = json.loads(capfd.readouterr().out)["uplinks"]
+        assert (uplink["weight"], uplink["metered"], uplink["enabled"]) == (2, True, False)
+        assert main(["uplinks", *state, "enable", name]) == 0
+    finally:
+        assert main(["uplinks", *state, "use", "none"]) == 0
+    assert "no uplinks" in capfd.readouterr().out
+    for words, told in (
+        (["enable"], "which uplink"),
+        (["weight", name, "much"], "a weight is a number"),
+        (["metered", name, "perhaps"], "on or off"),
+    ):
+        assert main(["uplinks", *state, *words]) != 0
+        assert told in capfd.readouterr().err
+    assert main(["uplinks", *state, "--paths", "fastest"]) == 2
 
 
 def test_capture_takes_a_peer_and_limits(state: list[str], tmp_path: Path) -> None:

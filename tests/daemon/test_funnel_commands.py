@@ -24,8 +24,8 @@ from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.settings import BadSettings, read_settings
 from tailscale.peerapi.actor import PORT
 from tailscale.serve.config import ServeConfig
+from ts_base.client_hello import INTERNAL_ERROR, UNRECOGNIZED_NAME, encode_alert
 from ts_control.server_funnel import FunnelRules
-from ts_proxy.client_hello import INTERNAL_ERROR, UNRECOGNIZED_NAME, encode_alert
 
 NAME = "keeper.tailnet.test"
 
@@ -67,7 +67,7 @@ def test_funnel_is_turned_on_shown_and_turned_off(
     port = str(server[0].socket.getsockname()[1])
     words = ["funnel", *state, "--bg", "--tcp=8443"]
     assert main([*words, port]) == 1
-    assert "give it the attribute" in capfd.readouterr().err
+    assert "docs/funnel.md" in capfd.readouterr().err
     addresses = [address for address in (net.db.ipv4, net.db.ipv6) if address]
     allow(net, FunnelRules(tuple(addresses)))
     wait_until(lambda: "funnel" in daemon.keeper.usable.node.capabilities)

@@ -28,6 +28,8 @@ advertise_routes = ["192.168.7.0/24"]
 advertise_exit_node = false
 shields_up = true
 udp_port = 41641
+uplinks = ["wlan0", "wwan0"]
+paths = {nas = "redundant:2", "*" = "backup:wlan0,wwan0"}
 hard_nats = false
 
 [log]

@@ -20,7 +20,7 @@ from snippets import ROOT, missing_library
 import tailscale
 from tailscale.dns import wire
 from tailscale.testing import Tailnet
-from ts_proxy.client_hello import UNRECOGNIZED_NAME, encode_alert
+from ts_base.client_hello import UNRECOGNIZED_NAME, encode_alert
 
 EXAMPLES = ROOT / "examples"
 PATIENCE = 20.0

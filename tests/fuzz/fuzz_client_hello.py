@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ts_proxy.client_hello import BadHello, ClientHello, HelloReader, decode_hello_untrusted, encode_alert
+from ts_base.client_hello import BadHello, ClientHello, HelloReader, decode_hello_untrusted, encode_alert
 
 
 def fuzz_one(data: bytes) -> None:

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import pytest
 import trio
 
+from tailscale import Redundant
 from tailscale.runtime.network import HostNetwork, UdpUnderlay
+from tests.interop import natlab
 from tests.interop.natlab.namespaces import inside, run, why_not
+from tests.interop.ours import joined
 from tests.interop.processes import poll_until
+from tests.interop.rig import Rig
+from tests.interop.test_paths_real import flowing
 from ts_base.keys import DiscoPrivate, NodePrivate
 from ts_base.who import uplink_of
 from ts_dataplane.paths import PathFinder
@@ -161,3 +166,75 @@ async def test_a_path_is_found_and_kept_through_each_uplink() -> None:
 
             await poll_until("a trusted path and one through each uplink", found, 5.0)
             nursery.cancel_scope.cancel()
+
+
+STEADY = 1 << 20  # bytes a second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theirs", ["ours", "tsnet"])
+async def test_a_flow_outlives_an_uplink_that_falls_silent(r: Rig, theirs: str) -> None:
+    async with natlab.lab(r) as (made, hs):
+        van, home = made.site("none"), made.site("none")
+        made.second_uplink(van)
+        key = await hs.auth_key(ephemeral=False)
+        start = r.tsnet if theirs == "tsnet" else r.ours
+        async with start(hs, key, "db", namespace=home.client, port=natlab.NODE_PORT) as db:
+            with inside(van.client):
+                async with joined(hs, "van", auth_key=key, uplinks=["eth0", "eth1"]) as us:
+
+                    async def proven() -> bool:
+                        good = {w.uplink for w in us.paths("db") if w.kind == "direct" and w.state == "good"}
+                        return good == {"eth0", "eth1"}
+
+                    async with flowing(us, db.ip4, rate=STEADY) as flow:
+                        await poll_until("a good path through each uplink", proven, 30)
+                        await flow.carries(3 * STEADY)
+                        [used] = [way.uplink for way in us.paths("db") if way.in_use]
+                        other = "eth1" if used == "eth0" else "eth0"
+                        before = flow.silence()
+                        began = trio.current_time()
+                        made.silence(van, used, True)
+                        at = {one.name: one.sent for one in us.uplinks}[other]
+
+                        async def other_carries() -> bool:
+                            return {one.name: one.sent for one in us.uplinks}[other] > at
+
+                        await poll_until(f"{other} to carry what {used} did", other_carries, 20)
+                        ours = trio.current_time() - began
+                        await flow.heard_again(30)
+                        await flow.carries(2 * STEADY)
+                        gap = flow.silence()
+                        assert [way.uplink for way in us.paths("db") if way.in_use] == [other]
+                    print(
+                        f"silent uplink, {theirs} there: our way goes on after {ours:.2f} s, both after {gap:.2f} s "
+                        f"({before:.2f} before); {flow.sent >> 20} MiB, none lost"
+                    )
+
+
+@pytest.mark.slow
+async def test_a_flow_goes_on_when_an_interface_goes_down(r: Rig) -> None:
+    async with natlab.lab(r) as (made, hs):
+        van, home = made.site("none"), made.site("none")
+        made.second_uplink(van)
+        key = await hs.auth_key(ephemeral=False)
+        async with r.ours(hs, key, "db", namespace=home.client, port=natlab.NODE_PORT) as db:
+            with inside(van.client):
+                async with joined(hs, "van", auth_key=key, uplinks="all", paths=Redundant(2)) as us:
+                    assert {one.name for one in us.uplinks} == {"eth0", "eth1"}
+                    async with flowing(us, db.ip4, rate=STEADY) as flow:
+                        await flow.carries(4 * STEADY)
+                        run("ip", "-n", van.client, "link", "set", "eth1", "down")
+                        await flow.heard_again(30)
+
+                        async def known() -> bool:
+                            return [one.name for one in us.uplinks if one.up] == ["eth0"]
+
+                        await poll_until("eth1 to be known as down", known, 20)
+                        run("ip", "-n", van.client, "link", "set", "eth1", "up")
+
+                        async def back() -> bool:
+                            return [one.name for one in us.uplinks if one.up] == ["eth0", "eth1"]
+
+                        await poll_until("eth1 to be back", back, 20)
+                        print(f"an interface down: {flow.silence():.2f} s silent")

@@ -51,12 +51,16 @@ def say_net_info(runtime: Runtime, number: int) -> None:
     runtime.probes.publish_net_info()
 
 
+def say_netmap(runtime: Runtime, number: int) -> None:
+    runtime.bus.publish(messages.NetMapChanged(runtime.directory.netmap))  # type: ignore[arg-type]
+
+
 def say_tables(runtime: Runtime, number: int) -> None:
     runtime.bus.publish(messages.TablesChanged(runtime.directory.netmap))  # type: ignore[arg-type]
 
 
 FLOODS: dict[type[Message], Say] = {
-    messages.NetMapChanged: lambda runtime, _: runtime.control._publish(runtime.control.netmap),  # type: ignore[arg-type]
+    messages.NetMapChanged: say_netmap,
     messages.TablesChanged: say_tables,
     messages.NodeKeyChanged: lambda runtime, _: runtime.bus.publish(messages.NodeKeyChanged(runtime.relays.private)),
     messages.ControlStateChanged: lambda runtime, number: runtime.control._announcements.say_phase(

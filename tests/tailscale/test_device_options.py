@@ -46,7 +46,8 @@ def test_device_says_what_each_option_is() -> None:
 
 
 def test_what_may_change_is_what_preferences_hold() -> None:
-    assert set(inspect.signature(tailscale.Device.set).parameters) - {"self"} == WISHES
+    of_paths = {"uplinks", "paths"}  # which `device.uplinks` and `device.paths` tell of
+    assert set(inspect.signature(tailscale.Device.set).parameters) - {"self"} == WISHES | of_paths
 
 
 def test_commands_offer_the_options_that_are_for_people() -> None:

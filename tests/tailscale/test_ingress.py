@@ -23,7 +23,7 @@ from tailscale.ingress import Ingress, IngressLimits, ingress
 from tailscale.peerapi.actor import PORT
 from tailscale.testing import Tailnet
 from tailscale.testing.network import VirtualHost
-from ts_proxy.client_hello import INTERNAL_ERROR, MISSING_EXTENSION, UNRECOGNIZED_NAME, encode_alert
+from ts_base.client_hello import INTERNAL_ERROR, MISSING_EXTENSION, UNRECOGNIZED_NAME, encode_alert
 
 OTHER = "other.example"
 

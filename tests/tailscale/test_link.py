@@ -28,6 +28,8 @@ def test_a_wall_clock_that_ran_ahead_means_sleep_and_one_that_was_set_back_does_
 
 
 class FakeWorld:
+    uplinks = ()
+
     def __init__(self) -> None:
         self.addresses = ["192.0.2.1"]
         self.ahead = 1000.0

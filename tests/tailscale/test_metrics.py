@@ -45,11 +45,14 @@ OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytails
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
+NAMES_OF_UPLINKS = ("pytailscale_uplink_", "pytailscale_path_s", "pytailscale_path_g", "pytailscale_duplicates_")
+OF_UPLINKS = {metric.name for metric in METRICS if metric.name.startswith(NAMES_OF_UPLINKS)}
 OF_TUN = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_tun_")}  # in test_tun_device.py
 # These in test_hard_nats_devices.py and test_large_streams.py: they want routers and wide links.
 OF_PATHS = {
     metric.name for metric in METRICS if metric.name.startswith(("pytailscale_hard_nat_", "pytailscale_path_mtu_"))
 }
+OF_ELSEWHERE = OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS | OF_UPLINKS
 DENIED = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:80"]}]}
 
 
@@ -184,8 +187,35 @@ async def test_no_metric_stays_constant(autojump_clock: MockClock) -> None:
         client, router = await net.device("client"), await net.device("router", advertise_routes=[address])
         watched = Watched(router)
         await live_through_everything(net, watched, router, client)
-        assert watched.constant() == OF_MESHES | OF_TAILDROP | OF_SERVE | OF_SSH | OF_TUN | OF_CERTIFICATES | OF_PATHS
+        assert watched.constant() == OF_ELSEWHERE
         assert value(router, "pytailscale_drops_total", reason="filter.no_rule") >= 1
+
+
+async def test_no_metric_of_uplinks_stays_constant(autojump_clock: MockClock) -> None:
+    async with Tailnet(latency=0.01) as net:
+        machine = net.host("van", uplinks=["wlan0", "wwan0"])
+        van, nas = await net.device("van", uplinks="all"), await net.device("nas")
+        net.link("van%wwan0", nas, latency=0.03)
+        watched = Watched(van)
+        async with echo_service(nas, 80), await van.tcp_connect("nas", 80) as stream:
+            watched.look()
+
+            async def talk(seconds: int) -> None:
+                for _ in range(10 * seconds):
+                    await stream.send_all(bytes(1000))
+                    await stream.receive_some()
+                    await trio.sleep(0.1)
+                watched.look()
+
+            await talk(5)
+            net.block_udp("van%wlan0", nas)
+            await talk(5)
+            net.unblock_udp("van%wlan0", nas)
+            machine.set_up("wwan0", False)
+            await talk(20)
+        assert not watched.constant() & OF_UPLINKS
+        assert value(van, "pytailscale_uplink_up", uplink="wlan0") == 1
+        assert value(van, "pytailscale_path_switches_total", reason="silent") == 1
 
 
 async def test_no_metric_of_a_mesh_stays_constant(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class FakeUdp:
     """Answers STUN after a while, or not at all."""
 
     local_port = 41641
+    uplinks = ()
 
     def __init__(self, bus, nursery):
         self.bus, self.nursery = bus, nursery

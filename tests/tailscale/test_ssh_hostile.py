@@ -63,7 +63,7 @@ async def test_who_stops_before_the_login_is_hung_up_on(autojump_clock: MockCloc
         assert dropped(device, "ssh.no_login_in_time") == 1
 
 
-async def test_who_says_what_is_no_ssh_is_hung_up_on_at_once(autojump_clock: MockClock) -> None:
+async def test_who_says_what_is_no_ssh_is_hung_up_on_at_once() -> None:
     async with served(policy(), echo) as (net, _, way):
         client = await net.device("web")
         async with await client.tcp_connect("server", 22) as stream:

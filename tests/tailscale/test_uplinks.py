@@ -11,6 +11,7 @@ import pytest
 import trio
 from tailnet_scripts import echo_service, runtime_of, until, world
 
+from tailscale import Device, NoSuchUplink, UplinkChanged
 from tailscale.runtime.udp import HostUdp
 from tailscale.runtime.uplinks import IP_BOUND_IF, IP_UNICAST_IF, IPV6_BOUND_IF, SO_BINDTODEVICE, confine
 from tailscale.testing import Tailnet
@@ -133,7 +134,7 @@ async def test_a_device_finds_and_keeps_a_path_through_each_uplink(autojump_cloc
     async with Tailnet(latency=0.01) as tailnet:
         internet = world(tailnet).internet
         internet.host("van", uplinks=("wlan0", "wwan0"))
-        van, nas = await tailnet.device("van"), await tailnet.device("nas")
+        van, nas = await tailnet.device("van", uplinks=["wlan0", "wwan0"]), await tailnet.device("nas")
         internet.change("van%wwan0", "nas", latency=0.03)
         finder = runtime_of(van).dataplane.finder
         peer = next(iter(finder.paths))
@@ -166,3 +167,83 @@ async def test_a_device_without_uplinks_names_none(autojump_clock: trio.testing.
             await until(lambda: finder.statistics().standings)
             assert not any("%" in str(path) for paths in finder.paths.values() for path in paths)
             assert all(finder.standbys(peer, trio.current_time()) == () for peer in finder.paths)
+
+
+# ---- what is refused, and what changes while a device lives
+
+
+@pytest.mark.parametrize(
+    ("uplinks", "error", "told"),
+    [
+        (["nope"], NoSuchUplink, "no interface 'nope' to reach peers by: it has wlan0, wwan0"),
+        (["wlan0", "wlan0"], ValueError, "named once"),
+        (["a", "b", "c", "d", "e"], ValueError, "at most 4"),
+        ("wlan0", TypeError, "a list of interfaces"),
+    ],
+)
+async def test_uplinks_that_cannot_be_are_refused(
+    uplinks: Any, error: type[Exception], told: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with Tailnet() as tailnet:
+        tailnet.host("van", uplinks=("wlan0", "wwan0"))
+        with pytest.RaisesGroup(pytest.RaisesExc(error, match=told), allow_unwrapped=True, flatten_subgroups=True):
+            await tailnet.device("van", uplinks=uplinks)
+
+
+@pytest.mark.parametrize("paths", [3, {"nas": 3}, "fastest", {"nas": "redundant:9"}])
+def test_strategies_that_cannot_be_are_refused(paths: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"strateg|copies"):
+        Device("van", paths=paths)
+
+
+async def test_uplinks_come_and_go_by_word_while_a_stream_is_open(autojump_clock: trio.testing.MockClock) -> None:
+    async with Tailnet(latency=0.01) as tailnet:
+        tailnet.host("van", uplinks=("wlan0", "wwan0"))
+        van, nas = await tailnet.device("van"), await tailnet.device("nas")
+        async with echo_service(nas, 7), await van.tcp_connect("nas", 7) as stream:
+
+            async def beat(seconds: int = 3) -> set[str]:
+                for _ in range(10 * seconds):
+                    await stream.send_all(b"x")
+                    with trio.fail_after(10):
+                        await stream.receive_some(1)
+                    await trio.sleep(0.1)
+                return {way.uplink for way in van.paths("nas") if way.kind == "direct" and way.state == "good"}
+
+            assert van.uplinks == ()
+            assert await beat() == {""}
+            await van.set(uplinks=["wwan0"])
+            assert await beat() == {"wwan0"}
+            await van.set(uplinks="all")
+            assert await beat(12) == {"wlan0", "wwan0"}
+            with pytest.raises(NoSuchUplink):
+                await van.set(uplinks=["gone0"])
+            with pytest.raises(NoSuchUplink):
+                await van.set_uplink("gone0", enabled=False)
+            with pytest.raises(ValueError, match="weight"):
+                await van.set_uplink("wlan0", weight=-1)
+            await van.set_uplink("wlan0", enabled=False)
+            await beat()
+            assert {way.uplink for way in van.paths("nas") if way.in_use} == {"wwan0"}
+            await van.set(uplinks=None)
+            assert await beat() == {""}
+            with pytest.raises(KeyError):
+                van.paths("nobody")
+
+
+async def test_all_follows_interfaces_that_come_and_go(autojump_clock: trio.testing.MockClock) -> None:
+    async with Tailnet(latency=0.01) as tailnet:
+        machine = tailnet.host("van", uplinks=("wlan0", "wwan0"))
+        van = await tailnet.device("van", uplinks="all")
+        events = van.events()
+        machine.set_up("wlan0", False)
+        await until(lambda: [one.name for one in van.uplinks] == ["wwan0"])
+        machine.set_up("wlan0")
+        await until(lambda: {one.name for one in van.uplinks} == {"wlan0", "wwan0"})
+        seen = []
+        async for event in events:
+            if isinstance(event, UplinkChanged):
+                seen.append((event.uplink, event.up))
+                if len(seen) == 2:
+                    break
+        assert seen == [("wlan0", False), ("wlan0", True)]

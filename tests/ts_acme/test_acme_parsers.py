@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -19,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from ts_acme import messages
 from ts_acme.chains import chain_untrusted, matching_key_untrusted
-from ts_acme.client_hello import client_hello_untrusted
 from ts_acme.messages import Problem, Reply
 from ts_acme.signing import ENTROPY_LENGTH, LARGEST_KEY, key_text, key_untrusted, new_key
 from ts_base.errors import BadPacket
@@ -121,59 +119,3 @@ def test_key_of_a_pair_is_of_any_kind_but_the_chains() -> None:
     ):
         with pytest.raises(BadPacket, match=sentence):
             matching_key_untrusted(text, chain)
-
-
-def hello(name: str | None = "Web.Test", protocols: list[str] | None = None) -> bytes:
-    """A client's first message, by OpenSSL."""
-    context = ssl.create_default_context()
-    context.check_hostname = name is not None
-    if protocols:
-        context.set_alpn_protocols(protocols)
-    inbound, outbound = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(inbound, outbound, server_hostname=name).do_handshake()
-    return outbound.read()
-
-
-def test_first_message_says_whom_the_client_wants() -> None:
-    data = hello(protocols=["h2", "acme-tls/1"])
-    found = client_hello_untrusted(data)
-    assert found is not None
-    assert (found.name, found.protocols) == ("web.test", ("h2", "acme-tls/1"))
-    nobody = client_hello_untrusted(hello(None))
-    assert nobody is not None
-    assert (nobody.name, nobody.protocols) == ("", ())
-    for cut in range(len(data)):
-        assert client_hello_untrusted(data[:cut]) is None
-    body = data[5:]
-    pieces = [body[at : at + 100] for at in range(0, len(body), 100)]
-    assert client_hello_untrusted(b"".join(b"\x16\x03\x01" + len(p).to_bytes(2) + p for p in pieces)) == found
-
-
-def test_first_messages_that_are_none_are_refused() -> None:
-    data = hello()
-    for spoilt in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\x16\x03\x01\x00\x00",
-        b"\x16\x03\x01\xff\xff\x01",
-        b"\x16\x03\x01\x00\x01\x02",
-        b"\x16\x03\x01\x00\x04\x01\xff\xff\xff",
-        b"\x16\x03\x01\x00\x01\x01" * 40,
-        data[:5] + b"\x01\x00\x00\x02\x03\x03",
-    ):
-        with pytest.raises(BadPacket):
-            client_hello_untrusted(spoilt)
-    protocols = b"".join(b"\x01a" for _ in range(40))
-    with pytest.raises(BadPacket, match="too many protocols"):
-        client_hello_untrusted(made_of(16, protocols))
-    unnamed = client_hello_untrusted(made_of(0, b"\x07\x00\x00"))  # a name of a kind that nobody knows
-    assert unnamed is not None
-    assert unnamed.name == ""
-
-
-def made_of(kind: int, listed: bytes) -> bytes:
-    """A first message with one extension that holds one list."""
-    extension = kind.to_bytes(2) + (len(listed) + 2).to_bytes(2) + len(listed).to_bytes(2) + listed
-    body = bytes(34) + b"\x00" + b"\x00\x02\x13\x01" + b"\x01\x00" + len(extension).to_bytes(2) + extension
-    message = b"\x01" + len(body).to_bytes(3) + body
-    return b"\x16\x03\x01" + len(message).to_bytes(2) + message

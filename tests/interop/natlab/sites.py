@@ -165,6 +165,24 @@ class Lab:
         run("ip", "-n", router, "link", "set", f"p{last}", "master", "lan")
         run("ip", "-n", client, "route", "add", "default", "via", f"192.168.{n}.1")
 
+    def second_uplink(self, site: Site) -> None:
+        """Another wire from a client without a router to the internet, as eth1; the system itself goes on by eth0."""
+        n = site.number
+        self._wire(self.inet, f"w{n}", f"10.98.{n}.1", site.client, "eth1", f"10.98.{n}.10")
+        run("ip", "-n", site.client, "route", "add", "default", "via", f"10.98.{n}.1", "dev", "eth1", "metric", "50")
+        for namespace in (site.client, self.inet):
+            for scope in ("all", "default", *(("eth0", "eth1") if namespace == site.client else ())):
+                run("ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.ipv4.conf.{scope}.rp_filter=0")
+
+    def silence(self, site: Site, uplink: str, silent: bool) -> None:
+        """One of a client's wires swallows all UDP that is no relay's, both ways, or passes it again."""
+        with contextlib.suppress(LabError):
+            run("ip", "netns", "exec", site.client, "nft", "delete", "table", "inet", uplink)
+        if silent:
+            for hook, device in (("input", "iifname"), ("output", "oifname")):
+                swallowed = f"{device} {uplink} meta l4proto udp drop"
+                nft(site.client, chain(f"inet {uplink}", "filter", hook, -1, swallowed))
+
     def leg(self, site: Site, name: str, ours: str, theirs: str) -> str:
         """A host behind a site's client that only it is wired to, by an interface `name` of it; its namespace."""
         host = self._namespace(f"h{site.number}{name}")

@@ -7,8 +7,8 @@ from hello_scripts import body_of, hello, hello_of_openssl, message, records, se
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ts_proxy import client_hello
-from ts_proxy.client_hello import BadHello, ClientHello, HelloReader, decode_hello_untrusted, encode_alert
+from ts_base import client_hello
+from ts_base.client_hello import BadHello, ClientHello, HelloReader, decode_hello_untrusted, encode_alert
 
 REAL = hello_of_openssl("web.example.com", "h2", "http/1.1")
 GREASE = [(0x0A0A, b""), (0xFAFA, b"\0"), (0xFE0D, bytes(200))]  # RFC 8701, and an ECH that nobody here can open
