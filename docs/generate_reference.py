@@ -18,6 +18,7 @@ SECTIONS = [
     # page                file(s)                               names; None: every public one of the file
     ("Device",            "tailscale/device.py",                ["Device"]),
     ("Streams and sockets", "tailscale/sockets/tcp.py",         ["TcpStream", "TcpListener"]),
+    ("Services",            "tailscale/dial/service_listener.py", ["ServiceListener"]),
     ("",                  "tailscale/sockets/udp.py",           ["UdpSocket"]),
     ("",                  "tailscale/carry.py",                 ["splice"]),
     ("",                  "tailscale/local_ports.py",           ["Forward", "Exposure", "PortStatistics"]),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from tailscale.testing.acquaintance import knows, may_use, routes_of
 from tailscale.testing.certificates import DEFAULT_LIFETIME, Certificates
 from tailscale.testing.exits import EVERYWHERE, PlayedExit
 from tailscale.testing.lans import VirtualLan
@@ -193,7 +194,7 @@ class Tailnet:
             return
         for other in self._hosts:
             if other is not device and self._is_signed(other) and self._is_known(other, visible):
-                while not (_knows(device, other) and _knows(other, device)):  # noqa: ASYNC110 - two facts
+                while not (knows(device, other) and knows(other, device)):  # noqa: ASYNC110 - two facts
                     await trio.sleep(0.002)
 
     def _is_signed(self, device: Device) -> bool:
@@ -247,7 +248,7 @@ class Tailnet:
         visible = self.control.server.visible_to(self.id_of(exit_device))
         for other in self._hosts:
             if other is not exit_device and self._is_known(other, visible):
-                while not _may_use(other, exit_device):  # noqa: ASYNC110 - another device's fact
+                while not may_use(other, exit_device):  # noqa: ASYNC110 - another device's fact
                     await trio.sleep(0.002)
 
     def host(self, name: str, *addresses: str, uplinks: Sequence[str] = ()) -> VirtualHost:
@@ -317,7 +318,7 @@ class Tailnet:
         visible = self.control.server.visible_to(self.id_of(router))
         for other in self._hosts:
             if other is not router and self._is_known(other, visible):
-                while not set(router.forwarding.approved) <= set(_routes_of(other, router)):  # noqa: ASYNC110 - as above
+                while not set(router.forwarding.approved) <= set(routes_of(other, router)):  # noqa: ASYNC110 - as above
                     await trio.sleep(0.002)
 
     def _is_standby(self, router: Device) -> bool:
@@ -477,21 +478,6 @@ class Tailnet:
 
     def _host_of(self, device: Device | str) -> str:
         return device if isinstance(device, str) else self._hosts[device]
-
-
-def _knows(device: Device, other: Device) -> bool:
-    """Whether `device` has both a route and a path to `other`: without a path its first packet is lost."""
-    return any(peer.node.id == other.node.id and peer.path for peer in device.status().peers)
-
-
-def _routes_of(device: Device, router: Device) -> tuple[str, ...]:
-    """What `device` knows that `router` carries."""
-    return next((peer.node.routes for peer in device.status().peers if peer.node.id == router.node.id), ())
-
-
-def _may_use(device: Device, exit_device: Device) -> bool:
-    """Whether `device` knows of the exit and what it serves."""
-    return any(one.node.id == exit_device.node.id for one in device.exit_nodes)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

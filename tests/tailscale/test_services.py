@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import partial
 
@@ -11,6 +12,8 @@ from tailnet_scripts import beside, until
 from trio.testing import MockClock
 
 import tailscale
+import tailscale.aio
+import tailscale.sync
 from tailscale import Device
 from tailscale.serve import Serve
 from tailscale.testing import Tailnet
@@ -154,3 +157,34 @@ async def page_of(device: Device, place: str, asked: str) -> str:
         async with await device.tcp_connect(place, 80) as stream:
             await stream.send_all(f"GET / HTTP/1.1\r\nHost: {asked}\r\nConnection: close\r\n\r\n".encode())
             return "".join([part.decode() async for part in stream])
+
+
+@pytest.mark.parametrize("face", ["sync", "aio"])
+async def test_other_faces_listen_to_services_with_sockets(face: str) -> None:
+    async with Tailnet(real=True) as net:
+        ipv4, _ = net.service("svc:web")
+        laptop = await net.device("laptop")
+        joined = {"control_url": net.control.url, "auth_key": net.auth_key(tags=["tag:web"]), "hostname": "host"}
+        answer = partial(_answer_in_this_thread, joined) if face == "sync" else lambda: asyncio.run(_answer(joined))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, answer)
+            await until(lambda: any(f"{ipv4}/32" in peer.routes for peer in laptop.peers.values()))
+            assert await read_from(laptop, "web", 80) == "laptop"
+
+
+def _answer_in_this_thread(joined: dict[str, str]) -> None:
+    with tailscale.sync.Device(**joined) as host, host.listen_service("svc:web", 80) as door:
+        sock, address = door.accept()
+        with sock:
+            sock.sendall(host.whois(address[0]).node.hostname.encode())
+            assert sock.recv(1) == b""
+
+
+async def _answer(joined: dict[str, str]) -> None:
+    async with tailscale.aio.Device(**joined) as host:
+        with await host.listen_service("svc:web", 80) as door:
+            loop = asyncio.get_running_loop()
+            sock, address = await loop.sock_accept(door)
+            with sock:
+                await loop.sock_sendall(sock, (await host.whois(address[0])).node.hostname.encode())
+                assert await loop.sock_recv(sock, 1) == b""
