@@ -16,7 +16,7 @@ DISCO_MAGIC = b"TS\xf0"
 async def test_what_is_repeated_on_another_uplink_earns_it_nothing(
     repeater: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """All that comes by the first uplink, pongs and data, comes by the second a moment later, where nothing gets out."""
+    """All that comes by the first uplink, pongs and data, comes by the second later; there nothing gets out."""
     async with a_van() as made:
         made.internet.link("van%wwan0", "nas").change(udp_blocked=True)
         wlan, wwan = (made.internet.find("van").uplinks[name] for name in ("wlan0", "wwan0"))
