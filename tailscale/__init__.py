@@ -107,7 +107,6 @@ if TYPE_CHECKING:
     from tailscale.tun_options import TunStatus as TunStatus
     from tailscale.tun_options import tun as tun
     from tailscale.uplinks import Backup as Backup
-    from tailscale.uplinks import BenchResult as BenchResult
     from tailscale.uplinks import Best as Best
     from tailscale.uplinks import PathRecord as PathRecord
     from tailscale.uplinks import Redundant as Redundant
@@ -170,7 +169,7 @@ _HOMES = {
     ),
     "sockets.tcp": ("TcpListener", "TcpStream"),
     "sockets.udp": ("UdpSocket",),
-    "uplinks": ("Backup", "BenchResult", "Best", "PathRecord", "Redundant", "Spread", "Stripe", "Uplink"),
+    "uplinks": ("Backup", "Best", "PathRecord", "Redundant", "Spread", "Stripe", "Uplink"),
     "tun_options": ("TunOptions", "TunStatus", "tun"),
 }
 _HOME_OF = names_of({f"tailscale.{module}": names for module, names in _HOMES.items()})

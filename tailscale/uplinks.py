@@ -104,26 +104,3 @@ class PathRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """What `device.bench` measured towards one peer."""
-
-    peer: str
-    seconds: float
-    streams: int
-    sent: int
-    """Bytes that the peer acknowledged."""
-    rate: float
-    """Bytes a second."""
-    longest_gap: float
-    """The longest time in which nothing was acknowledged."""
-    resent: int
-    switches: int
-    paths: tuple[PathRecord, ...]
-    """As they were at the end."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "paths": [path.to_dict() for path in self.paths]}

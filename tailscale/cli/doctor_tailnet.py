@@ -22,6 +22,7 @@ from tailscale.state_file import FileStore
 if TYPE_CHECKING:
     from tailscale.device import Device
     from tailscale.explanation import Explanation
+    from tailscale.uplinks import Uplink
 
 Findings = list[Finding]
 Titled = tuple[str, Findings]
@@ -90,6 +91,8 @@ async def look_around(device: Device, host: str | None, port: int | None, screen
     screen.show("reaching peers ...")
     target = host or next((node.hostname for node in device.peers.values() if node.online), None)
     way = await device.explain(target, port) if target is not None else None
+    if device.uplinks:
+        yield "uplinks", [_uplink(device, one) for one in device.uplinks]
     yield "MTU", [_mtu(way)]
     yield "health", _health(device)
     if device.forwarding.advertised:
@@ -127,6 +130,31 @@ async def _network(device: Device) -> list[Titled]:
     else:
         relays = fault("relay-home-unreachable", "no relay answered", BAD)
     return [("UDP", [udp]), ("relays", [relays])]
+
+
+def _uplink(device: Device, uplink: Uplink) -> Finding:
+    """Whether anything comes by it; the peer that was reached before has been asked by every uplink."""
+    if not uplink.up or not uplink.enabled:
+        return warn(f"{uplink.name} is {'switched off' if uplink.up else 'down'}: nothing goes by it")
+    if not uplink.bound:
+        remedy = "look at the permissions of this process, and whether the interface has an address"
+        return warn(f"{uplink.name} is up, and no socket could be bound to it", remedy)
+    if _is_silent(device, uplink):
+        remedy = "a captive portal or a firewall may hold UDP there"
+        return warn(f"{uplink.name} is up and silent: nothing comes by it", remedy)
+    if uplink.bound == "source":
+        sentence = f"{uplink.name} works, but binding to it was refused: sockets are bound to its address only"
+        return warn(sentence, "Linux 5.7 or later, or CAP_NET_RAW; routes of the system decide else")
+    return good(f"{uplink.name} works{f' as {uplink.external}' if uplink.external else ''}")
+
+
+def _is_silent(device: Device, uplink: Uplink) -> bool:
+    """Nobody answers by it who did or should; or nobody was asked, and nothing was ever heard."""
+    ways = (way for peer in device.peers.values() for way in device.paths(peer))
+    states = {way.state for way in ways if way.uplink == uplink.name}
+    if states & {"good", "degraded"}:
+        return False
+    return bool(states & {"dead", "suspect"}) or (not uplink.received and uplink.external is None)
 
 
 def _mtu(way: Explanation | None) -> Finding:
