@@ -121,6 +121,14 @@ async def test_a_way_that_is_blocked_in_one_direction_is_left(
         assert flow.longest_gap(died_at) <= 1.0
 
 
+async def test_status_names_the_uplink_of_each_path(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_van() as made:
+        await made.settle()
+        [peer] = made.van.status().peers
+        assert peer.path.uplink == "wlan0"
+        assert str(peer.path).endswith(" via wlan0")
+
+
 async def test_an_interface_that_goes_down_costs_no_patience(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van() as made, a_flow(made, True) as flow:
         await made.settle()
