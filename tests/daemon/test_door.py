@@ -229,6 +229,7 @@ def test_a_body_too_long_is_refused(client: Client) -> None:
 # Many
 
 
+@pytest.mark.slow
 def test_a_hundred_clients_at_once_are_served(daemon: Daemon) -> None:
     client, failures = client_of(daemon), []
 

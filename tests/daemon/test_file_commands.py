@@ -185,6 +185,7 @@ def test_localapi_names_targets_and_sends_to_them(net: World, client: Client, re
         client.ask("PUT", f"{API}file-put/{stable_id}/a%2Fb", {"a": 1})
 
 
+@pytest.mark.slow
 def test_alone_a_command_takes_files_while_it_waits(net: World, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"alone")
     out = tmp_path / "out"

@@ -264,6 +264,7 @@ def test_listen_forwards_to_a_port_of_this_machine(net: World, daemon: Daemon, s
     assert listening.returncode == 0
 
 
+@pytest.mark.slow
 def test_settings_may_be_elsewhere(tmp_path: Path, net: World) -> None:
     settings = tmp_path / "other.toml"
     settings.write_text("[device]\nhostnme = 'x'\n")

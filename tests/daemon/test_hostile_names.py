@@ -126,6 +126,7 @@ def test_python_shows_it_harmlessly(wicked: Client, daemon: Daemon, net: World) 
         assert is_harmless(text), text[:200]
 
 
+@pytest.mark.slow
 @needs_bash
 def test_bash_completes_no_name_that_is_a_command(wicked: Client, state: list[str], tmp_path: Path) -> None:
     """`compgen -W` expands what it is given: a name such as $(rm x) would be run."""
@@ -147,6 +148,7 @@ def test_bash_completes_no_name_that_is_a_command(wicked: Client, state: list[st
     assert sorted(path.name for path in tmp_path.iterdir()) == ["complete.bash", "pytailscale"]
 
 
+@pytest.mark.slow
 def test_terminal_interface_shows_lines_of_its_own(wicked: Client) -> None:
     async def look() -> list[str]:
         pages = []

@@ -147,6 +147,7 @@ def carried(client: Client) -> list[Any]:
     return [part for part in client.get("config")["parts"] if part["kind"] != "taildrop"]
 
 
+@pytest.mark.slow
 def test_sigterm_says_goodbye_and_sighup_reads_the_settings_again(words: list[str]) -> None:
     settings = Path(places(words[1]).settings)
     settings.parent.mkdir()
@@ -178,6 +179,7 @@ def test_sigterm_says_goodbye_and_sighup_reads_the_settings_again(words: list[st
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_systemd_is_told(words: list[str], tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

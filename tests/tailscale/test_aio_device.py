@@ -177,6 +177,7 @@ def test_reset_and_abort(net: TailnetThread) -> None:
     run(net, test)
 
 
+@pytest.mark.slow
 def test_reader_that_does_not_read_holds_the_writer_back(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         release = asyncio.Event()
@@ -222,6 +223,7 @@ def test_tls_both_ways(net: TailnetThread) -> None:
     run(net, test, debug=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["httpx", "httpx2"])
 def test_httpx_under_asyncio(net: TailnetThread, name: str) -> None:
     library = pytest.importorskip(name)

@@ -261,6 +261,7 @@ def test_unreachable_control_server_is_told_in_time(join: list[str], capsys: pyt
     assert "http://127.0.0.1:9" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_words_of_python_are_not_said_to_those_who_type(
     join: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +281,7 @@ def test_words_of_python_are_not_said_to_those_who_type(
     assert "peers stay reachable" not in said
 
 
+@pytest.mark.slow
 def test_a_web_server_is_no_control_server(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
@@ -390,6 +392,7 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(sys.path)} | more
 
 
+@pytest.mark.slow
 def test_nc_carries_both_ways_with_half_close(join: list[str]) -> None:
     blob = os.urandom(3_000_000)
     done = subprocess.run(
@@ -440,6 +443,7 @@ def serving(*words: str, sign: str = "http://") -> Iterator[str]:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_names_are_asked_shown_and_answered_until_ctrl_c(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with serving("dns", *join, "--listen", "127.0.0.1:0", sign="port ") as port:
         with socket.socket(type=socket.SOCK_DGRAM) as client:
@@ -458,12 +462,14 @@ def test_names_are_asked_shown_and_answered_until_ctrl_c(join: list[str], capsys
     assert "a name goes with query" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_metrics_are_served_until_ctrl_c(join: list[str]) -> None:
     with serving("metrics", *join, "--listen", "127.0.0.1:0") as url:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             assert b"pytailscale_running 1" in answer.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--allow-changes"]])
 def test_the_status_page_is_served_until_ctrl_c(more: list[str], join: list[str]) -> None:
     with serving("web", *join, "--listen", "127.0.0.1:0", *more) as link:
@@ -475,6 +481,7 @@ def test_the_status_page_is_served_until_ctrl_c(more: list[str], join: list[str]
             assert json.loads(answer.readline())["may_change"] is bool(more)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_joining_is_quick_and_silent(join: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         argv = ["status", *join[:2], "--control-url", f"http://127.0.0.1:{silent.getsockname()[1]}", "--auth-key", "k"]
@@ -519,6 +526,7 @@ def test_commands_work_without_rich(join: list[str]) -> None:
     assert "NAME" in done.stdout
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_early_is_not_an_error_worth_a_word(join: list[str]) -> None:
     with subprocess.Popen(
         command("ping", *join, "db", "-c", "50", "-i", "0.01"),

@@ -133,6 +133,7 @@ def test_tcp_connects_or_only_looks(other: Other, capsys: pytest.CaptureFixture[
     assert main(["tcp", *join, "db:9", "--check"]) == 6
 
 
+@pytest.mark.slow
 def test_watch_prints_until_it_is_interrupted(other: Other) -> None:
     command = [sys.executable, "-m", "tailscale.cli", "watch", *other.join, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

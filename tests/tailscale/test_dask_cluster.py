@@ -60,6 +60,7 @@ def run(test: Callable[[Any, tuple[Any, ...], Any], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_tasks_data_and_errors_travel(device: sync.Device) -> None:
     async def test(scheduler: Any, workers: tuple[Any, ...], client: Any) -> None:
         assert scheduler.address == f"ts://{device.ipv4}:{scheduler.port}"

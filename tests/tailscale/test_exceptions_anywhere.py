@@ -194,6 +194,7 @@ async def inject_often(net: Tailnet, part: str, steps: Iterable[int]) -> int:
     return thrown
 
 
+@pytest.mark.slow
 async def test_exception_at_any_await_of_a_part_is_survived(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     async with world(tailnet) as here:
         await here.settle()

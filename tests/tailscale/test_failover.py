@@ -65,6 +65,7 @@ async def test_a_machine_without_uplinks_keeps_its_own_patience(
         assert flow.wrong == 0
 
 
+@pytest.mark.slow
 async def test_it_comes_back_once_when_the_uplink_does(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van() as made, a_flow(made, True):
         await made.settle()
@@ -79,6 +80,7 @@ async def test_it_comes_back_once_when_the_uplink_does(autojump_clock: trio.test
         assert [one.reason for one in made.changes] == ["better"]
 
 
+@pytest.mark.slow
 async def test_an_uplink_that_comes_and_goes_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van() as made, a_flow(made, True) as flow:
         await made.settle()
@@ -92,6 +94,7 @@ async def test_an_uplink_that_comes_and_goes_is_left_alone(autojump_clock: trio.
         assert flow.wrong == 0
 
 
+@pytest.mark.slow
 async def test_where_only_the_relay_is_left_a_stream_goes_on(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van() as made:
         made.block("wwan0")
@@ -121,6 +124,14 @@ async def test_a_way_that_is_blocked_in_one_direction_is_left(
         assert flow.longest_gap(died_at) <= 1.0
 
 
+async def test_status_names_the_uplink_of_each_path(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_van() as made:
+        await made.settle()
+        [peer] = made.van.status().peers
+        assert peer.path.uplink == "wlan0"
+        assert str(peer.path).endswith(" via wlan0")
+
+
 async def test_an_interface_that_goes_down_costs_no_patience(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van() as made, a_flow(made, True) as flow:
         await made.settle()
@@ -134,6 +145,7 @@ async def test_an_interface_that_goes_down_costs_no_patience(autojump_clock: tri
         assert [(one.name, one.up) for one in made.van.uplinks] == [("wlan0", False), ("wwan0", True)]
 
 
+@pytest.mark.slow
 async def test_a_healthy_path_costs_no_packet_more_and_a_standby_one_in_ten_seconds(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

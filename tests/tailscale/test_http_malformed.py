@@ -346,6 +346,7 @@ async def test_a_full_server_hangs_up_on_who_has_been_silent_longest(
         await second.aclose()
 
 
+@pytest.mark.slow
 async def test_a_head_that_is_too_long_is_refused_also_in_one_piece() -> None:
     head = b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 20_000 + b"\r\n"
     with trio.fail_after(60):

@@ -231,6 +231,7 @@ async def test_lock_that_control_replaces_or_rolls_back_stays(autojump_clock: Mo
             await until(lambda: hides(a, "b"))
 
 
+@pytest.mark.slow
 async def test_tailnet_whose_lock_cannot_be_had_has_no_peers_until_it_can(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:

@@ -380,6 +380,7 @@ def test_tree_leaves_out_links_specials_and_odd_names(tmp_path: Path) -> None:
 # --- deaths -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exists", ["replace", "refuse"])
 def test_kill_at_any_write_leaves_the_old_file_or_the_new_one(tmp_path: Path, exists: str) -> None:
     """Every call that changes the disk is the last one of some life; writes are torn in the middle."""

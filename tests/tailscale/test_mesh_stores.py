@@ -93,6 +93,7 @@ async def test_truffles_words_about_a_store_are_understood(autojump_clock: MockC
         assert b.drops["mesh.slice_old"] == 1
 
 
+@pytest.mark.slow
 async def test_a_slice_stays_while_its_owner_is_offline_and_goes_with_it(
     autojump_clock: MockClock, tailnet: Tailnet
 ) -> None:

@@ -24,6 +24,7 @@ async def moved(made: Van, seconds: float) -> Counter[str]:
     return carried(made) - before
 
 
+@pytest.mark.slow
 async def test_redundant_hides_loss_on_both_lines(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van(paths=Redundant(2), seed=4, near=0.01, far=0.012) as made:
         await made.settle()

@@ -91,6 +91,7 @@ def ghosts(net: TailnetThread) -> list[str]:
     return [label for label in labels(net) if "ghost" in label]
 
 
+@pytest.mark.slow
 @FACES
 def test_sigterm_kills_after_the_goodbye(net: TailnetThread, face: str) -> None:
     assert ended_by_sigterm(net, program(face)) == (-signal.SIGTERM, "")
@@ -104,6 +105,7 @@ def test_sigterm_with_two_devices_waits_for_both(net: TailnetThread) -> None:
     assert ghosts(net) == []
 
 
+@pytest.mark.slow
 def test_sigterm_of_a_program_that_hears_it_itself_is_its_own(net: TailnetThread) -> None:
     body = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))"
     assert ended_by_sigterm(net, program("threads", body=body)) == (3, "")

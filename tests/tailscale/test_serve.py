@@ -196,6 +196,7 @@ async def test_dead_server_is_502_and_the_next_request_finds_it_alive(tailnet: T
             await s.exchange(b"hello", 82)
 
 
+@pytest.mark.slow
 async def test_connection_from_elsewhere_is_answered_as_one_of_a_port(tailnet: Tailnet) -> None:
     echo = Echo()
     async with (

@@ -148,6 +148,7 @@ async def test_sessions_end_when_the_policy_no_longer_allows_them(after: Any) ->
         assert cancelled.is_set()
 
 
+@pytest.mark.slow
 async def test_shell_runs_commands_terminals_files_and_forwards_as_the_user(tmp_path: Any) -> None:
     me = Account().name
     async with served(policy(users=(me, "somebody-else"))) as (_, device, way):

@@ -72,6 +72,7 @@ async def test_who_says_what_is_no_ssh_is_hung_up_on_at_once() -> None:
         assert (await way.run("x", b"still there")).out == b"still there"
 
 
+@pytest.mark.slow
 async def test_password_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "GREETING_PATIENCE", 0.5)
     monkeypatch.setattr(server, "PASSWORD_PATIENCE", 0.1)

@@ -32,6 +32,7 @@ async def test_stream_passes_trios_conformance_suite() -> None:
         await trio.testing.check_half_closeable_stream(make, None)
 
 
+@pytest.mark.slow
 async def test_a_full_window_makes_senders_wait_until_the_reader_reads() -> None:
     async with stack_pair() as (a, b):
         left, right = await stream_maker(a, b)()

@@ -58,6 +58,7 @@ def carried(made: Van) -> Counter[str]:
     return Counter({uplink.name: uplink.sent for uplink in made.van.uplinks})
 
 
+@pytest.mark.slow
 async def test_one_stream_is_as_fast_as_both_lines_together(autojump_clock: trio.testing.MockClock) -> None:
     async with a_van(paths=Best()) as made:
         narrow(made)

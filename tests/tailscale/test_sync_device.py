@@ -189,6 +189,7 @@ def test_writer_to_a_reader_that_left_gets_an_error(pair: Pair) -> None:
                 sock.sendall(bytes(100_000))
 
 
+@pytest.mark.slow
 def test_reader_that_does_not_read_holds_the_writer_back(pair: Pair) -> None:
     left, right = pair
     with right.listen(7005) as listener, left.connect("right", 7005, timeout=0.5) as sock:
@@ -278,6 +279,7 @@ def test_expose_lets_the_tailnet_in(pair: Pair) -> None:
         sock.recv(1)
 
 
+@pytest.mark.slow
 def test_standard_http_server_and_clients(pair: Pair) -> None:
     left, right = pair
 
@@ -434,6 +436,7 @@ def test_interrupt_gives_a_waiting_call_up(net: TailnetThread) -> None:
         listener.close()
 
 
+@pytest.mark.slow
 def test_program_that_forgets_to_close_ends_cleanly(net: TailnetThread) -> None:
     code = (
         "import sys; from tailscale import sync\n"

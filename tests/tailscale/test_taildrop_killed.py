@@ -46,6 +46,7 @@ def killed_at(folder: Path, number: int) -> bool:
         os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_killed_anywhere_leaves_nothing_under_the_name_or_all_of_it(tmp_path: Path) -> None:
     number, wholes = 1, 0

@@ -161,17 +161,17 @@ async def test_services_answer_the_kernel_and_the_device_alike(kernel: Kernel) -
     both.set_addresses([OWN4, OWN6], 0.0)
     service = stack.bind_udp(53, SERVICES[0])
     await kernel.send(udp(OWN4, SERVICES[0], b"who?", (5000, 53)))
-    assert both.transmit(0.0, NoWidths()) == []
+    assert both.transmit(0.0, NoWidths(), None) == []
     data, source = service.receive() or (b"", (b"", 0))
     assert (data, source) == (b"who?", (OWN4, 5000))
     service.send(b"me", (OWN4, 5000), 0.0)
-    assert both.transmit(0.0, NoWidths()) == [], "it never leaves this machine"
+    assert both.transmit(0.0, NoWidths(), None) == [], "it never leaves this machine"
     [answer] = kernel.received()
     assert answer[-2:] == b"me"
     assert parse_packet_untrusted(answer).source == SERVICES[0]
     mine = stack.bind_udp(6000)
     service.send(b"you", (OWN4, 6000), 0.0)
-    both.transmit(0.0, NoWidths())
+    both.transmit(0.0, NoWidths(), None)
     assert (mine.receive() or (b"",))[0] == b"you"
     assert kernel.received() == []
 

@@ -133,6 +133,7 @@ def test_device_that_is_lost_leaves_with_a_warning(net: TailnetThread, kind: str
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_program_that_forgets_an_asyncio_device_ends_cleanly(net: TailnetThread, server: sync.Device) -> None:
     program = (
         "import asyncio, sys; from tailscale import aio; loop = asyncio.new_event_loop(); "

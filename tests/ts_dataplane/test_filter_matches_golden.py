@@ -39,6 +39,7 @@ questions = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(rules, st.lists(questions, min_size=1, max_size=12), st.sets(st.sampled_from(["x", "y"])))
 def test_filter_agrees_with_the_slow_list(wire, asked, held):

@@ -221,6 +221,7 @@ def test_a_peer_cannot_name_an_address_that_is_not_its_own():
     assert easy.finder.statistics().drops["paths.ports_of_unconfirmed_host"] >= 200
 
 
+@pytest.mark.slow
 def test_control_and_peer_together_get_no_more_than_the_cap():
     world, easy, liar = talking()
     easy.finder.set_peers({liar.number: liar.facts(endpoints=(f"{VICTIM}:443",))}, world.now)

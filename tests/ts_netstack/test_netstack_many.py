@@ -37,6 +37,7 @@ def test_two_thousand_connections_do_not_mix():
     assert not net.b.drops
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_small():
     net = Net(delay=0.001)
     listener = net.b.listen(80, backlog=4000)

@@ -49,6 +49,7 @@ def test_throughput_is_what_it_was(name):
     assert megabits(ROWS[name]) == json.loads(SNAPSHOT.read_text())[name]
 
 
+@pytest.mark.slow
 def test_a_long_clean_path_is_filled():
     net = Net(delay=0.05, rate=50e6, queue=400_000)
     client, server = net.pair()

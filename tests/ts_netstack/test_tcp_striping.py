@@ -73,6 +73,7 @@ def goodput(paths: list[dict[str, float]], size: int = 4 * MIB, seed: int = 1) -
     return size / net.transfer(client, server, random.Random(seed).randbytes(size))
 
 
+@pytest.mark.slow
 def test_two_lines_carry_nearly_twice_as_much_as_one():
     near, far = line(trip=0.02), line(trip=0.045)
     assert goodput([near, far]) >= 1.8 * max(goodput([near]), goodput([far]))
