@@ -40,7 +40,7 @@ from ts_dataplane.ping_ledger import Outstanding
 #   a hard side not ours   has one socket, so one open port, and 3,000 tries meet it once in twenty times. More sockets
 #                          on the easy side do not multiply: each is let in by another port of the hard router
 #   both hard              each datagram opens a port that only the datagram it waits for may use: both ports must be
-#                          guessed at once, with a chance of 1 / N * N for each pair of tries
+#                          guessed at once, with a chance of 1 / (N * N) for each pair of tries
 #
 # So the hard side leads. It knows that it is hard (STUN), and needs of the peer only what every Tailscale node does:
 # ping the addresses of a CallMeMaybe. It sends lists of ports of its own public address; a stock peer pings each list
