@@ -7,19 +7,20 @@ that leads nowhere is told so by an alert of TLS, as far as one says it; why is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from tailscale.carry import LOST, Stream, reset
+from tailscale.carry import Stream
 from tailscale.errors import TailscaleError
 from tailscale.ingress.shares import Shares, network_of
 from tailscale.ingress.targets import Refused, Targets
 from tailscale.proxy import doors
+from tailscale.proxy.attending import Attending
 from tailscale.proxy.places import Places
 from tailscale.proxy.relay import LINGER, Relay, say_goodbye
 from ts_base.client_hello import (
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tailscale.ingress")
 READ = 16 << 10
-OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-PAUSE = 0.1  # seconds until there may be some of it again
 SAID = 256  # sentences that are in the log already
 FORBIDDEN = 403
 REASONS = {MISSING_EXTENSION: "ingress.no_name", UNRECOGNIZED_NAME: "ingress.bad_name"}  # else it is a bad hello
@@ -136,63 +135,20 @@ class Ingress:
         for node in self._targets.nodes():
             if self._targets.find(node) is None:
                 self._say("no node called %s answers peers now: whoever wants a name of it is turned away", node)
+        attending = Attending(self._listeners, self._attend, "the relay", log, self._say)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay.end_the_idle)
-            async with trio.open_nursery() as clients:
-                async with trio.open_nursery() as accepting:
-                    for listener in self._listeners:
-                        accepting.start_soon(self._accept, listener, clients, accepting.cancel_scope)
-                    task_status.started(self)
-                    await shutdown.wait()
-                    accepting.cancel_scope.cancel()
-                await doors.close_all(self._listeners)
-                self._places.close()
-                clients.cancel_scope.deadline = trio.current_time() + self._limits.grace
+            started = partial(task_status.started, self)
+            await attending.run(shutdown, self._limits.grace, started, self._places.close)
             nursery.cancel_scope.cancel()
 
-    async def _accept(self, listener: doors.Listener, clients: trio.Nursery, accepting: trio.CancelScope) -> None:
-        while True:
-            try:
-                accepted = await listener.accept()
-            except trio.ClosedResourceError:
-                accepting.cancel()  # the device is closing: nobody can come any more
-                return
-            except OSError as problem:
-                if problem.errno not in OUT_OF_SOMETHING:
-                    raise
-                self._say("the relay at port %d cannot take more clients: %s", self.port, problem)
-                await trio.sleep(PAUSE)
+    async def _attend(self, caller: doors.Caller) -> None:
+        with self._places.one() as is_welcome:
+            if is_welcome:
+                await self._lead_or_tell(caller.stream, caller.address)
             else:
-                clients.start_soon(self._attend, accepted)
-
-    @trio.lowlevel.enable_ki_protection
-    async def _attend(self, accepted: Any) -> None:
-        """One client; what goes wrong with it ends nobody else."""
-        try:
-            caller = doors.let_in(accepted)
-        except OSError:  # it was gone before it was seen
-            await trio.aclose_forcefully(accepted)
-            return
-        stream = caller.stream
-        try:
-            with self._places.one() as is_welcome:
-                if is_welcome:
-                    await self._lead_or_tell(stream, caller.address)
-                else:
-                    self._drops["ingress.full"] += 1
-                    await self._tell(stream, encode_alert(INTERNAL_ERROR) if is_welcome is False else b"")
-            await stream.aclose()
-            return
-        except LOST as problem:
-            log.debug("a client of the relay at port %d went away: %r", self.port, problem)
-            await stream.aclose()
-            return
-        except Exception:
-            log.exception("a client of the relay at port %d failed", self.port)
-        except BaseException:
-            await reset(stream)
-            raise
-        await reset(stream)
+                self._drops["ingress.full"] += 1
+                await self._tell(caller.stream, encode_alert(INTERNAL_ERROR) if is_welcome is False else b"")
 
     async def _lead_or_tell(self, stream: Stream, address: tuple[str, int]) -> None:
         try:

@@ -5,14 +5,14 @@ Owns the listeners, the clients and their end. What is said with a client is in 
 
 from __future__ import annotations
 
-import errno
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tailscale.carry import LOST, reset
 from tailscale.proxy import doors, socks
+from tailscale.proxy.attending import Attending
 from tailscale.proxy.exits import NO_EXIT, Exits
 from tailscale.proxy.gate import Allow, Gate
 from tailscale.proxy.limits import ProxyLimits
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from tailscale.device import Device
 
 log = logging.getLogger("tailscale.proxy")
-OUT_OF_SOMETHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-PAUSE = 0.1  # seconds until there may be some of it again
 
 
 async def serve(
@@ -109,62 +107,21 @@ class Proxy:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, shutdown: trio.Event, task_status: trio.TaskStatus[Proxy]) -> None:
+        attending = Attending(
+            self._listeners, self._attend, "the proxy", log, self._service.say_once, gone=(ClientGone,)
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._service.relay.end_the_idle)
             nursery.start_soon(self._service.dials.run, nursery)
-            async with trio.open_nursery() as clients:
-                async with trio.open_nursery() as accepting:
-                    for listener in self._listeners:
-                        accepting.start_soon(self._accept, listener, clients, accepting.cancel_scope)
-                    task_status.started(self)
-                    await shutdown.wait()
-                    accepting.cancel_scope.cancel()
-                await doors.close_all(self._listeners)
-                self._service.places.close()
-                clients.cancel_scope.deadline = trio.current_time() + self._limits.grace
+            started = partial(task_status.started, self)
+            await attending.run(shutdown, self._limits.grace, started, self._service.places.close)
             nursery.cancel_scope.cancel()
 
-    async def _accept(self, listener: doors.Listener, clients: trio.Nursery, accepting: trio.CancelScope) -> None:
-        while True:
-            try:
-                accepted = await listener.accept()
-            except trio.ClosedResourceError:
-                accepting.cancel()  # the device is closing: nobody can come any more
-                return
-            except OSError as problem:
-                if problem.errno not in OUT_OF_SOMETHING:
-                    raise
-                self._service.say_once("the proxy at port %d cannot take more clients: %s", self.port, problem)
-                await trio.sleep(PAUSE)
-            else:
-                clients.start_soon(self._attend, accepted)
-
-    @trio.lowlevel.enable_ki_protection
-    async def _attend(self, accepted: Any) -> None:
-        """One client; what goes wrong with it ends nobody else."""
-        try:
-            caller = doors.let_in(accepted)
-        except OSError:  # it was gone before it was seen
-            await trio.aclose_forcefully(accepted)
-            return
-        stream = caller.stream
-        try:
-            with self._service.places.one() as is_welcome:
-                if is_welcome is not None:
-                    peer = stream.peer if isinstance(stream, TcpStream) else None
-                    await self._converse(Client(stream, caller.address, caller.door, peer, is_welcome))
-            await stream.aclose()
-            return
-        except (ClientGone, *LOST) as problem:  # what could be told has been told; a tunnel that broke has been reset
-            log.debug("a client of the proxy at port %d went away: %r", self.port, problem)
-            await stream.aclose()
-            return
-        except Exception:
-            log.exception("a client of the proxy at port %d failed", self.port)
-        except BaseException:
-            await reset(stream)
-            raise
-        await reset(stream)
+    async def _attend(self, caller: doors.Caller) -> None:
+        with self._service.places.one() as is_welcome:
+            if is_welcome is not None:
+                peer = caller.stream.peer if isinstance(caller.stream, TcpStream) else None
+                await self._converse(Client(caller.stream, caller.address, caller.door, peer, is_welcome))
 
     async def _converse(self, client: Client) -> None:
         service = self._service

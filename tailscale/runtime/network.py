@@ -35,7 +35,6 @@ LINK_GROUPS = 0x1 | 0x10 | 0x100  # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_
 # Interfaces of other overlay networks: carrying one overlay inside another amplifies both.
 FOREIGN_OVERLAYS = ("zt", "wt0", "tailscale", "utun-ts", "docker", "br-", "virbr")
 
-
 Reader = Callable[[], Awaitable[DirectRuns]]
 Binding = Literal["", "device", "source"]
 
@@ -141,10 +140,9 @@ class Network(Protocol):
 
 
 class HostNetwork:
-    """The machine's own network; with `uplinks`, its UDP leaves by these interfaces only."""
+    """The machine's own network."""
 
-    def __init__(self, uplinks: Sequence[str] = ()) -> None:
-        self.uplinks = tuple(uplinks)
+    def __init__(self) -> None:
         self._pings = HostPing()
         self._uplink_for: UplinkFor | None = None
         self._known_names = LastAddresses()
@@ -180,7 +178,7 @@ class HostNetwork:
         return made
 
     async def open_udp(self, port: int, uplinks: Sequence[str] = ()) -> UdpUnderlay:
-        return HostUdp(port, uplinks or self.uplinks)
+        return HostUdp(port, uplinks)
 
     def interfaces(self) -> list[Interface]:
         return list_interfaces()
