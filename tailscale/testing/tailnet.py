@@ -356,8 +356,8 @@ class Tailnet:
         """Let devices be published on the internet, at these ports, and `relays` bring what comes for them.
 
         ```python
-        web, gate = await net.device("web"), await net.device("gate")
-        net.funnel(gate)
+        async with Tailnet() as net:
+            net.funnel(await net.device("gate"))
         ```
         """
         nodes = [self.control.server.directory.find(self.id_of(relay)) for relay in relays]
@@ -368,9 +368,10 @@ class Tailnet:
         """Let devices with one of these tags, or with any, host a service. Its IPv4 and IPv6 address.
 
         ```python
-        net.service("svc:web")
-        host = await net.device("host", auth_key=net.auth_key(tags=["tag:web"]))
-        listener = await host.listen_service("svc:web", 80)
+        async with Tailnet() as net:
+            net.service("svc:web")
+            host = await net.device("host", auth_key=net.auth_key(tags=["tag:web"]))
+            listener = await host.listen_service("svc:web", 80)
         ```
         """
         ipv4, ipv6 = self.control.do(self.control.server.define_service, name, tags=tags)
