@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import unquote
 
 from tailscale.errors import FunnelUnavailable
 from ts_base.errors import BadPacket
@@ -19,6 +19,7 @@ HTTPS = "https"
 FUNNEL = "funnel"
 PORTS = "https://tailscale.com/cap/funnel-ports"
 LONGEST_SOURCE = 64
+LONGEST_QUERY = 1024
 LONGEST_NAME = 253  # RFC 1035, 2.3.4, without the dot at its end
 OWN_RELAY = "or give name= and tls= and run a relay of your own, see docs/funnel.md"
 
@@ -107,7 +108,8 @@ def allowed_ports(attributes: Collection[str]) -> list[tuple[int, int]]:
         name, _, query = attribute.partition("?")
         if name != PORTS:
             continue
-        for part in ",".join(parse_qs(query[:1024], max_num_fields=16).get("ports", [])).split(","):
+        fields = (field.partition("=") for field in query[:LONGEST_QUERY].split("&"))
+        for part in ",".join(unquote(value) for key, _, value in fields if key == "ports").split(","):
             first, _, last = part.partition("-")
             if all(text.isascii() and text.isdigit() and len(text) < 6 for text in (first, last or first)):
                 found.append((int(first), int(last or first)))

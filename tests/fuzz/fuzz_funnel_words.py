@@ -50,6 +50,7 @@ def seeds() -> list[bytes]:
         b"100.64.0.1:80",
         b"a.rig.ts.net:8443",
         b"443,8443,10000-10010",
+        b"443&" + b"ports=80&" * 20,
         b"WEB.example.:443",
         b"HTTP/1.1 101 Switching Protocols\r\nx: y",
     ]

@@ -21,7 +21,7 @@ import tailscale.sync
 from tailscale import Device, FunnelListener, FunnelStream
 from tailscale.funnel.arrivals import CONNECTIONS, PUBLISHED
 from tailscale.funnel.listening import BACKLOG
-from tailscale.funnel.words import allowed_ports
+from tailscale.funnel.words import PORTS, allowed_ports
 from tailscale.peerapi.serving import LIMITS, RELAY_LIMITS
 from tailscale.testing import Tailnet
 from tailscale.threads.loopback import TailnetListener
@@ -440,3 +440,14 @@ async def test_asyncio_serves_what_relays_bring() -> None:
             nursery.start_soon(trio.to_thread.run_sync, lambda: asyncio.run(serve()))
             address = await until(lambda: addresses and addresses[0])
             assert await _fetch_from(gate, address) == b"('203.0.113.9', 5555) None"
+
+
+def test_an_attribute_of_any_form_names_ports_or_none() -> None:
+    for query, ports in {
+        "ports=443,8443,10000-10010": [(443, 443), (8443, 8443), (10000, 10010)],
+        "ports=443%2C80": [(80, 80), (443, 443)],
+        "&" * 40 + "ports=80": [(80, 80)],
+        "ports=-1,x,99999999,": [],
+        "": [],
+    }.items():
+        assert allowed_ports([f"{PORTS}?{query}", "https://example.com/cap/funnel-ports?ports=1"]) == ports
