@@ -103,7 +103,7 @@ async def test_what_is_not_there_is_said(r: Rig, hs: Headscale, db: TsnetPeer) -
     async with daemon(r, hs, "ours") as stock:
         for line, sentence in {
             "cert ours.rig.test": "gives this device no name for a certificate",
-            "serve --bg 3000": "",
+            "serve --bg 3000": "gives this device no name for a certificate",
             "file cp README.md db:": "db takes no files: no program there does",
             "bugreport": "bug reports: this daemon has no such part",
             "set --webclient": "RunWebClient cannot be set",
