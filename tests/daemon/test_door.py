@@ -261,6 +261,7 @@ def flood(path: str, count: int) -> None:
                 rest = rest[rest.rfind(b"\r\n\r\n") + 4 :] if b"\r\n\r\n" in rest else rest[-3:]
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_on_one_connection_leave_nothing(daemon: Daemon) -> None:
     flood(daemon.places.socket, 1000)
     assert client_of(daemon).get("status")["daemon"]["is_ready"]

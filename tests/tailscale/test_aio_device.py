@@ -355,6 +355,7 @@ def test_end_of_the_loop_ends_the_thread(net: TailnetThread) -> None:
     assert our_threads() == before
 
 
+@pytest.mark.slow
 def test_cancelled_and_failed_starts_leave_nothing(net: TailnetThread) -> None:
     before = our_threads()
 

@@ -200,6 +200,7 @@ def test_why_walks_the_way_and_says_the_verdict(join: list[str], capsys: pytest.
     assert "did you mean 'db'?" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_capture_writes_a_file_or_down_a_pipe(
     rig: Rig, join: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -246,6 +247,7 @@ def test_wrong_auth_key_is_a_login_failure(join: list[str], capsys: pytest.Captu
     assert failure["error"]["kind"] == "AuthKeyRejected"  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_login_is_asked_for_once_where_nobody_waits(
     join: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +257,7 @@ def test_login_is_asked_for_once_where_nobody_waits(
     assert capsys.readouterr().err.count("/register/") == 1
 
 
+@pytest.mark.slow
 def test_unreachable_control_server_is_told_in_time(join: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["ip", *join[:2], "--auth-key", "k", "--control-url", "http://127.0.0.1:9", "--timeout", "0.3"]
     assert main(argv) == 4

@@ -55,6 +55,7 @@ def join(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]
     return ["--state", str(tmp_path / "state"), "--control-url", rig.url, "--auth-key", rig.auth_key, "--timeout", "10"]
 
 
+@pytest.mark.slow
 def test_cp_sends_fetches_and_says_what_became_of_it(
     rig: Rig, join: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,6 +162,7 @@ async def test_into_names_a_folder_of_the_inbox(tailnet: Tailnet, folder: Path, 
             peer.push(folder, into="../out")
 
 
+@pytest.mark.slow
 async def test_pull_fetches_what_is_shared_and_only_that(tailnet: Tailnet, folder: Path, tmp_path: Path) -> None:
     async with pair(tailnet, share={"docs": folder}) as (a, _, peer):
         report = await peer.pull("docs/sub", tmp_path / "out")
@@ -247,6 +248,7 @@ def files_of(mesh: Mesh) -> Files:
     return files
 
 
+@pytest.mark.slow
 async def test_push_without_resume_sends_all(tailnet: Tailnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = big(tmp_path / "big", 3)
     async with pair(tailnet, receive=Inbox(tmp_path / "in", accept=True)) as (_, _, peer):
@@ -400,6 +402,7 @@ async def test_as_many_transfers_as_are_allowed(tailnet: Tailnet, folder: Path, 
 # --- broken -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_disk_full_at_some_block_fails_with_the_name(
     tailnet: Tailnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +460,7 @@ async def test_read_only_target_fails_with_the_name(
         assert (await peer.push(folder / "hello.txt")).files == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", ["truncate", "grow", "replace"])
 async def test_file_that_changes_while_it_is_sent_fails_alone(
     tailnet: Tailnet, tmp_path: Path, deed: str, monkeypatch: pytest.MonkeyPatch
@@ -515,6 +519,7 @@ async def test_source_that_is_not_there_is_told_before_anything_is_asked(tailnet
             await peer.push(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 async def test_block_that_a_journal_claims_wrongly_is_sent_again(
     tailnet: Tailnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -414,6 +414,7 @@ def test_closing_ends_everything(net: TailnetThread) -> None:
         _ = sync.Device("never", **net.options()).name
 
 
+@pytest.mark.slow
 def test_failure_to_join_is_raised_and_leaves_nothing() -> None:
     before = our_threads()
     with pytest.raises(ControlUnreachable), sync.Device(control_url="http://127.0.0.1:9", ready_timeout=0.3):

@@ -12,6 +12,7 @@ from uplink_scripts import a_flow, a_van
 DISCO_MAGIC = b"TS\xf0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeater", ["nas", "stranger"])
 async def test_what_is_repeated_on_another_uplink_earns_it_nothing(
     repeater: str, autojump_clock: trio.testing.MockClock

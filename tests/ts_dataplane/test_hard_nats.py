@@ -232,6 +232,7 @@ def test_control_and_peer_together_get_no_more_than_the_cap():
     assert sent_to(easy, VICTIM, began + 30.0) <= searches
 
 
+@pytest.mark.slow
 def test_a_victim_named_by_many_peers_is_counted_once():
     world, easy, liar = talking()
     others = [world.host((f"192.0.2.{n}", 41641), endpoints=[(VICTIM, 1000 + n)]) for n in range(5)]
