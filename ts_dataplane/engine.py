@@ -369,7 +369,8 @@ class Engine:
     def follow_uplinks(self, spread: Spread, log: HeardLog | None) -> None:
         """`spread` says what leaves by which path. With a log it is noted who was heard where, for several uplinks."""
         self._spread, self._log = spread, log
-        self._lanes = HopLanes(self._segments, spread)  # for good: divided streams have to hear of the end of it
+        if log is not None or self._lanes is not None:  # for good: divided streams have to hear of the end of it
+            self._lanes = HopLanes(self._segments, spread)
 
     # Who watches. Without anybody a burst costs one look at an empty tuple.
 
@@ -484,7 +485,7 @@ class Engine:
         return taken
 
     def take_asking(self) -> set[PeerId]:
-        """Of those that data went to, whom something was sent that their system answers; noted with uplinks only."""
+        """Of those that data went to, whom something was sent that their system answers; noted with a log only."""
         taken, self._asking = self._asking, set()
         return taken
 

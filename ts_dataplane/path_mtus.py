@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ts_base.timers import Timers
 from ts_base.who import Direct, PeerId, is_direct
 from ts_dataplane.disco import UNPADDED_PING
 from ts_dataplane.path_keeping import WIREGUARD_OVERHEAD, PathKeeper
@@ -63,7 +64,6 @@ class _Search:
     proven: int = 0
     asked: int = 0
     tries: int = 0
-    due_at: float = -math.inf
     climb_at: float = -math.inf
 
     def next_size(self) -> int:
@@ -81,6 +81,7 @@ class PathMtus:
         """Whose path somebody would like to use for large packets, and which was never asked."""
         self._keeper = keeper
         self._searches: dict[PeerId, _Search] = {}
+        self._due = Timers[PeerId]()  # what follows in each search
         self._raised = self._withdrawn = 0
 
     def statistics(self) -> PathMtuStatistics:
@@ -99,6 +100,7 @@ class PathMtus:
             if is_direct(path) and (search is None or search.path != path):
                 self._end(peer)
                 self._searches[peer] = _Search(path)
+                self._due.set(peer, now)
                 self.carried[path] = 0
                 begun = True
         self.wanted.clear()
@@ -115,7 +117,7 @@ class PathMtus:
             self._raised += 1
         search.proven = self.carried[search.path] = search.asked
         search.asked = search.tries = 0
-        search.due_at = now if now >= search.climb_at and search.next_size() else now + VERIFY
+        self._due.set(ping.peer, now if now >= search.climb_at and search.next_size() else now + VERIFY)
 
     def on_network_changed(self) -> None:
         """No path is what it was."""
@@ -123,43 +125,42 @@ class PathMtus:
             self._end(peer)
 
     def _end(self, peer: PeerId) -> None:
+        self._due.clear(peer)
         search = self._searches.pop(peer, None)
         if search is not None:
             self.carried.pop(search.path, None)
 
     def next_timer(self) -> float:
-        return min((search.due_at for search in self._searches.values()), default=math.inf)
+        return self._due.next()
 
     def handle_timer(self, now: float) -> None:
-        for peer, search in [item for item in self._searches.items() if item[1].due_at <= now]:
-            state = self._keeper.states.get(peer)
+        for peer in self._due.pop_due(now):
+            search, state = self._searches[peer], self._keeper.states.get(peer)
             if state is None or state.best is None or state.best.path != search.path or not state.is_awake:
                 self._end(peer)
                 continue
-            if search.asked and search.tries >= TRIES:
-                self._give_up(search, now)
-            if search.due_at <= now:
-                self._go_on(state, search, now)
+            waits_until = self._give_up(search, now) if search.asked and search.tries >= TRIES else now
+            self._due.set(peer, waits_until if waits_until > now else self._go_on(state, search, now))
 
-    def _go_on(self, state: PeerState, search: _Search, now: float) -> None:
+    def _go_on(self, state: PeerState, search: _Search, now: float) -> float:
+        """Ask once more. When that is to be followed up."""
         if not search.asked:
             search.asked = (search.next_size() if now >= search.climb_at else 0) or search.proven
         if not search.asked:
-            search.due_at = search.climb_at
-            return
+            return search.climb_at
         assert state.best is not None
         search.tries += 1
-        search.due_at = now + LEAST_PATIENCE + 2 * state.best.latency
         padding = search.asked + WIREGUARD_OVERHEAD - UNPADDED_PING
         self._keeper.ping(state, search.path, now, padding=padding, mtu=search.asked)
+        return now + LEAST_PATIENCE + 2 * state.best.latency
 
-    def _give_up(self, search: _Search, now: float) -> None:
-        """Nobody answered pings of this size: either it is too large, or what was proven holds no more."""
-        if search.asked <= search.proven:
+    def _give_up(self, search: _Search, now: float) -> float:
+        """Nobody answered pings of this size: it is too large, or what was proven holds no more. When to ask again."""
+        asked, search.asked, search.tries = search.asked, 0, 0
+        if asked <= search.proven:
             self._withdrawn += 1
             search.proven = self.carried[search.path] = 0
-            search.climb_at = search.due_at = now
-        else:
-            search.climb_at = now + (CLIMB_AGAIN if search.proven else REST)
-            search.due_at = now + VERIFY if search.proven else search.climb_at
-        search.asked = search.tries = 0
+            search.climb_at = now
+            return now
+        search.climb_at = now + (CLIMB_AGAIN if search.proven else REST)
+        return now + VERIFY if search.proven else search.climb_at

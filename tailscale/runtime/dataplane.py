@@ -125,12 +125,12 @@ class Dataplane:
         self._may_answer = False
         if outbound := engine.transmit(now):
             self._send(outbound, now)
-        if (sent := engine.take_sent()) and self.finder.on_data_sent(sent, now, engine.take_asking()):
-            self._pursue(now)
-        if self.finder.many.names and (resent := self._overlay.take_resent()):
-            for address, count in resent.items():
-                if (peer := engine.tables.peer_for(address)) is not None:
-                    self.finder.on_resent(peer, count)
+        if has_uplinks := bool(self.finder.many.names):
+            self._tell_resent()
+        if sent := engine.take_sent():
+            asking = engine.take_asking() if has_uplinks else ()
+            if self.finder.on_data_sent(sent, now, asking):
+                self._pursue(now)
         woken = 0
         for message in engine.take_messages():
             if isinstance(message, Socket):
@@ -144,6 +144,12 @@ class Dataplane:
         if self._after_flush:
             self._after_flush.unpark_all()
         return woken
+
+    def _tell_resent(self) -> None:
+        """What TCP sent once more was lost on the path in use, as far as it knows."""
+        for address, count in self._overlay.take_resent().items():
+            if (peer := self.engine.tables.peer_for(address)) is not None:
+                self.finder.on_resent(peer, count)
 
     def _pursue(self, now: float) -> None:
         """The paths' half: pings, answers and news of the finder."""

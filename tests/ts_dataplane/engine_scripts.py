@@ -74,6 +74,7 @@ class ShelfStack:
         self.origins: list[tuple[Origin, list[bytes]]] = []
         self.outgoing: list[tuple[Hop, list[bytes]]] = []
         self.exits_in_use: Counter[PeerId] = Counter()
+        self.lanes: Lanes | None = None  # of the last transmit
 
     def receive(self, runs: list[tuple[Origin, list[bytes]]], now: float) -> None:
         self.origins += runs
@@ -81,7 +82,7 @@ class ShelfStack:
             self.received += packets
 
     def transmit(self, now: float, widths: SegmentSizes, lanes: Lanes | None) -> list[tuple[Hop, list[bytes]]]:
-        taken, self.outgoing = self.outgoing, []
+        taken, self.outgoing, self.lanes = self.outgoing, [], lanes
         return taken
 
     def handle_timer(self, now: float) -> None: ...

@@ -30,8 +30,10 @@ from ts_base.ip_headers import ip_packet
 from ts_dataplane import geneve, stun, tsmp
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import DISCO_LIMIT, STUN_LIMIT, RouteMissing
+from ts_dataplane.heard_log import HeardLog
 from ts_dataplane.packets import parse, with_source, without_padding
 from ts_dataplane.pathless import HELD_DATAGRAMS
+from ts_dataplane.spread import EveryPath
 from ts_tunnel.messages import SessionEstablished
 
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(100)
@@ -360,3 +362,12 @@ def test_a_udp_sum_never_becomes_none_by_rewriting():
         assert changed[26:28] != b"\0\0"
         assert checksums_hold(changed)
     assert parse(changed).protocol == UDP
+
+
+def test_streams_are_asked_to_divide_only_once_there_were_uplinks():
+    desk = Desk(rules=ALLOW_ALL)
+    spread = EveryPath(desk.engine.paths)
+    for log, has_lanes in ((None, False), (HeardLog(), True), (None, True)):
+        desk.engine.follow_uplinks(spread, log)
+        desk.engine.transmit(0.0)
+        assert (desk.stack.lanes is not None) is has_lanes
