@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ts_base.ip import TCP, UDP, parse_address
 from ts_base.ip_headers import ip_packet
 from ts_base.keys import NodePrivate
-from ts_base.who import Hop, Origin, PathRun, PeerId
+from ts_base.who import Hop, Lanes, Origin, PathRun, PeerId
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
-from ts_dataplane.overlay import Changed, Lanes, SegmentSizes
+from ts_dataplane.overlay import Changed, SegmentSizes
 from ts_dataplane.tables import compile_tables_steps
 from ts_tunnel.endpoint import Endpoint
 

@@ -9,7 +9,6 @@ measured in turn, in the same run.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -19,8 +18,8 @@ from pathlib import Path
 import trio
 
 from bench.funnel_sides import BARE, RAW_NAME, TLS_NAME, hello
-from bench.proxy import MIB, Measure, in_turn, resident
-from bench.results import Report, Row
+from bench.proxy import Measure, in_turn, resident
+from bench.results import Report, Row, run_measure
 from tailscale import Device
 from tailscale.ingress import Ingress, IngressLimits, ingress
 from tailscale.testing import Tailnet
@@ -94,18 +93,5 @@ async def measure(rounds: int, size: int, report: Report) -> None:
         nursery.cancel_scope.cancel()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.funnel", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=200, help="MiB of one stream")
-    options = parser.parse_args()
-    report = Report({"rows": ["funnel"], "rounds": options.rounds})
-    report.start()
-    try:
-        trio.run(measure, options.rounds, options.size * MIB, report)
-    finally:
-        print(f"\nfigures: {report.save(None)}")
-
-
 if __name__ == "__main__":
-    main()
+    run_measure("funnel", measure, __doc__, megabytes=200, of="one stream")

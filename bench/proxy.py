@@ -9,7 +9,6 @@ sockets. All sides are measured in turn, in the same run.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import trio
 
-from bench.results import Report, Row
+from bench.results import Report, Row, run_measure
 from tailscale import Device
 from tailscale.proxy import serve
 from tests.interop.ours import joined
@@ -156,18 +155,5 @@ async def measure(rounds: int, size: int, report: Report) -> None:
             nursery.cancel_scope.cancel()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=200, help="MiB of one stream")
-    options = parser.parse_args()
-    report = Report({"rows": ["proxy"], "rounds": options.rounds})
-    report.start()
-    try:
-        trio.run(measure, options.rounds, options.size * MIB, report)
-    finally:
-        print(f"\nfigures: {report.save(None)}")
-
-
 if __name__ == "__main__":
-    main()
+    run_measure("proxy", measure, __doc__, megabytes=200, of="one stream")

@@ -6,6 +6,7 @@ measured.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
@@ -13,10 +14,12 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import trio
 
 RESULTS = Path(__file__).parent / "results"
 # An installed package has its bytecode; a checkout may be told not to write any, and would compile at every start.
@@ -152,3 +155,24 @@ class Report:
         }
         path.write_text(json.dumps(said, indent=1) + "\n")
         return path
+
+
+def run_measure(
+    name: str,
+    measure: Callable[[int, int, Report], Awaitable[None]],
+    about: str | None,
+    *,
+    megabytes: int,
+    of: str,
+) -> None:
+    """`python -m bench.NAME`: measure so many rounds, `of` something of a size, and keep the figures."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(about or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=megabytes, help=f"MiB of {of}")
+    options = parser.parse_args()
+    report = Report({"rows": [name], "rounds": options.rounds})
+    report.start()
+    try:
+        trio.run(measure, options.rounds, options.size << 20, report)
+    finally:
+        print(f"\nfigures: {report.save(None)}")

@@ -9,7 +9,6 @@ sides are measured in turn, in the same run.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -20,8 +19,8 @@ from pathlib import Path
 
 import trio
 
-from bench.proxy import MIB, Measure, in_turn
-from bench.results import Report, Row
+from bench.proxy import Measure, in_turn
+from bench.results import Report, Row, run_measure
 from bench.serve_sides import ASGI, BARE, PAGE, SERVE
 from tailscale import Device
 from tailscale.testing import Tailnet
@@ -130,18 +129,5 @@ async def _measure(rounds: int, size: int, report: Report, net: Tailnet, device:
             await process.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=1024, help="MiB of one download")
-    options = parser.parse_args()
-    report = Report({"rows": ["serve"], "rounds": options.rounds})
-    report.start()
-    try:
-        trio.run(measure, options.rounds, options.size * MIB, report)
-    finally:
-        print(f"\nfigures: {report.save(None)}")
-
-
 if __name__ == "__main__":
-    main()
+    run_measure("serve", measure, __doc__, megabytes=1024, of="one download")

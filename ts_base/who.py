@@ -6,7 +6,8 @@ Paths are plain tuples: they are keys of dictionaries, and are compared once per
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs  # what mypy knows by heart; nothing is imported when we run
@@ -43,6 +44,25 @@ class LaneOffer(NamedTuple):
     number: int
     round_trip: float
     is_open: bool = True
+
+
+class Lanes(Protocol):
+    """Who knows the lanes of each hop: asked and told while the overlay transmits. What a number means stays theirs."""
+
+    def offers_to(self, hop: Hop, flow: bytes, now: float) -> Sequence[LaneOffer]:
+        """All that a flow may use, the one first that carries what leaves by none; nothing for the usual way."""
+
+    def send(self, hop: Hop, number: int, packets: list[bytes]) -> None:
+        """These leave by that lane."""
+
+    def on_silence(self, hop: Hop, number: int) -> None:
+        """What left by a lane was not answered for too long."""
+
+    def on_lost(self, hop: Hop, number: int, count: int) -> None:
+        """So many bytes that left by a lane had to leave again."""
+
+    def on_no_gain(self, hop: Hop, now: float) -> None:
+        """Several lanes carried less than one of them would have alone."""
 
 
 def is_relayed(path: Path) -> TypeIs[Relayed]:

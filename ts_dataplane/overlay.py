@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
-from ts_base.who import Hop, LaneOffer, Origin, PeerId
+from ts_base.who import Hop, Lanes, Origin, PeerId
 
 
 class Owner(Protocol):
@@ -33,25 +33,6 @@ class SegmentSizes(Protocol):
 
     def carried_to(self, hop: Hop) -> int:
         """What the way of this moment carries."""
-
-
-class Lanes(Protocol):
-    """Several paths to one hop that a stream may be divided over: numbers, whose meaning stays here."""
-
-    def offers_to(self, hop: Hop, flow: bytes, now: float) -> Sequence[LaneOffer]:
-        """All that a flow may use, the one first that carries what leaves by none; nothing for the usual way."""
-
-    def send(self, hop: Hop, number: int, packets: list[bytes]) -> None:
-        """These leave by that lane."""
-
-    def on_silence(self, hop: Hop, number: int) -> None:
-        """What left by a lane was not answered for too long."""
-
-    def on_lost(self, hop: Hop, number: int, count: int) -> None:
-        """So many bytes that left by a lane had to leave again."""
-
-    def on_no_gain(self, hop: Hop, now: float) -> None:
-        """Several lanes carried less than one of them would have alone."""
 
 
 class Overlay(Protocol):

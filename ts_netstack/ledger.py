@@ -10,8 +10,7 @@ from collections import Counter
 from typing import Protocol
 
 from ts_base.budget import Budget
-from ts_base.who import Hop, PeerId
-from ts_netstack.tcp_lanes import Lanes
+from ts_base.who import Hop, Lanes, PeerId
 from ts_netstack.tcp_states import State
 
 CHALLENGES_PER_SECOND = 1000

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence, Set
 from ts_base.ip import ICMP, ICMP6, TCP, TUNNEL_MTU, UDP, is_martian_source
 from ts_base.ip_headers import ip_packet
 from ts_base.timers import Timers
-from ts_base.who import Hop, Origin, PeerId
+from ts_base.who import Hop, Lanes, Origin, PeerId
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL, Arrival, may_speak
 from ts_netstack.forwarder import ForwardedFlow, Forwarder, HeldSyn
@@ -30,7 +30,6 @@ from ts_netstack.ports import check_port
 from ts_netstack.sockets import PING_TIMEOUT, StackStatistics
 from ts_netstack.tcp import TcpConnection
 from ts_netstack.tcp_demux import TcpSockets
-from ts_netstack.tcp_lanes import Lanes
 from ts_netstack.tcp_listen import DEFAULT_BACKLOG, HalfOpen, TcpListen
 from ts_netstack.tcp_states import FIN_WAIT_2
 from ts_netstack.udp import UdpPort

@@ -56,12 +56,11 @@ from itertools import islice
 from typing import NamedTuple
 
 from ts_base.ip_headers import ACK, FIN, RST, SYN, URG
-from ts_base.who import LaneOffer, PeerId
+from ts_base.who import LaneOffer, Lanes, PeerId
 from ts_netstack import tcp_drops
 from ts_netstack.ledger import Ledger, Socket
 from ts_netstack.tcp_buffers import MERGED_PIECE, SMALL_PIECE
 from ts_netstack.tcp_inbound import WINDOW_SHIFT, Inbound
-from ts_netstack.tcp_lanes import Lanes
 from ts_netstack.tcp_outbound import Head, Outbound
 from ts_netstack.tcp_states import (
     CLOSE_WAIT,

@@ -28,9 +28,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Protocol
 
-from ts_base.who import Hop, LaneOffer
+from ts_base.who import LaneOffer
 from ts_netstack.tcp_flight import IN_FLIGHT, SACKED, Flight, Span
 from ts_netstack.tcp_pacing import Pacer
 from ts_netstack.tcp_recovery import OPEN, RECOVERY, TIMED_OUT, Block, LossRecovery
@@ -39,25 +38,6 @@ from ts_netstack.tcp_timing import RoundTrip
 RATE_STEP = 0.1
 RATE_FADES = 0.95  # what is left of an old peak after a step
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # of a lane after a timeout: what is lost there holds up all that follows
-
-
-class Lanes(Protocol):
-    """Who knows the lanes of each hop; asked and told during transmit."""
-
-    def offers_to(self, hop: Hop, flow: bytes, now: float) -> Sequence[LaneOffer]:
-        """All that a flow may use, the one first that carries what leaves by none; nothing for the usual way."""
-
-    def send(self, hop: Hop, number: int, packets: list[bytes]) -> None:
-        """These leave by that lane."""
-
-    def on_silence(self, hop: Hop, number: int) -> None:
-        """What left by a lane was not answered for too long."""
-
-    def on_lost(self, hop: Hop, number: int, count: int) -> None:
-        """So many bytes that left by a lane had to leave again."""
-
-    def on_no_gain(self, hop: Hop, now: float) -> None:
-        """Several lanes carried less than one of them would have alone."""
 
 
 class LaneFlight(Flight):

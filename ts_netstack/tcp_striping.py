@@ -12,9 +12,9 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
-from ts_base.who import Hop, LaneOffer
+from ts_base.who import Hop, LaneOffer, Lanes
 from ts_netstack.tcp_flight import SACKED
-from ts_netstack.tcp_lanes import Lane, LaneFlight, LaneRecovery, Lanes
+from ts_netstack.tcp_lanes import Lane, LaneFlight, LaneRecovery
 from ts_netstack.tcp_outbound import Head, Outbound
 from ts_netstack.tcp_recovery import OPEN, LossRecovery
 from ts_netstack.tcp_send_sequence import BLACK_HOLE_TIMEOUTS, SendSequence

@@ -17,13 +17,12 @@ import trio
 
 from tailscale.runtime.tun_switch import TunStatistics
 from ts_base.ip import IP4_LENGTH, IP6_LENGTH, SERVICE_IP4, SERVICE_IP6, TCP, TUNNEL_MTU, UDP, is_multicast
-from ts_base.who import Hop, Origin, PeerId
+from ts_base.who import Hop, Lanes, Origin, PeerId
 from ts_netstack import icmp
 from ts_netstack.arrivals import USUAL
 from ts_netstack.ledger import Socket
 from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
-from ts_netstack.tcp_lanes import Lanes
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000  # IP packets, without a header of the driver's

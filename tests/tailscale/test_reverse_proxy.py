@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import httpx
 import pytest
 import trio
 from http_scripts import site
+from serve_scripts import tcp_server
 
 from tailscale.http import ReverseProxy, serve
 from tailscale.http.local import serve_local
@@ -52,19 +52,6 @@ class Backend:
             message = await receive()
             body, more = body + message["body"], message["more_body"]
         await answer(send, scope["path"].encode() + b" " + str(len(body)).encode(), (b"x-of-server", b"y"))
-
-
-@asynccontextmanager
-async def tcp_server(handle: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
-    async def attend(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError):
-            await handle(stream)
-
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(trio.serve_listeners, attend, listeners))
-        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -135,7 +122,7 @@ async def test_an_upgrade_becomes_a_tunnel_without_what_was_forged(tailnet: Tail
             async for data in stream:
                 await stream.send_all(bytes(data).upper())
 
-    async with tcp_server(shout) as url, site(tailnet, ReverseProxy(url)) as s:
+    async with tcp_server(shout) as place, site(tailnet, ReverseProxy(f"http://{place}")) as s:
         with trio.fail_after(10):
             async with await s.connect() as stream:
                 await stream.send_all(
@@ -176,7 +163,7 @@ async def test_what_a_server_answers(tailnet: Tailnet) -> None:
             async for _ in stream:
                 pass
 
-    async with tcp_server(speak) as url, site(tailnet, ReverseProxy(url)) as s:
+    async with tcp_server(speak) as place, site(tailnet, ReverseProxy(f"http://{place}")) as s:
         s.client.headers["Connection"] = "close"
         for said, status in ANSWERS:
             assert (await s.client.get("/")).status_code == status, said
@@ -188,7 +175,7 @@ async def test_half_an_answer_is_reset(tailnet: Tailnet) -> None:
             await stream.receive_some()
             await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf")
 
-    async with tcp_server(speak) as url, site(tailnet, ReverseProxy(url)) as s:
+    async with tcp_server(speak) as place, site(tailnet, ReverseProxy(f"http://{place}")) as s:
         with pytest.raises(httpx.TransportError):
             await s.client.get("/")
 

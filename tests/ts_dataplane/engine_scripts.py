@@ -9,11 +9,11 @@ from typing import Any
 
 from ts_base.ip import ICMP, TCP, UDP, checksum, parse_address, pseudo_header_sum
 from ts_base.ip_headers import ip_packet
-from ts_base.who import Hop, Origin, Path, PathRun, PeerId, PeerRun
+from ts_base.who import Hop, Lanes, Origin, Path, PathRun, PeerId, PeerRun
 from ts_dataplane.claims import PeerRoutes
 from ts_dataplane.engine import Engine
 from ts_dataplane.filter import Rule, run_through
-from ts_dataplane.overlay import Changed, Lanes, SegmentSizes
+from ts_dataplane.overlay import Changed, SegmentSizes
 from ts_dataplane.tables import compile_tables_steps
 
 US, THEM, OTHER = "100.64.0.1", "100.64.0.2", "100.64.0.3"

@@ -12,11 +12,11 @@ import math
 import random
 from dataclasses import dataclass
 
+from ts_base.who import Lanes
 from ts_netstack.arrivals import USUAL
 from ts_netstack.path_sizes import SegmentLimits
 from ts_netstack.stack import Stack
 from ts_netstack.tcp import TcpConnection
-from ts_netstack.tcp_lanes import Lanes
 
 A, B = bytes([100, 64, 0, 1]), bytes([100, 64, 0, 2])
 A6, B6 = bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x01", bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x02"
