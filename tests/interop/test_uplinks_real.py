@@ -76,7 +76,7 @@ def two_wires() -> Iterator[Wires]:
 async def ends(wires: Wires) -> AsyncIterator[tuple[UdpUnderlay, UdpUnderlay]]:
     """A port bound to both uplinks, and the far end's plain one."""
     with inside(wires.near):
-        near = await HostNetwork(UPLINKS).open_udp(0)
+        near = await HostNetwork().open_udp(0, UPLINKS)
     with inside(wires.far):
         far = await HostNetwork().open_udp(0)
     try:
