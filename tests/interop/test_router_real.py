@@ -140,7 +140,12 @@ async def exercise(r: Rig, is_ours: bool) -> dict[str, dict[str, Any]]:
         home, away = made.site("none"), made.site("none")
         make = our_router if is_ours else stock_router
         async with networks_behind(made, home), make(r, hs, home), calling(r, hs, away):
-            return await calls(away, *CALLS)
+            found = await calls(away, *CALLS)
+            if not is_ours:  # stock's forwarder stalls in the middle of a stream, once in some fifty runs
+                silent = [call for call in CALLS if found[call]["end"] == "silence"]
+                print(f"stock was silent, and is asked again: {silent}")
+                found |= await calls(away, *silent)
+            return found
 
 
 async def test_stock_kernels_meet_the_same_behind_us_as_behind_stock(r: Rig) -> None:
