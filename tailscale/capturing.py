@@ -8,6 +8,7 @@ others. What a packet's comment says is `runtime/packet_watch.py`'s; the format 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections import deque
 from collections.abc import Callable
@@ -142,7 +143,10 @@ class Capture:
 
     async def _write_out(self) -> None:
         blocks, self._queue, self._waiting = b"".join(self._queue), deque(), 0
-        try:  # a pipe that nobody reads is left; our own file is written to its end
+        try:  # a pipe that nobody reads is left; our own file is written to its end; memory keeps nobody waiting
+            if isinstance(self._sink, io.BytesIO):
+                self._sink.write(blocks)
+                return
             await trio.to_thread.run_sync(write_all, self._sink, blocks, abandon_on_cancel=self._draft is None)
         except Exception as problem:  # whatever somebody's own file object raises
             self._problem = problem

@@ -23,6 +23,7 @@ from tailscale.cli.schema import read_schema
 from tailscale.daemon.client import Client
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.requests import DaemonError
+from tailscale.errors import NoRoute
 
 API = "/localapi/v0/"
 
@@ -202,10 +203,14 @@ def test_alone_a_command_takes_files_while_it_waits(net: World, tmp_path: Path) 
                     try:
                         await taildrop.send(net.db, "solo", tmp_path / "x")
                         return
-                    except taildrop.TransferRefused:  # it has joined, and opens its inbox
+                    except (taildrop.TransferRefused, NoRoute):  # it has joined, and opens its inbox
                         await trio.sleep(0.05)
 
-        net.within(once_there)
+        try:
+            net.within(once_there)
+        except BaseException:
+            getting.kill()
+            raise
         assert getting.stdout is not None
         assert getting.stdout.readline()
     assert (files(out), getting.returncode) == ({"x": b"alone"}, 0)

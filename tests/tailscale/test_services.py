@@ -92,10 +92,12 @@ async def test_another_host_takes_over(autojump_clock: MockClock, tailnet: Tailn
     ipv4, _ = tailnet.service("svc:web")
     first, second = await host_of(tailnet, "first"), await host_of(tailnet, "second")
     laptop = await tailnet.device("laptop")
-    one, other = await first.listen_service("svc:web", 80), await second.listen_service("svc:web", 80)
-    await until(lambda: len(one.addresses) == len(other.addresses) == 2)
     carrier = lambda: [n.hostname for n in laptop.peers.values() if f"{ipv4}/32" in n.routes]  # noqa: E731
+    one = await first.listen_service("svc:web", 80)
     await until(lambda: carrier() == ["first"])
+    other = await second.listen_service("svc:web", 80)
+    await until(lambda: len(one.addresses) == len(other.addresses) == 2)
+    assert carrier() == ["first"], "who came first keeps it"
     await one.aclose()
     await until(lambda: carrier() == ["second"])
     await other.aclose()
