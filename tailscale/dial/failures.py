@@ -88,6 +88,9 @@ def no_way_to(
     if us.missing_exit and not is_tailscale_address(address):
         why = "choose another with device.set(exit_node=...), or None for none; its routes must be approved"
         return NoRoute(f"{where} goes by the exit node {us.missing_exit!r}, which is not there: {why}", EXIT_MISSING)
+    if node is not None and format_address(address) in node.addresses:
+        why = "it has told neither a relay nor a key for direct paths: if it has just joined, try again in a moment"
+        return NoRoute(f"{node.hostname} cannot be sent packets at {where} yet: {why}")
     return NoRoute(
         f"no peer owns or routes {where}: is it in this tailnet, does the policy let us see it, and are its routes "
         "approved?"

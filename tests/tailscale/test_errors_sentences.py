@@ -18,6 +18,9 @@ from trio.testing import MockClock
 import tailscale
 from tailscale.testing import Tailnet
 from tailscale.testing.network import VirtualHost
+from ts_base.keys import MachinePrivate, NodePrivate
+from ts_control.wire import Hostinfo
+from ts_control.wire_register import RegisterAuth, RegisterRequest
 
 
 @dataclass
@@ -243,6 +246,18 @@ async def dial_tailnet_address_of_nobody(s: Scene) -> None:
     await a.tcp_connect("100.64.7.7", 80)
 
 
+async def dial_peer_that_has_only_registered(s: Scene) -> None:
+    a, _ = await s.pair()
+    server = s.net.control.server
+    auth = RegisterAuth(auth_key=server.create_auth_key())
+    node = NodePrivate.generate(bytes(range(32)))
+    asked = RegisterRequest(version=142, node_key=node.public, hostinfo=Hostinfo(hostname="new"), auth=auth)
+    server.register(MachinePrivate.generate(bytes(range(32))).public, asked, trio.current_time(), object())
+    s.net.control.poke()
+    await until(lambda: "new" in a.peers)
+    await a.tcp_connect("new", 80)
+
+
 async def dial_port_zero(s: Scene) -> None:
     a, _ = await s.pair()
     await a.tcp_connect("b", 0)
@@ -354,6 +369,7 @@ TABLE: list[Row] = [
     (dial_after_logout, t.ConnectionTimedOut, (TimeoutError,), errno.ETIMEDOUT, r"b port 80 did not answer within 5 s: this device is logged out.*device\.login"),
     (dial_unrouted_address, t.NoRoute, (OSError,), errno.EHOSTUNREACH, r"no peer owns or routes 192\.0\.2\.9.*routes approved\?"),
     (dial_tailnet_address_of_nobody, t.NoRoute, (OSError,), errno.EHOSTUNREACH, r"no peer owns or routes 100\.64\.7\.7"),
+    (dial_peer_that_has_only_registered, t.NoRoute, (OSError,), errno.EHOSTUNREACH, r"new cannot be sent packets at .* yet.*try again"),
     (dial_port_zero, OSError, (), errno.EINVAL, r"port 0 is not between 1 and 65535"),
     (dial_huge_port, OSError, (), errno.EINVAL, r"port 70000 is not between 1 and 65535"),
     (dial_local_port_twice, OSError, (), errno.EADDRINUSE, r"999"),
