@@ -8,7 +8,7 @@ READY   = $(VENV)/.ready
 PACKAGES = tailscale ts_acme ts_base ts_control ts_dataplane ts_derp ts_lock ts_mesh ts_netstack ts_proxy ts_tunnel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types coverage interop natlab bench fuzz soak lowest docs wheel clean
+.PHONY: help setup demo test check lint types coverage interop natlab bench fuzz soak lowest audit docs wheel clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -73,6 +73,14 @@ soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
 
 lowest:         ## the fast tests on the lowest versions of every dependency that pyproject.toml allows
 	@sh .ci/lowest.sh
+
+EXTRAS = asgi,cli,dask,fast,mesh,metrics,ssh,testing,tui
+audit: $(READY) ## look up everything that an installation with every extra holds in the advisories of PyPI
+	@rm -rf build/audit && $(BIN)/python -m venv build/audit/tool && $(BIN)/python -m venv build/audit/installed
+	@build/audit/tool/bin/python -m pip install -q --disable-pip-version-check pip-audit
+	@build/audit/installed/bin/python -m pip install -q --disable-pip-version-check '.[$(EXTRAS)]'
+	@build/audit/installed/bin/python -m pip freeze --exclude pytailscale > build/audit/installed.txt
+	@build/audit/tool/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r build/audit/installed.txt
 
 docs: $(READY)  ## the reference from docstrings, the table of metrics, and a searchable site of all pages in build/site
 	@$(BIN)/python docs/generate_reference.py
