@@ -74,11 +74,11 @@ soak: $(READY)  ## a day of flows, restarts and roaming in minutes: MINUTES=5
 lowest:         ## the fast tests on the lowest versions of every dependency that pyproject.toml allows
 	@sh .ci/lowest.sh
 
-EXTRAS = asgi,cli,dask,fast,mesh,metrics,ssh,testing,tui
+EXTRAS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"], sep=",")
 audit: $(READY) ## look up everything that an installation with every extra holds in the advisories of PyPI
 	@rm -rf build/audit && $(BIN)/python -m venv build/audit/tool && $(BIN)/python -m venv build/audit/installed
 	@build/audit/tool/bin/python -m pip install -q --disable-pip-version-check pip-audit
-	@build/audit/installed/bin/python -m pip install -q --disable-pip-version-check '.[$(EXTRAS)]'
+	@build/audit/installed/bin/python -m pip install -q --disable-pip-version-check ".[$$($(BIN)/python -c '$(EXTRAS)')]"
 	@build/audit/installed/bin/python -m pip freeze --exclude pytailscale > build/audit/installed.txt
 	@build/audit/tool/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r build/audit/installed.txt
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 BILL = "pytailscale.cdx.json"
-REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(?:\[[^]]*\])?(?P<range>[^;]*)(?:;(?P<when>.*))?")
 RELATIVE = re.compile(r"(?P<image>!?)\[(?P<words>[^\]]*)\]\((?!https?:|mailto:|#)(?P<target>[^)\s]+)\)")
 
 
@@ -47,26 +48,23 @@ class Bill(BuildHookInterface[Any]):
     """Puts the bill of materials into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name != "wheel" or version == "editable":
+        if version == "editable":
             return
-        project = self.metadata.core_raw_metadata
-        self._kept = tempfile.TemporaryDirectory()
-        bill = Path(self._kept.name, BILL)
-        bill.write_text(json.dumps(bill_of_materials(project), indent=1) + "\n", encoding="utf-8")
+        self._folder = tempfile.TemporaryDirectory()  # goes with the hook
+        bill = Path(self._folder.name, BILL)
+        text = json.dumps(bill_of_materials(self.metadata.core_raw_metadata), indent=1)
+        bill.write_text(text + "\n", encoding="utf-8")
         build_data["sbom_files"].append(str(bill))
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        if hasattr(self, "_kept"):
-            self._kept.cleanup()
 
 
 def bill_of_materials(project: dict[str, Any]) -> dict[str, Any]:
     """The `[project]` table as CycloneDX: itself, what it needs always, and what its extras add."""
     itself = f"pkg:pypi/{project['name']}@{project['version']}"
-    wanted = {_name(each): _component(each, "required") for each in project["dependencies"]}
-    for extra in project["optional-dependencies"].values():
-        for each in extra:
-            wanted.setdefault(_name(each), _component(each, "optional"))
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    wanted: dict[str, dict[str, Any]] = {}
+    for scope, requirements in (("required", project["dependencies"]), ("optional", extras)):
+        for component in (_component(Requirement(each), scope) for each in requirements):
+            wanted.setdefault(component["purl"], component)
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.7",
@@ -82,23 +80,15 @@ def bill_of_materials(project: dict[str, Any]) -> dict[str, Any]:
                 "purl": itself,
             }
         },
-        "components": [wanted[name] for name in sorted(wanted)],
-        "dependencies": [{"ref": itself, "dependsOn": [f"pkg:pypi/{name}" for name in sorted(wanted)]}],
+        "components": [wanted[purl] for purl in sorted(wanted)],
+        "dependencies": [{"ref": itself, "dependsOn": sorted(wanted)}],
     }
 
 
-def _name(requirement: str) -> str:
-    """As package registries compare names (PEP 503)."""
-    found = REQUIREMENT.match(requirement)
-    assert found is not None
-    return re.sub(r"[-_.]+", "-", found["name"]).lower()
-
-
-def _component(requirement: str, scope: str) -> dict[str, Any]:
+def _component(wanted: Requirement, scope: str) -> dict[str, Any]:
     """Something that is not in the wheel: its version is a range, in the order that VERS asks for."""
-    found, name = REQUIREMENT.match(requirement), _name(requirement)
-    assert found is not None
-    bounds = sorted((bound.strip() for bound in found["range"].split(",")), key=lambda bound: bound.startswith("<"))
+    name = canonicalize_name(wanted.name)
+    bounds = sorted(map(str, wanted.specifier), key=lambda bound: bound.startswith("<"))
     component = {
         "type": "library",
         "bom-ref": f"pkg:pypi/{name}",
@@ -108,6 +98,6 @@ def _component(requirement: str, scope: str) -> dict[str, Any]:
         "scope": scope,
         "purl": f"pkg:pypi/{name}",
     }
-    if found["when"]:
-        component["properties"] = [{"name": "pytailscale:marker", "value": found["when"].strip()}]
+    if wanted.marker:
+        component["properties"] = [{"name": "pytailscale:marker", "value": str(wanted.marker)}]
     return component
