@@ -12,7 +12,7 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import pytest
@@ -134,23 +134,23 @@ async def calling(r: Rig, hs: Headscale, site: Site, router: str = "router") -> 
         yield desk
 
 
-async def exercise(r: Rig, is_ours: bool) -> dict[str, dict[str, Any]]:
+async def exercise(r: Rig, is_ours: bool, expected: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """How the calls ended; those that are `expected` to be answered and met silence are made once more."""
     async with natlab.lab(r) as (made, hs):
         await hs.set_policy(POLICY)
         home, away = made.site("none"), made.site("none")
         make = our_router if is_ours else stock_router
         async with networks_behind(made, home), make(r, hs, home), calling(r, hs, away):
             found = await calls(away, *CALLS)
-            if not is_ours:  # stock's forwarder stalls in the middle of a stream, once in some fifty runs
-                silent = [call for call in CALLS if found[call]["end"] == "silence"]
-                print(f"stock was silent, and is asked again: {silent}")
-                found |= await calls(away, *silent)
-            return found
+            silent = [call for call in expected if found[call]["end"] == "silence"]
+            return found | await calls(away, *silent)
 
 
 async def test_stock_kernels_meet_the_same_behind_us_as_behind_stock(r: Rig) -> None:
     """What stock answers is right, but where docs/decisions.md says why ours is better."""
-    ours, stock = await exercise(r, True), await exercise(r, False)
+    ours = await exercise(r, True)
+    # Stock's forwarder was seen to stall in the middle of a stream that it carries the next time.
+    stock = await exercise(r, False, [call for call in CALLS if ours[call]["end"] == "ok"])
     for call in CALLS:
         print(f"{call:24} ours {ours[call]} stock {stock[call]}")
     better = {f"udp:{HOST}:81", "tcp:10.77.0.9:7", "tcp:203.0.113.99:7", f"ping:{HOST}:0", f"ping:{PUBLIC}:0"}

@@ -99,7 +99,7 @@ async def seconds_for(us: Device, host: str, data: bytes) -> float:
 async def test_one_stream_goes_by_two_slow_lines(r: Rig, theirs: str) -> None:
     async with natlab.lab(r) as (made, hs):
         van, home = made.site("none"), made.site("none")
-        made.second_uplink(van)
+        await made.second_uplink(van)
         key = await hs.auth_key(ephemeral=False)
         start = r.tsnet if theirs == "tsnet" else r.ours
         async with start(hs, key, "db", namespace=home.client, port=natlab.NODE_PORT) as db:

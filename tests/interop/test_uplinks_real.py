@@ -176,7 +176,7 @@ STEADY = 1 << 20  # bytes a second
 async def test_a_flow_outlives_an_uplink_that_falls_silent(r: Rig, theirs: str) -> None:
     async with natlab.lab(r) as (made, hs):
         van, home = made.site("none"), made.site("none")
-        made.second_uplink(van)
+        await made.second_uplink(van)
         key = await hs.auth_key(ephemeral=False)
         start = r.tsnet if theirs == "tsnet" else r.ours
         async with start(hs, key, "db", namespace=home.client, port=natlab.NODE_PORT) as db:
@@ -216,7 +216,7 @@ async def test_a_flow_outlives_an_uplink_that_falls_silent(r: Rig, theirs: str) 
 async def test_a_flow_goes_on_when_an_interface_goes_down(r: Rig) -> None:
     async with natlab.lab(r) as (made, hs):
         van, home = made.site("none"), made.site("none")
-        made.second_uplink(van)
+        await made.second_uplink(van)
         key = await hs.auth_key(ephemeral=False)
         async with r.ours(hs, key, "db", namespace=home.client, port=natlab.NODE_PORT) as db:
             with inside(van.client):

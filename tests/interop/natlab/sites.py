@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tests.interop.natlab.kinds import HOSTS, HOSTS6, KINDS6, chain, rules_of
 from tests.interop.natlab.namespaces import LabError, inside, nft, run
+from tests.interop.processes import poll_until
 from tests.interop.rig import Headscale, Rig
 
 _LABS = itertools.count(1)
@@ -165,14 +166,22 @@ class Lab:
         run("ip", "-n", router, "link", "set", f"p{last}", "master", "lan")
         run("ip", "-n", client, "route", "add", "default", "via", f"192.168.{n}.1")
 
-    def second_uplink(self, site: Site) -> None:
-        """Another wire from a client without a router to the internet, as eth1; the system itself goes on by eth0."""
+    async def second_uplink(self, site: Site) -> None:
+        """Another wire from a client without a router to the internet, as eth1; the system itself goes on by eth0.
+
+        A busy kernel says up to a second late that a new wire has another end: until then it is no uplink.
+        """
         n = site.number
         self._wire(self.inet, f"w{n}", f"10.98.{n}.1", site.client, "eth1", f"10.98.{n}.10")
         run("ip", "-n", site.client, "route", "add", "default", "via", f"10.98.{n}.1", "dev", "eth1", "metric", "50")
         for namespace in (site.client, self.inet):
             for scope in ("all", "default", *(("eth0", "eth1") if namespace == site.client else ())):
                 run("ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.ipv4.conf.{scope}.rp_filter=0")
+
+        async def are_up() -> bool:
+            return run("ip", "-n", site.client, "-o", "link", "show", "up").count("state UP") == 2
+
+        await poll_until("eth0 and eth1 to have carrier", are_up)
 
     def silence(self, site: Site, uplink: str, silent: bool) -> None:
         """One of a client's wires swallows all UDP that is no relay's, both ways, or passes it again."""
