@@ -88,9 +88,16 @@ class Pair:
         return stock, ours
 
     async def ask(self, who: str, request: bytes, port: int = 80) -> bytes:
-        """What one of them answers, until it hangs up."""
+        """What one of them answers, until it hangs up.
+
+        A dial of the caller's may run into its 5 s though both ends are stock's, while paths are found: it dials again.
+        """
         with trio.fail_after(30):
-            async with await self.caller.connect(self.addresses[who], port) as stream:
+            try:
+                connected = await self.caller.connect(self.addresses[who], port)
+            except ConnectionRefusedError:
+                connected = await self.caller.connect(self.addresses[who], port)
+            async with connected as stream:
                 await stream.send_all(request.replace(b"@NAME@", self.names[who].encode()))
                 return b"".join([bytes(piece) async for piece in stream])
 
