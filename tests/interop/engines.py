@@ -26,6 +26,8 @@ from tests.tailscale.thread_scripts import introduce
 HOME = Path(os.environ.get("PYTAILSCALE_ENGINES") or Path.home() / ".cache/pytailscale/engines")
 PYTHON = HOME / "venv/bin/python"
 PATIENCE = 90.0
+# Ray starts a process for every client, and in some runs that one dies at birth, by its own word and without us.
+TRIES = 3
 
 RAY = """
 import ray
@@ -207,6 +209,18 @@ def wait_open(port: int) -> None:
             time.sleep(0.1)
 
 
+def run_client(program: str, folder: Path) -> None:
+    """Run the client's program; where it fails, say what the engine's own logs end with, and try again."""
+    for tries_left in reversed(range(TRIES)):
+        done = subprocess.run([str(PYTHON), "-c", program], timeout=PATIENCE)
+        if done.returncode == 0:
+            return
+        for log in sorted(folder.rglob("ray_client_server*.err")):
+            sys.stderr.write(f"{log.name} ends:\n{log.read_text(errors='replace')[-2000:]}\n")
+        print(f"the engine's client failed; {tries_left} more tries")
+    raise SystemExit(f"the engine's client failed {TRIES} times")
+
+
 def attempt(engine: Engine) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -221,7 +235,7 @@ def attempt(engine: Engine) -> None:
             wait_open(port)
             stack.enter_context(server.expose(port))
             ways.append(stack.enter_context(client.forward("engine", port, local_port=local_port)))
-        subprocess.run([str(PYTHON), "-c", engine.client], check=True, timeout=PATIENCE)
+        run_client(engine.client, folder)
         for way in ways:
             counted = way.statistics()
             assert counted.flows, f"nothing went by port {way.port}"
