@@ -8,7 +8,7 @@ READY   = $(VENV)/.ready
 PACKAGES = tailscale ts_acme ts_base ts_control ts_dataplane ts_derp ts_lock ts_mesh ts_netstack ts_proxy ts_tunnel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types coverage interop natlab bench fuzz soak lowest audit docs wheel clean
+.PHONY: help setup demo test versions check lint types coverage interop natlab bench fuzz soak lowest audit docs wheel clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,10 @@ demo: $(READY)  ## a working tailnet on this machine: control server, relay, two
 
 test: $(READY)  ## the test suite without Go peers and without the slow tests (under two minutes)
 	@$(BIN)/python -m pytest -m 'not slow and not interop and not root' -n 2 --dist worksteal
+
+versions:       ## the test suite on every Python from 3.11 on that this machine has, each in an environment of its own
+	@for p in 3.11 3.12 3.13 3.14; do python$$p -c '' 2>/dev/null || continue; echo "== Python $$p"; \
+	$(MAKE) --no-print-directory test PYTHON=python$$p VENV=.venv-$$p || exit 1; done
 
 check: lint types ## formatting, lints, types and the tests with branch coverage per room
 	@$(MAKE) --no-print-directory coverage

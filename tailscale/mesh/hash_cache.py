@@ -46,6 +46,7 @@ class HashCache:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._is_closed = False
         self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._rows = 0
@@ -100,16 +101,19 @@ class HashCache:
                 self._rows = _count(database)
 
     def close(self) -> None:
+        """Nothing is read or written from here on: a thread that still asks must not open it again."""
         with self._lock:
             self.flush()
+            self._is_closed = True
             if self._database is not None:
                 self._database.close()
                 self._database = None
-            self._path = None  # whatever still asks finds an empty one
 
     def _ask(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """One thread at a time. A damaged file is put aside; what else is wrong with the disk is no concern of ours."""
         with self._lock:
+            if self._is_closed:
+                return None
             try:
                 if self._database is None:
                     self._database = self._open()
@@ -130,10 +134,13 @@ class HashCache:
         else:
             make_folder(self._path.parent)
             database = sqlite3.connect(self._path, check_same_thread=False, timeout=1.0)
+        try:
             # Lost in a power cut it costs one more look at a file; until then it must cost little.
-            database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;")
-        database.executescript(SCHEMA)
-        self._rows = _count(database)
+            database.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; {SCHEMA}")
+            self._rows = _count(database)
+        except sqlite3.Error:  # damaged, most likely
+            database.close()
+            raise
         return database
 
 

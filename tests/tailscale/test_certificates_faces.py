@@ -53,6 +53,7 @@ def test_asyncio_streams_speak_tls_by_the_devices_certificate() -> None:
             async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 writer.write(await reader.read(100))
                 await writer.drain()
+                writer.close()
 
             async with await web.listen_tls(443) as listener:
                 asking = asyncio.create_task(ask(443))

@@ -40,7 +40,9 @@ def many(count: int, *, folder: str = "tree", is_inside: bool = False) -> list[S
 
 
 def landing(folder: Path, exists: Any = "refuse") -> Landing:
-    return Landing(folder, exists, HashCache(None), trio.CapacityLimiter(8))
+    hashes = HashCache(None)
+    hashes.close()  # nothing here reads a file twice
+    return Landing(folder, exists, hashes, trio.CapacityLimiter(8))
 
 
 def names(folder: Path) -> list[str]:

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ CONTENT = CONTENT[:SIZE]
 BLOCKS = [CONTENT[at : at + BLOCK] for at in range(0, SIZE, BLOCK)]
 HASHES = [hashlib.sha256(block).digest() for block in BLOCKS]
 ROOT = root_of(HASHES)
+Caches = Callable[[Path | None], HashCache]
 ENTRY = Entry("file", SIZE, MTIME, 0o640)
 
 
 def landing(folder: Path, exists: Any = "refuse") -> Landing:
-    return Landing(folder, exists, HashCache(None), None)  # type: ignore[arg-type] # no threads are needed here
+    hashes = HashCache(None)
+    hashes.close()  # nothing here reads a file twice
+    return Landing(folder, exists, hashes, None)  # type: ignore[arg-type] # no threads are needed here
 
 
 def fill(sink: Sink, *blocks: int) -> None:
@@ -249,6 +254,13 @@ def test_folder_swapped_for_a_link_between_check_and_open_leads_nowhere(tmp_path
     assert names(outside) == []
 
 
+@pytest.fixture
+def caches() -> Iterator[Caches]:
+    """Makes caches, and closes them behind the test."""
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(closing(HashCache(path)))
+
+
 # --- what is sent -----------------------------------------------------------------------------------
 
 
@@ -256,17 +268,17 @@ def source_of(path: Path, cache: HashCache) -> Source:
     return Source.open(scan([path]).items[0], cache)
 
 
-def test_hashes_are_kept_by_what_the_file_is(tmp_path: Path) -> None:
+def test_hashes_are_kept_by_what_the_file_is(tmp_path: Path, caches: Caches) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     os.utime(path, ns=(MTIME, MTIME))
-    cache = HashCache(tmp_path / "state" / "hashes.sqlite")
+    cache = caches(tmp_path / "state" / "hashes.sqlite")
     one = source_of(path, cache)
     assert b"".join(one.read_bytes(0, SIZE)) == CONTENT
     assert one.root() == ROOT
     one.close()
     cache.close()
-    two = source_of(path, HashCache(tmp_path / "state" / "hashes.sqlite"))
+    two = source_of(path, caches(tmp_path / "state" / "hashes.sqlite"))
     assert two.known_root() == ROOT
     assert (one.bytes_hashed, two.bytes_hashed) == (SIZE, 0)
     two.close()
@@ -274,11 +286,11 @@ def test_hashes_are_kept_by_what_the_file_is(tmp_path: Path) -> None:
     assert source_of(path, cache).known_root() is None
 
 
-def test_part_of_a_file_that_was_sent_is_kept_as_well(tmp_path: Path) -> None:
+def test_part_of_a_file_that_was_sent_is_kept_as_well(tmp_path: Path, caches: Caches) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     os.utime(path, ns=(MTIME, MTIME))
-    cache = HashCache(None)
+    cache = caches(None)
     one = source_of(path, cache)
     next(one.read_bytes(0, SIZE))
     list(one.read_bytes(BLOCK, 2 * BLOCK))
@@ -286,12 +298,12 @@ def test_part_of_a_file_that_was_sent_is_kept_as_well(tmp_path: Path) -> None:
     assert source_of(path, cache).hashes == [None, HASHES[1], None]
 
 
-def test_file_that_changed_within_a_tick_of_its_clock_is_not_remembered(tmp_path: Path) -> None:
+def test_file_that_changed_within_a_tick_of_its_clock_is_not_remembered(tmp_path: Path, caches: Caches) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"hello")
     ahead = os.stat(path).st_mtime_ns + 3_600_000_000_000
     os.utime(path, ns=(ahead, ahead))
-    cache = HashCache(None)
+    cache = caches(None)
     one = source_of(path, cache)
     one.root()
     one.close()
@@ -299,11 +311,11 @@ def test_file_that_changed_within_a_tick_of_its_clock_is_not_remembered(tmp_path
 
 
 @pytest.mark.parametrize("deed", ["truncate", "grow", "replace", "remove", "touch"])
-def test_source_that_changes_is_told(tmp_path: Path, deed: str) -> None:
+def test_source_that_changes_is_told(tmp_path: Path, deed: str, caches: Caches) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     os.utime(path, ns=(MTIME, MTIME))
-    source = source_of(path, HashCache(None))
+    source = source_of(path, caches(None))
     reading = source.read_bytes(0, SIZE)
     next(reading)
     if deed == "truncate":
@@ -325,10 +337,10 @@ def test_source_that_changes_is_told(tmp_path: Path, deed: str) -> None:
     source.close()
 
 
-def test_damaged_cache_is_put_aside(tmp_path: Path) -> None:
+def test_damaged_cache_is_put_aside(tmp_path: Path, caches: Caches) -> None:
     path = tmp_path / "hashes.sqlite"
     path.write_bytes(b"this is no database, and longer than a header of one would have to be" * 10)
-    cache = HashCache(path)
+    cache = caches(path)
     key = FileKey(1, 2, 3, 4)
     assert cache.get(key) == []
     cache.put(key, [bytes(range(32)), None])
@@ -336,17 +348,27 @@ def test_damaged_cache_is_put_aside(tmp_path: Path) -> None:
     assert (tmp_path / "hashes.sqlite.bad").exists()
 
 
-def test_cache_knows_the_largest_numbers(tmp_path: Path) -> None:
-    cache = HashCache(tmp_path / "hashes.sqlite")
+def test_cache_knows_the_largest_numbers(tmp_path: Path, caches: Caches) -> None:
+    cache = caches(tmp_path / "hashes.sqlite")
     key = FileKey((1 << 64) - 1, (1 << 64) - 2, 1 << 42, -1)
     cache.put(key, [bytes(range(32))])
     cache.close()
-    assert HashCache(tmp_path / "hashes.sqlite").get(key) == [bytes(range(32))]
+    assert caches(tmp_path / "hashes.sqlite").get(key) == [bytes(range(32))]
 
 
-def test_cache_that_cannot_be_written_is_only_slower(tmp_path: Path) -> None:
+def test_cache_that_was_closed_is_not_opened_again(tmp_path: Path, caches: Caches) -> None:
+    path = tmp_path / "state" / "hashes.sqlite"
+    cache = caches(path)
+    key = FileKey(1, 2, 3, 4)
+    cache.close()
+    cache.put(key, [bytes(range(32))] * 2)
+    assert cache.get(key) == []
+    assert not path.exists()
+
+
+def test_cache_that_cannot_be_written_is_only_slower(tmp_path: Path, caches: Caches) -> None:
     (tmp_path / "file").write_bytes(b"")
-    cache = HashCache(tmp_path / "file" / "hashes.sqlite")
+    cache = caches(tmp_path / "file" / "hashes.sqlite")
     cache.put(FileKey(1, 2, 3, 4), [bytes(32)] * 2)
     assert cache.get(FileKey(1, 2, 3, 4)) == []
 

@@ -229,8 +229,11 @@ def test_nodes_asked_in_the_future_are_asked_again(clock: Clock) -> None:
     assert saved.recently_asked() == {}
 
 
-def test_a_file_hashed_before_the_clock_stepped_back_is_known_only_as_it_was(clock: Clock, tmp_path: Path) -> None:
+def test_a_file_hashed_before_the_clock_stepped_back_is_known_only_as_it_was(
+    clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path, cache = tmp_path / "file", HashCache(None)
+    request.addfinalizer(cache.close)
     path.write_bytes(b"first")
     before = time.time_ns() - 3_600_000_000_000
     os.utime(path, ns=(before, before))
