@@ -137,7 +137,8 @@ class ServedLock:
     def _finish(self, request: LockRequest) -> LockAnswer:
         if self._proposed is None or self.chain is not None:
             raise LockRefused("no lock was begun")
-        self.begin(self._proposed, {int(node): from_text_untrusted(s) for node, s in request.signatures.items()})
+        signed = {_device_id_untrusted(node): from_text_untrusted(s) for node, s in request.signatures.items()}
+        self.begin(self._proposed, signed)
         return LockAnswer()
 
     def begin(self, genesis: Update, signatures: dict[int, bytes]) -> None:
@@ -231,6 +232,12 @@ class ServedLock:
         if self.chain is None:
             raise LockRefused("this tailnet has no lock")
         return self.chain
+
+
+def _device_id_untrusted(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 19:
+        raise LockRefused("a signature of a node whose number is none")
+    return int(text)
 
 
 def _sign_info(device: Enrolled) -> SignInfo:
