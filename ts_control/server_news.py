@@ -1,11 +1,13 @@
 """The devices of an embedded tailnet over time: what changed, who must hear of it, and when.
 
 Owns every deadline (keep-alive, offline, ephemeral, expiry), the open map streams and the news not told yet. A change
-is told at once, those right behind it together. Knows nothing of auth keys, administrators, Noise or HTTP.
+is told at once, those right behind it together; of a device that is joining once it has said where it is, because what
+costs most in a large tailnet is that everybody is told. Knows nothing of auth keys, administrators, Noise or HTTP.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
@@ -24,6 +26,7 @@ KEEP_ALIVE_INTERVAL = 50.0
 OFFLINE_GRACE = 2.0  # a stream that comes back sooner was never away
 EPHEMERAL_TIMEOUT = 120.0
 BATCH_DELAY = 0.01
+NEWCOMER_DELAY = 0.1  # whoever has registered asks for its map next, and then says where it is
 MAX_STREAMS = 20_000
 
 _PUBLISH: tuple[str, Hashable] = ("publish", None)
@@ -48,6 +51,7 @@ class News:
         self._streams: dict[ServedMap, None] = {}
         self._streams_of: dict[int, list[ServedMap]] = {}
         self._published_at = -BATCH_DELAY
+        self._publish_at = math.inf
         self._timers: Timers[tuple[str, Hashable]] = Timers()
         self._ready: dict[object, None] = {}
         self.policy = maps.policy.policy
@@ -247,13 +251,25 @@ class News:
         """After anything happened: tell the streams now, or together with what follows within the batch delay."""
         if not self.changes:
             return
-        if now >= self._published_at + BATCH_DELAY:  # as the timer is set: rounding must not tell them apart
+        ripe = min(self._ripe_at(now), self._publish_at)
+        if ripe <= now:
             self._publish(now)
-        elif _PUBLISH not in self._timers:
-            self._timers.set(_PUBLISH, self._published_at + BATCH_DELAY)
+        elif ripe < self._publish_at:
+            self._publish_at = ripe
+            self._timers.set(_PUBLISH, ripe)
+
+    def _ripe_at(self, now: float) -> float:
+        """When the news should be told, if nothing is added to them."""
+        joining = [self.directory.devices[number] for number, news in self.changes.devices.items() if "new" in news]
+        if not joining or self.changes.removed or self.changes.policy or len(joining) < len(self.changes.devices):
+            return self._published_at + BATCH_DELAY
+        if all(device.home_region for device in joining):
+            return self._published_at + BATCH_DELAY
+        return now + (BATCH_DELAY if any(device.online for device in joining) else NEWCOMER_DELAY)
 
     def _publish(self, now: float) -> None:
         self._timers.clear(_PUBLISH)
+        self._publish_at = math.inf
         changes, self.changes = self.changes, Changes()
         self._published_at = now
         framed: dict[tuple[int, bool], bytes] = {}

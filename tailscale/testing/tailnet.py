@@ -424,9 +424,13 @@ class Tailnet:
 
     def id_of(self, device: Device | str) -> int:
         """Control's number for a device, given it or its name."""
-        for enrolled in self.control.server.directory:
-            if enrolled.label == device or (not isinstance(device, str) and enrolled.id == device.node.id):
-                return enrolled.id
+        directory = self.control.server.directory
+        if isinstance(device, str):
+            found = next((enrolled.id for enrolled in directory if enrolled.label == device), None)
+        else:
+            found = device.node.id if device.node.id in directory.devices else None
+        if found is not None:
+            return found
         raise LookupError(f"no device {device!r} in this tailnet")
 
     # Faults
