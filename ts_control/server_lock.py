@@ -137,7 +137,7 @@ class ServedLock:
     def _finish(self, request: LockRequest) -> LockAnswer:
         if self._proposed is None or self.chain is not None:
             raise LockRefused("no lock was begun")
-        signed = {_device_id_untrusted(node): from_text_untrusted(s) for node, s in request.signatures.items()}
+        signed = {_number_of_node(node): from_text_untrusted(s) for node, s in request.signatures.items()}
         self.begin(self._proposed, signed)
         return LockAnswer()
 
@@ -234,7 +234,7 @@ class ServedLock:
         return self.chain
 
 
-def _device_id_untrusted(text: str) -> int:
+def _number_of_node(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19:
         raise LockRefused("a signature of a node whose number is none")
     return int(text)

@@ -51,6 +51,14 @@ async def test_real_sockets_work_the_same() -> None:
             assert await exchange(a, b) == b"hello"
 
 
+async def test_who_joins_looks_at_every_peer_once_not_at_everything_for_each(
+    autojump_clock: MockClock, tailnet: Tailnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "status", None)
+    for number in range(4):
+        await tailnet.device(f"n{number}")
+
+
 async def test_device_may_leave_before_the_tailnet_does(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     a = await tailnet.device("a")
     async with tailnet.device("b") as b:

@@ -106,6 +106,37 @@ def test_changes_close_together_are_told_together() -> None:
     assert b.netmap.peers[a.id].endpoints == ("192.0.2.4:1",)
 
 
+def test_who_joins_is_told_of_once_and_with_where_it_is() -> None:
+    world = World()
+    a = world.member("a")
+    quiet(a)
+    b = world.member("b")
+    b.report(endpoints=("192.0.2.1:1",))
+    assert a.hear() == []
+    b.set_home(7)
+    message = only(a.hear())  # in the same moment
+    (peer,) = message.peers_changed
+    assert (peer.id, peer.online, peer.home_derp, peer.endpoints) == (b.id, True, 7, ("192.0.2.1:1",))
+
+
+def test_who_registers_and_says_no_more_is_told_of_a_little_later() -> None:
+    world = World()
+    a = world.member("a")
+    quiet(a)
+    b = Member(world, "b")
+    b.register(world.server.create_auth_key())
+    world.at(world.now + 0.05)
+    assert a.hear() == []
+    a.set_home(7)  # other news does not wait for it
+    world.at(world.now + 0.06)
+    assert a.peer_names() == {"b"}
+    b.stream()
+    c = Member(world, "c")
+    c.register(world.server.create_auth_key())
+    world.at(world.now + 0.11)
+    assert a.peer_names() == {"b", "c"}
+
+
 def test_same_delta_is_encoded_once_for_all_who_hear_it() -> None:
     world = World()
     members = [world.member(f"m{number}") for number in range(10)]
