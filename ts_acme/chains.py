@@ -36,6 +36,14 @@ RENEW_AT = 2 / 3  # of the lifetime, where no server says better
 ACME_IDENTIFIER = ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 BEGIN, END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _PEM = re.compile(re.escape(BEGIN) + rb".*?" + re.escape(END), re.DOTALL)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    Warning,  # of what cryptography will refuse one day, where the program made warnings errors
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +87,11 @@ def chain_untrusted(pem: bytes) -> Chain:
         names = _names(own)
         public = own.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         begins, expires = own.not_valid_before_utc.timestamp(), own.not_valid_after_utc.timestamp()
+        if own.serial_number <= 0 or begins > expires:
+            raise BadPacket("a certificate without a positive number, or that ends before it begins")
         ari_id = _ari_id(own)
         _check_order(certificates)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as problem:
+    except UNREADABLE as problem:
         if isinstance(problem, BadPacket):
             raise
         raise BadPacket("a certificate that cannot be read") from None
