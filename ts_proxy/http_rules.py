@@ -149,6 +149,13 @@ def has_body(headers: Headers) -> bool:
     return is_coded(headers) or any(name == b"content-length" and value.strip(b"0") for name, value in headers)
 
 
+def length_of(headers: Headers) -> int | None:
+    """How long a body is by its head; None where that is found out on the way."""
+    values = [value for name, value in headers if name == b"content-length"]
+    is_told = len(values) == 1 and values[0].isdigit() and len(values[0]) < 19
+    return int(values[0]) if is_told and not is_coded(headers) else None
+
+
 def trailers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Those that may stand behind a body: nothing that frames, routes or logs in (RFC 9110, 6.5.1)."""
     barred = HOP_BY_HOP | NEVER_TAKEN | {b"authorization", b"trailer"}

@@ -1,13 +1,15 @@
 """One request and its answer, between a client and the server it asks: both bodies at once, for one may need the other.
 
 What proxies of both directions share. Each side's bytes are read and written anew by h11, so that whatever one side
-left open about where a message ends, the other side hears it said one way. Knows neither who asks nor why it is
-passed on. RFC 9110, 7.6; RFC 9112, 6 and 7.
+left open about where a message ends, the other side hears it said one way. Only a large body whose length was said goes
+past it, counted: h11 would copy every byte of it three times. Knows neither who asks nor why it is passed on. RFC 9110,
+7.6; RFC 9112, 6 and 7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable
+from contextlib import aclosing
 from enum import Enum, auto
 from typing import Any
 
@@ -21,6 +23,9 @@ from tailscale.http1.wire import Wire
 from ts_proxy import http_rules
 
 SENT_AHEAD = 64 << 10  # bytes of later requests we take while still answering
+MOST_INTERIM = 100  # answers that announce another one; a server that sends more will never come to an end
+LARGE = 64 << 10  # bytes of a body from which on it is worth passing them on without a copy
+PIECE = 512 << 10  # what is written at once leaves as one burst: halves of it cost a third more
 Count = Callable[..., object]  # of bytes: sent=, received=
 
 
@@ -45,7 +50,9 @@ class Upstream:
         self.key = key
         self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=head)
         self.is_used = False
+        self._head = head
         self._idle = idle
+        self._is_read_past = False  # the body of this answer went past h11, and is whole
 
     @property
     def is_alive(self) -> bool:
@@ -57,11 +64,16 @@ class Upstream:
 
     @property
     def is_reusable(self) -> bool:
-        return self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
+        is_read = self._is_read_past or self.http.their_state is h11.DONE
+        return self.http.our_state is h11.DONE and is_read
 
     def rest(self) -> None:
         """It is whole, and may carry another request."""
-        self.http.start_next_cycle()
+        if self._is_read_past:
+            self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self._head)
+            self._is_read_past = False
+        else:
+            self.http.start_next_cycle()
         self.is_used = True
 
     async def send(self, event: Any) -> None:
@@ -74,8 +86,31 @@ class Upstream:
             event = self.http.next_event()
             if event is not h11.NEED_DATA:
                 return event
+            self.http.receive_data(await self._receive())
+
+    async def body(self, length: int) -> AsyncGenerator[bytes, None]:
+        """The body of the answer whose head was the last event, past h11: so many bytes, which its head has said."""
+        piece, is_closed = self.http.trailing_data
+        left = length - len(piece)
+        while left > 0:
+            if piece:
+                yield piece
+            piece = b"" if is_closed else await self._receive(PIECE)
+            if not piece:
+                raise ConnectionReset("the server closed the connection in the middle of its answer")
+            left -= len(piece)
+        if left:  # what is behind it is no answer to anything: this connection carries no more
+            yield piece[:left]
+        else:
+            self._is_read_past = self.http.their_state is h11.SEND_BODY
+            yield piece
+
+    async def _receive(self, most: int | None = None) -> bytes:
+        try:
             with trio.fail_after(self._idle):
-                self.http.receive_data(bytes(await self.stream.receive_some()))
+                return bytes(await self.stream.receive_some(most))
+        except (*LOST, trio.TooSlowError) as problem:
+            raise ConnectionReset(f"the server broke off its answer: {problem}") from problem
 
 
 class Exchange:
@@ -91,10 +126,12 @@ class Exchange:
         self._is_gateway = is_gateway
         self._is_begun = False  # the client has heard something of the final answer
         self._ending = Ending.BROKEN
+        self._method = b""
         self._problem: Exception | None = None
 
     async def run(self, request: h11.Request) -> Ending:
         """Raises what the client can still be told: nothing of an answer has been passed on by then."""
+        self._method = request.method
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._carry_request, request, nursery.cancel_scope)
@@ -155,7 +192,7 @@ class Exchange:
     # From the server
 
     async def _carry_answer(self, scope: trio.CancelScope) -> None:
-        is_coded = False
+        is_coded, interim = False, 0
         try:
             while True:
                 event = await self._from_upstream()
@@ -163,12 +200,18 @@ class Exchange:
                     if event.status_code == 101:
                         await self._switch(event)
                         return
+                    interim += 1
+                    if interim > MOST_INTERIM:
+                        raise ConnectionReset(f"the server sent more than {MOST_INTERIM} interim answers and no other")
                     if self._is_modern:
                         await self._tell(_with(event, self._head_of(event)))
                 elif isinstance(event, h11.Response):
                     is_coded = http_rules.is_coded(_head(event))
                     self._is_begun = True
                     await self._tell(_with(event, self._head_of(event)))
+                    if length := self._length_past_h11(event):
+                        await self._carry_body(length)
+                        break
                 elif isinstance(event, h11.Data):
                     await self._tell(event)
                     self._count(received=len(event.data))
@@ -183,10 +226,24 @@ class Exchange:
         http = self._wire.http
         self._ending = Ending.WHOLE if http.our_state is http.their_state is h11.DONE else Ending.LAST
 
+    def _length_past_h11(self, event: h11.Response) -> int:
+        """How long a large body is whose length was said; 0 for all others."""
+        if self._method == b"HEAD" or event.status_code in (204, 304):
+            return 0
+        length = http_rules.length_of(_head(event)) or 0
+        return length if length >= LARGE else 0
+
+    async def _carry_body(self, length: int) -> None:
+        async with aclosing(self._upstream.body(length)) as pieces:
+            async for piece in pieces:
+                await self._tell(h11.Data(data=piece))
+                self._count(received=len(piece))
+        await self._tell(h11.EndOfMessage())
+
     async def _from_upstream(self) -> Any:
         try:
             return await self._upstream.next_event()
-        except (*LOST, trio.TooSlowError, h11.RemoteProtocolError) as problem:
+        except h11.RemoteProtocolError as problem:
             raise ConnectionReset(f"the server broke off its answer: {problem}") from problem
 
     async def _switch(self, event: h11.InformationalResponse) -> None:

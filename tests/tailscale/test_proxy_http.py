@@ -377,6 +377,15 @@ async def test_answer_that_breaks_off_is_never_taken_for_whole(
             assert b"error=connection_terminated" in got
 
 
+async def test_server_that_only_ever_announces_an_answer_is_left(tailnet: Tailnet, autojump_clock: MockClock) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    async with scene(tailnet) as s, site(s, Server(early * 1000)):
+        got = await s.exchange(b"GET http://web/ HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+    *interim, final = got.split(b"HTTP/1.1 ")[1:]
+    assert [head[:3] for head in interim] == [b"103"] * 100
+    assert final.startswith(b"502")
+
+
 async def test_expectation_is_passed_on_and_so_is_the_go_ahead(tailnet: Tailnet, autojump_clock: MockClock) -> None:
     seen = b""
 

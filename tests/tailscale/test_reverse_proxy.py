@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -167,6 +168,47 @@ async def test_what_a_server_answers(tailnet: Tailnet) -> None:
         s.client.headers["Connection"] = "close"
         for said, status in ANSWERS:
             assert (await s.client.get("/")).status_code == status, said
+
+
+LONG = 1_000_000
+
+
+async def test_long_answers_are_passed_on_whole_over_one_connection(tailnet: Tailnet) -> None:
+    body = random.Random(1).randbytes(LONG)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % LONG
+    connections: list[int] = []
+
+    async def speak(stream: trio.SocketStream) -> None:
+        connections.append(0)
+        async with stream:
+            while request := bytes(await stream.receive_some()):
+                connections[-1] += 1
+                if request.startswith(b"HEAD"):
+                    await stream.send_all(head + b"\r\n")
+                elif request.startswith(b"GET /last"):
+                    await stream.send_all(head + b"Connection: close\r\n\r\n" + body)
+                elif request.startswith(b"GET /more"):
+                    await stream.send_all(head + b"\r\n" + body + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
+                else:
+                    await stream.send_all(head + b"\r\n" + body)
+
+    async with tcp_server(speak) as place, site(tailnet, ReverseProxy(f"http://{place}")) as s:
+        for path in ("/", "/", "/last", "/", "/more", "/"):
+            assert (await s.client.head("/")).headers["content-length"] == str(LONG)
+            assert (await s.client.get(path)).content == body
+    assert connections == [6, 4, 2]
+
+
+@pytest.mark.parametrize("size", [0, 1000, LONG - 1])
+async def test_part_of_a_long_answer_is_reset(tailnet: Tailnet, size: int) -> None:
+    async def speak(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LONG + bytes(size))
+
+    async with tcp_server(speak) as place, site(tailnet, ReverseProxy(f"http://{place}")) as s:
+        with pytest.raises(httpx.TransportError):
+            await s.client.get("/")
 
 
 async def test_half_an_answer_is_reset(tailnet: Tailnet) -> None:

@@ -103,6 +103,8 @@ BROKEN = [
     (b"garbage\r\n\r\n", 502),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nhe", 502),
     (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000, 502),
+    (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100 + b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+    (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 101 + b"HTTP/1.1 204 No Content\r\n\r\n", 502),
 ]
 
 
