@@ -28,9 +28,13 @@ from tailscale.local_ports import Opening
 from tailscale.threads import bridges
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward, NameServer
+from tailscale.threads.crossing import Crossing
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.servers import TailnetServer, accepting, discard
+from tailscale.threads.transports import TailnetEnd, loop_for_streams, streams_of
+from tailscale.threads.transports import connected as connected_by
 from tailscale.threads.udp_aio import UdpSocket
 
 if TYPE_CHECKING:
@@ -179,12 +183,8 @@ class Device(DeviceFace, AsyncWithOnly):
         dns: Literal["exit", "tailnet"] = "exit",
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection across the tailnet, as asyncio's streams. `open_connection` takes `ssl` as well."""
-        sock = await self.socket(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
-        try:
-            return await asyncio.open_connection(sock=sock, limit=DEFAULT_STREAM_LIMIT)
-        except BaseException:
-            sock.close()
-            raise
+        crossing = await self._dial(host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
+        return await streams_of(crossing, DEFAULT_STREAM_LIMIT)
 
     async def connect_anywhere(
         self, host: str, port: int, *, timeout: float | None = None, via: str | Node | None = None
@@ -208,13 +208,9 @@ class Device(DeviceFace, AsyncWithOnly):
         via: str | Node | None = None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As `asyncio.open_connection`, across the tailnet."""
-        sock = await self.socket(host, port, timeout=timeout, via=via)
-        try:
-            name = server_hostname or (host if ssl else None)
-            return await asyncio.open_connection(sock=sock, limit=limit, ssl=ssl, server_hostname=name)
-        except BaseException:
-            sock.close()
-            raise
+        crossing = await self._dial(host, port, timeout=timeout, via=via)
+        name = server_hostname or (host if ssl else None)
+        return await streams_of(crossing, limit, ssl, server_hostname=name)
 
     async def create_connection(
         self,
@@ -226,15 +222,24 @@ class Device(DeviceFace, AsyncWithOnly):
         via: str | Node | None = None,
         **options: Any,
     ) -> tuple[asyncio.Transport, Any]:
-        """As `loop.create_connection`, across the tailnet."""
-        sock = await self.socket(host, port, timeout=timeout, via=via)
+        """As `loop.create_connection`, across the tailnet. `options` are those of TLS."""
+        crossing = await self._dial(host, port, timeout=timeout, via=via)
         if options.get("ssl"):
             options.setdefault("server_hostname", host)
         try:
-            return await asyncio.get_running_loop().create_connection(factory, sock=sock, **options)
+            protocol = factory()
         except BaseException:
-            sock.close()
+            crossing.abort()
             raise
+        return await connected_by(crossing, protocol, **options), protocol
+
+    async def _dial(self, host: str | tuple[str, int], port: int | None, **how: Any) -> Crossing:
+        dial = functools.partial(self._inside().tcp_connect, host, port, **how)
+
+        async def cross() -> Crossing:
+            return Crossing.take(await dial(), self._thread)
+
+        return await self._await(cross, Crossing.abort)
 
     async def socket(
         self,
@@ -266,8 +271,12 @@ class Device(DeviceFace, AsyncWithOnly):
         ssl: ssl_module.SSLContext | None = None,
     ) -> asyncio.Server:
         """As `asyncio.start_server`, on the tailnet. `get_extra_info("peername")` is the caller's tailnet address."""
-        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
-        return self._keep(await asyncio.start_server(connected, sock=sock, limit=limit, ssl=ssl))
+        loop = loop_for_streams()
+
+        def factory() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=limit, loop=loop), connected, loop=loop)
+
+        return await self.create_server(factory, port, host=host, backlog=backlog, announce=announce, ssl=ssl)
 
     async def create_server(
         self,
@@ -280,11 +289,10 @@ class Device(DeviceFace, AsyncWithOnly):
         ssl: ssl_module.SSLContext | None = None,
     ) -> asyncio.Server:
         """As `loop.create_server`, on the tailnet."""
-        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
-        return self._keep(await asyncio.get_running_loop().create_server(factory, sock=sock, ssl=ssl))
-
-    def _keep(self, server: asyncio.Server) -> asyncio.Server:
+        taking, where = await self._await(lambda: accepting(self._thread, port, host, backlog, announce), discard)
+        server = TailnetServer(asyncio.get_running_loop(), taking, TailnetEnd(where), factory, ssl)
         self._servers.add(server)
+        server.begin()
         return server
 
     async def forward_listen(
@@ -347,8 +355,11 @@ class Device(DeviceFace, AsyncWithOnly):
         from tailscale.threads.tls_listeners import TlsStreams
 
         context = tls if tls is not None else await self.tls_context()
-        sock = await self.forward_listen(port, host=host, backlog=backlog, announce=announce)
-        return await TlsStreams(context, sock.port).open(sock, DEFAULT_STREAM_LIMIT)
+        streams = TlsStreams(context)
+        streams.serve(
+            await self.start_server(streams.greet, port, host=host, backlog=backlog, announce=announce, ssl=context)
+        )
+        return streams
 
     def forward(
         self, host: str, port: int, *, local_port: int = 0, path: str | os.PathLike[str] | None = None

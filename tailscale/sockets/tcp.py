@@ -6,13 +6,14 @@ checkpoint, survives cancellation at it, and never holds a packet across one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from tailscale.errors import ConnectionReset
 from tailscale.sockets.closing import Closable, SocketOwner
 from tailscale.sockets.socket_device import readable_address
+from ts_netstack.ledger import Owner
 from ts_netstack.tcp import ConnectionProblem
 from ts_netstack.tcp_states import CLOSED, TIME_WAIT
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ts_netstack.tcp_listen import TcpListen
 
 RECEIVE_CHUNK = 256 << 10
+T = TypeVar("T", bound=Owner)
 
 
 class _OneAtATime:
@@ -250,11 +252,15 @@ class TcpStream(Closable[_StreamOwner], trio.abc.HalfCloseableStream):
         self._raise_if_broken()
 
     def _raise_if_broken(self) -> None:
-        problem = self._connection.error
-        if problem is None:
-            return
-        host, port = self.remote_address
-        raise ConnectionReset(f"the connection to {host} port {port} broke: {PROBLEMS[problem]}")
+        if self._connection.error is not None:
+            raise broken(self._connection)
+
+    def hand_over(self, take: Callable[[TcpConnection, SocketDevice], T]) -> T:
+        """Let the connection be somebody else's: this stream is closed then, and the connection is not."""
+        owner = self._connection.owner = take(self._connection, self._device)
+        self._owner.is_closed = True
+        self._owner.unpark_all()
+        return owner
 
     def set_nodelay(self, enabled: bool) -> None:
         """On by default: small writes leave at once."""
@@ -313,6 +319,13 @@ PROBLEMS = {
     ConnectionProblem.NO_ROUTE: "its exit node left the tailnet, or takes nothing there any more",
     ConnectionProblem.ABORTED: "it was aborted here",
 }
+
+
+def broken(connection: TcpConnection) -> ConnectionReset:
+    """What whoever uses a connection that has broken is told."""
+    assert connection.error is not None
+    host, port = readable_address(connection.remote)
+    return ConnectionReset(f"the connection to {host} port {port} broke: {PROBLEMS[connection.error]}")
 
 
 class _ListenerOwner(SocketOwner):

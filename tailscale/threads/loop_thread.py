@@ -11,7 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import trio
 
@@ -27,6 +27,13 @@ T = TypeVar("T")
 IN_LOOP_THREAD: ContextVar[bool] = ContextVar("IN_LOOP_THREAD", default=False)
 """Whether it is a device that does this, and not the program; also in the threads that trio has for waiting."""
 GOODBYE = 1.0  # what the program wrote last gets this long to leave
+
+
+class Carried(Protocol):
+    """A connection of the program's that crosses between its thread and the loop."""
+
+    def finish(self) -> None:
+        """Send what the program has written, then end."""
 
 
 class Job(Generic[T]):
@@ -93,8 +100,8 @@ class LoopThread:
         self._scope = trio.CancelScope()
         self._asked_to_stop = trio.Event()
         self._jobs: set[Job[Any]] = set()
-        self._splices: set[Splice] = set()
-        self._splice_ended = trio.Event()
+        self._carried: set[Carried] = set()
+        self._carried_one = trio.Event()
         self._process = OwnProcess()
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -209,7 +216,7 @@ class LoopThread:
                 self.ready.set_result(None)
                 try:
                     await self._asked_to_stop.wait()
-                    await self._let_splices_finish()
+                    await self._let_all_finish()
                 finally:
                     self._nursery = None
                 nursery.cancel_scope.cancel()
@@ -249,17 +256,25 @@ class LoopThread:
 
     async def run_splice(self, splice: Splice) -> None:
         """Run a splice that is given time to finish when the device closes."""
-        self._splices.add(splice)
+        self.carry(splice)
         try:
             await splice.run()
         finally:
-            self._splices.discard(splice)
-            self._splice_ended.set()
+            self.carried(splice)
 
-    async def _let_splices_finish(self) -> None:
-        for splice in tuple(self._splices):
-            splice.finish()
+    def carry(self, one: Carried) -> None:
+        """From now on it is given time to finish when the device closes, until `carried`."""
+        self._carried.add(one)
+
+    def carried(self, one: Carried) -> None:
+        """It has ended."""
+        self._carried.discard(one)
+        self._carried_one.set()
+
+    async def _let_all_finish(self) -> None:
+        for one in tuple(self._carried):
+            one.finish()
         with trio.move_on_after(GOODBYE):
-            while self._splices:
-                self._splice_ended = trio.Event()
-                await self._splice_ended.wait()
+            while self._carried:
+                self._carried_one = trio.Event()
+                await self._carried_one.wait()

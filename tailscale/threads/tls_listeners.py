@@ -50,18 +50,19 @@ class TlsSockets(ClosedByLeaving):
 class TlsStreams(ClosedByLeaving):
     """`await accept()` returns `(reader, writer)` of a client whose handshake is done; `async for` gives them all."""
 
-    def __init__(self, context: ssl.SSLContext, port: int) -> None:
+    def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
-        self.port = port
+        self.port = 0
         self._arrived: asyncio.Queue[Streams | None] = asyncio.Queue(MOST_WAITING)
         self._server: asyncio.Server | None = None
 
-    async def open(self, listener: TailnetListener, limit: int) -> TlsStreams:
-        """Begin to accept."""
-        self._server = await asyncio.start_server(self._greeted, sock=listener, limit=limit, ssl=self.context)
-        return self
+    def serve(self, server: asyncio.Server) -> None:
+        """Be closed with it: the one that greets with `greet`."""
+        self._server = server
+        self.port = server.sockets[0].getsockname()[1]
 
-    def _greeted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A client whose handshake is done."""
         try:
             self._arrived.put_nowait((reader, writer))
         except asyncio.QueueFull:

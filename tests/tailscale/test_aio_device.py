@@ -134,7 +134,7 @@ def test_cancelled_call_ends_in_the_thread_too(net: TailnetThread) -> None:
             dial.cancel()
         await asyncio.gather(*dials, return_exceptions=True)
         async with asyncio.timeout(5):
-            while left._thread._jobs or left._thread._splices:  # noqa: ASYNC110 - the other thread ends them when it can
+            while left._thread._jobs or left._thread._carried:  # noqa: ASYNC110 - the other thread ends them when it can
                 await asyncio.sleep(0.005)
 
     run(net, test)
@@ -163,12 +163,14 @@ def test_busy_event_loop_drops_no_peer(net: TailnetThread) -> None:
 def test_reset_and_abort(net: TailnetThread) -> None:
     async def test(left: Device, right: Device) -> None:
         async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(1)
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             writer.close()
 
         server = await right.start_server(slam, 80)
         reader, writer = await left.open_connection("right", 80)
+        writer.write(b"x")
         with pytest.raises(ConnectionResetError):
             await reader.read()
         writer.close()
