@@ -72,7 +72,9 @@ WINGS: dict[str, set[str]] = {
         | {"capturing", "certificates", "device", "files", "funnel", "local_ports", "mesh", "proxy", "sockets"}
         | {"taildrop", "threads"},
     ),
-    "http": VALUES | {"aio", "carry", "certificates", "device", "http1", "local_ports", "sockets", "sync", "threads"},
+    "http2": VALUES | {"carry", "http1"},
+    "http": VALUES
+    | {"aio", "carry", "certificates", "device", "http1", "http2", "local_ports", "sockets", "sync", "threads"},
     "files": VALUES | {"http1", "sockets", "threads"},
     # Their faces stand beside them, and `aio` and `sync` show them.
     **dict.fromkeys(
@@ -170,6 +172,7 @@ PURE = {
     "tailscale/peerapi/checks.py",
     "tailscale/dns/names.py",
     "tailscale/funnel/words.py",
+    "tailscale/http2/machine.py",
     "tailscale/metrics/table.py",
     "tailscale/mesh/files_client.py",
     "tailscale/nodes.py",
@@ -191,7 +194,7 @@ PURE = {
     "tailscale/taildrop/wire.py",
 }
 ONLY_IN = {
-    "h2": {"ts_control/http2.py"},
+    "h2": {"ts_control/http2.py", "tailscale/http2/machine.py"},
     "noise": {"ts_control/handshake.py", "ts_tunnel/handshake.py", "ts_base/noise.py"},
 }
 # A room below is told by plain assignment only here: one attribute load on the packet path instead of a call.

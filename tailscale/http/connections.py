@@ -1,6 +1,7 @@
-"""The connections of one server that speaks HTTP/1.1: requests one after the other, each answered by what is chosen.
+"""The connections of one server: of HTTP/1.1 requests one after the other, each answered by what is chosen.
 
-Owns how a connection goes from its first request to its last, and how all of them end. Who listens, and which app or
+Owns how a connection goes from its first request to its last, and how all of them end; one that has agreed on HTTP/2 is
+handed to `tailscale.http2`. Who listens, and which app or
 proxy answers what, is handed in. Parsing is h11's and wsproto's; an exchange is in `exchange.py`, `websocket.py` and
 `reverse.py`.
 """
@@ -9,22 +10,20 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import h11
 import trio
 
 from tailscale.carry import reset
 from tailscale.http.arrival import Arrival
-from tailscale.http.caller import Caller, trusted_headers
-from tailscale.http1 import framing
-from tailscale.http1.asgi import AsgiApp, ClientDisconnected, Headers, Scope
+from tailscale.http.choice import ByApp, Choose
+from tailscale.http1.asgi import ClientDisconnected
 from tailscale.http1.exchange import HttpExchange
-from tailscale.http1.heads import wants_websocket
 from tailscale.http1.limits import Limits
-from tailscale.http1.requests import headers_of, next_request
+from tailscale.http1.requests import next_request
 from tailscale.http1.visits import Visit, Visits
 from tailscale.http1.wire import Wire
 from ts_base.optional import optional
@@ -32,29 +31,13 @@ from ts_base.optional import optional
 if TYPE_CHECKING:
     from tailscale.carry import Stream
     from tailscale.http.reverse import Attendance, ReverseProxy
+    from tailscale.http.streams import ServedLink
     from tailscale.http.websocket import WebSocketExchange
 
 log = logging.getLogger("tailscale.http")
+HTTP2 = "h2"
+PROTOCOLS = [HTTP2, "http/1.1"]
 CLOSE_TIMEOUT = 1.0  # for a TLS goodbye
-
-
-class ByApp(NamedTuple):
-    """The answer is an app's."""
-
-    app: AsgiApp
-    scope: Scope
-
-
-class ByServer(NamedTuple):
-    """The answer is that of a server behind this one, which is asked for `target` with `head`."""
-
-    proxy: ReverseProxy
-    target: bytes
-    head: Headers
-
-
-Choose = Callable[[h11.Request, Arrival], Awaitable["ByApp | ByServer"]]
-"""Who answers a request."""
 
 
 class Connections:
@@ -68,6 +51,7 @@ class Connections:
         self._is_stopping = False
         self._idle: set[trio.CancelScope] = set()
         self._websockets: set[WebSocketExchange] = set()
+        self._links: set[ServedLink] = set()
 
     async def wait_for_room(self) -> None:
         """Until one more connection may be accepted."""
@@ -84,6 +68,8 @@ class Connections:
             scope.cancel()
         for websocket in tuple(self._websockets):
             nursery.start_soon(websocket.close)
+        for link in tuple(self._links):
+            link.stop()
 
     async def attend(self, stream: Stream, tls: ssl.SSLContext | None, arrival: Arrival, visit: Visit) -> None:
         """One connection to its end. Nothing that a client does is raised."""
@@ -93,6 +79,9 @@ class Connections:
                 outer = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
                 with trio.fail_after(self.limits.head_timeout):
                     await outer.do_handshake()
+                if outer.selected_alpn_protocol() == HTTP2:
+                    await self._answer_streams(outer, arrival, visit)
+                    return
             await self._answer_requests(Wire(outer, self.limits), arrival, visit)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
@@ -106,6 +95,17 @@ class Connections:
             self._visits.leave(visit)
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await outer.aclose()
+
+    async def _answer_streams(self, stream: trio.abc.Stream, arrival: Arrival, visit: Visit) -> None:
+        from tailscale.http.streams import ServedLink  # few callers speak it
+
+        of_visit = partial(self._visits.on_request, visit), partial(self._visits.on_silence, visit)
+        link = ServedLink(self._owner, self.limits, arrival, self._choose, *of_visit)
+        self._links.add(link)
+        try:
+            await link.run(stream)
+        finally:
+            self._links.discard(link)
 
     async def _answer_requests(self, wire: Wire, arrival: Arrival, visit: Visit) -> None:
         attendances: dict[ReverseProxy, Attendance] = {}
@@ -151,35 +151,3 @@ class Connections:
             await exchange.run(chosen.app)
         finally:
             self._websockets.discard(exchange)
-
-
-def scope_of(request: h11.Request, arrival: Arrival, caller: Caller | None, state: dict[str, Any]) -> Scope:
-    """A request in ASGI's words, of the type "http"."""
-    target = framing.read_target(request.method, request.target)
-    assert target is not None, "a request without one was refused"
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": request.http_version.decode(),
-        "method": request.method.decode(),
-        "scheme": "https" if arrival.is_secure else "http",
-        "path": unquote(target.path.decode("latin-1")),
-        "raw_path": target.path,
-        "query_string": target.query,
-        "root_path": "",
-        "headers": trusted_headers(headers_of(request, target), caller),
-        "client": arrival.remote_address,
-        "server": arrival.local_address,
-        "state": state.copy(),
-        "extensions": {"tailscale": caller} if caller is not None else {},
-    }
-
-
-def upgraded(request: h11.Request, scope: Scope) -> Scope:
-    """The same for an app that takes WebSockets: of the type "websocket" where the client asks for one."""
-    if not wants_websocket(request):
-        return scope
-    scope = {name: value for name, value in scope.items() if name != "method"}
-    scheme = "wss" if scope["scheme"] == "https" else "ws"
-    extensions = {**scope["extensions"], "websocket.http.response": {}}
-    return scope | {"type": "websocket", "scheme": scheme, "extensions": extensions}

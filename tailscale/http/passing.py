@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import aclosing
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import h11
 import trio
@@ -42,8 +42,97 @@ class Ending(Enum):
     """Bytes of another protocol (RFC 9110, 7.8)."""
 
 
+class Client(Protocol):
+    """Whoever asks, as the events of h11."""
+
+    is_modern: bool
+    """It understands interim answers and trailers."""
+
+    async def next_event(self) -> Any:
+        """What comes next of its request. Raises ClientDisconnected, or h11.RemoteProtocolError for what is no HTTP."""
+
+    async def until_gone(self) -> NoReturn:
+        """Behind the request: it may hang up, which is ClientDisconnected."""
+
+    async def tell(self, event: Any, *, ends: bool = False) -> None:
+        """Something of its answer; `ends` where nothing follows this head."""
+
+    async def switch(self, head: h11.InformationalResponse, rest: bytes) -> None:
+        """The last of HTTP, and the first bytes of what it asked to speak."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether another request may follow."""
+
+
+class WireClient:
+    """One that speaks HTTP/1."""
+
+    def __init__(self, wire: Wire, *, is_modern: bool) -> None:
+        self.is_modern = is_modern
+        self._wire = wire
+
+    async def next_event(self) -> Any:
+        return await self._wire.next_event(self._wire.limits.stall_timeout)
+
+    async def until_gone(self) -> NoReturn:
+        """It may also send ahead; whatever it sends ahead waits its turn."""
+        http = self._wire.http
+        while len(http.trailing_data[0]) <= SENT_AHEAD:
+            data = await self._wire.read_some()
+            if not data:
+                raise ClientDisconnected("the client went away")
+            http.receive_data(data)
+        await trio.sleep_forever()
+
+    async def tell(self, event: Any, *, ends: bool = False) -> None:
+        data = self._wire.http.send_with_data_passthrough(event)
+        if data:
+            await self._wire.write(b"".join(data))
+
+    async def switch(self, head: h11.InformationalResponse, rest: bytes) -> None:
+        await self._wire.write((self._wire.http.send(head) or b"") + rest)
+
+    @property
+    def is_whole(self) -> bool:
+        http = self._wire.http
+        return http.our_state is http.their_state is h11.DONE
+
+
+class Server(Protocol):
+    """Whoever is asked, as the events of h11."""
+
+    is_used: bool
+    """It has answered before: it may end the connection at any moment."""
+    has_trailers: bool
+    """Trailers come whatever the head says."""
+
+    async def send(self, event: Any) -> None: ...
+
+    async def next_event(self) -> Any: ...
+
+    def length_past_h11(self, answer: h11.Response, method: bytes) -> int:
+        """How long a large body is whose length was said, where `body` gives it; 0 for all others."""
+
+    def body(self, length: int) -> AsyncGenerator[bytes, None]: ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the head of its answer was all of it."""
+
+    @property
+    def rest(self) -> bytes:
+        """What came behind a 101."""
+
+    async def give_up(self) -> None:
+        """Nothing of this exchange may look whole to it."""
+
+
 class Upstream:
     """A connection to a server. `key` is whatever tells it from others; `idle` is how long it may say nothing."""
+
+    has_trailers = False
+    has_ended = False
 
     def __init__(self, stream: Stream, key: Hashable, head: int, idle: float) -> None:
         self.stream = stream
@@ -67,7 +156,7 @@ class Upstream:
         is_read = self._is_read_past or self.http.their_state is h11.DONE
         return self.http.our_state is h11.DONE and is_read
 
-    def rest(self) -> None:
+    def begin_again(self) -> None:
         """It is whole, and may carry another request."""
         if self._is_read_past:
             self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self._head)
@@ -87,6 +176,19 @@ class Upstream:
             if event is not h11.NEED_DATA:
                 return event
             self.http.receive_data(await self._receive())
+
+    @property
+    def rest(self) -> bytes:
+        return bytes(self.http.trailing_data[0])
+
+    async def give_up(self) -> None:
+        await reset(self.stream)
+
+    def length_past_h11(self, answer: h11.Response, method: bytes) -> int:
+        if method == b"HEAD" or answer.status_code in (204, 304):
+            return 0
+        length = http_rules.length_of(_head(answer)) or 0
+        return length if length >= LARGE else 0
 
     async def body(self, length: int) -> AsyncGenerator[bytes, None]:
         """The body of the answer whose head was the last event, past h11: so many bytes, which its head has said."""
@@ -116,13 +218,10 @@ class Upstream:
 class Exchange:
     """Lives for one request."""
 
-    def __init__(
-        self, wire: Wire, upstream: Upstream, is_modern: bool, count: Count, *, is_gateway: bool = False
-    ) -> None:
+    def __init__(self, client: Client, server: Server, count: Count, *, is_gateway: bool = False) -> None:
         self._count = count
-        self._wire = wire
-        self._upstream = upstream
-        self._is_modern = is_modern  # HTTP/1.1 at the client: it understands interim answers and trailers
+        self._client = client
+        self._server = server
         self._is_gateway = is_gateway
         self._is_begun = False  # the client has heard something of the final answer
         self._ending = Ending.BROKEN
@@ -138,13 +237,13 @@ class Exchange:
                 await self._carry_answer(nursery.cancel_scope)
                 nursery.cancel_scope.cancel()
         except BaseException:
-            await reset(self._upstream.stream)
+            await self._server.give_up()
             raise
         if self._problem is not None:
-            await reset(self._upstream.stream)
+            await self._server.give_up()
             # A server may close a connection that was used before at any moment. So may we: the client, whose
             # connection was used before as well, sends its request again where that is safe (RFC 9110, 9.2.2).
-            is_stale = self._upstream.is_used and isinstance(self._problem, ConnectionReset)
+            is_stale = self._server.is_used and isinstance(self._problem, ConnectionReset)
             if isinstance(self._problem, ClientDisconnected) or not (self._is_begun or is_stale):
                 raise self._problem
             return Ending.BROKEN
@@ -159,111 +258,93 @@ class Exchange:
 
     async def _carry_request(self, request: h11.Request, scope: trio.CancelScope) -> None:
         try:
-            await self._to_upstream(request)
+            await self._to_server(request)
             while True:
-                event = await self._wire.next_event(self._wire.limits.stall_timeout)
+                event = await self._client.next_event()
                 if isinstance(event, h11.EndOfMessage):
-                    await self._to_upstream(self._end_of(event, http_rules.is_coded(list(request.headers))))
+                    await self._to_server(self._end_of(event, http_rules.is_coded(list(request.headers))))
                     break
                 if isinstance(event, h11.Data):
-                    await self._to_upstream(event)
+                    await self._to_server(event)
                     self._count(sent=len(event.data))
-            await self._until_gone()
+            await self._client.until_gone()
         except (ClientDisconnected, h11.RemoteProtocolError) as problem:
             self._fail(problem, scope)
 
-    async def _to_upstream(self, event: Any) -> None:
+    async def _to_server(self, event: Any) -> None:
         """A server that reads no more may still have answered: that is found out by reading."""
         try:
-            await self._upstream.send(event)
+            await self._server.send(event)
         except LOST:
             await trio.sleep_forever()
-
-    async def _until_gone(self) -> None:
-        """The client may hang up, or send ahead; whatever it sends ahead waits its turn."""
-        http = self._wire.http
-        while len(http.trailing_data[0]) <= SENT_AHEAD:
-            data = await self._wire.read_some()
-            if not data:
-                raise ClientDisconnected("the client went away")
-            http.receive_data(data)
-        await trio.sleep_forever()
 
     # From the server
 
     async def _carry_answer(self, scope: trio.CancelScope) -> None:
-        is_coded, interim = False, 0
         try:
-            while True:
-                event = await self._from_upstream()
-                if isinstance(event, h11.InformationalResponse):
-                    if event.status_code == 101:
-                        await self._switch(event)
-                        return
-                    interim += 1
-                    if interim > MOST_INTERIM:
-                        raise ConnectionReset(f"the server sent more than {MOST_INTERIM} interim answers and no other")
-                    if self._is_modern:
-                        await self._tell(_with(event, self._head_of(event)))
-                elif isinstance(event, h11.Response):
-                    is_coded = http_rules.is_coded(_head(event))
-                    self._is_begun = True
-                    await self._tell(_with(event, self._head_of(event)))
-                    if length := self._length_past_h11(event):
-                        await self._carry_body(length)
-                        break
-                elif isinstance(event, h11.Data):
-                    await self._tell(event)
-                    self._count(received=len(event.data))
-                elif isinstance(event, h11.EndOfMessage):
-                    await self._tell(self._end_of(event, is_coded))
-                    break
-                else:
-                    raise ConnectionReset("the server closed the connection without an answer")
+            self._ending = await self._answer()
         except (ClientDisconnected, ConnectionReset) as problem:
             self._fail(problem, scope)
-            return
-        http = self._wire.http
-        self._ending = Ending.WHOLE if http.our_state is http.their_state is h11.DONE else Ending.LAST
 
-    def _length_past_h11(self, event: h11.Response) -> int:
-        """How long a large body is whose length was said; 0 for all others."""
-        if self._method == b"HEAD" or event.status_code in (204, 304):
-            return 0
-        length = http_rules.length_of(_head(event)) or 0
-        return length if length >= LARGE else 0
+    async def _answer(self) -> Ending:
+        event = await self._final_head()
+        if event is None:
+            return Ending.SWITCHED
+        has_trailers = self._server.has_trailers or http_rules.is_coded(_head(event))
+        self._is_begun = True
+        await self._client.tell(_with(event, self._head_of(event)), ends=self._server.has_ended)
+        length = self._server.length_past_h11(event, self._method)
+        await (self._pass_body(length) if length else self._pass_events(has_trailers))
+        return Ending.WHOLE if self._client.is_whole else Ending.LAST
 
-    async def _carry_body(self, length: int) -> None:
-        async with aclosing(self._upstream.body(length)) as pieces:
+    async def _final_head(self) -> h11.Response | None:
+        """None where another protocol follows instead."""
+        interim = 0
+        while not isinstance(event := await self._from_server(), h11.Response):
+            if not isinstance(event, h11.InformationalResponse):
+                raise ConnectionReset("the server closed the connection without an answer")
+            if event.status_code == 101:
+                # What the server has sent behind its 101 goes along with it.
+                self._is_begun = True
+                await self._client.switch(_with(event, self._head_of(event)), self._server.rest)
+                return None
+            interim += 1
+            if interim > MOST_INTERIM:
+                raise ConnectionReset(f"the server sent more than {MOST_INTERIM} interim answers and no other")
+            if self._client.is_modern:
+                await self._client.tell(_with(event, self._head_of(event)))
+        return event
+
+    async def _pass_events(self, has_trailers: bool) -> None:
+        while True:
+            event = await self._from_server()
+            if isinstance(event, h11.EndOfMessage):
+                await self._client.tell(self._end_of(event, has_trailers))
+                return
+            if not isinstance(event, h11.Data):
+                raise ConnectionReset("the server closed the connection in the middle of its answer")
+            await self._client.tell(event)
+            self._count(received=len(event.data))
+
+    async def _pass_body(self, length: int) -> None:
+        async with aclosing(self._server.body(length)) as pieces:
             async for piece in pieces:
-                await self._tell(h11.Data(data=piece))
+                await self._client.tell(h11.Data(data=piece))
                 self._count(received=len(piece))
-        await self._tell(h11.EndOfMessage())
+        await self._client.tell(h11.EndOfMessage())
 
-    async def _from_upstream(self) -> Any:
+    async def _from_server(self) -> Any:
         try:
-            return await self._upstream.next_event()
+            return await self._server.next_event()
         except h11.RemoteProtocolError as problem:
             raise ConnectionReset(f"the server broke off its answer: {problem}") from problem
-
-    async def _switch(self, event: h11.InformationalResponse) -> None:
-        """What the server has sent behind its 101 goes along with it."""
-        self._is_begun = True
-        head = self._wire.http.send(_with(event, self._head_of(event))) or b""
-        await self._wire.write(head + self._upstream.http.trailing_data[0])
-        self._ending = Ending.SWITCHED
 
     def _head_of(self, event: Any) -> http_rules.Headers:
         return http_rules.response_head(event.status_code, _head(event), is_gateway=self._is_gateway)
 
-    async def _tell(self, event: Any) -> None:
-        data = self._wire.http.send_with_data_passthrough(event)
-        if data:
-            await self._wire.write(b"".join(data))
-
-    def _end_of(self, event: h11.EndOfMessage, is_coded: bool) -> h11.EndOfMessage:
+    def _end_of(self, event: h11.EndOfMessage, has_trailers: bool) -> h11.EndOfMessage:
         """Trailers pass where there is a place for them."""
-        if not (is_coded and self._is_modern):
+        if not (has_trailers and self._client.is_modern):
             return h11.EndOfMessage()
         return h11.EndOfMessage(headers=http_rules.trailers(_head(event)))
 

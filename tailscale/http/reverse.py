@@ -16,7 +16,7 @@ import trio
 
 from tailscale.carry import LOST, Splice, Stream, TlsEnd, reset
 from tailscale.http.caller import OURS, identity_headers, plain_name
-from tailscale.http.passing import Ending, Exchange, Upstream
+from tailscale.http.passing import Ending, Exchange, Upstream, WireClient
 from tailscale.http1.asgi import ClientDisconnected, Headers, Scope
 from tailscale.local_ports import DIAL_PATIENCE, UNREACHED, Target
 from ts_proxy import http_rules
@@ -102,7 +102,9 @@ class Attendance:
             log.warning("%s cannot be reached for a request: %s", self._proxy.to, problem)
             await self._refuse(request, 502, "the server behind this one cannot be reached")
             return False
-        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", _uncounted, is_gateway=True)
+        exchange = Exchange(
+            WireClient(self._wire, is_modern=request.http_version == b"1.1"), upstream, _uncounted, is_gateway=True
+        )
         try:
             ending = await exchange.run(h11.Request(method=request.method, target=target, headers=head))
         except ClientDisconnected:
@@ -133,7 +135,7 @@ class Attendance:
             await reset(self._wire.stream)
             raise ClientDisconnected("the server broke off its answer: so was ours")
         if upstream.is_reusable:
-            upstream.rest()
+            upstream.begin_again()
             self._upstream = upstream
         else:
             await upstream.stream.aclose()

@@ -16,7 +16,8 @@ import trio
 
 from tailscale.http.arrival import Arrival
 from tailscale.http.caller import describe_caller
-from tailscale.http.connections import ByApp, ByServer, Connections, scope_of, upgraded
+from tailscale.http.choice import ByApp, ByServer, scope_of, upgraded
+from tailscale.http.connections import PROTOCOLS, Connections
 from tailscale.http.lifespan import Lifespan
 from tailscale.http.reverse import ReverseProxy, head_for_server, target_of
 from tailscale.http.wsgi import WsgiApp
@@ -69,7 +70,9 @@ async def context_of(
     if tls is None or isinstance(tls, ssl.SSLContext):
         return tls
     if tls == "tailnet":
-        return await device.tls_context()
+        context = await device.tls_context()
+        context.set_alpn_protocols(PROTOCOLS)
+        return context
     if not callable(tls):
         raise TypeError(f'tls= is an ssl.SSLContext, a function of the name, or "tailnet", not {tls!r}')
     from tailscale.certificates.contexts import chosen_by  # few have one

@@ -14,7 +14,7 @@ import trio
 
 from tailscale.carry import LOST, Stream, reset
 from tailscale.foreign_text import for_log
-from tailscale.http.passing import Ending, Exchange, Upstream
+from tailscale.http.passing import Ending, Exchange, Upstream, WireClient
 from tailscale.http1 import framing
 from tailscale.http1.asgi import ClientDisconnected
 from tailscale.http1.limits import Limits
@@ -186,7 +186,8 @@ class _Conversation:
         if hops is not None:
             headers = http_rules.with_hops(headers, hops - 1)
         upstream = await self._upstream_for(wanted)
-        exchange = Exchange(self._wire, upstream, request.http_version == b"1.1", self._service.relay.count)
+        client = WireClient(self._wire, is_modern=request.http_version == b"1.1")
+        exchange = Exchange(client, upstream, self._service.relay.count)
         head = http_rules.request_head(asked, headers, http_version=request.http_version)
         ending = await exchange.run(h11.Request(method=request.method, target=asked.target, headers=head))
         if ending is Ending.SWITCHED:
@@ -197,7 +198,7 @@ class _Conversation:
             await reset(self._client.stream)
             return False
         if upstream.is_reusable:
-            upstream.rest()
+            upstream.begin_again()
             self._upstream = upstream
         else:
             await upstream.stream.aclose()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tailscale.carry import Stream
+from tailscale.http.connections import PROTOCOLS
 from tailscale.sockets.early import EarlyStream
 from ts_base.client_hello import (
     INTERNAL_ERROR,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Certificates = Callable[[str], Awaitable[ssl.SSLContext]]
 """The context for a name. Errors that it raises are told in the log, and end the connection."""
-HTTP1 = ["http/1.1"]
+WEB = frozenset(name.encode() for name in PROTOCOLS)
 PROVING = (b"acme-tls/1",)  # RFC 8737, 3: what a validator speaks, and nothing else
 REFUSAL = encode_alert(INTERNAL_ERROR)  # as stock nodes refuse
 METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"OPTIONS ", b"DELETE ", b"PATCH ")
@@ -49,7 +50,7 @@ class OfDevice:
         context = self._contexts.get(name)
         if context is None:
             context = await self._device.tls_context(name)
-            context.set_alpn_protocols(HTTP1)
+            context.set_alpn_protocols(PROTOCOLS)
             self._contexts[name] = context
         return context
 
@@ -96,8 +97,8 @@ async def hear_hello(stream: Stream, is_served: Callable[[str], bool]) -> tuple[
                 await stream.send_all(REFUSAL)
                 raise NoSuchName(f"{hello.name!r} is not served here")
             # RFC 7301, 3.2: a client that speaks nothing we do is told so; OpenSSL would go on without any protocol.
-            if hello.protocols and hello.protocols != PROVING and HTTP1[0].encode() not in hello.protocols:
+            if hello.protocols and hello.protocols != PROVING and not WEB.intersection(hello.protocols):
                 await stream.send_all(encode_alert(NO_APPLICATION_PROTOCOL))
-                raise NoSuchName(f"a client of {hello.name!r} speaks no HTTP/1.1 but {list(hello.protocols)}")
+                raise NoSuchName(f"a client of {hello.name!r} speaks no HTTP but {list(hello.protocols)}")
             return hello, EarlyStream(stream, bytes(reader.received))
     raise NoSuchName("a client did not say hello")

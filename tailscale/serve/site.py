@@ -13,7 +13,7 @@ import h11
 
 from tailscale.http.arrival import Arrival
 from tailscale.http.caller import describe_caller
-from tailscale.http.connections import ByApp, ByServer, scope_of, upgraded
+from tailscale.http.choice import ByApp, ByServer, scope_of, upgraded
 from tailscale.http1.asgi import AsgiApp, Scope
 from tailscale.serve.answers import FORBIDDEN, NOT_FOUND, error, of_text, redirect_to
 from tailscale.serve.headers import head_for_server

@@ -153,8 +153,8 @@ async def test_answers_over_https_are_those_of_stock_tailscaled(r: Rig, relay: D
 OFFERS: dict[tuple[str, ...], tuple[str, str]] = {
     (): ("TLSv1.3 None", "TLSv1.3 None"),
     ("http/1.1",): ("TLSv1.3 http/1.1", "TLSv1.3 http/1.1"),
-    ("h2", "http/1.1"): ("TLSv1.3 h2", "TLSv1.3 http/1.1"),  # ours speaks no HTTP/2
-    ("h2",): ("TLSv1.3 h2", f"alert {NO_APPLICATION_PROTOCOL}"),
+    ("h2", "http/1.1"): ("TLSv1.3 h2", "TLSv1.3 h2"),
+    ("h2",): ("TLSv1.3 h2", "TLSv1.3 h2"),
     ("other/1",): (f"alert {NO_APPLICATION_PROTOCOL}",) * 2,
 }
 PLAIN = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

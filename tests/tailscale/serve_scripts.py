@@ -15,7 +15,8 @@ import trio
 from tailscale import Device, TcpStream
 from tailscale.http import AsyncTransport
 from tailscale.http.arrival import Arrival
-from tailscale.http.connections import ByApp, Connections, scope_of, upgraded
+from tailscale.http.choice import ByApp, scope_of, upgraded
+from tailscale.http.connections import Connections
 from tailscale.http1.limits import Limits
 from tailscale.http1.visits import Visits
 from tailscale.serve import Serve

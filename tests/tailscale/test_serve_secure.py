@@ -34,7 +34,7 @@ async def asked(
     name: str,
     request: bytes,
     port: int = 443,
-    offer: tuple[str, ...] = ("h2", "http/1.1"),
+    offer: tuple[str, ...] = ("http/1.1",),
 ) -> bytes:
     """By TLS, for a name, until the server hangs up."""
     context = net.certificates.client_context()
@@ -83,7 +83,7 @@ async def test_what_is_no_tls_and_what_never_comes_end(autojump_clock: Any) -> N
                     await read_all(stream)
 
 
-async def test_plain_http_and_http2_alone_are_told_what_is_wrong() -> None:
+async def test_plain_http_and_what_is_no_http_are_told_what_is_wrong() -> None:
     async with secured(lambda web: web.https(443, text("x"))) as (net, caller, web):
         async with await caller.tcp_connect("web", 443) as stream:
             await stream.send_all(GET)
@@ -91,7 +91,7 @@ async def test_plain_http_and_http2_alone_are_told_what_is_wrong() -> None:
             assert told.startswith(b"HTTP/1.0 400 ")
             assert b"an HTTP request to an HTTPS server" in told
         with pytest.raises(trio.BrokenResourceError) as refused:  # RFC 7301, 3.2
-            await asked(net, caller, web.name, GET, offer=("h2",))
+            await asked(net, caller, web.name, GET, offer=("imap",))
         assert isinstance(refused.value.__cause__, ssl.SSLError)
         assert not isinstance(refused.value.__cause__, ssl.SSLEOFError)
         assert (await asked(net, caller, web.name, GET)).endswith(b"x")
