@@ -26,13 +26,14 @@ from tailscale.device import Device as TrioDevice
 from tailscale.errors import DeviceClosed, TailscaleError
 from tailscale.local_ports import Opening
 from tailscale.threads import bridges
+from tailscale.threads.accepting import accepting, discard
 from tailscale.threads.awaiting import DEFAULT_STREAM_LIMIT, awaited, events_of, finished, in_loop, outcome, settled
 from tailscale.threads.bridges import Exposure, Forward, NameServer
 from tailscale.threads.crossing import Crossing
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener, TailnetSocket
-from tailscale.threads.servers import TailnetServer, accepting, discard
+from tailscale.threads.servers import TailnetServer
 from tailscale.threads.transports import TailnetEnd, loop_for_streams, streams_of
 from tailscale.threads.transports import connected as connected_by
 from tailscale.threads.udp_aio import UdpSocket

@@ -22,11 +22,15 @@ from tailscale.device import DEFAULT_BACKLOG
 from tailscale.device import Device as TrioDevice
 from tailscale.errors import TailscaleError
 from tailscale.threads import bridges
+from tailscale.threads.accepting import accepting, discard
 from tailscale.threads.blocking import blocking, events_of
 from tailscale.threads.bridges import Exposure, Forward, NameServer
+from tailscale.threads.crossing import Crossing
+from tailscale.threads.direct import DirectSocket
+from tailscale.threads.direct_listener import DirectListener
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
-from tailscale.threads.loopback import TailnetListener, TailnetSocket
+from tailscale.threads.loopback import TailnetListener
 from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
@@ -141,7 +145,11 @@ class Device(DeviceFace, WithOnly):
     ) -> socket.socket:
         """A connected socket, as `socket.create_connection` makes them: `timeout` also becomes the socket's own."""
         dial = partial(self._inside().tcp_connect, host, port, timeout=timeout, local_port=local_port, via=via, dns=dns)
-        sock = self._await(lambda: bridges.connect(self._thread, dial), TailnetSocket.close)
+
+        async def cross() -> Crossing:
+            return Crossing.take(await dial(), self._thread)
+
+        sock = DirectSocket(self._await(cross, Crossing.abort), self._thread)
         sock.settimeout(timeout)
         return sock
 
@@ -177,7 +185,8 @@ class Device(DeviceFace, WithOnly):
 
         `whois(address)` says who that is.
         """
-        return self._await(lambda: bridges.listen(self._thread, port, host, backlog, announce), TailnetListener.close)
+        taking, where = self._await(lambda: accepting(self._thread, port, host, backlog, announce), discard)
+        return DirectListener(self._thread, taking, where, backlog)
 
     def listen_service(self, service: str, port: int) -> TailnetListener:
         """A listening socket for a TCP port of a Service that this device hosts, to be used as `listen`'s."""

@@ -48,6 +48,12 @@ class EarlyStream(trio.abc.HalfCloseableStream):
         address: Address = self._stream.local_address
         return address
 
+    @property
+    def remote_address(self) -> Address:
+        """As of the stream itself."""
+        address: Address = self._stream.remote_address
+        return address
+
     def set_keepalive(self, idle: float | None, interval: float, count: int) -> None:
         """As of the stream itself."""
         self._stream.set_keepalive(idle, interval, count)

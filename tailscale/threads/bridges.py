@@ -17,12 +17,13 @@ from tailscale.funnel.streams import FunnelStream
 from tailscale.local_ports import Exposure as TrioExposure
 from tailscale.local_ports import Forward as TrioForward
 from tailscale.local_ports import PortStatistics, Target, open_exposure, open_forward
+from tailscale.sockets.early import EarlyStream
 from tailscale.sockets.local import LocalStream
 from tailscale.threads.loopback import FarEnd, TailnetListener, TailnetSocket, connect_back, loopback_pair
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Unpack
 
@@ -81,7 +82,7 @@ def as_socket(thread: LoopThread, stream: TcpStream) -> TailnetSocket:
     return TailnetSocket(theirs, far_end(thread, stream))
 
 
-def far_end(thread: LoopThread, stream: TcpStream | FunnelStream) -> FarEnd:
+def far_end(thread: LoopThread, stream: TcpStream | EarlyStream | FunnelStream) -> FarEnd:
     """What a socket that stands for `stream` shows and sets. Inside the loop."""
 
     def keep_alive(idle: float | None, interval: float, count: int) -> None:
@@ -120,21 +121,28 @@ def _door(
     weakref.finalize(door, stop_feeding).atexit = False  # one that the program loses is closed by Python
     lost_or_held = weakref.ref(door)
 
-    async def feed() -> None:
+    async def run() -> None:
         with feeding:
-            await _feed(thread, listener, lost_or_held)
+            await feed(thread, listener, lost_or_held)
 
-    thread.spawn(feed)
+    thread.spawn(run)
     return door
 
 
-async def _feed(
+async def feed(
     thread: LoopThread,
     listener: TcpListener | FunnelListener | ServiceListener,
     lost_or_held: weakref.ref[TailnetListener],
+    arrived: Iterable[TcpStream | EarlyStream] = (),
 ) -> None:
+    """Bring connections to a door, those first that have `arrived`, as long as the program has it."""
     try:
         async with listener:
+            for early in arrived:
+                door = lost_or_held()
+                if door is None or not await _hand_over(thread, early, door):
+                    return
+                del door
             while True:
                 stream = await listener.accept()
                 door = lost_or_held()
@@ -152,7 +160,7 @@ async def _feed(
             door.end()
 
 
-async def _hand_over(thread: LoopThread, stream: TcpStream | FunnelStream, door: TailnetListener) -> bool:
+async def _hand_over(thread: LoopThread, stream: TcpStream | EarlyStream | FunnelStream, door: TailnetListener) -> bool:
     """Whether the program still listens."""
     try:
         # Where a relay says that somebody is, is nobody's address: whoever asks `caller_at` is told so.

@@ -29,11 +29,10 @@ from typing import TYPE_CHECKING
 from tailscale.errors import ConnectionReset, DeviceClosed
 from tailscale.local_callers import CALLERS, Caller
 from tailscale.sockets.socket_device import readable_address
-from tailscale.sockets.tcp import broken
+from tailscale.sockets.tcp import TcpStream, broken
 
 if TYPE_CHECKING:
     from tailscale.sockets.socket_device import SocketDevice
-    from tailscale.sockets.tcp import TcpStream
     from tailscale.threads.loop_thread import LoopThread
     from ts_netstack.tcp import TcpConnection
 
@@ -195,6 +194,8 @@ class Crossing:
 
     def _bring_out(self) -> None:
         connection, leaving, accepted = self._connection, self.leaving, self.accepted
+        if connection.error is not None:
+            leaving.clear()  # it goes nowhere
         while leaving and not self._sent_eof:
             piece = leaving[0]
             taken = connection.write(piece)
@@ -215,6 +216,13 @@ class Crossing:
         if (room := self.wants_room) and self.unwritten < room:
             self.wants_room = 0
             self._ring()
+
+    def give_back(self) -> tuple[TcpStream, bytes, Caller | None]:
+        """The stream again, what of it has been taken out already, and whom it stood for."""
+        caller, self._caller = self._caller, None
+        self._is_over = True
+        self._thread.carried(self)
+        return TcpStream(self._connection, self._device), b"".join(self.arrived), caller
 
     def finish(self) -> None:
         """The device is about to close: send what was written, then break it for the program."""

@@ -154,6 +154,10 @@ class LoopThread:
             self._thread.join()
             TERMINATION.let_go()
 
+    def check_process(self) -> None:
+        """DeviceClosed in a child process, which has no such thread."""
+        self._process.check()
+
     def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
         """Run a plain function in the loop."""
         if self._thread is None:

@@ -105,12 +105,17 @@ class TailnetListener(socket.socket):
         self.bind((LOOPBACK, 0))
         self.listen(backlog)
         self.port = port
-        self.door: Address = super().getsockname()
+        self._door: Address = super().getsockname()
         self.expected: dict[Address, FarEnd] = {}
         self._host = host
-        self._on_close = on_close
+        self.on_close = on_close
         self._waiting = 0
         self._is_over = False
+
+    @property
+    def door(self) -> Address:
+        """Where it listens on this machine."""
+        return self._door
 
     def accept(self) -> tuple[socket.socket, Address]:
         while True:
@@ -153,7 +158,7 @@ class TailnetListener(socket.socket):
         if self.fileno() >= 0:
             self.end()
             super().close()
-            self._on_close()
+            self.on_close()
 
 
 class Door:

@@ -1,91 +1,22 @@
 """asyncio's servers on ports of the tailnet: what arrives becomes a transport, without a socket in between.
 
-Owns the listening, how connections get from the device's loop to the program's, and asyncio's contract of a server.
+Owns asyncio's contract of a server. How connections get from the device's loop to the program's is `accepting.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import trio
-
-from tailscale.errors import DeviceClosed, TailscaleError
-from tailscale.threads.crossing import Crossing
+from tailscale.threads.accepting import Accepting
 from tailscale.threads.transports import Factory, Ssl, TailnetEnd, TailnetTransport, tls_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tailscale.sockets.tcp import TcpListener
-    from tailscale.threads.loop_thread import LoopThread
-
-
-class Accepting:
-    """Takes a listener's connections, inside, and hands them outside; never more than `backlog` that wait there."""
-
-    def __init__(self, thread: LoopThread, listener: TcpListener, backlog: int) -> None:
-        self._thread, self._listener, self._backlog = thread, listener, max(1, backlog)
-        self._scope = trio.CancelScope()
-        self._handed = self.taken = 0
-        self._is_waited_for = False
-        self._room = trio.Event()
-        self._hand: Callable[[Crossing], object] = _refuse
-
-    # Outside
-
-    def begin(self, hand: Callable[[Crossing], object]) -> None:
-        """From now on `hand` is called, inside, with every connection."""
-        self._hand = hand
-        self._thread.call_soon(self._thread.spawn, self._accept)
-
-    def take(self) -> None:
-        """One that was handed out waits no more."""
-        self.taken += 1
-        if self._is_waited_for:
-            with contextlib.suppress(TailscaleError):
-                self._thread.call_soon(self._make_room)
-
-    def end(self) -> None:
-        """Refuse new connections."""
-        with contextlib.suppress(TailscaleError):  # the loop has ended: so has this
-            self._thread.call_soon(self._stop)
-
-    # Inside
-
-    def _stop(self) -> None:
-        self._scope.cancel()
-        self._listener.shut()  # where nobody has begun
-
-    def _make_room(self) -> None:
-        self._room.set()
-
-    async def _accept(self) -> None:
-        with self._scope, contextlib.suppress(trio.ClosedResourceError):  # the device is closing
-            async with self._listener:
-                while True:
-                    stream = await self._listener.accept()
-                    crossing = Crossing.take(stream, self._thread)
-                    crossing.stand_for(self._thread.device)
-                    self._handed += 1
-                    try:
-                        self._hand(crossing)
-                    except RuntimeError:  # the program's loop has been closed
-                        crossing.shut()
-                        return
-                    await self._wait_for_room()
-
-    async def _wait_for_room(self) -> None:
-        while self._handed - self.taken >= self._backlog:
-            self._room = trio.Event()
-            self._is_waited_for = True
-            if self._handed - self.taken >= self._backlog:
-                await self._room.wait()
-            self._is_waited_for = False
+    from tailscale.threads.crossing import Crossing
 
 
 class TailnetServer(asyncio.Server):
@@ -207,22 +138,3 @@ class TailnetServer(asyncio.Server):
 
     def __repr__(self) -> str:
         return f"<TailnetServer {self._end.getsockname()}{' closed' if self._is_closed else ''}>"
-
-
-def _refuse(crossing: Crossing) -> None:
-    crossing.shut()
-
-
-async def accepting(
-    thread: LoopThread, port: int, host: str | None, backlog: int, announce: str
-) -> tuple[Accepting, Any]:
-    """Listen, and say where. Inside."""
-    listener = await thread.device.listen(port, host=host, backlog=backlog, announce=announce)
-    device = thread.device
-    return Accepting(thread, listener, backlog), (host or device.ipv4 or device.ipv6 or "", listener.port)
-
-
-def discard(made: tuple[Accepting, Any]) -> None:
-    """Nobody wants it any more."""
-    with contextlib.suppress(DeviceClosed):
-        made[0].end()

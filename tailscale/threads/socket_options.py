@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from tailscale.threads.loopback import KEEPALIVE_OPTIONS, KEEPALIVE_TIMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tailscale.threads.crossing import Crossing
 
 Value = int | bytes | bytearray | memoryview
@@ -20,6 +22,9 @@ LINGER = (socket.SOL_SOCKET, socket.SO_LINGER)
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
 LINGERING = Struct("ii")  # is it on, seconds
 INT = Struct("i")
+USUAL = {NODELAY: 1, (socket.SOL_SOCKET, socket.SO_TYPE): int(socket.SOCK_STREAM)} | {
+    (socket.IPPROTO_TCP, option): usual for option, usual in KEEPALIVE_TIMES if option is not None
+}
 
 
 class SocketOptions:
@@ -27,10 +32,7 @@ class SocketOptions:
 
     def __init__(self, crossing: Crossing) -> None:
         self._crossing = crossing
-        self._values: dict[tuple[int, int], int | bytes] = {NODELAY: 1, (socket.SOL_SOCKET, socket.SO_TYPE): 1}
-        for option, usual in KEEPALIVE_TIMES:
-            if option is not None:
-                self._values[socket.IPPROTO_TCP, option] = usual
+        self._values: dict[tuple[int, int], int | bytes] = {}
 
     @property
     def is_reset_by_closing(self) -> bool:
@@ -49,8 +51,11 @@ class SocketOptions:
         elif key in KEEPALIVE_OPTIONS:
             idle, interval, count = (self._number(one, usual) for one, usual in KEEPALIVE_TIMES)
             is_on = bool(self._values.get((socket.SOL_SOCKET, socket.SO_KEEPALIVE)))
-            times = (float(idle) if is_on else None, float(interval), count)
-            self._crossing.call(lambda connection: connection.set_keepalive(*times))
+            self.keep_alive(float(idle) if is_on else None, float(interval), count)
+
+    def keep_alive(self, idle: float | None, interval: float, count: int) -> None:
+        """Probe a silent peer across the tailnet."""
+        self._crossing.call(lambda connection: connection.set_keepalive(idle, interval, count))
 
     def _number(self, option: int | None, usual: int) -> int:
         value = usual if option is None else self._values.get((socket.IPPROTO_TCP, option), usual)
@@ -58,11 +63,11 @@ class SocketOptions:
 
     def get(self, level: int, option: int, size: int = 0) -> int | bytes:
         """As `socket.getsockopt`."""
-        value = self._values.get((level, option), 0)
+        value = self._values.get((level, option), USUAL.get((level, option), 0))
         if size:
             return (INT.pack(value) if isinstance(value, int) else value)[:size]
         return value
 
-    def all_set(self) -> dict[tuple[int, int], int | bytes]:
-        """For a real socket that takes the place of this."""
-        return {key: value for key, value in self._values.items() if key[1] != socket.SO_TYPE}
+    def all_set(self) -> Iterable[tuple[tuple[int, int], int | bytes]]:
+        """What was, for a real socket that takes the place of this."""
+        return self._values.items()

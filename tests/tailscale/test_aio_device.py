@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
-from thread_scripts import our_threads, reaches
+from thread_scripts import is_busy, our_threads, reaches
 
 from tailscale import ConnectionRefused, ControlUnreachable, DeviceClosed, NameNotFound, aio, sync
 from tailscale.http import AsyncTransport
@@ -134,7 +134,7 @@ def test_cancelled_call_ends_in_the_thread_too(net: TailnetThread) -> None:
             dial.cancel()
         await asyncio.gather(*dials, return_exceptions=True)
         async with asyncio.timeout(5):
-            while left._thread._jobs or left._thread._carried:  # noqa: ASYNC110 - the other thread ends them when it can
+            while is_busy(left):  # noqa: ASYNC110 - the other thread ends them when it can
                 await asyncio.sleep(0.005)
 
     run(net, test)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import trustme
-from thread_scripts import our_threads
+from thread_scripts import is_busy, our_threads
 
 from tailscale import aio
 from tailscale.testing.threaded import TailnetThread
@@ -47,7 +47,7 @@ def run(net: TailnetThread, test: Test, loop: str = "asyncio") -> None:
                         await asyncio.sleep(0.005)
             await test(left, right)
             for device in (left, right):
-                while device._thread._carried:  # noqa: ASYNC110 - the other thread ends them when it can
+                while is_busy(device):  # noqa: ASYNC110 - the other thread ends them when it can
                     await asyncio.sleep(0.005)
 
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -236,8 +236,7 @@ def test_unread_bytes_make_closing_a_reset(net: TailnetThread) -> None:
         client, server, door = await pair(left, right)
         server.transport.pause_reading()
         client.transport.write(b"unread")
-        while not server.transport._crossing.arrived:  # noqa: ASYNC110 - it comes when it does
-            await asyncio.sleep(0.001)
+        await left.ping("right", "icmp")  # which travels behind it
         server.transport.close()
         assert isinstance(await client.lost, ConnectionResetError)
         door.close()
@@ -355,10 +354,11 @@ def test_server_goes_by_asyncios_rules(net: TailnetThread) -> None:
             await forever
         await door.wait_closed()
         assert (door.is_serving(), door.sockets) == (False, ())
-        with pytest.raises(ConnectionRefusedError):
-            await left.open_connection("right", 80, timeout=5)
         again = await right.create_server(Recorder, 80)  # the port is free
         again.close()
+        await right.status()  # whose answer comes after the closing
+        with pytest.raises(ConnectionRefusedError):
+            await left.open_connection("right", 80, timeout=5)
 
     run(net, test)
 

@@ -36,3 +36,9 @@ def reaches(device: Any, hostname: str) -> bool:
         return device.ping(hostname) is not None
     except (NameNotFound, NoRoute):
         return False
+
+
+def is_busy(device: Any) -> bool:
+    """Whether the thread of a device of a face has something to do, or to carry, for the program."""
+    thread = device._thread
+    return bool(thread._jobs or thread._carried)
