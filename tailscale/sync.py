@@ -31,6 +31,7 @@ from tailscale.threads.direct_listener import DirectListener
 from tailscale.threads.face import CaptureFace, DeviceFace, DeviceOptions, as_work, leave_now, takes_options_of
 from tailscale.threads.loop_thread import LoopThread
 from tailscale.threads.loopback import TailnetListener
+from tailscale.threads.loopback import TailnetSocket as TailnetSocket
 from tailscale.threads.udp_sync import UdpSocket
 
 if TYPE_CHECKING:
