@@ -12,7 +12,6 @@ import importlib
 import os
 import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +21,11 @@ import pytest
 
 from tailscale import aio, sync
 from tailscale.testing.threaded import TailnetThread
+from tests.interop.postgresql import POSTGRES, cluster, running
 from tests.interop.processes import PORTS
 from tests.tailscale.thread_scripts import introduce
 
 pytestmark = pytest.mark.interop
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 ROWS = 20_000
 
 
@@ -54,49 +53,13 @@ def pair(net: TailnetThread) -> Iterator[tuple[sync.Device, sync.Device]]:
         yield app, db
 
 
-@contextlib.contextmanager
-def running(command: list[str], port: int, ready: str) -> Iterator[int]:
-    """A server, once it has said these words."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = []
-        try:
-            for line in process.stdout:
-                said.append(line)
-                if ready in line:
-                    break
-            else:
-                raise RuntimeError(f"{command} ended: {''.join(said)}")
-            drain = threading.Thread(target=process.stdout.read)  # or its pipe would fill
-            drain.start()
-            yield port
-        finally:
-            process.terminate()
-        drain.join()
-
-
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def postgres() -> Iterator[int]:
     """A cluster of our own; its port on this machine."""
     if POSTGRES is None:
         lacking("PostgreSQL")
-    assert POSTGRES is not None
-    home = tmp_path_factory.mktemp("postgres")
-    become: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses root
-        become = ["runuser", "-u", "postgres", "--"]
-        home = Path("/tmp") / f"pytailscale-postgres-{os.getpid()}"
-        home.mkdir()
-        shutil.chown(home, "postgres")
-    port = PORTS.take()
-    try:
-        make = [*become, f"{POSTGRES}/initdb", "-D", f"{home}/data", "-A", "trust", "-U", "app", "--no-sync"]
-        subprocess.run(make, check=True, capture_output=True, cwd="/")
-        options = ["-D", f"{home}/data", "-p", str(port), "-k", str(home), "-h", "127.0.0.1", "-F"]
-        with running([*become, f"{POSTGRES}/postgres", *options], port, "ready to accept connections"):
-            yield port
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
