@@ -163,7 +163,8 @@ class LoopThread:
         if self._thread is None:
             raise DeviceNotReady("this Device has not been entered: use it inside `with`")
         self._process.check()
-        self._started.wait()
+        if self._token is None:
+            self._started.wait()
         try:
             if self._token is None:
                 raise trio.RunFinishedError
