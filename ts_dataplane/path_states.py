@@ -39,8 +39,13 @@ from ts_dataplane.path_records import Record
 #          the round trip and four variations. On any path: the two ends may prefer different ones.
 #      (b) We send and hear nothing, or what came in a stream has stopped: a ping asks, and is not answered.
 #      (c) The peer moved: it is heard elsewhere, and no longer on the path by which we send.
-#   DEAD       beside the roads in the figure: pings ask it again after a quarter of the time it has been dead, at least
-#              every 30 s. What answers then starts over as UNKNOWN.
+#      What (a) and (c) say of a path that the peer itself sent by is said of data, and no pong refutes it: some
+#      middleboxes pass disco and nothing else. Data on it does; or a second in which nothing comes by any path.
+#      Meanwhile large pings ask whether only what is large is lost.
+#   DEAD       beside the roads in the figure: it answers pings, and what asked for data was answered elsewhere; or
+#              small pings only. Both are barred for a minute, twice as long each time; the first
+#              kind until data is heard there. Others are asked again after a quarter of the time they have been dead,
+#              at least every 30 s. What answers then starts over as UNKNOWN.
 #
 # Only what the tunnel's window has accepted counts as heard, so a datagram repeated on another path earns nothing, and
 # only pongs to pings of ours do, so a stranger's earn nothing either.
@@ -54,6 +59,10 @@ LOST_PINGS = 3
 FIRST_RETRY, MAX_RETRY, RETRY_PART = 1.0, 30.0, 0.25
 OPEN_PINGS_LIMIT = 64
 FULL_SIZE_TRIES, FULL_SIZE_SPACING = 6, 1.0
+AGAIN_TRIES, AGAIN_SPACING = 3, 0.3  # of large pings on a path that had carried them
+BARRED, LONGEST_BAR = 60.0, 600.0
+SWALLOWS = "it swallows large datagrams"
+PINGS_ONLY = "pings pass, and nothing else does"
 
 
 class PathState(Enum):
@@ -87,9 +96,12 @@ class Way:
         "answered_at",
         "asked_at",
         "barred_until",
+        "bars",
         "heard_at",
         "is_full",
         "lost_in_row",
+        "missed_at",
+        "needs_data",
         "order",
         "path",
         "record",
@@ -112,6 +124,9 @@ class Way:
         self.since, self.why = now, "new"
         self.heard_at = self.answered_at = self.asked_at = -math.inf
         self.barred_until = -math.inf
+        self.bars = 0  # how often it was left although pings passed
+        self.needs_data = False  # a suspect that pings do not clear
+        self.missed_at = math.inf  # when data came by another path first, since it became one
         self.lost_in_row = 0
         self._opens: deque[tuple[float, float]] = deque()  # pings on their way: when they left, when they are late
         self._slow_since = self._fine_since = math.inf
@@ -159,11 +174,24 @@ class Way:
             self.lost_in_row = 0
         return True
 
-    def suspect(self, why: str, now: float) -> bool:
-        return self.enter(SUSPECT, why, now)
+    def suspect(self, why: str, now: float, *, needs_data: bool = False) -> bool:
+        """With `needs_data` pongs do not clear it: it is data that got no answer. Large ones are tried, too."""
+        if not self.enter(SUSPECT, why, now):
+            return False
+        self.needs_data, self.missed_at = needs_data, math.inf
+        if needs_data:
+            self.is_full, self._full_asks, self._full_asked_at = False, 0, -math.inf
+        return True
 
     def die(self, why: str, now: float) -> bool:
         return self.enter(DEAD, why, now)
+
+    def bar(self, now: float) -> None:
+        """Its pongs would bring it back at once: not before a minute has passed, and twice as many each time."""
+        if now - self.barred_until > LONGEST_BAR:
+            self.bars = 0
+        self.barred_until = now + min(BARRED * 2**self.bars, LONGEST_BAR)
+        self.bars += 1
 
     # ---- what happens
 
@@ -198,12 +226,22 @@ class Way:
         self.heard_at = max(self.heard_at, at)
         self.lost_in_row = 0
         if at > self.since:
+            self.needs_data = False
+            if self.why == PINGS_ONLY:
+                self.barred_until = -math.inf
             self._revive(now)
+
+    def clear(self, now: float) -> None:
+        """The suspicion was wrong, or nothing will tell."""
+        self.needs_data = False
+        self._revive(now)
 
     def _revive(self, now: float) -> None:
         if self.state is DEAD and now >= self.barred_until:
             self.enter(UNKNOWN, "it answers again", now)
-        if self.state is SUSPECT or (self.state is UNKNOWN and self.is_full and self.answered_at > -math.inf):
+        if (self.state is SUSPECT and not self.needs_data) or (
+            self.state is UNKNOWN and self.is_full and self.answered_at > -math.inf
+        ):
             self.enter(GOOD, "it answers", now)
 
     @property
@@ -213,9 +251,21 @@ class Way:
 
     def full_due_at(self) -> float:
         """When the next large ping is due; never once enough of them were lost."""
-        if not self.wants_full or self._full_asks > FULL_SIZE_TRIES:
+        if not self.wants_full or self._full_asks > self._full_tries:
             return math.inf
-        return self._full_asked_at + self.record.patience(FULL_SIZE_SPACING, 3.0)
+        spacing = FULL_SIZE_SPACING if self.state is UNKNOWN else AGAIN_SPACING
+        return self._full_asked_at + self.record.patience(spacing, 3.0)
+
+    @property
+    def _full_tries(self) -> int:
+        return FULL_SIZE_TRIES if self.state is UNKNOWN else AGAIN_TRIES
+
+    @property
+    def swallows_large(self) -> bool:
+        """It had carried large datagrams; now small ones pass, and of several large pings none was answered."""
+        if self.state is UNKNOWN or not self.wants_full or self._full_asks <= AGAIN_TRIES:
+            return False
+        return max(self.answered_at, self.heard_at) > self._full_asked_at - AGAIN_TRIES * AGAIN_SPACING
 
     def retry_at(self) -> float:
         """When a dead path is asked again."""
@@ -241,7 +291,7 @@ class Way:
             self.lost_in_row += given_up
             self.record.on_verdicts(given_up, given_up)
         if self.wants_full and self._full_asks > FULL_SIZE_TRIES and self.state is UNKNOWN:
-            self.die("it swallows large datagrams", now)
+            self.die(SWALLOWS, now)
         self._judge(now)
         return newest
 

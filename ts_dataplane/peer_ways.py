@@ -13,7 +13,7 @@ from ts_base.who import Path, PeerId, PeerRelayed, is_relayed
 from ts_dataplane.heard_log import HeardOfPeer
 from ts_dataplane.path_facts import PathFacts
 from ts_dataplane.path_selection import Ask, Reason, Selection, Switch
-from ts_dataplane.path_states import DEAD, DEGRADED, GOOD, LOST_PINGS, SUSPECT, UNKNOWN, Way
+from ts_dataplane.path_states import DEAD, DEGRADED, GOOD, LOST_PINGS, PINGS_ONLY, SUSPECT, SWALLOWS, UNKNOWN, Way
 from ts_dataplane.silence_watch import SilenceWatch
 from ts_dataplane.strategies import Strategy
 from ts_dataplane.uplink_facts import UplinkFacts
@@ -23,7 +23,8 @@ SETTLED = 1.0  # (c): a peer that has not changed its path for so long has moved
 MOVE_PATIENCE = 0.05  # ... others may be sending copies: then it is looked at again
 VERDICT_PATIENCE = 0.1  # a suspect has so much longer than whoever answered first
 REPEAT = 0.25  # pings on a suspect path
-FUTILE_DOUBTS, BARRED = 3, 60.0
+FUTILE_DOUBTS = 3
+MUTE = 1.0  # a peer that answers pings and says nothing by any path says nothing of paths
 WAYS_LIMIT = 64
 
 
@@ -198,7 +199,7 @@ class PeerWays:
         if way is None or before != way.path:
             return
         if has_settled:
-            self._doubt(way, "the peer is heard elsewhere now", way.heard_at, now)
+            self._doubt(way, "the peer is heard elsewhere now", way.heard_at, now, needs_data=True)
         else:
             self._look_again_at = now + MOVE_PATIENCE
 
@@ -206,12 +207,14 @@ class PeerWays:
         """(c), where the peer has changed its path shortly before: copies may arrive by turns."""
         way = self.selection.current
         if way is not None and self._peer_uses != way.path and now - way.heard_at >= MOVE_PATIENCE - 1e-6:
-            self._doubt(way, "the peer is heard elsewhere now", way.heard_at, now)
+            self._doubt(way, "the peer is heard elsewhere now", way.heard_at, now, needs_data=True)
 
     # ---- suspicion
 
-    def _doubt(self, way: Way, why: str, heard_at: float, now: float, reason: Reason = "silent") -> None:
-        if way.suspect(why, now):
+    def _doubt(
+        self, way: Way, why: str, heard_at: float, now: float, reason: Reason = "silent", *, needs_data: bool = False
+    ) -> None:
+        if way.suspect(why, now, needs_data=needs_data and not is_relayed(way.path)):
             if way is self.selection.current:
                 self.selection.on_doubt(heard_at)
                 self._doubted_for = reason
@@ -225,11 +228,16 @@ class PeerWays:
         self._is_doubled = True
         if self._futile >= FUTILE_DOUBTS and any(one.is_usable for one in self.selection.ranked()[1:]):
             self._futile = 0
-            way.barred_until = now + BARRED
-            self._kill(way, "pings pass, and nothing else does", now)
+            self._bar(way, PINGS_ONLY, now)
             return
         for path in self.selection.choice(now=now):
-            self._doubt(self.ways[path], "what asks for an answer gets none", self._heard.at, now)
+            is_usual = path == self._peer_uses  # else the peer's silence there says nothing
+            self._doubt(self.ways[path], "what asks for an answer gets none", self._heard.at, now, needs_data=is_usual)
+
+    def _bar(self, way: Way, why: str, now: float) -> None:
+        """It answers pings, so it would be back at once."""
+        way.bar(now)
+        self._kill(way, why, now)
 
     # ---- time
 
@@ -266,6 +274,8 @@ class PeerWays:
         for way in list(self.ways.values()):
             if way.handle_timer(now) > way.heard_at and way.state in (GOOD, DEGRADED):
                 self._doubt(way, "a ping was not answered", max(self._heard.at, way.heard_at), now)
+            if way.swallows_large and any(one.is_usable for one in selection.ranked() if one is not way):
+                self._bar(way, SWALLOWS, now)
             if way.state is DEAD:
                 selection.died_at.setdefault(way.path, way.since)
         asks += self._settle_suspects(now)
@@ -285,7 +295,9 @@ class PeerWays:
         """Ask on every path, and bury a suspect once another has answered and it has not."""
         asks: list[Ask] = []
         for way in [way for way in self.ways.values() if way.state is SUSPECT]:
-            if now >= self._death_at(way) or way.lost_in_row >= LOST_PINGS:
+            if way.answered_at > way.since:
+                self._settle_answering(way, now)
+            elif now >= self._death_at(way) or way.lost_in_row >= LOST_PINGS:
                 self._kill(way, f"{way.why}, and nothing answers on it", now)
             elif now - way.asked_at >= REPEAT or way.asked_at < way.since:
                 asks.append(Ask(way.path, False))
@@ -294,20 +306,33 @@ class PeerWays:
             asks += [Ask(one.path, False) for one in self.ways.values() if self._is_unasked(one, current)]
         return asks
 
+    def _settle_answering(self, way: Way, now: float) -> None:
+        """A suspect that pings do not clear answered one: whether data came by another path since decides."""
+        if now >= self._death_at(way):
+            self._bar(way, PINGS_ONLY, now)
+        elif now >= way.since + MUTE:
+            way.clear(now)
+
     def _is_unasked(self, way: Way, current: Way) -> bool:
         """Since the path in use came into doubt."""
         is_asked = way.asked_at >= current.since or way.state not in (GOOD, DEGRADED, UNKNOWN)
         return not is_asked and self.selection.allows(way)
 
     def _death_at(self, way: Way) -> float:
-        answers = [
-            max(one.answered_at, one.heard_at)
-            for one in self.ways.values()
-            if one is not way and one.state is not DEAD and max(one.answered_at, one.heard_at) > way.since
-        ]
-        return min(answers) + max(VERDICT_PATIENCE, way.rtt or 0.0) if answers else math.inf
+        """When a suspect has been silent for long enough after another path was not; data counts, if pongs do not."""
+        others = [one for one in self.ways.values() if one is not way and one.state is not DEAD]
+        if way.answered_at > way.since:
+            answers = [heard.at for one in others if (heard := self._heard.get(one.path)) is not None]
+            way.missed_at = min([way.missed_at, *[at for at in answers if at > way.since]])
+            first = way.missed_at
+        else:
+            answers = [max(one.answered_at, one.heard_at) for one in others]
+            first = min([at for at in answers if at > way.since], default=math.inf)
+        return first + max(VERDICT_PATIENCE, way.rtt or 0.0)
 
     def _verdict_at(self, way: Way) -> float:
+        if way.answered_at > way.since:
+            return min(self._death_at(way), way.since + MUTE)
         return min(self._death_at(way), max(way.asked_at, way.since) + REPEAT)
 
     def _may_be_used(self, way: Way) -> bool:

@@ -177,7 +177,7 @@ NOT_TOLD_APART: list[Lines] = [
     {"wlan0": line(0.02, 0.02), "wwan0": line(0.05)},  # the nearer one loses more
     {"wlan0": line(0.05, 0.005), "wwan0": line(0.15, 0.005)},  # both lose at random
 ]
-REACHED = 0.1
+REACHED = 0.05
 
 
 @pytest.mark.slow
