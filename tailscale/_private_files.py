@@ -93,6 +93,17 @@ class Draft:
         """What is there if it is abandoned, and what to do about it."""
         return f"{self.path} is as it was before: write to a disk with room"
 
+    @classmethod
+    def put(cls, path: Path, data: bytes, mode: int = 0o600) -> None:
+        """All of it, or what was there before."""
+        draft = cls(path, mode)
+        try:
+            draft.write(data)
+            draft.finish()
+        except BaseException:
+            draft.abandon()
+            raise
+
     def write(self, data: bytes | memoryview, /) -> int | None:
         return self._file.write(data)
 

@@ -208,9 +208,9 @@ class ControlServer:
         device = self.directory.by_key(request.node_key)
         if device is None or device.machine != machine:
             raise DirectoryError("node not found")
-        own = f"_acme-challenge.{self._maps.full_name(device).rstrip('.')}"
-        if request.type != "TXT" or request.name != own or not 0 < len(request.value) <= LONGEST_TEXT_RECORD:
-            raise DirectoryError(f"a device may only write the TXT records of {own}")
+        own = [f"_acme-challenge.{name}" for name in self._maps.names_of(device)]
+        if request.type != "TXT" or request.name not in own or not 0 < len(request.value) <= LONGEST_TEXT_RECORD:
+            raise DirectoryError(f"a device may only write the TXT records of {', '.join(own)}")
         if self._publish_text is not None:
             self._publish_text(request.name, request.value)
 

@@ -18,6 +18,7 @@ from ts_control.directory import TAGGED_DEVICES, Directory, Enrolled
 from ts_control.gojson import encode_json, from_unix_time
 from ts_control.policy_index import PolicyIndex
 from ts_control.server_services import ServedServices, host_capability
+from ts_control.services import PREFIX
 from ts_control.ssh_policy import ENV_ATTRIBUTE
 from ts_control.ssh_rules import policy_for
 from ts_control.wire import CapMap, DERPMap, DNSConfig, Node, PeerChange, PingRequest, TKAInfo, UserProfile
@@ -146,11 +147,16 @@ class MapWriter:
         )
 
     def dns_of(self, device: Enrolled) -> DNSConfig:
-        """With the name that this device may have a certificate for: its own."""
+        """With the names that this device may have certificates for."""
         dns = self.shared_dns()
         if not self.has_certificates:
             return dns
-        return msgspec.structs.replace(dns, cert_domains=(self.full_name(device).rstrip("."),))
+        return msgspec.structs.replace(dns, cert_domains=self.names_of(device))
+
+    def names_of(self, device: Enrolled) -> tuple[str, ...]:
+        """Its own, and those of the services it hosts."""
+        services = (f"{name.removeprefix(PREFIX)}.{self.domain}" for name in sorted(device.hosted))
+        return (self.full_name(device).rstrip("."), *services)
 
     def shared_dns(self) -> DNSConfig:
         """What every device is told, with the names of services."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -49,12 +49,12 @@ def label_of(service: str) -> str:
     return label
 
 
-def services_of(hosted: Iterable[tuple[str, int]]) -> tuple[VIPService, ...]:
-    """Of services and TCP ports, in the order in which control is told."""
+def services_of(hosted: Iterable[tuple[str, int]], draining: Collection[str] = ()) -> tuple[VIPService, ...]:
+    """Of services and TCP ports, in the order in which control is told; those that drain want nobody new."""
     ports: dict[str, set[int]] = {}
     for name, port in hosted:
         ports.setdefault(name, set()).add(port)
-    return tuple(VIPService(name, _merged(sorted(ports[name])), True) for name in sorted(ports))
+    return tuple(VIPService(name, _merged(sorted(ports[name])), name not in draining) for name in sorted(ports))
 
 
 def _merged(ports: Sequence[int]) -> tuple[str, ...]:

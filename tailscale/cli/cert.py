@@ -36,10 +36,4 @@ async def _write(where: Path, data: bytes, mode: int) -> None:
         if not isinstance(there, Path):
             await there.send(data)
             return
-        draft = Draft(there, mode)
-        try:
-            draft.write(data)
-            draft.finish()
-        except BaseException:
-            draft.abandon()
-            raise
+        Draft.put(there, data, mode)

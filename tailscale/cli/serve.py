@@ -18,11 +18,13 @@ from tailscale.cli.exit_codes import OK, USAGE
 from tailscale.cli.hosted import Hosting, borrow, hosting
 from tailscale.cli.pipes import StandardInput
 from tailscale.cli.screen import Screen
+from tailscale.cli.serve_arguments import OF_SERVICES
 from tailscale.cli.session import joined, state_path
 from tailscale.daemon.serving import ENTRY
-from tailscale.errors import TailscaleError
+from tailscale.errors import ServiceUnavailable, TailscaleError
 from tailscale.serve import BadServeConfig, Serve, proxy, read_target, tcp
 from tailscale.serve.config import ServeConfig, clean_mount, handler_of, kind_of
+from tailscale.serve.site import service_name
 from tailscale.serve.targets import Proxy
 from tailscale.state_file import open_store
 
@@ -47,6 +49,8 @@ async def serve(options: argparse.Namespace, screen: Screen) -> int:
         return await _get_config(rest, screen)
     if verb == "set-config" and len(rest) == 1:
         return await _set(ServeConfig.read(await trio.Path(_directory(), rest[0]).read_bytes()))
+    if verb in OF_SERVICES and len(rest) == 1 and not options.funnel:
+        return await _change_service(verb, rest[0], screen)
     if verb == "off" and not rest:
         return await _off(options, screen)
     if rest == ["off"]:
@@ -90,9 +94,12 @@ def add(config: ServeConfig, host: str, target: str, options: argparse.Namespace
 
 async def _certified(device: Device, options: argparse.Namespace, screen: Screen) -> Device:
     """The device, once it may be published and has a certificate where it needs one: what is missing is told now."""
+    if options.service and not device.node.tags:
+        raise ServiceUnavailable(f"{options.service} cannot be hosted by this device, which has no tags: up --tags")
     if options.funnel:
         device.check_funnel(device.name, kind_and_port(options)[1])
-    if kind_and_port(options)[0] in ("https", "tls-terminated-tcp"):
+    # Control allows a certificate for a service's name once this device hosts it: that comes with the first visitor.
+    if kind_and_port(options)[0] in ("https", "tls-terminated-tcp") and not options.service:
         screen.show("waiting for a certificate")
         await device.certificate()
         screen.hide()
@@ -102,17 +109,20 @@ async def _certified(device: Device, options: argparse.Namespace, screen: Screen
 async def _publish(target: str, options: argparse.Namespace, screen: Screen) -> int:
     host = hosting()
     if host is None:
-        if options.bg:
+        if options.bg or options.service:
             raise TailscaleError(NEEDS_A_DAEMON)
         async with joined(options, screen) as device:
             return await _publish_alone(await _certified(device, options, screen), target, options, screen)
     device = await _certified(await borrow(host, options, screen), options, screen)
     serving = host.served_by.serving
-    if options.bg:
+    if options.bg or options.service:
         config = serving.config
-        add(config, _name(device), target, options)
+        part = config.service(options.service) if options.service else config
+        add(part, _host(device, options), target, options)
         serving.set(config)
-        _tell(config, options, screen)
+        if options.service:
+            serving.advertise({*serving.advertised, options.service})
+        _tell(part, options, screen)
         screen.note(("in the background; to end it: ", "dim"), f"pytailscale {options.command} {_flag(options)} off")
         return OK
     taken_away = trio.Event()
@@ -147,24 +157,52 @@ def _tell(config: ServeConfig, options: argparse.Namespace, screen: Screen) -> N
 def _flag(options: argparse.Namespace) -> str:
     kind, port = kind_and_port(options)
     path = f" --set-path={options.set_path}" if options.set_path != "/" else ""
-    return f"--{kind}={port}{path}"
+    service = f"--service={options.service} " if options.service else ""
+    return f"{service}--{kind}={port}{path}"
 
 
 def _name(device: Device) -> str:
     return device.name.rstrip(".")
 
 
+def _host(device: Device, options: argparse.Namespace) -> str:
+    """By which name it is asked for."""
+    return service_name(options.service, _name(device)) if options.service else _name(device)
+
+
+async def _change_service(verb: str, name: str, screen: Screen) -> int:
+    """Nobody new is sent here, or again somebody; or it is served no more."""
+    await trio.lowlevel.checkpoint()
+    serving = _in_daemon().served_by.serving
+    config = serving.config
+    if name not in config.services():
+        known = ", ".join(config.services()) or "none"
+        raise BadServeConfig(f"{name} is not served here: of services there is {known}")
+    if verb == "clear":
+        config.remove_service(name)
+        serving.set(config)
+    elif verb == "drain":
+        serving.advertise(set(serving.advertised) - {name})
+        screen.note(f"{name} gets nobody new; to end that: ", f"pytailscale serve advertise {name}")
+    else:
+        serving.advertise({*serving.advertised, name})
+    return OK
+
+
 async def _off(options: argparse.Namespace, screen: Screen) -> int:
     host = _in_daemon()
     device = await borrow(host, options, screen)
     config = host.served_by.serving.config
+    part = config.service(options.service) if options.service else config
     kind, port = kind_and_port(options)
     if kind in WEB:
         mount = None if options.set_path == "/" and len(options.what) == 1 else clean_mount(options.set_path)
-        had = config.remove_web(_name(device), port, mount)
+        had = part.remove_web(_host(device, options), port, mount)
     else:
-        had = config.remove_tcp(port)
-        config.set_funnel(_name(device), port, False)
+        had = part.remove_tcp(port)
+        part.set_funnel(_host(device, options), port, False)
+    if options.service and not part.ports():
+        config.remove_service(options.service)
     if not had:
         raise BadServeConfig(f"nothing is served with {_flag(options)}: `pytailscale serve status` shows what is")
     host.served_by.serving.set(config)
@@ -222,7 +260,7 @@ async def _status(options: argparse.Namespace, screen: Screen) -> int:
     if options.json:
         screen.json(json.loads(config.to_json()))
         return OK
-    lines = list(lines_of(config))
+    lines = [*lines_of(config), *_lines_of_services(config)]
     if not lines:
         screen.note("nothing is served")
     for line in lines:
@@ -262,6 +300,14 @@ def lines_of(config: ServeConfig, only: int | None = None) -> Iterator[str]:
             width = max(map(len, mounts), default=0)
             for mount in sorted(mounts, key=len):
                 yield f"|-- {mount:<{width}} {_described(mounts[mount])}"
+
+
+def _lines_of_services(config: ServeConfig) -> Iterator[str]:
+    host = hosting()
+    advertised = host.served_by.serving.advertised if host is not None else tuple(config.services())
+    for name in sorted(config.services()):
+        yield f"{name}" if name in advertised else f"{name} (draining: it gets nobody new)"
+        yield from (f"  {line}" for line in lines_of(config.service(name)))
 
 
 def _described(handler: dict[str, Any]) -> str:

@@ -105,7 +105,7 @@ class Daemon:
         of_rooms = {"mesh": self._run_mesh, "serve": self.serving.run_setting, "taildrop": self.taildrop.run}
         self.parts = Parts(KINDS | of_rooms)
         self._apps = list(apps)
-        self.prefs = Prefs(self.keeper, kept)
+        self.prefs = Prefs(self.keeper, kept, self.serving)
         self._runs_ssh = runs_ssh
         self._tun: list[tuple[str, dict[str, Any]]] | None = None
         self._want_parts()

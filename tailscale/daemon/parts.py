@@ -10,11 +10,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from tailscale._causes import sole_cause
+from tailscale._private_files import Draft
 from tailscale.daemon.transport import remove_stale_socket
 from tailscale.device import Device
 from tailscale.errors import TailscaleError
@@ -23,6 +25,7 @@ from tailscale.tun_options import tun
 
 log = logging.getLogger("tailscale.daemon")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+CERTIFICATE_LOOK = 3600.0  # between looks whether it was renewed
 STARTING, RUNNING, FAILED = "starting", "running", "failed"
 
 Started = Callable[[str], None]
@@ -194,7 +197,25 @@ async def run_tun(device: Device, keys: dict[str, Any], started: Started) -> Non
 
 
 RELAY_LIMITS = ("connections", "per_name", "per_source", "proxy_protocol")
+
+
+async def run_certificate(device: Device, keys: dict[str, Any], started: Started) -> None:
+    """A certificate is held and renewed from the start, and what servers of this machine read is always the newest."""
+    name, written = keys.get("name"), b""
+    files = [Path(keys[key]) if key in keys else None for key in ("key_file", "cert_file")]
+    while True:
+        found = await device.certificate(name)
+        if found.chain_pem != written:
+            for path, data, mode in zip(files, (found.key_pem, found.chain_pem), (0o600, 0o644), strict=True):
+                if path is not None:
+                    await trio.to_thread.run_sync(Draft.put, path, data, mode)
+            written = found.chain_pem
+            started(f"{found.names[0]} until {found.expires:%Y-%m-%d}")
+        await trio.sleep(CERTIFICATE_LOOK)
+
+
 KINDS: dict[str, Run] = {
+    "certificate": run_certificate,
     "expose": run_expose,
     "forward": run_forward,
     "ingress": run_ingress,

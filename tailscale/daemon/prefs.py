@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
 
 from tailscale._spelling import clean_routes
 from tailscale.daemon import ipn
@@ -29,7 +29,6 @@ REMEMBERED = frozenset(
     (
         *("AutoUpdate", "CorpDNS", "ExitNodeAllowLANAccess", "ForceDaemon", "InternalExitNodePrior", "NetfilterKind"),
         *("NetfilterMode", "NoSNAT", "NoStatefulFiltering", "NotepadURLs", "ProfileName", "Sync"),
-        "AdvertiseServices",  # those of the serve config are advertised, and no others
     )
 )
 KINDS: dict[str, type] = {
@@ -43,11 +42,21 @@ LIVE = frozenset((
 ))  # fmt: skip
 
 
+class Services(Protocol):
+    """The Services that are served, and for which of them control may send somebody here."""
+
+    @property
+    def advertised(self) -> tuple[str, ...]: ...
+
+    def advertise(self, services: Collection[str]) -> None: ...
+
+
 class Prefs:
     """One daemon's preferences, under upstream's names."""
 
-    def __init__(self, keeper: Keeper, store: NamedStore) -> None:
+    def __init__(self, keeper: Keeper, store: NamedStore, serving: Services) -> None:
         self._keeper = keeper
+        self._serving = serving
         self._store = store
         self._kept: dict[str, Any] = {}
         self._watchers: list[Callable[[], None]] = []
@@ -93,7 +102,7 @@ class Prefs:
         """ipn.Prefs."""
         keeper = self._keeper
         is_logged_out = keeper.has_device and keeper.device.state == "logged_out"
-        return ipn.prefs_json(
+        told = ipn.prefs_json(
             keeper.control_url,
             keeper.preferences(),
             keeper.netmap(),
@@ -102,6 +111,7 @@ class Prefs:
             is_logged_out=is_logged_out,
             runs_ssh=self.runs_ssh or self.has_ssh_section,
         )
+        return told | {"AdvertiseServices": list(self._serving.advertised) or None}
 
     # Changed
 
@@ -130,6 +140,8 @@ class Prefs:
             changes["runs_ssh"] = self._check_ssh(bool(value))
         elif name == "AdvertiseTags":
             changes["tags"] = tuple(value or ())
+        elif name == "AdvertiseServices":
+            changes["services"] = tuple(value or ())
         elif name == "AdvertiseRoutes":
             routes = clean_routes(value or ())  # upstream has one list for both
             changes["advertise_exit_node"] = set(EXIT_ROUTES) <= set(routes)
@@ -178,6 +190,9 @@ class Prefs:
         self._kept |= changes.pop("remembered", {})
         is_wanted = changes.pop("is_wanted", None)
         control_url = changes.pop("control_url", "")
+        services = changes.pop("services", None)
+        if services is not None:
+            self._serving.advertise(services)
         self.runs_ssh = changes.pop("runs_ssh", self.runs_ssh)
         live = {name: value for name, value in changes.items() if name in LIVE}
         if "hostname" in live and not live["hostname"]:

@@ -1,14 +1,16 @@
 """What the daemon publishes: the config that is kept, what lives as long as a session, and what config.toml says.
 
-Owns `serve-config` of upstream's API and the entry "serve" of the state. A session is a stream of notices, or a command
-of ours, and its part goes with it. What is published is a Serve's to do.
+Owns `serve-config` of upstream's API, which Services drain, and the entries "serve" and "draining-services" of the
+state. A session is a stream of notices, or a command of ours, and its part goes with it. What is published is a Serve's
+to do.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +29,7 @@ from tailscale.state_file import NamedStore
 
 log = logging.getLogger("tailscale.daemon")
 ENTRY = "serve"
+DRAINING = "draining-services"
 OF_SETTINGS = "config.toml"  # the session that lives as long as the settings say so
 KINDS = ("http", "https", "tcp", "tls_terminated_tcp")
 HTTP_PORT, HTTPS_PORT = 80, 443
@@ -42,6 +45,7 @@ class Serving:
         self._config = ServeConfig()
         self._sessions: dict[str, Callable[[], object]] = {}
         self._settings: dict[int, dict[str, Any]] = {}
+        self._draining: set[str] = set()
         self._serve: Serve | None = None
 
     def add_to(self, routes: Routes) -> None:
@@ -59,12 +63,18 @@ class Serving:
         except BadServeConfig as problem:
             log.warning("what the daemon kept of its serve config cannot be used: %s. It serves nothing", problem)
         self._config.told.pop("Foreground", None)
+        told = self._store.read(DRAINING)
+        try:
+            self._draining = {str(name) for name in json.loads(told or b"[]")}
+        except (ValueError, TypeError):
+            log.warning("which services the daemon was draining cannot be read: all are advertised")
 
     def _keep(self) -> None:
         kept = self._config.copy()
         kept.told.pop("Foreground", None)
         try:
             self._store.write(ENTRY, kept.to_json().encode())
+            self._store.write(DRAINING, json.dumps(sorted(self._draining)).encode())
         except StateCorrupt as error:
             raise StateCorrupt(f"what is served now is lost when the daemon ends: {error}") from error
 
@@ -77,7 +87,7 @@ class Serving:
         if self._settings:
             part = whole.foreground(OF_SETTINGS)
             for keys in self._settings.values():
-                add_setting(part, keys)
+                add_setting(whole.service(keys["service"]) if "service" in keys else part, keys)
         return whole
 
     def set(self, config: ServeConfig) -> None:
@@ -87,10 +97,13 @@ class Serving:
         self._check_sockets(config)
         following = config.copy()
         following.end_session(OF_SETTINGS)
+        for keys in self._settings.values():  # what config.toml says of a service, nobody changes here
+            following.remove_service(keys.get("service", ""))
         there, had = following.sessions(), present.sessions()
         if unknown := there - self._sessions.keys():
             raise BadServeConfig(f"no session {', '.join(sorted(unknown))}: it is what watch-ipn-bus says first")
         self._config = following
+        self._draining &= self.config.services().keys()
         self._apply()
         for session in had - there:
             if (end := self._sessions.get(session)) is not None:
@@ -102,9 +115,20 @@ class Serving:
             if is_socket(to, self._socket):
                 raise BadServeConfig("the daemon's own socket is not served: whoever came by it would be its owner")
 
+    @property
+    def advertised(self) -> tuple[str, ...]:
+        """The services for which control may send somebody here."""
+        return tuple(sorted(self.config.services().keys() - self._draining))
+
+    def advertise(self, services: Collection[str]) -> None:
+        """Of the services that are served exactly these; the others drain."""
+        self._draining = self.config.services().keys() - set(services)
+        self._apply()
+        self._keep()
+
     def _apply(self) -> None:
         if self._serve is not None:
-            self._serve.use(self.config)
+            self._serve.use(self.config).drain(*self._draining)
 
     @contextmanager
     def session(self, end: Callable[[], object], name: str = "") -> Iterator[str]:

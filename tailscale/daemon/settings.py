@@ -18,6 +18,7 @@ from tailscale.tun_options import NAME, RESERVED, SMALLEST_MTU
 from tailscale.uplinks import STRATEGY_WORDS, strategy_from_text
 from ts_base.errors import TailscaleError
 from ts_base.ip import TUNNEL_MTU
+from ts_control.services import label_of
 
 LONGEST_SETTINGS = 1 << 20
 LEVELS = ("debug", "info", "warning", "error")
@@ -104,6 +105,14 @@ def _place(*, unix: bool) -> Check:
     return check
 
 
+def _service(value: Any) -> str:
+    try:
+        label_of(value)
+        return ""
+    except (ValueError, AttributeError):
+        return 'the name of a Service, such as "svc:web"'
+
+
 def _tun_name(value: Any) -> str:
     is_right = isinstance(value, str) and NAME.fullmatch(value) is not None and value not in RESERVED
     return "" if is_right else f'the name of an interface, such as "{DEFAULT_TUN_NAME}"'
@@ -160,6 +169,7 @@ SECTIONS: dict[str, Section] = {
     "proxy": Section({"listen": _place(unix=False), "exit": TEXT, "users": _passwords}, ("listen",), is_list=True),
     "mesh": Section({"app": TEXT}, ("app",), is_list=True),
     "ssh": Section({"port": PORT}),
+    "certificate": Section({"name": TEXT, "cert_file": TEXT, "key_file": TEXT}, is_list=True),
     "taildrop": Section(
         {
             "accept": YES_OR_NO,
@@ -184,6 +194,7 @@ SECTIONS: dict[str, Section] = {
             "path": TEXT,
             "to": TEXT,
             "proxy_protocol": _number(0, 2),
+            "service": _service,
         },
         ("to",),
         is_list=True,

@@ -33,9 +33,11 @@ class ServiceListener(trio.abc.Listener[TcpStream]):
     refuses new connections and withdraws the port, and the service with its last one; accepted connections go on.
     """
 
-    def __init__(self, service: str, port: int, name: str, listen: Listen, take_back: Callable[[], None]) -> None:
+    def __init__(
+        self, service: str, port: int, name: str, listen: Listen, offered: Callable[[Offer | None], None]
+    ) -> None:
         self.service, self.port, self.name = service, port, name
-        self._listen, self._take_back = listen, take_back
+        self._listen, self._offered = listen, offered
         self._open: dict[bytes, TcpListener] = {}
         self._put, self._arrived = trio.open_memory_channel[TcpStream](0)
         self._scope = trio.CancelScope()
@@ -52,6 +54,14 @@ class ServiceListener(trio.abc.Listener[TcpStream]):
         except trio.EndOfChannel:
             raise trio.ClosedResourceError("this listener was closed") from None
 
+    def drain(self) -> None:
+        """Tell control to send nobody new to this host's part of the service; who comes all the same is accepted."""
+        self._offered(Offer(hosted=((self.service, self.port),), is_draining=True))
+
+    def advertise(self) -> None:
+        """Be a host like any other again, after `drain`."""
+        self._offered(Offer(hosted=((self.service, self.port),)))
+
     async def aclose(self) -> None:
         """No new connections; those that were accepted go on."""
         self.shut()
@@ -59,8 +69,8 @@ class ServiceListener(trio.abc.Listener[TcpStream]):
 
     def shut(self) -> None:
         """Close without being able to wait."""
-        self._take_back()
-        self._take_back = _nothing
+        self._offered(None)
+        self._offered = _nothing
         self._scope.cancel()
         for listener in self._open.values():
             listener.shut()
@@ -115,7 +125,7 @@ class ServiceListener(trio.abc.Listener[TcpStream]):
         return f"<ServiceListener for {self.service}:{self.port}>"
 
 
-def _nothing() -> None:
+def _nothing(_: Offer | None) -> None:
     """It was taken back."""
 
 
@@ -135,4 +145,4 @@ def open_service(directory: Directory, bus: Bus, listen: Listen, service: str, p
         raise OSError(errno.EADDRINUSE, f"{service}:{port} is listened on already")
     offer(bus, who, Offer(hosted=((service, port),)))
     name = f"{label}.{own.name.partition('.')[2].rstrip('.')}"
-    return ServiceListener(service, port, name, listen, partial(offer, bus, who, None))
+    return ServiceListener(service, port, name, listen, partial(offer, bus, who))

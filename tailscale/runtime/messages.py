@@ -113,6 +113,8 @@ class Offer(Struct, frozen=True):
     """True: names of ours lead here from the internet. False: they may soon."""
     hosted: tuple[tuple[str, int], ...] = ()
     """Services, `svc:web`, and their TCP ports."""
+    is_draining: bool = False
+    """Those are still answered, and control is to send nobody new."""
 
 
 class ServicesOffered(Retained, frozen=True):
@@ -131,7 +133,8 @@ class ServicesOffered(Retained, frozen=True):
     @property
     def hosted(self) -> tuple[VIPService, ...]:
         """The services this device is a host of, as control is told."""
-        return services_of(each for offer in self.offers.values() for each in offer.hosted)
+        draining = {name for offer in self.offers.values() if offer.is_draining for name, _ in offer.hosted}
+        return services_of((each for offer in self.offers.values() for each in offer.hosted), draining)
 
     @property
     def is_published(self) -> bool:

@@ -151,6 +151,15 @@ class ServeConfig:
         part: Json = self.told.setdefault("Foreground", {}).setdefault(session, {})
         return ServeConfig(part)
 
+    def service(self, name: str) -> ServeConfig:
+        """The part that is served at the addresses of a service; changes of it are changes of this."""
+        part: Json = self.told.setdefault("Services", {}).setdefault(name, {})
+        return ServeConfig(part)
+
+    def remove_service(self, name: str) -> bool:
+        """All that is served of a service. Whether there was any."""
+        return _table(self.told, "Services").pop(name, None) is not None
+
     def sessions(self) -> set[str]:
         return set(_table(self.told, "Foreground"))
 

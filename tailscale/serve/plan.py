@@ -58,6 +58,8 @@ class Plan:
     services: Mapping[Place, Json] = field(default_factory=dict)
     """Ports of services, by service and port; and the mounts of those that are web servers."""
     service_web: Mapping[Place, Mapping[str, Mount]] = field(default_factory=dict)
+    draining: frozenset[str] = frozenset()
+    """Services that want nobody new."""
 
     @property
     def places(self) -> dict[Place, Json]:
@@ -79,7 +81,9 @@ Apps = Mapping[tuple[int, str], App]
 """Of this process, by port and mount: a config has no words for them."""
 
 
-def plan_of(config: ServeConfig, apps: Apps, allow: Allow, servers: dict[str, ReverseProxy]) -> Plan:
+def plan_of(
+    config: ServeConfig, apps: Apps, allow: Allow, servers: dict[str, ReverseProxy], draining: frozenset[str]
+) -> Plan:
     """The plan; `servers` keeps those that are known, with what they have open."""
     web, of_services = (
         {place: {m: _mount(handler, servers) for m, handler in handlers.items()} for place, handlers in told.items()}
@@ -87,7 +91,7 @@ def plan_of(config: ServeConfig, apps: Apps, allow: Allow, servers: dict[str, Re
     )
     for (port, mount), app in apps.items():
         web.setdefault(("", port), {})[mount] = Mount(app, None)
-    return Plan(config.ports(), web, allow, config.funnel_wishes(), config.service_ports(), of_services)
+    return Plan(config.ports(), web, allow, config.funnel_wishes(), config.service_ports(), of_services, draining)
 
 
 def _mount(handler: Json, servers: dict[str, ReverseProxy]) -> Mount:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import trio
 
@@ -63,12 +63,22 @@ class ServeStatistics(NamedTuple):
     ports: Mapping[str, PortStatistics]
 
 
+@runtime_checkable
+class Drainable(Protocol):
+    """The listener of a Service."""
+
+    def drain(self) -> None: ...
+
+    def advertise(self) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Port:
     """One listener, and what came by it."""
 
     place: Place  # the service, "" for this device's own addresses, and the port
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    listener: Drainable | None = None  # of a service
     problem: str = ""
     accepted: int = 0
     open: int = 0
@@ -175,6 +185,13 @@ class Publisher:
         for place in wanted:
             if place not in self._ports:
                 self._open(place, nursery, None)
+        for port in self._ports.values():
+            self._drain(port)
+
+    def _drain(self, port: Port) -> None:
+        """As the plan has it; nothing is told twice."""
+        if port.listener is not None:
+            (port.listener.drain if port.place[0] in self._plan().draining else port.listener.advertise)()
 
     async def _listen(self, place: Place) -> AnyListener:
         service, number = place
@@ -193,6 +210,8 @@ class Publisher:
                     opened = listener or await self._listen(port.place)
                     async with opened:
                         port.problem, pause = "", FIRST_PAUSE
+                        port.listener = opened if isinstance(opened, Drainable) else None
+                        self._drain(port)
                         await self._accept(opened, port, nursery)
                 except trio.ClosedResourceError:
                     return  # the device is closing: nobody can call any more

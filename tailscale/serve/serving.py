@@ -27,6 +27,7 @@ from tailscale.serve.secure import Certificates, Given, OfDevice
 from tailscale.serve.targets import App, Forward, Mounts, target_of, tcp
 from tailscale.threads.awaiting import ended
 from tailscale.threads.face import DeviceFace, thread_of
+from ts_control.services import label_of
 
 if TYPE_CHECKING:
     from tailscale.carry import Stream
@@ -66,6 +67,7 @@ class Serve:
         self._config = ServeConfig()
         self._apps: dict[tuple[int, str], App] = {}
         self._allow = Allow()
+        self._draining: frozenset[str] = frozenset()
         self._servers: dict[str, ReverseProxy] = {}
         self._plan = Plan()
         self._publisher: Publisher | None = None
@@ -119,6 +121,14 @@ class Serve:
         self._allow = Allow(frozenset(users), frozenset(tags), capability)
         return self._change()
 
+    def drain(self, *services: str) -> Self:
+        """Ask control to send nobody new to these Services here: exactly these drain, and all others are advertised.
+
+        Who is connected stays, as long as control lets this device answer at the Service's addresses.
+        """
+        self._draining = frozenset(f"svc:{label_of(service)}" for service in services)
+        return self._change()
+
     def _web(self, port: int, mounts: Mounts | Any, *, tls: bool) -> Self:
         targets = mounts if isinstance(mounts, Mapping) else {"/": mounts}
         read = {clean_mount(path, target): target for path, target in ((p, target_of(t)) for p, t in targets.items())}
@@ -139,7 +149,7 @@ class Serve:
         return {key: known[id(app.app)] for key, app in self._apps.items()}
 
     def _change(self) -> Self:
-        self._plan = plan_of(self._config, self._adopted(), self._allow, self._servers)
+        self._plan = plan_of(self._config, self._adopted(), self._allow, self._servers, self._draining)
         self._tell()
         return self
 

@@ -38,9 +38,9 @@ class World:
         return self.thread.wait_for(partial(verb, *arguments), PATIENCE)
 
     @contextmanager
-    def daemon(self, state: Path, *, run: Any = run_hosted, **more: Any) -> Iterator[Daemon]:
+    def daemon(self, state: Path, *, run: Any = run_hosted, auth_key: str = "", **more: Any) -> Iterator[Daemon]:
         """One that has joined."""
-        options = {"hostname": "keeper", "control_url": self.url, "auth_key": self.auth_key}
+        options = {"hostname": "keeper", "control_url": self.url, "auth_key": auth_key or self.auth_key}
         make = partial(Device, state=state)
         daemon = Daemon(places(state), make, run, wishes=Wishes(options=options), **more)
         ended = threading.Event()

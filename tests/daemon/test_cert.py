@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import stat
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from daemon.daemon_scripts import World
-from daemon.test_commands_hosted import run
+from daemon.test_commands_hosted import run, wait_until
 
 from tailscale.certificates import Certificate
 from tailscale.certificates.control import DIRECTORY_VARIABLE
 from tailscale.cli import main
+from tailscale.daemon import parts
 from tailscale.daemon.daemon import Daemon
 from tailscale.daemon.durations import seconds_untrusted
+from tailscale.daemon.settings import read_settings
 from ts_base.errors import BadPacket
 
 
@@ -73,6 +77,26 @@ def test_local_api_gives_the_pair_as_upstreams_clients_read_it(daemon: Daemon, s
         ):
             answer = client.get(place + rest)
             assert (answer.status_code, sentence in answer.text) == (code, True), answer.text
+
+
+def test_settings_have_a_certificate_written_and_kept_new(
+    net: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "CERTIFICATE_LOOK", 0.05)
+    chain, key = tmp_path / "web.crt", tmp_path / "web.key"
+    text = f'[[certificate]]\ncert_file = "{chain}"\nkey_file = "{key}"\n'
+    key.write_text("an older one")
+    key.chmod(0o644)
+    with net.daemon(tmp_path / "state", read=lambda: read_settings(text, "config.toml")) as made:
+        wait_until(chain.exists)
+        first = chain.read_bytes()
+        found = net.within(made.keeper.device.certificate)
+        assert (first, key.read_bytes()) == (found.chain_pem, found.key_pem)
+        assert (stat.S_IMODE(chain.stat().st_mode), stat.S_IMODE(key.stat().st_mode)) == (0o644, 0o600)
+        net.within(partial(made.keeper.device.certificate, min_validity=found.chain.expires))  # more than there is
+        wait_until(lambda: chain.read_bytes() != first)
+        assert [part["state"] for part in made.parts.to_list() if part["kind"] == "certificate"] == ["running"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "web.crt", "web.key"]
 
 
 def test_durations_are_go_s() -> None:

@@ -113,6 +113,7 @@ OF_ONE = {
         ),
         "test_serve_in_the_background_is_shown_kept_and_ended",
     ),
+    "serve --service": "test_services_are_served_drained_and_cleared",
     **dict.fromkeys(
         ("serve --https", "serve --tls-terminated-tcp"), "test_https_has_its_certificate_before_it_is_served"
     ),

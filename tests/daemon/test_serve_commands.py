@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ def state(daemon: Daemon, net: World) -> Iterator[list[str]]:
     net.thread.do(lambda: daemon.serving.set(ServeConfig()))
 
 
-def asked(net: World, request: str, port: int = 80) -> bytes:
+def asked(net: World, request: str, port: int = 80, host: str = "keeper") -> bytes:
     """What the peer `db` is answered."""
 
     async def ask() -> bytes:
         with trio.fail_after(30):
-            async with await net.db.tcp_connect("keeper", port) as stream:
+            async with await net.db.tcp_connect(host, port) as stream:
                 await stream.send_all(request.replace("|", "\r\n").encode())
                 return b"".join([bytes(piece) async for piece in stream])
 
@@ -86,6 +87,61 @@ def test_serve_in_the_background_is_shown_kept_and_ended(
     assert main(["serve", *state, "reset"]) == 0
     assert main(["serve", *state, "status"]) == 0
     assert "nothing is served" in capfd.readouterr().err
+
+
+def test_services_are_served_drained_and_cleared(net: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    addresses = net.thread.do(lambda: net.net.service("svc:web", tags=["tag:web"]))
+    key = net.thread.do(lambda: net.net.auth_key(tags=["tag:web"]))
+    settings = read_settings('[[serve]]\nservice = "svc:db"\ntcp = 5432\nto = "5432"\n', "config.toml")
+    with net.daemon(tmp_path, auth_key=key, read=lambda: settings) as made:
+        state = ["--state", str(Path(made.places.state).parent)]
+        wait_until(lambda: "svc:db" in made.serving.advertised)
+
+        def hosts() -> set[str]:
+            control = net.net.control.server
+            return {name for device in control.directory for name in device.hosted}
+
+        assert main(["serve", *state, "--service=svc:web", "--http=80", "text:of the service"]) == 0
+        assert "http://web.tailnet.test (tailnet only)" in capfd.readouterr().out
+        wait_until(lambda: net.thread.do(hosts) == {"svc:web"})  # control knows of no svc:db
+        assert made.prefs.to_json()["AdvertiseServices"] == ["svc:db", "svc:web"]
+        told = asked(net, "GET / HTTP/1.1|Host: web|Connection: close||", host=addresses[0])
+        assert told.endswith(b"of the service")
+        assert main(["serve", *state, "drain", "svc:web"]) == 0
+        wait_until(lambda: net.thread.do(hosts) == set())
+        capfd.readouterr()
+        assert main(["serve", *state, "status"]) == 0
+        shown = capfd.readouterr().out
+        assert "svc:db\n  tcp port 5432\n" in shown
+        assert "svc:web (draining: it gets nobody new)\n  http://web.tailnet.test (tailnet only)\n" in shown
+        net.thread.do(made.serving.load)
+        assert made.serving.advertised == ("svc:db",)
+        wanted = {"AdvertiseServicesSet": True, "AdvertiseServices": ["svc:db", "svc:web"]}
+        net.within(partial(made.prefs.apply, wanted))
+        wait_until(lambda: net.thread.do(hosts) == {"svc:web"})
+        assert main(["serve", *state, "drain", "svc:web"]) == 0
+        assert main(["serve", *state, "advertise", "svc:web"]) == 0
+        wait_until(lambda: net.thread.do(hosts) == {"svc:web"})
+        assert main(["serve", *state, "--service=svc:web", "--http=80", "off"]) == 0
+        wait_until(lambda: net.thread.do(hosts) == set())
+        assert main(["serve", *state, "clear", "svc:web"]) == 1
+        assert "svc:web is not served here: of services there is svc:db" in capfd.readouterr().err
+        kept = ServeConfig.read(made.serving.config.to_json())
+        made_own = net.thread.do(lambda: made.serving.set(kept))
+        assert made_own is None
+        assert "svc:db" in made.serving.config.services()
+    for bad in ("web", "svc:", "svc:-"):
+        with pytest.raises(SystemExit):
+            main(["serve", "--service", bad, "text:x"])
+        assert "its name is svc: and a DNS label" in capfd.readouterr().err
+    with pytest.raises(BadSettings, match="service must be the name of a Service"):
+        read_settings('[[serve]]\nservice = "db"\ntcp = 1\nto = "3000"\n', "config.toml")
+
+
+def test_service_needs_a_tag(daemon: Daemon, state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *state, "--service=svc:web", "--http=80", "text:x"]) == 1
+    assert "has no tags" in capfd.readouterr().err
+    assert not daemon.serving.config.services()
 
 
 def test_serve_in_the_foreground_ends_with_the_command(net: World, daemon: Daemon, state: list[str]) -> None:

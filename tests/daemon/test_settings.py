@@ -72,8 +72,14 @@ to = "localhost:5432"
 proxy_protocol = 2
 
 [[serve]]
+service = "svc:db"
 tls_terminated_tcp = 5433
 to = "localhost:5432"
+
+[[certificate]]
+name = "web.tail1234.ts.net"
+cert_file = "/etc/web.crt"
+key_file = "/etc/web.key"
 
 [[proxy]]
 listen = "127.0.0.1:1080"
@@ -120,7 +126,7 @@ def test_every_section_and_key_is_taken() -> None:
     used = {(name, key) for name, table in (("device", found.device), ("log", found.log)) for key in table}
     used |= {(kind, key) for kind, keys in found.parts for key in keys}
     assert used >= {(name, key) for name in SECTIONS for key in SECTIONS[name].keys}
-    kinds = [kind for kind, _ in found.parts if kind != "serve"]
+    kinds = [kind for kind, _ in found.parts if kind not in ("serve", "certificate")]
     assert kinds == ["tun", "forward", "forward", "expose", "proxy", "mesh", "taildrop", "ssh", "metrics", "ingress"]
 
 

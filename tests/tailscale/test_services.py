@@ -103,6 +103,35 @@ async def test_another_host_takes_over(autojump_clock: MockClock, tailnet: Tailn
     await other.aclose()
 
 
+async def test_a_host_that_drains_gets_nobody_new_and_answers_who_is_there(
+    autojump_clock: MockClock, tailnet: Tailnet
+) -> None:
+    ipv4, _ = tailnet.service("svc:web")
+    first, second = await host_of(tailnet, "first"), await host_of(tailnet, "second")
+    laptop = await tailnet.device("laptop")
+    carrier = lambda: [n.hostname for n in laptop.peers.values() if f"{ipv4}/32" in n.routes]  # noqa: E731
+    config = {"Services": {"svc:web": {"TCP": {"80": {"HTTP": True}}, "Web": {"web:80": {"Handlers": {"/": {}}}}}}}
+    published = []
+    async with trio.open_nursery() as nursery:
+        for device, text in ((first, "one"), (second, "two")):
+            config["Services"]["svc:web"]["Web"]["web:80"]["Handlers"]["/"] = {"Text": text}
+            web = Serve.from_json(device, json.dumps(config))
+            await nursery.start(web.run)
+            published.append(web)
+            await until(lambda: carrier() == ["first"])
+        assert "one" in await page_of(laptop, "web", "web")
+        published[0].drain("svc:web")
+        await until(lambda: carrier() == ["second"])
+        assert "two" in await page_of(laptop, "web", "web")
+        published[0].drain()
+        published[1].drain("svc:web")
+        await until(lambda: carrier() == ["first"])
+        published[1].drain("svc:web", "svc:other")
+        with pytest.raises(ValueError, match="is no service"):
+            published[1].drain("web")
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_cannot_be_hosted_is_refused_with_a_reason(autojump_clock: MockClock, tailnet: Tailnet) -> None:
     laptop, host = await tailnet.device("laptop"), await host_of(tailnet)
     with pytest.raises(tailscale.ServiceUnavailable, match="has no tags: join with tags="):
