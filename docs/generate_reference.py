@@ -33,6 +33,7 @@ SECTIONS = [
     ("Tailnet lock",      "tailscale/lock.py",                  None),
     ("Explanations",      "tailscale/explanation.py",           None),
     ("Uplinks",           "tailscale/uplinks.py",               None),
+    ("",                  "tailscale/measured.py",              None),
     ("",                  "ts_dataplane/strategies.py",         ["Best", "Backup", "Redundant", "Spread", "Stripe"]),
     ("Captures",          "tailscale/capturing.py",             ["Capture", "CaptureStatistics"]),
     ("Events",            "tailscale/events.py",                None),

@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from tailscale.local_ports import Exposure as Exposure
     from tailscale.local_ports import Forward as Forward
     from tailscale.local_ports import PortStatistics as PortStatistics
+    from tailscale.measured import BenchResult as BenchResult
+    from tailscale.measured import RoundTrips as RoundTrips
     from tailscale.nodes import Node as Node
     from tailscale.nodes import Peers as Peers
     from tailscale.sockets.tcp import TcpListener as TcpListener
@@ -161,6 +163,7 @@ _HOMES = {
     "hard_nats": ("HardNats",),
     "funnel": ("FunnelListener", "FunnelStream"),
     "local_ports": ("Exposure", "Forward", "PortStatistics"),
+    "measured": ("BenchResult", "RoundTrips"),
     "nodes": ("Node", "Peers"),
     "state_file": ("FileStore", "MemoryStore", "NamedStore", "Store"),
     "status": (

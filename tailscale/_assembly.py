@@ -30,6 +30,8 @@ from tailscale.event_readers import Readers
 from tailscale.funnel.arrivals import PATH as INGRESS_PATH
 from tailscale.funnel.arrivals import Arrivals
 from tailscale.kernel.owner import TunOwner
+from tailscale.measuring.answering import PATH as MEASURE_PATH
+from tailscale.measuring.answering import Measured
 from tailscale.peerapi.actor import PeerApi, run_peerapi
 from tailscale.peerapi.dns_query import PATH as NAMES_PATH
 from tailscale.peerapi.dns_query import NamesForPeers
@@ -241,6 +243,7 @@ class Runtime:
         names = NamesForPeers(self.directory, self.reach, self.dialer.resolver, network, self.peerapi.drops)
         self.peerapi.paths.add(NAMES_PATH, names)
         self.peerapi.paths.add(INGRESS_PATH, self.arrivals)
+        self.peerapi.paths.add(MEASURE_PATH, Measured(self.peerapi.drops))
         self.forwarding = Forwarding(
             network,
             self.stack,

@@ -427,6 +427,7 @@ class Device(DeviceFace, AsyncWithOnly):
     # Diagnosis
 
     ping = awaited(TrioDevice.ping)
+    bench = awaited(TrioDevice.bench)
     explain = awaited(TrioDevice.explain)
     netcheck = awaited(TrioDevice.netcheck)
     status = awaited(as_work(TrioDevice.status))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,7 @@ from tailscale.forwarding import ForwardLimits
 from tailscale.hard_nats import HardNats, limits_of
 from tailscale.local_callers import CALLERS
 from tailscale.local_ports import Exposure, Forward, Opening
-from tailscale.nodes import Node, OwnNode, Peers
+from tailscale.nodes import Node, OwnNode, Peers, peerapi_of
 from tailscale.runtime.id_tokens import ask_for_id_token
 from tailscale.runtime.network import HostNetwork, Network
 from tailscale.sockets.tcp import TcpListener, TcpStream
@@ -53,7 +53,7 @@ from tailscale.sockets.udp import UdpSocket
 from tailscale.state_file import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
     from ssl import SSLContext
     from types import TracebackType
 
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from tailscale.funnel.arrivals import Handler as FunnelHandler
     from tailscale.funnel.listening import FunnelListener, TakeBack, Tls
     from tailscale.lock import LockStatus
+    from tailscale.measured import BenchResult
     from tailscale.peerapi.paths import PeerHandler
     from tailscale.runtime.counters import Counted
     from tailscale.runtime.ssh_ground import SshGround
@@ -368,6 +369,42 @@ class Device(OwnNode, AsyncWithOnly):
         runtime = self._ready()
         node = diagnostics.node_of(runtime.directory, peer)
         return path_records(runtime.dataplane.finder, node.id, runtime.directory.region_code)
+
+    async def bench(
+        self,
+        peer: str | Node,
+        *,
+        seconds: float = 5,
+        streams: int = 1,
+        direction: Literal["up", "down", "both"] = "both",
+        tell: Callable[[str, float], object] | None = None,
+    ) -> BenchResult:
+        """Measure what the path to a peer gives: rates, and round trips with and without streams beside them.
+
+        Another device of ours answers without anything to be started there, where it is of the same user or the policy
+        grants us `pytailscale.dev/cap/measure`. Of any other peer only round trips are measured, and `why` says so.
+        `tell` is called with what is measured at the moment and the share that is done.
+
+        ```python
+        result = await device.bench("db", seconds=1)
+        print(result, result.up, result.loaded)
+        ```
+        """
+        from tailscale.measuring.asking import Measurement, Ways  # few measure anything
+
+        directory = self._ready().directory
+        node = diagnostics.node_of(directory, peer)
+        known = directory.known_netmap().peers.get(node.id)
+        ways = Ways(
+            node=node,
+            peerapi=peerapi_of(known) if known is not None else None,
+            dial=self.tcp_connect,
+            ping=lambda: self.ping(node.addresses[0]),
+            path=lambda: str(self.peer_status(node).path),
+            records=lambda: self.paths(node),
+            uplinks=lambda: self.uplinks,
+        )
+        return await Measurement(ways, seconds, streams, direction, tell or (lambda phase, share: None)).run()
 
     # Connections
 

@@ -287,6 +287,7 @@ class Device(DeviceFace, WithOnly):
     # Diagnosis
 
     ping = blocking(TrioDevice.ping)
+    bench = blocking(TrioDevice.bench)
     explain = blocking(TrioDevice.explain)
     netcheck = blocking(TrioDevice.netcheck)
     status = blocking(as_work(TrioDevice.status))

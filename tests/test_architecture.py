@@ -40,7 +40,7 @@ MAY_IMPORT = {
 VALUES = {
     *("_causes", "_config", "_faces", "_green", "_lazy", "_ownership", "_private_files", "_process"),
     *("_spelling", "as_html", "dns_reply", "errors", "event_readers", "events", "explanation", "faults", "figures"),
-    *("foreign_text",),
+    *("foreign_text", "measured"),
     *("forwarding", "hard_nats", "local_callers", "lock", "nodes", "pcapng", "state_file", "status", "stores"),
     *("tun_options", "uplinks"),
 }  # fmt: skip
@@ -56,13 +56,16 @@ WINGS: dict[str, set[str]] = {
     "local_ports": VALUES | {"carry", "sockets"},
     "peerapi": VALUES | {"dns", "http1", "runtime", "sockets"},
     "kernel": VALUES | {"runtime"},
+    "measuring": VALUES | {"peerapi", "sockets"},
     "funnel": VALUES | {"certificates", "peerapi", "runtime", "sockets"},
     "certificates": VALUES | {"runtime", "sockets"},
     "_assembly": VALUES
-    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "kernel", "peerapi", "runtime", "sockets"},
+    | {"_diagnostics", "carry", "certificates", "dial", "dns", "funnel", "kernel", "measuring", "peerapi", "runtime"}
+    | {"sockets"},
     "capturing": VALUES | {"runtime"},
     "device": VALUES
-    | {"_assembly", "_diagnostics", "capturing", "carry", "certificates", "dial", "funnel", "local_ports", "peerapi"}
+    | {"_assembly", "_diagnostics", "capturing", "carry", "certificates", "dial", "funnel", "local_ports", "measuring"}
+    | {"peerapi"}
     | {"runtime", "sockets"},
     # From here on it is a user's program that happens to be ours: the Device, never what it is made of.
     "threads": VALUES | {"capturing", "carry", "certificates", "device", "funnel", "local_ports", "sockets"},

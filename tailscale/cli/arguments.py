@@ -14,7 +14,7 @@ from tailscale.cli.ingress_arguments import add_ingress
 from tailscale.cli.mesh_arguments import add_mesh
 from tailscale.cli.ports import host_maybe_port, port
 from tailscale.cli.serve_arguments import add_funnel, add_serve
-from tailscale.cli.uplink_arguments import add_uplinks, strategy
+from tailscale.cli.uplink_arguments import add_bench, add_uplinks, strategy
 from tailscale.daemon import places
 from tailscale.daemon.durations import seconds_untrusted
 from ts_base.errors import BadPacket
@@ -244,6 +244,7 @@ def _add_reading(adder: _Adder) -> None:
         help="NL, NL/ams, node:NAME,NAME..., tag:NAME, none or direct (any)",
     )
 
+    add_bench(adder, _seconds, _positive)
     add_uplinks(adder, {"type": _seconds, "nargs": "?", "const": WATCH_INTERVAL, "metavar": "SECONDS"})
     adder.add("netcheck", "what the network around us allows: UDP, NAT, relays", json=True)
     doctor = adder.add("doctor", "find what is wrong, and say what to set", json=True)

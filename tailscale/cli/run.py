@@ -31,6 +31,7 @@ HOMES = {
     "whois": "queries",
     "ip": "queries",
     "exits": "exits",
+    "bench": "bench",
     "uplinks": "uplinks",
     "paths": "uplinks",
     "lock": "lock",

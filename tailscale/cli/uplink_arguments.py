@@ -25,6 +25,14 @@ def strategy(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_bench(adder: Adds, seconds: Any, whole: Any) -> None:
+    bench = adder.add("bench", "what the path to a peer gives: rates, and round trips alone and beside them", json=True)
+    bench.add_argument("host", metavar="PEER", help="name or address of the peer")
+    bench.add_argument("--seconds", type=seconds, default=5.0, metavar="N", help="for each direction (5)")
+    bench.add_argument("--streams", type=whole, default=1, metavar="N", help="beside each other (1)")
+    bench.add_argument("--dir", choices=("up", "down", "both"), default="both", help="to the peer, from it, or both")
+
+
 def add_uplinks(adder: Adds, again: dict[str, Any]) -> None:
     """`again`: how `--watch` is read everywhere."""
     every = f"again and again, until Ctrl-C ({again['const']:g})"

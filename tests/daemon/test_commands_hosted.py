@@ -31,7 +31,7 @@ from tailscale.notebook import Refused, Tailnet
 LOOKS = {
     "status": [], "ping": ["db", "-c", "1"], "whois": ["db"], "ip": ["db"], "netcheck": [], "doctor": ["db"],
     "version": [], "login": [], "config": ["check", "FILE"], "top": [], "why": ["db:7"],
-    "uplinks": [], "paths": ["db"],
+    "uplinks": [], "paths": ["db"], "bench": ["db", "--seconds", "0.1"],
     "exits": ["any"], "dns": ["query", "db"], "lock": ["status"], "serve": ["status"], "funnel": ["status"],
     "tun": ["status"],
 }  # fmt: skip

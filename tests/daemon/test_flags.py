@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -49,6 +50,7 @@ OF_ONE = {
     ),
     "up --no-ssh": "test_up_turns_the_ssh_server_on_and_off",
     "status --watch": "test_status_is_shown_again_and_again",
+    **dict.fromkeys(("bench --seconds", "bench --streams", "bench --dir"), "test_bench_draws_what_it_measured"),
     **dict.fromkeys(("uplinks --watch", "paths --watch"), "test_uplinks_and_paths_are_shown_again_and_again"),
     "nc --udp": "test_nc_carries_datagrams",
     "nc --wait": "test_nc_carries_datagrams",
@@ -329,6 +331,22 @@ def test_uplinks_and_paths_are_shown_again_and_again(words: list[str], state: li
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 130
+
+
+def test_bench_draws_what_it_measured(net: World, state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--seconds", "0.2", "--streams", "2"]
+    assert main(["bench", *state, "db", *words]) == 0
+    shown = capfd.readouterr().out
+    up, down = (float(line.split()[2].replace(",", "")) for line in shown.splitlines()[:2])
+    assert up > 0 < down
+    assert "#" * 40 in shown
+    assert re.search(
+        r"^round trip +[0-9.]+ ms  [0-9.]+ ms at best, [0-9.]+ m?s at the 99th percentile$", shown, re.MULTILINE
+    )
+    assert main(["bench", *state, "db", *words, "--dir", "up", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["down"], told["streams"], told["seconds"]) == (None, 2, 0.2)
+    assert main(["bench", *state, "db", "--seconds", "61"]) == 2
 
 
 def test_uplinks_are_named_weighed_and_switched_by_words(

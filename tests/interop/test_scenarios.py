@@ -157,6 +157,27 @@ async def test_pings_both_ways(r: Rig, kind: str, path: str) -> None:
         assert not (await far.peer.ping(us.ipv4 or "", their_kind)).get("Err")
 
 
+@pytest.mark.parametrize("path", ["direct", "derper tls"])
+async def test_a_path_is_measured_by_both_ends(r: Rig, path: str) -> None:
+    """Two of ours, under Headscale; and a stock node, of which pings tell what can be told."""
+    async with (
+        tailnet(r, path) as hs,
+        far_end(r, hs, "tsnet", path=path) as stock,
+        joined(hs, path=path) as us,
+        joined(hs, "other", path=path) as other,
+    ):
+        result = await us.bench(other.ipv4 or "", seconds=0.5, streams=2)
+        assert not result.why
+        assert result.up
+        assert result.down
+        assert result.loaded is not None
+        assert result.path.startswith("relay") == (path == "derper tls")
+        pinged = await us.bench(stock.ip4, seconds=0.5)
+        assert "it is no pytailscale node" in pinged.why or "has no peer API" in pinged.why
+        assert pinged.idle is not None
+        assert pinged.up is pinged.down is None
+
+
 @pytest.mark.parametrize(("families", "v4", "v6"), [("4", True, False), ("6", False, True)], ids=["v4 only", "v6 only"])
 async def test_one_address_family(r: Rig, families: str, v4: bool, v6: bool) -> None:
     async with tailnet(r, families=families) as hs, far_end(r, hs, "tsnet") as far, joined(hs, services=True) as us:

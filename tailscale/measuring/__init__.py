@@ -1,0 +1,1 @@
+"""What a path to a peer gives: asked by `asking.py`, answered by every device's `answering.py`."""
