@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -66,6 +67,12 @@ class TailnetSocket(socket.socket):
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self.settimeout(timeout)
         self._far = far
+
+    def dup(self) -> TailnetSocket:
+        """Another descriptor of this connection, which lives until both are closed."""
+        made = TailnetSocket(socket.socket(fileno=os.dup(self.fileno())), self._far)
+        made.settimeout(self.gettimeout())
+        return made
 
     def getsockname(self) -> Address:
         return self._far.local

@@ -121,6 +121,16 @@ def test_a_descriptor_may_be_asked_for_with_bytes_on_their_way(pair: Pair) -> No
             assert near.recv(1) == b""
 
 
+def test_a_second_descriptor_is_of_the_same_connection(pair: Pair) -> None:
+    with both_ends(pair) as (near, far):
+        with near.dup() as other:
+            assert (other.getpeername(), other.gettimeout()) == (near.getpeername(), near.gettimeout())
+            near.close()
+            other.sendall(b"still here")
+            assert read_exactly(far, 10) == b"still here"
+        assert far.recv(1) == b""
+
+
 def test_who_waits_goes_on_waiting_when_it_becomes_real(pair: Pair) -> None:
     with both_ends(pair) as (near, far):
         got: list[bytes] = []
