@@ -18,7 +18,7 @@ import trio
 from tailscale.carry import Stream, reset
 from tailscale.errors import ConnectionReset
 from tailscale.http.passing import Ending, Exchange, Upstream
-from tailscale.http.reverse import SILENCE, ReverseProxy
+from tailscale.http.reverse import SILENCE, ReverseProxy, uncounted
 from tailscale.http1.asgi import ClientDisconnected
 from tailscale.http1.limits import Limits
 from tailscale.http2.exchange import CONNECTIONS_OWN, head_of, refuse
@@ -201,7 +201,7 @@ class Relays:
 
     async def _by_http1(self, client: StreamClient, request: h11.Request, chosen: ByServer, has_body: bool) -> None:
         upstream = await self._upstream(chosen.proxy)
-        exchange = Exchange(client, upstream, _uncounted, is_gateway=True)
+        exchange = Exchange(client, upstream, uncounted, is_gateway=True)
         is_long_told = any(name == b"content-length" for name, _ in chosen.head)
         head = [*chosen.head, (b"transfer-encoding", b"chunked")] if has_body and not is_long_told else chosen.head
         ending = await exchange.run(h11.Request(method=request.method, target=chosen.target, headers=head))
@@ -226,7 +226,7 @@ class Relays:
 
     async def _by_http2(self, client: StreamClient, request: h11.Request, chosen: ByServer) -> None:
         server = StreamServer(await self._link(chosen.proxy))
-        exchange = Exchange(client, server, _uncounted, is_gateway=True)
+        exchange = Exchange(client, server, uncounted, is_gateway=True)
         head = [one for one in chosen.head if one[0] not in CONNECTIONS_OWN]
         try:
             await exchange.run(
@@ -272,7 +272,3 @@ def _status_of(came: Headers) -> tuple[int, Headers]:
     if len(status) != 3 or not status.isdigit():
         raise BadPacket("an answer without a status")
     return int(status), [one for one in came if not one[0].startswith(b":")]
-
-
-def _uncounted(**_: int) -> None:
-    """Nobody asks a server how many bytes it passed on."""

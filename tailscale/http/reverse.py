@@ -103,7 +103,7 @@ class Attendance:
             await self._refuse(request, 502, "the server behind this one cannot be reached")
             return False
         exchange = Exchange(
-            WireClient(self._wire, is_modern=request.http_version == b"1.1"), upstream, _uncounted, is_gateway=True
+            WireClient(self._wire, is_modern=request.http_version == b"1.1"), upstream, uncounted, is_gateway=True
         )
         try:
             ending = await exchange.run(h11.Request(method=request.method, target=target, headers=head))
@@ -170,7 +170,7 @@ def _believing(anybody: bool) -> ssl.SSLContext:
     return context
 
 
-def _uncounted(**_: int) -> None:
+def uncounted(**_: int) -> None:
     """Nobody asks a server how many bytes it passed on."""
 
 
