@@ -23,6 +23,8 @@ command -v ssh >/dev/null || wanted+=(openssh-client)
 [ -x /usr/sbin/sshd ] || wanted+=(openssh-server)
 nc -h 2>&1 | grep -q proxy_protocol || wanted+=(netcat-openbsd)
 command -v chromium >/dev/null || wanted+=(chromium)
+# What files of a mesh are compared with.
+command -v rsync >/dev/null || wanted+=(rsync)
 # Shells that complete.
 command -v zsh >/dev/null || wanted+=(zsh)
 command -v fish >/dev/null || wanted+=(fish)
