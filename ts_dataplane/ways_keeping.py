@@ -70,6 +70,18 @@ class WaysKeeper:
         """How many paths of peers in use are in which state, by uplink; relays are ""."""
         return Counter((way.uplink, way.state.value) for ways in self.ways.values() for way in ways.ways.values())
 
+    def qualities(self) -> dict[str, tuple[float, float]]:
+        """Seconds of a round trip and the share that is lost, by uplink: the mean of its paths that were measured."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for ways in self.ways.values():
+            for way in ways.ways.values():
+                if way.record.rtt is not None:
+                    found.setdefault(way.uplink, []).append((way.record.rtt, way.record.loss))
+        return {
+            uplink: (sum(rtt for rtt, _ in all_of) / len(all_of), sum(loss for _, loss in all_of) / len(all_of))
+            for uplink, all_of in found.items()
+        }
+
     def tend(self, state: PeerState, relay: Path | None, now: float) -> tuple[list[Ask], list[FinderMessage]]:
         """Look after one peer: what to ask, and what became of its paths."""
         ways = state.ways

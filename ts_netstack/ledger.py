@@ -62,7 +62,7 @@ class Ledger:
 
     __slots__ = (
         *("challenges", "changed", "closed", "dirty", "drops", "exits"),
-        *("finished", "growth_left", "resent", "strays", "verify"),
+        *("finished", "growth_left", "resent", "retransmitted", "strays", "verify"),
     )
 
     def __init__(self, verify: bool) -> None:
@@ -76,10 +76,12 @@ class Ledger:
         self.challenges = Budget(CHALLENGES_PER_SECOND, CHALLENGES_PER_SECOND)
         self.growth_left = GROWTH_LIMIT
         self.resent: dict[bytes, int] = {}
+        self.retransmitted = 0  # segments, of all connections that ever were
         self.exits: Counter[PeerId] = Counter()  # how much of what lives was opened through each peer by name
 
     def note_resent(self, remote: bytes, count: int) -> None:
         """Bytes had to be sent again; where nobody asks for it, to so many places and no more."""
+        self.retransmitted += 1
         if remote in self.resent or len(self.resent) < RESENT_LIMIT:
             self.resent[remote] = self.resent.get(remote, 0) + count
 

@@ -57,6 +57,7 @@ class TcpTables(NamedTuple):
     listeners: int
     waiting: int  # accepted connections nobody has asked for yet
     time_wait: int
+    retransmitted: int  # segments so far
 
 
 class TcpSockets:
@@ -221,7 +222,8 @@ class TcpSockets:
 
     def statistics(self) -> TcpTables:
         waiting = sum(listener.waiting for listener in self.listeners.values())
-        return TcpTables(*(len(self.flows), len(self.half_open), len(self.listeners), waiting, len(self.time_wait)))
+        tables = len(self.flows), len(self.half_open), len(self.listeners), waiting, len(self.time_wait)
+        return TcpTables(*tables, self._ledger.retransmitted)
 
     # -- segments --------------------------------------------------------------------------------------------------
 

@@ -136,6 +136,15 @@ def _uplink_paths(status: Status) -> Iterable[Sample]:
             yield (uplink, state), level
 
 
+def _millionths(read: Read) -> Read:
+    return lambda status: [(labels, number / 1_000_000) for labels, number in read(status)]
+
+
+def _drop(name: str) -> Read:
+    """One reason alone."""
+    return lambda status: [((), status.drops.get(name, 0))]
+
+
 def _silent(status: Status) -> Iterable[Sample]:
     return [((), status.counters.levels["uplinks.silent"] / 1000)]
 
@@ -294,12 +303,22 @@ METRICS: tuple[Metric, ...] = (
              _uplinks("sent", "received"), "uplink", "direction"),
     _gauge("pytailscale_path_state", "Paths",
            "Paths to peers in use, by uplink and state.", _uplink_paths, "uplink", "state"),
+    _gauge("pytailscale_path_rtt_seconds", "Path round trips",
+           "The mean smoothed round trip of the paths by each uplink; 0 before one was measured.",
+           _millionths(_uplinks("rtt")), "uplink"),
+    _gauge("pytailscale_path_loss_ratio", "Path losses",
+           "The mean share that was lost lately on the paths by each uplink.",
+           _millionths(_uplinks("loss")), "uplink"),
     _counter("pytailscale_path_switches_total", "Paths",
              "Changes of the path in use, where there are uplinks, by reason.", _below("uplinks.switches."), "reason"),
     _counter("pytailscale_path_gap_seconds_total", "Paths",
              "Seconds without a word of a peer before the path to it changed.", _silent),
     _counter("pytailscale_duplicates_total", "Paths",
              "Datagrams that were sent once more, by another path.", _level("uplinks.copies")),
+    _counter("pytailscale_replay_drops_total", "Paths",
+             "Datagrams that had come before, by another path or as copies.", _drop("tunnel.replayed")),
+    _counter("pytailscale_tcp_retransmits_total", "Paths",
+             "Segments of TCP that were sent again.", _level("stack.tcp.retransmitted")),
     _counter("pytailscale_stripe_fallbacks_total", "Paths",
              "Times that streams were no longer divided, by reason.", _below("uplinks.fallbacks."), "reason"),
     _gauge("pytailscale_hard_nat_sockets", "Hard NATs",

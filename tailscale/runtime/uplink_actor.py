@@ -48,11 +48,16 @@ def names_of(wanted: WantedUplinks, there: Sequence[Interface]) -> tuple[str, ..
 
 
 class UplinkCount(NamedTuple):
-    """Bytes are the tunnel's; `paths`: how many there are through it, by state."""
+    """Bytes are the tunnel's; `paths`: how many there are through it, by state.
+
+    `rtt`, microseconds, and `loss`, of a million, are the means of those that were measured.
+    """
 
     up: bool
     sent: int
     received: int
+    rtt: int
+    loss: int
     paths: Mapping[str, int]
 
 
@@ -219,12 +224,14 @@ class Uplinks:
 
     def statistics(self) -> UplinksStatistics:
         many = self._finder.many
-        standings = many.standings()
+        standings, qualities = many.standings(), many.qualities()
         each = {
             name: UplinkCount(
                 up=many.facts[name].is_usable,
                 sent=many.spread.sent[name],
                 received=many.heard.received[name],
+                rtt=round(qualities.get(name, (0.0, 0.0))[0] * 1_000_000),
+                loss=round(qualities.get(name, (0.0, 0.0))[1] * 1_000_000),
                 paths={state: standings[name, state] for state in STATES},
             )
             for name in self.names

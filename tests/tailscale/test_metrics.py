@@ -45,7 +45,10 @@ OF_SERVE = {metric.name for metric in METRICS if metric.name.startswith("pytails
 OF_SSH = {
     metric.name for metric in METRICS if metric.name.startswith("pytailscale_ssh_")
 }  # and these one in test_ssh.py
-NAMES_OF_UPLINKS = ("pytailscale_uplink_", "pytailscale_path_s", "pytailscale_path_g", "pytailscale_duplicates_")
+NAMES_OF_UPLINKS = (
+    *("pytailscale_uplink_", "pytailscale_path_s", "pytailscale_path_g", "pytailscale_path_r", "pytailscale_path_l"),
+    *("pytailscale_duplicates_", "pytailscale_replay_", "pytailscale_tcp_retransmits_"),
+)
 OF_UPLINKS = {metric.name for metric in METRICS if metric.name.startswith(NAMES_OF_UPLINKS)}
 OF_TUN = {metric.name for metric in METRICS if metric.name.startswith("pytailscale_tun_")}  # in test_tun_device.py
 # These in test_hard_nats_devices.py and test_large_streams.py: they want routers and wide links.
@@ -216,7 +219,9 @@ async def test_no_metric_of_uplinks_stays_constant(autojump_clock: MockClock) ->
             net.unblock_udp("van%wlan0", nas)
             machine.set_up("wwan0", False)
             await talk(20)
-        assert not watched.constant() & OF_UPLINKS
+        assert watched.constant() & OF_UPLINKS == {"pytailscale_replay_drops_total"}
+        assert value(nas, "pytailscale_replay_drops_total") > 0  # of what came by both
+        assert value(van, "pytailscale_path_rtt_seconds", uplink="wlan0") == pytest.approx(0.02, rel=0.2)
         assert value(van, "pytailscale_uplink_up", uplink="wlan0") == 1
         assert value(van, "pytailscale_path_switches_total", reason="silent") == 1
 
