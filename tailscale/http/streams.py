@@ -60,15 +60,19 @@ class ServedLink:
         link = self._link = Link(stream, machine, self._limits.stall_timeout)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relays.run)
+            async with (
+                trio.open_nursery() as requests
+            ):  # whose apps hear that the client is gone, and end by themselves
 
-            def begin(channel: Channel, head: Head) -> None:
-                if self._is_stopping or len(link.channels) > STREAMS:  # of those given up, some apps have not ended yet
-                    link.leave(channel)
-                    return
-                self._on_request()
-                nursery.start_soon(self._answer, link, channel, head)
+                def begin(channel: Channel, head: Head) -> None:
+                    # Of those given up, some apps may not have ended yet.
+                    if self._is_stopping or len(link.channels) > STREAMS:
+                        link.leave(channel)
+                        return
+                    self._on_request()
+                    requests.start_soon(self._answer, link, channel, head)
 
-            await link.run(begin, self._limits.idle_timeout)
+                await link.run(begin, self._limits.idle_timeout)
             nursery.cancel_scope.cancel()
 
     async def _answer(self, link: Link, channel: Channel, head: Head) -> None:

@@ -234,6 +234,26 @@ async def test_client_that_gives_a_request_up_ends_it(autojump_clock: trio.testi
     assert ends == ["http.disconnect"]
 
 
+async def test_client_that_goes_is_told_to_every_app_which_may_tidy_up(autojump_clock: trio.testing.MockClock) -> None:
+    ends: list[str] = []
+
+    async def tidy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await receive()
+            assert (await receive())["type"] == "http.disconnect"
+            await trio.sleep(5)
+            ends.append(scope["path"])
+
+    async with secured(tidy) as s:
+        async with s.raw() as raw:
+            for stream in (1, 3):
+                raw.h2.send_headers(stream, raw.head(f"/{stream}"), end_stream=True)
+            await raw.send()
+            await trio.sleep(1)
+        await trio.sleep(10)
+    assert sorted(ends) == ["/1", "/3"]
+
+
 @pytest.mark.parametrize(
     "head",
     [
