@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from tests.interop.rig import Derper, Rig
 from tests.interop.test_serve_https_real import BOTH, SecurePair, listening, secure_pair
 from tests.interop.test_serve_real import NOT_COMPARED_BEHIND
 
-pytest.importorskip("grpc", reason="the group `web` is not installed")
 pytestmark = [
+    pytest.mark.skipif(find_spec("grpc") is None, reason="the group `web` is not installed"),
     pytest.mark.slow,
     pytest.mark.peers("pebble", "pebble-challtestsrv", "tailscale", "tailscaled"),
 ]
