@@ -225,7 +225,7 @@ class Way:
         """The tunnel accepted a datagram that came this way, at the moment `at`."""
         self.heard_at = max(self.heard_at, at)
         self.lost_in_row = 0
-        if at > self.since:
+        if at > self.since + (self.rtt or 0.0 if self.needs_data else 0.0):  # else it may have left before
             self.needs_data = False
             if self.why == PINGS_ONLY:
                 self.barred_until = -math.inf

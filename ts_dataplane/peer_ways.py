@@ -42,6 +42,7 @@ class PeerWays:
         self._silence = SilenceWatch(heard)
         self._made = 0
         self._peer_uses: Path | None = None
+        self._peer_used: Path | None = None  # the last that was no relay: by those come copies of what is in doubt
         self._peer_moved_at = -math.inf
         self._look_again_at = math.inf
         self._futile = 0  # doubts in a row after which the peer was heard, since another path carried copies
@@ -194,12 +195,20 @@ class PeerWays:
     def _on_peer_moved(self, path: Path, now: float) -> None:
         """It is heard on another path than the last time."""
         before, self._peer_uses = self._peer_uses, path
+        if not is_relayed(path):
+            before, self._peer_used = self._peer_used, path
         has_settled, self._peer_moved_at = now - self._peer_moved_at > SETTLED, now
         way = self.selection.current
         if way is None or before != way.path:
             return
         if has_settled:
-            self._doubt(way, "the peer is heard elsewhere now", way.heard_at, now, needs_data=True)
+            self._doubt(
+                way,
+                "the peer is heard elsewhere now",
+                way.heard_at,
+                now,
+                needs_data=self._peer_used not in (None, way.path),
+            )
         else:
             self._look_again_at = now + MOVE_PATIENCE
 
@@ -207,7 +216,13 @@ class PeerWays:
         """(c), where the peer has changed its path shortly before: copies may arrive by turns."""
         way = self.selection.current
         if way is not None and self._peer_uses != way.path and now - way.heard_at >= MOVE_PATIENCE - 1e-6:
-            self._doubt(way, "the peer is heard elsewhere now", way.heard_at, now, needs_data=True)
+            self._doubt(
+                way,
+                "the peer is heard elsewhere now",
+                way.heard_at,
+                now,
+                needs_data=self._peer_used not in (None, way.path),
+            )
 
     # ---- suspicion
 
@@ -324,7 +339,7 @@ class PeerWays:
         if way.answered_at > way.since:
             answers = [heard.at for one in others if (heard := self._heard.get(one.path)) is not None]
             way.missed_at = min([way.missed_at, *[at for at in answers if at > way.since]])
-            first = way.missed_at
+            first = max(way.missed_at, way.since + (way.rtt or 0.0))  # until then what comes may have left before
         else:
             answers = [max(one.answered_at, one.heard_at) for one in others]
             first = min([at for at in answers if at > way.since], default=math.inf)
