@@ -17,7 +17,7 @@ from tailscale.measuring.answering import CAPABILITY, MOST_OF_ONE, PATH
 from tailscale.testing import Tailnet
 from tailscale.testing.threaded import TailnetThread
 
-RATE = 2_000_000.0  # bytes a second of the line
+RATE = 1_000_000.0  # bytes a second of the line
 DELAY = 0.01
 
 
@@ -35,8 +35,8 @@ async def test_rates_and_round_trips_are_those_of_the_line(autojump_clock: MockC
         here, _ = await pair(net)
         heard: list[tuple[str, float]] = []
         began = trio.current_time()
-        result = await here.bench("there", seconds=3, streams=2, tell=lambda *told: heard.append(told))
-        assert trio.current_time() - began < 3 * (1 + 2)
+        result = await here.bench("there", seconds=2, streams=2, tell=lambda *told: heard.append(told))
+        assert trio.current_time() - began < 10  # with what fills queues
         assert result.up is not None
         assert result.down is not None
         assert 0.6 * RATE < result.up < RATE
@@ -113,7 +113,7 @@ async def test_a_measurement_that_is_cut_off_leaves_nothing(autojump_clock: Mock
     here, there = await pair(tailnet)
     for moment in (0.01, 0.5, 1.05, 2.5):
         with trio.move_on_after(moment):
-            await here.bench("there", seconds=30, streams=4)
+            await here.bench("there", seconds=30, streams=3)
     await trio.sleep(60)
     assert not here.flows()
     assert not there.flows()
