@@ -105,6 +105,7 @@ def test_services_are_served_drained_and_cleared(net: World, tmp_path: Path, cap
         assert "http://web.tailnet.test (tailnet only)" in capfd.readouterr().out
         wait_until(lambda: net.thread.do(hosts) == {"svc:web"})  # control knows of no svc:db
         assert made.prefs.to_json()["AdvertiseServices"] == ["svc:db", "svc:web"]
+        wait_until(lambda: net.thread.do(lambda: is_led_to(net, addresses[0])))
         told = asked(net, "GET / HTTP/1.1|Host: web|Connection: close||", host=addresses[0])
         assert told.endswith(b"of the service")
         assert main(["serve", *state, "drain", "svc:web"]) == 0
@@ -136,6 +137,10 @@ def test_services_are_served_drained_and_cleared(net: World, tmp_path: Path, cap
         assert "its name is svc: and a DNS label" in capfd.readouterr().err
     with pytest.raises(BadSettings, match="service must be the name of a Service"):
         read_settings('[[serve]]\nservice = "db"\ntcp = 1\nto = "3000"\n', "config.toml")
+
+
+def is_led_to(net: World, address: str) -> bool:
+    return any(f"{address}/32" in node.routes for node in net.db.peers.values())
 
 
 def test_service_needs_a_tag(daemon: Daemon, state: list[str], capfd: pytest.CaptureFixture[str]) -> None:
